@@ -5,16 +5,16 @@ Public names are loaded on first use.
 
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
-    from hotplate.cli.run import run_pipeline as run
+    from hotplate.cli.pipelines import run_pipeline as run
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
-    from hotplate.offline.input.columns import Columns
     from hotplate.offline.job import publish
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
     from hotplate.offline.model import load as load_model
-    from hotplate.offline.publish import PublishSettings, Written
+    from hotplate.offline.options import Columns, PublishSettings
+    from hotplate.offline.publish import Written
     from hotplate.offline.rules import Rules
     from hotplate.offline.train.als import ALSParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
@@ -89,7 +89,7 @@ _HOMES = {
     "CheckCatalogue": "hotplate.stores.store:CheckCatalogue",
     "Client": "hotplate.client:Client",
     "ClientError": "hotplate.client:ClientError",
-    "Columns": "hotplate.offline.input.columns:Columns",
+    "Columns": "hotplate.offline.options:Columns",
     "connect": "hotplate.stores.connect:connect",
     "copy": "hotplate.releases:copy",
     "DataError": "hotplate.offline.errors:DataError",
@@ -118,7 +118,7 @@ _HOMES = {
     "PopularityParams": "hotplate.offline.train.popularity:PopularityParams",
     "prune": "hotplate.releases:prune",
     "publish": "hotplate.offline.job:publish",
-    "PublishSettings": "hotplate.offline.publish:PublishSettings",
+    "PublishSettings": "hotplate.offline.options:PublishSettings",
     "Reader": "hotplate.stores.store:Reader",
     "Recency": "hotplate.offline.train.popularity:Recency",
     "Recommendations": "hotplate.serve.embedded:Recommendations",
@@ -134,7 +134,7 @@ _HOMES = {
     "rollback": "hotplate.releases:rollback",
     "Row": "hotplate.stores.store:Row",
     "Rules": "hotplate.offline.rules:Rules",
-    "run": "hotplate.cli.run:run_pipeline",
+    "run": "hotplate.cli.pipelines:run_pipeline",
     "ServiceUnavailable": "hotplate.client:ServiceUnavailable",
     "SettingError": "hotplate.offline.errors:SettingError",
     "Slot": "hotplate.stores.store:Slot",

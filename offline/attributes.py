@@ -10,8 +10,9 @@ import polars as pl
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
+from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, open_tables
+from hotplate.offline.options import Format
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
 from hotplate.stores.store import Row

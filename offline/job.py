@@ -17,7 +17,8 @@ from hotplate.offline.gates import AS_KEYS, remedies
 from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
-from hotplate.offline.publish import NamedLists, PublishSettings, Written, as_source, names_in_keys, place_of, timed
+from hotplate.offline.options import PublishSettings
+from hotplate.offline.publish import NamedLists, Written, as_source, names_in_keys, place_of, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train

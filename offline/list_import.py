@@ -23,7 +23,6 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
-    Format,
     fingerprint,
     input_files,
     named_paths,
@@ -41,6 +40,7 @@ from hotplate.offline.input.tables import (
 )
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
+from hotplate.offline.options import Format
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
 from hotplate.stores.store import Plan, Row

@@ -26,11 +26,12 @@ from hotplate.offline.gates import (
     with_defaults,
 )
 from hotplate.offline.measurement import Items, Measurement, Observe
+from hotplate.offline.options import PublishSettings
 from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.verdicts import GateVerdict, failures, record, recorded
 from hotplate.stores import publication
 from hotplate.stores.attributes import columns_of
-from hotplate.stores.catalogue import Arm, DraftRef, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
 from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
@@ -137,32 +138,9 @@ def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
     return heapq.merge(*present, key=lambda rows: rows[0].key)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishSettings:
-    """How lists are published.
-
-    encoding    `json` or `zstd`; None for the default of the store
-    keep        number of previously live releases to keep
-    resume      a draft to continue with the same lists and settings, as its writer if a DraftRef
-    gates       gates, or bounds by name, as {"ndcg": 0.15}; {"basket:ndcg": 0.1} is of the list `basket`
-    force       go live despite failed gates
-    end_canary  end a running canary
-    arm         the arm of a running experiment that gets the release
-    """
-
-    encoding: str | None = None
-    activate: bool = True
-    keep: int = 1
-    resume: str | DraftRef | None = None
-    gates: Sequence[Gate] | Mapping[str, float] = ()
-    force: bool = False
-    end_canary: bool = False
-    arm: Arm = "A"
-
-    @property
-    def bounds(self) -> Sequence[Gate]:
-        """The gates; raises SettingError."""
-        return parse_gates(self.gates, "gates") if isinstance(self.gates, Mapping) else self.gates
+def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
+    """Return the gates; raises SettingError."""
+    return parse_gates(settings.gates, "gates") if isinstance(settings.gates, Mapping) else settings.gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +247,9 @@ class _GateCheck:
         self.lists = dict[str, Measurement]()
         self._reviews = dict[str, _Review]()
         sources = _named(source)
-        check_names(settings.bounds, sources)
+        check_names(bounds_of(settings), sources)
         for name, of_list in sources.items():
-            gates = gates_of(settings.bounds, name)
+            gates = gates_of(bounds_of(settings), name)
             items = of_list.items()
             origin = msgspec.convert(of_list.about(), Origin)
             check(gates, origin.metrics, knows_catalogue=items.catalogue is not None)

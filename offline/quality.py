@@ -28,9 +28,9 @@ from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users
 from hotplate.offline.evaluate.records import Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.options import Columns
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Params,

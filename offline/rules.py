@@ -13,11 +13,12 @@ import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import Format, input_files, named_paths
+from hotplate.offline.input.files import input_files, named_paths
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model, Users
+from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
 from hotplate.offline.train.ranking import recommend
@@ -101,33 +102,23 @@ def require_both(max_per_category: int | None, categories: object | None) -> Non
         raise SettingError("A cap needs both --categories FILE and --max-per-category N.")
 
 
-def read_rules(
-    available: Path | None,
-    exclude: Path | None,
-    categories: Path | None,
-    max_per_category: int | None,
-    min_history: int,
-    *,
-    boost: Path | None = None,
-    pin: Path | None = None,
-    diversity: float = 0.0,
-    rotate: Path | None = None,
-    explore: str | None = None,
-) -> Rules:
-    """Read the rules from files, *rotate* from events; raises DataError."""
+def read_rules(files: RuleFiles) -> Rules:
+    """Read the rules from files, *rotate* from events; raises DataError and SettingError."""
+    categories = dict[str, str]()
+    if files.categories is not None:
+        rows = read_text(files.categories, ["item", "category"]).drop_nulls()
+        categories = _once(rows, files.categories, "in two categories")
     return Rules(
-        None if available is None else frozenset(_read_available(available)),
-        frozenset() if exclude is None else frozenset(_read_items(exclude)),
-        {}
-        if categories is None
-        else _once(read_text(categories, ["item", "category"]).drop_nulls(), categories, "in two categories"),
-        max_per_category,
-        min_history,
-        {} if boost is None else _read_boosts(boost),
-        () if pin is None else tuple(_read_items(pin)),
-        diversity=diversity,
-        showings=None if rotate is None else read_showings(rotate),
-        explore=None if explore is None else read_explore(explore),
+        available=None if files.available is None else frozenset(_read_available(files.available)),
+        excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
+        categories=categories,
+        max_per_category=files.max_per_category,
+        min_history=files.min_history,
+        boosts={} if files.boost is None else _read_boosts(files.boost),
+        pinned=() if files.pin is None else tuple(_read_items(files.pin)),
+        diversity=files.diversity,
+        showings=None if files.rotate is None else read_showings(files.rotate),
+        explore=None if files.explore is None else read_explore(files.explore),
     )
 
 

@@ -18,13 +18,13 @@ from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate
 from hotplate.offline.evaluate.model_report import answer
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.columns import Columns
-from hotplate.offline.input.files import DataSource, Format, named_paths
+from hotplate.offline.input.files import DataSource, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import LEFT_OUT, Model, check_target, save
+from hotplate.offline.options import Columns, Format
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s

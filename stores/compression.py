@@ -23,6 +23,7 @@ from hotplate.stores.encoding import (
     POPULAR,
     Checksum,
     Decode,
+    Encoding,
     is_empty,
 )
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
@@ -47,7 +48,7 @@ _POPULAR = (POPULAR, POPULAR[:-1] + "@")
 _SPECIAL = (META, *_POPULAR)
 
 
-def default_encoding(store: Store) -> str:
+def default_encoding(store: Store) -> Encoding:
     """Return `zstd` if values leave the process, else `json`."""
     return "json" if isinstance(store, LocalReader) else "zstd"
 

@@ -1,7 +1,6 @@
 """Opens stores by URL: built-in schemes and entry points of `hotplate.stores`."""
 
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +28,6 @@ BUILT_IN = (*COSMOS, *REDIS, "file")
 
 # A list of URLs, which the path of a folder would swallow.
 _SECOND_URL = re.compile(r"[,;\s]+[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def default_url() -> str:
-    """Return the URL of the store in the user's data folder."""
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
 def is_store_url(url: str) -> bool:

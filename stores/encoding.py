@@ -22,7 +22,7 @@ import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol, Required, TypedDict
+from typing import Literal, NamedTuple, Protocol, Required, TypedDict
 
 import msgspec
 import orjson
@@ -45,6 +45,8 @@ MAX_OFFSET = 0xFFFF
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
 _ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
+# Of the values of a release.
+Encoding = Literal["json", "zstd"]
 # From a key and its stored value to the opened body; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 

@@ -1,5 +1,6 @@
 """URLs of stores: redaction, query parameters and secrets."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,6 +22,12 @@ _HOST = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?"
 _CA = re.compile(rf"({SCHEME.pattern}(?:[^/?#@]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#@]*)?\?(?:[^#@]*&)?ca=)([./][^#&]*)")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def default_url() -> str:
+    """Return the URL of the store in the user's data folder."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
 def scheme_of(url: str) -> str:

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from types import UnionType
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import typer
 
+from hotplate.offline.errors import SettingError
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.options import RARE, Argument, Flag
 from hotplate.stores.urls import local_path, url_of
@@ -30,7 +31,7 @@ LINE_BREAK = re.compile(r"(?<!\n)\n *(?!\n)")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One annotated field or parameter, with *many* values of type *kind*, or one.
 
@@ -42,24 +43,26 @@ class Setting:
     many: bool
     default: Any
     shown: Flag | Argument
-    flag: str | None
-    variable: str | None
+    flag: str | None = None
+    variable: str | None = None
 
     @classmethod
     def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
         """Return the setting of a field annotated with a Flag or an Argument."""
         kind, shown = get_args(annotation)[:2]
         if get_origin(kind) in (Union, UnionType):
-            kind = next(each for each in get_args(kind) if each is not type(None))
+            kind = next(member for member in get_args(kind) if member is not type(None))
         many = get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
         kind = get_args(kind)[0] if many else kind
         if isinstance(shown, Argument):
-            return cls(name, kind, many, default, shown, None, None)
+            return cls(name=name, kind=kind, many=many, default=default, shown=shown)
         flag = shown.name or name.replace("_", "-")
         flag = flag if flag.startswith("-") else f"--{flag}"
         plain = flag.partition("/")[0].strip("-").replace("-", "_").upper()
-        variable = PREFIX + (prefix if shown.prefix is None else shown.prefix) + plain
-        return cls(name, kind, many, default, shown, flag, variable if shown.env else None)
+        variable = None
+        if shown.env:
+            variable = PREFIX + (prefix if shown.prefix is None else shown.prefix) + plain
+        return cls(name=name, kind=kind, many=many, default=default, shown=shown, flag=flag, variable=variable)
 
     @property
     def key(self) -> str:
@@ -125,7 +128,7 @@ class Setting:
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Return a TOML key's value, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
-            value = ",".join(f"{key}={each}" for key, each in value.items())
+            value = ",".join(f"{key}={cell}" for key, cell in value.items())
         if self.many:
             return tuple(map(self.read, value if isinstance(value, list) else [value]))
         return self.read(value)
@@ -135,11 +138,11 @@ class Setting:
         kind = self.kind
         if kind is Path and not self.shown.urls:
             local_path(str(value))
-        given = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
+        text = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
             kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
         try:
-            return msgspec.convert(given, kind, strict=False, dec_hook=lambda known, text: known(text))
+            return msgspec.convert(text, kind, strict=False, dec_hook=lambda known, word: known(word))
         except msgspec.ValidationError as error:
             raise ValueError(f"{value!r} {self._expected(str(error))}") from error
 
@@ -209,40 +212,42 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
     Parameters with neither Flag nor Argument are unchanged.
     """
     own = inspect.signature(function).parameters.values()
-    groups: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
+    groups: dict[str, Any] = {
+        parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)
+    }
     settings = list[Setting]()
-    parameters, rare = list[inspect.Parameter](), list[inspect.Parameter]()
-    for one in own:
-        found = list[Setting]()
-        if one.name in groups:
-            found = list(settings_of(one.annotation, prefix))
-        elif _is_setting(one.annotation):
-            default = MISSING if one.default is one.empty else one.default
-            found = [Setting.of(one.name, one.annotation, default, prefix)]
+    parameters = list[inspect.Parameter]()
+    rare = list[inspect.Parameter]()
+    for parameter in own:
+        added = list[Setting]()
+        if parameter.name in groups:
+            added = list(settings_of(parameter.annotation, prefix))
+        elif _is_setting(parameter.annotation):
+            default = MISSING if parameter.default is parameter.empty else parameter.default
+            added = [Setting.of(parameter.name, parameter.annotation, default, prefix)]
         else:
-            parameters.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        settings += found
-        for setting in found:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        settings += added
+        for setting in added:
             is_rare = isinstance(setting.shown, Flag) and setting.shown.panel == RARE
             (rare if is_rare else parameters).append(setting.parameter())
 
-    in_groups = {each.name for kind in groups.values() for each in settings_of(kind)}
+    in_groups = {setting.name for kind in groups.values() for setting in settings_of(kind)}
 
     @wraps(function)
-    def verb(**given: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
+    def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
         _warn_of_misspelt_variables(settings)
-        parsed = given | {each.name: each.from_typer(given[each.name]) for each in settings}
+        parsed = values | {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
         others = {name: value for name, value in parsed.items() if name not in in_groups}
         return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
 
     return signed(verb, [*parameters, *rare]), _epilog(settings)
 
 
-def signed(function: Callable[..., T], parameters: Iterable[inspect.Parameter]) -> Callable[..., T]:
+def signed(function: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> Callable[..., T]:
     """Set the signature of a function, which typer inspects."""
-    found = list(parameters)
-    function.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]  # what inspect.signature looks for
-    function.__annotations__ = {one.name: one.annotation for one in found}
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return function
 
 
@@ -252,72 +257,88 @@ def _is_setting(annotation: Any) -> bool:  # noqa: ANN401 -- of any type
 
 def settings_of(settings: type, prefix: str = "") -> Iterator[Setting]:
     """Yield the settings of fields with a Flag or an Argument, also of nested dataclasses."""
-    for one in fields(settings):
-        if isinstance(one.type, type) and is_dataclass(one.type):
-            yield from settings_of(one.type, prefix)
-        elif _is_setting(one.type):
-            yield Setting.of(one.name, one.type, one.default, prefix)
+    for member in fields(settings):
+        if isinstance(member.type, type) and is_dataclass(member.type):
+            yield from settings_of(member.type, prefix)
+        elif _is_setting(member.type):
+            yield Setting.of(member.name, member.type, member.default, prefix)
 
 
-def build(settings: type[T], given: Mapping[str, Any]) -> T:
-    """Return an instance with the values *given* by field, including nested dataclasses."""
-    values = dict[str, Any]()
-    for one in fields(settings):  # type: ignore[arg-type]  # a dataclass
-        if isinstance(one.type, type) and is_dataclass(one.type):
-            values[one.name] = build(one.type, given)
-        elif one.name in given:
-            values[one.name] = given[one.name]
-    return settings(**values)
+def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -- any dataclass
+    """Yield each setting of `settings_of` with its value."""
+    for member in fields(settings):
+        value = getattr(settings, member.name)
+        if is_dataclass(member.type):
+            yield from values_of(value)
+        elif _is_setting(member.type):
+            yield Setting.of(member.name, member.type, member.default, ""), value
+
+
+def build(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
+    """Return an instance with *values* by field, including nested dataclasses; other values are those of *base*."""
+    own = dict[str, Any]()
+    for member in fields(settings):  # type: ignore[arg-type]  # a dataclass
+        if isinstance(member.type, type) and is_dataclass(member.type):
+            own[member.name] = build(member.type, values, getattr(base, member.name, None))
+        elif member.name in values:
+            own[member.name] = values[member.name]
+    return settings(**own) if base is None else replace(base, **own)  # type: ignore[type-var]  # as above
 
 
 def from_table(
-    settings: type[T], table: Mapping[str, Any], where: str, folder: Path, without: Collection[str] = ()
+    settings: type[T],
+    table: Mapping[str, Any],
+    *,
+    where: str,
+    folder: Path,
+    without: Collection[str] = (),
+    base: T | None = None,
 ) -> T:
     """Return settings from a TOML table with the flags as keys; the environment wins.
 
-    Paths are relative to *folder*. Raises SettingError, beginning with *where*, for a key that is unknown, among
-    *without* or missing, and for an invalid value.
+    With *base*, the table only replaces values of it. Paths are relative to *folder*. Raises SettingError, beginning
+    with *where*, for a key that is unknown, among *without* or missing, and for an invalid value.
     """
-    from hotplate.offline.errors import SettingError
-
-    known = {each.key: each for each in settings_of(settings) if each.name not in without}
-    given = {key.replace("-", "_"): (key, value) for key, value in table.items()}
-    for plain, (key, _) in given.items():
+    known = {setting.key: setting for setting in settings_of(settings) if setting.name not in without}
+    written = {key.replace("-", "_"): (key, value) for key, value in table.items()}
+    for plain, (key, _) in written.items():
         if plain not in known:
             others = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
             raise SettingError(f"{where} has no key {key}; {others}")
     _warn_of_misspelt_variables(known.values())
     values = dict[str, Any]()
-    for key, each in known.items():
+    for key, setting in known.items():
+        if base is not None and key not in written:
+            continue
         try:
-            found = each.from_environment()
+            value = setting.from_environment()
         except ValueError as error:
-            raise SettingError(f"{each.variable}: {error}.") from error
+            raise SettingError(f"{setting.variable}: {error}.") from error
         try:
-            if found is None and key in given:
-                found = _anchored(each.from_toml(given[key][1]), folder)
+            if value is None and key in written:
+                value = _anchored(setting.from_toml(written[key][1]), folder)
         except ValueError as error:
             raise SettingError(f"{where}: {key}: {error}.") from error
-        if each.default is MISSING and found in (None, ()):
+        if setting.default is MISSING and value in (None, ()):
             raise SettingError(f"{where} needs the key {key}.")
-        if found is not None:
-            values[each.name] = found
-    return build(settings, values)
+        if value is not None:
+            values[setting.name] = value
+    return build(settings, values, base)
 
 
 def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
     if isinstance(value, tuple):
-        return tuple(_anchored(each, folder) for each in value)
+        return tuple(_anchored(member, folder) for member in value)
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 
 def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
-    known = {each.variable for each in settings if each.variable}
+    known = {setting.variable for setting in settings if setting.variable}
     for name in sorted(os.environ.keys() - known):
         if name.startswith(PREFIX) and (nearest := did_you_mean(name, known, ALIKE)):
             typer.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
 
 
 def _epilog(settings: list[Setting]) -> str:
-    named = [each for each in settings if each.variable]
+    named = [setting for setting in settings if setting.variable]
     return f"The environment sets options, too: {named[0].variable} is {named[0].flag}." if named else ""

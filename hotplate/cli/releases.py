@@ -10,7 +10,7 @@ import typer
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
-from hotplate.cli.publish import Arm, EndCanary, Keep, print_gates, rules_of
+from hotplate.cli.manifests import print_gates, rules_of
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -24,6 +24,7 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
+from hotplate.offline.options import ChosenArm, EndCanary, Keep
 from hotplate.stores.options import Flag
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 def activate(
     release: ReleaseArgument,
     store: StoreUrl = None,
-    arm: Arm = "A",
+    arm: ChosenArm = "A",
     end_canary: EndCanary = False,
     force: Force = False,
     as_json: Json = False,

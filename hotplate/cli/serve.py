@@ -1,16 +1,12 @@
 """The verbs of the service: `hotplate serve`, `lookup`, `demo`, `keys` and `events`."""
 
 import os
-import shutil
-import sys
 import time
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from shlex import quote as quoted
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import quote
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
@@ -19,7 +15,6 @@ from hotplate.cli.terminal import (
     chosen_store,
     counted,
     err,
-    interruptible,
     out,
     print_json,
     print_result,
@@ -138,40 +133,9 @@ def demo(
 
     Example: hotplate demo --data clicks.csv
     """
-    from hotplate.cli.publish import PublishFlags, publish
-    from hotplate.cli.train import print_report
-    from hotplate.offline.input.sample import sample
-    from hotplate.offline.training import TrainSettings, train
-    from hotplate.serve.connections.listeners import reserve
-    from hotplate.serve.processes.supervisor import serve as run
-    from hotplate.stores.folders import temporary_folder
+    from hotplate.cli.demonstration import demonstrate
 
-    with temporary_folder("demo") as folder:
-        reserve(host, port).close()  # fail before the training if the port is in use
-        if data is None:
-            data = folder / "sample.parquet"
-            sample().write_parquet(data)
-        with progress_bars() as on_progress:
-            trained = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
-        print_report(trained)
-        url = f"file://{folder / 'store'}"
-        publish(PublishFlags(model=folder / "model", store=url))
-        user = trained.model.matrix.user_ids[0]
-        item = trained.model.matrix.item_ids[0]
-        configure_logging()
-        settings = ServiceSettings((url,), host, port, admin_port=0, health_port=0, admin_store=url, anonymous=True)
-        run(settings, lambda addresses: _print_examples(addresses.service, addresses.admin, url, user, item))
-
-
-def _print_examples(address: str, admin: str, store: str, user: str, item: str) -> None:
-    paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
-    out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n")
-    for path in paths:
-        out.print(f"  curl '{address}/v1/{path}'")
-    command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
-    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
-    out.print(f"\nThe console is on {admin}/console, the metrics on {admin}/metrics.")
-    out.print("Ctrl-C stops it and removes everything.")
+    demonstrate(data, host=host, port=port)
 
 
 @keys.command()

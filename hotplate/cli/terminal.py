@@ -4,10 +4,9 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,14 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.offline.errors import DataError, GateFailed, SettingError
+from hotplate.offline.threads import DaemonThreads
+from hotplate.report import Report, print_report, to_json
+from hotplate.serve.errors import EventsFailed, ServiceMisused
+from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
 from hotplate.stores.options import RARE, Flag
+from hotplate.stores.urls import default_url, redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
-
-    from hotplate.offline.input.files import Format
     from hotplate.offline.training import OnStage
-    from hotplate.report import Report
     from hotplate.stores.store import Observer, Store
 
 T = TypeVar("T")
@@ -61,27 +63,6 @@ Json = Annotated[bool, Flag("Print one JSON object instead of text.", name="json
 StoreUrl = Annotated[
     str | None, Flag("file:///…, redis://…, cosmos://…; else in your data folder.", name="store", metavar="URL")
 ]
-Delimiter = Annotated[str | None, Flag("The CSV delimiter; else it is detected.")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextFormat:
-    """The format of text files."""
-
-    delimiter: Delimiter = None
-    header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
-    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
-    max_bad_rows: Annotated[
-        float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
-    ] = 0.001
-
-    def to_format(self) -> "Format":
-        """Return the format for the readers of files."""
-        from hotplate.offline.input.files import Format
-
-        return Format(self.delimiter, self.header, self.time_format, self.max_bad_rows)
-
-
 Master = Annotated[str | None, Flag("Spark: local[2], spark://HOST:7077, yarn, submitted.", RARE, metavar="URL")]
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -94,19 +75,17 @@ def print_json(value: object) -> None:
     sys.stdout.write(orjson.dumps(value, option=options, default=_to_plain).decode() + "\n")
 
 
-def print_result(fields: object, *text: object, as_json: bool) -> None:
-    """Print *fields* as JSON, or else *text*."""
+def print_result(fields: object, *texts: object, as_json: bool) -> None:
+    """Print *fields* as JSON, or else *texts*."""
     if as_json:
         print_json(fields)
         return
-    for each in text:
-        out.print(each)
+    for text in texts:
+        out.print(text)
 
 
-def show_report(report: "Report", *, as_json: bool) -> None:
+def show_report(report: Report, *, as_json: bool) -> None:
     """Print a report as JSON, or as text."""
-    from hotplate.report import print_report, to_json
-
     if as_json:
         print_json(to_json(report))
     else:
@@ -125,12 +104,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, noun: str) -> str:
     """Return `1 row`, `2,000 rows`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
+def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: Sequence[str] = ()) -> None:
     """Print the rows read, those left out by reason, and notes."""
     out.print(f"read {counted(rows, 'row')} of {source}")
     for reason, count in left_out.items():
@@ -143,8 +122,8 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     """Print an expected error as one sentence, and return its exit code; raises others again."""
     sentence, code = _sentence(error)
     first = sentence.partition(" ")[0]
-    given = {each.rpartition("=")[2] for each in sys.argv[2:]}
-    if first.isalpha() and first not in given:  # not a path, URL or name
+    arguments = {argument.rpartition("=")[2] for argument in sys.argv[2:]}
+    if first.isalpha() and first not in arguments:  # not a path, URL or name
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
         sentence = sentence.rstrip(".") + "."
@@ -208,17 +187,12 @@ def _stage_lines() -> "OnStage":
 
 def require_folder(report: Path | None) -> None:
     """Raise BenchMisused if the folder of *report* does not exist."""
-    from hotplate.bench.errors import BenchMisused
-
     if report is not None and not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
 
 
 def chosen_store(url: str | None) -> str:
     """Return *url*, or the default; StoreMisused for an empty option or variable."""
-    from hotplate.stores.connect import default_url
-    from hotplate.stores.errors import StoreMisused
-
     if url == "" or (url is None and os.environ.get(STORE_VARIABLE) == ""):
         raise StoreMisused(
             f"the URL of the store is empty; give one with --store or {STORE_VARIABLE}, or leave both out for "
@@ -229,15 +203,13 @@ def chosen_store(url: str | None) -> str:
 
 def shown_store(url: str | None, *, as_json: bool = False) -> str:
     """Return the URL of `chosen_store` without secrets, in text marked if it is the default."""
-    from hotplate.stores.urls import redacted
-
     shown = redacted(chosen_store(url))
     return shown if url or as_json else f"{shown} (the default, as no --store was given)"
 
 
 def with_store(
     url: str | None,
-    act: "Callable[[Store], Awaitable[T]]",
+    act: Callable[["Store"], Awaitable[T]],
     observer: "Observer | None" = None,
     *,
     may_be_new: bool = False,
@@ -257,8 +229,6 @@ def interruptible(work: Callable[[], T]) -> T:
     Interrupted work ends at its next line of Python; after `CLEAN_UP_S` it is abandoned, and the next run removes its
     files.
     """
-    from hotplate.offline.threads import DaemonThreads
-
     if threading.current_thread() is not threading.main_thread():
         return work()
     threads = DaemonThreads()
@@ -273,11 +243,6 @@ def interruptible(work: Callable[[], T]) -> T:
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
-    from hotplate.bench.errors import BenchFailed, BenchMisused
-    from hotplate.offline.errors import DataError, GateFailed, SettingError
-    from hotplate.serve.errors import EventsFailed, ServiceMisused
-    from hotplate.stores.errors import HeldBack, StoreError, StoreMisused, install_command
-
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
@@ -290,7 +255,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         extra = "bench" if sys.argv[1:2] == ["bench"] and missing in {"numpy", "scipy"} else EXTRAS[missing]
         return f"the extra {extra!r} ({missing}) is not installed; install it with: {install_command(extra)}", FAILED
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
+        reason = error.strerror or str(error)
+        return f"{reason}: {error.filename}" if error.filename else reason, FAILED
     raise error
 
 

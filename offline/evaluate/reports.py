@@ -25,13 +25,14 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import DataSource, Format, input_files, named_paths
+from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
 from hotplate.offline.input.tables import NOT_FINITE, Fault, Rows, Table, TableShape, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
+from hotplate.offline.options import Format
 from hotplate.offline.train.popularity import Popularity, by_popularity
 from hotplate.report import Report, Row
 from hotplate.stores.catalogue import ReleaseRef

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import polars as pl
@@ -45,21 +44,6 @@ _COMMON_NAMES = {
 _ID_ROLES = ("user", "item", "other", "category")
 # For files without a header.
 NUMBERED = "column_"
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Column names by role, None to look for a usual name; the time `none` skips times."""
-
-    user: str | None = None
-    item: str | None = None
-    weight: str | None = None
-    time: str | None = None
-    title: str | None = None
-    segment: str | None = None
-    event: str | None = None
-    count: str | None = None
-    quantity: str | None = None
 
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:

@@ -60,22 +60,6 @@ class DataFile:
         return self.origin or str(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How to read text files.
-
-    delimiter     None takes that of a line `sep=;`, or the most frequent of comma, semicolon and tab in the first
-                  line, or else a bar
-    time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
-    max_bad_rows  allowed share of malformed rows, and of rows with an invalid required number or time
-    """
-
-    delimiter: str | None = None
-    header: bool = True
-    time_format: str | None = None
-    max_bad_rows: float = 0.001
-
-
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
     """Yield the files at *paths*, with temporary copies of data frames and URLs; DataError as `find_files`."""

@@ -10,12 +10,11 @@ import msgspec
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import EARLIEST, NO_TIMES, NUMBERED, Columns, choose_columns, usual_column
+from hotplate.offline.input.columns import EARLIEST, NO_TIMES, NUMBERED, choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
-    Format,
     fingerprint,
     input_files,
     named_paths,
@@ -35,6 +34,7 @@ from hotplate.offline.input.tables import (
     text_of,
     titles_of,
 )
+from hotplate.offline.options import Columns, Format
 from hotplate.stores.errors import did_you_mean
 from hotplate.stores.event_log import SegmentReader
 

@@ -25,7 +25,8 @@ from hotplate.offline.input.columns import (
     time_format,
 )
 from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_errors
-from hotplate.offline.input.files import DataFile, DataSource, Format, input_files, named_paths
+from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
+from hotplate.offline.options import Format
 from hotplate.stores.encoding import MAX_ID_BYTES
 
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.

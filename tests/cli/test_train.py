@@ -141,7 +141,7 @@ def test_off_a_terminal_large_data_and_late_stages_have_a_line_each(
     arguments = ("train", data, "--engine", "popularity", "--no-tune", "--out", tmp_path / "model")
     assert "hotplate: " not in hotplate(*arguments).stderr
     monkeypatch.setattr("hotplate.cli.terminal.QUIET_S", 0.0)
-    monkeypatch.setattr("hotplate.cli.train.LARGE_BYTES", 0)
+    monkeypatch.setattr("hotplate.cli.training.LARGE_BYTES", 0)
     first, *stages = [line for line in hotplate(*arguments).stderr.splitlines() if line.startswith("hotplate: ")]
     assert first.startswith("hotplate: reading 0 MB, which takes about")
     assert [line.split()[1] for line in stages] == ["read", "matrix", "evaluate", "fit", "save"]

@@ -16,7 +16,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from hotplate.cli.run import read_job, read_pipeline
+from hotplate.cli.pipelines import read_job, read_pipeline
+from hotplate.offline.publish import bounds_of
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, Object, built
 from tests.support.paths import ROOT
@@ -127,7 +128,7 @@ def test_the_pipeline_is_one_that_can_run(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOTPLATE_STORE", "redis://hotplate-redis:6379/0")
     job = read_job(read_pipeline(K8S / "components/pipeline/pipeline.toml"))
     assert job.store == "redis://hotplate-redis:6379/0"
-    assert [gate.name for gate in job.publishing.bounds] == ["drop.ndcg", "coverage"]
+    assert [gate.name for gate in bounds_of(job.publishing)] == ["drop.ndcg", "coverage"]
 
 
 def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:

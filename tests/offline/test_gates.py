@@ -18,7 +18,8 @@ from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
-from hotplate.offline.publish import NamedLists, PublishSettings, publish
+from hotplate.offline.options import PublishSettings
+from hotplate.offline.publish import NamedLists, publish
 from hotplate.offline.verdicts import recorded
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hotplate.offline import list_import
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import NULL_VALUES
-from hotplate.offline.input.files import Format
 from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
-from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.options import Format, PublishSettings
+from hotplate.offline.publish import publish
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row

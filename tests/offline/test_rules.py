@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
+from hotplate.offline.options import RuleFiles
 from hotplate.offline.rules import RuledLists, Rules, read_rules
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
@@ -76,7 +77,7 @@ def test_coverage_is_of_all_items_that_the_model_learnt() -> None:
 def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: frozenset[str]) -> None:
     path = tmp_path / "stock.csv"
     path.write_text(rows)
-    assert read_rules(path, None, None, None, 1).available == left
+    assert read_rules(RuleFiles(available=path)).available == left
 
 
 @pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("", "None")])
@@ -84,7 +85,7 @@ def test_a_stock_that_is_no_number_is_refused_with_its_item(tmp_path: Path, stoc
     path = tmp_path / "stock.csv"
     path.write_text(f"item,stock\na,3\nb,{stock}\n")
     with pytest.raises(DataError, match=f"{shown} as the stock of item 'b'; write a number, true or false"):
-        read_rules(path, None, None, None, 1)
+        read_rules(RuleFiles(available=path))
 
 
 def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -> None:
@@ -177,33 +178,33 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
     lines, rows = tmp_path / "items.txt", tmp_path / "catalogue.csv"
     lines.write_text("a\n\n  b c \n")
     rows.write_text("Stock Code,Category,price\n17,x,1\n18,,2\n19,y,\n")
-    rules = read_rules(rows, lines, rows, 2, 3)
+    rules = read_rules(RuleFiles(available=rows, exclude=lines, categories=rows, max_per_category=2, min_history=3))
     assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
-    assert read_rules(None, None, None, None, 1) == Rules()
+    assert read_rules(RuleFiles()) == Rules()
     rows.write_text("item,boost\na,2\nb,0.5\n")
     lines.write_text("\ufeffa\n\n  b c \n", encoding="utf-8")
-    favoured = read_rules(None, None, None, None, 1, boost=rows, pin=lines)
+    favoured = read_rules(RuleFiles(boost=rows, pin=lines))
     assert favoured == Rules(boosts={"a": 2.0, "b": 0.5}, pinned=("a", "b c"))
     rows.write_text("item,boost\n")
-    assert read_rules(None, rows, None, None, 1, boost=rows, pin=rows) == Rules()
+    assert read_rules(RuleFiles(exclude=rows, boost=rows, pin=rows)) == Rules()
     with pytest.raises(DataError, match=r"catalogue\.csv has no rows"):
-        read_rules(rows, None, None, None, 1)
+        read_rules(RuleFiles(available=rows))
 
 
 def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
     rows = tmp_path / "catalogue.csv"
     rows.write_text("item,category\ni,x\nj,x\ni,y\n")
     with pytest.raises(DataError, match="has item 'i' in two categories"):
-        read_rules(None, None, rows, 1, 1)
+        read_rules(RuleFiles(categories=rows, max_per_category=1))
     for boost in ("0", "-1", "much", "inf", "1e308", "1000001", "nan", ""):
         rows.write_text(f"item,boost\na,1\nb,{boost}\n")
         with pytest.raises(DataError, match="no number above zero and at most 1,000,000 as the boost of item 'b'"):
-            read_rules(None, None, None, None, 1, boost=rows)
+            read_rules(RuleFiles(boost=rows))
     rows.write_text("item,boost\na,2\nb,3\na,4\n")
     with pytest.raises(DataError, match="has item 'a' with two boosts; keep one for each item"):
-        read_rules(None, None, None, None, 1, boost=rows)
+        read_rules(RuleFiles(boost=rows))
     rows.write_text("item,colour\ni,x\n")
     with pytest.raises(DataError, match="looks like the category"):
-        read_rules(None, None, rows, 1, 1)
+        read_rules(RuleFiles(categories=rows, max_per_category=1))
     with pytest.raises(DataError, match=r"gone\.txt"):
-        read_rules(tmp_path / "gone.txt", None, None, None, 1)
+        read_rules(RuleFiles(available=tmp_path / "gone.txt"))

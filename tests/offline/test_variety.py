@@ -18,10 +18,10 @@ from xxhash import xxh3_64_intdigest
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import Variety, as_published, evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.input.matrix import DAY_US, History, Matrix
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.model import Model, load
+from hotplate.offline.options import Columns
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.popularity import Popularity, PopularityParams, most_popular

@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from hotplate.cli.flags import settings_of
 from hotplate.cli.main import command
-from hotplate.cli.run import RunSettings
+from hotplate.cli.options import RunSettings
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import StoreMisused
 from tests.support.kubernetes import Object

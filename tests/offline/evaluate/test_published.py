@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hotplate.offline.evaluate.splits import SplitOptions
-from hotplate.offline.input.columns import Columns
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
+from hotplate.offline.options import Columns
 from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params

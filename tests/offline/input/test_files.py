@@ -12,9 +12,8 @@ import pytest
 import zstandard
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import Columns
-from hotplate.offline.input.files import Format
 from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.options import Columns, Format
 from tests.support.interactions import pairs_of, write
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))

@@ -15,9 +15,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import NULL_VALUES, Columns
-from hotplate.offline.input.files import Format
+from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.options import Columns, Format
 from tests.support.interactions import pairs_of, write
 from tests.support.property import explored
 

@@ -15,10 +15,10 @@ import pytest
 import zstandard
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.columns import Columns
-from hotplate.offline.input.files import Format, state_of
+from hotplate.offline.input.files import state_of
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.model import save
+from hotplate.offline.options import Columns, Format
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model, pairs_of, write
 

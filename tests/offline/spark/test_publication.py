@@ -16,7 +16,8 @@ from pyspark.sql import SparkSession
 from hotplate.offline import lists as offline_lists
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, save
-from hotplate.offline.publish import PublishSettings, publish
+from hotplate.offline.options import PublishSettings
+from hotplate.offline.publish import publish
 from hotplate.offline.spark import SparkLists
 from hotplate.offline.train.spark import spark_session
 from hotplate.stores.connect import connect

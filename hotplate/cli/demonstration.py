@@ -1,0 +1,51 @@
+"""The work of `hotplate demo`: train, publish and serve in a temporary folder."""
+
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from shlex import quote as quoted
+from urllib.parse import quote
+
+from hotplate.cli import publishing
+from hotplate.cli.options import PublishFlags
+from hotplate.cli.terminal import interruptible, out, progress_bars
+from hotplate.cli.training import print_report
+from hotplate.offline.input.sample import sample
+from hotplate.offline.training import TrainSettings, train
+from hotplate.serve.connections.listeners import reserve
+from hotplate.serve.processes.supervisor import Addresses, serve
+from hotplate.serve.settings import ServiceSettings, configure_logging
+from hotplate.stores.folders import temporary_folder
+
+
+def demonstrate(data: Path | None, *, host: str, port: int) -> None:
+    """Train on *data*, or on sample data, publish and serve until Ctrl-C."""
+    with temporary_folder("demo") as folder:
+        reserve(host, port).close()  # fail before the training if the port is in use
+        if data is None:
+            data = folder / "sample.parquet"
+            sample().write_parquet(data)
+        with progress_bars() as on_progress:
+            trained = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
+        print_report(trained)
+        url = f"file://{folder / 'store'}"
+        publishing.publish_models(PublishFlags(model=folder / "model", store=url))
+        matrix = trained.model.matrix
+        announce = partial(_print_examples, store=url, user=matrix.user_ids[0], item=matrix.item_ids[0])
+        configure_logging()
+        settings = ServiceSettings(
+            stores=(url,), host=host, port=port, admin_port=0, health_port=0, admin_store=url, anonymous=True
+        )
+        serve(settings, announce)
+
+
+def _print_examples(addresses: Addresses, *, store: str, user: str, item: str) -> None:
+    paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
+    out.print(f"\nhotplate is ready on {addresses.service}. Try, in another terminal:\n")
+    for path in paths:
+        out.print(f"  curl '{addresses.service}/v1/{path}'")
+    command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
+    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
+    out.print(f"\nThe console is on {addresses.admin}/console, the metrics on {addresses.admin}/metrics.")
+    out.print("Ctrl-C stops it and removes everything.")

@@ -1,0 +1,52 @@
+"""What the manifest of a release says, in text."""
+
+from collections.abc import Iterator
+
+from hotplate.cli.terminal import out, table
+from hotplate.offline.verdicts import recorded
+from hotplate.stores.manifest import Manifest
+
+
+def rules_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield the name of each rule of a release, and what it counted."""
+    for name, counts in manifest.about.get("rules", {}).items():
+        listed = ", ".join(f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items())
+        yield name.replace("_", " "), listed
+
+
+def print_metrics(manifest: Manifest) -> None:
+    """Print the metrics of lists that rules have changed, next to those of the training."""
+    metrics = manifest.about.get("metrics") or {}
+    if "as_trained" not in metrics:
+        return
+    now = metrics["model"]
+    before = metrics["as_trained"]["model"]
+    out.print(f"  as published, nDCG@{metrics['k']} is {now['ndcg']:.4f}; in training it was {before['ndcg']:.4f}")
+    figures = {"coverage": "coverage", "list_similarity": "similarity within a list"}
+    if metrics["new_days"] == metrics["as_trained"].get("new_days"):
+        figures["new_items"] = f"items of the last {metrics['new_days']} days"
+    compared = [name for name in figures if name in now and name in before]
+    out.print(f"  {', '.join(f'{figures[name]} {now[name]:.4f} ({before[name]:.4f})' for name in compared)}")
+
+
+def print_attributes(manifest: Manifest) -> None:
+    """Print the item attributes of a release, with notes on doubtful cells."""
+    if attributes := manifest.about.get("item_attributes"):
+        kinds = ", ".join(f"{name} ({kind})" for name, kind in attributes["columns"].items())
+        out.print(f"  item attributes: {kinds}")
+        for note in attributes.get("notes", ()):
+            out.print(f"  note: {note}")
+
+
+def print_gates(manifest: Manifest) -> None:
+    """Print a line for each gate of a release."""
+    gates = recorded(manifest)
+    failed = "forced" if gates.forced else "failed"
+    rows = list[tuple[str, ...]]()
+    for verdict in gates.verdicts:
+        measured = "" if verdict.measured is None else f"{verdict.measured:.4g}"
+        side = "≤" if verdict.at_most else "≥"
+        state = "passed" if verdict.passed else failed
+        rows.append((verdict.gate, measured, f"{side} {verdict.bound:.4g}", state, verdict.note))
+    if rows:
+        out.print(table(("gate", "measured", "bound", "", ""), rows))

@@ -1,0 +1,179 @@
+"""The flags of the offline verbs, which are also keys of a pipeline."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from hotplate.cli.costs import MaxRu
+from hotplate.cli.terminal import Json, Master, StoreUrl
+from hotplate.offline.options import GATES, RULES, Columns, Delimiter, Format, PublishSettings, RuleFiles
+from hotplate.stores.options import Argument, Flag
+
+# Panels of `--help`.
+TEST = "Test"
+MODEL = "Engine and parameters"
+SEARCH = "Search for parameters"
+TRACKING = "MLflow"
+INPUT = "How the lists are read"
+
+_run_flag = partial(Flag, prefix="RUN_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainFlags:
+    """Flags of `train`, and keys of [train] in a pipeline."""
+
+    data: Annotated[
+        tuple[Path, ...],
+        Argument(
+            "CSV, TSV, JSON lines (.gz and .zst too), Parquet, events, folders of them, or URLs.",
+            "DATA",
+            urls=True,
+        ),
+    ]
+    columns: Columns = field(default_factory=Columns)
+    titles: Annotated[Path | None, Flag("A file of item and title, if the data have no titles.", urls=True)] = None
+    event_weights: Annotated[str | None, Flag("The weights of events, as view=1,cart=3,buy=5.")] = None
+    weighting: Annotated[
+        Literal["sum", "binary", "log"],
+        Flag("Of a pair: the sum of its rows, 1, or 1 + ln of it.", metavar="sum|binary|log"),
+    ] = "sum"
+    half_life: Annotated[str | None, Flag("A row loses half of its weight in 30d, 12h or 8w.", metavar="TIME")] = None
+    where: Annotated[
+        tuple[str, ...], Flag("Only rows like quantity>0 or code~^\\d{5}; repeatable.", metavar="FILTER")
+    ] = ()
+    text: Format = field(default_factory=Format)
+    min_per_user: Annotated[int, Flag("Leave out users with fewer items.", at_least=1)] = 1
+    min_per_item: Annotated[int, Flag("Leave out items with fewer users.", at_least=1)] = 1
+    split: Annotated[
+        Literal["by-time", "by-item", "by-user", "random", "held-out-users", "none"] | None,
+        Flag(
+            "by-time, by-item, by-user, random, held-out-users or none; else by time if there are times, or by item.",
+            TEST,
+            metavar="KIND",
+        ),
+    ] = None
+    test_share: Annotated[float, Flag("The share of the data, or of users, to hold back.", TEST)] = 0.25
+    k: Annotated[int, Flag("The length of the lists that metrics are of.", TEST, "-k", at_least=1, at_most=1000)] = 10
+    engine: Annotated[
+        Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
+        Flag("als, ease, neighbours, popularity or spark; else the best.", MODEL, metavar="ENGINE"),
+    ] = None
+    params: Annotated[
+        str | None, Flag("Its parameters, as factors=64,alpha=2,recency=7d; no search.", MODEL, metavar="NAME=VALUE,…")
+    ] = None
+    tune: Annotated[int | None, Flag("Seconds of a core that a search may take; 36.", SEARCH, at_least=1)] = None
+    no_tune: Annotated[bool, Flag("Take the default parameters.", SEARCH)] = False
+    seed: Annotated[int, Flag("The seed of the split and of the fit.", SEARCH)] = 42
+    track: Annotated[bool, Flag("Log parameters, metrics and model as a run of MLflow.", TRACKING)] = False
+    register: Annotated[
+        str | None, Flag("Track, and register as a version with an alias.", TRACKING, metavar="NAME[@ALIAS]")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseFlags:
+    """Flags of `publish` and `import`, and keys of [publish]."""
+
+    named: Annotated[
+        tuple[str, ...],
+        Flag(
+            "A named list: a SOURCE as of the default list, or a .toml file of its options; repeatable.",
+            name="list",
+            env=False,
+            metavar="NAME=SOURCE",
+        ),
+    ] = ()
+    store: StoreUrl = None
+    list_length: Annotated[int, Flag("Items in each list, at most.", at_least=1, at_most=1000)] = 20
+    item_attributes: Annotated[
+        Path | None,
+        Flag("A file of items and columns that `where` of a request may filter by.", metavar="FILE", urls=True),
+    ] = None
+    attribute: Annotated[
+        tuple[str, ...],
+        Flag("Read a column as number or text, as price=number; else it is guessed.", metavar="NAME=KIND"),
+    ] = ()
+    gate_file: Annotated[
+        Path | None, Flag("The bounds in this TOML file must hold.", GATES, "gates", metavar="FILE")
+    ] = None
+    gate: Annotated[
+        tuple[str, ...],
+        Flag("As ndcg=0.2, drop.ndcg=0.05, overlap=0.2, users_kept=0.1; repeatable.", GATES, metavar="NAME=BOUND"),
+    ] = ()
+    settings: PublishSettings = field(default_factory=PublishSettings)
+    max_ru: MaxRu = None
+    dry_run: Annotated[bool, Flag("Write nothing; print rows, bytes and gates.")] = False
+    as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishFlags(ReleaseFlags):
+    """The arguments and flags of `publish`."""
+
+    model: Annotated[
+        Path | None,
+        Argument(
+            "A folder that `hotplate train` wrote, or a model of MLflow, as models:/shop@champion.",
+            "[MODEL]",
+            urls=True,
+        ),
+    ] = None
+    fold_in: Annotated[bool, Flag("Publish item factors too, for `serve --fold-in`.", name="fold-in/--no-fold-in")] = (
+        False
+    )
+    master: Master = None
+    keep_seen: Annotated[
+        bool, Flag("Lists may contain items that the user has.", RULES, "keep-seen/--no-keep-seen")
+    ] = False
+    rules: RuleFiles = field(default_factory=RuleFiles)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportFlags(ReleaseFlags):
+    """The arguments and flags of `import`."""
+
+    lists: Annotated[
+        tuple[Path, ...],
+        Argument(
+            "Files of user, item, score: CSV, TSV, JSON lines (.gz, .zst), Parquet, folders, or URLs.",
+            "[LISTS]",
+            urls=True,
+        ),
+    ] = ()
+    user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
+    item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
+    score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
+    title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
+    titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT, urls=True)] = (
+        None
+    )
+    popular: Annotated[
+        Path | None, Flag("A file of popular items: item, score, optional segment.", INPUT, urls=True)
+    ] = None
+    similar: Annotated[Path | None, Flag("A file of similar items: item, other item, score.", INPUT, urls=True)] = None
+    text: Format = field(default_factory=Format)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """The keys of [run], which are also variables: HOTPLATE_RUN_WORK."""
+
+    work: Annotated[Path | None, _run_flag("The folder of the run's state.")] = None
+    wait: Annotated[float, _run_flag("Seconds to wait for another run.", at_least=0)] = 0.0
+    keep_ready: Annotated[float, _run_flag("Days to keep releases never live.", at_least=0)] = 7.0
+    push: Annotated[str | None, _run_flag("The URL of a Pushgateway.")] = None
+    textfile: Annotated[Path | None, _run_flag("A file for node_exporter.")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFlags:
+    """The flags that describe lists and the truth."""
+
+    k: Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)] = 10
+    user_column: Annotated[str | None, Flag("The column of the user.")] = None
+    item_column: Annotated[str | None, Flag("The column of the item.")] = None
+    score_column: Annotated[str | None, Flag("The column of the score.")] = None
+    delimiter: Delimiter = None
+    as_json: Json = False

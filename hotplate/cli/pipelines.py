@@ -1,0 +1,253 @@
+"""Pipelines of `hotplate run`: their files, their jobs, and what is printed and sent about a run."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from http.client import HTTPException, InvalidURL
+from pathlib import Path
+from time import time
+from typing import Any
+
+import orjson
+import typer
+import xxhash
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
+
+from hotplate.cli import publishing, training
+from hotplate.cli.flags import from_table, values_of
+from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
+from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, text_on_stderr
+from hotplate.offline.errors import SettingError, read_toml
+from hotplate.offline.evaluate.evaluation import metric_names
+from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.gates import Gate, check, check_names, parse_gates
+from hotplate.offline.job import Attempt, Job
+from hotplate.offline.lists import ModelLists
+from hotplate.offline.options import PublishSettings, RuleFiles
+from hotplate.offline.publish import NamedLists, Written, bounds_of
+from hotplate.offline.rules import read_rules, require_both
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.training import TrainSettings
+from hotplate.stores.urls import default_url, redacted
+
+DAY_S = 86_400
+PUSH_TIMEOUT_S = 10.0
+OUTCOMES = ("published", "unchanged", "refused", "failed", "interrupted")
+TABLES = ("train", "publish", "lists", "gates", "run")
+# Flags of `train` and `publish` that a pipeline cannot set.
+OF_THE_RUN = ("resume", "master", "dry_run", "as_json", "model", "named")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFile:
+    """The tables of a pipeline by name; empty for a missing one."""
+
+    path: Path
+    tables: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name in metrics and folders."""
+        return self.path.stem
+
+    def read(self, name: str, settings: type[Any]) -> Any:  # noqa: ANN401 -- an instance of *settings*
+        """Return *settings* from the table *name*; SettingError as `from_table`."""
+        where = f"{self.path}, [{name}]"
+        folder = self.path.absolute().parent
+        return from_table(settings, self.tables[name], where=where, folder=folder, without=OF_THE_RUN)
+
+
+def run_verb(pipeline: Path, *, check: bool) -> None:
+    """Run a pipeline file, and print its summary; with *check*, only print its steps."""
+    file = read_pipeline(pipeline)
+    settings = file.read("run", RunSettings)
+    job = read_job(file)
+    folder = settings.work or _default_folder(pipeline)
+    if check:
+        _print_steps(job, folder)
+        return
+    attempt = _attempt(job, settings, train=training.print_training, measure=_measured, write=_write_lists)
+    with text_on_stderr(), _printed(attempt.summary), _metrics_sent(attempt.summary, settings):
+        attempt.make(folder)
+    if attempt.summary["outcome"] == "refused":
+        err.print("hotplate: ", attempt.summary["error"], sep="")
+        raise typer.Exit(REFUSED)
+
+
+def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
+    """Run a pipeline file as `hotplate run`, and return its summary: outcome, release, metrics, ….
+
+    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary keeps the release from going live.
+    Raises SettingError for an invalid pipeline, DataError and StoreError.
+    """
+    file = read_pipeline(Path(pipeline))
+    settings: RunSettings = file.read("run", RunSettings)
+    attempt = _attempt(read_job(file), settings)
+    with _metrics_sent(attempt.summary, settings):
+        return attempt.make(settings.work or _default_folder(file.path))
+
+
+def _attempt(job: Job, settings: RunSettings, **steps: Any) -> Attempt:  # noqa: ANN401 -- of Attempt
+    return Attempt(job, wait_s=settings.wait, keep_ready_s=settings.keep_ready * DAY_S, **steps)
+
+
+def read_pipeline(path: Path) -> PipelineFile:
+    """Read a pipeline file; SettingError if it is not TOML or has unknown tables."""
+    tables = read_toml(path)
+    for name, values in tables.items():
+        if name not in TABLES or not isinstance(values, dict):
+            raise SettingError(f"The pipeline {path} has {name}, but may have the tables [{'], ['.join(TABLES)}] only.")
+    return PipelineFile(path, {name: tables.get(name, {}) for name in TABLES})
+
+
+def read_job(pipeline: PipelineFile) -> Job:
+    """Return the job of a pipeline; SettingError for invalid or contradicting options."""
+    trained: TrainFlags = pipeline.read("train", TrainFlags)
+    flags: PublishFlags = pipeline.read("publish", PublishFlags)
+    published = publishing.checked(flags)
+    bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
+    gates = tuple({gate.name: gate for gate in (*bounds_of(published.settings), *bounds)}.values())
+    if trained.engine == "spark":
+        raise SettingError(f"{pipeline.path}: a run trains on this machine; use train and publish for Spark.")
+    if trained.register is not None or trained.track:
+        from hotplate.offline.mlflow_models import Target  # an extra: fails now if it is not installed
+
+        Target.of(trained.register or "any")
+    named = read_lists(pipeline, flags)
+    check_names(gates, ["", *named])
+    settings = training.settings_of(trained)
+    _check_gates(gates, settings)
+    if flags.fold_in:
+        _check_factors(settings, f"{pipeline.path}, [publish]")
+    require_both(flags.rules.max_per_category, flags.rules.categories)
+    url = chosen_store(published.store)
+    options = orjson.dumps([trained, flags, named, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    return Job(
+        name=pipeline.name,
+        store=url,
+        training=settings,
+        publishing=replace(published.settings, gates=gates),
+        lists=publishing.list_settings(replace(flags, rules=RuleFiles())),
+        rules=partial(read_rules, flags.rules),
+        named={
+            name: (own.model, partial(publishing.list_settings, own, is_default=False)) for name, own in named.items()
+        },
+        track=trained.track,
+        register=trained.register,
+        inputs=[path for own in (trained, flags, *named.values()) for path in _paths_in(own)],
+        options=xxhash.xxh3_128_hexdigest(options),
+    )
+
+
+def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, PublishFlags]:
+    """Return the flags of each table [lists.NAME], those of [publish] unless it has others; raises SettingError."""
+    named = dict[str, PublishFlags]()
+    folder = pipeline.path.absolute().parent
+    for name, keys in pipeline.tables["lists"].items():
+        if not isinstance(keys, dict):
+            raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
+        where = f"{pipeline.path}, [lists.{name}]"
+        named[name] = publishing.named_flags(flags, name, keys, where=where, folder=folder)
+    return named
+
+
+def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
+    split = settings.split
+    known = metric_names()
+    if not isinstance(split, SplitOptions) or split.kind != "held-out-users":
+        known |= {"similar": ["hit_rate"]}
+    measured = {table: dict.fromkeys(names, 0.0) for table, names in known.items()} if split else None
+    check(list(gates), measured, knows_catalogue=True)
+
+
+def _check_factors(settings: TrainSettings, where: str) -> None:
+    searched = settings.tuning
+    has_factors = isinstance(settings.params, ALSParams) if searched is None else searched.engine == "als"
+    if not has_factors:
+        raise SettingError(f'{where}: fold_in needs item factors; write engine = "als" in [train].')
+
+
+def _paths_in(flags: object) -> Iterator[Path]:
+    for setting, value in values_of(flags):
+        if setting.kind is Path and value is not None:
+            yield from value if setting.many else [value]
+
+
+def _measured(lists: ModelLists) -> ModelLists:
+    with progress_bars() as on_progress:
+        return lists.measure(partial(on_progress, "measure"))
+
+
+def _write_lists(lists: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
+    return publishing.write_lists(lambda _: lists, PublishFlags(store=store, settings=settings))
+
+
+def _default_folder(pipeline: Path) -> Path:
+    place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
+    return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
+
+
+def _print_steps(job: Job, folder: Path) -> None:
+    gates = [f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in bounds_of(job.publishing)]
+    listed = ", ".join(gates) or "those by default"
+    out.print(f"train on {', '.join(map(str, job.training.data))}, in {folder}")
+    named = f", and {', '.join(job.named)}," if job.named else ""
+    out.print(f"publish lists of {job.lists.length}{named} to {redacted(job.store)}; gates: {listed}")
+
+
+@contextmanager
+def _printed(summary: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        sys.stdout.write(orjson.dumps(summary, default=str).decode() + "\n")
+
+
+@contextmanager
+def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        summary |= {"outcome": "interrupted"} if interrupted else {"outcome": "failed", "error": str(error)}
+        raise
+    finally:
+        summary["ended_at"] = time()
+        for target in (settings.textfile, settings.push):
+            try:
+                if target is not None:
+                    _send_metrics(target, summary)
+            except (OSError, ValueError, HTTPException) as error:
+                reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
+                err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
+
+
+def _send_metrics(target: object, summary: Mapping[str, Any]) -> None:
+    if isinstance(target, Path):
+        write_to_textfile(str(target), _registry(summary))
+        return
+    key = {"pipeline": summary["pipeline"]}
+    push_to_gateway(str(target), "hotplate_run", _registry(summary), key, timeout=PUSH_TIMEOUT_S)
+
+
+def _registry(summary: Mapping[str, Any]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    pipeline = summary["pipeline"]
+    failed = sum(not gate["passed"] for gate in summary.get("gates", ()))
+    succeeded_at = summary.get("succeeded_at")
+    gauges: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (
+        ("last_success_timestamp_seconds", "Time of the last success.", "", {"": succeeded_at} if succeeded_at else {}),
+        ("last_timestamp_seconds", "End of the last run.", "", {"": summary["ended_at"]}),
+        ("outcome", "1 for the outcome of the last run.", "outcome", {k: k == summary["outcome"] for k in OUTCOMES}),
+        ("duration_seconds", "Duration of each step of the last run.", "step", summary.get("seconds", {})),
+        ("metric", "Metrics of the model of the last run.", "metric", summary.get("metrics", {})),
+        ("gates_failed", "Number of failed gates.", "", {"": failed}),
+    )
+    for name, text, label, values in gauges:
+        labels = ("pipeline", label) if label else ("pipeline",)
+        gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
+        for key, value in values.items():
+            gauge.labels(pipeline, *([key] if label else [])).set(value)
+    return registry

@@ -1,0 +1,389 @@
+"""The work of `hotplate publish` and `hotplate import`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hotplate.cli.costs import RequestUnitMeter, limit_ru
+from hotplate.cli.flags import from_table, settings_of
+from hotplate.cli.manifests import print_attributes, print_gates, print_metrics, rules_of
+from hotplate.cli.options import ImportFlags, PublishFlags, ReleaseFlags
+from hotplate.cli.terminal import (
+    chosen_store,
+    err,
+    interruptible,
+    out,
+    print_json,
+    print_rows_read,
+    progress_bars,
+    shown_store,
+    with_store,
+)
+from hotplate.offline.attributes import parse_kinds
+from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
+from hotplate.offline.gates import read_gates
+from hotplate.offline.input.files import named_paths
+from hotplate.offline.list_import import ImportedLists, ImportSettings
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.model import load
+from hotplate.offline.publish import (
+    ListSource,
+    NamedLists,
+    PartedSource,
+    Written,
+    as_source,
+    names_in_keys,
+    place_of,
+    publish,
+    timed,
+)
+from hotplate.offline.rules import read_rules
+from hotplate.offline.training import OnStage
+from hotplate.offline.verdicts import failures, recorded
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.compression import default_encoding
+from hotplate.stores.encoding import check_list
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.folders import temporary_folder
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.publication import WriteResult, rehearse
+from hotplate.stores.store import Plan, Store, warnings_of
+from hotplate.stores.verification import OnProgress
+
+AnyLists = ListSource | PartedSource | NamedLists
+R = TypeVar("R", bound=ReleaseFlags)
+F = TypeVar("F", PublishFlags, ImportFlags)
+# Options that a named list cannot have.
+OF_THE_RELEASE = {setting.name for setting in settings_of(ReleaseFlags)} - {"list_length", "force"}
+OF_THE_RELEASE |= {"fold_in", "master"}
+
+
+def checked(flags: R) -> R:
+    """Return the flags with their gates read, and with the limit of request units in the URL of the store.
+
+    Raises SettingError for invalid gates, StoreMisused for an invalid URL, and for a dry run of a draft.
+    """
+    settings = replace(flags.settings, gates=read_gates(flags.gate_file, flags.gate))
+    if flags.dry_run and settings.resume is not None:
+        raise StoreMisused("--dry-run cannot rehearse the rest of a draft; leave out --resume")
+    return replace(flags, settings=settings, store=limit_ru(flags.store, flags.max_ru))
+
+
+def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettings:
+    """Return the settings of a list, for the default one with factors and attributes; raises as `read_rules`."""
+    settings = ListSettings(
+        length=flags.list_length,
+        keep_seen=flags.keep_seen,
+        rules=read_rules(flags.rules),
+        force=flags.settings.force,
+    )
+    if not is_default:
+        return settings
+    return replace(
+        settings,
+        fold_in=flags.fold_in,
+        attributes=flags.item_attributes,
+        attribute_kinds=parse_kinds(flags.attribute),
+    )
+
+
+def read_named(flags: F) -> dict[str, F]:
+    """Return the flags of each `--list`, those of *flags* unless its file has others; raises SettingError."""
+    named = dict[str, F]()
+    for text in flags.named:
+        name, equals, source = text.partition("=")
+        if not equals or not source or name in named:
+            raise SettingError(f"--list: {text!r} is not NAME=SOURCE with a new name, such as basket=model2.")
+        path = Path(source)
+        if path.suffix == ".toml":
+            named[name] = named_flags(flags, name, read_toml(path), where=source, folder=path.absolute().parent)
+        else:
+            named[name] = _with_source(flags, name, path)
+    return named
+
+
+def named_flags(flags: F, name: str, keys: Mapping[str, Any], *, where: str, folder: Path) -> F:
+    """Return *flags* with the *keys* of one list; SettingError as `from_table`."""
+    base = _with_source(flags, name)
+    return from_table(type(flags), keys, where=where, folder=folder, without=OF_THE_RELEASE, base=base)
+
+
+def _with_source(flags: F, name: str, path: Path | None = None) -> F:
+    """Return *flags* of the list *name*, made of one source; SettingError for an invalid name."""
+    try:
+        check_list(name)
+    except StoreMisused as error:
+        raise SettingError(f"--list: {error}.") from error
+    if isinstance(flags, PublishFlags):
+        return replace(flags, model=path or flags.model)
+    return replace(flags, lists=() if path is None else (path,), similar=None, popular=None)
+
+
+def publish_models(flags: PublishFlags) -> None:
+    """Publish the lists of models."""
+    flags = checked(flags)
+    lists = read_named(flags)
+    if flags.model is not None:
+        lists = {"": flags} | lists
+    if not lists or any(own.model is None for own in lists.values()):
+        raise SettingError("There is nothing to publish; give a model, or --list NAME=MODEL.")
+    if flags.master is not None and flags.named:
+        raise SettingError("Named lists are computed in this process; leave out --master.")
+    settings = {
+        name: list_settings(lists[name], is_default=not stored) for name, stored in names_in_keys(lists).items()
+    }
+    models = {name: str(own.model) for name, own in lists.items()}
+    with _folders_of(models) as (folders, uris), _computed_on(flags) as source:
+        publish_lists(
+            lambda report: source(_model_lists(folders, settings, report)),
+            flags,
+            on_written=partial(_record, uris, chosen_store(flags.store)),
+        )
+
+
+def _model_lists(
+    folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage
+) -> ModelLists | NamedLists:
+    models = {folder: load(folder) for folder in {*folders.values()}}
+    sources = {
+        name: ModelLists(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
+        for name, stored in names_in_keys(folders).items()
+    }
+    return as_source(sources)
+
+
+@contextmanager
+def _folders_of(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path], list[str]]]:
+    """Yield the model folders by list, with those of MLflow fetched, and the resolved URIs of the latter."""
+    of_mlflow = {name: uri for name, uri in models.items() if uri.startswith(("models:/", "runs:/"))}
+    folders = {name: Path(model) for name, model in models.items()}
+    if not of_mlflow:
+        yield folders, []
+        return
+    from hotplate.offline import mlflow_models  # an extra
+
+    uris = {name: interruptible(partial(mlflow_models.resolve, uri)) for name, uri in of_mlflow.items()}
+    with temporary_folder("model") as scratch:
+        for place, (name, uri) in enumerate(uris.items()):
+            folders[name] = interruptible(partial(mlflow_models.fetch, uri, scratch / str(place)))
+        yield folders, [*uris.values()]
+
+
+def _record(uris: Sequence[str], store: str, release: ReleaseId) -> None:
+    for uri in uris:
+        from hotplate.offline import mlflow_models  # an extra
+
+        try:
+            mlflow_models.record_release(uri, store, release)
+        except DataError as error:  # the release is published
+            err.print(f"The release was not recorded in MLflow: {error}")
+
+
+def import_lists(flags: ImportFlags) -> None:
+    """Publish computed lists."""
+    flags = checked(flags)
+    lists = read_named(flags)
+    if flags.lists or flags.similar or flags.popular or not lists:
+        lists = {"": flags} | lists
+    names = names_in_keys(lists)
+    settings = {name: _import_settings(own, is_default=not names[name]) for name, own in lists.items()}
+
+    def read(folder: Path, on_progress: OnStage) -> ImportedLists | NamedLists:
+        imported = dict[str, ImportedLists]()
+        for place, (name, own) in enumerate(settings.items()):
+            scratch = folder / str(place)
+            scratch.mkdir()
+            imported[name] = ImportedLists(own, scratch, on_progress, names[name])
+        return as_source(imported)
+
+    first = next(iter(lists.values()))
+    files = first.lists or [path for path in (first.similar, first.popular) if path is not None][:1]
+    with temporary_folder("import") as folder:
+        publish_lists(partial(read, folder), flags, named_paths(files))
+
+
+def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
+    settings = ImportSettings(
+        lists=flags.lists[0] if flags.lists else None,
+        more=flags.lists[1:],
+        popular=flags.popular,
+        similar=flags.similar,
+        titles=flags.titles,
+        columns={
+            "user": flags.user_column,
+            "item": flags.item_column,
+            "score": flags.score_column,
+            "title": flags.title_column,
+        },
+        form=flags.text,
+        length=flags.list_length,
+    )
+    if not is_default:
+        return settings
+    return replace(settings, attributes=flags.item_attributes, attribute_kinds=parse_kinds(flags.attribute))
+
+
+@contextmanager
+def _computed_on(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
+    if flags.master is None:
+        yield lambda lists: lists
+        return
+    from hotplate.offline.spark import SparkLists, check_store  # an extra
+    from hotplate.offline.train.spark import spark_session
+
+    if flags.dry_run:
+        raise SettingError("A dry run computes all lists in this process; leave out --master.")
+    url = chosen_store(flags.store)
+    check_store(url)
+    with spark_session(flags.master) as session:
+        yield lambda lists: SparkLists(cast("ModelLists", lists), session, url)  # not NamedLists
+
+
+def publish_lists(
+    read: Callable[[OnStage], AnyLists],
+    flags: ReleaseFlags,
+    imported: str | None = None,
+    on_written: Callable[[ReleaseId], None] = lambda _: None,
+) -> None:
+    """Publish the lists that *read* returns as `write_lists`, or rehearse that for a dry run.
+
+    *on_written* is called with the release, live or not, but not in a dry run. Raises GateFailed or CanaryRunning,
+    after printing the result, if one keeps the release from going live.
+    """
+    if not flags.dry_run:
+        written = write_lists(read, flags, imported)
+        on_written(written.result.manifest.release)
+        if written.refused is not None:
+            raise written.refused
+        return
+    with progress_bars() as on_progress:
+        lists = interruptible(lambda: read(on_progress))
+        report = partial(on_progress, "dry run")
+        plan, simulated = with_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
+    verdicts = recorded(simulated.manifest).verdicts
+    if flags.as_json:
+        print_json(_dry_run_json(plan, simulated.manifest, flags))
+    else:
+        _print_dry_run(plan, simulated.manifest, flags)
+    if not flags.settings.force and (failed := failures(verdicts)):
+        raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
+    if simulated.held_back is not None:
+        raise simulated.held_back
+
+
+def write_lists(read: Callable[[OnStage], AnyLists], flags: ReleaseFlags, imported: str | None = None) -> Written:
+    """Publish the lists that *read* returns, prune old releases, and print the result.
+
+    *imported* names the files of imported lists.
+    """
+    with_store(flags.store, _check_store, may_be_new=True)
+    meter = RequestUnitMeter()
+    loading = dict[str, float]()
+    with progress_bars(meter.progress) as on_progress:
+        with timed(loading, "load"):
+            lists = interruptible(lambda: read(on_progress))
+        report = partial(on_progress, "publish")
+        write = partial(publish, lists, settings=flags.settings, observer=meter, on_progress=report)
+        written = with_store(flags.store, write, meter, may_be_new=True)
+    if flags.as_json:
+        print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
+    else:
+        _print_written(written, flags, imported)
+        meter.print_totals(written.result.manifest.rows)
+    return replace(written, steps=loading | written.steps)
+
+
+async def _check_store(store: Store) -> None:
+    await store.catalogue()
+    for sentence in await warnings_of(store):
+        err.print(f"warning: {sentence}")
+
+
+async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> tuple[Plan, WriteResult]:
+    """Write to a stand-in for *store*, compared with the live release of the store itself."""
+    settings = replace(flags.settings, force=True)
+    if settings.encoding is None:
+        settings = replace(settings, encoding=default_encoding(store))
+    written: list[WriteResult] = []
+
+    async def run(stand_in: Store) -> Manifest:
+        written.append((await publish(lists, stand_in, settings, live_in=store, on_progress=report)).result)
+        return written[-1].manifest
+
+    return await rehearse(store, run), written[-1]
+
+
+def _dry_run_json(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "dry_run": True,
+        "store": shown_store(flags.store, as_json=True),
+        "rows": plan.rows,
+        "bytes": plan.payload_bytes,
+    }
+    for name in ("item_attributes", "rules", "metrics"):
+        if value := manifest.about.get(name):
+            facts[name] = value
+    return facts | _gates_json(manifest)
+
+
+def _print_dry_run(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> None:
+    size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
+    out.print(f"dry run, nothing is written: {size}, into {shown_store(flags.store)}")
+    print_attributes(manifest)
+    print_metrics(manifest)
+    print_gates(manifest)
+
+
+def _is_active(written: Written, flags: ReleaseFlags) -> bool:
+    return flags.settings.activate and written.refused is None
+
+
+def _gates_json(manifest: Manifest) -> dict[str, Any]:
+    verdicts = recorded(manifest).verdicts
+    return {"gates": verdicts} if verdicts else {}
+
+
+def _rows_read(manifest: Manifest) -> dict[str, Any]:
+    facts: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
+    return {name: manifest.about.get(name, default) for name, default in facts.items()}
+
+
+def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, Any]:
+    manifest = written.result.manifest
+    arm = flags.settings.arm
+    facts = {
+        "store": shown_store(flags.store, as_json=True),
+        "release": manifest,
+        "live": _is_active(written, flags) and arm == "A",
+        "arm": arm,
+        "seconds": round(written.seconds, 3),
+        "rows_written_before": written.result.skipped,
+        "erased": written.erased,
+    }
+    origin = _rows_read(manifest) if is_import else {}
+    return origin | facts | _gates_json(manifest)
+
+
+def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) -> None:
+    manifest = written.result.manifest
+    if imported is not None:
+        print_rows_read(imported, **_rows_read(manifest))
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
+    size = f"{manifest.bytes / 1e6:,.1f} MB"
+    state = "ready"
+    if _is_active(written, flags):
+        state, _ = place_of(flags.settings.arm)
+    where = shown_store(flags.store)
+    out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
+    if written.result.skipped:
+        out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
+    for name, listed in rules_of(manifest):
+        out.print(f"  {name}: {listed}")
+    print_attributes(manifest)
+    print_metrics(manifest)
+    print_gates(manifest)
+    for release in written.erased:
+        out.print(f"erased {release}, which is no longer needed, in {where}")

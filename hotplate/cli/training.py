@@ -1,0 +1,161 @@
+"""The work of `hotplate train`, and how its result is printed."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hotplate.cli.options import TrainFlags
+from hotplate.cli.terminal import counted, err, interruptible, print_json, progress_bars, show_report
+from hotplate.offline.errors import SettingError
+from hotplate.offline.evaluate.model_report import columns, findings, rows
+from hotplate.offline.evaluate.records import read_repeats
+from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.input.columns import parse_event_weights, parse_half_life
+from hotplate.offline.input.files import DataSource
+from hotplate.offline.train.engine import Engine, described, read_params
+from hotplate.offline.train.tuning import TuneOptions
+from hotplate.offline.training import AutoSplit, TrainReport, TrainSettings, train
+from hotplate.report import Report
+
+# Off a terminal, the time of larger inputs is estimated, by a rate measured on one core.
+LARGE_BYTES = 20_000_000
+BYTES_PER_SECOND = 30e6
+
+
+def train_model(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
+    """Train, write the folder *model*, and log it to MLflow if wanted."""
+    settings = settings_of(flags)
+    if not flags.track and flags.register is None:
+        with _session(flags.engine, master):
+            print_training(settings, model, as_json=as_json)
+        return
+    from hotplate.offline import mlflow_models  # an extra
+
+    target = None if flags.register is None else mlflow_models.Target.of(flags.register)
+    with _session(flags.engine, master):
+        print_training(settings, model, as_json=as_json)
+    logged = interruptible(lambda: mlflow_models.log_training(model, target))
+    mlflow_models.set_alias(logged)
+    err.print(f"hotplate: the model is {logged.uri} in MLflow")
+
+
+def settings_of(flags: TrainFlags) -> TrainSettings:
+    """Return the settings; SettingError for invalid or contradicting options."""
+    params = read_params(flags.engine or "als", flags.params or "", flags.seed)
+    split: SplitOptions | AutoSplit | None = None
+    if flags.split is None:
+        split = AutoSplit(test_share=flags.test_share, seed=flags.seed)
+    elif flags.split != "none":
+        split = SplitOptions(flags.split, test_share=flags.test_share, seed=flags.seed)
+    return TrainSettings(
+        path=flags.data[0],
+        more=flags.data[1:],
+        columns=flags.columns,
+        form=flags.text,
+        event_weights=parse_event_weights(flags.event_weights) if flags.event_weights else None,
+        where=flags.where,
+        weighting=flags.weighting,
+        half_life=None if flags.half_life is None else parse_half_life(flags.half_life),
+        titles=flags.titles,
+        min_per_user=flags.min_per_user,
+        min_per_item=flags.min_per_item,
+        split=split,
+        k=flags.k,
+        params=params,
+        tuning=_tuning(flags),
+    )
+
+
+def _tuning(flags: TrainFlags) -> TuneOptions | None:
+    """Return the search, None if an option replaces it."""
+    reasons = {"--no-tune": flags.no_tune, "--params": flags.params, "--engine spark": flags.engine == "spark"}
+    replacing = [reason for reason, value in reasons.items() if value not in {None, False}]
+    if not replacing:
+        return TuneOptions(engine=flags.engine, budget_s=flags.tune)
+    if flags.tune is not None:
+        raise SettingError(f"--tune and {replacing[0]} contradict each other; leave out one of them.")
+    return None
+
+
+def print_training(settings: TrainSettings, model: Path, *, as_json: bool = False) -> TrainReport:
+    """Train, write the folder *model*, and print and return the report."""
+    size = _size_of(settings.data)
+    if size > LARGE_BYTES and not err.is_terminal:
+        seconds = size / BYTES_PER_SECOND
+        err.print(
+            f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
+        )
+    with progress_bars() as on_progress:
+        report = interruptible(lambda: train(settings, model, on_progress, err.print))
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_report(report)
+    return report
+
+
+def _size_of(data: Iterable[DataSource]) -> int:
+    size = 0
+    for path in (Path(source) for source in data if isinstance(source, str | Path)):
+        files = path.rglob("*") if path.is_dir() else [path]
+        size += sum(file.stat().st_size for file in files if file.is_file())
+    return size
+
+
+@contextmanager
+def _session(engine: Engine | None, master: str | None) -> Iterator[None]:
+    if engine != "spark":
+        if master is not None:
+            raise SettingError(f"--master {master} is for --engine spark; give both or none.")
+        yield
+        return
+    from hotplate.offline.train.spark import spark_session  # an extra
+
+    with spark_session(master):
+        yield
+
+
+def print_report(report: TrainReport) -> None:
+    """Print how good the lists are, the search, the test, and what was read and written."""
+    facts = report.to_json()
+    record = report.record
+    notes = list(facts["data"]["notes"])
+    if report.warning:
+        notes.insert(0, f"look out: {report.warning}")
+    tested = dict(findings(record, read_repeats(report.model.tuning)))
+    shown = Report(
+        kind="train",
+        sentence=report.verdict or f"The lists were not tested. {report.note}",
+        rows=() if record is None else tuple(rows(record)),
+        columns=() if record is None else columns(record),
+        origins={"model": _model_in_words(report), **tested, **dict(_origins(facts))},
+        notes=tuple(notes),
+    )
+    show_report(shown, as_json=False)
+
+
+def _model_in_words(report: TrainReport) -> str:
+    model = described(report.model.params)
+    if report.search is None:
+        return f"{model}. {report.tuning_note}"
+    tried = f"the best of {len(report.search.trials)} tried in {report.seconds['tune']:.0f} s"
+    best = report.search.trials[report.search.best]
+    return f"{model}: {tried} (nDCG@{report.search.k} {best.ndcg:.4f} on the inner split)"
+
+
+def _origins(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what was read, kept and written."""
+    data = facts["data"]
+    left_out = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
+    yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out])
+    yield "columns", ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name)
+    few = [
+        f"{facts[f'{counts}_left_out']:,} {counts} left out, with fewer than the minimum"
+        for counts in ("users", "items", "pairs")
+        if facts[f"{counts}_left_out"]
+    ]
+    kept = ", ".join(f"{facts[counts]:,} {counts}" for counts in ("users", "items", "pairs", "titles"))
+    yield "learned", "; ".join([f"from {kept}", *few])
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
+    yield "written", f"{facts['out']} ({stages})"

@@ -1,0 +1,118 @@
+"""Options of the offline room that are also flags of the command; loads neither numpy nor polars."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from hotplate.stores.catalogue import Arm, DraftRef
+from hotplate.stores.encoding import Encoding
+from hotplate.stores.options import RARE, Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hotplate.offline.gates import Gate
+
+# Panels of `--help`.
+COLUMNS = "Columns of the data"
+GATES = "Conditions for going live"
+RULES = "Business rules"
+
+Delimiter = Annotated[str | None, Flag("The CSV delimiter; else it is detected.")]
+Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
+EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
+ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Column names by role, None to look for a usual name; the time `none` skips times."""
+
+    user: Annotated[str | None, Flag("The column of the user.", COLUMNS, "user-column")] = None
+    item: Annotated[str | None, Flag("The column of the item.", COLUMNS, "item-column")] = None
+    weight: Annotated[str | None, Flag("The column of the weight.", COLUMNS, "weight-column")] = None
+    time: Annotated[str | None, Flag("The column of the time; none reads no times.", COLUMNS, "time-column")] = None
+    title: Annotated[str | None, Flag("The column of the title.", COLUMNS, "title-column")] = None
+    segment: Annotated[
+        str | None, Flag("Each value in this column gets a popular list.", COLUMNS, "segment-column")
+    ] = None
+    event: Annotated[str | None, Flag("The column of the event, for --event-weights.", COLUMNS, "event-column")] = None
+    count: Annotated[
+        str | None, Flag("A pair weighs its number of values in this column.", COLUMNS, "count-column")
+    ] = None
+    quantity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How to read text files.
+
+    delimiter     None takes that of a line `sep=;`, or the most frequent of comma, semicolon and tab in the first
+                  line, or else a bar
+    time_format   such as %d/%m/%Y %H:%M; None for ISO 8601 or time since the epoch
+    max_bad_rows  allowed share of malformed rows, and of rows with an invalid required number or time
+    """
+
+    delimiter: Delimiter = None
+    header: Annotated[bool, Flag("CSV: the first row names the columns; else they are 1, 2, ….")] = True
+    time_format: Annotated[str | None, Flag("Of times, as %d/%m/%Y %H:%M; else ISO 8601 or epoch.")] = None
+    max_bad_rows: Annotated[
+        float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
+    ] = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class RuleFiles:
+    """Business rules, as `rules.read_rules` reads them from files."""
+
+    available: Annotated[
+        Path | None, Flag("Recommend only the items in this file.", RULES, metavar="FILE", urls=True)
+    ] = None
+    exclude: Annotated[
+        Path | None, Flag("Never recommend the items in this file.", RULES, metavar="FILE", urls=True)
+    ] = None
+    categories: Annotated[Path | None, Flag("A file of item and category.", RULES, metavar="FILE", urls=True)] = None
+    max_per_category: Annotated[int | None, Flag("Items of a category in a list, at most.", RULES, at_least=1)] = None
+    min_history: Annotated[int, Flag("Users with fewer items get the popular list.", RULES, at_least=1)] = 1
+    boost: Annotated[
+        Path | None, Flag("A file of item and factor of its scores.", RULES, metavar="FILE", urls=True)
+    ] = None
+    pin: Annotated[
+        Path | None, Flag("The items in this file come first in every list.", RULES, metavar="FILE", urls=True)
+    ] = None
+    diversity: Annotated[
+        float, Flag("Weight of variety against relevance, as 0.3; 0 is off.", RULES, at_least=0, at_most=0.9)
+    ] = 0.0
+    rotate: Annotated[
+        Path | None,
+        Flag("Items that these events show without a click sink in a user's list.", RULES, metavar="EVENTS", urls=True),
+    ] = None
+    explore: Annotated[str | None, Flag("New items in one of ten places, as new=1,days=7.", RULES, metavar="new=N")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """How lists are published.
+
+    encoding    None for the default of the store
+    keep        number of previously live releases to keep
+    resume      a draft to continue with the same lists and settings, as its writer if a DraftRef
+    gates       gates, or bounds by name, as {"ndcg": 0.15}; {"basket:ndcg": 0.1} is of the list `basket`
+    force       go live despite failed gates
+    end_canary  end a running canary
+    arm         the arm of a running experiment that gets the release
+    """
+
+    encoding: Annotated[Encoding | None, Flag("Of lists; by default json in files, zstd elsewhere.", RARE)] = None
+    activate: Annotated[bool, Flag("Make the release live once it is written.")] = True
+    keep: Keep = 1
+    resume: Annotated[
+        str | DraftRef | None,
+        Flag("Continue this draft, with the same input and options.", env=False, metavar="RELEASE"),
+    ] = None
+    gates: "Sequence[Gate] | Mapping[str, float]" = ()
+    force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
+    end_canary: EndCanary = False
+    arm: ChosenArm = "A"
