@@ -4,7 +4,6 @@ Each cut and random draw is measured by a process of one thread, and kept in KEP
 that a run which was stopped goes on.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -26,13 +25,14 @@ import polars as pl
 
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users
-from hotplate.offline.evaluate.records import Lead
+from hotplate.offline.evaluate.records import EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
 from hotplate.offline.options import Columns
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
+    Engine,
     Params,
     Ranker,
     described,
@@ -43,7 +43,7 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
-from hotplate.offline.train.repeats import RepeatParams, repeats_from
+from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.repeats import ndcg as ndcg_of_repeats
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure
 from hotplate.offline.train.similar import fit as fit_similar
@@ -129,6 +129,40 @@ DATA_SETS = (
 )
 
 
+class TrialRecord(msgspec.Struct, frozen=True):
+    """One trial of a search."""
+
+    engine: str
+    params: dict[str, Any]
+    ndcg: float
+
+
+class TuningRecord(msgspec.Struct, frozen=True):
+    """The search of a training."""
+
+    trials: list[TrialRecord]
+    repeats: RepeatSearch | None
+
+
+class TrainingRecord(msgspec.Struct, frozen=True):
+    """What `hotplate train --json` prints of the model and its quality."""
+
+    engine: str
+    params: dict[str, Any]
+    evaluation: EvaluationRecord
+    tuning: TuningRecord
+
+    @property
+    def chosen(self) -> Params:
+        """The model's parameters."""
+        return params_from(self.engine, self.params)
+
+    def best(self, engine: Engine) -> Params:
+        """Return the engine's best parameters."""
+        trials = (trial for trial in self.tuning.trials if trial.engine == engine)
+        return params_from(engine, max(trials, key=lambda trial: trial.ndcg).params)
+
+
 class Trainings:
     """`hotplate train` on pieces and draws of one data set."""
 
@@ -137,15 +171,14 @@ class Trainings:
         self._file = file
         self._folder = folder
 
-    def report(self, *arguments: str) -> dict[str, Any]:
+    def report(self, *arguments: str) -> TrainingRecord:
         """Run the command; raises RuntimeError with its messages."""
         options = ("--weighting", "binary", "--out", f"{self._folder}/model", "--json")
         command = [sys.executable, "-m", "hotplate", "train", *arguments, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-        report: dict[str, Any] = json.loads(done.stdout)
-        return report
+        return msgspec.json.decode(done.stdout, type=TrainingRecord)
 
     @cached_property
     def log(self) -> pl.DataFrame:
@@ -185,30 +218,31 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     """Train as typed, and measure the other columns on the same split."""
     file = trainings.piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
-    evaluation = report["evaluation"]
-    trials = report["tuning"]["trials"]
+    evaluation = report.evaluation
+    repeats = report.tuning.repeats
     log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
     matrix = to_matrix(log, CORE, CORE, Weighing("binary"))
     options = SplitOptions("by-time", min_per_user=CORE, min_per_item=CORE)
     parts = split(matrix.user_items, matrix.history, options)
-    popular = _best(trial for trial in trials if trial["engine"] == "popularity")
+    popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
-    best_als = _best(trial for trial in trials if trial["engine"] == "als")
-    typed = params_from(report["engine"], report["params"])
-    columns = {**FIXED, RECENT: popular, BEST_ALS: best_als, TYPED: typed}
+    columns = {**FIXED, RECENT: popular, BEST_ALS: report.best("als"), TYPED: report.chosen}
     rankers = _Rankers(parts)
     values = {name: _served(parts, rankers.of(params), popular) for name, params in columns.items()}
-    difference = values[TYPED] - values[RECENT]
-    low, high = evaluation["as_served"]["intervals"]["ndcg"]
-    ndcg = {name: float(value.mean()) for name, value in values.items()}
+    leads = values[TYPED] - values[RECENT]
+    ndcg = {name: float(per_user.mean()) for name, per_user in values.items()}
+    ndcg[TYPED] = evaluation.as_served.ndcg
+    similar = _similar(parts, popular)
+    if evaluation.similar is not None:
+        similar[TYPED] = evaluation.similar.hit_rate
     return Piece(
-        users=len(difference),
-        ndcg=ndcg | {TYPED: evaluation["as_served"]["ndcg"]},
-        half=(high - low) / 2,
-        described=_described(report),
-        lead=Lead(float(difference.mean()), interval(difference)),
-        similar=_similar(parts, popular) | {TYPED: evaluation["similar"]["hit_rate"]},
-        repeats=_repeats(matrix, options, rankers.of(typed), report["tuning"]["repeats"]),
+        users=len(leads),
+        ndcg=ndcg,
+        half=_half(evaluation.as_served.intervals["ndcg"]),
+        described=described(report.chosen),
+        lead=Lead(float(leads.mean()), interval(leads)),
+        similar=similar,
+        repeats={} if repeats is None else _repeats(matrix, options, rankers.of(report.chosen), repeats.params),
     )
 
 
@@ -230,11 +264,6 @@ class _Rankers:
         return with_recency(ranker, recency.weights(self._parts.train, self._parts.train_times))
 
 
-def _best(trials: Iterator[dict[str, Any]]) -> Params:
-    best = max(trials, key=lambda trial: float(trial["ndcg"]))
-    return params_from(best["engine"], best["params"])
-
-
 def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
     """Return nDCG@10 per user, of *popular* items for users without a list."""
     counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
@@ -254,13 +283,11 @@ def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
     return hit_rates
 
 
-def _repeats(matrix: Matrix, options: SplitOptions, typed: Ranker, chosen: dict[str, Any] | None) -> dict[str, float]:
+def _repeats(matrix: Matrix, options: SplitOptions, typed: Ranker, params: RepeatParams) -> dict[str, float]:
     """Return nDCG@10 of lists of *typed* that keep seen items, tested on all choices after the cut."""
-    if chosen is None:
-        return {}
     parts = split(matrix.user_items, matrix.history, replace(options, repeats=True))
-    methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: repeats_from(chosen["params"])}
-    return {name: ndcg_of_repeats(parts, typed, 10, params) for name, params in methods.items()}
+    methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: params}
+    return {name: ndcg_of_repeats(parts, typed, 10, method) for name, method in methods.items()}
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
@@ -269,18 +296,16 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
         cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
         role = "chosen" if share in CHOSEN else "confirmed"
-        yield (
-            data.name,
-            f"{share:.0%}, {role}",
-            f"{piece.users:,}",
-            *cells,
-            _with_half(piece.lead.ndcg, piece.lead.interval),
-        )
-    by_name = {name: [piece.ndcg[name] for piece in pieces.values()] for name in (*FIXED, RECENT, BEST_ALS, TYPED)}
-    cells = [f"{np.mean(values):.4f}" for values in by_name.values()]
-    cells[-1] = _with_half(float(np.mean(by_name[TYPED])), interval(by_name[TYPED]))
-    leads = [piece.lead.ndcg for piece in pieces.values()]
-    yield data.name, "mean, ± over dates", "", *cells, _with_half(float(np.mean(leads)), interval(leads))
+        lead = _with_half(piece.lead.ndcg, piece.lead.interval)
+        yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *cells, lead
+    means = [f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}" for name in (*FIXED, RECENT, BEST_ALS)]
+    typed = _mean_over_dates([piece.ndcg[TYPED] for piece in pieces.values()])
+    lead = _mean_over_dates([piece.lead.ndcg for piece in pieces.values()])
+    yield data.name, "mean, ± over dates", "", *means, typed, lead
+
+
+def _mean_over_dates(values: Sequence[float]) -> str:
+    return _with_half(float(np.mean(values)), interval(values))
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
@@ -291,8 +316,12 @@ def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequenc
         yield data.name, f"{share:.0%}", *similar, *repeats
 
 
+def _half(around: MetricInterval) -> float:
+    return (around[1] - around[0]) / 2
+
+
 def _with_half(value: float, around: MetricInterval | None) -> str:
-    return f"{value:.4f}" if around is None else f"{value:.4f} ± {(around[1] - around[0]) / 2:.4f}"
+    return f"{value:.4f}" if around is None else f"{value:.4f} ± {_half(around):.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,13 +337,13 @@ class Draw:
 def measure_draw(trainings: Trainings, drawn: RandomSplit) -> Draw:
     """Train as typed on a random draw."""
     report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *drawn.options, "-k", str(drawn.k))
-    evaluation = report["evaluation"]
-    low, high = evaluation["intervals"][drawn.metric]
+    evaluation = report.evaluation
+    popularity = evaluation.baselines.get("popularity", evaluation.model)
     return Draw(
-        value=evaluation["model"][drawn.metric],
-        half=(high - low) / 2,
-        popularity=evaluation["baselines"].get("popularity", evaluation["model"])[drawn.metric],
-        described=_described(report),
+        value=getattr(evaluation.model, drawn.metric),
+        half=_half(evaluation.intervals[drawn.metric]),
+        popularity=getattr(popularity, drawn.metric),
+        described=described(report.chosen),
     )
 
 
@@ -322,10 +351,6 @@ def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str
     """Yield a row for each random draw."""
     for name, draw in draws.items():
         yield data.name, name, f"{draw.popularity:.4f}", f"{draw.value:.4f} ± {draw.half:.4f}, {draw.described}"
-
-
-def _described(report: dict[str, Any]) -> str:
-    return described(params_from(report["engine"], report["params"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,13 +156,14 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     manifest = await load_manifest(reader, release)
     read = partial(_read, reader, release, await load_decode(reader, release, manifest))
     owners = list[str]()
-    items = list[Item]()
-    async for user, listed in read([USER + user for user in pairs.get_column("user").unique().sort()]):
-        owners += [user] * len(listed)
-        items += listed
-    popular = [item["id"] async for _, listed in read([POPULAR + OVERALL]) for item in listed]
-    columns = {"user": owners, "item": [item["id"] for item in items], "score": [item["score"] for item in items]}
-    whole = pl.DataFrame(columns, schema=_SCHEMA)
+    ids = list[str]()
+    scores = list[float]()
+    async for user, items in read([USER + user for user in pairs.get_column("user").unique().sort()]):
+        owners += [user] * len(items)
+        ids += [item["id"] for item in items]
+        scores += [item["score"] for item in items]
+    popular = [item["id"] async for _, items in read([POPULAR + OVERALL]) for item in items]
+    whole = pl.DataFrame({"user": owners, "item": ids, "score": scores}, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
     return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
 

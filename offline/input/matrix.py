@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import compress
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ Times = npt.NDArray[np.int64]
 Cells = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
-# One time, or one per user.
 
 NO_TIME = int(np.iinfo(np.int64).min)
 NEVER = int(np.iinfo(np.int64).max)
@@ -103,11 +102,10 @@ class History:
         """Return the first time of each pair of *user_items*, in the order of its data."""
         rows = self._standing()
         starts = _starts(rows.cells)
-        first = rows.times[starts]
+        first: Times = rows.times[starts]
         if len(first) == user_items.nnz:
             return first
-        found: Times = first[np.searchsorted(rows.cells[starts], cells_of(user_items))]
-        return found
+        return first[np.searchsorted(rows.cells[starts], cells_of(user_items))]
 
     def pairs_after(self, until: int) -> UserItems:
         """Return the pairs with a row after *until* never cancelled, with weight 1."""
@@ -140,7 +138,10 @@ def are_among(known: Cells, cells: Cells) -> Mask:
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
     """Return factors halved per half-life before the newest time; NO_TIME counts as the oldest."""
     known = times[times != NO_TIME]
-    oldest, newest = (int(known.min()), int(known.max())) if len(known) else (0, 0)
+    oldest = newest = 0
+    if len(known):
+        oldest = int(known.min())
+        newest = int(known.max())
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
     halvings = np.minimum(age_us / (half_life_days * DAY_US), _MAX_HALVINGS)
     return np.asarray(0.5**halvings)
@@ -169,9 +170,11 @@ class Matrix:
 
     def standing(self) -> "Matrix":
         """Return the matrix of users and items with pairs."""
-        return self._only(*_present(self.user_items))
+        return self.only(_present(self.user_items))
 
-    def _only(self, users: Mask, items: Mask) -> "Matrix":
+    def only(self, present: "Present") -> "Matrix":
+        """Return the matrix of some users and items."""
+        users, items = present
         if users.all() and items.all():
             return self
         user_items = self.user_items[users][:, items]
@@ -197,8 +200,8 @@ def to_matrix(
     require_at_least("min-per-item", min_per_item)
     users, user_codes = _encoded(log.get_column("user"))
     items, item_codes = _encoded(log.get_column("item"))
-    shape = len(users), len(items)
-    history = _history(log, user_codes.astype(np.int64) * len(items) + item_codes, shape, weighing or Weighing())
+    cells = user_codes.astype(np.int64) * len(items) + item_codes
+    history = _history(log, cells, (len(users), len(items)), weighing or Weighing())
     everything = history.matrix()
     user_items = history.core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
@@ -208,27 +211,33 @@ def to_matrix(
         )
     if not (np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
-    before, left = ([int(ids.sum()) for ids in _present(of)] for of in (everything, user_items))
-    for what, ids, count, places in zip(("user", "item"), (users, items), left, user_items.nonzero(), strict=True):
-        if count < 2:
-            only = ids[int(places[0])]
-            raise DataError(
-                f"There is only one {what}, {only!r}, in the rows kept, and two are needed; check the {what} column."
-            )
+    present = _present(user_items)
+    _check_several("user", users, present.users)
+    _check_several("item", items, present.items)
     # Cuts before a cancellation learn from cancelled pairs.
     ever = user_items
     if history.ended is not None:
         ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
+    before = _present(everything)
+    has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
         users.to_list(),
         items.to_list(),
         user_items,
-        history if "time" in log.columns and log.get_column("time").count() else None,
-        users_left_out=before[0] - left[0],
-        items_left_out=before[1] - left[1],
+        history if has_times else None,
+        users_left_out=int(before.users.sum() - present.users.sum()),
+        items_left_out=int(before.items.sum() - present.items.sum()),
         pairs_left_out=int(everything.nnz - user_items.nnz),
     )
-    return matrix._only(*_present(ever))  # noqa: SLF001 -- own class
+    return matrix.only(_present(ever))
+
+
+def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
+    if np.count_nonzero(present) < 2:
+        raise DataError(
+            f"There is only one {role}, {ids[int(np.argmax(present))]!r}, in the rows kept, and two are needed; check "
+            f"the {role} column."
+        )
 
 
 def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
@@ -248,9 +257,9 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
 def part(user_items: UserItems, kept: Mask) -> UserItems:
     """Return the pairs *kept*, in the order of the data."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
-    made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
-    made.has_canonical_format = True
-    return made
+    pairs = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
+    pairs.has_canonical_format = True
+    return pairs
 
 
 def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
@@ -258,8 +267,15 @@ def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
     return np.bincount(user_items.indices, minlength=user_items.shape[1])
 
 
-def _present(user_items: UserItems) -> tuple[Mask, Mask]:
-    return np.diff(user_items.indptr) > 0, users_per_item(user_items) > 0
+class Present(NamedTuple):
+    """The masks of *users* and *items* with pairs."""
+
+    users: Mask
+    items: Mask
+
+
+def _present(user_items: UserItems) -> Present:
+    return Present(np.diff(user_items.indptr) > 0, users_per_item(user_items) > 0)
 
 
 def check_user_items(user_items: UserItems) -> None:
@@ -304,23 +320,23 @@ def _starts(cells: Cells) -> npt.NDArray[np.int64]:
 
 
 def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
+    """Return the weight of each pair; its rows begin at *starts*."""
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
-    if weighing.kind == "binary":
-        plain = np.ones(len(starts))
-    else:
+    plain = np.ones(len(starts))
+    if weighing.kind != "binary":
         plain = np.add.reduceat(weights, starts, dtype=np.float64)
-        if weighing.kind == "log":
-            # Sums below 1 would become 0 or less.
-            plain = 1 + np.log(np.maximum(plain, 1))
+    if weighing.kind == "log":
+        # Sums below 1 would become 0 or less.
+        plain = 1 + np.log(np.maximum(plain, 1))
     if weighing.half_life is None:
         return plain.astype(np.float32)
-    kept = decay(times, weighing.half_life / timedelta(days=1))
+    factors = decay(times, weighing.half_life / timedelta(days=1))
     if weighing.kind == "sum":
-        decayed = np.add.reduceat(weights * kept, starts, dtype=np.float64)
+        decayed = np.add.reduceat(weights * factors, starts, dtype=np.float64)
     else:
         last = np.concatenate((starts[1:], [len(times)])) - 1
-        decayed = plain * kept[last]
+        decayed = plain * factors[last]
     scaled: Floats = (decayed * (plain.mean() / decayed.mean())).astype(np.float32)
     return scaled
 
@@ -328,6 +344,6 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
 def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
-    made = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)
-    made.has_canonical_format = True
-    return made
+    pairs = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)
+    pairs.has_canonical_format = True
+    return pairs

@@ -88,50 +88,58 @@ def _nearest_by(
     blocks: list[list[Any]] = [[] for _ in cells]
     for start in range(0, len(items), _ITEMS_AT_ONCE):
         block = items[start : start + _ITEMS_AT_ONCE]
-        both = by_item[block] @ binary
-        of = np.repeat(block, np.diff(both.indptr))
-        together = both.data
-        others = both.indices
-        cosines = together / np.sqrt(counts[of] * counts[others])
-        cosines[of == others] = 0
-        for number, params in enumerate(cells):
-            values = cosines * (together / (together + params.shrink))
-            recent = recencies[number]
+        together = by_item[block] @ binary
+        cosines = _cosines(together, block, counts)
+        for params, recent, of_cell in zip(cells, recencies, blocks, strict=True):
+            values = cosines * (together.data / (together.data + params.shrink))
             if recent is not None:
-                values *= recent[others]
-            similarity = csr_matrix((values.astype(np.float32), others, both.indptr), shape=both.shape)
-            blocks[number].append(nearest(similarity, most))
+                values *= recent[together.indices]
+            similarity = csr_matrix(
+                (values.astype(np.float32), together.indices, together.indptr), shape=together.shape
+            )
+            of_cell.append(nearest(similarity, most))
     stacked = [csr_matrix(vstack(of_cell)) for of_cell in blocks]
     for similarity in stacked:
         similarity.has_canonical_format = True
     return stacked
 
 
+def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:  # noqa: ANN401 -- scipy publishes no types
+    """Return the cosines of the numbers of common users *together* of *block* and all items; 0 for the same item."""
+    of_row = np.repeat(block, np.diff(together.indptr))
+    cosines: npt.NDArray[np.float64] = together.data / np.sqrt(counts[of_row] * counts[together.indices])
+    cosines[of_row == together.indices] = 0
+    return cosines
+
+
 def _sampled(user_items: UserItems) -> UserItems:
     """Return the rows of random users whose comparison takes some 100 million terms."""
-    has = np.diff(user_items.indptr).astype(np.float64)
-    drawn = np.random.default_rng(0).permutation(len(has))
-    terms = np.cumsum(has[drawn] ** 2)
-    return user_items[np.sort(drawn[: int(np.searchsorted(terms, _MOST_TERMS)) + 1])]
+    counts = np.diff(user_items.indptr).astype(np.float64)
+    order = np.random.default_rng(0).permutation(len(counts))
+    terms = np.cumsum(counts[order] ** 2)
+    most = int(np.searchsorted(terms, _MOST_TERMS)) + 1
+    return user_items[np.sort(order[:most])]
 
 
 def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
     """Return the *most* highest values above 0 per row of a csr_matrix, ties by column."""
     data = similarity.data
-    kept = similarity.data > 0
+    kept = data > 0
     for start, end in pairwise(similarity.indptr.tolist()):
-        if end - start > most:
+        beyond = end - start - most
+        if beyond > 0:
             row = data[start:end]
-            kept[start:end] &= row >= np.partition(row, end - start - most)[end - start - most]
-    found = _part(similarity, kept)
-    found.sort_indices()  # far fewer than all
-    rest = np.ones(found.nnz, dtype=np.bool_)
-    data = found.data
-    for start, end in pairwise(found.indptr.tolist()):
-        if end - start > most:
-            row = data[start:end]
-            rest[start + np.flatnonzero(row == row.min())[most - (end - start) :]] = False
-    return found if rest.all() else _part(found, rest)
+            kept[start:end] &= row >= np.partition(row, beyond)[beyond]
+    highest = _part(similarity, kept)
+    highest.sort_indices()  # far fewer than all
+    # Of values equal to the lowest one, the last columns are left out.
+    kept = np.ones(highest.nnz, dtype=np.bool_)
+    for start, end in pairwise(highest.indptr.tolist()):
+        beyond = end - start - most
+        if beyond > 0:
+            row = highest.data[start:end]
+            kept[start + np.flatnonzero(row == row.min())[-beyond:]] = False
+    return highest if kept.all() else _part(highest, kept)
 
 
 def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
@@ -145,18 +153,18 @@ def choose(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> Simil
     The hit rate rewards popular items. So another power of recency than the default has to lead it by more than a 95 %
     interval, and so has another *shrink*.
     """
-    powers: list[Recency | None] = [None]
+    recencies: list[Recency | None] = [None]
     if half_life_days is not None and all(parts.history is not None for parts in cuts):
-        usual, *others = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
-        powers = [usual, None, *others]
-    cells = [SimilarParams(recency=recency) for recency in powers]
+        usual, *higher = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
+        recencies = [usual, None, *higher]
+    cells = [SimilarParams(recency=recency) for recency in recencies]
     tests = [_test_of(parts) for parts in cuts]
     if not any(len(test.users) for test in tests):
         return cells[0]
     rates = _rates_by(cuts, tests, cells, k)
-    recent = _first_as_good(rates)
-    undamped = replace(recent, shrink=0.0)
-    return _first_as_good({recent: rates[recent], **_rates_by(cuts, tests, [undamped], k)})
+    best = _first_as_good(rates)
+    undamped = replace(best, shrink=0.0)
+    return _first_as_good({best: rates[best], **_rates_by(cuts, tests, [undamped], k)})
 
 
 def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
@@ -193,8 +201,8 @@ class _Test:
 
     def hit_rates(self, lists: Indices) -> Values:
         """Return the share of last items with a next item in their list, by user; *lists* are those of *items*."""
-        found = lists[self.last]
-        hits = (found >= 0) & are_among(self.following, self.last_users[:, None] * self.shape[1] + found)
+        listed = lists[self.last]
+        hits = (listed >= 0) & are_among(self.following, self.last_users[:, None] * self.shape[1] + listed)
         hits_per_user = np.bincount(self.last_users, hits.any(axis=1), self.shape[0])
         rates: Values = hits_per_user[self.users] / np.bincount(self.last_users)[self.users]
         return rates
@@ -204,10 +212,17 @@ def _test_of(parts: Parts) -> _Test:
     in_both = (np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0)
     users = np.flatnonzero(in_both).astype(np.int32)
     latest_first = None if parts.train_times is None else ~parts.train_times
-    last = _first(parts.train, latest_first, _LAST) & np.isin(rows_of(parts.train), users)
+    rows = rows_of(parts.train)
+    last = _first(parts.train, latest_first, _LAST) & np.isin(rows, users)
     items, places = np.unique(parts.train.indices[last], return_inverse=True)
-    following = cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)]
-    return _Test(users, items.astype(np.int32), rows_of(parts.train)[last], places, following, parts.test.shape)
+    return _Test(
+        users=users,
+        items=items.astype(np.int32),
+        last_users=rows[last],
+        last=places,
+        following=cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)],
+        shape=parts.test.shape,
+    )
 
 
 def _rates_by(

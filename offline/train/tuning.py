@@ -193,7 +193,7 @@ class Search:
             "split": asdict(self.split),
             "users_searched": self.users,
             "trials": [_to_json(trial) for trial in self.trials],
-            "left_out": [{"engine": engine_of(each), "params": asdict(each)} for each in self.left_out],
+            "left_out": [{"engine": engine_of(params), "params": asdict(params)} for params in self.left_out],
             "best": self.best,
         }
 
@@ -219,40 +219,41 @@ def tune(
     if *evaluated*, all that follows the search, and with the cells beyond the budget. Returns None for too few pairs.
     Raises DataError if the folder cannot be written.
     """
-    searched, past, inner = _drawn(user_items, history, _inner(options, pieces=_CUTS))
-    splits = _splits(searched, past, inner)
+    drawn = _drawn(user_items, history, _inner(options, pieces=_CUTS))
+    splits = drawn.splits()
     if not splits:
         return None
-    items = searched.shape[1]
+    items = drawn.user_items.shape[1]
     seconds = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
     budget = Budget(splits, user_items, seconds)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    is_recent = inner.in_time and not tuning.cells
+    is_recent = drawn.options.in_time and not tuning.cells
     cost_s = Cost(splits, user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
         is_recent=is_recent,
         is_evaluated=evaluated,
-        has_repeats=is_recent and past is not None and len(past.times) > searched.nnz,
+        has_repeats=is_recent and drawn.has_repeats,
     )
     on_notice(
-        f"searching {len(cells)} cells on an inner {inner.kind} split, the evaluation and the last fit take about "
-        f"{cost_s:.0f} s of a core; --no-tune skips the search"
+        f"searching {len(cells)} cells on an inner {drawn.options.kind} split, the evaluation and the last fit take "
+        f"about {cost_s:.0f} s of a core; --no-tune skips the search"
     )
-    users = searched.shape[0] if searched is not user_items else None
-    if users:
+    users = None
+    if drawn.user_items is not user_items:
+        users = drawn.user_items.shape[0]
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
     on_trial(0, len(cells))
-    known = _Trials(splits, k, kept, digest_of(searched, past, inner, EXPLORING, k))
-    known.run(cells, on_trial, int(is_recent))
+    trials = _Trials(splits, k, kept, digest_of(drawn.user_items, drawn.history, drawn.options, EXPLORING, k))
+    trials.run(cells, on_trial, int(is_recent))
     for _ in range(0 if tuning.cells else _EXTENSIONS):
-        ranked = [known.made[number].params for number in _by_ndcg(known.made)]
-        known.run(budget.affordable(beyond(ranked, items)), on_trial, int(is_recent))
+        ranked = [trials.done[number].params for number in _by_ndcg(trials.done)]
+        trials.run(budget.affordable(beyond(ranked, items)), on_trial, int(is_recent))
     if is_recent:
-        _add_recency(known, budget, on_trial)
-    on_trial(len(known.made), len(known.made))
+        _add_recency(trials, budget, on_trial)
+    on_trial(len(trials.done), len(trials.done))
     if budget.left_out:
         on_notice(budget.limits)
-    return Search(inner, k, tuple(known.made), tuple(budget.left_out), users)
+    return Search(drawn.options, k, tuple(trials.done), tuple(budget.left_out), users)
 
 
 def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
@@ -260,7 +261,7 @@ def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> Non
 
     Popularity comes first, as others start from its half-life, then ALS, whose kept fits are then released.
     """
-    best = [trials.made[number].params for number in _best_of_each(trials.made)]
+    best = [trials.done[number].params for number in _best_of_each(trials.done)]
     popular: PopularityParams | None = None
     for params in sorted(best, key=_recency_order):
         tried: dict[Params, Trial] = {}
@@ -282,7 +283,7 @@ def _recency_order(params: Params) -> int:
 
 def inner_cuts(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the inner splits of a search with *options*; none if a part of one is empty."""
-    return _splits(*_drawn(user_items, history, _inner(options, pieces=_CUTS)))
+    return _drawn(user_items, history, _inner(options, pieces=_CUTS)).splits()
 
 
 def _inner(options: SplitOptions, *, pieces: int) -> SplitOptions:
@@ -301,14 +302,14 @@ def search_repeats(
 ) -> RepeatSearch | None:
     """Choose how a user's own interactions count in lists of *params* that keep seen items.
 
-    Recent popularity has the half-life of *popular*.
-
-    Returns None without times or repeats. Neighbours replace a fit beyond the budget.
+    Recent popularity has the half-life of *popular*. Returns None without times or repeats. Neighbours replace a fit
+    beyond the budget.
     """
     if history is None or not options.in_time:
         return None
-    drawn, past, inner = _drawn(user_items, history, replace(_inner(options, pieces=1), repeats=True))
-    parts = split(drawn, past, inner).sampled(max(1, _RANKED // drawn.shape[1]), inner.seed)
+    drawn = _drawn(user_items, history, replace(_inner(options, pieces=1), repeats=True))
+    most = max(1, _RANKED // drawn.user_items.shape[1])
+    parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most, drawn.options.seed)
     if not are_among(cells_of(parts.train), cells_of(parts.test)).any():
         return None
     tried = exploring(params)
@@ -318,33 +319,46 @@ def search_repeats(
     return choose_repeats(parts, fit_parts(parts, tried), k, half_life_days)
 
 
-def _drawn(
-    user_items: UserItems, history: History | None, options: SplitOptions
-) -> tuple[UserItems, History | None, SplitOptions]:
+class _Drawn(NamedTuple):
+    """The users of a search, and the options of its split."""
+
+    user_items: UserItems
+    history: History | None
+    options: SplitOptions
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether there are more rows than pairs."""
+        return self.history is not None and len(self.history.times) > self.user_items.nnz
+
+    def splits(self) -> list[Parts]:
+        """Return a split for each draw; none if a part of one is empty."""
+        splits = list[Parts]()
+        draws = self.options.draws
+        for options in draws:
+            parts = split(self.user_items, self.history, options)
+            if not (parts.train.nnz and parts.test.nnz):
+                return []
+            most = max(1, _RANKED // (self.user_items.shape[1] * len(draws)))
+            splits.append(parts.sampled(most, self.options.seed))
+        return splits
+
+
+def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> _Drawn:
     """Draw users, and leave out the minimum per item, which is of all users."""
-    has = np.diff(user_items.indptr)
     if user_items.nnz <= _SEARCHED_PAIRS:
-        return user_items, history, options
-    order = np.random.default_rng(options.seed).permutation(len(has))
-    users = np.zeros(len(has), dtype=np.bool_)
-    users[order[: int(np.searchsorted(np.cumsum(has[order]), _SEARCHED_PAIRS))]] = True
-    some = user_items[users]
-    items = users_per_item(some) > 0
-    some = some[:, items]
-    some.has_canonical_format = True
-    drawn = None if history is None else history.renumbered(users, items)
-    return some, drawn, replace(options, min_per_item=1)
-
-
-def _splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
-    found = []
-    for each in options.draws:
-        parts = split(user_items, history, each)
-        if not (parts.train.nnz and parts.test.nnz):
-            return []
-        most = max(1, _RANKED // (user_items.shape[1] * len(options.draws)))
-        found.append(parts.sampled(most, options.seed))
-    return found
+        return _Drawn(user_items, history, options)
+    counts = np.diff(user_items.indptr)
+    order = np.random.default_rng(options.seed).permutation(len(counts))
+    most = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
+    users = np.zeros(len(counts), dtype=np.bool_)
+    users[order[:most]] = True
+    drawn = user_items[users]
+    items = users_per_item(drawn) > 0
+    drawn = drawn[:, items]
+    drawn.has_canonical_format = True
+    past = None if history is None else history.renumbered(users, items)
+    return _Drawn(drawn, past, replace(options, min_per_item=1))
 
 
 class _Trials:
@@ -356,29 +370,32 @@ class _Trials:
         self._folder = folder
         self._key = key
         self._fits = _Fits(splits)
-        self.made: list[Trial] = []
+        self.done: list[Trial] = []
 
     def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
-        for at, params in enumerate(cells, 1):
-            self.made.append(self._trial(params))
-            on_trial(len(self.made), len(self.made) + len(cells) - at + to_come)
-        return self.made[len(self.made) - len(cells) :]
+        """Try *cells*; *on_trial* gets the number of trials, and that of all with *to_come* after these."""
+        total = len(self.done) + len(cells) + to_come
+        for params in cells:
+            self.done.append(self._trial(params))
+            on_trial(len(self.done), total)
+        return self.done[len(self.done) - len(cells) :]
 
     def _trial(self, params: Params) -> Trial:
         tried = exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
-        name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
-        kept = None if self._folder is None else self._folder / f"{name}.npy"
-        with suppress(OSError, ValueError, EOFError):  # missing or half-written
-            if kept is not None:
+        kept = None
+        if self._folder is not None:
+            name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
+            kept = self._folder / f"{name}.npy"
+            with suppress(OSError, ValueError, EOFError):  # missing or half-written
                 seconds, *_ = values = np.load(kept, allow_pickle=False)
                 return Trial(params, iterations, values[1:], float(seconds))
         start = perf_counter()
-        values = self._measure(tried)
-        made = Trial(params, iterations, values, round(perf_counter() - start, 3))
+        per_user = self._measure(tried)
+        trial = Trial(params, iterations, per_user, round(perf_counter() - start, 3))
         if kept is not None:
-            _write(kept, made)
-        return made
+            _write(kept, trial)
+        return trial
 
     def _measure(self, params: Params) -> Values:
         """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
@@ -482,8 +499,14 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _to_json(trial: Trial) -> dict[str, Any]:
-    figures = {name: getattr(trial, name) for name in ("iterations", "ndcg", "se", "seconds")}
-    return {"engine": engine_of(trial.params), "params": asdict(trial.params), **figures}
+    return {
+        "engine": engine_of(trial.params),
+        "params": asdict(trial.params),
+        "iterations": trial.iterations,
+        "ndcg": trial.ndcg,
+        "se": trial.se,
+        "seconds": trial.seconds,
+    }
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
@@ -577,36 +600,58 @@ def more_recency(
     First half-lives, and the highest power at the half-life of *popular*; then half-lives and powers around the best,
     and higher powers as long as they equal it.
     """
-    steps = [(half_life, 1.0) for half_life in _HALF_LIVES]
+    timings = [_Timing(half_life, 1.0) for half_life in _HALF_LIVES]
     if popular is not None and popular.half_life_days is not None:
-        steps.append((popular.half_life_days, _MOST_GAMMA))
+        timings.append(_Timing(popular.half_life_days, _MOST_GAMMA))
     if tried:
-        best = max(tried.values(), key=lambda trial: trial.ndcg)
-        days, gamma = _timing(best.params)
-        steps = [(days * _STEP, gamma), (days / _STEP, gamma)]
-        if not isinstance(params, PopularityParams):
-            steps += [(days, gamma * _STEP), (days, gamma / _STEP)]
-            steps += [(days, _timing(trial.params)[1] * _STEP) for trial in tried.values() if _equals(trial, best)]
+        timings = list(_steps(params, list(tried.values())))
     cells: dict[Params, None] = {}
-    for days, gamma in steps:
-        if not (_SHORTEST_DAYS <= days <= _LONGEST_DAYS and _LEAST_GAMMA <= gamma <= _MOST_GAMMA):
+    for timing in timings:
+        if not timing.is_in_range:
             continue
         if isinstance(params, PopularityParams):
-            cells[PopularityParams(days)] = None
+            cells[PopularityParams(timing.days)] = None
         else:
-            cells[replace(params, recency=Recency(days, gamma))] = None
+            cells[replace(params, recency=Recency(timing.days, timing.gamma))] = None
     return [cell for cell in cells if cell not in tried]
+
+
+class _Timing(NamedTuple):
+    """A half-life, and a power of recency."""
+
+    days: float
+    gamma: float
+
+    @property
+    def is_in_range(self) -> bool:
+        """Whether it may be tried."""
+        return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LEAST_GAMMA <= self.gamma <= _MOST_GAMMA
+
+
+def _steps(params: Params, tried: Sequence[Trial]) -> Iterator[_Timing]:
+    """Yield timings around that of the best trial."""
+    best = max(tried, key=lambda trial: trial.ndcg)
+    days, gamma = _timing(best.params)
+    yield _Timing(days * _STEP, gamma)
+    yield _Timing(days / _STEP, gamma)
+    if not isinstance(params, PopularityParams):
+        yield _Timing(days, gamma * _STEP)
+        yield _Timing(days, gamma / _STEP)
+        for trial in tried:
+            if _equals(trial, best):
+                yield _Timing(days, _timing(trial.params).gamma * _STEP)
 
 
 def _equals(trial: Trial, best: Trial) -> bool:
     """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
-    days, gamma = _timing(trial.params)
-    best_days, best_gamma = _timing(best.params)
-    return days == best_days and gamma >= best_gamma and best.leads_by(trial) <= EQUAL
+    timing = _timing(trial.params)
+    best_timing = _timing(best.params)
+    is_as_recent = timing.days == best_timing.days and timing.gamma >= best_timing.gamma
+    return is_as_recent and best.leads_by(trial) <= EQUAL
 
 
-def _timing(params: Params) -> tuple[float, float]:
+def _timing(params: Params) -> _Timing:
     if isinstance(params, PopularityParams):
-        return params.half_life_days or 1.0, 1.0
+        return _Timing(params.half_life_days or 1.0, 1.0)
     recency = recency_of(params)
-    return (1.0, 1.0) if recency is None else (recency.half_life_days, recency.gamma)
+    return _Timing(1.0, 1.0) if recency is None else _Timing(recency.half_life_days, recency.gamma)
