@@ -191,23 +191,30 @@ def test_who_serves_reaches_the_issuer_where_one_is_configured(name: str) -> Non
     good = Good(whole(name))
     assert good.settings["HOTPLATE_OIDC_ISSUER"].startswith("https://")
     assert good.settings["HOTPLATE_OIDC_AUDIENCE"]
-    chosen = good["NetworkPolicy", "hotplate-to-issuer"]["spec"]["podSelector"]["matchLabels"]
+    policy = good["NetworkPolicy", "hotplate"]["spec"]
+    chosen = policy["podSelector"]["matchLabels"]
     assert chosen.items() <= good.deployment["spec"]["template"]["metadata"]["labels"].items()
-    assert "hotplate-to-issuer" not in {one["metadata"]["name"] for one in overlay(name)}
+    assert ports_of(policy) == {443, 4318}  # the issuer, and the collector of the component `telemetry`
+    assert ports_of(policy_of(overlay(name), "hotplate")["spec"]) == set()
+
+
+def ports_of(policy: Object) -> set[int]:
+    """Return the ports that a policy lets pods reach."""
+    return {port["port"] for way in policy["egress"] for port in way["ports"]}
 
 
 @pytest.mark.parametrize(
     ("name", "policy", "port"),
     [
         ("redis", "hotplate-to-store", 10000),
-        ("redis", "hotplate-to-issuer", 443),
+        ("redis", "hotplate", 443),
         ("cosmos", "hotplate-to-store", 443),
         ("edge", "hotplate-copy", 10000),
     ],
 )
 def test_egress_allows_its_port_over_ipv4_and_ipv6_except_node_metadata(name: str, policy: str, port: int) -> None:
-    found = policy_of(whole(name) if policy == "hotplate-to-issuer" else overlay(name), policy)
-    (way,) = found["spec"]["egress"]
+    found = policy_of(whole(name) if policy == "hotplate" else overlay(name), policy)
+    (way,) = [way for way in found["spec"]["egress"] if "ipBlock" in way["to"][0]]
     assert [one["port"] for one in way["ports"]] == [port]
     assert [one["ipBlock"] for one in way["to"]] == [
         {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]},

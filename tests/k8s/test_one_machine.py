@@ -153,12 +153,13 @@ def test_compose_is_valid_and_mounts_what_there_is() -> None:
 
 
 def test_prometheus_of_compose_takes_its_configuration_and_rules(tmp_path: Path) -> None:
-    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+    services = compose["services"]
     script, _, _ = services["prometheus"]["command"][0].replace("$$", "$").partition("exec ")
     # First the script's own paths: the checkout may lie below /tmp.
     script = script.replace("/tmp/", f"{tmp_path}/").replace("/etc/hotplate", str(K8S / "monitoring"))
     subprocess.run(["sh", "-ec", script], env=services["prometheus"]["environment"] | {"PATH": "/bin"}, check=True)
-    configuration = (COMPOSE / "prometheus.yml").read_text().replace("/tmp/", f"{tmp_path}/")
+    configuration = compose["configs"]["prometheus"]["content"].replace("/tmp/", f"{tmp_path}/")
     (tmp_path / "prometheus.yml").write_text(configuration.replace("/etc/prometheus", str(tmp_path)))
     (tmp_path / "hotplate.key").write_text("key")
     done = subprocess.run([tool("promtool"), "check", "config", str(tmp_path / "prometheus.yml")], check=False)
