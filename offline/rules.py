@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def read_rules(files: RuleFiles) -> Rules:
     categories = dict[str, str]()
     if files.categories is not None:
         rows = read_text(files.categories, ["item", "category"]).drop_nulls()
-        categories = _once(rows, files.categories, "in two categories")
+        categories = _by_item(rows, files.categories, "in two categories")
     return Rules(
         available=None if files.available is None else frozenset(_read_available(files.available)),
         excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
@@ -131,24 +132,23 @@ class RuledLists:
 
     def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
         self._rules = rules
-        self._boosts = _boosts(rules, model)
-        self._model = self._favouring(model)
         self._length = length
         self._keep_seen = keep_seen
         ids = model.matrix.item_ids
+        self._boosts = _boosts(rules, ids)
         self.allowed = _allowed(rules, ids)
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
+        self._model = self._favouring(model)
         self._history = np.diff(model.matrix.user_items.indptr)
         self._own = self._counted(model) if keep_seen else None
         self._shown = None if rules.showings is None else rules.showings.days_without_click(model.matrix)
         self._similarity = ItemSimilarity(model.similar) if rules.diversity else None
         self._new = None if rules.explore is None else self._new_items(model, rules.explore)
         counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
-        self._popularity = Popularity((counts if self._boosts is None else counts * self._boosts).astype(np.float32))
-        columns = {item: column for column, item in enumerate(ids)}
-        pinned = [columns[item] for item in dict.fromkeys(rules.pinned) if item in columns]
-        pins = np.array(pinned, dtype=np.int32)
-        self._pins = pins if self.allowed is None else pins[self.allowed[pins]]
+        if self._boosts is not None:
+            counts = counts * self._boosts
+        self._popularity = Popularity(counts.astype(np.float32))
+        self._pins = self._pinned_columns(ids)
 
     def users(self, start: int, stop: int) -> Users:
         """Return a range of the model's users, with what the rules know of them."""
@@ -169,8 +169,7 @@ class RuledLists:
     @property
     def multipliers(self) -> Floats | None:
         """Factors of users' scores by item, from recency and boosts."""
-        found: Floats | None = getattr(self._model.ranker, "recent", None)
-        return found
+        return self._model.ranker.recent
 
     @property
     def available(self) -> int:
@@ -220,11 +219,15 @@ class RuledLists:
         """Return the entry of the manifest; the model lacks *unknown* items."""
         rules = self._rules
         known = set(self._model.matrix.item_ids)
-        facts: dict[str, Any] = {}
-        named = {"available": rules.available, "excluded": rules.excluded}
-        for name, ids in (named | {"boosted": rules.boosts.keys(), "pinned": frozenset(rules.pinned)}).items():
-            if ids:
-                facts[name] = {"items": len(ids), "unknown": len(ids - known)}
+        items = {
+            "available": rules.available or (),
+            "excluded": rules.excluded,
+            "boosted": rules.boosts,
+            "pinned": set(rules.pinned),
+        }
+        facts: dict[str, Any] = {
+            name: {"items": len(ids), "unknown": len(set(ids) - known)} for name, ids in items.items() if ids
+        }
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
@@ -248,6 +251,12 @@ class RuledLists:
         needs_pool = self._similarity is not None or self._shown is not None
         return max(self._length, pool_size(self._length)) if needs_pool else self._length
 
+    def _pinned_columns(self, ids: list[str]) -> Indices:
+        columns = {item: column for column, item in enumerate(ids)}
+        pinned = [columns[item] for item in dict.fromkeys(self._rules.pinned) if item in columns]
+        pins = np.array(pinned, dtype=np.int32)
+        return pins if self.allowed is None else pins[self.allowed[pins]]
+
     def _new_items(self, model: Model, explore: Explore) -> NewItems:
         times = model.matrix.times
         if times is None:
@@ -258,27 +267,28 @@ class RuledLists:
         return NewItems(explore, model, new, keep_seen=self._keep_seen)
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        matrix = self._model.matrix
-        options = {"keep_seen": self._keep_seen}
-        if self._own is None:
-            items, scores = self._model.ranker.recommend(
-                matrix.user_items, users, depth, allowed=self.allowed, **options
-            )
-        else:
-            items, scores = recommend(
-                self._model.ranker, matrix.user_items, users, depth, allowed=self.allowed, own=self._own, **options
-            )
-        short = np.flatnonzero(items[:, -1] < 0)
-        if self._rules.shorten and len(short):
-            filler, _ = self._popularity.recommend(
-                matrix.user_items, users[short], depth, allowed=self.allowed, **options
-            )
-            items[short], scores[short] = filled((items[short], scores[short]), filler)
+        ranker = self._model.ranker
+        rank = ranker.recommend if self._own is None else partial(recommend, ranker, own=self._own)
+        items, scores = rank(
+            self._model.matrix.user_items, users, depth, keep_seen=self._keep_seen, allowed=self.allowed
+        )
+        if self._rules.shorten:
+            self._fill(users, items, scores)
         if self._similarity is not None or self._shown is not None:
             items, scores = self._rearranged(users, items, scores)
         if self._new is not None:
             items, scores = self._explored(self._new, users, items, scores)
         return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
+
+    def _fill(self, users: Indices, items: Indices, scores: Floats) -> None:
+        """Fill short lists with popular items, in place."""
+        short = np.flatnonzero(items[:, -1] < 0)
+        if len(short):
+            user_items = self._model.matrix.user_items
+            filler, _ = self._popularity.recommend(
+                user_items, users[short], items.shape[1], keep_seen=self._keep_seen, allowed=self.allowed
+            )
+            items[short], scores[short] = filled((items[short], scores[short]), filler)
 
     def _rearranged(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
         pool = items[:, : pool_size(self._length)]
@@ -322,8 +332,9 @@ class RuledLists:
             return model
         if isinstance(ranker, Popularity):
             return replace(model, ranker=Popularity(ranker.counts * weights))
-        before: Floats | None = getattr(ranker, "recent", None)
-        return replace(model, ranker=with_recency(ranker, weights if before is None else before * weights))
+        if ranker.recent is not None:
+            weights = ranker.recent * weights
+        return replace(model, ranker=with_recency(ranker, weights))
 
     def _cut(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Return lists of the full length, under the cap, of rankings of at least *depth* items."""
@@ -338,17 +349,21 @@ class RuledLists:
         scores = np.zeros((len(rows), width), dtype=np.float32)
         pending = np.arange(len(rows))
         while len(pending):
-            short = []
-            for places in np.array_split(pending, -(-len(pending) * min(depth, total) // _CELLS)):
-                ranked = rank(rows[places], depth)
-                kept = ranked[0] >= 0
+            short = list[Indices]()
+            batches = -(-len(pending) * min(depth, total) // _CELLS)
+            for places in np.array_split(pending, batches):
+                ranked, values = rank(rows[places], depth)
+                kept = ranked >= 0
                 if self.categories is not None and most is not None:
-                    kept = capped(ranked[0], self.categories, most)
-                found, values = cut(*ranked, kept, width)
-                items[places, : found.shape[1]] = found
-                scores[places, : found.shape[1]] = values
-                short.append(places[(items[places, -1] < 0) & (ranked[0][:, -1] >= 0)])
-            pending = np.concatenate(short) if depth < total else pending[:0]
+                    kept = capped(ranked, self.categories, most)
+                lists, values = cut(ranked, values, kept, width)
+                items[places, : lists.shape[1]] = lists
+                scores[places, : lists.shape[1]] = values
+                is_short = items[places, -1] < 0
+                short.append(places[is_short & (ranked[:, -1] >= 0)])
+            if depth >= total:
+                break
+            pending = np.concatenate(short)
             depth *= _DEEPER
         return items, scores
 
@@ -412,17 +427,17 @@ def _read_available(path: Path) -> list[str]:
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path, may_be_empty=False)
-    frame = read_text(path, ["item"], {"stock": stock})
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
     amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
-    frame = frame.with_columns(amount=amount.otherwise(text.cast(pl.Float64, strict=False)))
-    unread = frame.filter(pl.col("amount").is_null())
+    number = text.cast(pl.Float64, strict=False)
+    rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount.otherwise(number))
+    unread = rows.filter(pl.col("amount").is_null())
     if unread.height:
-        item, value = unread.row(0)[:2]
+        item, value = unread.select("item", "stock").row(0)
         raise DataError(
             f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, true or false."
         )
-    return frame.filter(pl.col("amount") > 0).get_column("item").to_list()
+    return rows.filter(pl.col("amount") > 0).get_column("item").to_list()
 
 
 def _stock_column(path: Path) -> str | None:
@@ -433,34 +448,36 @@ def _stock_column(path: Path) -> str | None:
 
 def _read_boosts(path: Path) -> dict[str, float]:
     boost = pl.col("boost")
-    frame = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
-    wrong = frame.filter(~((boost > 0) & (boost <= _MAX_BOOST)).fill_null(value=False)).get_column("item").sort()
+    rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
+    is_valid = (boost > 0) & (boost <= _MAX_BOOST)
+    wrong = rows.filter(~is_valid.fill_null(value=False)).get_column("item").sort()
     if len(wrong):
         bounds = f"above zero and at most {_MAX_BOOST:,}"
         raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
-    return _once(frame, path, "with two boosts")
+    return _by_item(rows, path, "with two boosts")
 
 
-def _once(frame: pl.DataFrame, path: Path, twice: str) -> dict[str, Any]:
-    frame = frame.unique()
-    repeated = frame.filter(pl.col("item").is_duplicated()).get_column("item").sort()
+def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
+    """Return the values of *rows* [item, value] by item; DataError with the *fault* of an item that has two."""
+    rows = rows.unique()
+    repeated = rows.filter(pl.col("item").is_duplicated()).get_column("item").sort()
     if len(repeated):
-        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {twice}; keep one for each item.")
-    return dict(frame.iter_rows())
+        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {fault}; keep one for each item.")
+    return dict(rows.iter_rows())
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:
     if rules.available is None and not rules.excluded:
         return None
-    available = np.array([rules.available is None or item in rules.available for item in ids], dtype=np.bool_)
-    return available & np.array([item not in rules.excluded for item in ids], dtype=np.bool_)
+    allowed = set(ids if rules.available is None else rules.available) - rules.excluded
+    return np.array([item in allowed for item in ids], dtype=np.bool_)
 
 
-def _boosts(rules: Rules, model: Model) -> Floats | None:
+def _boosts(rules: Rules, ids: list[str]) -> Floats | None:
     """Return factors of scores [items], None if all are 1."""
     if not rules.boosts:
         return None
-    return np.array([rules.boosts.get(item, 1.0) for item in model.matrix.item_ids], dtype=np.float32)
+    return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
 
 
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
