@@ -21,8 +21,9 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.offline.train.popularity import PopularityParams, Recency
     from hotplate.offline.train.tuning import TuneOptions
     from hotplate.offline.training import TrainReport, TrainSettings, train
+    from hotplate.recommendations import Recommendations
     from hotplate.releases import activate, copy, prune, rollback, verify
-    from hotplate.serve.embedded import Lists, Recommendations, SyncLists, open_sync
+    from hotplate.serve.embedded import Lists, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.encoded_lists import NotReady, UnknownList
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
@@ -121,7 +122,7 @@ _HOMES = {
     "PublishSettings": "hotplate.offline.options:PublishSettings",
     "Reader": "hotplate.stores.store:Reader",
     "Recency": "hotplate.offline.train.popularity:Recency",
-    "Recommendations": "hotplate.serve.embedded:Recommendations",
+    "Recommendations": "hotplate.recommendations:Recommendations",
     "RecordChange": "hotplate.stores.store:RecordChange",
     "RefusedByGates": "hotplate.stores.errors:RefusedByGates",
     "ReleaseConflict": "hotplate.stores.errors:ReleaseConflict",

@@ -14,6 +14,7 @@ import httpcore2
 
 from hotplate.background import Background, blocking
 from hotplate.proxies import proxy_for
+from hotplate.recommendations import Recommendations, RequestOptions
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -56,43 +57,14 @@ class RequestRefused(ClientError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One list, best item first.
+class Answer(Recommendations):
+    """A list of the service; *source* is `memory` for a remembered popular list, with a *failure*.
 
-    *source* is `personal`, `similar`, `fold-in`, `popular`, or `memory` for a remembered popular list with a *failure*.
-    In a batch, *status* is `ok`, `unknown`, or `error`. *segment* is that of a popular list, empty for the overall one.
-    *list* is the name of the list, empty for a default list without one. A page has the cursor of the *next* one,
-    unless it is the last. A *restarted* one is a first page, because the release of the page before is gone.
+    In a batch, *status* is `ok`, `unknown`, or `error`.
     """
 
-    items: "list[Item]"
-    source: str
-    release: str
-    tier: str
-    canary: bool = False
     status: str | None = None
     failure: str | None = None
-    segment: str | None = None
-    list: str = ""
-    next: str | None = None
-    restarted: bool = False
-
-
-class ListOptions(TypedDict, total=False):
-    """Options of a call.
-
-    *where* are conditions on item attributes, as `category:shoes,price<50`. *segment* is that of the popular list that
-    replaces a missing list; not for `similar`. *list* is the name of a list. *after* asks for a page: "0" for the
-    first, or the `next` of the page before; not for `fold_in`, and for `batch` by user.
-    """
-
-    exclude: Collection[str]
-    where: str
-    fields: Sequence[str]
-    timeout_s: float
-    segment: str
-    list: str
-    after: str
 
 
 class ClientOptions(TypedDict, total=False):
@@ -179,7 +151,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ValueError("the key has characters that a header cannot have")
-        self._made = (url, key, timeout_s, max_connections, ssl_context)
+        self._service = url
+        self._options = ClientOptions(
+            key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
+        )
         self._url = f"{parts.scheme}://{parts.netloc}{quote(parts.path, safe='/%')}".rstrip("/")
         self._key = key
         self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
@@ -194,7 +169,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Pickle the arguments, with the key, and not the connections; an `ssl_context` cannot be pickled."""
-        return _client, (type(self), *self._made)
+        return partial(type(self), self._service, **self._options), ()
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -220,12 +195,12 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             )
         return pool
 
-    async def recommendations(self, user: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
+    async def recommendations(self, user: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
         return (await self._run(f"recommendations/{_quoted(user)}", n, options, expected=[{"user": user}]))[0]
 
     async def batch(
-        self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[ListOptions]
+        self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[RequestOptions]
     ) -> list[Answer]:
         """Return the lists of up to 2,000 users, in order; from a mapping of users to their `after`, pages."""
         expected = [{"user": user} for user in users]
@@ -234,16 +209,16 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             wanted = [{"id": user, "after": after} for user, after in users.items()]
         return await self._run("recommendations", n, options, expected=expected, body={"users": wanted})
 
-    async def similar(self, item: str, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
+    async def similar(self, item: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return the items similar to *item*, or the popular list for an unknown item."""
         return (await self._run(f"similar/{_quoted(item)}", n, options, expected=[{"item": item}]))[0]
 
-    async def popular(self, n: int = 10, **options: Unpack[ListOptions]) -> Answer:
+    async def popular(self, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
         return (await self._run("popular", n, options))[0]
 
     async def fold_in(
-        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[ListOptions]
+        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[RequestOptions]
     ) -> Answer:
         """Return a list for a visitor's basket of items, or of weights by item, the newest last.
 
@@ -252,7 +227,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
             basket = [{"id": item, "weight": weight} for item, weight in items.items()]
-        body = {"items": basket} | ({} if recency is None else {"recency": recency})
+        body: dict[str, Any] = {"items": basket}
+        if recency is not None:
+            body["recency"] = recency
         return (await self._run("recommendations/fold-in", n, options, body=body))[0]
 
     async def _run(
@@ -268,10 +245,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         until = time.monotonic() + others.pop("timeout_s")
         call = _Call(path, n, until, expected=expected, body=body, **others)
         if call.list:
-            call = replace(call, expected=[{**one, "list": call.list} for one in call.expected])
-        found = await self._try(call)
+            call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
+        answers = await self._try(call)
         await self._refresh(call)
-        return self._stand_in(call, found) if isinstance(found, ClientError) else found
+        return self._stand_in(call, answers) if isinstance(answers, ClientError) else answers
 
     async def _try(self, call: _Call) -> list[Answer] | ClientError:
         failure = ""
@@ -299,20 +276,25 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 body += piece
                 if len(body) > MAX_ANSWER_BYTES:
                     return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
+        return self._decoded(call, response.status, body)
+
+    def _decoded(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
         try:
             decoded = json.loads(body)
-            if response.status == 200:
+            if status == 200:
                 lists = list(zip(decoded.get("results", [decoded]), call.expected, strict=True))
-                if all(expected.items() <= one.items() for one, expected in lists):
-                    return [_answer(one) for one, _ in lists]
+                if all(expected.items() <= fields.items() for fields, expected in lists):
+                    return [_answer(fields) for fields, _ in lists]
                 failure = "an answer for another user or item than was requested"
             else:
-                failure = f"{response.status} {decoded['type'].rpartition(':')[2]}: {decoded['detail']}"
+                failure = f"{status} {decoded['type'].rpartition(':')[2]}: {decoded['detail']}"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            failure = f"unexpected response with status {response.status}"
-        failure = f"{self._url}: {failure.replace(self._key, '…') if self._key else failure}"
-        is_refused = response.status // 100 == 4 and response.status not in TRANSIENT
-        return RequestRefused(failure, response.status) if is_refused else ServiceUnavailable(failure)
+            failure = f"unexpected response with status {status}"
+        if self._key:
+            failure = failure.replace(self._key, "…")
+        if status // 100 == 4 and status not in TRANSIENT:
+            return RequestRefused(f"{self._url}: {failure}", status)
+        return ServiceUnavailable(f"{self._url}: {failure}")
 
     async def _refresh(self, call: _Call) -> None:
         """Read due popular lists, each in half of the time left."""
@@ -322,10 +304,17 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             is_known = key in self._due or len(self._due) < room
             if is_known and self._due.get(key, 0.0) <= now < call.until:
                 self._due[key] = now + REFRESH_AGAIN_S
-                half = _Call("popular", REMEMBERED_ITEMS, (now + call.until) / 2, segment=key[1], where=call.where)
-                found = await self._try(replace(half, list=call.list))
-                if isinstance(found, list) and found[0].items:
-                    self._popular[key] = found[0]
+                popular = _Call(
+                    path="popular",
+                    n=REMEMBERED_ITEMS,
+                    until=(now + call.until) / 2,
+                    segment=key[1],
+                    where=call.where,
+                    list=call.list,
+                )
+                answers = await self._try(popular)
+                if isinstance(answers, list) and answers[0].items:
+                    self._popular[key] = answers[0]
                     self._due[key] = now + REFRESH_S
 
     def _stand_in(self, call: _Call, error: ClientError) -> list[Answer]:
@@ -335,7 +324,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise error
         if not known:
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
-        answer = next((one for one in known if _cut(one.items, call)), known[0])
+        answer = next((popular for popular in known if _cut(popular.items, call)), known[0])
         status = "error" if call.path == "recommendations" else None
         items = _cut(answer.items, call)
         answer = replace(answer, items=items, source="memory", status=status, failure=str(error))
@@ -349,13 +338,14 @@ class Client(Background[AsyncClient]):
     """
 
     def __init__(self, url: str, **options: Unpack[ClientOptions]) -> None:
-        self._made = (url, *(options.get(name, default) for name, default in _DEFAULTS.items()))
+        self._service = url
+        self._options = options.copy()
         options["ssl_context"] = AsyncClient(url, **options).ssl_context  # checks the arguments
         super().__init__(partial(AsyncClient, url, **options), lambda: ServiceUnavailable("the client was closed"))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """As of `AsyncClient`."""
-        return _client, (type(self), *self._made)
+        return partial(type(self), self._service, **self._options), ()
 
     recommendations = blocking(AsyncClient.recommendations)
     batch = blocking(AsyncClient.batch)
@@ -363,19 +353,11 @@ class Client(Background[AsyncClient]):
     popular = blocking(AsyncClient.popular)
 
     def fold_in(
-        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[ListOptions]
+        self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[RequestOptions]
     ) -> Answer:
         """See `AsyncClient.fold_in`."""
         basket = items if isinstance(items, Mapping) else list(items)  # a lazy one is read in the caller's thread
         return self._run(lambda client: client.fold_in(basket, n, recency=recency, **options))
-
-
-# The options of a client, in the order in which they are pickled.
-_DEFAULTS = {"key": None, "timeout_s": TIMEOUT_S, "max_connections": CONNECTIONS, "ssl_context": None}
-
-
-def _client(kind: type[AsyncClient | Client], url: str, *values: Any) -> AsyncClient | Client:  # noqa: ANN401 -- options
-    return kind(url, **dict(zip(_DEFAULTS, values, strict=True)))
 
 
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:
@@ -394,7 +376,7 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
 def _answer(decoded: dict[str, Any]) -> Answer:
     optional = {name: decoded[name] for name in OPTIONAL if name in decoded}
     items = [item for item in decoded["items"] if item["id"]]
-    return Answer(items, decoded["source"], decoded["release"], decoded["tier"], **optional)
+    return Answer(items=items, source=decoded["source"], release=decoded["release"], tier=decoded["tier"], **optional)
 
 
 def _cut(items: "list[Item]", call: _Call) -> "list[Item]":

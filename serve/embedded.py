@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from hotplate.background import Background, blocking
+from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceMisused
@@ -22,52 +23,11 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.watched import follow
-from hotplate.stores.encoding import ITEM, OVERALL, USER, Item, RowKey, check_id, decode
+from hotplate.stores.encoding import ITEM, OVERALL, USER, RowKey, check_id, decode
 from hotplate.stores.errors import StoreMisused
 
 # Maximum wait for the first read of each store.
 FIRST_READ_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendations:
-    """One decoded list."""
-
-    items: list[Item]
-    source: str
-    """`personal`, `similar`, `fold-in`, or `popular`."""
-
-    release: str
-    tier: str
-    canary: bool = False
-    segment: str | None = None
-    """Of a popular list, empty for the overall one."""
-
-    list: str = ""
-    """The name of the list; empty for a default list without one."""
-
-    next: str | None = None
-    """`after` of the next page, if this is a page and not the last one."""
-
-    restarted: bool = False
-    """Whether the release of the page before is gone; then this is a first page."""
-
-
-class FilterOptions(TypedDict, total=False):
-    """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
-
-    Popular items that pass them fill the list up to *n*.
-    """
-
-    exclude: Collection[str]
-    where: str
-    list: str
-
-
-class ListOptions(FilterOptions, total=False):
-    """Options of a call; *segment* is that of the popular list, by default the overall one."""
-
-    segment: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
 # What every room may use.
-SHARED = ("hotplate.background.", "hotplate.proxies.", "hotplate.report.", "hotplate.report_page.")
+SHARED = tuple(f"hotplate.{name}." for name in ("background", "proxies", "recommendations", "report", "report_page"))
 FOLDERS = set(ROOMS) - {"hotplate"}
 # A module by its bare name, as it may stand in a string, a comment or a page; and how a folder is imported.
 NAMED = r"(?<![\w./-])(stores|offline|serve|bench)\.([a-z_]\w*)"

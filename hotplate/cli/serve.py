@@ -26,7 +26,7 @@ from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging
 from hotplate.stores.options import Argument, Flag
 
 if TYPE_CHECKING:
-    from hotplate.serve.embedded import Recommendations
+    from hotplate.recommendations import Recommendations
     from hotplate.serve.events import EventReport, ListedItems
     from hotplate.serve.experiments import ArmEvents
     from hotplate.stores.store import Store

@@ -1,0 +1,59 @@
+"""A list as the library and the client return it, and the options of a call."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from hotplate.stores.encoding import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """One list, best item first.
+
+    source     `personal`, `similar`, `fold-in` or `popular`
+    segment    of a popular list, empty for the overall one
+    list       its name, empty for a default list without one
+    next       `after` of the next page, if this is a page and not the last one
+    restarted  whether the release of the page before is gone; then this is a first page
+    """
+
+    items: "list[Item]"
+    source: str
+    release: str
+    tier: str
+    canary: bool = False
+    segment: str | None = None
+    list: str = ""
+    next: str | None = None
+    restarted: bool = False
+
+
+class FilterOptions(TypedDict, total=False):
+    """Ids to leave out, conditions on item attributes, as `category:shoes,price<50`, and the name of a list.
+
+    Popular items that pass them fill the list up to *n*.
+    """
+
+    exclude: Collection[str]
+    where: str
+    list: str
+
+
+class ListOptions(FilterOptions, total=False):
+    """Options of a call; *segment* is that of the popular list, by default the overall one."""
+
+    segment: str
+
+
+class RequestOptions(ListOptions, total=False):
+    """Options of a request; the *segment* is not for `similar`.
+
+    *after* asks for a page: "0" for the first, or the `next` of the page before; not for `fold_in`, and for `batch` by
+    user.
+    """
+
+    fields: Sequence[str]
+    timeout_s: float
+    after: str
