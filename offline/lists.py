@@ -30,6 +30,8 @@ from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
 _SCORE_BYTES = 8
+_FRAME_BYTES = 32
+_ROW_BYTES = 32
 # A smaller share may be an incomplete file.
 LEAST_AVAILABLE = 0.5
 # Users or items in a block, unless there were too many blocks.
@@ -106,19 +108,24 @@ class ModelLists:
     def plan(self) -> Plan:
         """See `ListSource`."""
         matrix = self.model.matrix
-        length = self._settings.length
+        items = len(matrix.item_ids)
         named = zip(matrix.item_ids, self._titles, strict=True)
-        item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
-        list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
-        rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self.model.segments)
-        ranker = self.model.ranker
-        factors = ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
-        entry_bytes = int(item_bytes) + 4 * factors
-        meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
-        meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
-        meta_bytes += sum(len(row.value) for row in self._attributes)
-        meta_rows += len(self._attributes)
-        return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
+        item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in named])
+        list_bytes = int((item_bytes + _SCORE_BYTES) * min(self._settings.length, items))
+        rows = items + len(matrix.user_ids) + 1 + len(self.model.segments)
+        meta_bytes = sum(len(row.value) for row in self._attributes)
+        meta_rows = len(self._attributes)
+        if self._settings.fold_in:
+            ranker = self.model.ranker
+            factors = ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
+            entry_bytes = int(item_bytes) + 4 * factors
+            meta_bytes += items * entry_bytes
+            meta_rows += 2 + items * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
+        return Plan(
+            rows=rows + meta_rows,
+            payload_bytes=rows * (list_bytes + _ROW_BYTES) + meta_bytes,
+            meta_bytes=meta_bytes,
+        )
 
     def about(self) -> dict[str, Any]:
         """See `ListSource`."""
@@ -190,27 +197,15 @@ class ModelLists:
         ranker = self.model.ranker
         if not self._settings.fold_in or not isinstance(ranker, Factors):
             return
-        allowed = self._ruled.allowed
-        categories = self._ruled.categories
-        multipliers = self._ruled.multipliers
-        entries = (
-            ItemEntry(
-                item,
-                self._titles[place],
-                allowed=allowed is None or bool(allowed[place]),
-                category=None if categories is None or categories[place] < 0 else int(categories[place]),
-                multiplier=1.0 if multipliers is None else float(f"{multipliers[place]:.6g}"),
-            )
-            for place, item in enumerate(self.model.matrix.item_ids)
-        )
-        written = 0
-        params = ranker.params
         rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
-        for piece in pieces(zip(entries, rows, strict=True)):
+        written = 0
+        for piece in pieces(zip(self._entries(), rows, strict=True)):
             yield [piece]
             written += 1
+        params = ranker.params
+        is_spark = isinstance(params, SparkParams)
         description = Description(
-            engine="spark" if isinstance(params, SparkParams) else "als",
+            engine="spark" if is_spark else "als",
             items=len(ranker.item_factors),
             factors=ranker.item_factors.shape[1],
             pieces=written,
@@ -221,12 +216,26 @@ class ModelLists:
         )
         yield [description_row(description)]
 
+    def _entries(self) -> Iterator[ItemEntry]:
+        """Yield what the rules know of each item, for lists that are folded in."""
+        allowed = self._ruled.allowed
+        categories = self._ruled.categories
+        multipliers = self._ruled.multipliers
+        for place, item in enumerate(self.model.matrix.item_ids):
+            yield ItemEntry(
+                item,
+                self._titles[place],
+                allowed=allowed is None or bool(allowed[place]),
+                category=None if categories is None or categories[place] < 0 else int(categories[place]),
+                multiplier=1.0 if multipliers is None else float(f"{multipliers[place]:.6g}"),
+            )
+
     def for_users(self, users: Users) -> "ModelLists":
         """Return a copy limited to *users*, with unchanged lists."""
-        others = copy(self)
-        others.model = self.model.with_users(users)
-        others._ruled = self._ruled.for_users(others.model, users)  # noqa: SLF001 -- a copy of itself
-        return others
+        lists = copy(self)
+        lists.model = self.model.with_users(users)
+        lists._ruled = self._ruled.for_users(lists.model, users)  # noqa: SLF001 -- a copy of itself
+        return lists
 
     def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
         present = items >= 0
@@ -257,14 +266,12 @@ class Block(NamedTuple):
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     """Divide items and users into blocks, numbered from 1 in key order, by the model's size alone."""
-    model = lists.model
-    spans = list(_spans(len(model.matrix.item_ids)))
-    of_items = [Block(part, start, stop, None) for part, (start, stop) in enumerate(spans, 1)]
-    spans = list(_spans(len(model.matrix.user_ids)))
-    of_users = [
-        Block(part, start, stop, lists.users(start, stop))
-        for part, (start, stop) in enumerate(spans, len(of_items) + 1)
-    ]
+    of_items = list[Block]()
+    for start, stop in _spans(len(lists.model.matrix.item_ids)):
+        of_items.append(Block(len(of_items) + 1, start, stop, None))
+    of_users = list[Block]()
+    for start, stop in _spans(len(lists.model.matrix.user_ids)):
+        of_users.append(Block(len(of_items) + len(of_users) + 1, start, stop, lists.users(start, stop)))
     return of_items, of_users
 
 

@@ -89,7 +89,8 @@ class Measurement:
         """Add the counts of other users."""
         self.users += counts.users
         self.users_with_lists += counts.users_with_lists
-        self.shortest = min((one for one in (self.shortest, counts.shortest) if one is not None), default=None)
+        lengths = [length for length in (self.shortest, counts.shortest) if length is not None]
+        self.shortest = min(lengths, default=None)
         self._times[counts.items] += counts.times
         self._sampled += counts.sampled
         self._trim()
@@ -161,14 +162,17 @@ async def read_live(
     open_value = await load_decode(reader, release, manifest)
     prefix = prefix_of(USER, stored)
     keys = [prefix_of(POPULAR, stored) + OVERALL, *(prefix + user for user in users)]
-    found = {
-        name: [item["id"] for item in items]
-        async for name, items in read_lists(reader, release, open_value, keys)
-        if not isinstance(items, ReleaseCorrupt)
-    }
-    segments = {*(manifest.named[stored] if stored else manifest.segments)}
-    counts = (manifest.counts.get(prefix_of(kind, stored)[:-1], 0) for kind in (USER, ITEM))
-    return LiveLists(found.pop(OVERALL, []), found, segments, *counts)
+    lists = dict[str, list[str]]()
+    async for name, items in read_lists(reader, release, open_value, keys):
+        if not isinstance(items, ReleaseCorrupt):
+            lists[name] = [item["id"] for item in items]
+    return LiveLists(
+        popular=lists.pop(OVERALL, []),
+        users=lists,
+        segments={*(manifest.named[stored] if stored else manifest.segments)},
+        had=manifest.counts.get(prefix_of(USER, stored)[:-1], 0),
+        similar=manifest.counts.get(prefix_of(ITEM, stored)[:-1], 0),
+    )
 
 
 def overlap(lists: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]], depth: int) -> float:
@@ -183,16 +187,17 @@ async def read_lists(
     async for key, slot in read_slots(reader, release, keys):
         if slot is None:
             continue
-        found: list[Item] | ReleaseCorrupt
+        items: list[Item] | ReleaseCorrupt
         try:
-            found = slot if isinstance(slot, ReleaseCorrupt) else decode(cut(open_value(key, slot), depth))
+            items = slot if isinstance(slot, ReleaseCorrupt) else decode(cut(open_value(key, slot), depth))
         except ReleaseCorrupt as error:
-            found = error
+            items = error
         except ValueError as error:
-            found = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
-        yield RowKey.parse(key).id, found
+            items = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
+        yield RowKey.parse(key).id, items
 
 
-def common(one: Sequence[str], other: Sequence[str]) -> float:
+def common(first: Sequence[str], second: Sequence[str]) -> float:
     """Return the share of common items in the longer list; 0 for empty lists."""
-    return len(set(one) & set(other)) / (max(len(one), len(other)) or 1)
+    longer = max(len(first), len(second))
+    return len({*first} & {*second}) / (longer or 1)

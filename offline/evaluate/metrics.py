@@ -71,10 +71,14 @@ class UserMetrics:
         """The means over users; ValueError without users."""
         if not len(self.users):
             raise ValueError("no user has test items")
-        means = {name: float(values.mean()) for name, values in self.values.items()}
+        means = dict[str, float]()
+        intervals = dict[str, MetricInterval]()
+        for name, values in self.values.items():
+            means[name] = float(values.mean())
+            around = interval(values)
+            if around is not None:
+                intervals[name] = around
         listed = int(self.with_list.sum())
-        found = {name: interval(each) for name, each in self.values.items()}
-        intervals = {name: each for name, each in found.items() if each is not None}
         return RankingMetrics(self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals)
 
 
@@ -108,23 +112,23 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items]."""
     k = recommended.shape[1]
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
-    liked = np.diff(test.indptr)[users]
+    relevant = np.diff(test.indptr)[users]
+    possible = np.minimum(relevant, k)
     lists = recommended[users]
-    listed = users.astype(np.int64)[:, None] * test.shape[1] + lists
-    hits = (lists >= 0) & are_among(cells_of(test), listed)
+    cells = users.astype(np.int64)[:, None] * test.shape[1] + lists
+    is_hit = (lists >= 0) & are_among(cells_of(test), cells)
+    hits = is_hit.sum(axis=1)
     ranks = np.arange(1, k + 1)
-    found = hits.sum(axis=1)
-    possible = np.minimum(liked, k)
-    precisions_at_hits = ((np.cumsum(hits, axis=1) / ranks) * hits).sum(axis=1)
+    precisions_at_hits = ((np.cumsum(is_hit, axis=1) / ranks) * is_hit).sum(axis=1)
     discounts = 1 / np.log2(ranks + 1)
     values = {
-        "precision": found / k,
-        "recall": found / liked,
-        "recall_at_k": found / possible,
-        "map": precisions_at_hits / liked,
-        "ndcg": (hits * discounts).sum(axis=1) / np.cumsum(discounts)[possible - 1],
-        "mrr": (hits / ranks).max(axis=1),
-        "hit_rate": (found > 0).astype(np.float64),
+        "precision": hits / k,
+        "recall": hits / relevant,
+        "recall_at_k": hits / possible,
+        "map": precisions_at_hits / relevant,
+        "ndcg": (is_hit * discounts).sum(axis=1) / np.cumsum(discounts)[possible - 1],
+        "mrr": (is_hit / ranks).max(axis=1),
+        "hit_rate": (hits > 0).astype(np.float64),
     }
     with_list: Mask = np.any(lists >= 0, axis=1)
     return UserMetrics(k, users, with_list, values)

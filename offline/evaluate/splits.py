@@ -139,16 +139,19 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
         return _hold_out_users(user_items, rows, history, options)
     held_back = _drawn(user_items, rows, options)
     train = core(part(user_items, ~held_back), options.min_per_user, options.min_per_item)
-    return Parts(
-        train, None if history is None else history.only(train), train, _known(user_items, held_back, train, options)
-    )
+    past = None if history is None else history.only(train)
+    return Parts(train, past, train, _known(user_items, held_back, train, options))
 
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
     ordered = np.sort(times)
-    size = max(1, round((1 - _PIECE_STEP * (options.pieces - 1 - options.piece)) * len(times)))
-    until = int(ordered[max(0, round((1 - options.test_share) * size) - 1)]) if len(times) else NO_TIME
-    held_back = np.asarray((times > until) & (times <= (ordered[size - 1] if len(times) else 0)))
+    share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
+    size = max(1, round(share * len(times)))
+    until = end = NO_TIME
+    if len(times):
+        until = int(ordered[max(0, round((1 - options.test_share) * size) - 1)])
+        end = int(ordered[size - 1])
+    held_back = np.asarray((times > until) & (times <= end))
     past = history.until(until)
     learnt = past.matrix()
     # Cancelled pairs of the cut stay, untested, even if chosen again.
@@ -199,22 +202,21 @@ def _hold_out_users(
     counts = np.diff(user_items.indptr)
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
-    chosen = np.zeros(user_items.shape[0], dtype=np.bool_)
-    chosen[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
+    is_held_out = np.zeros(user_items.shape[0], dtype=np.bool_)
+    is_held_out[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
+    of_held_out = is_held_out[rows]
     rank, sizes = ranked(rows, generator.random(user_items.nnz))
-    target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
-    train = core(part(user_items, ~chosen[rows]), options.min_per_user, options.min_per_item)
-    learnt = users_per_item(train) > 0
-    target &= learnt[user_items.indices]
-    folded = chosen[rows] & ~target
-    own = None if history is None else history.only(train)
-    return Parts(train, own, part(user_items, folded), part(user_items, target))
+    target = of_held_out & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
+    train = core(part(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
+    target &= (users_per_item(train) > 0)[user_items.indices]
+    past = None if history is None else history.only(train)
+    return Parts(train, past, seen=part(user_items, of_held_out & ~target), test=part(user_items, target))
 
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
     """Return the lists of *recommend* for users with test items [users, k], -1 for all others."""
     tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
-    found = recommend(tested)[:, :k]
+    of_tested = recommend(tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
-    lists[tested, : found.shape[1]] = found
+    lists[tested, : of_tested.shape[1]] = of_tested
     return lists

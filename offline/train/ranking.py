@@ -53,48 +53,54 @@ def recommend(
     only those. *own* [users, items] is added to scores scaled to a maximum of 1. Raises ValueError if *user_items* has
     another shape than the learnt matrix.
     """
-    if any(known not in (None, given) for known, given in zip(ranker.shape, user_items.shape, strict=True)):
-        raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
+    for learnt, size in zip(ranker.shape, user_items.shape, strict=True):
+        if learnt not in (None, size):
+            raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
     def score(batch: Indices) -> ScoreTable:
         rows = user_items[batch]
+        counts = np.diff(rows.indptr)
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
             table *= ranker.recent
         if own is not None:
-            mine = own[batch]
-            best = table.max(axis=1, keepdims=True)
-            table /= np.where(best > 0, best, 1)
-            table[np.repeat(np.arange(len(batch)), np.diff(mine.indptr)), mine.indices] += mine.data
-        has = np.diff(rows.indptr)
-        table[has == 0] = -np.inf
+            _add_own(table, own[batch])
+        table[counts == 0] = -np.inf
         if not keep_seen:
-            table[np.repeat(np.arange(len(batch)), has), rows.indices] = -np.inf
+            table[np.repeat(np.arange(len(batch)), counts), rows.indices] = -np.inf
         return table
 
     return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
+
+
+def _add_own(table: ScoreTable, own: UserItems) -> None:
+    """Scale the scores of *table* to a maximum of 1, and add those of *own*."""
+    best = table.max(axis=1, keepdims=True)
+    table /= np.where(best > 0, best, 1)
+    table[np.repeat(np.arange(len(table)), np.diff(own.indptr)), own.indices] += own.data
 
 
 def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
     """Return lists as `recommend`, of the stored scores above 0 in csr matrices of *score*."""
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
-    found = np.zeros((len(rows), n), dtype=np.float32)
+    scores = np.zeros((len(rows), n), dtype=np.float32)
     for start in range(0, len(rows), _SPARSE_AT_ONCE):
-        scores = score(rows[start : start + _SPARSE_AT_ONCE])
-        kept = scores.data > 0 if allowed is None else (scores.data > 0) & allowed[scores.indices]
-        of_row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))[kept]
-        ids = scores.indices[kept]
-        values = scores.data[kept]
+        stored = score(rows[start : start + _SPARSE_AT_ONCE])
+        kept = stored.data > 0
+        if allowed is not None:
+            kept &= allowed[stored.indices]
+        of_row = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))[kept]
+        ids = stored.indices[kept]
+        values = stored.data[kept]
         order = np.lexsort((ids, -values, of_row))
         of_row = of_row[order]
-        ids = ids[order]
-        values = values[order]
         rank = np.arange(len(of_row)) - np.searchsorted(of_row, of_row)
-        best = rank < n
-        items[start + of_row[best], rank[best]] = ids[best]
-        found[start + of_row[best], rank[best]] = values[best]
-    return items, found
+        first = rank < n
+        places = start + of_row[first], rank[first]
+        items[places] = ids[order][first]
+        scores[places] = values[order][first]
+    return items, scores
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
@@ -127,7 +133,7 @@ def _best(
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(rows), n), -1, dtype=np.int32)
-    found = np.zeros((len(rows), n), dtype=np.float32)
+    scores = np.zeros((len(rows), n), dtype=np.float32)
     with threadpool_limits(1, "blas"):
         for start in range(0, len(rows), _RANKED_AT_ONCE):
             part = slice(start, start + _RANKED_AT_ONCE)
@@ -136,7 +142,7 @@ def _best(
             ids = np.take_along_axis(ids, order, axis=1)
             values = np.take_along_axis(values, order, axis=1)
             # `topk` gives filtered items the type's minimum.
-            listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
-            items[part] = np.where(listed, ids, -1)
-            found[part] = np.where(listed, values, 0)
-    return items, found
+            is_listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
+            items[part] = np.where(is_listed, ids, -1)
+            scores[part] = np.where(is_listed, values, 0)
+    return items, scores
