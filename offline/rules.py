@@ -15,7 +15,7 @@ import polars as pl
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import input_files, named_paths
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model, Users
@@ -139,7 +139,7 @@ class RuledLists:
         self.allowed = _allowed(rules, ids)
         self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         self._model = self._favouring(model)
-        self._history = np.diff(model.matrix.user_items.indptr)
+        self._history = items_per_user(model.matrix.user_items)
         self._own = self._counted(model) if keep_seen else None
         self._shown = None if rules.showings is None else rules.showings.days_without_click(model.matrix)
         self._similarity = ItemSimilarity(model.similar) if rules.diversity else None
@@ -161,7 +161,7 @@ class RuledLists:
         """Return a copy for *model*'s users, with what is known of *users*."""
         others = copy(self)
         others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
-        others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
+        others._history = items_per_user(model.matrix.user_items)  # noqa: SLF001 -- as above
         others._own = None if users is None else users.own  # noqa: SLF001 -- as above
         others._shown = None if users is None else users.shown  # noqa: SLF001 -- as above
         return others
@@ -239,7 +239,7 @@ class RuledLists:
         if rules.diversity:
             facts["diversity"] = {"weight": rules.diversity}
         if self._shown is not None:
-            users = int((np.diff(self._shown.indptr) > 0).sum())
+            users = int((items_per_user(self._shown) > 0).sum())
             facts["rotate"] = {"users": users, "items_shown": int(self._shown.nnz)}
         if self._new is not None:
             facts["explore"] = {**asdict(self._new.explore), "items": len(self._new.items)}

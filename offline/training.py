@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from hotplate.offline.errors import SettingError
@@ -401,7 +400,7 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test 
         on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
         return test_of(wanted.of("by-item"))
     test = test_of(wanted.of("by-time"))
-    tested = int(np.count_nonzero(np.diff(test.parts.test.indptr)))
+    tested = len(test.parts.tested)
     if tested >= _FEWEST_TESTED and test.parts.train.nnz:
         return test
     test = test_of(wanted.of("by-item"))

@@ -212,7 +212,7 @@ def evaluate_parts(
     similar items and the variety of lists are measured, too.
     """
     check_length(k, "k")
-    testable = int(np.count_nonzero(np.diff(parts.test.indptr)))
+    testable = len(parts.tested)
     most = most_tested(parts.test.shape[1])
     parts = parts.sampled(most, seed=0)
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of
+from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of, items_per_user
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
@@ -111,8 +111,9 @@ def leads_by(values: Values, others: Values) -> float:
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items]."""
     k = recommended.shape[1]
-    users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
-    relevant = np.diff(test.indptr)[users]
+    counts = items_per_user(test)
+    users = np.flatnonzero(counts).astype(np.int32)
+    relevant = counts[users]
     possible = np.minimum(relevant, k)
     lists = recommended[users]
     cells = users.astype(np.int64)[:, None] * test.shape[1] + lists

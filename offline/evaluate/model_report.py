@@ -17,7 +17,7 @@ from hotplate.offline.evaluate.records import (
     read_evaluation,
     read_repeats,
 )
-from hotplate.offline.input.matrix import Indices
+from hotplate.offline.input.matrix import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
 from hotplate.offline.train.repeats import RepeatSearch
@@ -236,7 +236,7 @@ def model_report(path: Path) -> Report:
 def _samples(model: Model, n: int) -> Iterator[TextTable]:
     """Yield history and list of a few users, from the least to the most active one."""
     user_items = model.matrix.user_items
-    by_activity = np.argsort(np.diff(user_items.indptr), kind="stable")
+    by_activity = np.argsort(items_per_user(user_items), kind="stable")
     places = np.linspace(0, len(by_activity) - 1, min(_SHOWN_USERS, len(by_activity))).round().astype(np.int32)
     users = by_activity[places].astype(np.int32)
     lists, _ = model.ranker.recommend(user_items, users, n)

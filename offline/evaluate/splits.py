@@ -18,7 +18,9 @@ from hotplate.offline.input.matrix import (
     are_among,
     cells_of,
     core,
+    items_per_user,
     part,
+    rows_of,
     users_per_item,
 )
 
@@ -101,14 +103,19 @@ class Parts(NamedTuple):
         """First times in the order of train's data, if known."""
         return None if self.history is None else self.history.first_times(self.train)
 
+    @property
+    def tested(self) -> Indices:
+        """The users with test items."""
+        return np.flatnonzero(items_per_user(self.test)).astype(np.int32)
+
     def sampled(self, most: int, seed: int) -> "Parts":
         """Keep at most *most* random users in the test."""
-        tested = np.flatnonzero(np.diff(self.test.indptr))
+        tested = self.tested
         if len(tested) <= most:
             return self
         drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
         drawn[np.random.default_rng(seed).permutation(tested)[:most]] = True
-        kept = np.repeat(drawn, np.diff(self.test.indptr))
+        kept = drawn[rows_of(self.test)]
         times = None if self.test_times is None else self.test_times[kept]
         return self._replace(test=part(self.test, kept), test_times=times)
 
@@ -167,14 +174,9 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
     rows = rows_of(user_items)
-    users = np.diff(train.indptr) > 0
+    users = items_per_user(train) > 0
     items = users_per_item(train) > 0
     return part(user_items, held_back & users[rows] & items[user_items.indices])
-
-
-def rows_of(user_items: UserItems) -> npt.NDArray[np.int64]:
-    """Return the row of each pair."""
-    return np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
 
 
 def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
@@ -199,7 +201,7 @@ def ranked(
 def _hold_out_users(
     user_items: UserItems, rows: npt.NDArray[np.int64], history: History | None, options: SplitOptions
 ) -> Parts:
-    counts = np.diff(user_items.indptr)
+    counts = items_per_user(user_items)
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
     is_held_out = np.zeros(user_items.shape[0], dtype=np.bool_)
@@ -215,8 +217,7 @@ def _hold_out_users(
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
     """Return the lists of *recommend* for users with test items [users, k], -1 for all others."""
-    tested = np.flatnonzero(np.diff(parts.test.indptr)).astype(np.int32)
-    of_tested = recommend(tested)[:, :k]
+    of_tested = recommend(parts.tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
-    lists[tested, : of_tested.shape[1]] = of_tested
+    lists[parts.tested, : of_tested.shape[1]] = of_tested
     return lists

@@ -123,8 +123,7 @@ class History:
 
 def cells_of(user_items: UserItems) -> Cells:
     """Return user * items + item of each pair."""
-    users = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
-    cells: Cells = users * user_items.shape[1] + user_items.indices
+    cells: Cells = rows_of(user_items) * user_items.shape[1] + user_items.indices
     return cells
 
 
@@ -244,7 +243,7 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
     """Return the k-core in the same shape: users with *min_per_user* items, items with *min_per_item* users."""
     kept = np.ones(user_items.nnz, dtype=np.bool_)
     items = user_items.indices
-    users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
+    users = rows_of(user_items)
     while True:
         per_user = np.bincount(users[kept], minlength=1)
         per_item = np.bincount(items[kept], minlength=1)
@@ -258,8 +257,24 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
     """Return the pairs *kept*, in the order of the data."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     pairs = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
-    pairs.has_canonical_format = True
+    pairs.has_canonical_format = user_items.has_canonical_format
     return pairs
+
+
+def with_weights(user_items: UserItems, weights: npt.NDArray[Any]) -> UserItems:
+    """Return the same pairs with other *weights*."""
+    return csr_matrix((weights, user_items.indices, user_items.indptr), shape=user_items.shape)
+
+
+def rows_of(user_items: UserItems) -> npt.NDArray[np.int64]:
+    """Return the row of each pair."""
+    return np.repeat(np.arange(user_items.shape[0]), items_per_user(user_items))
+
+
+def items_per_user(user_items: UserItems) -> Indices:
+    """Return the number of items of each user [users]."""
+    counts: Indices = np.diff(user_items.indptr)
+    return counts
 
 
 def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
@@ -275,7 +290,7 @@ class Present(NamedTuple):
 
 
 def _present(user_items: UserItems) -> Present:
-    return Present(np.diff(user_items.indptr) > 0, users_per_item(user_items) > 0)
+    return Present(items_per_user(user_items) > 0, users_per_item(user_items) > 0)
 
 
 def check_user_items(user_items: UserItems) -> None:

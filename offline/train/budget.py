@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-import numpy as np
-
 from hotplate.offline.evaluate.evaluation import most_tested
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.matrix import UserItems
@@ -200,4 +198,4 @@ def _mean(seconds: Iterable[float]) -> float:
 
 def _tested_rows(parts: Parts) -> UserItems:
     """Return the interactions of the tested users."""
-    return parts.seen[np.flatnonzero(np.diff(parts.test.indptr))]
+    return parts.seen[parts.tested]

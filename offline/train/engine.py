@@ -11,7 +11,7 @@ import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import parse_half_life
-from hotplate.offline.input.matrix import Floats, Times, UserItems
+from hotplate.offline.input.matrix import Floats, Times, UserItems, items_per_user
 from hotplate.offline.train import als, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours, fit_ease, fit_neighbours
@@ -189,7 +189,7 @@ def fit_s(params: object, user_items: UserItems) -> float:
 
 def compared(user_items: UserItems) -> float:
     """Return the number of terms of a product of all items with all items."""
-    return float((np.diff(user_items.indptr).astype(np.float64) ** 2).sum())
+    return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
 
 
 def rank_s(params: object, rows: UserItems) -> float:

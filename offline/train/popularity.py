@@ -23,6 +23,7 @@ from hotplate.offline.input.matrix import (
     cells_of,
     check_user_items,
     decay,
+    items_per_user,
 )
 from hotplate.offline.train import ranking
 
@@ -124,7 +125,7 @@ class Popularity:
         items = np.full((len(users), n), -1, dtype=np.int32)
         for start in range(0, len(users), _RANKED_AT_ONCE):
             rows = user_items[users[start : start + _RANKED_AT_ONCE]]
-            items[start : start + len(rows.indptr) - 1] = _heads(order, rows, n, keep_seen=keep_seen)
+            items[start : start + rows.shape[0]] = _heads(order, rows, n, keep_seen=keep_seen)
         return items, np.where(items >= 0, self.counts[items], np.float32(0))
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
@@ -142,21 +143,23 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
 
 
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    has = np.diff(rows.indptr)
-    found = np.full((len(has), n), -1, dtype=np.int32)
-    waiting = np.flatnonzero(has)
+    """Return the first *n* items of *order* that users do not have; no item for users without interactions."""
+    heads = np.full((rows.shape[0], n), -1, dtype=np.int32)
+    waiting = np.flatnonzero(items_per_user(rows))
     depth = n
     while len(waiting):
         head = order[:depth]
         listed = np.tile(head, (len(waiting), 1))
         if not keep_seen:
-            own = waiting.astype(np.int64)[:, None] * rows.shape[1] + head
-            listed[are_among(cells_of(rows), own)] = -1
+            cells = waiting.astype(np.int64)[:, None] * rows.shape[1] + head
+            listed[are_among(cells_of(rows), cells)] = -1
         first = np.argsort(listed < 0, axis=1, kind="stable")[:, :n]
-        found[waiting, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
-        waiting = waiting[found[waiting, -1] < 0] if depth < len(order) else waiting[:0]
+        heads[waiting, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
+        if depth >= len(order):
+            break
+        waiting = waiting[heads[waiting, -1] < 0]
         depth *= _DEEPER
-    return found
+    return heads
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:

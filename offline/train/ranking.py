@@ -9,7 +9,7 @@ from implicit.cpu.topk import topk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user, rows_of
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
@@ -59,15 +59,14 @@ def recommend(
 
     def score(batch: Indices) -> ScoreTable:
         rows = user_items[batch]
-        counts = np.diff(rows.indptr)
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
             table *= ranker.recent
         if own is not None:
             _add_own(table, own[batch])
-        table[counts == 0] = -np.inf
+        table[items_per_user(rows) == 0] = -np.inf
         if not keep_seen:
-            table[np.repeat(np.arange(len(batch)), counts), rows.indices] = -np.inf
+            table[rows_of(rows), rows.indices] = -np.inf
         return table
 
     return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
@@ -77,7 +76,7 @@ def _add_own(table: ScoreTable, own: UserItems) -> None:
     """Scale the scores of *table* to a maximum of 1, and add those of *own*."""
     best = table.max(axis=1, keepdims=True)
     table /= np.where(best > 0, best, 1)
-    table[np.repeat(np.arange(len(table)), np.diff(own.indptr)), own.indices] += own.data
+    table[rows_of(own), own.indices] += own.data
 
 
 def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
@@ -90,7 +89,7 @@ def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allow
         kept = stored.data > 0
         if allowed is not None:
             kept &= allowed[stored.indices]
-        of_row = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))[kept]
+        of_row = rows_of(stored)[kept]
         ids = stored.indices[kept]
         values = stored.data[kept]
         order = np.lexsort((ids, -values, of_row))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval, leads_by
-from hotplate.offline.evaluate.splits import Parts, ranked, rows_of
+from hotplate.offline.evaluate.splits import Parts, ranked
 from hotplate.offline.input.matrix import (
     Allowed,
     Cells,
@@ -21,7 +21,11 @@ from hotplate.offline.input.matrix import (
     UserItems,
     are_among,
     cells_of,
+    items_per_user,
+    part,
+    rows_of,
     users_per_item,
+    with_weights,
 )
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
@@ -82,7 +86,7 @@ def _nearest_by(
     """Return the *most* similar items of *items* by each of *cells*: csr matrices [len(items), all items]."""
     recencies = [None if params.recency is None else params.recency.weights(user_items, times) for params in cells]
     sampled = _sampled(user_items)
-    binary = csr_matrix((np.ones(sampled.nnz, dtype=np.float32), sampled.indices, sampled.indptr), shape=sampled.shape)
+    binary = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
     by_item = csr_matrix(binary.T)
     counts = np.maximum(users_per_item(sampled), 1)
     blocks: list[list[Any]] = [[] for _ in cells]
@@ -94,10 +98,7 @@ def _nearest_by(
             values = cosines * (together.data / (together.data + params.shrink))
             if recent is not None:
                 values *= recent[together.indices]
-            similarity = csr_matrix(
-                (values.astype(np.float32), together.indices, together.indptr), shape=together.shape
-            )
-            of_cell.append(nearest(similarity, most))
+            of_cell.append(nearest(with_weights(together, values.astype(np.float32)), most))
     stacked = [csr_matrix(vstack(of_cell)) for of_cell in blocks]
     for similarity in stacked:
         similarity.has_canonical_format = True
@@ -106,7 +107,7 @@ def _nearest_by(
 
 def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:  # noqa: ANN401 -- scipy publishes no types
     """Return the cosines of the numbers of common users *together* of *block* and all items; 0 for the same item."""
-    of_row = np.repeat(block, np.diff(together.indptr))
+    of_row = block[rows_of(together)]
     cosines: npt.NDArray[np.float64] = together.data / np.sqrt(counts[of_row] * counts[together.indices])
     cosines[of_row == together.indices] = 0
     return cosines
@@ -114,7 +115,7 @@ def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> np
 
 def _sampled(user_items: UserItems) -> UserItems:
     """Return the rows of random users whose comparison takes some 100 million terms."""
-    counts = np.diff(user_items.indptr).astype(np.float64)
+    counts = items_per_user(user_items).astype(np.float64)
     order = np.random.default_rng(0).permutation(len(counts))
     terms = np.cumsum(counts[order] ** 2)
     most = int(np.searchsorted(terms, _MOST_TERMS)) + 1
@@ -130,7 +131,7 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
         if beyond > 0:
             row = data[start:end]
             kept[start:end] &= row >= np.partition(row, beyond)[beyond]
-    highest = _part(similarity, kept)
+    highest = part(similarity, kept)
     highest.sort_indices()  # far fewer than all
     # Of values equal to the lowest one, the last columns are left out.
     kept = np.ones(highest.nnz, dtype=np.bool_)
@@ -139,12 +140,7 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
         if beyond > 0:
             row = highest.data[start:end]
             kept[start + np.flatnonzero(row == row.min())[-beyond:]] = False
-    return highest if kept.all() else _part(highest, kept)
-
-
-def _part(similarity: Any, kept: Mask) -> Any:  # noqa: ANN401 -- as above
-    ends = np.concatenate([[0], np.cumsum(kept)])[similarity.indptr]
-    return csr_matrix((similarity.data[kept], similarity.indices[kept], ends), shape=similarity.shape)
+    return highest if kept.all() else part(highest, kept)
 
 
 def choose(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
@@ -209,8 +205,8 @@ class _Test:
 
 
 def _test_of(parts: Parts) -> _Test:
-    in_both = (np.diff(parts.test.indptr) > 0) & (np.diff(parts.train.indptr) > 0)
-    users = np.flatnonzero(in_both).astype(np.int32)
+    tested = parts.tested
+    users = tested[items_per_user(parts.train)[tested] > 0]
     latest_first = None if parts.train_times is None else ~parts.train_times
     rows = rows_of(parts.train)
     last = _first(parts.train, latest_first, _LAST) & np.isin(rows, users)

@@ -16,7 +16,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, UserItems, are_among, cells_of, users_per_item
+from hotplate.offline.input.matrix import History, UserItems, are_among, cells_of, items_per_user, users_per_item
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, exploring
 from hotplate.offline.train.engine import (
@@ -348,7 +348,7 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
     """Draw users, and leave out the minimum per item, which is of all users."""
     if user_items.nnz <= _SEARCHED_PAIRS:
         return _Drawn(user_items, history, options)
-    counts = np.diff(user_items.indptr)
+    counts = items_per_user(user_items)
     order = np.random.default_rng(options.seed).permutation(len(counts))
     most = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
     users = np.zeros(len(counts), dtype=np.bool_)
@@ -404,7 +404,7 @@ class _Trials:
             # Each ranker is released before the next fit.
             values = [_ndcg(next(rankers), parts, self._k) for parts in self._splits]
         except DataError:
-            return np.zeros(sum(int(np.count_nonzero(np.diff(parts.test.indptr))) for parts in self._splits))
+            return np.zeros(sum(len(parts.tested) for parts in self._splits))
         measured = np.concatenate(values)
         self._fits.compare(params, float(measured.mean()))
         return measured
