@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.stores.options import Argument, Flag
+from hotplate.stores.options import SECONDS, Argument, Flag, parse_quantity
 from hotplate.stores.urls import redacted
 
 WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
-SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
@@ -22,7 +21,6 @@ SECRETS: Mapping[str, Callable[[Any], object]] = {
     "store": redacted,
     "account": redacted,
 }
-NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 def require_positive(given: Mapping[str, float | None]) -> None:
@@ -34,7 +32,7 @@ def require_positive(given: Mapping[str, float | None]) -> None:
 
 def parse_seconds(text: str) -> float:
     """Parse a time in seconds: `5ms`, `30s`, `2`."""
-    return _parse(text, SECONDS | {"": 1.0}, "a time such as 5ms or 30s")
+    return _parse(text, SECONDS, "a time such as 5ms or 30s")
 
 
 def parse_rate(text: str) -> float:
@@ -51,10 +49,10 @@ def parse_share(text: str) -> float:
 
 
 def _parse(text: str, units: dict[str, float], what: str) -> float:
-    match = NUMBER.fullmatch(text)
-    if not match or match[2] not in units:
-        raise BenchMisused(f"{text!r} is not {what}")
-    return float(match[1]) * units[match[2]]
+    try:
+        return parse_quantity(text, units, what)
+    except ValueError as error:
+        raise BenchMisused(str(error)) from None
 
 
 class Options:

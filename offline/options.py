@@ -103,6 +103,7 @@ class PublishSettings:
     force       go live despite failed gates
     end_canary  end a running canary
     arm         the arm of a running experiment that gets the release
+    wait        time for services to withdraw the release (`serve --probation`)
     """
 
     encoding: Annotated[Encoding | None, Flag("Of lists; by default json in files, zstd elsewhere.", RARE)] = None
@@ -116,3 +117,7 @@ class PublishSettings:
     force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
     end_canary: EndCanary = False
     arm: ChosenArm = "A"
+    wait: Annotated[
+        str,
+        Flag("Time for services (`serve --probation`) to withdraw the release, as 6m.", env=False, metavar="TIME"),
+    ] = "0"

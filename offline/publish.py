@@ -38,6 +38,7 @@ from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
+from hotplate.stores.options import parse_seconds
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
@@ -138,6 +139,14 @@ def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
     return heapq.merge(*present, key=lambda rows: rows[0].key)
 
 
+def wait_s_of(settings: PublishSettings) -> float:
+    """Return the time for services to withdraw the release; raises SettingError."""
+    try:
+        return parse_seconds(settings.wait)
+    except ValueError as error:
+        raise SettingError(f"--wait: {error}.") from None
+
+
 def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
     """Return the gates; raises SettingError."""
     return parse_gates(settings.gates, "gates") if isinstance(settings.gates, Mapping) else settings.gates
@@ -170,12 +179,14 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. Gates, given or by
-    default (`gates.LEAST_KEPT`), compare with the arm's release in *live_in*, by default *store*. *observer* gets the
-    charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as HeldBack for arm B
-    without an experiment, and SettingError for gates that cannot be judged.
+    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. `Written.refused`
+    is also set if services withdraw it within `wait`. Gates, given or by default (`gates.LEAST_KEPT`), compare with the
+    arm's release in *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress* (rows
+    written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for gates
+    that cannot be judged and an invalid `wait`.
     """
     settings = settings or PublishSettings()
+    wait_s = wait_s_of(settings)
     started = perf_counter()
     steps = dict[str, float]()
     (await (live_in or store).catalogue()).ref_of(settings.arm)
@@ -211,6 +222,9 @@ async def publish(
     if refused is None:
         with timed(steps, "prune"):
             erased = await prune(store, keep=settings.keep)
+        if wait_s and settings.activate and settings.arm == "A":
+            with timed(steps, "wait"):
+                refused = await publication.outlast_probation(store, result.manifest.release, wait_s)
     return Written(result, seconds, erased, steps, refused)
 
 

@@ -78,6 +78,8 @@ class Fallbacks:
     def missed(self, origin: Origin, row: RowKey, slot: Slot, fallback: RowKey) -> EncodedList:
         """Return the popular list of the release that lacks *row*, or has an error in its *slot*, and count it."""
         is_error = isinstance(slot, StoreError)
+        if not is_error:
+            origin.served.missed.append(row.text)
         origin.tier.count_lookup(origin.served, "popular", ERROR if is_error else MISS, row.kind)
         return self.of_release(origin.tier.name, origin.served, fallback, "error" if is_error else "unknown")
 

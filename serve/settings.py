@@ -13,7 +13,7 @@ from uuid import uuid4
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.stores.options import RARE, Flag
+from hotplate.stores.options import RARE, Flag, parse_seconds
 from hotplate.stores.urls import secret
 
 # For all store reads of one request together.
@@ -106,6 +106,13 @@ class ServiceSettings:
     ] = BUDGET_S
     cache_mb: Annotated[int, Flag("MiB of remote lists cached per worker; 0 disables it.", STORES, at_least=0)] = 64
 
+    probation: Annotated[
+        str,
+        Flag(
+            "After an activation, withdraw a release that is worse than the one before; as 5m.", STORES, metavar="TIME"
+        ),
+    ] = "0"
+
     drain_delay_s: Annotated[
         float,
         Flag("Seconds between SIGTERM and closing the port.", RARE, "drain-delay", at_least=0),
@@ -177,6 +184,14 @@ class ServiceSettings:
     ] = ()
     no_fast_lane: Annotated[bool, Flag("Serve plain requests through aiohttp too; slower.", RARE)] = False
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def probation_s(self) -> float:
+        """How long a release is compared with the one before; 0 if it is not. Raises ServiceMisused."""
+        try:
+            return parse_seconds(self.probation)
+        except ValueError as error:
+            raise ServiceMisused(f"--probation: {error}") from None
 
     @property
     def scheme(self) -> Literal["http", "https"]:

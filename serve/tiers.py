@@ -38,7 +38,7 @@ from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER
+from hotplate.stores.encoding import USER, is_empty
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, Slot
 from hotplate.stores.timing import Backoff, TaskDeadlines
@@ -52,6 +52,9 @@ KEYS_AT_ONCE = 256
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
+
+# Time limit of a read that no request waits for.
+PRESENT_S = 1.0
 
 # Consecutive failures that open a breaker.
 FAILURES = 5
@@ -478,12 +481,29 @@ class Tier:
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
         self._metrics.count_in(CORRUPT, self.name)
+        served.damage[0] += 1
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
             followed = {release.ref for release in self.follower.all_served}
             self._damaged = self._damaged & followed | {served.ref}
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
+
+    async def share_present(self, served: ServedRelease, keys: Sequence[str]) -> float | None:
+        """Return the share of *keys* with a list in a release; None if it cannot be read.
+
+        This read is no request: it is neither counted nor cached.
+        """
+        present = list[bool]()
+        try:
+            async with asyncio.timeout(PRESENT_S):
+                for batch in _batches(keys, self._reader.batch):
+                    slots = await self._reader.get_many(served.ref, batch, timeout_s=PRESENT_S * STORE_SHARE)
+                    for key, slot in zip(batch, slots, strict=True):
+                        present.append(slot is not None and not is_empty(_opened(served, key, slot)))
+        except (TimeoutError, StoreError):
+            return None
+        return sum(present) / len(present) if present else 0.0
 
     def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count lists of a release by an index of LOOKUP_OUTCOMES; *kind* is that of the rows."""
@@ -515,6 +535,12 @@ def _unless_all_failed(slots: list[Slot]) -> list[Slot]:
     if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
         raise slots[0]
     return slots
+
+
+def _opened(served: ServedRelease, key: str, slot: bytes | StoreError) -> bytes:
+    if isinstance(slot, StoreError):
+        raise slot
+    return served.decode(key, slot)
 
 
 def _damage_of(release: ReleaseId) -> str:

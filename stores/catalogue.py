@@ -81,7 +81,8 @@ class State(StrEnum):
 class Release:
     """Control state of one incarnation.
 
-    *refused_by* names failed gates, which keep it from going live unless overridden. *live_since* is for display only.
+    *refused_by* names failed gates, or says why services withdrew it; both keep it from going live unless overridden.
+    *live_since* is for display only.
     """
 
     id: ReleaseId
@@ -412,10 +413,10 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     return _without_canary(_with_canary(catalogue, expected))
 
 
-def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Catalogue:
     """Withdraw the live release, restore the one before it, and end a canary, but not an experiment.
 
-    Raises ReleaseConflict if *expected* is not live.
+    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live.
     """
     if catalogue.live != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
@@ -424,7 +425,16 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    return _live(catalogue, previous[-1], State.WITHDRAWN)
+    restored = _live(catalogue, previous[-1], State.WITHDRAWN)
+    if not reason:
+        return restored
+    return replace(
+        restored,
+        releases=tuple(
+            replace(entry, refused_by=(reason,)) if entry.ref == catalogue.live_ref else entry
+            for entry in restored.releases
+        ),
+    )
 
 
 def prune(

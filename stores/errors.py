@@ -12,6 +12,7 @@ StoreError
 ├── ReleaseConflict
 │   └── HeldBack
 │       ├── CanaryRunning
+│       ├── ReleaseWithdrawn
 │       └── RefusedByGates
 └── ReleaseCorrupt
 """
@@ -83,6 +84,10 @@ class HeldBack(ReleaseConflict):
 
 class CanaryRunning(HeldBack):
     """Another release is the canary, and activation would end it."""
+
+
+class ReleaseWithdrawn(HeldBack):
+    """Services withdrew the release on probation."""
 
 
 class RefusedByGates(HeldBack):

@@ -70,8 +70,9 @@ async def _serve(
 ) -> Catalogue:
     release = entry.ref
     if entry.refused_by and not (force or though_refused):
+        when = "" if entry.state is State.WITHDRAWN else " when it was published"
         raise RefusedByGates(
-            f"release {release.id} was refused by {', '.join(entry.refused_by)} when it was published, so it stays "
+            f"release {release.id} was refused by {', '.join(entry.refused_by)}{when}, so it stays "
             f"{entry.state}; `hotplate releases show {release.id}` says why. Publish again without the fault; only if "
             "it may be served as it is: --force of activate, canary and promote, or `?force=true` over HTTP"
         )
@@ -94,16 +95,18 @@ async def _serve(
     return changed
 
 
-async def rollback(store: Store, if_live: ReleaseId | None = None, *, force: bool = False) -> ReleaseId:
+async def rollback(
+    store: Store, if_live: ReleaseId | None = None, *, force: bool = False, reason: str = ""
+) -> ReleaseId:
     """Make the release that was live before live again, and return it; a canary ends, an experiment does not.
 
-    Raises ReleaseConflict if *if_live* is given and is not live; ReleaseCorrupt if the release cannot be served, unless
-    *force* is true.
+    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *if_live* is given and is not live;
+    ReleaseCorrupt if the release cannot be served, unless *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
-    step = partial(changes.rollback, expected=if_live or seen.live)
+    step = partial(changes.rollback, expected=if_live or seen.live, reason=reason)
     changed = await _serve(store, step(seen).releases[-1], step, force=force, though_refused=True)
     return changed.releases[-1].id
 

@@ -1,9 +1,14 @@
 """Annotations that make a settings field a flag, an environment variable and a key of a pipeline file."""
 
+import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # The panel of options that few users need; it stands last in the help.
 RARE = "Rarely needed"
+
+SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 
 
 class Flag(NamedTuple):
@@ -30,3 +35,16 @@ class Argument(NamedTuple):
     help: str
     metavar: str
     urls: bool = False
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a time in seconds: `5ms`, `30s`, `2`. Raises ValueError."""
+    return parse_quantity(text, SECONDS, "a time such as 5ms or 30s")
+
+
+def parse_quantity(text: str, units: Mapping[str, float], what: str) -> float:
+    """Parse a number with one of *units*; a ValueError says that the text is not *what*."""
+    match = _QUANTITY.fullmatch(text)
+    if not match or match[2] not in units:
+        raise ValueError(f"{text!r} is not {what}")
+    return float(match[1]) * units[match[2]]

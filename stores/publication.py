@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
+from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId, State
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
 from hotplate.stores.erasure_log import erased_from, first_records, lost_sentence
@@ -26,6 +26,7 @@ from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
+    ReleaseWithdrawn,
     StoreError,
     StoreUnavailable,
 )
@@ -43,6 +44,8 @@ COPIER = "copy-"
 RUNNER = "run-"
 
 DRAFT_POLL_S = 1.0
+# The same for a release on probation.
+PROBATION_POLL_S = 2.0
 
 # Makes the manifest, or compares the rows with that of an earlier attempt.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
@@ -163,6 +166,25 @@ async def go_live(
         await scale_down(store, (await store.catalogue()).find(release).ref)
         return replace(result, held_back=error)
     return replace(result, seconds=result.seconds | {"activate": time.perf_counter() - started})
+
+
+async def outlast_probation(store: Store, release: ReleaseId, wait_s: float) -> ReleaseWithdrawn | None:
+    """Wait while a release is live, and return the reason if services withdraw it (`serve --probation`)."""
+    log.warning("waiting %g s for services to judge release %s", wait_s, release)
+    ends_at = time.monotonic() + wait_s
+    while (left_s := ends_at - time.monotonic()) > 0:
+        await asyncio.sleep(min(left_s, PROBATION_POLL_S))
+        with suppress(StoreUnavailable):
+            found = await store.catalogue()
+            if found.live == release:
+                continue
+            entry = found.get(release)
+            if entry is not None and entry.state is State.WITHDRAWN and entry.refused_by:
+                return ReleaseWithdrawn(
+                    f"release {release} was withdrawn, and {found.live} is live again: {', '.join(entry.refused_by)}"
+                )
+            return None
+    return None
 
 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, writer: str | None = None) -> DraftRef:

@@ -26,7 +26,8 @@ async def copy(
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
     A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
-    repaired. `held_back` names a canary, or gates that refused a release not live in the source.
+    repaired. `held_back` names a canary, gates that refused a release not live in the source, or why services of the
+    target withdrew it.
 
     Raises ReleaseConflict if *target* has other rows under that id, or another process copies it; ReleaseCorrupt if the
     source is damaged.
@@ -44,7 +45,10 @@ async def copy(
         log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
     if live:
-        return await go_live(target, written, though_refused=entry.state is not State.READY and not entry.refused_by)
+        there = (await target.catalogue()).find(release)
+        is_served_in_source = entry.state is not State.READY and not entry.refused_by
+        though_refused = is_served_in_source and there.state is not State.WITHDRAWN
+        return await go_live(target, written, though_refused=though_refused)
     if written.rows:
         await scale_down(target, (await target.catalogue()).find(release).ref)
     return written

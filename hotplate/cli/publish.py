@@ -20,6 +20,8 @@ def publish(flags: PublishFlags) -> None:
     Rows, bytes and gates alone: hotplate publish model --store file:///var/lib/hotplate --dry-run
 
     Several lists, the first is the default: hotplate publish --list home=model --list basket=model2
+
+    Wait for services of `serve --probation 5m`: hotplate publish model --wait 6m
     """
     from hotplate.cli import publishing
 

@@ -46,7 +46,7 @@ from hotplate.offline.verdicts import failures, recorded
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import check_list
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import ReleaseWithdrawn, StoreMisused
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.publication import WriteResult, rehearse
@@ -373,7 +373,7 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
         print_rows_read(imported, **_rows_read(manifest))
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
-    state = "ready"
+    state = "withdrawn" if isinstance(written.refused, ReleaseWithdrawn) else "ready"
     if _is_active(written, flags):
         state, _ = place_of(flags.settings.arm)
     where = shown_store(flags.store)

@@ -366,7 +366,8 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
 
 
 def _state(found: "Catalogue", entry: "Release") -> str:
-    state = f"refused by {', '.join(entry.refused_by)}" if entry.refused_by and entry.state == "ready" else entry.state
+    is_refused = entry.refused_by and entry.state in ("ready", "withdrawn")
+    state = f"refused by {', '.join(entry.refused_by)}" if is_refused else entry.state
     if (running := found.running) is not None and found.live_entry == entry:
         state = f"{state}, arm A"
     if found.canary is not None and found.canary_entry == entry:

@@ -55,6 +55,8 @@ def serve(
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
 
+    Withdraw bad releases: hotplate serve --store redis://cache:6379/0 --probation 5m
+
     Live stock: hotplate serve --overrides stock.csv --events /var/lib/events --hide-consumed buy=24
 
     On several hosts: hotplate serve --events /var/lib/events --hide-consumed buy=24 --share-consumed redis://cache:6379/0

@@ -47,6 +47,7 @@ from hotplate.serve.processes.operator_view import (
 )
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader, background
+from hotplate.serve.releases.probation import Probation
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.serve.shared_consumed import ConsumedSharing, stream_url
 from hotplate.serve.shared_table import private_floats
@@ -199,6 +200,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     await catch_up(context.watched)
     async with (
         background(follow(context.watched, leads=True)),
+        background(_judge_releases(context)),
         admin.opened,
         _sharing(context),
         background(Reporter(()).run(partial(context.memory.states.write, context.settings.workers))),
@@ -230,6 +232,20 @@ def _sharing(context: ProcessContext) -> AbstractAsyncContextManager[None]:
     return background(sharing.run())
 
 
+async def _judge_releases(context: ProcessContext) -> None:
+    settings = context.settings
+    if not settings.probation_s:
+        return
+    probation = Probation(
+        dict(zip(tier_names(settings.stores), settings.stores, strict=True)),
+        context.memory.releases,
+        context.memory.states,
+        probation_s=settings.probation_s,
+        admin_store=settings.admin_store,
+    )
+    await probation.run()
+
+
 class Admin:
     """The routes of the admin listener."""
 
@@ -245,7 +261,8 @@ class Admin:
         self._settings = context.settings
         self._host = host
         self._guard = guard
-        self._exposition = Exposition(context.memory.metrics, context.memory.states.all)
+        memory = context.memory
+        self._exposition = Exposition(memory.metrics, memory.states.all, memory.releases.probations)
         self._refusals = Bucket(private_floats(1), 0, LOGGED_REFUSALS)
         self._refused = 0
         self._opening = asyncio.Lock()

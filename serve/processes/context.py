@@ -14,6 +14,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
+from hotplate.serve.releases.probation import COUNTS_BYTES, PROBATION_BYTES, SharedCounts
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import SharingState, stream_url
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
@@ -36,6 +37,8 @@ def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
         Region("metrics", Kind.FLOAT64, cells_per_worker(tiers), rows=workers + admin),
         Region("states", Kind.RECORD, state_bytes(len(tiers)), rows=workers + admin),
         Region("kept releases", Kind.RECORD, MAX_KEPT_BYTES, rows=workers),
+        Region("release counts", Kind.RECORD, COUNTS_BYTES * len(tiers), rows=workers),
+        Region("probations", Kind.RECORD, PROBATION_BYTES * len(tiers)),
         Region("connections", Kind.UINT64, 1, rows=workers),
         Region("rates", Kind.FLOAT64, CELLS),
         Region("consumed users", Kind.UINT32, USERS),
@@ -52,6 +55,7 @@ class ServiceMemory:
     metrics: Metrics
     states: SharedStates
     kept: KeptReleases
+    releases: SharedCounts
     balance: ConnectionBalance
     rates: SharedRates
     consumed: Consumed | None
@@ -68,6 +72,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
+        releases=SharedCounts(table.records("release counts"), table.records("probations")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=SharedRates(table.floats("rates")),
         consumed=_consumed(settings, table),

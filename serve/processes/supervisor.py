@@ -133,6 +133,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
 def _check(settings: ServiceSettings) -> None:
     """Report errors early, and load modules that all processes share."""
     Cors(settings.cors_origins)
+    _ = settings.probation_s
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)
     shared_through = stream_url(settings)

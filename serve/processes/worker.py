@@ -23,6 +23,7 @@ from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.reader import TieredReader, background
+from hotplate.serve.releases.probation import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import ConsumedSender, stream_url
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
@@ -110,6 +111,9 @@ async def run_worker(
         reporter = Reporter(reader.tiers, complete)
         write = partial(_write, context, number, reader)
         await stack.enter_async_context(background(reporter.run(write)))
+        if settings.probation_s:
+            counter = ReleaseCounter(context.memory.releases, number, reader.tiers, context.memory.metrics)
+            await stack.enter_async_context(background(counter.run()))
         if not await _is_prepared(reader, context.memory, number, stop):
             return
         has_most = partial(context.memory.balance.has_most, number)

@@ -1,11 +1,19 @@
-"""A canary beside the live release of a tier.
+"""A canary beside the live release of a tier, and the judgement of a canary and of a release on probation.
 
 A hash of id and salt selects a canary's users: all processes agree, and the first 5 % stay when the share grows. The
-canary is judged by errors, fallbacks and slow reads of the last minute.
+canary is judged by errors, fallbacks and slow reads of the last minute, a release on probation by those since it went
+live (`probation`).
+
+Both are judged every second, so the evidence must not grow by looking often. It is a likelihood ratio: how much better
+the counts are explained by a share that is worse, by the bound or more, than by the share of the live release, averaged
+over the shares that the live counts leave possible (Jeffreys' prior). While both are alike, this ratio is a martingale,
+and exceeds N at any of its looks in at most one of N cases (Ville's inequality).
 """
 
+from collections.abc import Sequence
 from itertools import accumulate
-from operator import sub
+from math import exp, log, log1p
+from operator import add, sub
 from typing import NamedTuple
 
 from hotplate.serve.metrics import BUCKETS_S
@@ -15,12 +23,20 @@ from hotplate.stores.encoding import USER, RowKey
 
 # Minimum of lookups or reads for a judgement.
 MIN_LOOKUPS = 100
-# Allowed differences to the live release, on top of chance, as shares.
+# Bounds: shares of what the live release answers well.
 MORE_FALLBACKS = 0.05
 MORE_ERRORS = 0.01
 MORE_SLOW = 0.05
-# Standard deviations of chance; exceeded once in 30,000 times.
-DEVIATIONS = 4
+# The share of good releases that each comparison may call worse: together one in 1,000.
+ERRS_BY_FALLBACKS = 0.0008
+ERRS_BY_ERRORS = 0.0001
+ERRS_BY_SLOW = 0.0001
+# Alternatives, as multiples of the bound, and their prior probabilities.
+ALTERNATIVES = ((1, 0.8), (4, 0.15), (16, 0.05))
+# A share this many standard deviations below the bound is within it.
+WITHIN = 2.5
+# Nodes of the integral over the share of the live release, in standard deviations of its logit.
+_NODES = tuple(number / 4 for number in range(-32, 33))
 # Slow reads take over SLOW_S and twice this quantile of the live release.
 USUAL = 0.95
 SLOW_S = 0.01
@@ -29,7 +45,7 @@ WINDOW_S = 60.0
 # Standard deviations of a 95 % interval.
 INTERVAL = 1.96
 
-_NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
+NO_READS = (0.0,) * (len(BUCKETS_S) + 1)
 
 
 class ReleaseCounts(NamedTuple):
@@ -38,7 +54,7 @@ class ReleaseCounts(NamedTuple):
     hit: float = 0
     miss: float = 0
     error: float = 0
-    reads: tuple[float, ...] = _NO_READS
+    reads: tuple[float, ...] = NO_READS
     shown: float = 0
     clicks: float = 0
 
@@ -46,6 +62,11 @@ class ReleaseCounts(NamedTuple):
     def lookups(self) -> float:
         """All lookups."""
         return self.hit + self.miss + self.error
+
+    def __add__(self, other: "ReleaseCounts") -> "ReleaseCounts":  # type: ignore[override]  # not of tuples
+        hit, miss, error = map(add, self[:3], other[:3])
+        reads = tuple(map(add, self.reads, other.reads))
+        return ReleaseCounts(hit, miss, error, reads, self.shown + other.shown, self.clicks + other.clicks)
 
     def since(self, before: "ReleaseCounts") -> "ReleaseCounts":
         """Return the difference to *before*."""
@@ -81,17 +102,44 @@ class _Comparison(NamedTuple):
     of_live: float
     canary_total: float
     live_total: float
-    allowed: float
-    """Difference of the shares, on top of chance."""
+    bound: float
+    """The smallest share to find of what the live release answers well."""
 
-    @property
-    def is_worse(self) -> bool:
+    errs: float
+    """The share of good releases that may be called worse."""
+
+    def is_worse(self, factor: float) -> bool:
         if self.canary_total < MIN_LOOKUPS or not self.live_total:
             return False
-        pooled = (self.of_canary + self.of_live) / (self.canary_total + self.live_total)
-        deviation: float = (pooled * (1 - pooled) * (1 / self.canary_total + 1 / self.live_total)) ** 0.5
-        difference = self.of_canary / self.canary_total - self.of_live / self.live_total
-        return difference > self.allowed + DEVIATIONS * deviation
+        well = 1 - self.of_live / self.live_total
+        lost = self.of_canary / self.canary_total - self.of_live / self.live_total
+        deviation: float = (self.bound * (1 - self.bound) / self.canary_total) ** 0.5
+        if lost <= 0 or lost < well * self.bound - WITHIN * deviation:
+            return False
+        return self.evidence > log(factor / self.errs)
+
+    @property
+    def evidence(self) -> float:
+        """The logarithm of the likelihood ratio."""
+        bad = self.of_canary
+        good = self.canary_total - bad
+        live_bad = self.of_live + 0.5
+        live_good = self.live_total - self.of_live + 0.5
+        center = log(live_bad / live_good)
+        deviation: float = (1 / live_bad + 1 / live_good) ** 0.5
+        alike = list[float]()
+        worse = list[float]()
+        for node in _NODES:
+            logit = center + node * deviation
+            log_share = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
+            log_rest = log_share - logit
+            weight = live_bad * log_share + live_good * log_rest
+            alike.append(weight + bad * log_share + good * log_rest)
+            for multiple, probability in ALTERNATIVES:
+                loss = multiple * self.bound
+                share = loss + (1 - loss) * exp(log_share)
+                worse.append(log(probability) + weight + bad * log(share) + good * (log1p(-loss) + log_rest))
+        return _log_sum(worse) - _log_sum(alike)
 
     @property
     def sentence(self) -> str:
@@ -101,12 +149,27 @@ class _Comparison(NamedTuple):
         )
 
 
-def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
-    """Return how the canary is worse, beyond bound and chance, or None."""
+def _log_sum(logarithms: Sequence[float]) -> float:
+    largest = max(logarithms)
+    return largest + log(sum(exp(logarithm - largest) for logarithm in logarithms))
+
+
+def find_regression(live: ReleaseCounts, canary: ReleaseCounts, factor: float = 1.0) -> str | None:
+    """Return how the canary is worse, by a bound and not by chance, or None.
+
+    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* of the
+    evidence divides that.
+    """
     slow_from = _slow_from(live.reads)
     comparisons = (
         _Comparison(
-            "lookups could not be read", canary.error, live.error, canary.lookups, live.lookups, allowed=MORE_ERRORS
+            "lookups could not be read",
+            canary.error,
+            live.error,
+            canary.lookups,
+            live.lookups,
+            bound=MORE_ERRORS,
+            errs=ERRS_BY_ERRORS,
         ),
         _Comparison(
             "lookups got the popular list",
@@ -114,7 +177,8 @@ def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
             live.miss + live.error,
             canary.lookups,
             live.lookups,
-            allowed=MORE_FALLBACKS,
+            bound=MORE_FALLBACKS,
+            errs=ERRS_BY_FALLBACKS,
         ),
         _Comparison(
             f"reads took more than {BUCKETS_S[slow_from - 1] * 1000:g} ms",
@@ -122,10 +186,16 @@ def find_regression(live: ReleaseCounts, canary: ReleaseCounts) -> str | None:
             sum(live.reads[slow_from:]),
             sum(canary.reads),
             sum(live.reads),
-            allowed=MORE_SLOW,
+            bound=MORE_SLOW,
+            errs=ERRS_BY_SLOW,
         ),
     )
-    return next((comparison.sentence for comparison in comparisons if comparison.is_worse), None)
+    return next((comparison.sentence for comparison in comparisons if comparison.is_worse(factor)), None)
+
+
+def slow_s(reads: tuple[float, ...]) -> float:
+    """Return the time from which on a read is slow, by those of the live release."""
+    return BUCKETS_S[_slow_from(reads) - 1]
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
@@ -139,7 +209,7 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 class ServedCanary:
     """The canary of one tier at one share."""
 
-    __slots__ = ("_before", "_share", "_window_ends", "began_with", "record", "served")
+    __slots__ = ("_before", "_share", "_window", "_window_ends", "began_with", "record", "served")
 
     def __init__(
         self,
@@ -154,6 +224,7 @@ class ServedCanary:
         self.served = served
         self.began_with = began_with or counts
         self._share = UserShare.of(record.percent, record.salt)
+        self._window = 1
         self._window_ends = now + WINDOW_S
         self._before = counts
 
@@ -162,9 +233,13 @@ class ServedCanary:
         return row.kind == USER and self._share.includes(row.id)
 
     def judge(self, now: float, counts: BothCounts) -> str | None:
-        """Return how the canary was worse in this window, or None."""
-        finding = find_regression(*counts.since(self._before))
+        """Return how the canary was worse in this window, or None.
+
+        Window n needs n (n + 1) times the evidence, so that all windows together err in one of 1,000 canaries.
+        """
+        finding = find_regression(*counts.since(self._before), factor=self._window * (self._window + 1))
         if now >= self._window_ends:
+            self._window += 1
             self._window_ends = now + WINDOW_S
             self._before = counts
         return finding

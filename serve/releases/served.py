@@ -1,5 +1,6 @@
 """Served releases: what a worker keeps of a release while it answers from it."""
 
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from hotplate.stores.verification import read_servable
 if TYPE_CHECKING:
     from hotplate.serve.item_factors import ItemFactors
 
+
+# Keys of missing rows that are remembered.
+MISSED = 256
 
 _loads = count()
 
@@ -48,6 +52,12 @@ class ServedRelease:
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
     by_list: dict[str, list[int]] = field(default_factory=dict, compare=False)
     """The lookups of lists that were requested by name."""
+
+    damage: list[int] = field(default_factory=lambda: [0], compare=False)
+    """The number of damaged values that were read."""
+
+    missed: deque[str] = field(default_factory=lambda: deque(maxlen=MISSED), compare=False)
+    """Keys of the last missing rows, for the comparison with the release before."""
 
     @property
     def id(self) -> ReleaseId:

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.releases.probation import TierProbation
 from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
 
 # Field of /proc/PID/stat, counted after the process name.
@@ -142,13 +143,39 @@ STATE_TABLE = (
 # fmt: on
 
 
+class ProbationMetric(NamedTuple):
+    """A metric of the tiers of a service with `--probation`."""
+
+    name: str
+    help: str
+    read: Callable[[TierProbation], float]
+    kind: Literal["counter", "gauge"] = "gauge"
+
+
+PROBATION_TABLE = (
+    ProbationMetric("hotplate_probation", "1 while the live release is on probation.",
+                    lambda probation: probation.before is not None),
+    ProbationMetric("hotplate_releases_withdrawn", "Releases that this service withdrew on probation.",
+                    lambda probation: probation.withdrawn, "counter"),
+    ProbationMetric("hotplate_withdrawal_blocked",
+                    "1 if the live release is worse than the one before, and this service cannot withdraw it.",
+                    lambda probation: bool(probation.blocked)),
+)  # fmt: skip
+
+
 class Exposition(Collector):
     """Renders counters and states as Prometheus text."""
 
-    def __init__(self, metrics: Metrics, states: Callable[[], States]) -> None:
-        """*states* returns the workers' states by number."""
+    def __init__(
+        self,
+        metrics: Metrics,
+        states: Callable[[], States],
+        probations: Callable[[], Sequence[TierProbation]] = tuple,
+    ) -> None:
+        """*states* returns the workers' states by number, *probations* those of the tiers."""
         self._metrics = metrics
         self._states = states
+        self._probations = probations
 
     def text(self) -> bytes:
         """Render all metrics."""
@@ -167,6 +194,14 @@ class Exposition(Collector):
                     if value is not None:
                         family.add_metric([str(number), *labels], value)
             yield family
+        probations = self._probations()
+        for row in PROBATION_TABLE if probations else ():
+            of_tiers = (CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily)(
+                row.name, row.help, labels=["store"]
+            )
+            for probation in probations:
+                of_tiers.add_metric([probation.tier], row.read(probation))
+            yield of_tiers
 
 
 def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:

@@ -8,8 +8,8 @@ const COMMITTED = ["ready", "superseded", "withdrawn"];
 const KINDS = { live: "good", dropping: "warn" };
 
 const isExperiment = (tier) => tier.experiment?.ended_at === null;
-const refusedBy = (one) => (one?.state === "ready" ? one.refused_by.join(", ") : "");
-/** The ends of a question and of a button for a release that gates may have refused, and the parameter of the request. */
+const refusedBy = (one) => (["ready", "withdrawn"].includes(one?.state) ? one.refused_by.join(", ") : "");
+/** The ends of a question and of a button for a release that gates or services may have refused, and the parameter of the request. */
 const despite = (by) => (by ? [`, refused by ${by}`, " all the same", { force: "true" }] : ["", "", {}]);
 
 let canChange = false;

@@ -1,0 +1,391 @@
+"""Probation: a release that went live is compared with the one before, and withdrawn if it is worse.
+
+Workers count what each live release answers (`ReleaseCounter`). The admin process judges (`Probation`): it compares a
+release, from its activation on, with the last hour of the release before, by the judgement of a canary.
+
+A fault of the store is none of the release. Lookups that fail because a store is away do not count, nothing is judged
+while a circuit is open, and a list counts as missing only if the release before has it. Before a release is withdrawn,
+the one before must be whole and, if reads are slow, faster.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+
+from hotplate.serve.metrics import CANARY, HISTOGRAM_CELLS, HIT, MISS, OPERATIONS, Metrics
+from hotplate.serve.releases.canary import MORE_FALLBACKS, NO_READS, ReleaseCounts, find_regression, slow_s
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.shared_table import Records
+from hotplate.serve.states import SharedStates
+from hotplate.serve.tiers import Tier
+from hotplate.stores import catalogue as changes
+from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
+from hotplate.stores.connect import opened
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.lifecycle import rollback
+from hotplate.stores.store import Reader, Store
+from hotplate.stores.verification import read_servable
+
+log = logging.getLogger(__name__)
+
+# Interval of counting and of judging.
+COUNT_S = 1.0
+# The release before is judged by its last hour, sampled each minute.
+HOUR_S = 3600.0
+SAMPLE_S = 60.0
+# A probation lasts until there were this many lookups, but no longer than an hour.
+LOOKUPS = 300
+# The share of the lists that a good release may lose: those of users whose last event has become too old.
+NATURAL_LOSS = 0.001
+# Time limits of reading a catalogue and of a withdrawal, and the pause after one that failed.
+CATALOGUE_S = 5.0
+WITHDRAW_S = 60.0
+RETRY_S = 10.0
+# Withdrawn releases that are remembered: activated again by an operator, they are not on probation.
+REMEMBERED = 8
+
+# Per tier: a record of two counted releases, and one of a probation with its history.
+COUNTS_BYTES = 2048
+PROBATION_BYTES = 32_768
+
+
+class CountedRelease(msgspec.Struct):
+    """What a worker has counted of a release that is or was live in a tier."""
+
+    tier: str
+    release: ReleaseRef
+    since: float
+    """When it became live here, by the monotonic clock."""
+
+    counts: ReleaseCounts = ReleaseCounts()
+    """Misses are lists that the release before has, errors damaged values, both only counted on probation."""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Counts of a release over all workers at a time of the monotonic clock."""
+
+    at: float
+    counts: ReleaseCounts
+
+
+class TierProbation(msgspec.Struct):
+    """The live release of a tier, on probation or not."""
+
+    tier: str
+    live: ReleaseRef | None = None
+    before: ReleaseRef | None = None
+    """The release to return to while *live* is on probation."""
+
+    began: float = 0.0
+    expected: ReleaseCounts = ReleaseCounts()
+    """Counts of the release before, in its last hour."""
+
+    history: list[Sample] = msgspec.field(default_factory=list[Sample])
+    """Of the live release, in the last hour."""
+
+    left: list[str] = msgspec.field(default_factory=list[str])
+    """Incarnations that were withdrawn or rolled back."""
+
+    withdrawn: int = 0
+    """Releases that this service has withdrawn."""
+
+    blocked: str = ""
+    """Why the live release, which is worse, is not withdrawn."""
+
+
+class SharedCounts:
+    """The counts of all workers, and the probations of all tiers, in shared memory."""
+
+    def __init__(self, counts: Records, probations: Records) -> None:
+        """*counts* has a row per worker, *probations* one."""
+        self.workers = counts.rows
+        self._counts = counts
+        self._probations = probations
+
+    def read(self, worker: int) -> list[CountedRelease]:
+        """Return what a worker, or an earlier one of its number, has counted."""
+        payload = self._counts.read(worker)
+        return [] if payload is None else msgspec.msgpack.decode(payload, type=list[CountedRelease])
+
+    def write(self, worker: int, counted: Sequence[CountedRelease]) -> None:
+        """Write the counts of a worker."""
+        self._counts.write(worker, msgspec.msgpack.encode(counted))
+
+    def counted(self, tier: str) -> list[CountedRelease]:
+        """Return the counts of all workers in a tier."""
+        rows = [self.read(worker) for worker in range(self.workers)]
+        return [counted for row in rows for counted in row if counted.tier == tier]
+
+    def probations(self) -> list[TierProbation]:
+        """Return the probations of all tiers; none before the first was written."""
+        payload = self._probations.read(0)
+        return [] if payload is None else msgspec.msgpack.decode(payload, type=list[TierProbation])
+
+    def keep(self, probations: Sequence[TierProbation]) -> None:
+        """Write the probations of all tiers."""
+        self._probations.write(0, msgspec.msgpack.encode(probations))
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    served: ServedRelease
+    counts: ReleaseCounts
+
+
+class ReleaseCounter:
+    """Counts what the live releases of a worker answer; its successor continues."""
+
+    def __init__(self, shared: SharedCounts, worker: int, tiers: Sequence[Tier], metrics: Metrics) -> None:
+        """*metrics* are of this worker."""
+        self._shared = shared
+        self._worker = worker
+        self._tiers = tiers
+        self._metrics = metrics
+        self._counted = shared.read(worker)
+        self._seen = dict[str, _Seen]()
+        self._unexamined = dict[str, float]()
+        """Misses by tier; the release before may have the lists or not."""
+
+    async def run(self) -> None:
+        """Count until cancelled."""
+        while True:
+            await asyncio.sleep(COUNT_S)
+            await self.count()
+
+    async def count(self) -> None:
+        """Count what was answered since the last call."""
+        probations = {probation.tier: probation for probation in self._shared.probations()}
+        for tier in self._tiers:
+            await self._count(tier, probations.get(tier.name))
+        self._shared.write(self._worker, self._counted)
+
+    async def _count(self, tier: Tier, probation: TierProbation | None) -> None:
+        served = tier.follower.served
+        if served is None:
+            return
+        seen = self._seen.get(tier.name)
+        counts = self._totals(tier, served)
+        self._seen[tier.name] = _Seen(served, counts)
+        counted = self._entry(tier.name, served.ref)
+        if seen is None or seen.served is not served:
+            self._unexamined[tier.name] = 0.0
+            return
+        new = counts.since(seen.counts)
+        self._unexamined[tier.name] += new.miss
+        missing = 0.0
+        if probation is not None and probation.before is not None and probation.live == served.ref:
+            missing = await self._missing(tier, served, probation.before)
+        counted.counts += new._replace(miss=missing)
+
+    def _entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
+        """Return the counts of the live release; only those of the release before are kept beside them."""
+        others = [counted for counted in self._counted if counted.tier != tier]
+        own = [counted for counted in self._counted if counted.tier == tier]
+        if not own or own[-1].release != release:
+            own = [*own[-1:], CountedRelease(tier, release, time.monotonic())]
+            self._counted = [*others, *own]
+        return own[-1]
+
+    def _totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
+        """Return the counts of a release and the reads of its store but for those of a canary."""
+        cells = self._metrics.own_cells
+        starts = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
+        of_canary = self._metrics.canary_reads[tier.name, CANARY]
+        reads = tuple(
+            max(0.0, sum(cells[start + bucket] for start in starts) - cells[of_canary + bucket])
+            for bucket in range(HISTOGRAM_CELLS - 1)
+        )
+        return ReleaseCounts(served.lookups[HIT], served.lookups[MISS], served.damage[0], reads)
+
+    async def _missing(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
+        """Return how many of the unexamined misses are of lists that the release before has."""
+        misses = self._unexamined[tier.name]
+        previous = tier.follower.previous
+        if not misses or previous is None or previous.ref != before:
+            return 0.0
+        share = await tier.share_present(previous, list(served.missed))
+        if share is None:
+            return 0.0  # examined later
+        served.missed.clear()
+        self._unexamined[tier.name] = 0.0
+        return misses * share
+
+
+class Probation:
+    """Judges the releases of all tiers, for all workers of a service."""
+
+    def __init__(
+        self,
+        stores: Mapping[str, str | Store],
+        shared: SharedCounts,
+        states: SharedStates,
+        *,
+        probation_s: float,
+        admin_store: str | Store | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*stores* are URLs by tier, or stores; *admin_store* withdraws the releases of the tier whose store it is."""
+        self._stores = stores
+        self._shared = shared
+        self._states = states
+        self._probation_s = probation_s
+        self._admin_store = admin_store
+        self._clock = clock
+        known = {probation.tier: probation for probation in shared.probations()}
+        self._probations = [known.get(tier, TierProbation(tier)) for tier in stores]
+        self._retry_at = dict.fromkeys(stores, 0.0)
+
+    async def run(self) -> None:
+        """Judge until cancelled."""
+        while True:
+            await asyncio.sleep(COUNT_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Judge once."""
+        for probation in self._probations:
+            await self._look(probation)
+        self._shared.keep(self._probations)
+
+    async def _look(self, probation: TierProbation) -> None:
+        counted = self._shared.counted(probation.tier)
+        if not counted:
+            return
+        newest = max(counted, key=lambda entry: entry.since).release
+        if newest != probation.live and not await self._follow(probation, newest, counted):
+            return
+        now = self._clock()
+        counts = _sum_of(counted, newest)
+        if now >= probation.history[-1].at + SAMPLE_S:
+            recent = [sample for sample in probation.history if sample.at >= now - HOUR_S]
+            probation.history = [*recent, Sample(now, counts)]
+        if probation.before is not None:
+            await self._judge(probation, counts)
+
+    async def _follow(self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]) -> bool:
+        """Begin with a release that workers follow; returns False while the catalogue does not name it."""
+        before = probation.live
+        on_probation = False
+        if before is not None:
+            try:
+                async with asyncio.timeout(CATALOGUE_S), opened(self._stores[probation.tier]) as store:
+                    catalogue = await store.catalogue()
+            except (TimeoutError, StoreError):
+                return False
+            if catalogue.live_ref != live:
+                return False
+            entry = catalogue.entry(before.incarnation)
+            if entry is not None and entry.state is State.WITHDRAWN:
+                probation.left = [*probation.left, before.incarnation][-REMEMBERED:]
+            on_probation = _returns_to(catalogue) == before and live.incarnation not in probation.left
+        probation.before = None
+        if on_probation:
+            probation.before = before
+            probation.expected = expected_of(_sum_of(counted, before).since(probation.history[0].counts))
+        probation.live = live
+        probation.began = self._clock()
+        probation.history = [Sample(probation.began, ReleaseCounts())]
+        probation.blocked = ""
+        self._retry_at[probation.tier] = 0.0
+        return True
+
+    async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
+        if self._is_circuit_open(probation.tier):
+            return
+        finding = find_regression(probation.expected, counts)
+        passed_s = self._clock() - probation.began
+        is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
+        if finding is not None and self._clock() >= self._retry_at[probation.tier]:
+            await self._withdraw(probation, counts, finding)
+            self._retry_at[probation.tier] = self._clock() + RETRY_S
+        if is_over:
+            probation.before = None
+
+    def _is_circuit_open(self, tier: str) -> bool:
+        workers = [state for state in self._states.all() if state is not None]
+        return any(own.breaker_open for state in workers for own in state.tiers if own.tier == tier)
+
+    async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
+        live = probation.live
+        before = probation.before
+        if live is None or before is None:
+            return
+        try:
+            async with asyncio.timeout(WITHDRAW_S), self._writable(probation.tier) as store:
+                await _check_whole(store, before)
+                is_only_slow = find_regression(probation.expected, counts._replace(reads=NO_READS)) is None
+                if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
+                    log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
+                    return
+                await rollback(store, live.id, reason=f"probation: {finding}")
+        except ReleaseConflict as error:  # changed by an operator or another service, which the workers follow
+            log.info("release %s is not withdrawn here: %s", live.id, error)
+            return
+        except (TimeoutError, StoreError) as error:
+            reason = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
+            if not probation.blocked:
+                said = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
+                log.error(said, live.id, before.id, reason, finding)  # noqa: TRY400 -- expected
+            probation.blocked = reason
+            return
+        log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
+        probation.withdrawn += 1
+        probation.before = None
+        probation.blocked = ""
+
+    @asynccontextmanager
+    async def _writable(self, tier: str) -> AsyncIterator[Store]:
+        """Open the admin store if it is that of a tier, otherwise the tier's store."""
+        async with opened(self._stores[tier]) as store:
+            if self._admin_store is None:
+                yield store
+                return
+            async with opened(self._admin_store) as admin:
+                is_same = (await admin.catalogue()).store_id == (await store.catalogue()).store_id
+                yield admin if is_same else store
+
+
+def _returns_to(catalogue: Catalogue) -> ReleaseRef | None:
+    """Return the release that a rollback leads to."""
+    if catalogue.live is None:
+        return None
+    with suppress(ReleaseNotFound):
+        return changes.rollback(catalogue, catalogue.live).live_ref
+    return None
+
+
+def _sum_of(counted: Sequence[CountedRelease], release: ReleaseRef | None) -> ReleaseCounts:
+    total = ReleaseCounts()
+    for entry in counted:
+        if entry.release == release:
+            total += entry.counts
+    return total
+
+
+def expected_of(before: ReleaseCounts) -> ReleaseCounts:
+    """Return what is expected of a release by the counts of the one before: that loses no list but naturally."""
+    lost = before.hit * NATURAL_LOSS
+    return ReleaseCounts(before.hit - lost, lost, before.error, before.reads)
+
+
+async def _check_whole(store: Store, release: ReleaseRef) -> None:
+    """Raise StoreError unless a release can be served; a fault of the store damages both releases."""
+    servable = await read_servable(store, release)
+    manifest = servable.manifest
+    examined = len(manifest.sample) + len(manifest.popular_keys)
+    if len(servable.damaged) > MORE_FALLBACKS * examined:
+        raise StoreError(f"release {release.id}, which was live before, is damaged, too")
+
+
+async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
+    """Read the same rows in both releases, in turn; return whether over twice as many reads are slow in *release*."""
+    slow = dict.fromkeys((release, before), 0)
+    for key in (await read_servable(reader, before)).manifest.sample:
+        for read in (before, release):
+            started = time.perf_counter()
+            await reader.get_many(read, [key])
+            slow[read] += time.perf_counter() - started > over_s
+    return slow[release] > 2 * slow[before]

@@ -1,0 +1,522 @@
+"""A release on probation: what is counted, how it is judged, and that only its own faults withdraw it."""
+
+import asyncio
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import erf, exp, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from hotplate.serve.metrics import BUCKETS_S
+from hotplate.serve.processes.context import regions
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.canary import ReleaseCounts, find_regression
+from hotplate.serve.releases.probation import (
+    HOUR_S,
+    LOOKUPS,
+    NATURAL_LOSS,
+    RETRY_S,
+    Probation,
+    ReleaseCounter,
+    SharedCounts,
+    TierProbation,
+    expected_of,
+)
+from hotplate.serve.shared_table import SharedTable
+from hotplate.serve.states import Reporter, SharedStates
+from hotplate.serve.telemetry.exposition import Exposition
+from hotplate.serve.tiers import FAILURES
+from hotplate.stores import lifecycle as life
+from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
+from hotplate.stores.store import Slot
+from tests.support.command import hotplate, json_of, succeeded
+from tests.support.memory_store import MemoryStore
+from tests.support.redis_server import RedisServer
+from tests.support.redis_server import running as redis_running
+from tests.support.remote import RemoteStore, publish
+from tests.support.service import Service, a_list, publish_to, serving, until
+from tests.support.soak import SEED, scaled
+from tests.support.stores import ref_of
+
+# The judgement, simulated ---------------------------------------------------------------------------------------------
+
+PROBATION_S = 300
+# Reads of about 0.6 ms: the share of each bucket.
+MEDIAN_S = 0.0006
+_BELOW = [0.5 * (1 + erf(log(bound / MEDIAN_S) / 0.6 / 2**0.5)) for bound in BUCKETS_S]
+READ_SHARES = np.diff([0.0, *_BELOW, 1.0])
+
+
+class Simulated:
+    """A release before, whose last hour is counted, and one on probation, second by second."""
+
+    def __init__(self, random: np.random.Generator, *, lost: float) -> None:
+        self.random = random
+        self.lost = lost
+        self.per_minute = exp(random.uniform(log(20), log(20_000)))
+        # Visitors without a list in either release, whose misses do not count.
+        self.unknown = random.uniform(0.0, 0.3)
+        self.requests = 0
+        self.counts = ReleaseCounts()
+        before = self.counted(random.poisson(self.per_minute * 60), lost=0.0)
+        self.expected = expected_of(before)
+
+    def counted(self, requests: int, lost: float) -> ReleaseCounts:
+        known = int(self.random.binomial(requests, 1 - self.unknown))
+        missing = int(self.random.binomial(known, lost))
+        reads = self.random.multinomial(known, READ_SHARES)
+        return ReleaseCounts(hit=known - missing, miss=missing, reads=tuple(map(float, reads)))
+
+    def is_withdrawn_in_next_second(self) -> bool:
+        requests = int(self.random.poisson(self.per_minute / 60))
+        self.requests += requests
+        self.counts += self.counted(requests, self.lost)
+        return find_regression(self.expected, self.counts) is not None
+
+
+def returns_in_time(random: np.random.Generator) -> bool:
+    """Return whether a release that loses 5 % of the lists is withdrawn within 60 s of its first 200 requests."""
+    release = Simulated(random, lost=0.05)
+    left_s = 60
+    for _ in range(3600):
+        if release.is_withdrawn_in_next_second():
+            return True
+        if release.requests >= 200:
+            left_s -= 1
+        if left_s < 0:
+            break
+    return False
+
+
+def stays(random: np.random.Generator) -> bool:
+    """Return whether a release that loses lists naturally passes its probation."""
+    release = Simulated(random, lost=random.uniform(0.0, NATURAL_LOSS))
+    for second in range(3600):
+        if release.is_withdrawn_in_next_second():
+            return False
+        if second >= PROBATION_S and release.requests >= LOOKUPS:
+            break
+    return True
+
+
+@pytest.mark.parametrize(
+    ("releases", "seed"), [(100, 64), pytest.param(scaled(1000, least=1000), SEED, marks=pytest.mark.soak)]
+)
+def test_bad_releases_return_and_good_ones_stay(
+    releases: int, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    random = np.random.default_rng(seed)
+    returned = sum(returns_in_time(random) for _ in range(releases))
+    kept = sum(stays(random) for _ in range(releases))
+    record_property("bad releases withdrawn", f"{returned} of {releases}")
+    record_property("good releases withdrawn", f"{releases - kept} of {releases}")
+    # Of 1,000, five standard errors of a rate of 99 % are 1.6 %: the seed of a soak is drawn anew.
+    assert returned >= 0.98 * releases
+    assert releases - kept <= max(1, releases // 1000)
+
+
+# The rules, over stores in memory -------------------------------------------------------------------------------------
+
+USERS = 400
+NAMES = [str(number) for number in range(USERS)]
+ALL = range(USERS)
+# Without lists of 30 users.
+FEWER = range(30, USERS)
+
+
+class Rehearsal:
+    """A service of one worker, which counts and judges when it is told to."""
+
+    def __init__(self, store: MemoryStore | RemoteStore, *, admin_store: MemoryStore | None = None) -> None:
+        table = SharedTable(regions(1, ["tier"]))
+        self.now = 1000.0
+        self.reader = TieredReader({"tier": store})
+        (self.tier,) = self.reader.tiers
+        self.states = SharedStates(table.records("states"))
+        self.shared = SharedCounts(table.records("release counts"), table.records("probations"))
+        self.counter = ReleaseCounter(self.shared, 0, self.reader.tiers, self.reader.metrics)
+        self.probation = Probation(
+            {"tier": admin_store or store},  # type: ignore[dict-item]  # RemoteStore is read only
+            self.shared,
+            self.states,
+            probation_s=PROBATION_S,
+            clock=lambda: self.now,
+        )
+
+    async def follow(self) -> None:
+        await self.tier.follower.refresh()
+        await self.look()
+
+    async def look(self) -> None:
+        self.now += 1.0
+        self.states.write(0, Reporter(self.reader.tiers).state())
+        await self.counter.count()
+        await self.probation.look()
+
+    async def answer(self, names: Sequence[str] = NAMES) -> None:
+        await self.reader.personal_many(names)
+        await self.look()
+        await self.look()  # misses are examined once the judge has seen the release
+
+    async def read(self, times: int, *, seconds: float) -> None:
+        """Count reads of the store that took a time."""
+        for _ in range(times):
+            self.reader.metrics.observe(self.tier.read_cell, seconds)
+        await self.look()
+
+    def state(self) -> TierProbation:
+        (state,) = self.shared.probations()
+        return state
+
+
+async def rehearsed(store: MemoryStore) -> tuple[Rehearsal, ReleaseId]:
+    """Return a service that has answered an hour from its first release."""
+    first = await publish(store, "first", users=ALL)
+    service = Rehearsal(store)
+    await service.follow()
+    for _ in range(5):
+        await service.answer()
+    return service, first
+
+
+async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    bad = await publish(memory, "bad", users=FEWER)
+    await service.follow()
+    assert service.state().before is not None
+    await service.answer()
+    found = await memory.catalogue()
+    assert found.live == first
+    entry = found.find(bad)
+    assert entry.state is State.WITHDRAWN
+    assert "probation: 7.5% of its 400 lookups got the popular list" in entry.refused_by[0]
+    with pytest.raises(RefusedByGates, match="refused by probation"):
+        await life.activate(memory, bad)
+    await service.follow()
+    assert (service.state().before, service.state().withdrawn) == (None, 1)
+    text = Exposition(service.reader.metrics, list, service.shared.probations).text().decode()
+    assert 'hotplate_releases_withdrawn_total{store="tier"} 1.0' in text
+    assert 'hotplate_withdrawal_blocked{store="tier"} 0.0' in text
+    await life.activate(memory, bad, force=True)  # an operator takes it as it is
+    await service.follow()
+    await service.answer()
+    assert (await memory.catalogue()).live == bad
+
+
+async def test_visitors_without_a_list_in_either_release_are_no_loss(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    good = await publish(memory, "good", users=ALL)
+    await service.follow()
+    await service.answer([f"visitor-{number}" for number in range(100)] + NAMES)
+    assert service.state().before is not None
+    assert (await memory.catalogue()).live == good
+    service.now += PROBATION_S
+    await service.look()
+    assert service.state().before is None
+
+
+async def test_damaged_values_withdraw_a_release_only_if_the_one_before_is_whole(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    bad = await publish(memory, "bad", users=ALL)
+    await service.follow()
+    stored = [memory.releases[(await ref_of(memory, release)).incarnation].rows for release in (bad, first)]
+    whole = dict(stored[1])
+    for rows in stored:
+        rows |= {key: b"damage" + rows[key] for key in rows if key.startswith("user:") and key.endswith(("1", "5"))}
+    await service.answer()
+    assert (await memory.catalogue()).live == bad
+    assert "damaged, too" in service.state().blocked
+    stored[1] |= whole
+    service.now += RETRY_S
+    await service.look()
+    assert (await memory.catalogue()).live == first
+    assert service.state().blocked == ""
+
+
+async def test_rollback_and_first_release_are_not_on_probation(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    assert service.state().before is None
+    await publish(memory, "second", users=ALL)
+    await service.follow()
+    assert service.state().before is not None
+    await life.rollback(memory)
+    await service.follow()
+    assert service.state().live == await ref_of(memory, first)
+    assert service.state().before is None
+
+
+async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
+    remote = RemoteStore(memory)
+    await publish(memory, "first", users=ALL)
+    service = Rehearsal(remote, admin_store=memory)
+    await service.follow()
+    for _ in range(5):
+        await service.answer()
+    second = await publish(memory, "second", users=ALL)
+    await service.follow()
+    assert service.state().before is not None
+    remote.failure = StoreUnavailable("away")
+    for _ in range(FAILURES):
+        await service.answer()
+    assert service.tier.breaker.is_open
+    remote.failure = None
+    service.tier.breaker.succeeded()
+    remote.broken_keys = {f"user:{number}" for number in range(0, USERS, 4)}
+    for _ in range(3):
+        await service.answer()
+    assert (await memory.catalogue()).live == second
+    assert service.state().blocked == ""
+
+
+async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, first = await rehearsed(memory)
+    await service.read(300, seconds=0.0004)
+    second = await publish(memory, "second", users=ALL)
+    await service.follow()
+    slow = {await ref_of(memory, release) for release in (first, second)}
+    read = memory.get_many
+
+    async def read_slowly(release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        if release in slow and keys[0].startswith("user:"):
+            await asyncio.sleep(0.02)
+        return await read(release, keys, timeout_s=timeout_s)
+
+    monkeypatch.setattr(memory, "get_many", read_slowly)
+    await service.read(300, seconds=0.02)
+    assert (await memory.catalogue()).live == second
+    slow.remove(await ref_of(memory, first))
+    service.now += RETRY_S
+    await service.look()
+    found = await memory.catalogue()
+    assert found.live == first
+    assert "reads took more than 10 ms" in found.find(second).refused_by[0]
+
+
+async def test_service_without_the_right_to_write_says_so(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, _ = await rehearsed(memory)
+    bad = await publish(memory, "bad", users=FEWER)
+    await service.follow()
+
+    async def refuse(*_: object) -> None:
+        raise StoreMisused("this user may not write")
+
+    monkeypatch.setattr(memory, "swap", refuse)
+    await service.answer()
+    for _ in range(30):
+        await service.look()
+    assert (await memory.catalogue()).live == bad
+    assert service.state().blocked == "this user may not write"
+    assert caplog.text.count("this service cannot withdraw it") == 1
+    text = Exposition(service.reader.metrics, list, service.shared.probations).text().decode()
+    assert 'hotplate_withdrawal_blocked{store="tier"} 1.0' in text
+    service.now += HOUR_S
+    await service.look()
+    assert (service.state().before, service.state().blocked) == (None, "this user may not write")
+
+
+async def test_of_two_services_that_decide_at_once_one_withdraws(memory: MemoryStore) -> None:
+    services = [(await rehearsed(memory))[0]]
+    services.append(Rehearsal(memory))
+    await services[1].follow()
+    for _ in range(5):
+        await services[1].answer()
+    first = (await memory.catalogue()).live
+    await publish(memory, "bad", users=FEWER)
+    for service in services:
+        await service.follow()
+        await service.reader.personal_many(NAMES)
+        await service.counter.count()
+        await service.counter.count()
+    await asyncio.gather(*(service.probation.look() for service in services))
+    assert (await memory.catalogue()).live == first
+    assert sum(service.state().withdrawn for service in services) == 1
+
+
+async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    counted = service.shared.read(0)
+    assert counted[0].counts.hit == 5 * USERS
+    service.counter = ReleaseCounter(service.shared, 0, service.reader.tiers, service.reader.metrics)
+    await service.look()
+    await service.answer()
+    (entry,) = service.shared.read(0)
+    assert (entry.release, entry.counts.hit) == (await ref_of(memory, first), 6 * USERS)
+
+
+# With real services ---------------------------------------------------------------------------------------------------
+
+MANY = 2000
+LISTS = {f"user:{number:04}": a_list(*(f"item-{rank}-{number}" for rank in range(20))) for number in range(MANY)}
+
+
+@contextmanager
+def traffic(service: Service) -> Iterator[None]:
+    """Request lists of all users in turn, until the block ends."""
+    stopped = threading.Event()
+
+    def request() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        number = 0
+        while not stopped.is_set():
+            number = (number + 7) % MANY
+            connection.request("GET", f"/v1/recommendations/{number:04}?n=1")
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+            stopped.wait(0.002)
+        connection.close()
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def metric(service: Service, name: str) -> float:
+    """Return the largest value of a metric."""
+    lines = service.admin("/metrics").body.decode().splitlines()
+    return max((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), default=0.0)
+
+
+def damage(url: str, release: str) -> None:
+    """Change bytes of about every tenth value of a release."""
+    incarnation = incarnation_of(url, release)
+    if url.startswith("redis:"):
+        with redis.Redis.from_url(url.partition("?")[0]) as client:
+            for key in client.scan_iter(f"*{incarnation}*user:*0", count=1000):
+                client.setrange(key, 12, b"damage")
+        return
+    (path,) = Path(url.removeprefix("file://")).glob(f"releases/*{incarnation}*.mdb")
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        for number in range(MANY // 10):
+            file.seek(content.index(b'"item-0-%d"' % number))
+            file.write(b"damage")
+
+
+def incarnation_of(url: str, release: str) -> str:
+    found = json_of("releases", "list", "--store", url)
+    return str(next(entry["incarnation"] for entry in found["releases"] if entry["id"] == release))
+
+
+def state_of(url: str, release: str) -> str:
+    """Return the line of a release in `releases list`."""
+    listed = succeeded("releases", "list", "--store", url)
+    return next(line for line in listed.splitlines() if line.startswith(release))
+
+
+def answered(service: Service, release: str) -> float:
+    """Return how many lists of a release all workers have looked up."""
+    lines = service.admin("/metrics").body.decode().splitlines()
+    own = [line for line in lines if line.startswith("hotplate_release_lookups_total") and release in line]
+    return sum(float(line.rpartition(" ")[2]) for line in own)
+
+
+@contextmanager
+def on_trial(logs: Path, url: str, probation: str) -> Iterator[tuple[Service, str]]:
+    """Run a service, with requests, whose first release has answered 600 of them."""
+    first = asyncio.run(publish_to(url, LISTS))
+    with serving(logs, "--store", url, "--probation", probation, "--workers", "2") as service, traffic(service):
+        until(lambda: answered(service, first) >= 600)
+        yield service, first
+
+
+def drill_losing_lists(logs: Path, url: str) -> None:
+    with on_trial(logs, url, "5m") as (service, first):
+        lists = logs / "lists.csv"
+        kept = list(LISTS)[: -MANY * 6 // 100]
+        rows = [
+            f"{key.removeprefix('user:')},item-{rank}-{number},{20 - rank}"
+            for number, key in enumerate(kept)
+            for rank in range(20)
+        ]
+        lists.write_text("\n".join(["user,item,score", *rows]))
+        done = hotplate("import", lists, "--store", url, "--wait", "60s")
+        assert done.returncode == 3
+        assert "was withdrawn" in done.stderr
+        assert "got the popular list" in done.stderr
+        found = json_of("releases", "list", "--store", url)
+        assert found["live"] == first
+        bad = next(entry["id"] for entry in found["releases"] if entry["state"] == "withdrawn")
+        assert "refused by probation: " in state_of(url, bad)
+        until(lambda: metric(service, "hotplate_releases_withdrawn_total") == 1)
+        until(lambda: {worker["release"] for worker in service.states()} == {first})
+        assert hotplate("releases", "activate", bad, "--store", url).returncode == 3
+        assert f"release {bad} was withdrawn, and release {first} is live again" in service.log.read_text()
+
+
+def drill_damaging_values(logs: Path, url: str) -> None:
+    with on_trial(logs, url, "5m") as (service, first):
+        bad = asyncio.run(publish_to(url, LISTS, live=False))
+        damage(url, bad)
+        succeeded("releases", "activate", bad, "--store", url)
+        until(lambda: json_of("releases", "list", "--store", url)["live"] == first)
+        assert "could not be read" in state_of(url, bad)
+        until(lambda: metric(service, "hotplate_releases_withdrawn_total") == 1)
+
+
+def drill_good_release(logs: Path, url: str) -> None:
+    with on_trial(logs, url, "5s") as (service, _):
+        good = asyncio.run(publish_to(url, LISTS))
+        until(lambda: metric(service, "hotplate_probation{") == 1)
+        until(lambda: metric(service, "hotplate_probation{") == 0)
+        assert json_of("releases", "list", "--store", url)["live"] == good
+        assert metric(service, "hotplate_releases_withdrawn_total") == 0
+
+
+def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
+    with on_trial(logs, url, "5m") as (service, _):
+        good = asyncio.run(publish_to(url, LISTS))
+        until(lambda: metric(service, "hotplate_probation{") == 1)
+        server.kill()
+        until(lambda: metric(service, "hotplate_breaker_open") == 1)
+        time.sleep(3)
+        server.start()
+        until(lambda: metric(service, "hotplate_breaker_open") == 0)
+        before = answered(service, good)
+        until(lambda: answered(service, good) >= before + 600)
+        assert json_of("releases", "list", "--store", url)["live"] == good
+        assert metric(service, "hotplate_releases_withdrawn_total") == 0
+        assert metric(service, "hotplate_withdrawal_blocked") == 0
+        assert metric(service, "hotplate_probation{") == 1
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that may be killed: it has its data after a restart."""
+    (folder := tmp_path / "redis").mkdir()
+    with redis_running(folder, "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield server
+
+
+def test_publish_that_loses_lists_is_withdrawn_from_files(tmp_path: Path) -> None:
+    drill_losing_lists(tmp_path, f"file://{tmp_path}/store")
+
+
+def test_restart_of_redis_withdraws_no_release(tmp_path: Path, server: RedisServer) -> None:
+    drill_killed_store(tmp_path, server.url(), server)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("drill", [drill_losing_lists, drill_damaging_values, drill_good_release])
+@pytest.mark.parametrize("store", ["file", "redis"])
+def test_drills_over_files_and_redis(
+    tmp_path: Path, server: RedisServer, store: str, drill: Callable[[Path, str], None], number: int
+) -> None:
+    url = server.url() if store == "redis" else f"file://{tmp_path}/store-{number}"
+    drill(tmp_path, url)
