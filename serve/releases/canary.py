@@ -32,7 +32,7 @@ ERRS_BY_FALLBACKS = 0.0008
 ERRS_BY_ERRORS = 0.0001
 ERRS_BY_SLOW = 0.0001
 # Alternatives, as multiples of the bound, and their prior probabilities.
-ALTERNATIVES = ((1, 0.8), (4, 0.15), (16, 0.05))
+ALTERNATIVES = ((1, 0.9), (4, 0.08), (16, 0.02))
 # A share this many standard deviations below the bound is within it.
 WITHIN = 2.5
 # Nodes of the integral over the share of the live release, in standard deviations of its logit.

@@ -40,7 +40,7 @@ SAMPLE_S = 60.0
 # A probation lasts until there were this many lookups, but no longer than an hour.
 LOOKUPS = 300
 # The share of the lists that a good release may lose: those of users whose last event has become too old.
-NATURAL_LOSS = 0.001
+NATURAL_LOSS = 0.0005
 # Time limits of reading a catalogue and of a withdrawal, and the pause after one that failed.
 CATALOGUE_S = 5.0
 WITHDRAW_S = 60.0
