@@ -37,8 +37,8 @@ from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefi
 from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest, Tally
-from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
 from hotplate.stores.options import parse_seconds
+from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
