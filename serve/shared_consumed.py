@@ -7,8 +7,8 @@ lost entries, it compares all segments with the whole stream, and later what wor
 durable is lost. An entry may be in the stream twice, which changes nothing.
 
 An entry is for one user, and has at most MAX_PAIRS items: their hashes, the user's id, which an erasure must find, and
-the time until which the items are hidden. A service that learns of an erased user deletes the user's entries, and no
-longer sends or hides what the events in its segments say of that user.
+the time until which the items are hidden. A service that learns of an erased user replaces the user's entries by ones
+without an id, by which other services forget the items, and ignores the user's events in its segments.
 """
 
 import asyncio
@@ -47,6 +47,9 @@ OFF = "off"
 # Of the stream: as many as the table has places. With ids of 10 characters and an item each they take 60 MB.
 MAX_ENTRIES = BUCKETS * WAYS
 MAX_PAIRS = 16
+# The time and the user of an entry whose items are shown again.
+FORGOTTEN = 0
+NOBODY_NAMED = ""
 PAIR_BYTES = 8
 # Events that are read, compared and sent at once.
 BATCH = 500
@@ -56,6 +59,8 @@ PAUSES_S = (0.05, 0.5)
 # A worker sends while the sharing lags less than this, and waits at most this long for Redis.
 HEALTHY_S = 2.0
 SEND_S = 0.25
+# After which an event that a worker did not send is sent by the admin process.
+SETTLE_S = 0.3
 # How long a worker waits at its start for the first reading of the stream.
 START_S = 10.0
 POLL_S = 0.02
@@ -172,12 +177,12 @@ class SegmentTail:
         """Return up to *most* events of types that hide items; none if all are read. Raises OSError."""
         self._list()
         events = list(islice(self._events, most))
-        while not events:
+        while len(events) < most:
             changed = next(filter(self._is_changed, self._unfinished.values()), None)
             if changed is None:
                 break
             self._events = self._read(changed)
-            events = list(islice(self._events, most))
+            events += islice(self._events, most - len(events))
         return events
 
     def _list(self) -> None:
@@ -314,6 +319,7 @@ class ConsumedSharing:
         self._stores = stores
         self._erased: ErasedUsers = NOBODY
         self._unsent = list[ConsumedPairs]()
+        self._due = 0.0  # when they are sent, by the monotonic clock
         self._has_more_events = True
         self._wants_rewind = False
         self._failure: str | None = None
@@ -362,17 +368,16 @@ class ConsumedSharing:
             self._stream.rewind()
         if self._stream.has_older:
             await self._take_older()
-        is_whole = not self._stream.has_older
-        can_send = is_whole and self._may_send
-        is_idle = is_whole and not (can_send and self._has_more_events)
-        entries = await self._stream.newer(WAIT_MS if is_idle else 0)
+        can_send = self._may_send and not self._stream.has_older
+        is_busy = self._stream.has_older or (can_send and self._has_more_events)
+        entries = await self._stream.newer(0 if is_busy else WAIT_MS)
         if entries is None:
             self._wants_rewind = True
             return
         await self._take(entries)
         if can_send:
             await self._send()
-            if not entries and not self._has_more_events:
+            if not self._stream.has_newer and not self._has_more_events:
                 self._state.note_current()
 
     async def _take_older(self) -> None:
@@ -383,32 +388,39 @@ class ConsumedSharing:
             self._has_more_events = True
 
     async def _take(self, entries: "Sequence[Entry]") -> None:
-        """Hide the items of entries, and delete those of erased users."""
+        """Hide the items of entries, and replace those of erased users."""
         erased = list["Entry"]()
+        forgotten = list[ConsumedPairs]()
         for entry in entries:
             pairs = None if entry.value is None else decode_pairs(entry.value)
             if pairs is None:
                 self._metrics.count_in(CONSUMED_PAIRS, DROPPED)
+            elif pairs.until == FORGOTTEN:
+                self._forget(pairs)
             elif self._erased.covers_user(pairs.user):
-                self._consumed.forget(pairs)
+                self._forget(pairs)
                 erased.append(entry)
+                forgotten.append(ConsumedPairs(NOBODY_NAMED, pairs.pairs, FORGOTTEN))
             else:
                 self._consumed.hide(pairs)
                 self._in_stream.hide(pairs)
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
         if erased:
+            await _append(self._stream, forgotten, self._consumed, self._metrics)
             await self._stream.delete(erased)
+
+    def _forget(self, pairs: ConsumedPairs) -> None:
+        for table in (self._consumed, self._in_stream):
+            table.forget(pairs)
 
     @property
     def _may_send(self) -> bool:
         return not self._unasked or time.monotonic() > self._asked_until
 
-    async def _send(self) -> None:
-        """Send the next events that the stream lacks."""
-        if not self._unsent:
-            events = await asyncio.to_thread(self._tail.next_events, BATCH)
-            self._has_more_events = bool(events)
-            self._unsent = self._parts_to_send(events)
+    async def _send(self, *, at_once: bool = False) -> None:
+        """Send events that the stream lacks, and read the next ones; workers have some time to send the newest."""
+        if self._unsent and time.monotonic() < self._due and not at_once:
+            return
         while self._unsent:
             parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
             if parts:
@@ -416,8 +428,13 @@ class ConsumedSharing:
             for part in parts:
                 self._in_stream.hide(part)
             del self._unsent[:BATCH]
+        events = await asyncio.to_thread(self._tail.next_events, BATCH)
+        self._has_more_events = len(events) == BATCH
+        self._unsent = self._parts_of(events)
+        self._due = time.monotonic() + (0.0 if self._has_more_events else SETTLE_S)
 
-    def _parts_to_send(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
+    def _parts_of(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
+        """Return the parts of events that the stream lacks, and forget the events of erased users."""
         parts = list[ConsumedPairs]()
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
@@ -426,15 +443,15 @@ class ConsumedSharing:
             if self._erased.covers_user(event.user):
                 self._consumed.forget(pairs)
             else:
-                parts += parts_of(pairs)
+                parts += [part for part in parts_of(pairs) if not self._in_stream.hides(part)]
         return parts
 
     async def _send_rest(self) -> None:
         if self._stream.has_older or not self._may_send:
             return
-        self._has_more_events = True
-        while self._has_more_events:
-            await self._send()
+        await self._send(at_once=True)
+        while self._unsent or self._has_more_events:
+            await self._send(at_once=True)
 
     async def _follow_erased(self, url: str) -> None:
         """Learn of the users who are erased from a store, whose failures the workers report."""

@@ -46,6 +46,8 @@ class RedisStream:
         self._last = BEGIN  # of the newer entries that were read
         self._known = BEGIN  # the latest that was read or appended
         self._end: bytes | None = END  # of the older entries that are not read yet
+        self.has_newer = False
+        """Whether `newer` left entries for its next call."""
         if self._credentials is not None:
             self._credentials.on_renewal(self._renew)
 
@@ -86,6 +88,7 @@ class RedisStream:
         if not known and self._known != BEGIN:
             return None
         entries = _entries(streams[0][1]) if streams else []
+        self.has_newer = len(entries) == PAGE
         if entries:
             self._last = entries[-1].id
             self._known = max(self._known, self._last, key=_order)
