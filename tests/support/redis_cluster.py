@@ -196,6 +196,8 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIM
                     raise
                 continue
             cluster.execute_everywhere("CONFIG", "SET", "cluster-node-timeout", str(node_timeout_ms))
+            for node in cluster.nodes:  # also for restarts; the last of equal options counts
+                node.server.options += ("--cluster-node-timeout", str(node_timeout_ms))
             yield cluster
             return
 
