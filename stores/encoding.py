@@ -69,6 +69,7 @@ MAX_LISTS = 20  # with names, in one release
 MAX_LIST_NAME = 32
 _is_list_name = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_LIST_NAME - 1}}}").fullmatch
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
+PACKED_AT_ONCE = 64  # packed lists that are read together, about 100 kB
 
 
 class RowKey(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
@@ -296,16 +297,22 @@ def unpack(packed: bytes) -> list[str]:
 
 
 async def merged(
-    spans: Iterable[KeySpan], fetch: Callable[[KeySpan], Awaitable[bytes | None]]
+    spans: Iterable[KeySpan], fetch: Callable[[Sequence[KeySpan]], Awaitable[Sequence[bytes | None]]]
 ) -> AsyncIterator[list[str]]:
-    """Yield the distinct keys of packed lists in ascending order; *fetch* returns None for a list that is gone."""
+    """Yield the distinct keys of packed lists in ascending order.
+
+    *fetch* gets up to PACKED_AT_ONCE spans, and returns None for a list that is gone.
+    """
     ordered = sorted(spans)
     pending = list[str]()
-    for span, following in zip(ordered, [*ordered[1:], None], strict=False):
-        if (packed := await fetch(span)) is not None:
-            pending += unpack(packed)
-            pending.sort()  # linear for ascending runs
-        ready = len(pending) if following is None else bisect_left(pending, following.first)
-        if ready:
-            yield list(dict.fromkeys(pending[:ready]))
-            del pending[:ready]
+    for start in range(0, len(ordered), PACKED_AT_ONCE):
+        fetched = await fetch(ordered[start : start + PACKED_AT_ONCE])
+        for following, packed in enumerate(fetched, start + 1):
+            if packed is not None:
+                pending += unpack(packed)
+                pending.sort()  # linear for ascending runs
+            is_last = following == len(ordered)
+            ready = len(pending) if is_last else bisect_left(pending, ordered[following].first)
+            if ready:
+                yield list(dict.fromkeys(pending[:ready]))
+                del pending[:ready]

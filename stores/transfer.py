@@ -12,7 +12,7 @@ from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
-from hotplate.stores.publication import WriteResult, begin, go_live, new_copier, take_over, write
+from hotplate.stores.publication import WriteResult, begin, frozen_heap, go_live, new_copier, take_over, write
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
@@ -123,7 +123,8 @@ async def _write_copy(
     async def read() -> EncodedRows:
         return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, found, manifest, on_progress))
 
-    return await write(target, draft, read, finish=finish, prepare=prepare)
+    with frozen_heap():
+        return await write(target, draft, read, finish=finish, prepare=prepare)
 
 
 async def _committed(source: Store, release: ReleaseId) -> Release:

@@ -315,7 +315,7 @@ class ReleaseRows:
             raise not_found(release)
         try:
             spans = await self._spans(container, state)
-            async for keys in merged(spans, lambda span: self._packed(container, span.source, span.place)):
+            async for keys in merged(spans, partial(self._fetch, container)):
                 values = dict[str, bytes]()
                 await for_each(keys, partial(self._read_row, container, values))
                 for key in keys:
@@ -323,6 +323,9 @@ class ReleaseRows:
                         yield Row(key, values[key])
         except ContainerMissing as error:
             raise not_found(release) from error
+
+    async def _fetch(self, container: str, spans: Sequence[KeySpan]) -> list[bytes]:
+        return [await self._packed(container, span.source, span.place) for span in spans]
 
     async def _spans(self, container: str, state: CosmosItem) -> list[KeySpan]:
         spans = list[KeySpan]()

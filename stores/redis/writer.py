@@ -43,7 +43,7 @@ from redis.exceptions import RedisError
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
-from hotplate.stores.encoding import META, KeySpan, bounds, merged, pack, unpack
+from hotplate.stores.encoding import META, PACKED_AT_ONCE, KeySpan, bounds, merged, pack, unpack
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, translated
 from hotplate.stores.redis.servers import CONTROL_WAIT_S, wait_for_replicas
@@ -66,7 +66,6 @@ MAX_BYTES = 1 << 20
 # it, 340,000 and 1 to 3 ms.
 BUSY_SHARE = 0.5
 
-SPANS = 64  # packed batches read at once, about 100 kB
 HISTORY = "@"  # prefix of replication histories in the set of incarnations
 
 # PUT: KEYS state, rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, points; ARGV expected state,
@@ -410,9 +409,16 @@ class Writer:
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
-        async for keys in merged(await self._spans(release), lambda at: self._execute("LINDEX", at.source, at.place)):
+        async for keys in merged(await self._spans(release), partial(self._fetch, release)):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
+
+    async def _fetch(self, release: ReleaseRef, spans: Sequence[KeySpan]) -> list[bytes | None]:
+        home = self._keys.release(release).state
+        commands = [("LINDEX", span.source, span.place) for span in spans]
+        return await self._retrier.call(
+            lambda: self._sessions.run(home, lambda session: session.execute_all(*commands))
+        )
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
         """Erase a release if *confirm* does not raise once its states are marked; see `Store.erase`.
@@ -492,7 +498,7 @@ class Writer:
         spans = list[KeySpan]()
         for source in self._keys.release(release).lists:
             start = 0
-            while batches := await self._execute("LRANGE", source, start, start + SPANS - 1):
+            while batches := await self._execute("LRANGE", source, start, start + PACKED_AT_ONCE - 1):
                 spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(batches))
                 start += len(batches)
         return spans

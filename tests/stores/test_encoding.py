@@ -1,16 +1,18 @@
 """Lists and lists of keys as bytes: what goes in comes out, and a cut is a prefix of whole items."""
 
 import math
+from collections.abc import Sequence
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hotplate.stores.encoding import (
     HEADER_BYTES,
     NO_OFFSET,
     OFFSET_BYTES,
+    PACKED_AT_ONCE,
     Checksum,
     Item,
     KeySpan,
@@ -102,14 +104,16 @@ def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
 
 
 async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
-    async def fetch(span: KeySpan) -> bytes:
-        return pack(batches[span.place])
+    async def fetch(spans: Sequence[KeySpan]) -> list[bytes]:
+        assert len(spans) <= PACKED_AT_ONCE
+        return [pack(batches[span.place]) for span in spans]
 
     spans = [KeySpan(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
     return [found async for found in merged(spans, fetch)]
 
 
 @given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
+@example([[f"{place:03}"] for place in range(PACKED_AT_ONCE + 1)])
 async def test_merged_keys_are_complete_and_ascend_without_repetition(batches: list[list[str]]) -> None:
     found = [key for some in await merged_keys(batches) for key in some]
     assert found == sorted({key for batch in batches for key in batch}, key=str.encode)
