@@ -10,6 +10,7 @@ from itertools import product
 from typing import Final, Literal
 
 from hotplate.serve.shared_table import private_floats
+from hotplate.stores.store import TOKEN
 
 Labels = tuple[str, ...]
 # One number per series, or the buckets and sum of a histogram.
@@ -119,6 +120,8 @@ HEDGES = Metric("hotplate_store_hedged_reads", "Late reads that were sent once m
                 {"store": TIERS, "outcome": HEDGE_OUTCOMES}, shown="counted")
 FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, including retried ones.",
                 {"store": TIERS, "kind": FAILURES}, shown="attempts")
+TOKEN_FAILURES = Metric("hotplate_store_token_failures",
+                        "Tokens of Entra ID that could not be got or renewed, or that the store refused.", _STORE)
 EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the list.", _PLACE, shown="counted")
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")
@@ -130,7 +133,7 @@ CONSUMED_PAIRS = Metric("hotplate_consumed_pairs",
 # The first two must not depend on the tiers, see LOOKUPS and REQUESTS.
 TABLE = (
     LOOKUP_COUNTS, REQUEST_TIMES, STORE_TIMES, CORRUPT, CACHE, CANARY_LOOKUPS, CANARY_TIMES, SHED_COUNTS,
-    CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, EVENT_COUNTS, IMPRESSIONS, CLICKS,
+    CHARGES, CHARGED_RU, CHARGED, THROTTLES, HEDGES, FAILED, TOKEN_FAILURES, EVENT_COUNTS, IMPRESSIONS, CLICKS,
     DROPPED_LINES, CONSUMED_PAIRS,
 )
 # fmt: on
@@ -206,9 +209,11 @@ class Metrics:
         self._own[self.cells[row][labels]] += number
 
     def count_attempt(self, tier: str, what: str) -> None:
-        """Count a failed or throttled attempt; unknown failures count as other."""
+        """Count a failed or throttled attempt, or a missing token; unknown failures count as other."""
         if what == THROTTLED:
             self.count_in(THROTTLES, tier)
+        elif what == TOKEN:
+            self.count_in(TOKEN_FAILURES, tier)
         else:
             self.count(self._failures.get((tier, what), self._failures[tier, OTHER]))
 

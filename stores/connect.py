@@ -45,7 +45,8 @@ def check_single(url: str) -> None:
 def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store at *url* without I/O; StoreMisused for an unknown scheme or a malformed URL.
 
-    *observer* counts attempts of stores that bill or throttle. Entry points are functions from URL to Store.
+    *observer* counts attempts of stores that bill or throttle, and failures to renew tokens. Entry points are functions
+    from URL to Store.
     """
     scheme = scheme_of(url)
     check_single(url)
@@ -55,7 +56,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         with extra_installed("redis"):
             from hotplate.stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
-            return redis.open_url(url)
+            return redis.open_url(url, observer)
     if scheme in COSMOS:
         with extra_installed("cosmos"):
             from hotplate.stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above

@@ -222,6 +222,10 @@ class RowEraser(ABC):
         """
 
 
+# The kind of a failure to get or renew a token of Entra ID.
+TOKEN = "token"  # noqa: S105 -- a word
+
+
 class Observer(Protocol):
     """Counts the requests of a store."""
 
@@ -229,7 +233,7 @@ class Observer(Protocol):
         """Count a response, of any status, with its request units."""
 
     def failed(self, kind: str) -> None:
-        """Count a failed attempt, retried or not; *kind* is one of a few words defined by the store."""
+        """Count a failed attempt, retried or not; *kind* is TOKEN, or one of a few words defined by the store."""
 
 
 @dataclass(slots=True)

@@ -20,6 +20,13 @@ RETRY_PAUSES_S = (0.05, 2.0)
 MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with millisecond resolution
 
 
+async def all_done(*calls: Awaitable[object]) -> None:
+    """Await all calls to their end, and raise the first error."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
 class Deadlines(Generic[T]):
     """Calls *expire* with items at their deadline."""
 

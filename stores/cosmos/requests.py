@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from hotplate.stores.cosmos.errors import CosmosUnavailable, first_line, store_closed
 from hotplate.stores.cosmos.url import KEY, Address
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import TOKEN, Observer
 from hotplate.stores.timing import SharedCall
 
 if TYPE_CHECKING:
@@ -59,8 +60,15 @@ class KeySigner:
 class TokenSigner:
     """Authorizes requests by a token of Entra ID, renewed in the background; closes the credential."""
 
-    def __init__(self, address: Address, credential: "AsyncTokenCredential", clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        credential: "AsyncTokenCredential",
+        clock: Callable[[], float],
+        observer: Observer | None = None,
+    ) -> None:
         self._shown = address.shown
+        self._observer = observer
         self._scope = f"https://{urlsplit(address.endpoint).hostname}/.default"
         self._credential = credential
         self._clock = clock
@@ -109,6 +117,8 @@ class TokenSigner:
             self._value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
         except Exception as error:  # noqa: BLE001 -- credentials raise anything
             reason = first_line(str(error))
+            if self._observer is not None:
+                self._observer.failed(TOKEN)
             if not self._error:
                 log.warning("%s: no token from Entra ID: %s", self._shown, reason)
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({reason})"

@@ -90,7 +90,7 @@ class SignedClient:
         self._observer = observer
         self._tokens: TokenSigner | None = None
         if address.key is None:
-            self._tokens = TokenSigner(address, credential or default_credential(), clock)
+            self._tokens = TokenSigner(address, credential or default_credential(), clock, observer)
         self._signer = self._tokens or KeySigner(address.key or "", address.shown)
         connect = make_transport or _connects(address)
 

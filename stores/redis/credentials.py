@@ -15,6 +15,7 @@ from redis.credentials import CredentialProvider, StreamingCredentialProvider
 from redis.exceptions import ConnectionError  # noqa: A004 -- redis-py's name
 
 from hotplate.stores.errors import StoreUnavailable, extra_installed
+from hotplate.stores.store import TOKEN, Observer
 from hotplate.stores.timing import SharedCall
 
 log = logging.getLogger(__name__)
@@ -22,15 +23,16 @@ log = logging.getLogger(__name__)
 SCOPE = "https://redis.azure.com/.default"
 RETRY_S = 5.0  # after a failed renewal
 
-Create = Callable[[], StreamingCredentialProvider]
+CreateProvider = Callable[[], StreamingCredentialProvider]
 Renew = Callable[[], Awaitable[object]]
 
 
 class Credentials(CredentialProvider):
-    """The user and password of all connections of a store."""
+    """The user and password of all connections of a store; failures to get or renew them are counted."""
 
-    def __init__(self, create: Create) -> None:
+    def __init__(self, create: CreateProvider, observer: Observer | None = None) -> None:
         self._create = create
+        self._observer = observer
         self._provider: StreamingCredentialProvider | None = None
         self._renew: Renew | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -38,7 +40,7 @@ class Credentials(CredentialProvider):
         self._renewals = set[asyncio.Task[None]]()
 
     def on_renewal(self, renew: Renew) -> None:
-        """Call *renew* when there are new credentials, to replace open connections."""
+        """Call *renew* when there are new credentials, to replace open connections; again after StoreUnavailable."""
         self._renew = renew
 
     async def get_credentials_async(self) -> tuple[str, str]:
@@ -64,6 +66,7 @@ class Credentials(CredentialProvider):
         try:
             credentials = await asyncio.to_thread(self._provider.get_credentials)
         except Exception as error:
+            self._count_failure()
             raise ConnectionError(f"no credentials: {str(error).partition(chr(10))[0]}") from error
         user, password = cast("tuple[str, str]", credentials)
         return user, password
@@ -88,10 +91,22 @@ class Credentials(CredentialProvider):
         task.add_done_callback(self._renewals.discard)
 
     async def _pass_on(self) -> None:
-        if self._renew is not None:
-            await self._renew()
+        while self._renew is not None:
+            try:
+                await self._renew()
+            except StoreUnavailable as error:
+                log.warning("open connections keep their former credentials: %s", error)
+                self._count_failure()
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+    def _count_failure(self) -> None:
+        if self._observer is not None:
+            self._observer.failed(TOKEN)
 
     async def _begin_again(self) -> None:
+        self._count_failure()
         self._provider = None
         while True:
             await asyncio.sleep(RETRY_S)
@@ -104,9 +119,9 @@ class Credentials(CredentialProvider):
                 return
 
 
-def entra_credentials() -> Credentials:
-    """Return credentials by azure-identity's default credential; needs the extra `redis-entra`."""
+def entra_provider() -> CreateProvider:
+    """Return what creates a provider by azure-identity's default credential; needs the extra `redis-entra`."""
     with extra_installed("redis-entra"):
         from redis_entraid.cred_provider import create_from_default_azure_credential  # noqa: PLC0415 -- an extra
 
-    return Credentials(lambda: create_from_default_azure_credential((SCOPE,)))
+    return lambda: create_from_default_azure_credential((SCOPE,))

@@ -20,7 +20,7 @@ from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, translated
 from hotplate.stores.redis.servers import RedisNode, Standalone
 from hotplate.stores.store import Slot
-from hotplate.stores.timing import Backoff, SharedCall
+from hotplate.stores.timing import Backoff, SharedCall, all_done
 
 log = logging.getLogger(__name__)
 
@@ -312,8 +312,8 @@ class Readers:
         return Multiplexer(connection, self.servers.address(node).shown, self._timeout_s)
 
     async def renew(self) -> None:
-        """Replace all connections by ones with new credentials."""
-        await asyncio.gather(*(reconnector.renew() for reconnector in self._by_node.values()), return_exceptions=True)
+        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
+        await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
 
     async def close(self) -> None:
         """Close all connections."""

@@ -26,7 +26,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, 
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
-from hotplate.stores.redis.credentials import Credentials, entra_credentials
+from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
 from hotplate.stores.redis.multiplexed import Readers
 from hotplate.stores.redis.servers import (
@@ -45,6 +45,7 @@ from hotplate.stores.store import (
     Diagnosed,
     Finding,
     Level,
+    Observer,
     Plan,
     RecordChange,
     ReplicatedReader,
@@ -56,7 +57,7 @@ from hotplate.stores.store import (
     sealed,
     traced_call,
 )
-from hotplate.stores.timing import Retrier
+from hotplate.stores.timing import Retrier, all_done
 from hotplate.stores.urls import scheme_of
 
 READ_TIMEOUT_S = 1.0  # callers pass shorter ones for lookups
@@ -115,9 +116,9 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
             credentials.on_renewal(self._renew)
 
     async def _renew(self) -> None:
-        """Replace all connections by ones with new credentials."""
+        """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         readers = (self._reads, self._scan_reads, self._replica_reads)
-        await asyncio.gather(self._servers.renew(), self._sessions.renew(), *(reader.renew() for reader in readers))
+        await all_done(self._servers.renew(), self._sessions.renew(), *(reader.renew() for reader in readers))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
@@ -385,8 +386,11 @@ class Deployment(NamedTuple):
     credentials: Credentials | None
 
 
-def deployment_of(url: str, credentials: Credentials | None = None) -> Deployment:
-    """Parse a URL; StoreMisused if it is invalid. *credentials* take the place of those in it or the environment."""
+def deployment_of(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> Deployment:
+    """Parse a URL; StoreMisused if it is invalid.
+
+    Credentials of a *provider* take the place of those in it or the environment.
+    """
     connect: Callable[[Credentials | None], Standalone]
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
@@ -400,11 +404,12 @@ def deployment_of(url: str, credentials: Credentials | None = None) -> Deploymen
     else:
         common = parse(url)
         connect = partial(Standalone, common)
-    if credentials is None and common.by_entra:
-        credentials = entra_credentials()
+    if provider is None and common.by_entra:
+        provider = entra_provider()
+    credentials = None if provider is None else Credentials(provider, observer)
     return Deployment(common, connect(credentials), credentials)
 
 
-def open_url(url: str, credentials: Credentials | None = None) -> RedisStore:
+def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:
     """Open the store at a URL; see `deployment_of`."""
-    return RedisStore(*deployment_of(url, credentials))
+    return RedisStore(*deployment_of(url, observer, provider=provider))

@@ -12,7 +12,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
-from hotplate.stores.store import Observer, Slot
+from hotplate.stores.store import TOKEN, Observer, Slot
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -143,6 +143,9 @@ async def test_scrape_shows_request_units_throttles_and_failures_once_reported(s
     assert 'hotplate_store_charged_responses_total{store="cosmos"} 2.0' in text
     assert 'hotplate_store_throttled_total{store="cosmos"} 1.0' in text
     assert 'hotplate_store_failures_total{kind="other",store="cosmos"} 1.0' in text
+    assert 'hotplate_store_token_failures_total{store="cosmos"} 0.0' in text
+    store.observer.failed(TOKEN)
+    assert 'hotplate_store_token_failures_total{store="cosmos"} 1.0' in exposed(reader)
 
 
 @pytest.fixture

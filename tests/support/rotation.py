@@ -12,7 +12,6 @@ from redis.auth.idp import IdentityProviderInterface
 from redis.auth.token import SimpleToken, TokenInterface
 from redis.credentials import StreamingCredentialProvider
 
-from hotplate.stores.redis.credentials import Credentials
 from tests.support.redis_server import SOON_S, RedisServer
 
 NEVER = -1.0
@@ -44,9 +43,8 @@ class RotatingProvider(StreamingCredentialProvider):
     def is_streaming(self) -> bool:
         return self._listener is not None
 
-    @property
-    def credentials(self) -> Credentials:
-        return Credentials(lambda: self)
+    def create(self) -> StreamingCredentialProvider:
+        return self
 
     async def rotate(self) -> None:
         """Replace the user, wait until no connection is the former's, and delete that, which would cut them."""

@@ -12,9 +12,9 @@ import jwt
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.redis.credentials import Credentials
+from hotplate.stores.redis.credentials import CreateProvider
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.store import Row
+from hotplate.stores.store import TOKEN, ChargeCounter, Row
 from tests.support.redis_cluster import running_cluster
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
@@ -35,7 +35,7 @@ class Place:
     provider: RotatingProvider
 
     def opened(self) -> RedisStore:
-        return open_url(self.url, self.provider.credentials)
+        return open_url(self.url, provider=self.provider.create)
 
 
 def deployed(stack: ExitStack, scheme: str, folder: Path) -> tuple[str, Sequence[RedisServer]]:
@@ -162,7 +162,7 @@ async def test_a_missing_token_is_a_sentence_and_is_asked_for_again(redis_server
                 raise ValueError("no managed identity here\nand a second line")
             return provider.get_credentials()
 
-    store = open_url(redis_server.url(prefix=prefix), Refusing([]).credentials)
+    store = open_url(redis_server.url(prefix=prefix), provider=Refusing([]).create)
     try:
         with pytest.raises(StoreUnavailable, match=r"no credentials: no managed identity here$"):
             await store.catalogue()
@@ -172,11 +172,11 @@ async def test_a_missing_token_is_a_sentence_and_is_asked_for_again(redis_server
         await store.close()
 
 
-def renewed_by_redis_entraid(identity: FakeIdentity) -> Credentials:
-    """Return credentials of redis-entraid's token manager, which asks *identity* at 70 % of a token's life."""
+def renewed_by_redis_entraid(identity: FakeIdentity) -> CreateProvider:
+    """Return what creates redis-entraid's token manager, which asks *identity* at 70 % of a token's life."""
     provider = pytest.importorskip("redis_entraid.cred_provider", reason="needs the extra redis-entra")
     config = provider.TokenManagerConfig(0.7, 0, 1000, provider.RetryPolicy(3, 3))
-    return Credentials(lambda: provider.EntraIdCredentialsProvider(identity, config))
+    return lambda: provider.EntraIdCredentialsProvider(identity, config)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -211,15 +211,19 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
 ) -> None:
     monkeypatch.setattr("hotplate.stores.redis.credentials.RETRY_S", 0.05)
     identity = FakeIdentity(redis_server, life_s=0.5)
-    store = open_url(redis_server.url(prefix=prefix), renewed_by_redis_entraid(identity))
+    observer = ChargeCounter()
+    store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
     try:
         await write(store, FIRST, ROWS)
         await read_eventually(store)
+        assert observer.failures == []
         identity.is_down = True
         await eventually(lambda: "could not be renewed" in caplog.text)
         await eventually(lambda: "no credentials: the identity endpoint is down" in caplog.text)
         for _ in range(20):  # over the connection that was open before
             assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        await eventually(lambda: len(observer.failures) > 2)  # before the server refuses
+        assert set(observer.failures) == {TOKEN}
         identity.revoke_all()
         await refused_eventually(store, "the identity endpoint is down")
         identity.is_down = False
@@ -237,7 +241,8 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
 
 async def test_reads_go_on_while_the_server_refuses_a_renewed_token(redis_server: RedisServer, prefix: str) -> None:
     identity = FakeIdentity(redis_server, life_s=0.3)
-    store = open_url(redis_server.url(prefix=prefix), renewed_by_redis_entraid(identity))
+    observer = ChargeCounter()
+    store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
     try:
         await write(store, FIRST, ROWS)
         await read_eventually(store)
@@ -246,6 +251,7 @@ async def test_reads_go_on_while_the_server_refuses_a_renewed_token(redis_server
         while identity.requests < requests + 3:
             assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
             await asyncio.sleep(0.01)
+        await eventually(lambda: TOKEN in observer.failures)
         identity.is_known = True
         requests = identity.requests
         await eventually(lambda: identity.requests > requests + 1)
