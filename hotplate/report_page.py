@@ -130,7 +130,7 @@ def _details(report: Report) -> str:
         f"<tr><th scope=row>{_escaped(name)}</th><td>{_escaped(_plain(value))}</td></tr>"
         for name, value in {**report.configuration, **report.machine}.items()
     )
-    details = other_figures(report) + f'<div class="scroll"><table>{facts}</table></div>'
+    details = other_figures(report) + f'<div class="scroll"><table class="facts">{facts}</table></div>'
     return f"<details><summary>{DETAILS}</summary>{details}</details>"
 
 
