@@ -24,7 +24,7 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
     *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
     """
     act = partial(lifecycle.activate, end_canary=end_canary, force=force)
-    return run_on(store, lambda it: act(it, ReleaseId(release)), must_exist=True)
+    return run_on(store, lambda opened: act(opened, ReleaseId(release)), must_exist=True)
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
@@ -32,7 +32,7 @@ def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
 
     Raises ReleaseNotFound if there is none, and, unless *force*, ReleaseCorrupt if it cannot be read.
     """
-    return run_on(store, lambda it: lifecycle.rollback(it, force=force), must_exist=True)
+    return run_on(store, lambda opened: lifecycle.rollback(opened, force=force), must_exist=True)
 
 
 def prune(
@@ -69,9 +69,9 @@ def copy(
     ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
 
-    async def act(it: Store, other: Store) -> WriteResult:
-        chosen = await find_release(it, release)
-        return await transfer.copy(it, other, chosen.id, live=live, on_progress=on_progress)
+    async def act(opened: Store, other: Store) -> WriteResult:
+        chosen = await find_release(opened, release)
+        return await transfer.copy(opened, other, chosen.id, live=live, on_progress=on_progress)
 
     return run_between(source, target, act)
 
@@ -88,17 +88,22 @@ def verify(
     *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, and ReleaseCorrupt with damaged keys.
     """
 
-    async def act(it: Store) -> Manifest:
-        chosen = await find_release(it, release)
-        return await verification.verify(it, chosen, rows_per_s=rows_per_s, on_progress=on_progress)
+    async def act(opened: Store) -> Manifest:
+        chosen = await find_release(opened, release)
+        return await verification.verify(opened, chosen, rows_per_s=rows_per_s, on_progress=on_progress)
 
     return run_on(store, act, must_exist=True)
 
 
 async def find_release(store: Store, release: str | None) -> ReleaseRef:
     """Return the release of this id, or the live one; raises ReleaseNotFound."""
-    found = await store.catalogue()
-    chosen = ReleaseId(release) if release is not None else found.live
+    catalogue = await store.catalogue()
+    chosen = ReleaseId(release) if release is not None else catalogue.live
     if chosen is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
-    return found.find(chosen).ref
+    return catalogue.find(chosen).ref
+
+
+async def find_manifest(store: Store, release: str | None) -> Manifest:
+    """Return the manifest of the release of this id, or of the live one; raises ReleaseNotFound."""
+    return await verification.load_manifest(store, await find_release(store, release))

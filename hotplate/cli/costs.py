@@ -11,7 +11,7 @@ MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the 
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     """Return the store's URL with the limit; StoreMisused for a store without request units."""
-    from hotplate.stores.connect import with_max_ru
+    from hotplate.stores.connect import with_max_ru  # loads the stores
 
     return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
 
@@ -46,8 +46,13 @@ class RequestUnitMeter:
         """Return the totals for `--json`."""
         if not self.request_units:
             return {}
-        ru, seconds = round(self.request_units, 2), round(self.seconds, 3)
-        return {"spent": {"request_units": ru, "throttled": self.throttled, "seconds": seconds}}
+        return {
+            "spent": {
+                "request_units": round(self.request_units, 2),
+                "throttled": self.throttled,
+                "seconds": round(self.seconds, 3),
+            }
+        }
 
     def print_totals(self, rows: int) -> None:
         """Print the totals, and the charge of a row."""

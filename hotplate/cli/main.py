@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -46,25 +47,26 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
         epilog="The environment sets options, too.",
     )
     app.callback(invoke_without_command=True)(hotplate)
-    for name in [name for name in arguments[:1] if name in _VERBS] or _VERBS:
+    chosen = [name for name in arguments[:1] if name in _VERBS]
+    for name in chosen or _VERBS:
         module, attribute = _VERBS[name]
-        found = getattr(import_module(f"hotplate.cli.{module}"), attribute)
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name)
+        verb = getattr(import_module(f"hotplate.cli.{module}"), attribute)
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name)
         else:
-            app.command(name)(found)
+            app.command(name)(verb)
     return app
 
 
 def hotplate(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --version: also whether the fast lane is compiled.")] = (
         False
     ),
 ) -> None:
     """Take the options before any verb."""
-    if version:
+    if show_version:
         _print_version(as_json=as_json)
         raise typer.Exit
     if context.invoked_subcommand is None:
@@ -73,11 +75,9 @@ def hotplate(
 
 
 def _print_version(*, as_json: bool) -> None:
-    from importlib.metadata import version
-
     number = version("hotplate")
     if as_json:
-        from hotplate.serve.connections.fast_lane import lane_state
+        from hotplate.serve.connections.fast_lane import lane_state  # loads the service
 
         print_json({"version": number, "fast_lane": lane_state()})
     else:

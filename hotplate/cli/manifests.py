@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hotplate.cli.terminal import out, table
+from hotplate.cli.terminal import out, shown_time, table
 from hotplate.offline.verdicts import recorded
 from hotplate.stores.manifest import Manifest
 
@@ -12,6 +12,38 @@ def rules_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, counts in manifest.about.get("rules", {}).items():
         listed = ", ".join(f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items())
         yield name.replace("_", " "), listed
+
+
+def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
+    """Return what a manifest says of a release, by heading."""
+    about = manifest.about
+    params = ", ".join(f"{name} {value}" for name, value in (about.get("params") or {}).items())
+    origin = [
+        (name.replace("_", " "), value)
+        for name, value in about.items()
+        if name != "engine" and isinstance(value, str | int | float)
+    ]
+    rules = [(f"rule: {name}", counts) for name, counts in rules_of(manifest)]
+    return [
+        ("release", manifest.release),
+        ("state", state),
+        ("written", shown_time(manifest.created_at)),
+        ("engine", ": ".join(filter(None, (about.get("engine", ""), params)))),
+        ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
+        ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
+        ("digest", manifest.digest),
+        *origin,
+        *rules,
+    ]
+
+
+def print_quality(manifest: Manifest) -> None:
+    """Print the metrics of the model."""
+    metrics = manifest.about.get("metrics") or {}
+    model = metrics.get("model", {})
+    quality = [(name, f"{value:.4f}") for name, value in model.items() if isinstance(value, float)]
+    if quality:
+        out.print(table((f"quality at {metrics.get('k')}", ""), quality))
 
 
 def print_metrics(manifest: Manifest) -> None:

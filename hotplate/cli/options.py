@@ -1,4 +1,4 @@
-"""The flags of the offline verbs, which are also keys of a pipeline."""
+"""Flags of verbs; those of `train`, `publish` and `run` are also keys of a pipeline."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -176,4 +176,19 @@ class ListFlags:
     item_column: Annotated[str | None, Flag("The column of the item.")] = None
     score_column: Annotated[str | None, Flag("The column of the score.")] = None
     delimiter: Delimiter = None
+    as_json: Json = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where to search for users."""
+
+    store: StoreUrl = None
+    backups: Annotated[tuple[Path, ...], Flag("A backup to search; repeatable.", name="backup", metavar="FOLDER")] = ()
+    models: Annotated[
+        tuple[Path, ...], Flag("A model folder to search; repeatable.", name="model", metavar="FOLDER")
+    ] = ()
+    events: Annotated[
+        tuple[str, ...], Flag("A folder of events to search, or its URL; repeatable.", name="events", metavar="DIR|URL")
+    ] = ()
     as_json: Json = False

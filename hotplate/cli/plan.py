@@ -3,24 +3,27 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
 import typer
 
 from hotplate.bench.planner import inputs
+from hotplate.bench.planner import prices as price_list
+from hotplate.bench.planner.figures import explain
+from hotplate.bench.planner.inputs import InputSource
+from hotplate.bench.planner.plan import CapacityPlan, calculate
+from hotplate.bench.planner.review import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
 from hotplate.cli.flags import signed
 from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
+from hotplate.report import Report
+from hotplate.stores.cosmos import charges as cosmos_charges
+from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.options import Argument, Flag
-
-if TYPE_CHECKING:
-    from hotplate.bench.planner.inputs import InputSource
-    from hotplate.bench.planner.plan import CapacityPlan
-    from hotplate.bench.planner.review import Baseline
-    from hotplate.report import Report
-    from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.urls import redacted
 
 _flag = partial(Flag, prefix="PLAN_")
 _measured = partial(_flag, panel="Measured, not assumed")
@@ -71,7 +74,7 @@ class PlanFlags:
             require_folder(path)
 
 
-def plan(flags: PlanFlags, **given: str | None) -> None:
+def plan(flags: PlanFlags, **values: str | None) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, with the formulas.
 
     Every assumption is named and can be replaced. --have-ru alone computes the load that these RU/s carry. Exit codes:
@@ -80,20 +83,16 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
-    from hotplate.bench.planner import prices as price_list
-    from hotplate.bench.planner.plan import calculate
-    from hotplate.bench.planner.review import read_baseline, report
-    from hotplate.stores.cosmos import charges as cosmos_charges
-
     prices = flags.prices
     if flags.prices_from_azure:
         prices = _write_prices(*flags.prices_from_azure, prices or Path("prices.toml"))
         origins = (flags.assume, flags.source, flags.check, flags.from_report, flags.from_release)
-        if not any((*origins, *given.values())):
+        if not any((*origins, *values.values())):
             return
-    file, prices = flags.source or flags.check, prices or price_list.OURS
+    prices = prices or price_list.OURS
+    file = flags.source or flags.check
     baseline = None if file is None else read_baseline(file)
-    command_line = _command_line(flags, given)
+    command_line = _command_line(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
     sweep = next((measured for measured in reports.values() if measured.kind == "ru"), None)
     layers = _layers(baseline, flags, command_line, reports)
@@ -106,15 +105,13 @@ def plan(flags: PlanFlags, **given: str | None) -> None:
     _finish(capacity_plan, planned, flags, baseline)
 
 
-def _finish(capacity_plan: "CapacityPlan", planned: "Report", flags: PlanFlags, baseline: "Baseline | None") -> None:
-    from hotplate.bench.planner.review import BOUND_PERCENT, in_full, to_toml
-
+def _finish(capacity_plan: CapacityPlan, planned: Report, flags: PlanFlags, baseline: Baseline | None) -> None:
     if flags.why is not None and flags.why not in capacity_plan.figures:
         raise inputs.PlanMisused(
             f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
         )
     if flags.report is not None:
-        from hotplate import report_page
+        from hotplate import report_page  # an extra
 
         report_page.save(planned, flags.report)
     if flags.save is not None:
@@ -142,33 +139,32 @@ def _parameters() -> Iterator[inspect.Parameter]:
 signed(plan, list(_parameters()))
 
 
-def _command_line(flags: PlanFlags, given: Mapping[str, str | None]) -> "list[InputSource]":
+def _command_line(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:
     assumed = dict[str, object]()
     for assumption in flags.assume:
         name, equals, value = assumption.partition("=")
         if not equals:
             raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assumption!r}")
         assumed[name.strip()] = value.strip()
-    values = {name: value for name, value in given.items() if value is not None}
-    layers = [inputs.InputSource("flag", assumed, "--set {name}"), inputs.InputSource("flag", values, "--{flag}")]
+    values = {name: value for name, value in inputs_by_flag.items() if value is not None}
+    layers = [InputSource("flag", assumed, "--set {name}"), InputSource("flag", values, "--{flag}")]
     if flags.query is None:
         return layers
     query = dict(parse_qsl(flags.query.removeprefix("?")))
     if not query:
         raise inputs.PlanMisused(f"{flags.query!r} is not a query, as 'users=1M&peak_rps=500'")
-    return [inputs.InputSource("query", query, "{name} in the query"), *layers]
+    return [InputSource("query", query, "{name} in the query"), *layers]
 
 
 def _open_page(
     flags: PlanFlags,
-    layers: "list[InputSource]",
-    command_line: "list[InputSource]",
+    layers: list[InputSource],
+    command_line: list[InputSource],
     prices: Path,
-    charges: "Charges",
-    sweep: "Report | None",
+    charges: Charges,
+    sweep: Report | None,
 ) -> None:
-    from hotplate.bench.planner import planner_page
-    from hotplate.bench.planner import prices as price_list
+    from hotplate.bench.planner import planner_page  # loads aiohttp
 
     named = [
         ("--from", flags.source or flags.check),
@@ -185,27 +181,26 @@ def _open_page(
         options=[word for option, value in named if value is not None for word in (option, str(value))],
         sweep=sweep,
     )
-    given = {name: str(value) for layer in command_line for name, value in layer.values.items()}
+    query = {name: str(value) for layer in command_line for name, value in layer.values.items()}
     planner_page.open_page(
         page,
-        urlencode(given),
+        urlencode(query),
         lambda url: err.print(f"the planner's page, until Ctrl-C: {url}"),
         browser=err.is_terminal,
     )
 
 
 def _layers(
-    baseline: "Baseline | None",
+    baseline: Baseline | None,
     flags: PlanFlags,
-    command_line: "list[InputSource]",
-    reports: "Mapping[Path, Report]",
-) -> "list[InputSource]":
+    command_line: list[InputSource],
+    reports: Mapping[Path, Report],
+) -> list[InputSource]:
     """Return the inputs from files, a release and reports; those of the command line win over them."""
-    from hotplate.cli.releases import find_manifest
-    from hotplate.stores.urls import redacted
-
     layers = [baseline.layer] if baseline else []
     if flags.from_release is not None:
+        from hotplate.releases import find_manifest  # loads the stores
+
         manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
@@ -215,20 +210,14 @@ def _layers(
 
 
 def _write_prices(region: str, currency: str, path: Path) -> Path:
-    from datetime import UTC, datetime
-
-    from hotplate.bench.planner.prices import write_prices
-
     require_folder(path)
-    missing = write_prices(region, currency, path, datetime.now(UTC).date())
+    missing = price_list.write_prices(region, currency, path, datetime.now(UTC).date())
     lacks = f"; Azure's list has no price under the expected names for: {', '.join(missing)}" if missing else ""
     err.print(f"wrote {path}{lacks}")
     return path
 
 
-def _print_formulas(capacity_plan: "CapacityPlan", name: str) -> None:
-    from hotplate.bench.planner.figures import explain
-
+def _print_formulas(capacity_plan: CapacityPlan, name: str) -> None:
     for depth, figure in explain(capacity_plan.figures, name):
         formula = f" = {figure.formula}" if figure.formula else ""
         source = f"   [{figure.source}]" if figure.source else ""

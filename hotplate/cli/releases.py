@@ -1,16 +1,16 @@
 """`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub and repair."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
-from hotplate.cli.manifests import print_gates, rules_of
+from hotplate.cli.manifests import facts_of, print_gates, print_quality
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -21,17 +21,18 @@ from hotplate.cli.terminal import (
     print_result,
     progress_bars,
     shown_store,
+    shown_time,
     table,
     with_store,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
+from hotplate.stores.manifest import Manifest
 from hotplate.stores.options import Flag
+from hotplate.stores.store import Store
 
 if TYPE_CHECKING:
-    from hotplate.stores.catalogue import Catalogue, Release
-    from hotplate.stores.manifest import Manifest
     from hotplate.stores.publication import WriteResult
-    from hotplate.stores.store import Store
 
 app = Verbs(
     no_args_is_help=True,
@@ -65,21 +66,21 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
     Example: hotplate releases list --store file:///var/lib/hotplate
     """
-    found = with_store(store, lambda opened: opened.catalogue())
+    catalogue = with_store(store, lambda opened: opened.catalogue())
     if as_json:
-        facts = {name: getattr(found, name) for name in ("live", "canary", "experiment", "generation")}
-        print_json(facts | {"releases": found.distinct})
+        facts = {name: getattr(catalogue, name) for name in ("live", "canary", "experiment", "generation")}
+        print_json(facts | {"releases": catalogue.distinct})
         return
-    rows = [
-        (entry.id, _state(found, entry), _time(entry.created_at), _time(entry.superseded_at))
-        for entry in found.distinct
-    ]
-    if rows:
-        live = f"release {found.live} is live" if found.live else "no release is live"
-        out.print(f"{live} in {shown_store(store)}, of {counted(len(rows), 'release')}")
-        out.print(table(("release", "state", "begun", "left service"), rows))
-    else:
+    if not catalogue.distinct:
         out.print(f"no releases in {shown_store(store)}; `hotplate store rebuild` finds lost ones")
+        return
+    live = f"release {catalogue.live} is live" if catalogue.live else "no release is live"
+    out.print(f"{live} in {shown_store(store)}, of {counted(len(catalogue.distinct), 'release')}")
+    rows = [
+        (entry.id, _state(catalogue, entry), shown_time(entry.created_at), shown_time(entry.superseded_at))
+        for entry in catalogue.distinct
+    ]
+    out.print(table(("release", "state", "begun", "left service"), rows))
 
 
 @app.command()
@@ -90,36 +91,21 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
-    from hotplate.stores.catalogue import ReleaseId
+    from hotplate.releases import find_manifest
 
-    async def read(opened: "Store") -> "tuple[Manifest, Catalogue]":
+    async def read(opened: Store) -> tuple[Manifest, Catalogue]:
         return await find_manifest(opened, release), await opened.catalogue()
 
-    manifest, found = with_store(store, read)
-    entry = found.find(ReleaseId(release))
-    canary = found.canary
+    manifest, catalogue = with_store(store, read)
+    entry = catalogue.find(ReleaseId(release))
     if as_json:
+        canary = catalogue.canary
         percent = canary.percent if canary is not None and canary.release == release else None
-        marks = {name: getattr(entry, name) for name in ("state", "refused_by")}
-        print_json(asdict(manifest) | marks | {"canary_percent": percent})
+        state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
+        print_json(asdict(manifest) | state)
         return
-    about = dict(manifest.about)
-    params = ", ".join(f"{name} {value}" for name, value in (about.get("params") or {}).items())
-    facts = [
-        ("release", manifest.release),
-        ("state", _state(found, entry)),
-        ("written", _time(manifest.created_at)),
-        ("engine", ": ".join(filter(None, (about.pop("engine", ""), params)))),
-        ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
-        ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
-        ("digest", manifest.digest),
-        *((name.replace("_", " "), value) for name, value in about.items() if isinstance(value, str | int | float)),
-        *((f"rule: {name}", listed) for name, listed in rules_of(manifest)),
-    ]
-    out.print(table(("", ""), facts))
-    metrics = about.get("metrics") or {}
-    if quality := [(name, f"{it:.4f}") for name, it in metrics.get("model", {}).items() if isinstance(it, float)]:
-        out.print(table((f"quality at {metrics.get('k')}", ""), quality))
+    out.print(table(("", ""), facts_of(manifest, _state(catalogue, entry))))
+    print_quality(manifest)
     print_gates(manifest)
 
 
@@ -139,14 +125,14 @@ def activate(
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
-    from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import activate as act
 
     step = partial(act, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
-    changed = with_store(store, step)
+    is_changed = with_store(store, step)
     role = "live" if arm == "A" else "arm B"
-    state = f"is {role}" if changed else f"was {role} already, and nothing was changed,"
-    _print_done(store, {role.replace(" ", "_").lower(): release}, f"{release} {state}", as_json=as_json)
+    state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
+    key = "live" if arm == "A" else "arm_b"
+    _print_done(store, {key: release}, f"{release} {state}", as_json=as_json)
 
 
 @app.command()
@@ -184,7 +170,6 @@ def canary(
 
     An experiment: hotplate releases canary 20261121T064200Z-09c1 --percent 50 --days 14
     """
-    from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import start_canary as act
 
     chosen = ReleaseId(release)
@@ -199,7 +184,6 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
 
     Example: hotplate releases promote 20261121T064200Z-09c1
     """
-    from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import promote as act
 
     expected = None if release is None else ReleaseId(release)
@@ -213,7 +197,6 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 
     Example: hotplate releases abort 20261121T064200Z-09c1
     """
-    from hotplate.stores.catalogue import ReleaseId
     from hotplate.stores.lifecycle import abort as act
 
     expected = None if release is None else ReleaseId(release)
@@ -269,19 +252,26 @@ def copy(
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
 
-    async def act(opened: "Store", other: "Store") -> "WriteResult":
+    async def act(opened: Store, other: Store) -> "WriteResult":
         chosen = await find_release(opened, release)
         return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
         done = run_between(chosen_store(source), chosen_store(target), act, meter)
-    live = activate and done.held_back is None
-    counts = {"rows_written": done.rows, "rows_there": done.skipped, "repaired": done.repaired}
-    state = f"{'live' if live else 'ready'}{' and repaired' if done.repaired else ''}"
+    is_live = activate and done.held_back is None
+    facts = {
+        "release": done.manifest,
+        "live": is_live,
+        "rows_written": done.rows,
+        "rows_there": done.skipped,
+        "repaired": done.repaired,
+    }
+    state = "live" if is_live else "ready"
+    if done.repaired:
+        state += " and repaired"
     rows = f"{done.rows:,} rows written, {done.skipped:,} had been written before"
-    facts = {"release": done.manifest, "live": live} | counts | meter.to_json()
-    _print_done(target, facts, f"{rows}; {done.manifest.release} is {state}", as_json=as_json)
+    _print_done(target, facts | meter.to_json(), f"{rows}; {done.manifest.release} is {state}", as_json=as_json)
     if not as_json and done.rows:
         meter.print_totals(done.manifest.rows)
     if done.held_back is not None:
@@ -342,7 +332,7 @@ def repair(
 
     with progress_bars() as on_progress:
 
-        async def act(opened: "Store", damaged: "Store") -> "WriteResult":
+        async def act(opened: Store, damaged: Store) -> "WriteResult":
             chosen = await find_release(damaged, release)
             return await rewrite(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
 
@@ -352,29 +342,21 @@ def repair(
     _print_done(store, fields, sentence, as_json=as_json)
 
 
-def _print_done(store: str | None, fields: dict[str, Any], sentence: str, *, as_json: bool) -> None:
-    where = {"store": shown_store(store, as_json=True)}
-    print_result(where | fields, f"{sentence} in {shown_store(store)}", as_json=as_json)
+def _print_done(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
+    facts = {"store": shown_store(store, as_json=True), **fields}
+    print_result(facts, f"{sentence} in {shown_store(store)}", as_json=as_json)
 
 
-async def find_manifest(store: "Store", release: str | None) -> "Manifest":
-    """Return the manifest of *release*, by default of the live one."""
-    from hotplate.releases import find_release
-    from hotplate.stores.verification import load_manifest
-
-    return await load_manifest(store, await find_release(store, release))
-
-
-def _state(found: "Catalogue", entry: "Release") -> str:
-    is_refused = entry.refused_by and entry.state in ("ready", "withdrawn")
-    state = f"refused by {', '.join(entry.refused_by)}" if is_refused else entry.state
-    if (running := found.running) is not None and found.live_entry == entry:
+def _state(catalogue: Catalogue, entry: Release) -> str:
+    state = str(entry.state)
+    if entry.refused_by and entry.state in ("ready", "withdrawn"):
+        state = f"refused by {', '.join(entry.refused_by)}"
+    experiment = catalogue.running
+    if experiment is not None and catalogue.live_entry == entry:
         state = f"{state}, arm A"
-    if found.canary is not None and found.canary_entry == entry:
-        role, until = ("canary", "") if running is None else ("arm B", f" until {_time(running.ends_at)}")
-        state = f"{state}, {role} of {found.canary.percent:g} %{until}"
+    if catalogue.canary is not None and catalogue.canary_entry == entry:
+        share = f"{catalogue.canary.percent:g} %"
+        if experiment is None:
+            return f"{state}, canary of {share}"
+        return f"{state}, arm B of {share} until {shown_time(experiment.ends_at)}"
     return state
-
-
-def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}Z"

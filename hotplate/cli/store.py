@@ -1,8 +1,8 @@
 """`hotplate store`: doctor, backup, restore, rebuild and repair."""
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,19 +20,19 @@ from hotplate.cli.terminal import (
     print_result,
     progress_bars,
     shown_store,
+    shown_time,
     table,
     with_store,
 )
+from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
+from hotplate.stores.store import Level, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from hotplate.stores.catalogue import Catalogue
     from hotplate.stores.doctor import Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
-    from hotplate.stores.store import Store
     from hotplate.stores.verification import OnProgress
 
 app = Verbs(
@@ -52,16 +52,15 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     Example: hotplate store doctor --store redis://localhost:6379/0
     """
     from hotplate.stores.doctor import examine
-    from hotplate.stores.store import Level
 
-    found = with_store(store, examine, may_be_new=True)
-    counts = Counter(each.level for each in found)
+    findings = with_store(store, examine, may_be_new=True)
+    counts = Counter(finding.level for finding in findings)
     facts = {
         "store": shown_store(store, as_json=True),
         "fit": not counts[Level.ERROR],
-        "findings": [each._asdict() for each in found],
+        "findings": [finding._asdict() for finding in findings],
     }
-    lines = [f"{each.level:<8} {each.subject:<12} {each.sentence}" for each in found]
+    lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
     can = "cannot" if counts[Level.ERROR] else "can"
     total = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
     answer = f"{shown_store(store)} {can} be served from and published to: {total}"
@@ -122,23 +121,25 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    from hotplate.stores.catalogue import Catalogue, ReleaseId
     from hotplate.stores.doctor import rebuild as write_catalogue
     from hotplate.stores.doctor import survey
-    from hotplate.stores.errors import StoreError
 
     wanted = None if live is None else ReleaseId(live)
     with progress_bars() as on_progress:
 
-        async def act(opened: "Store") -> "tuple[Survey, Catalogue | StoreError]":
-            found = await survey(opened, wanted, on_progress)
+        async def act(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
+            surveyed = await survey(opened, wanted, on_progress)
             try:
-                return found, await write_catalogue(opened, found, wanted or found.only(), force=force)
+                return surveyed, await write_catalogue(opened, surveyed, wanted or surveyed.only(), force=force)
             except StoreError as error:  # the survey is printed in any case
-                return found, error
+                return surveyed, error
 
-        found, outcome = with_store(store, act)
-    _print_survey(found, outcome if isinstance(outcome, Catalogue) else None, store, as_json=as_json)
+        surveyed, outcome = with_store(store, act)
+    rebuilt = outcome if isinstance(outcome, Catalogue) else None
+    if as_json:
+        print_json({"store": shown_store(store, as_json=True), **_survey_json(surveyed, rebuilt)})
+    else:
+        _print_survey(surveyed, rebuilt, shown_store(store))
     if isinstance(outcome, StoreError):
         raise outcome
 
@@ -155,54 +156,59 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
 
     lost = with_store(store, accept_loss)
     facts = {"store": shown_store(store, as_json=True), "lost": lost}
-    what = f"{counted(lost, 'erased user')} less" if lost else "all of its erased users"
-    print_result(facts, f"{shown_store(store)} counts {what}", as_json=as_json)
+    users = f"{counted(lost, 'erased user')} less" if lost else "all of its erased users"
+    print_result(facts, f"{shown_store(store)} counts {users}", as_json=as_json)
 
 
-def _print_survey(found: "Survey", rebuilt: "Catalogue | None", url: str | None, *, as_json: bool) -> None:
-    if as_json:
-        states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
-        releases = [
-            asdict(one.manifest)
-            | {"id": one.ref.id, "incarnation": one.ref.incarnation, "state": states.get(one.ref.incarnation)}
-            | {"rows": one.manifest.rows, "damage": one.damage}
-            for one in found.releases
-        ]
-        facts = {"store": shown_store(url, as_json=True), "live": None if rebuilt is None else rebuilt.live}
-        print_json(facts | {"releases": releases, "not_taken_up": found.others})
-        return
+def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
+    states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
+    releases = [
+        asdict(release.manifest)
+        | {
+            "id": release.ref.id,
+            "incarnation": release.ref.incarnation,
+            "state": states.get(release.ref.incarnation),
+            "rows": release.manifest.rows,
+            "damage": release.damage,
+        }
+        for release in surveyed.releases
+    ]
+    live = None if rebuilt is None else rebuilt.live
+    return {"live": live, "releases": releases, "not_taken_up": surveyed.others}
+
+
+def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> None:
     rows = [
         (
-            one.ref.id,
-            f"{datetime.fromtimestamp(one.manifest.created_at, UTC):%Y-%m-%d %H:%M:%S}Z",
-            f"{one.manifest.rows:,}",
-            ", ".join(one.manifest.refused_by) or "none",
-            one.damage or "sound",
+            release.ref.id,
+            shown_time(release.manifest.created_at),
+            f"{release.manifest.rows:,}",
+            ", ".join(release.manifest.refused_by) or "none",
+            release.damage or "sound",
         )
-        for one in found.releases
+        for release in surveyed.releases
     ]
     out.print(table(("release", "written", "rows", "refused by", "verify"), rows))
-    for incarnation, reason in found.others.items():
+    for incarnation, reason in surveyed.others.items():
         out.print(f"not used, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
         counts = counted(len(rebuilt.releases), "release")
-        out.print(f"{rebuilt.live} is live in {shown_store(url)}, by a new catalogue of {counts}")
+        out.print(f"{rebuilt.live} is live in {store}, by a new catalogue of {counts}")
 
 
 def _copy(
     verb: str,
     store: str | None,
-    act: "Callable[[LmdbStore, OnProgress], Awaitable[BackupResult]]",
+    act: Callable[["LmdbStore", "OnProgress"], Awaitable["BackupResult"]],
     sentence: str,
     *,
     as_json: bool,
 ) -> None:
-    from hotplate.stores.errors import StoreMisused
     from hotplate.stores.file.store import LmdbStore
 
     with progress_bars() as on_progress:
 
-        async def copy(opened: "Store") -> "BackupResult":
+        async def copy(opened: Store) -> "BackupResult":
             if not isinstance(opened, LmdbStore):
                 raise StoreMisused(
                     "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -107,6 +108,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 def counted(count: int, noun: str) -> str:
     """Return `1 row`, `2,000 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def shown_time(seconds: float | None) -> str | None:
+    """Return a time as `2026-11-20 06:42:00Z`, None for none."""
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: Sequence[str] = ()) -> None:
