@@ -53,9 +53,9 @@ def read_attributes(
     numbers, and the entry's `notes` show it. Raises DataError for a repeated item, and for attributes that are too
     large or cannot be named in a filter, SettingError for kinds of unknown columns.
     """
-    wanted = dict(kinds or {})
+    kinds = dict(kinds or {})
     if path is None:
-        if wanted:
+        if kinds:
             raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
         return [], {}
     source = named_paths([path])
@@ -63,18 +63,18 @@ def read_attributes(
         tables = open_tables(files, Format(max_bad_rows=0))
         schema = tables[0].schema
         item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
-        columns = [name for name in schema if name != item]
-        _check_names(columns, wanted, source)
+        names = [name for name in schema if name != item]
+        _check_names(names, kinds, source)
         if tables[0].file.kind == "parquet":
-            wanted = {name: "number" if schema[name].is_numeric() else "text" for name in columns} | wanted
+            kinds = {name: "number" if schema[name].is_numeric() else "text" for name in names} | kinds
         with data_errors(source, files):
-            shapes = [_shape(table, number, item, columns, wanted) for number, table in enumerate(tables)]
+            shapes = [_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
             kept = Rows(shapes, source).kept.collect(engine="streaming")
-        read = dict[str, _Column]()
-        for number, name in enumerate(columns):
+        columns = dict[str, _Column]()
+        for number, name in enumerate(names):
             cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
-            read[name] = _typed(name, cells, wanted.get(name), tables)
-    return _encoded(kept.get_column(_ITEM), read, source)
+            columns[name] = _typed(name, cells, kinds.get(name), tables)
+    return _encoded(kept.get_column(_ITEM), columns, source)
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
@@ -95,14 +95,14 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
         raise DataError(f"{source} has a column of items alone; add columns of attributes to filter by")
     for name, kind in kinds.items():
         if name not in columns:
-            others = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
-            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {others}")
+            advice = did_you_mean(name, columns) or f"it has {', '.join(columns)}."
+            raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _shape(table: Table, place: int, item: str, columns: Sequence[str], wanted: Mapping[str, str]) -> TableShape:
+def _shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> TableShape:
     shape = TableShape(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
-    for number, name in enumerate(columns):
-        is_number = table.schema[name].is_numeric() and wanted.get(name) != "text"
+    for number, name in enumerate(names):
+        is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
         shape.values[f"{number}"] = table.number(name) if is_number else table.text(name)
     shape.leave_out_ids({_ITEM: item})
     return shape
@@ -115,36 +115,36 @@ def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[
         return _Column(values, [])
     numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
-    others = cells.filter(values.is_not_null() & numbers.is_null())
+    not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     present = values.count()
     share = numbers.count() / present if present else 1.0
     if wanted == "text" or (wanted is None and share < _LEAST_NUMBERS):
-        return _Column(values, _notes_on_texts(name, values, others, share, tables) if wanted is None else [])
+        return _Column(values, _notes_on_texts(name, values, not_numbers, share, tables) if wanted is None else [])
     if wanted == "number" and present and not numbers.count():
-        raise SettingError(
-            f"--attribute {name}=number: no cell is a number ({_shown(name, others.head(1), tables)}); leave it out, "
-            f"or mend the file."
-        )
-    if others.is_empty():
+        cell = _shown(name, not_numbers.head(1), tables)
+        raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
+    if not_numbers.is_empty():
         return _Column(numbers, [])
-    are = "cell is no number and" if others.height == 1 else "cells are no numbers and"
-    missing = "is missing" if others.height == 1 else "are missing"
-    return _Column(numbers, [f"{name} (number): {others.height:,} {are} {missing}: {_shown(name, others, tables)}"])
+    are_missing = "cells are no numbers and are missing"
+    if not_numbers.height == 1:
+        are_missing = "cell is no number and is missing"
+    note = f"{name} (number): {not_numbers.height:,} {are_missing}: {_shown(name, not_numbers, tables)}"
+    return _Column(numbers, [note])
 
 
 def _notes_on_texts(
-    name: str, values: pl.Series, others: pl.DataFrame, share: float, tables: Sequence[Table]
+    name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
 ) -> list[str]:
     """Explain why a column with numbers is a column of texts."""
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
-        shown = _shown(name, others.head(1), tables)
+        shown = _shown(name, not_numbers.head(1), tables)
         return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]
     if share < _FEW_NUMBERS:
         return []
     note = (
         f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
-        f"--attribute {name}=number takes the others as missing: {_shown(name, others, tables)}"
+        f"--attribute {name}=number takes the not_numbers as missing: {_shown(name, not_numbers, tables)}"
     )
     return [note]
 

@@ -118,10 +118,10 @@ DEFAULTS = (
 )
 
 
-def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Read gates from a TOML file, overridden by *given* NAME=BOUND; raises SettingError."""
+def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]:
+    """Read gates from a TOML file, overridden by *texts* NAME=BOUND; raises SettingError."""
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
-    for text in given:
+    for text in texts:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
             bound = ""  # the name sets the direction

@@ -106,4 +106,4 @@ class ListEncoder:
 
 
 def _texts(encoded: Iterator[bytes]) -> pl.Series:
-    return pl.Series([each.decode() for each in encoded], dtype=pl.String)
+    return pl.Series([text.decode() for text in encoded], dtype=pl.String)

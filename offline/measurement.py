@@ -175,9 +175,10 @@ async def read_live(
     )
 
 
-def overlap(lists: Mapping[str, Sequence[str]], others: Mapping[str, Sequence[str]], depth: int) -> float:
-    """Return the mean share of common items of the users of *others*, in the longer list, cut to *depth*."""
-    return sum(common(lists[user][:depth], items[:depth]) for user, items in others.items()) / (len(others) or 1)
+def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]], depth: int) -> float:
+    """Return the mean share of common items of the users of *live*, in the longer list, cut to *depth*."""
+    shares = [common(lists[user][:depth], items[:depth]) for user, items in live.items()]
+    return sum(shares) / (len(shares) or 1)
 
 
 async def read_lists(

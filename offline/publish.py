@@ -192,11 +192,11 @@ async def publish(
     (await (live_in or store).catalogue()).ref_of(settings.arm)
     review = _GateCheck(source, settings, store, live_in or store, steps)
     encoding = settings.encoding or default_encoding(store)
-    others = None
+    parts = None
     if isinstance(source, PartedSource):
         rows = source.own()
         write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
-        others = ParallelWriters([] if encoding == "json" else source.sample(), write)
+        parts = ParallelWriters([] if encoding == "json" else source.sample(), write)
     else:
         rows = _merged(of_list.batches(review.lists[name].add) for name, of_list in _named(source).items())
     resume = settings.resume
@@ -211,7 +211,7 @@ async def publish(
         arm=settings.arm,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
-        others=others,
+        others=parts,
         on_progress=on_progress,
     )
     steps |= result.seconds

@@ -159,12 +159,12 @@ class RuledLists:
 
     def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
         """Return a copy for *model*'s users, with what is known of *users*."""
-        others = copy(self)
-        others._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
-        others._history = items_per_user(model.matrix.user_items)  # noqa: SLF001 -- as above
-        others._own = None if users is None else users.own  # noqa: SLF001 -- as above
-        others._shown = None if users is None else users.shown  # noqa: SLF001 -- as above
-        return others
+        lists = copy(self)
+        lists._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
+        lists._history = items_per_user(model.matrix.user_items)  # noqa: SLF001 -- as above
+        lists._own = None if users is None else users.own  # noqa: SLF001 -- as above
+        lists._shown = None if users is None else users.shown  # noqa: SLF001 -- as above
+        return lists
 
     @property
     def multipliers(self) -> Floats | None:
@@ -294,8 +294,8 @@ class RuledLists:
         pool = items[:, : pool_size(self._length)]
         shown_days = None if self._shown is None else values_at(self._shown[users], pool)
         order = rearranged(pool, self._rules.diversity, self._similarity, shown_days)
-        rest = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
-        order = np.concatenate([order, np.broadcast_to(rest, (len(items), len(rest)))], axis=1)
+        beyond = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
+        order = np.concatenate([order, np.broadcast_to(beyond, (len(items), len(beyond)))], axis=1)
         return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
     def _explored(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:

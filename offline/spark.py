@@ -115,17 +115,17 @@ class SparkLists(PartedSource):
     ) -> WrittenPart:
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
-        everything = Tally()
+        tally = Tally()
         rows = 0
-        for written, counts, charges in parts:
-            everything.merge(written.tally)
-            rows += written.rows
-            lists.merge(counts)
+        for part in parts:
+            tally.merge(part.written.tally)
+            rows += part.written.rows
+            lists.merge(part.counts)
             if observer is not None:
-                observer.charged(charges.ru)
-                for kind in charges.failures:
+                observer.charged(part.charges.ru)
+                for kind in part.charges.failures:
                     observer.failed(kind)
-        return WrittenPart(everything, rows)
+        return WrittenPart(tally, rows)
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
@@ -166,13 +166,13 @@ def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_M
     """Write parts on an executor; a StoreError ends the task."""
     for block in blocks:
         try:
-            made = asyncio.run(_write_block(job, block))
+            part = asyncio.run(_write_block(job, block))
         except StoreError as error:
             kind = next(kind for kind in _KINDS if isinstance(error, kind))
             noted.add(_Noted(0, kind(str(error))))
             return
-        noted.add(_Noted(made.written.tally.rows, None))
-        yield made
+        noted.add(_Noted(part.written.tally.rows, None))
+        yield part
 
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:

@@ -91,11 +91,12 @@ class ItemSimilarity:
         count = 0
         for rows in _slices(len(lists), _ENTRIES_AT_ONCE // lists.shape[1]):
             part = lists[rows]
-            length = (part >= 0).sum(axis=1)
-            pairs = length * (length - 1)
-            several = pairs > 0
-            total += float((self.within(part[several]).sum(axis=(1, 2)) / pairs[several]).sum())
-            count += int(several.sum())
+            lengths = (part >= 0).sum(axis=1)
+            pairs = lengths * (lengths - 1)
+            has_pairs = pairs > 0
+            similarity = self.within(part[has_pairs]).sum(axis=(1, 2))
+            total += float((similarity / pairs[has_pairs]).sum())
+            count += int(has_pairs.sum())
         return total / count if count else None
 
 
@@ -108,7 +109,8 @@ def rearranged(
     candidate was shown without a click.
     """
     rows, n = items.shape
-    relevance = np.tile(1 - np.arange(n, dtype=np.float32) / np.float32(n), (rows, 1))
+    falling = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
+    relevance = np.tile(falling, (rows, 1))
     if shown_days is not None:
         relevance *= np.maximum(np.float32(_KEPT_RELEVANCE) ** shown_days, np.float32(_LEAST_RELEVANCE))
     relevance[items < 0] = _NOT_LISTED
@@ -213,27 +215,32 @@ class NewItems:
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
         is_slot = np.zeros((len(items), width), dtype=np.bool_)
         is_slot[:, : tens * _TEN] = self._slots(users.ids, tens)
-        others = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
+        padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
         lists = np.empty((len(items), width), dtype=np.int32)
         lists[is_slot] = drawn.ravel()
-        lists[~is_slot] = np.pad(items, others, constant_values=-1).ravel()
+        lists[~is_slot] = np.pad(items, padding, constant_values=-1).ravel()
         values = np.full((len(items), width), -np.inf, dtype=np.float32)
-        values[~is_slot] = np.pad(scores, others).ravel()
+        values[~is_slot] = np.pad(scores, padding).ravel()
         return lists, values
 
     def _drawn(self, users: Users, listed: Indices, n: int) -> Indices:
+        """Return *n* new items of each user [users, n], -1 if there are fewer."""
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
         for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
             keys = self._keys(users.ids[rows], None if users.segments is None else users.segments[rows])
-            if not self._keep_seen:
-                keys[users.user_items[rows][:, self.items].toarray() > 0] = -np.inf
-            numbers = np.where(listed[rows] < 0, -1, self._number_of[listed[rows]])
-            of_row, place = np.nonzero(numbers >= 0)
-            keys[of_row, numbers[of_row, place]] = -np.inf
+            self._exclude(keys, users.user_items[rows], listed[rows])
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
             drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
         return drawn
+
+    def _exclude(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
+        """Exclude items that are listed, or that a user has, from a draw by *keys*."""
+        if not self._keep_seen:
+            keys[user_items[:, self.items].toarray() > 0] = -np.inf
+        numbers = np.where(listed < 0, -1, self._number_of[listed])
+        rows, places = np.nonzero(numbers >= 0)
+        keys[rows, numbers[rows, places]] = -np.inf
 
     def _keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
         """Return the keys of the draw [users, new items]; the highest are drawn."""
@@ -248,7 +255,8 @@ class NewItems:
     def _slots(self, users: Sequence[str], tens: int) -> Mask:
         """Return the places of new items [users, 10 * tens]."""
         places = np.arange(tens * _TEN, dtype=np.uint64)
-        keys = _uniform(_hashes(users, self.explore.seed)[:, None] + places).reshape(len(users), tens, _TEN)
+        hashes = _hashes(users, self.explore.seed)[:, None] + places
+        keys = _uniform(hashes).reshape(len(users), tens, _TEN)
         keys[:, :, 0] = 1
         chosen = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
         slots = np.zeros(keys.shape, dtype=np.bool_)
@@ -264,7 +272,8 @@ class NewItems:
         weights[-1] += np.bincount(of_users.col, minlength=len(self.items))
         if numbers:
             codes = np.array([numbers.get(segment or "", -1) for segment in segments])[of_users.row]
-            np.add.at(weights, (codes[codes >= 0], of_users.col[codes >= 0]), 1)
+            is_known = codes >= 0
+            np.add.at(weights, (codes[is_known], of_users.col[is_known]), 1)
         return numbers, weights
 
 

@@ -230,8 +230,8 @@ def evaluate_parts(
     if similar is not None and similar_items is not None:
         similar_result = measure(similar_items, similar, parts, k)
     del similar_items  # releases memory for the baselines
-    others = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
-    results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in others)
+    compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
+    results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in compared)
     return Evaluation(
         split=None,
         k=k,

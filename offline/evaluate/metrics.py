@@ -99,9 +99,9 @@ def standard_error(values: Values) -> float:
     return float(values.std() / np.sqrt(len(values)))
 
 
-def leads_by(values: Values, others: Values) -> float:
-    """Return the mean difference of *values* to *others* per user, in standard errors."""
-    apart = values - others
+def leads_by(values: Values, baseline: Values) -> float:
+    """Return the mean difference of *values* to *baseline* per user, in standard errors."""
+    apart = values - baseline
     error = standard_error(apart)
     if error:
         return float(apart.mean()) / error

@@ -101,10 +101,10 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
             copy = folder / (Path(urlsplit(root).path if is_http else root).name or "data")
             files.get_file(root, str(copy)) if is_http else files.get(root, str(copy), recursive=True)
         try:
-            found = find_files(copy)
+            fetched = find_files(copy)
         except DataError as error:
             raise DataError(str(error).replace(str(copy), shown)) from error
-        yield [replace(file, origin=str(file).replace(str(copy), shown.rstrip("/"))) for file in found]
+        yield [replace(file, origin=str(file).replace(str(copy), shown.rstrip("/"))) for file in fetched]
 
 
 @contextmanager
@@ -158,31 +158,33 @@ def _kind(file: Path) -> FileKind:
 
 def fingerprint(files: Sequence[DataFile]) -> str:
     """Return a digest of bytes, names and keys of *files*, independent of their folder."""
-    return digest(
-        ("".join(f"{key}={value}/" for key, value in file.keys.items()) + file.path.name, file.path) for file in files
-    )
+    named = list[tuple[str, Path]]()
+    for file in files:
+        folders = "".join(f"{key}={value}/" for key, value in file.keys.items())
+        named.append((folders + file.path.name, file.path))
+    return digest(named)
 
 
 def digest(files: Iterable[tuple[str, Path]]) -> str:
     """Return a digest (32 hex digits) of names, sizes and bytes of *files*, in order."""
-    found = xxhash.xxh3_128()
+    hasher = xxhash.xxh3_128()
     for name, path in files:
         with data_errors(path), path.open("rb") as stream:
-            found.update(f"{name}\0{path.stat().st_size}\0".encode())
+            hasher.update(f"{name}\0{path.stat().st_size}\0".encode())
             while chunk := stream.read(_CHUNK_BYTES):
-                found.update(chunk)
-    return found.hexdigest()
+                hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def state_of(paths: Iterable[Path]) -> str:
     """Return a digest that changes with *paths*, by bytes, or by fsspec's sizes, times and tags."""
-    found = list[str]()
+    states = list[str]()
     for path in paths:
         if (url := url_of(path)) is not None:
             with _fetching(url) as (files, root):
                 names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
-                found += [f"{name} {files.info(name)}" for name in names]
+                states += [f"{name} {files.info(name)}" for name in names]
         else:
-            there = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found.append(digest((str(file), file) for file in there if not file.is_dir()))
-    return xxhash.xxh3_128_hexdigest("\n".join(found).encode())
+            within = sorted(path.rglob("*")) if path.is_dir() else [path]
+            states.append(digest((str(file), file) for file in within if not file.is_dir()))
+    return xxhash.xxh3_128_hexdigest("\n".join(states).encode())

@@ -1,6 +1,7 @@
 """Generated sample data."""
 
 from datetime import datetime
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +42,9 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     rows = []
     columns = []
     for start in range(0, users, _USERS_PER_BLOCK):
-        chosen = _choices(rng, min(_USERS_PER_BLOCK, users - start), tastes, popularity)
-        rows.append(chosen[0] + start)
-        columns.append(chosen[1])
+        of_block, chosen = _choices(rng, min(_USERS_PER_BLOCK, users - start), tastes, popularity)
+        rows.append(of_block + start)
+        columns.append(chosen)
     user = np.concatenate(rows)
     item = np.concatenate(columns)
     titles = pl.Series(_titles(rng, items))
@@ -75,9 +76,7 @@ def _choices(
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
-    names = [
-        f"{style} {room} {thing}" for style in _STYLES.split() for room in _ROOMS.split() for thing in _THINGS.split()
-    ]
+    names = [" ".join(words) for words in product(_STYLES.split(), _ROOMS.split(), _THINGS.split())]
     order = rng.permutation(len(names))
     numbered = [divmod(number, len(names)) for number in range(count)]
     return [names[order[index]] + (f" No. {edition + 1}" if edition else "") for edition, index in numbered]

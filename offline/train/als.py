@@ -107,15 +107,16 @@ class Factors:
         factors = np.empty((user_items.shape[0], self.item_factors.shape[1]), dtype=np.float32)
         with threadpool_limits(1, "blas"):
             for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
-                rows = user_items[start : start + _SOLVED_AT_ONCE]
-                factors[start : start + _SOLVED_AT_ONCE] = model.recalculate_user(np.arange(rows.shape[0]), rows)
+                batch = slice(start, start + _SOLVED_AT_ONCE)
+                rows = user_items[batch]
+                factors[batch] = model.recalculate_user(np.arange(rows.shape[0]), rows)
         return replace(self, user_factors=factors)
 
 
 def confidences(weights: Floats, alpha: float) -> Floats:
     """Return pairs' confidences; other pairs have 1."""
-    found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
-    return found
+    scaled: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
+    return scaled
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:

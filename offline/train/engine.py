@@ -70,17 +70,19 @@ def as_options(params: Params) -> str:
 def read_params(engine: Engine, text: str, seed: int) -> Params:
     """Read parameters as `factors=64,alpha=2,recency=7d,gamma=0.5`; raises SettingError."""
     # msgspec reads no .5
-    found: dict[str, Any] = {name.strip(): re.sub(r"^\.", "0.", value.strip()) for name, _, value in _pairs(text)}
-    if "recency" in found:
-        found["recency"] = {"half_life_days": _days(found["recency"]), "gamma": found.pop("gamma", 1)}
-    if "half_life" in found:
-        found["half_life_days"] = _days(found.pop("half_life"))
+    values: dict[str, Any] = {name.strip(): re.sub(r"^\.", "0.", value.strip()) for name, _, value in _pairs(text)}
+    if "recency" in values:
+        values["recency"] = {"half_life_days": _days(values["recency"]), "gamma": values.pop("gamma", 1)}
+    if "half_life" in values:
+        values["half_life_days"] = _days(values.pop("half_life"))
     kind = PARAMS[engine]
     known = {field.name for field in fields(kind)}
-    if strange := found.keys() - known:
-        raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(strange))}; see docs/training.md.")
+    if unknown := values.keys() - known:
+        raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(unknown))}; see docs/training.md.")
+    if "seed" in known:
+        values.setdefault("seed", seed)
     try:
-        return msgspec.convert(({"seed": seed} if "seed" in known else {}) | found, kind, strict=False)
+        return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"--params {text} cannot be read: {error}.") from error
 
@@ -94,14 +96,16 @@ def _days(text: str) -> float:
 
 
 def _chosen(params: Params) -> dict[str, str]:
-    found = {name: value for name, value in asdict(params).items() if name not in _ALIKE and value is not None}
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
-        found = {"weighting": params.weighting, "neighbours": params.neighbours}
+        chosen: dict[str, Any] = {"weighting": params.weighting, "neighbours": params.neighbours}
+    elif isinstance(params, PopularityParams):
+        days = params.half_life_days
+        chosen = {} if days is None else {"half_life": f"{days:g}d"}
+    else:
+        chosen = {name: value for name, value in asdict(params).items() if name not in _ALIKE}
     if (recency := recency_of(params)) is not None:
-        found |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
-    if isinstance(params, PopularityParams) and params.half_life_days is not None:
-        found = {"half_life": f"{params.half_life_days:g}d"}
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in found.items()}
+        chosen |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in chosen.items()}
 
 
 def recency_of(params: Params) -> Recency | None:
@@ -129,8 +133,10 @@ def params_class(engine: object) -> type[Params]:
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
     """Return parameters from JSON values; DataError for an unknown engine."""
-    given = values.get("recency")
-    return params_class(engine)(**values if given is None else values | {"recency": Recency(**given)})
+    recency = values.get("recency")
+    if recency is not None:
+        values = values | {"recency": Recency(**recency)}
+    return params_class(engine)(**values)
 
 
 def fit(

@@ -75,14 +75,14 @@ def search(parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float |
     if popular_half_life_days is not None:
         recency = Recency(popular_half_life_days, _RECENT_GAMMA)
         cells.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
-    found = {params: ndcg(parts, ranker, k, params) for params in cells}
-    best = max(found, key=lambda params: found[params])
+    scores = {params: ndcg(parts, ranker, k, params) for params in cells}
+    best = max(scores, key=lambda params: scores[params])
     return RepeatSearch(
         share=float(again.mean()),
         k=k,
         without=ndcg(parts, ranker, k, cells[0], keep_seen=False),
-        alone=found[cells[0]],
-        blended=found[best],
+        alone=scores[cells[0]],
+        blended=scores[best],
         params=best,
     )
 

@@ -146,9 +146,8 @@ def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
 
 def _collected(frame: DataFrame, count: int, params: SparkParams) -> Floats:
     """Return factors [count, factors] by id, else zeros."""
-    found = frame.toArrow()
     factors = np.zeros((count, params.factors), dtype=np.float32)
-    for batch in found.to_batches():
+    for batch in frame.toArrow().to_batches():
         rows = batch.column("features").flatten().to_numpy().reshape(-1, params.factors)
         factors[batch.column("id").to_numpy()] = rows
     return factors
