@@ -66,7 +66,8 @@ def read_attributes(
         names = [name for name in schema if name != item]
         _check_names(names, kinds, source)
         if tables[0].file.kind == "parquet":
-            kinds = {name: "number" if schema[name].is_numeric() else "text" for name in names} | kinds
+            numeric = dict.fromkeys((name for name in names if schema[name].is_numeric()), "number")
+            kinds = dict.fromkeys(names, "text") | numeric | kinds
         with data_errors(source, files):
             shapes = [_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
             kept = Rows(shapes, source).kept.collect(engine="streaming")

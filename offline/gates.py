@@ -109,7 +109,9 @@ class Gate:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
         if measured is not None:
             passed = measured <= self.bound if self.at_most else measured >= self.bound
-        return GateVerdict(self.name, measured, self.bound, self.at_most, passed, note)
+        return GateVerdict(
+            gate=self.name, measured=measured, bound=self.bound, at_most=self.at_most, passed=passed, note=note
+        )
 
 
 DEFAULTS = (

@@ -261,7 +261,7 @@ class Attempt:
         options = self._job.options
         if is_known and last.options == options and last.inputs == inputs:
             return last
-        return Run(secrets.token_hex(4), options, inputs, await new_id(store))
+        return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
         job = self._job
@@ -367,7 +367,7 @@ def _read_state(path: Path) -> _State:
             )
         return _State(Run(**state["run"]), state["succeeded_at"])
     except FileNotFoundError:
-        return _State(Run("", "", "", ReleaseId("")), None)
+        return _State(Run(id="", options="", inputs="", release=ReleaseId("")), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 

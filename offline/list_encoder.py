@@ -54,7 +54,12 @@ class RankedLists:
             fitting = int(np.searchsorted(ends, ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
             stop = min(start + most, max(fitting, start + 1), len(self.owners))
             span = slice(ends[start], ends[stop])
-            yield RankedLists(self.owners[start:stop], self.lengths[start:stop], self.items[span], self.scores[span])
+            yield RankedLists(
+                owners=self.owners[start:stop],
+                lengths=self.lengths[start:stop],
+                items=self.items[span],
+                scores=self.scores[span],
+            )
             start = stop
 
 
@@ -68,9 +73,7 @@ class ListEncoder:
         self._heads = _texts(b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids)
         self._tails: pl.Series | None = None
         if any(title is not None for title in titles):
-            self._tails = _texts(
-                (b"}" if title is None else b',"title":%b}' % orjson.dumps(title)) + SEPARATOR for title in titles
-            )
+            self._tails = _texts(map(_tail, titles))
 
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
         """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
@@ -80,7 +83,8 @@ class ListEncoder:
     def _bodies(self, lists: RankedLists) -> list[bytes]:
         lines = self._lines(lists.items, lists.scores)
         # Offsets of the lines; the last line of a list loses its separator.
-        begins = np.concatenate([[0], np.cumsum(lines.str.len_bytes().to_numpy(), dtype=np.int64)])
+        line_bytes = lines.str.len_bytes().to_numpy()
+        begins = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
         lasts = np.cumsum(lists.lengths)
         firsts = lasts - lists.lengths
         starts = begins[firsts]
@@ -103,6 +107,12 @@ class ListEncoder:
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
         return pl.select(pl.concat_str(heads, pl.Series([numbers]).str.split(",").explode(), tails)).to_series()
+
+
+def _tail(title: str | None) -> bytes:
+    """Return the end of an item's line."""
+    name = b"" if title is None else b',"title":%b' % orjson.dumps(title)
+    return name + b"}" + SEPARATOR
 
 
 def _texts(encoded: Iterator[bytes]) -> pl.Series:

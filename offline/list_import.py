@@ -343,7 +343,7 @@ def sort_lists(
     *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk gets full.
     """
     if scored is None:
-        return SortedLists([], np.zeros(0, dtype=np.int64), 0, 0)
+        return SortedLists(partitions=[], in_lists=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
     folder.mkdir()
     done = 0
     total = 2 * scored.facts["rows"]
@@ -373,7 +373,7 @@ def sort_lists(
         in_lists += np.bincount(items, minlength=len(ranks))
         done += partition.height
         on_progress(done, total)
-    return SortedLists(partitions, in_lists, owners, duplicates)
+    return SortedLists(partitions=partitions, in_lists=in_lists, owners=owners, duplicates=duplicates)
 
 
 class RankedRows(NamedTuple):

@@ -268,10 +268,11 @@ def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
     """Divide items and users into blocks, numbered from 1 in key order, by the model's size alone."""
     of_items = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.item_ids)):
-        of_items.append(Block(len(of_items) + 1, start, stop, None))
+        of_items.append(Block(part=len(of_items) + 1, start=start, stop=stop, users=None))
     of_users = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.user_ids)):
-        of_users.append(Block(len(of_items) + len(of_users) + 1, start, stop, lists.users(start, stop)))
+        part = len(of_items) + len(of_users) + 1
+        of_users.append(Block(part=part, start=start, stop=stop, users=lists.users(start, stop)))
     return of_items, of_users
 
 

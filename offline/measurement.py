@@ -1,7 +1,7 @@
 """Measures of users' lists, and their overlap with the live release."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,14 @@ class Items(NamedTuple):
     catalogue: int | None
 
 
+class SampledList(NamedTuple):
+    """The first items of a *user*'s list; *hash* is that of the user's id."""
+
+    hash: int
+    user: str
+    items: Indices
+
+
 class ListCounts(NamedTuple):
     """Counts of a Measurement: *times* of each of the *items*, and *sampled* lists."""
 
@@ -47,7 +55,7 @@ class ListCounts(NamedTuple):
     shortest: int | None
     items: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
-    sampled: list[tuple[int, str, Indices]]
+    sampled: list[SampledList]
 
 
 class Measurement:
@@ -63,7 +71,7 @@ class Measurement:
         self._items = items
         self._times = np.zeros(len(items.ids), dtype=np.int64)
         self.depth = depth
-        self._sampled = list[tuple[int, str, Indices]]()
+        self._sampled = list[SampledList]()
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
@@ -83,7 +91,14 @@ class Measurement:
         """Return the counts, for `merge`."""
         self._trim()
         listed = np.flatnonzero(self._times)
-        return ListCounts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
+        return ListCounts(
+            users=self.users,
+            users_with_lists=self.users_with_lists,
+            shortest=self.shortest,
+            items=listed,
+            times=self._times[listed],
+            sampled=self._sampled,
+        )
 
     def merge(self, counts: ListCounts) -> None:
         """Add the counts of other users."""
@@ -122,7 +137,7 @@ class Measurement:
         """Return the first items of sampled lists; the sample depends on user ids alone."""
         self._trim()
         ids = self._items.ids
-        return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled[:at_most]}
+        return {drawn.user: [ids[item] for item in drawn.items.tolist()] for drawn in self._sampled[:at_most]}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
         """Keep users with the lowest hashes, a uniform sample."""
@@ -130,16 +145,16 @@ class Measurement:
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
             start = int(ends[index] - lengths[index])
-            kept = items[start : min(start + self.depth, int(ends[index]))].copy()
-            self._sampled.append((int(hashes[index]), users[index], kept))
+            first = items[start : min(start + self.depth, int(ends[index]))].copy()
+            self._sampled.append(SampledList(int(hashes[index]), users[index], first))
         if len(self._sampled) >= 2 * SAMPLED_USERS:
             self._trim()
 
     def _trim(self) -> None:
-        self._sampled.sort(key=itemgetter(0))
+        self._sampled.sort(key=attrgetter("hash"))
         if len(self._sampled) > SAMPLED_USERS:
             del self._sampled[SAMPLED_USERS:]
-            self._below = self._sampled[-1][0]
+            self._below = self._sampled[-1].hash
 
 
 class LiveLists(NamedTuple):

@@ -225,7 +225,7 @@ async def publish(
         if wait_s and settings.activate and settings.arm == "A":
             with timed(steps, "wait"):
                 refused = await publication.outlast_probation(store, result.manifest.release, wait_s)
-    return Written(result, seconds, erased, steps, refused)
+    return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=refused)
 
 
 class _Review(NamedTuple):

@@ -311,9 +311,13 @@ def _mean_over_dates(values: Sequence[float]) -> str:
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
     """Yield a row on similar items and repeats for each piece."""
     for share, piece in pieces.items():
-        similar = [f"{piece.similar[name]:.4f}" if name in piece.similar else "" for name in SIMILAR_COLUMNS]
-        repeats = [f"{piece.repeats[name]:.4f}" if name in piece.repeats else "" for name in REPEAT_COLUMNS]
-        yield data.name, f"{share:.0%}", *similar, *repeats
+        similar = {name: f"{hit_rate:.4f}" for name, hit_rate in piece.similar.items()}
+        repeats = {name: f"{ndcg:.4f}" for name, ndcg in piece.repeats.items()}
+        yield (
+            *(data.name, f"{share:.0%}"),
+            *(similar.get(name, "") for name in SIMILAR_COLUMNS),
+            *(repeats.get(name, "") for name in REPEAT_COLUMNS),
+        )
 
 
 def _half(around: MetricInterval) -> float:

@@ -148,7 +148,9 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
         schema=_SCHEMA,
     )
     popular = ids.gather(model.popular.items)
-    return Candidate(origin, lists, _predictions(lists, pairs), popular, matrix)
+    return Candidate(
+        origin=origin, lists=lists, predictions=_predictions(lists, pairs), popular=popular, history=matrix
+    )
 
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
@@ -165,7 +167,12 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     popular = [item["id"] async for _, items in read([POPULAR + OVERALL]) for item in items]
     whole = pl.DataFrame({"user": owners, "item": ids, "score": scores}, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
-    return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
+    return Candidate(
+        origin=origin,
+        lists=lists,
+        predictions=_predictions(whole, pairs),
+        popular=pl.Series("item", popular, dtype=pl.String),
+    )
 
 
 async def _read(
@@ -289,7 +296,7 @@ class Evaluator:
             counts = users_per_item(history)
             popular = by_popularity(counts)[: np.count_nonzero(counts)]
             ranker = Popularity(counts.astype(np.float32))
-            popular_lists = recommend_all(ranker, Parts(history, None, history, test), self._k)
+            popular_lists = recommend_all(ranker, Parts.of(history, test, repeats=True), self._k)
             popularity = measure_users(as_served(popular_lists, popular), test).metrics
             covered = coverage(lists, history.shape[1])
             if filler is None:

@@ -125,7 +125,7 @@ class Parts(NamedTuple):
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
         new = test if repeats else part(test, ~are_among(cells_of(train), cells_of(test)))
-        return cls(train, history, train, new)
+        return cls(train=train, history=history, seen=train, test=new)
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
@@ -147,7 +147,8 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
     held_back = _drawn(user_items, rows, options)
     train = core(part(user_items, ~held_back), options.min_per_user, options.min_per_item)
     past = None if history is None else history.only(train)
-    return Parts(train, past, train, _known(user_items, held_back, train, options))
+    test = _known(user_items, held_back, train, options)
+    return Parts(train=train, history=past, seen=train, test=test)
 
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
@@ -167,7 +168,8 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     if options.repeats:
         user_items = history.pairs_after(until)
         held_back = np.ones(user_items.nnz, dtype=np.bool_)
-    return Parts(train, past.only(train), train, _known(user_items, held_back, train, options))
+    test = _known(user_items, held_back, train, options)
+    return Parts(train=train, history=past.only(train), seen=train, test=test)
 
 
 def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
@@ -212,7 +214,7 @@ def _hold_out_users(
     train = core(part(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
     target &= (users_per_item(train) > 0)[user_items.indices]
     past = None if history is None else history.only(train)
-    return Parts(train, past, seen=part(user_items, of_held_out & ~target), test=part(user_items, target))
+    return Parts(train=train, history=past, seen=part(user_items, of_held_out & ~target), test=part(user_items, target))
 
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:

@@ -276,7 +276,7 @@ def _read_events(segments: Sequence[DataFile], form: Format, notes: list[str]) -
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
-    return Table(segments[0], frame, dict(rows.schema), Format(max_bad_rows=form.max_bad_rows))
+    return Table(file=segments[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
 
 
 def _aggregates(columns: Columns) -> Iterator[pl.Expr]:

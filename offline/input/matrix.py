@@ -88,8 +88,9 @@ class History:
         of_user, of_item = np.divmod(self.cells, self.shape[1])
         rows = users[of_user] & items[of_item]
         shape = int(users.sum()), int(items.sum())
-        cells = (np.cumsum(users) - 1)[of_user[rows]] * shape[1] + (np.cumsum(items) - 1)[of_item[rows]]
-        return replace(self._only(rows), shape=shape, cells=cells)
+        new_users = (np.cumsum(users) - 1)[of_user[rows]]
+        new_items = (np.cumsum(items) - 1)[of_item[rows]]
+        return replace(self._only(rows), shape=shape, cells=new_users * shape[1] + new_items)
 
     def core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
         """Return the k-core of *pairs*, those of `matrix`; the mean weight is that of the pairs kept."""
@@ -208,7 +209,7 @@ def to_matrix(
             f"Nothing is left of {everything.nnz:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
             f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
-    if not (np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
+    if not _are_weights(user_items.data):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
     present = _present(user_items)
     _check_several("user", users, present.users)
@@ -220,10 +221,10 @@ def to_matrix(
     before = _present(everything)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
-        users.to_list(),
-        items.to_list(),
-        user_items,
-        history if has_times else None,
+        user_ids=users.to_list(),
+        item_ids=items.to_list(),
+        user_items=user_items,
+        history=history if has_times else None,
         users_left_out=int(before.users.sum() - present.users.sum()),
         items_left_out=int(before.items.sum() - present.items.sum()),
         pairs_left_out=int(everything.nnz - user_items.nnz),
@@ -293,6 +294,10 @@ def _present(user_items: UserItems) -> Present:
     return Present(items_per_user(user_items) > 0, users_per_item(user_items) > 0)
 
 
+def _are_weights(data: Floats) -> bool:
+    return bool(np.isfinite(data).all() and (data > 0).all())
+
+
 def check_user_items(user_items: UserItems) -> None:
     """Raise DataError for a matrix that engines cannot learn from, TypeError for other types."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
@@ -302,7 +307,7 @@ def check_user_items(user_items: UserItems) -> None:
         raise DataError(
             f"There are {users} users, {items} items and {user_items.nnz} pairs; learning needs two of each."
         )
-    if not (user_items.has_canonical_format and np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
+    if not (user_items.has_canonical_format and _are_weights(user_items.data)):
         raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it again.")
 
 
@@ -327,7 +332,14 @@ def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: 
     order = np.lexsort((times, cells))
     if "ended" in log.columns:
         ended = log.get_column("ended").to_physical().fill_null(NEVER).to_numpy()[order]
-    return History(shape, cells[order], times[order], weights[order], weighing, ended)
+    return History(
+        shape=shape,
+        cells=cells[order],
+        times=times[order],
+        weights=weights[order],
+        weighing=weighing,
+        ended=ended,
+    )
 
 
 def _starts(cells: Cells) -> npt.NDArray[np.int64]:

@@ -161,7 +161,7 @@ def _open(file: DataFile, form: Format) -> Table:
         frame = _with_columns_of_keys(scan.frame, file)
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         _check_schema(file, schema)
-        return Table(file, frame, schema, form, first_row=scan.first_row, fault=scan.fault)
+        return Table(file=file, frame=frame, schema=schema, form=form, first_row=scan.first_row, fault=scan.fault)
 
 
 def _with_columns_of_keys(frame: pl.LazyFrame, file: DataFile) -> pl.LazyFrame:
@@ -344,7 +344,8 @@ class TableShape:
 
         A value is named as its role by default. A segment may be missing.
         """
-        ids = {role: pl.col(role if values is None else values[role]) for role in columns}
+        names = values or {role: role for role in columns}
+        ids = {role: pl.col(names[role]) for role in columns}
         for role, value in ids.items():
             if role != "segment":
                 self.left_out[f"no {role}"] = value.is_null()
@@ -498,12 +499,15 @@ def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
     """Return the most frequent title of each item in *rows* [item, perhaps title]; ties by alphabet."""
     if "title" not in rows.collect_schema():
         return {}
+    item = pl.col("item").cast(pl.String)
     title = pl.col("title").cast(pl.String).str.strip_chars()
     with data_errors(source):
         counted = rows.group_by("item", "title").agg(pl.len()).collect(engine="streaming")
-    plain = counted.with_columns(title, pl.col("item").cast(pl.String)).filter(pl.col("title") != "")
-    ranked = plain.group_by("item", "title").agg(pl.col("len").sum()).sort("len", "title", descending=[True, False])
-    return dict(ranked.unique("item", keep="first", maintain_order=True).select("item", "title").iter_rows())
+    titles = counted.with_columns(item, title).filter(pl.col("title") != "")
+    counted = titles.group_by("item", "title").agg(pl.col("len").sum())
+    ranked = counted.sort("len", "title", descending=[True, False])
+    best = ranked.unique("item", keep="first", maintain_order=True)
+    return dict(best.select("item", "title").iter_rows())
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,4 +563,4 @@ def parse_filter(text: str) -> Filter:
             pl.select(pl.lit("").str.contains(value))
         except pl.exceptions.ComputeError as error:
             raise SettingError(f"The filter {text!r} has a regular expression that cannot be read.") from error
-    return Filter(text, parts[1], operator, value)
+    return Filter(text=text, column=parts[1], operator=operator, value=value)

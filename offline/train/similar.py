@@ -176,7 +176,13 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
         return None
     lists, _ = similar.similar_items(test.items, k)
     per_user = test.hit_rates(lists)
-    return SimilarResult(params, k, float(per_user.mean()), interval(per_user), len(test.users))
+    return SimilarResult(
+        params=params,
+        k=k,
+        hit_rate=float(per_user.mean()),
+        interval=interval(per_user),
+        users=len(test.users),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,13 @@ def tune(
     on_trial(len(trials.done), len(trials.done))
     if budget.left_out:
         on_notice(budget.limits)
-    return Search(drawn.options, k, tuple(trials.done), tuple(budget.left_out), users)
+    return Search(
+        split=drawn.options,
+        k=k,
+        trials=tuple(trials.done),
+        left_out=tuple(budget.left_out),
+        users=users,
+    )
 
 
 def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
@@ -389,10 +395,10 @@ class _Trials:
             kept = self._folder / f"{name}.npy"
             with suppress(OSError, ValueError, EOFError):  # missing or half-written
                 seconds, *_ = values = np.load(kept, allow_pickle=False)
-                return Trial(params, iterations, values[1:], float(seconds))
+                return Trial(params, iterations, per_user=values[1:], seconds=float(seconds))
         start = perf_counter()
         per_user = self._measure(tried)
-        trial = Trial(params, iterations, per_user, round(perf_counter() - start, 3))
+        trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if kept is not None:
             _write(kept, trial)
         return trial
