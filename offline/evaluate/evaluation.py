@@ -213,8 +213,7 @@ def evaluate_parts(
     """
     check_length(k, "k")
     testable = len(parts.tested)
-    most = most_tested(parts.test.shape[1])
-    parts = parts.sampled(most, seed=0)
+    parts = parts.sampled(most_tested(parts.test.shape[1]), seed=0)
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
     model = evaluate_engine(
         parts,
@@ -241,7 +240,7 @@ def evaluate_parts(
         baselines=results,
         cold_pairs=_cold_pairs(parts),
         leads=tuple(_lead(model, baseline) for baseline in results),
-        drawn_from=testable if testable > most else None,
+        drawn_from=testable if testable > len(parts.tested) else None,
         similar=similar_result,
     )
 
@@ -361,16 +360,23 @@ def _published(
     length: int,
     keep_seen: bool,
 ) -> tuple[Indices, Indices]:
+    """Return the lists of users with test items, under *rules*, of a model that learnt from the train part alone."""
     matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
-    popular = most_popular(matrix, len(model.popular.items), model.popular_half_life_days)
-    learnt = replace(model, ranker=ranker, matrix=matrix, popular=popular, segments={})
-    if similar is not None:
-        learnt = replace(learnt, similar=similar)
+    learnt = replace(
+        model,
+        ranker=ranker,
+        matrix=matrix,
+        popular=most_popular(matrix, len(model.popular.items), model.popular_half_life_days),
+        segments={},
+        similar=similar or model.similar,
+    )
     if rules.showings is not None and parts.history is not None:
-        rules = replace(rules, showings=rules.showings.until(int(parts.history.times.max())))
+        cut = int(parts.history.times.max())
+        rules = replace(rules, showings=rules.showings.until(cut))
     ruled = RuledLists(learnt, rules, length, keep_seen=keep_seen)
     everybody = ruled.popular()[OVERALL].items
     if parts.seen is not parts.train:
-        ruled = ruled.for_users(replace(learnt, matrix=replace(matrix, user_items=parts.seen, history=None)))
+        folded_in = replace(matrix, user_items=parts.seen, history=None)
+        ruled = ruled.for_users(replace(learnt, matrix=folded_in))
     lists = for_tested(parts, k, lambda users: ruled.personal(users)[0])
     return lists, as_served(lists, everybody)

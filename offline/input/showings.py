@@ -86,14 +86,9 @@ def _read(file: DataFile) -> pl.DataFrame:
     with data_errors(file):
         lines = b"\n".join(SegmentReader(file.path.read_bytes()))
         events = pl.read_ndjson(io.BytesIO(lines), schema=_EVENT) if lines else pl.DataFrame(schema=_EVENT)
-    kept = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK]))
-    rows = kept.select(
-        "user",
-        pl.col("items").alias("item"),
-        (pl.col("time") // _DAY_S).alias("day"),
-        (pl.col("type") == _CLICK).alias("clicked"),
-    )
-    return rows.explode("item").cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
+    shown = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK])).explode("items")
+    rows = shown.select("user", item="items", day=pl.col("time") // _DAY_S, clicked=pl.col("type") == _CLICK)
+    return rows.cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
 
 
 def _merged(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -104,10 +99,9 @@ def _merged(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 def _numbered(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
     """Return the rows of known users and items [cell, day, clicked], where cell is user * items + item."""
-    users = _numbers("user", matrix.user_ids)
-    items = _numbers("item", matrix.item_ids)
+    rows = shown.join(_numbers("user", matrix.user_ids), on="user").join(_numbers("item", matrix.item_ids), on="item")
     cell = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
-    return shown.join(users, on="user").join(items, on="item").select(cell.alias("cell"), "day", "clicked")
+    return rows.select("day", "clicked", cell=cell)
 
 
 def _numbers(role: str, ids: Sequence[str]) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -101,17 +102,18 @@ class Neighbours:
         links = self.similarity.nnz / size
         if user_items[users].nnz * links > _SPARSE * size * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
+        scores_of = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
+        return ranking.best_of_sparse(scores_of, users, min(n, size), allowed)
 
-        def score(batch: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
-            rows = user_items[batch]
-            scores = (rows @ self.similarity).tocsr()
-            if self.recent is not None:
-                scores.data *= self.recent[scores.indices]
-            if not keep_seen:
-                scores.data[are_among(cells_of(rows), cells_of(scores))] = 0
-            return scores
-
-        return ranking.best_of_sparse(score, users, min(n, size), allowed)
+    def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
+        """Return scores above 0, as a csr matrix; 0 for the users' items, unless *keep_seen*."""
+        rows = user_items[users]
+        scores = (rows @ self.similarity).tocsr()
+        if self.recent is not None:
+            scores.data *= self.recent[scores.indices]
+        if not keep_seen:
+            scores.data[are_among(cells_of(rows), cells_of(scores))] = 0
+        return scores
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Return scores [users, items]."""
@@ -121,7 +123,10 @@ class Neighbours:
 def fit_neighbours(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     """Compare all items on all cores; raises DataError for an invalid matrix."""
     check_user_items(user_items)
-    weighted, scale = _walks(user_items, params) if params.weighting == "rp3beta" else (user_items, None)
+    weighted = user_items
+    scale = None
+    if params.weighting == "rp3beta":
+        weighted, scale = _walks(user_items, params)
     recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ParameterWarning)  # implicit converts its own matrix

@@ -187,11 +187,11 @@ def popular_by_segment(
         segments = segments.with_columns(pl.col("weight") * pl.Series(decay(began, half_life_days)))
     columns = pl.DataFrame({"item": item_ids, "column": np.arange(len(item_ids), dtype=np.int32)})
     known = segments.join(columns, on="item").sort("segment", "column", "weight")  # a join has no order, sums have
-    known = known.group_by("segment", "column", maintain_order=True).agg(pl.col("weight").sum())
-    return {
-        str(segment[0]): _first(group.get_column("column").to_numpy(), group.get_column("weight").to_numpy(), n)
-        for segment, group in known.group_by("segment", maintain_order=True)
-    }
+    counts = known.group_by("segment", "column", maintain_order=True).agg(pl.col("weight").sum())
+    lists = dict[str, Popular]()
+    for (segment,), rows in counts.group_by("segment", maintain_order=True):
+        lists[str(segment)] = _first(rows.get_column("column").to_numpy(), rows.get_column("weight").to_numpy(), n)
+    return lists
 
 
 def _first(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:

@@ -57,7 +57,7 @@ def recommend(
         if learnt not in (None, size):
             raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
-    def score(batch: Indices) -> ScoreTable:
+    def scores_of(batch: Indices) -> ScoreTable:
         rows = user_items[batch]
         table = ranker.score(rows, batch)
         if ranker.recent is not None:
@@ -69,7 +69,7 @@ def recommend(
             table[rows_of(rows), rows.indices] = -np.inf
         return table
 
-    return _best(score, users, ranker, min(n, ranker.shape[1]), allowed)
+    return _best(scores_of, users, ranker, min(n, ranker.shape[1]), allowed)
 
 
 def _add_own(table: ScoreTable, own: UserItems) -> None:
@@ -79,13 +79,15 @@ def _add_own(table: ScoreTable, own: UserItems) -> None:
     table[rows_of(own), own.indices] += own.data
 
 
-def best_of_sparse(score: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> tuple[Indices, Floats]:
-    """Return lists as `recommend`, of the stored scores above 0 in csr matrices of *score*."""
+def best_of_sparse(
+    scores_of: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed
+) -> tuple[Indices, Floats]:
+    """Return lists as `recommend`, of the stored scores above 0 in csr matrices that *scores_of* returns."""
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     scores = np.zeros((len(rows), n), dtype=np.float32)
     for start in range(0, len(rows), _SPARSE_AT_ONCE):
-        stored = score(rows[start : start + _SPARSE_AT_ONCE])
+        stored = scores_of(rows[start : start + _SPARSE_AT_ONCE])
         kept = stored.data > 0
         if allowed is not None:
             kept &= allowed[stored.indices]
@@ -110,24 +112,24 @@ def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
 class _Queries:
     """Computes scores for a hundred queries of `topk` at a time."""
 
-    def __init__(self, score: Callable[[Indices], ScoreTable], batch: Indices) -> None:
-        self._score = score
+    def __init__(self, scores_of: Callable[[Indices], ScoreTable], batch: Indices) -> None:
+        self._scores_of = scores_of
         self._batch = batch
         self.shape = (len(batch), 0)
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        return self._score(self._batch[:0]).dtype
+        return self._scores_of(self._batch[:0]).dtype
 
     def __getitem__(self, rows: slice) -> "_Queries":
-        return _Queries(self._score, self._batch[rows])
+        return _Queries(self._scores_of, self._batch[rows])
 
     def dot(self, _items: object) -> ScoreTable:
-        return self._score(self._batch)
+        return self._scores_of(self._batch)
 
 
 def _best(
-    score: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
+    scores_of: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> tuple[Indices, Floats]:
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
@@ -136,7 +138,7 @@ def _best(
     with threadpool_limits(1, "blas"):
         for start in range(0, len(rows), _RANKED_AT_ONCE):
             part = slice(start, start + _RANKED_AT_ONCE)
-            ids, values = topk(np.empty((0, 0)), _Queries(score, rows[part]), n, filter_items=banned)
+            ids, values = topk(np.empty((0, 0)), _Queries(scores_of, rows[part]), n, filter_items=banned)
             order = np.lexsort((ids, -values), axis=1)
             ids = np.take_along_axis(ids, order, axis=1)
             values = np.take_along_axis(values, order, axis=1)

@@ -91,7 +91,7 @@ def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_see
     """Return nDCG@*k* of lists with own counts by *params*; *parts* need times."""
     own = own_counts(parts.history, params) if parts.history is not None and params.weight else None
 
-    def lists(users: Indices) -> Indices:
+    def lists_of(users: Indices) -> Indices:
         return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own)[0]
 
-    return measure_users(for_tested(parts, k, lists), parts.test).metrics.ndcg
+    return measure_users(for_tested(parts, k, lists_of), parts.test).metrics.ndcg
