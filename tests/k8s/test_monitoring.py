@@ -148,7 +148,7 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
         about = {"learnt_until": "2026-11-01T00:00:00+00:00"}
         asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}, about=about))
     options = [word for url in urls for word in ("--store", url)]
-    options += ["--events", f"{folder}/events", "--hide-consumed", "buy=24"]
+    options += ["--events", f"{folder}/events", "--hide-consumed", "buy=24", "--probation", "5m"]
     options += ["--cache-mb", "8", "--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]
     with serving(folder, *options) as service:
         for path in ("/v1/recommendations/1", "/v1/recommendations/2", "/v1/similar/a", "/v1/popular", "/nothing"):
@@ -157,6 +157,7 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
         service.get("/v1/recommendations/3")
         cosmos_http.inject_faults()
         until(lambda: b"\nhotplate_release_lookups_total{" in service.admin("/metrics").body)
+        until(lambda: b"\nhotplate_withdrawal_blocked{" in service.admin("/metrics").body)
         page = service.admin("/metrics").body.decode()
     return [*series(page), *series(run_pipeline(folder))]
 
