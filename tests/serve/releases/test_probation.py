@@ -38,7 +38,7 @@ from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailabl
 from hotplate.stores.store import Slot
 from tests.support.command import hotplate, json_of, succeeded
 from tests.support.memory_store import MemoryStore
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, users_of_the_guide
 from tests.support.redis_server import running as redis_running
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_to, serving, until
@@ -426,10 +426,11 @@ def answered(service: Service, release: str) -> float:
 
 
 @contextmanager
-def on_trial(logs: Path, url: str, probation: str) -> Iterator[tuple[Service, str]]:
-    """Run a service, with requests, whose first release has answered 600 of them."""
+def on_trial(logs: Path, url: str, probation: str, *options: str) -> Iterator[tuple[Service, str]]:
+    """Run a service, with requests, whose first release has answered 600 of them; *options* may name another store."""
     first = asyncio.run(publish_to(url, LISTS))
-    with serving(logs, "--store", url, "--probation", probation, "--workers", "2") as service, traffic(service):
+    store = () if "--store" in options else ("--store", url)
+    with serving(logs, *store, *options, "--probation", probation, "--workers", "2") as service, traffic(service):
         until(lambda: answered(service, first) >= 600)
         yield service, first
 
@@ -492,6 +493,24 @@ def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
         assert metric(service, "hotplate_releases_withdrawn_total") == 0
         assert metric(service, "hotplate_withdrawal_blocked") == 0
         assert metric(service, "hotplate_probation{") == 1
+
+
+@pytest.mark.soak
+def test_user_without_rights_cannot_withdraw_but_that_of_the_admin_store_can(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    users = users_of_the_guide("test", server.execute_command, server.url)
+    fewer = dict(list(LISTS.items())[: -MANY * 6 // 100])
+    with on_trial(tmp_path, users["publish"], "5m", "--store", users["serve"]) as (service, _):
+        bad = asyncio.run(publish_to(users["publish"], fewer))
+        until(lambda: metric(service, "hotplate_withdrawal_blocked") == 1)
+        assert json_of("releases", "list", "--store", users["publish"])["live"] == bad
+        assert "this service cannot withdraw it" in service.log.read_text()
+    options = ("--store", users["serve"], "--admin-store", users["publish"])
+    with on_trial(tmp_path, users["publish"], "5m", *options) as (service, first):
+        asyncio.run(publish_to(users["publish"], fewer))
+        until(lambda: json_of("releases", "list", "--store", users["publish"])["live"] == first)
+        until(lambda: metric(service, "hotplate_releases_withdrawn_total") == 1)
 
 
 @pytest.fixture
