@@ -48,10 +48,12 @@ NUMBERED = "column_"
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
     """Return the column called *name*, ignoring case, or of that number without a header; DataError if missing."""
+    if name in available:
+        return name
     same = [column for column in available if column.casefold() in (name.casefold(), f"{NUMBERED}{name}")]
-    if name not in available and len(same) != 1:
+    if len(same) != 1:
         raise DataError(f"{source} has no column {name!r} for the {role}. Its columns are: {_listed(available)}.")
-    return name if name in available else same[0]
+    return same[0]
 
 
 def choose_columns(

@@ -59,7 +59,7 @@ def check_text(file: _File) -> None:
             head = stream.read(HEAD_BYTES)
     except _CUT:
         return  # reported by its reader
-    fault = _fault_of_head(file, head)
+    fault = next(_faults_of_head(file.path.name, head), None)
     if fault is not None:
         first = "; decompress it first" if _is_compressed(file.path) and ":" in fault else ""
         raise DataError(f"{file} {fault}{first}.")
@@ -102,25 +102,24 @@ def _is_compressed(path: Path) -> bool:
         return stream.read(4).startswith((_GZIP, _ZSTD))
 
 
-def _fault_of_head(file: _File, head: bytes) -> str | None:
-    name = file.path.name
-    binary = next((kind for magic, kind in _OTHERS.items() if head.startswith(magic)), None)
-    encoding = _utf_16(head)
-    first = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
-    faults = {
-        "is empty": not head,
-        f"is {binary}": binary,
-        f"is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}": encoding,
-        "is HTML or XML, perhaps the page of an error or a login; download the data again": _HTML.match(head),
-        f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl": _JSON_ARRAY.match(head),
-        f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl": (
-            _OPEN_BRACE.match(first)
-        ),
-        f"ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}": (
-            b"\n" not in head and b"\r" in head.rstrip()
-        ),
-    }
-    return next((fault for fault, is_so in faults.items() if is_so), None)
+def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
+    """Yield what shows that the file *name* is no text in lines, to be put after its name."""
+    if not head:
+        yield "is empty"
+    for magic, kind in _OTHERS.items():
+        if head.startswith(magic):
+            yield f"is {kind}"
+    if encoding := _utf_16(head):
+        yield f"is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
+    if _HTML.match(head):
+        yield "is HTML or XML, perhaps the page of an error or a login; download the data again"
+    if _JSON_ARRAY.match(head):
+        yield f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl"
+    first_line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
+    if _OPEN_BRACE.match(first_line):
+        yield f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl"
+    if b"\n" not in head and b"\r" in head.rstrip():
+        yield f"ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}"
 
 
 def _utf_16(head: bytes) -> str | None:
@@ -186,9 +185,10 @@ class _Quotes:
         self._is_json = False
         self._delimiter = ","
         self._fields = 0
+        # Lines of a record with an open quote, the first of which has this number.
         self._record = list[str]()
         self._start = 0
-        self._found = False
+        self._is_unclosed = False
 
     @property
     def unclosed(self) -> tuple[int, str] | None:
@@ -201,19 +201,18 @@ class _Quotes:
             self._is_json = text.lstrip("\ufeff").startswith("{")
             self._delimiter = max(_DELIMITERS, key=text.count)
             self._fields = text.count(self._delimiter) + 1
-        if self._found or self._is_json:
+        if self._is_unclosed or self._is_json:
             return
+        is_odd = text.count('"') % 2 == 1
         if self._record:
             self._record.append(text)
-        if text.count('"') % 2:
-            if not self._record:
-                self._record = [text]
-                self._start = number
-            elif self._is_whole_record():
-                self._record = []
+            if is_odd and self._is_whole_record():
+                self._record.clear()
             else:
-                self._found = True
-        self._found = self._found or len(self._record) > _FIELD_LINES
+                self._is_unclosed = is_odd or len(self._record) > _FIELD_LINES
+        elif is_odd:
+            self._record = [text]
+            self._start = number
 
     def _is_whole_record(self) -> bool:
         try:
