@@ -494,16 +494,15 @@ class Tier:
 
         This read is no request: it is neither counted nor cached.
         """
-        present = list[bool]()
+        present = 0
         try:
             async with asyncio.timeout(PRESENT_S):
                 for batch in _batches(keys, self._reader.batch):
                     slots = await self._reader.get_many(served.ref, batch, timeout_s=PRESENT_S * STORE_SHARE)
-                    for key, slot in zip(batch, slots, strict=True):
-                        present.append(slot is not None and not is_empty(_opened(served, key, slot)))
+                    present += sum(_has_list(served, key, slot) for key, slot in zip(batch, slots, strict=True))
         except (TimeoutError, StoreError):
             return None
-        return sum(present) / len(present) if present else 0.0
+        return present / max(1, len(keys))
 
     def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count lists of a release by an index of LOOKUP_OUTCOMES; *kind* is that of the rows."""
@@ -537,10 +536,16 @@ def _unless_all_failed(slots: list[Slot]) -> list[Slot]:
     return slots
 
 
-def _opened(served: ServedRelease, key: str, slot: bytes | StoreError) -> bytes:
+def _has_list(served: ServedRelease, key: str, slot: Slot) -> bool:
+    """Return whether a slot has a list; raises StoreError if it could not be read."""
+    if slot is None or isinstance(slot, ReleaseCorrupt):
+        return False
     if isinstance(slot, StoreError):
         raise slot
-    return served.decode(key, slot)
+    try:
+        return not is_empty(served.decode(key, slot))
+    except ReleaseCorrupt:
+        return False
 
 
 def _damage_of(release: ReleaseId) -> str:

@@ -206,10 +206,12 @@ class ReleaseCounter:
         previous = tier.follower.previous
         if not misses or previous is None or previous.ref != before:
             return 0.0
-        share = await tier.share_present(previous, list(served.missed))
-        if share is None:
-            return 0.0  # examined later
+        keys = list(served.missed)
         served.missed.clear()
+        share = await tier.share_present(previous, keys)
+        if share is None:
+            served.missed.extend(keys)  # examined later
+            return 0.0
         self._unexamined[tier.name] = 0.0
         return misses * share
 

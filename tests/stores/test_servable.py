@@ -160,6 +160,27 @@ async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open
     assert (await open_store().catalogue()).find(bad).refused_by == ()
 
 
+@on_every_store
+async def test_withdrawn_release_keeps_the_reason_and_goes_live_only_if_forced(
+    open_store: OpenStore, clock: FakeClock
+) -> None:
+    store = open_store()
+    good, bad = await publish(store), await publish(store)
+    assert await life.rollback(store, bad, reason="probation: lists are missing") == good
+    entry = (await open_store().catalogue()).find(bad)
+    assert (entry.state, entry.refused_by) == (State.WITHDRAWN, ("probation: lists are missing",))
+    source = MemoryStore(clock)
+    await copy(store, source, bad)
+    assert (await source.catalogue()).live == bad
+    copied = await copy(source, store, bad)
+    assert isinstance(copied.held_back, RefusedByGates)
+    with pytest.raises(RefusedByGates, match="refused by probation: lists are missing, so it stays withdrawn"):
+        await life.activate(store, bad)
+    assert (await store.catalogue()).live == good
+    await life.activate(store, bad, force=True)
+    assert (await open_store().catalogue()).find(bad).refused_by == ()
+
+
 async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock: FakeClock) -> None:
     store = MemoryStore(clock)
 

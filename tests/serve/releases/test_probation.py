@@ -141,8 +141,12 @@ class Rehearsal:
         self.states = SharedStates(table.records("states"))
         self.shared = SharedCounts(table.records("release counts"), table.records("probations"))
         self.counter = ReleaseCounter(self.shared, 0, self.reader.tiers, self.reader.metrics)
-        self.probation = Probation(
-            {"tier": admin_store or store},  # type: ignore[dict-item]  # RemoteStore is read only
+        self.store = admin_store or store
+        self.probation = self.judge()
+
+    def judge(self) -> Probation:
+        return Probation(
+            {"tier": self.store},  # type: ignore[dict-item]  # RemoteStore is read only
             self.shared,
             self.states,
             probation_s=PROBATION_S,
@@ -340,6 +344,17 @@ async def test_of_two_services_that_decide_at_once_one_withdraws(memory: MemoryS
     await asyncio.gather(*(service.probation.look() for service in services))
     assert (await memory.catalogue()).live == first
     assert sum(service.state().withdrawn for service in services) == 1
+
+
+async def test_admin_process_that_ended_is_continued(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    await publish(memory, "bad", users=FEWER)
+    await service.follow()
+    began = service.state()
+    service.probation = service.judge()
+    assert service.state() == began
+    await service.answer()
+    assert (await memory.catalogue()).live == first
 
 
 async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) -> None:
