@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hotplate.bench.conftest import COUNT, Benchmark, Filled, publish_lists
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.process import RedisServer
-from hotplate.serve.embedded import open_sync
+from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode
@@ -66,6 +67,21 @@ def test_list_of_library(benchmark: Benchmark, files: Filled) -> None:
         assert lists.personal(users[0]).items
         benchmark.extra_info |= {"what": "a list from `hotplate.open_sync`, decoded", "count": COUNT}
         benchmark(lambda: [lists.personal(user) for user in users])
+
+
+def test_list_by_way_of_a_loop(benchmark: Benchmark, files: Filled) -> None:
+    users = [key.removeprefix(USER) for key in random_keys(files.shape.users)]
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    opened = open_lists(files.url)
+    lists = asyncio.run_coroutine_threadsafe(opened.__aenter__(), loop).result()
+    benchmark.extra_info |= {"what": "the same from `hotplate.open` on a loop in another thread", "count": COUNT}
+    benchmark(lambda: [asyncio.run_coroutine_threadsafe(lists.personal(user), loop).result() for user in users])
+    asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 async def read_all(store: Reader, filled: Filled, keys: list[str]) -> None:

@@ -2,8 +2,13 @@
 
 All loops of a process share one lock, which works like the GIL: a loop holds it while it runs callbacks, and releases
 it only in `select`, where it waits for I/O. So a caller that holds the lock knows that every loop is between two
-callbacks, and may call synchronous methods of an object as if it were on its loop. That takes an eighth of the time of
-a hop to the loop and back, which most calls do not need: a list in memory is returned at once.
+callbacks, and may call synchronous methods of an object as if it were on its loop. A list in memory, which needs no
+I/O, then takes 16 µs of CPU instead of the 62 µs of `run_coroutine_threadsafe`, which wakes two threads
+(`bench/test_lookups.py`: test_list_of_library and test_list_by_way_of_a_loop).
+
+For example: a thread that calls `SyncLists.personal` gets the lock at once if the loop waits for I/O. While the thread
+reads the list, a loop whose socket gets readable waits in `_Selector.select` for the lock. A loop that runs a callback
+holds the lock, so the thread waits for the end of the callback, as it would in the loop's queue.
 
 What follows from it:
 
@@ -55,17 +60,17 @@ class _Selector(DefaultSelector):
 class _Running(Generic[T]):
     """An object that is entered on a loop of this process."""
 
-    def __init__(self, made: AbstractAsyncContextManager[T]) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector())
-        self.value = asyncio.run_coroutine_threadsafe(made.__aenter__(), self.loop)
+        self.value = asyncio.run_coroutine_threadsafe(manager.__aenter__(), self.loop)
         self.stopped = asyncio.Event()
-        self.thread = threading.Thread(target=self._run, args=(made,), name="hotplate", daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(manager,), name="hotplate", daemon=True)
         self.thread.start()
 
-    def _run(self, made: AbstractAsyncContextManager[T]) -> None:
+    def _run(self, manager: AbstractAsyncContextManager[T]) -> None:
         with _lock(), asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.run(self.stopped.wait())
-            runner.run(made.__aexit__(None, None, None))
+            runner.run(manager.__aexit__(None, None, None))
 
 
 class Background(Generic[T]):
@@ -93,23 +98,23 @@ class Background(Generic[T]):
         """Cancel the calls of other threads, and end the thread; later uses fail."""
         with _lock():
             self._is_closed = True
-        here = _stop(self._running)
-        if here is not None and here.thread is not threading.current_thread():  # of a finalizer
-            here.thread.join(timeout=10.0)
+        running = _stop(self._running)
+        if running is not None and running.thread is not threading.current_thread():  # of a finalizer
+            running.thread.join(timeout=10.0)
 
-    def _here(self) -> _Running[T]:
+    def _of_this_process(self) -> _Running[T]:
         """The caller holds the lock."""
         if self._is_closed:
             raise self._closed()
-        here = self._running.get(os.getpid())
-        if here is None:
-            here = self._running[os.getpid()] = _Running(self._make())
-        return here
+        running = self._running.get(os.getpid())
+        if running is None:
+            running = self._running[os.getpid()] = _Running(self._make())
+        return running
 
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
         """Call *use* with the object while its loop is halted."""
         with _lock():
-            value = self._here().value
+            value = self._of_this_process().value
             if value.done():
                 return use(value.result(), *arguments, **options)
         with suppress(concurrent.futures.CancelledError):  # it was closed
@@ -118,7 +123,7 @@ class Background(Generic[T]):
 
     def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:
         """Run a call, which has its own deadline, on the loop."""
-        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), self._here().loop))
+        future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), self._of_this_process().loop))
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -137,7 +142,8 @@ def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Cal
 
 def _stop(running: dict[int, _Running[T]]) -> _Running[T] | None:
     """End the thread of this process, without a lock: garbage collection calls this in any thread."""
-    if here := running.get(os.getpid()):
+    here = running.get(os.getpid())
+    if here is not None:
         with suppress(RuntimeError):  # it has ended
             here.loop.call_soon_threadsafe(here.stopped.set)
     return here
