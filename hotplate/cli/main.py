@@ -30,8 +30,8 @@ _VERBS = {
     "releases": ("releases", "app"),
     "users": ("users", "app"),
     "store": ("store", "app"),
-    "keys": ("serve", "keys"),
-    "events": ("serve", "events"),
+    "keys": ("keys", "app"),
+    "events": ("events", "app"),
     "bench": ("bench", "app"),
 }
 

@@ -1,0 +1,92 @@
+"""`hotplate keys`: create, list and revoke keys of clients."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from hotplate.cli.flags import Verbs
+from hotplate.cli.terminal import Json, err, out, print_json, print_result, table
+from hotplate.serve.access import keys as key_file
+from hotplate.stores.options import Argument, Flag
+
+app = Verbs(
+    no_args_is_help=True,
+    help="Create, list and revoke keys, and limit the rate of each client.\n\n"
+    "Example: hotplate keys create web --scope read --keys keys.json",
+)
+ClientName = Annotated[str, Argument("The client's name: letters, digits, dot, dash, underline.", "NAME")]
+KeysFile = Annotated[Path, Flag("The file of keys that `hotplate serve` reads.", name="keys", metavar="FILE")]
+
+
+@app.command()
+def create(
+    name: ClientName,
+    file: KeysFile,
+    scope: Annotated[
+        list[str] | None,
+        Flag("Allow a new client to read, events or admin; repeatable.", metavar="SCOPE", prefix="KEYS_"),
+    ] = None,
+    rate: Annotated[
+        float | None, Flag("Limit a new client to N requests/s.", metavar="N", at_least=0.001, prefix="KEYS_")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Create a key for a client and print it once; the file holds its SHA-256.
+
+    An existing client gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
+    running service picks up changes within two seconds.
+
+    Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
+    """
+    created = key_file.create(file, name, scope or [], rate)
+    if as_json:
+        print_json(created)
+        return
+    out.print(created.key)
+    err.print(f"This is the {created.kind} key of {created.client}. Keep it now: it cannot be shown again.")
+
+
+@app.command("list")
+def list_clients(file: KeysFile, as_json: Json = False) -> None:
+    """List the clients, their scopes, and the dates of their keys.
+
+    Example: hotplate keys list --keys /etc/hotplate/keys.json
+    """
+    clients = key_file.load(file)
+    rows = list[tuple[object, ...]]()
+    for client in clients:
+        days = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in client.keys]
+        rows.append((client.name, ", ".join(client.scopes), client.rate, *days, *[""] * (2 - len(days))))
+    headings = ("client", "scopes", "requests/s", "primary", "secondary")
+    print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
+
+
+@app.command()
+def revoke(
+    name: ClientName,
+    file: KeysFile,
+    primary: Annotated[bool, Flag("Revoke the primary key only; the secondary replaces it.", env=False)] = False,
+    secondary: Annotated[bool, Flag("Revoke the secondary key only.", env=False)] = False,
+    as_json: Json = False,
+) -> None:
+    """Revoke one key of a client, or all without --primary and --secondary.
+
+    A running service refuses it within two seconds.
+
+    Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
+    """
+    if primary == secondary:
+        _revoke_all(file, name, as_json=as_json)
+        return
+    kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
+    client = key_file.revoke(file, name, kind)
+    facts = {"name": name, "revoked": kind, "keys_left": 0 if client is None else len(client.digests())}
+    sentences = [f"revoked the {kind} key of {name}"]
+    if client is None:
+        sentences.append(f"{name} had no other key, and is removed")
+    print_result(facts, *sentences, as_json=as_json)
+
+
+def _revoke_all(file: Path, name: str, *, as_json: bool) -> None:
+    key_file.revoke(file, name, None)
+    print_result({"name": name, "revoked": "all", "keys_left": 0}, f"revoked {name}", as_json=as_json)
