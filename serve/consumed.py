@@ -113,6 +113,11 @@ class Consumed:
         return HiddenItems(self._pairs, hashed, now) if until and until > (now := time.time()) else None
 
     @property
+    def hidden_until(self) -> "memoryview[int]":
+        """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden. For the lane."""
+        return self._users
+
+    @property
     def kinds(self) -> Collection[str]:
         """The types of events that hide items."""
         return self._hours.keys()

@@ -36,6 +36,7 @@ from libc.string cimport memchr, memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 import logging
+from array import array
 from math import inf
 from secrets import token_hex
 from time import time
@@ -673,7 +674,8 @@ cdef class Lane:
     cdef object _turns
     cdef object _shaper
     cdef object _deny_list
-    cdef bint _hides_consumed
+    # By the hash of a user, until when items are hidden; of size 0 if none ever are.
+    cdef const uint32_t[::1] _hidden_until
     cdef object _access_log
     cdef object _tracer
     cdef object _writer
@@ -709,7 +711,7 @@ cdef class Lane:
         self._turns = dispatcher.reader.turns
         self._shaper = dispatcher.shaper
         self._deny_list = dispatcher.reader.deny_list
-        self._hides_consumed = dispatcher.consumed is not None
+        self._hidden_until = array("I") if dispatcher.consumed is None else dispatcher.consumed.hidden_until
         self._access_log = dispatcher.access_log
         self._tracer = dispatcher.tracer
         self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
@@ -976,9 +978,14 @@ cdef class Lane:
 
     cdef bint _must_shape(self, _Request request) except -1:
         """Return whether a user's or an item's list may lose items."""
+        cdef uint32_t until
+        cdef Py_ssize_t users = self._hidden_until.shape[0]
         if self._denies_items:
             return True
-        return self._hides_consumed and request.route.place == RECOMMENDATIONS
+        if users == 0 or request.route.place != RECOMMENDATIONS:
+            return False
+        until = self._hidden_until[<uint64_t>xxh3_64_intdigest(request.identifier) % <uint64_t>users]
+        return until != 0 and until > time()
 
     cdef object _finish(self, _Request request, object encoded):
         """Shape a list, and answer with it."""
