@@ -10,10 +10,10 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.servers import Cluster, RedisNode, Sentinels, replicas_in
 from hotplate.stores.redis.sessions import Sessions
 from hotplate.stores.redis.url import RedisAddress
-from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
 

@@ -13,10 +13,10 @@ from redis.exceptions import RedisClusterException, RedisError
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import translated
+from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Readers, Redirected, Replies
 from hotplate.stores.redis.servers import Cluster, RedisNode
 from hotplate.stores.redis.sessions import Sessions
-from hotplate.stores.redis.writer import BUCKETS, SEALED, Keys, unsealed
 from hotplate.stores.store import Slot, not_found
 from hotplate.stores.timing import Deadlines
 

@@ -27,6 +27,8 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
+from hotplate.stores.redis.inventory import Inventory
+from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
 from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
 from hotplate.stores.redis.multiplexed import Readers
 from hotplate.stores.redis.servers import (
@@ -39,7 +41,7 @@ from hotplate.stores.redis.servers import (
 )
 from hotplate.stores.redis.sessions import Sessions, evaluation
 from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
-from hotplate.stores.redis.writer import SEALED, Keys, RowsLost, Writer, check_owned, state_of, unsealed
+from hotplate.stores.redis.writer import RowsLost, Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
     Diagnosed,
@@ -109,7 +111,9 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         self._scans = lookups_for(keys, self._scan_reads, self._sessions)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
         self._retrier = Retrier(time.monotonic, for_s=for_s)
-        self._writer = Writer(self._sessions, keys, Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S))
+        patient = Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S)
+        self._writer = Writer(self._sessions, keys, patient)
+        self._inventory = Inventory(self._sessions, keys, patient)
 
         self._credentials = credentials
         if credentials is not None:
@@ -196,14 +200,14 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         return [*await self._servers.examine(), *await examination.examine(self._sessions, self._keys)]
 
     async def incarnations(self) -> list[str]:
-        return await self._writer.incarnations()
+        return await self._inventory.incarnations()
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         async def confirm() -> None:
             await self._servers.confirm()
             check(await self.catalogue())
 
-        await self._writer.erase(release, confirm)
+        await self._inventory.erase(release, confirm)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
@@ -221,12 +225,12 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         keys, mine = self._keys.release(draft), state_of(draft)
         if not await self._sessions.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
-        await self._writer.add(draft.incarnation)
+        await self._inventory.add(draft.incarnation)
         before = await self._sessions.run(keys.state, partial(self._claim_first, keys.steps[0], mine))
         if before == SEALED:
             raise sealed(draft)
         await self._claim_others(draft)
-        await self._writer.add(draft.incarnation)  # an erase may have removed it
+        await self._inventory.add(draft.incarnation)  # an erase may have removed it
         if before is None:
             self._writer.forget(draft)
 
@@ -288,7 +292,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._retrier.call(partial(self.prepare, release))
-        async for keys in self._writer.chunks(release):
+        async for keys in self._inventory.chunks(release):
             for row in await self._retrier.call(partial(self._read_rows, release, keys)):
                 yield row
 

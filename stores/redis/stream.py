@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis.client import Command
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.sessions import Sessions
 from hotplate.stores.redis.store import TIMEOUT_S, Deployment, deployment_of
-from hotplate.stores.redis.writer import Keys
 
 FORMAT = b"1"
 BEGIN = b"0-0"

@@ -12,7 +12,7 @@ from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import USER
-from hotplate.stores.redis.writer import Keys
+from hotplate.stores.redis.keys import Keys
 from tests.support.readers import USERS, lists, reading, until
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_sentinel import sentinel_deployment

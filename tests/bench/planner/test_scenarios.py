@@ -231,7 +231,7 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
     redis = pytest.importorskip("hotplate.stores.redis.examination")
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
-    assert pytest.importorskip("hotplate.stores.redis.writer").BUCKETS == REDIS_BUCKETS
+    assert pytest.importorskip("hotplate.stores.redis.keys").BUCKETS == REDIS_BUCKETS
 
 
 def test_the_shortage_follows_from_what_reads_need() -> None:

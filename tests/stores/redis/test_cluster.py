@@ -21,10 +21,10 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.redis.keys import BUCKETS, Keys
 from hotplate.stores.redis.servers import Cluster
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
-from hotplate.stores.redis.writer import BUCKETS, Keys
 from hotplate.stores.store import Level, Plan, Row
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading

@@ -11,7 +11,7 @@ from hotplate.stores.connect import connect
 from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune
-from hotplate.stores.redis.writer import Keys
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.store import Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify

@@ -5,7 +5,7 @@ from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.redis.writer import BUCKETS, Keys
+from hotplate.stores.redis.keys import BUCKETS, Keys
 from tests.support.stores import FIRST
 
 INCARNATION = "0123456789ab"

@@ -12,8 +12,8 @@ from hotplate.stores.catalogue import Catalogue, ReleaseRef
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Level, Plan, RecordChange, Row
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import erase_users

@@ -11,8 +11,8 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.errors import PartUnavailable, StoreUnavailable
+from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.redis.writer import Keys
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, replica_of, running
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
