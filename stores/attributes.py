@@ -92,11 +92,11 @@ def encode_attributes(
     Columns have numbers or texts, None if missing; those named in *texts* are of texts even without any. Raises
     StoreMisused for a repeated item, and for too large a table.
     """
-    hashes = [xxh3_64_intdigest(encode_id(each)) for each in ids]
+    hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
-    for one, other in pairwise(order):
-        if hashes[one] == hashes[other]:
-            raise StoreMisused(f"item {ids[one]!r} has two rows of attributes; keep one for each item")
+    for place, other in pairwise(order):
+        if hashes[place] == hashes[other]:
+            raise StoreMisused(f"item {ids[place]!r} has two rows of attributes; keep one for each item")
     stored = tuple(
         _stored(name, [values[row] for row in order], is_text=name in texts) for name, values in columns.items()
     )

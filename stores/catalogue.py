@@ -245,9 +245,9 @@ class Catalogue:
 
     def get(self, release: ReleaseId) -> Release | None:
         """Return the last committed entry of an id, or else its draft; None if it is unknown or being dropped."""
-        found = [entry for entry in self.committed if entry.id == release]
+        committed = [entry for entry in self.committed if entry.id == release]
         drafts = [entry for entry in self.releases if entry.id == release and entry.state is State.DRAFT]
-        return next(reversed(found or drafts), None)
+        return next(reversed(committed or drafts), None)
 
     def find(self, release: ReleaseId) -> Release:
         """Return the result of `get`; ReleaseNotFound instead of None."""
@@ -273,18 +273,18 @@ class Catalogue:
         return next((entry for entry in self.releases if entry.incarnation == incarnation), None)
 
 
-def follows(found: Catalogue, seen: Catalogue | None) -> bool:
-    """Return whether a reader that has *seen* one catalogue should follow *found*.
+def follows(read: Catalogue, seen: Catalogue | None) -> bool:
+    """Return whether a reader that has *seen* one catalogue should follow *read*.
 
     Follows a higher generation, another store, and another token of the same generation (rewritten after a failover)
     unless only a replica has it; never an empty catalogue.
     """
-    if found.generation == 0:
+    if read.generation == 0:
         return False
-    if seen is None or found.store_id != seen.store_id or found.generation > seen.generation:
+    if seen is None or read.store_id != seen.store_id or read.generation > seen.generation:
         return True
-    rewritten = found.generation == seen.generation and found.token != seen.token
-    return rewritten and (found.primary or not seen.primary)
+    rewritten = read.generation == seen.generation and read.token != seen.token
+    return rewritten and (read.primary or not seen.primary)
 
 
 def newly_committed(old: Catalogue, new: Catalogue) -> list[Release]:
@@ -593,6 +593,19 @@ class _Record(Struct):
     refusals: str | None = None
     """Of a pre-release of 0.3: the checksum of the refusals, which the other one leaves out."""
 
+    def catalogue(self, now: float) -> Catalogue:
+        """Return the catalogue, read at *now*."""
+        return Catalogue(
+            store_id=self.store_id,
+            generation=self.generation,
+            token=self.token,
+            releases=self.entries,
+            canary=self.canary,
+            erased=self.erased,
+            experiment=self.experiment,
+            now=now,
+        )
+
 
 class _Refusal(Struct):
     incarnation: str
@@ -651,37 +664,40 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
                 f"the catalogue at {where} has format {written}, which this hotplate reads no more; publish into a new "
                 f"store"
             )
-        found = msgspec.json.decode(record, type=_Record)
-        catalogue = Catalogue(
-            *(found.store_id, found.generation, found.token, found.entries, found.canary, found.erased),
-            *(found.experiment, now),
-        )
-        canary = catalogue.canary_entry
+        fields = msgspec.json.decode(record, type=_Record)
+        catalogue = fields.catalogue(now)
+        is_contradictory = _is_contradictory(catalogue, live=fields.live, written=written)
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
-    living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
-    incarnations = {entry.incarnation for entry in catalogue.releases}
-    if (
-        not 1 <= catalogue.generation < 1 << 63
-        or living != ([found.live] if found.live else [])
-        or len(incarnations) != len(catalogue.releases)
-        or (written < FORMAT and (written == FORMAT_ERASED) != (catalogue.erased is not None))
-        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
-        or (catalogue.running is not None and canary is None)
-    ):
+    if is_contradictory:
         raise unreadable("contradicts itself")
-    is_split = found.refusals is not None and written == FORMAT_PLAIN
-    if found.checksum != _checksum(catalogue, with_refusals=not is_split):
+    is_split = fields.refusals is not None and written == FORMAT_PLAIN
+    if fields.checksum != _checksum(catalogue, with_refusals=not is_split):
         raise unreadable("is damaged: its checksum is wrong")
-    if is_split and found.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
+    if is_split and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
         raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
-def _refusals_checksum(found: _Refusals) -> str:
+def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written: int) -> bool:
+    """Return whether fields of a record in the format *written* exclude each other; ReleaseNotFound for the canary."""
+    canary = catalogue.canary_entry
+    living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
+    incarnations = {entry.incarnation for entry in catalogue.releases}
+    return (
+        not 1 <= catalogue.generation < 1 << 63
+        or living != ([live] if live else [])
+        or len(incarnations) != len(catalogue.releases)
+        or (written < FORMAT and (written == FORMAT_ERASED) != (catalogue.erased is not None))
+        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
+        or (catalogue.running is not None and canary is None)
+    )
+
+
+def _refusals_checksum(fields: _Refusals) -> str:
     refusals = [
         (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
-        for entry in found.entries
+        for entry in fields.entries
         if entry.refused_by or entry.canary_stopped
     ]
     return xxh3_64_hexdigest(orjson.dumps(refusals))

@@ -89,13 +89,13 @@ async def opened(
     store: str | Store, observer: Observer | None = None, *, must_exist: bool = False
 ) -> AsyncIterator[Store]:
     """Open the store at a URL, or take an open one, and close it."""
-    it = connect(store, observer) if isinstance(store, str) else store
+    connection = connect(store, observer) if isinstance(store, str) else store
     try:
         if must_exist:
-            await _check_exists(it, store)
-        yield it
+            await _check_exists(connection, store)
+        yield connection
     finally:
-        await it.close()
+        await connection.close()
 
 
 def run_on(
@@ -111,8 +111,8 @@ def run_on(
     """
 
     async def run() -> T:
-        async with opened(store, observer, must_exist=must_exist) as it:
-            return await act(it)
+        async with opened(store, observer, must_exist=must_exist) as connection:
+            return await act(connection)
 
     try:
         asyncio.get_running_loop()
@@ -134,8 +134,8 @@ def run_between(
         raise StoreMisused(f"{where} is given as both stores; name two")
 
     async def both(other: Store) -> T:
-        async with opened(source, must_exist=True) as it:
-            return await act(it, other)
+        async with opened(source, must_exist=True) as origin:
+            return await act(origin, other)
 
     return run_on(target, both, observer)
 

@@ -55,7 +55,7 @@ async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[
         if not catalogue.generation:
             await check_nothing_to_rebuild(store)
     except StoreError as error:
-        if not any(str(error) in each.sentence for each in findings):
+        if not any(str(error) in finding.sentence for finding in findings):
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
         return findings
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
@@ -102,22 +102,22 @@ async def _served(
     store: Store, catalogue: Catalogue, entry: Release, subject: str
 ) -> tuple[list[Finding], Manifest | None]:
     try:
-        found = await read_servable(store, entry.ref)
+        servable = await read_servable(store, entry.ref)
     except StoreError as error:
         sentence = f"{entry.id} is {subject} and cannot be read: {error}"
         if isinstance(error, ReleaseCorrupt | ReleaseNotFound):
             sentence = f"{sentence.removesuffix(f'; {HEAL}')}; {await _advice(store, catalogue)}"
         return [Finding(Level.ERROR, subject, sentence)], None
     since = entry.live_since and f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
-    size = f"{found.manifest.rows:,} rows, {found.manifest.bytes / 1e6:,.1f} MB"
+    size = f"{servable.manifest.rows:,} rows, {servable.manifest.bytes / 1e6:,.1f} MB"
     findings = [
         Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}"),
-        Finding(Level.OK, "freshness", _freshness(found.manifest, catalogue.now)),
+        Finding(Level.OK, "freshness", _freshness(servable.manifest, catalogue.now)),
     ]
-    if found.damaged:
-        sentence = f"of {entry.id}, rows are missing or {counted(found.damaged)}; {HEAL}"
+    if servable.damaged:
+        sentence = f"of {entry.id}, rows are missing or {counted(servable.damaged)}; {HEAL}"
         findings.append(Finding(Level.ERROR, "rows", sentence))
-    return findings, found.manifest
+    return findings, servable.manifest
 
 
 def _freshness(manifest: Manifest, now: float) -> str:
@@ -226,7 +226,7 @@ class Survey:
     @property
     def candidates(self) -> dict[ReleaseId, FoundRelease]:
         """Releases that may become live, by id."""
-        return {found.ref.id: found for found in self.releases}
+        return {release.ref.id: release for release in self.releases}
 
     def only(self) -> ReleaseId:
         """Return the only release; StoreMisused if there are several."""
@@ -238,9 +238,9 @@ class Survey:
 
     def find(self, release: ReleaseId) -> FoundRelease:
         """Return a candidate; ReleaseNotFound, with all ids, if it is unknown."""
-        if (found := self.candidates.get(release)) is None:
+        if (candidate := self.candidates.get(release)) is None:
             raise ReleaseNotFound(f"release {release} is not in this store; it holds {', '.join(self.candidates)}")
-        return found
+        return candidate
 
 
 async def survey(
@@ -272,47 +272,47 @@ async def survey(
     if not releases:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
-    releases.sort(key=lambda one: one.manifest.created_at)
+    releases.sort(key=lambda release: release.manifest.created_at)
     erasures = replace(erasures, users=erased, is_whole=erasures.is_whole and erased == erasures.users)
-    found = Survey(tuple(releases), others, erasures, record, now)
+    result = Survey(tuple(releases), others, erasures, record, now)
     if wanted is not None:
-        found.find(wanted)
-    read = [await _read(store, one, erased, on_progress) for one in releases]
-    read.sort(key=lambda one: (one.manifest.created_at, one.damage is None))
-    return replace(found, releases=tuple(read))
+        result.find(wanted)
+    read = [await _read(store, release, erased, on_progress) for release in releases]
+    read.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
+    return replace(result, releases=tuple(read))
 
 
-async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
-    """Write and return a catalogue with *live* live and the other *found* releases ready.
+async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
+    """Write and return a catalogue with *live* live and the other releases of *survey* ready.
 
     Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
     if its gates refused it.
     Raises ReleaseConflict if another process has written a catalogue since.
     """
-    chosen = found.find(live)
+    chosen = survey.find(live)
     advice = "name another release with --live; only if there is none, --force makes it live as it is"
     if chosen.damage is not None and not force:
         raise ReleaseCorrupt(f"{chosen.damage}; {advice}")
     if (refused_by := chosen.manifest.refused_by) and not force:
         raise RefusedByGates(f"release {live} was refused by {', '.join(refused_by)} when it was published; {advice}")
-    if found.erasures.damage is not None and not force:
+    if survey.erasures.damage is not None and not force:
         raise ReleaseCorrupt(
-            f"{found.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
+            f"{survey.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
             f"left: erase the others again"
         )
     await store.prepare(chosen.ref)
-    erased, records = found.erasures.appended(found.erasures.users) if found.erasures.users else (None, [])
+    erased, records = survey.erasures.appended(survey.erasures.users) if survey.erasures.users else (None, [])
     new = changes.succeed(
-        Catalogue(now=found.now),
-        Catalogue(releases=tuple(_entries(found, chosen)), erased=erased, now=found.now),
+        Catalogue(now=survey.now),
+        Catalogue(releases=tuple(_entries(survey, chosen)), erased=erased, now=survey.now),
         token=secrets.token_hex(8),
         store_id=secrets.token_hex(8),
     )
     try:
-        if found.record is None:
+        if survey.record is None:
             await store.swap(Catalogue(), new, records)
         else:
-            await store.replace_unreadable(found.record, new, records)
+            await store.replace_unreadable(survey.record, new, records)
     except (ReleaseConflict, StoreUnavailable):
         if await _token(store) != new.token:  # otherwise only the reply was lost
             raise
@@ -323,16 +323,16 @@ async def rebuild(store: Store, found: Survey, live: ReleaseId, *, force: bool =
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
     try:
-        found = await store.catalogue()
+        catalogue = await store.catalogue()
     except CatalogueUnreadable as error:
         if error.record is None:
             raise
         return error.record, error.now
-    if found.generation:
+    if catalogue.generation:
         raise ReleaseConflict(
             "the catalogue can be read, so there is nothing to rebuild; see `hotplate releases activate`"
         )
-    return None, found.now
+    return None, catalogue.now
 
 
 async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
@@ -353,24 +353,24 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     return read_manifest(release_in(value), value)
 
 
-async def _read(store: Store, found: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
+async def _read(store: Store, release: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
     try:
-        await verify(store, found.ref, erased=erased, on_progress=partial(on_progress, found.ref.id))
-        await read_servable(store, found.ref, erased=erased)
+        await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
+        await read_servable(store, release.ref, erased=erased)
     except (ReleaseCorrupt, ReleaseNotFound) as error:
-        return replace(found, damage=str(error))
-    return found
+        return replace(release, damage=str(error))
+    return release
 
 
-def _entries(found: Survey, live: FoundRelease) -> list[Release]:
+def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
     # The live release is last; of two with one id, the earlier one is withdrawn.
     entries = list[Release]()
-    for one in found.releases:
-        if one is live:
+    for release in survey.releases:
+        if release is live:
             continue
-        entry = Release(*one.ref, State.READY, one.manifest.created_at, refused_by=one.manifest.refused_by)
-        if found.candidates[one.ref.id] is not one:
-            entry = replace(entry, state=State.WITHDRAWN, superseded_at=found.now, refused_by=())
+        entry = Release(*release.ref, State.READY, release.manifest.created_at, refused_by=release.manifest.refused_by)
+        if survey.candidates[release.ref.id] is not release:
+            entry = replace(entry, state=State.WITHDRAWN, superseded_at=survey.now, refused_by=())
         entries.append(entry)
     return [*entries, Release(*live.ref, State.LIVE, live.manifest.created_at)]
 

@@ -175,10 +175,10 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
     """Return the first *n* items that are in none of *left_out*."""
     items = body[OFFSET_BYTES:]
     lines = list[bytes]()
-    for found, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list
+    for match, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list
         if len(lines) == n:
             break
-        identifier = found[1]
+        identifier = match[1]
         for ids in left_out:
             if identifier in ids:
                 break
@@ -189,8 +189,8 @@ def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
 
 def without_titles(items: bytes, *, scores: bool) -> bytes:
     """Return a list with only ids and, on request, scores."""
-    found = _ID_AND_SCORE.findall(items)
-    return SEPARATOR.join([b'{"id":%b%b}' % (one, score if scores else b"") for one, score in found])
+    pairs = _ID_AND_SCORE.findall(items)
+    return SEPARATOR.join([b'{"id":%b%b}' % (identifier, score if scores else b"") for identifier, score in pairs])
 
 
 def encode_id(identifier: str) -> bytes:
@@ -226,8 +226,8 @@ class Checksum:
     def open(self, key: str, value: bytes) -> bytes:
         """Return the body of a stored value; raises ReleaseCorrupt."""
         body = value[CHECKSUM_BYTES:]
-        found = b2a_base64(xxh3_64_digest(key.encode() + body, self.seed)[:6], newline=False)
-        if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:
+        expected = b2a_base64(xxh3_64_digest(key.encode() + body, self.seed)[:6], newline=False)
+        if expected != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:
             raise ReleaseCorrupt(f"the value of {key!r} is damaged or was stored for another key; {HEAL}")
         return body
 

@@ -145,7 +145,7 @@ class ErasedUsers:
         """Return a copy in which *rows*, which the release has, are missing."""
         missing = self.missing_from(release)
         salt = next(iter(self.groups))
-        room = MAX_ROWS - sum(len(each.hashes) for each in self.rows.values())
+        room = MAX_ROWS - sum(len(missing_rows.hashes) for missing_rows in self.rows.values())
         new = [row for row in rows if not self.hashes_of([row.key]) & missing.hashes]
         kept = new[: max(0, room)]
         whole = [row for row in kept if _is_whole(release, row)]

@@ -136,22 +136,22 @@ async def read_log(reader: Reader) -> ErasureLog:
     return ErasureLog(users, last, base, stored, bool(stored) and damage is None, damage, tuple(unreadable))
 
 
-async def read_erased(reader: Reader, found: Catalogue) -> ErasedUsers:
-    """Read the erased users whom *found* counts. Raises StoreUnavailable, WrittenByNewer."""
-    if found.erased is None:
+async def read_erased(reader: Reader, catalogue: Catalogue) -> ErasedUsers:
+    """Read the erased users whom *catalogue* counts. Raises StoreUnavailable, WrittenByNewer."""
+    if catalogue.erased is None:
         return NOBODY
-    if found.erased.incarnation:
-        users = await read_incarnation(reader, found.erased.incarnation) or NOBODY
+    if catalogue.erased.incarnation:
+        users = await read_incarnation(reader, catalogue.erased.incarnation) or NOBODY
     else:
         users = (await read_log(reader)).users
-    return replace(users, lost=max(0, found.erased.count - users.count))
+    return replace(users, lost=max(0, catalogue.erased.count - users.count))
 
 
 async def erased_from(reader: Reader) -> ErasedUsers:
     """Read the catalogue and its record, again if an erasure replaced it in between."""
-    found = await reader.catalogue()
-    users = await read_erased(reader, found)
-    if users.lost and (again := await reader.catalogue()).erased != found.erased:
+    catalogue = await reader.catalogue()
+    users = await read_erased(reader, catalogue)
+    if users.lost and (again := await reader.catalogue()).erased != catalogue.erased:
         return await read_erased(reader, again)
     return users
 

@@ -98,11 +98,11 @@ class ReleaseCorrupt(StoreError):
     """Counts, bytes or digest of the rows differ from the manifest."""
 
 
-def check_format(found: int, newest: int, subject: str) -> None:
-    """Raise WrittenByNewer if a record of format *found* is newer than *newest*, the last that this hotplate reads."""
-    if found > newest:
+def check_format(written: int, newest: int, subject: str) -> None:
+    """Raise WrittenByNewer if the format *written* is newer than *newest*, the last that this hotplate reads."""
+    if written > newest:
         raise WrittenByNewer(
-            f"{subject} was written by a newer hotplate: its format is {found}, and this one reads {newest}; upgrade "
+            f"{subject} was written by a newer hotplate: its format is {written}, and this one reads {newest}; upgrade "
             f"hotplate"
         )
 

@@ -169,11 +169,11 @@ def _lock(folder: Path) -> int | None:
 
 def _remove(folder: Path) -> None:
     """Remove *folder*, its lock last, so the next process continues a killed removal."""
-    for each in folder.iterdir():
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each, ignore_errors=True)
-        elif each.name != LOCK:
-            each.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
     (folder / LOCK).unlink(missing_ok=True)
     folder.rmdir()
 

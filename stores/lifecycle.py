@@ -58,10 +58,10 @@ async def activate(
     return is_changed
 
 
-async def prepare_served(store: Store, found: Catalogue) -> None:
+async def prepare_served(store: Store, catalogue: Catalogue) -> None:
     """Prepare the served releases again: a prune may have scaled one down before the swap."""
     if isinstance(store, ProvisionedStore):
-        for release in found.served:
+        for release in catalogue.served:
             await store.prepare(release)
 
 
@@ -130,10 +130,10 @@ async def start_canary(
     seen = await store.catalogue()
     entry = changes.start_canary(seen, release, percent, days).find(release)
 
-    def started(found: Catalogue) -> Catalogue:
-        if seen.canary is not None and found.canary is None:
+    def started(catalogue: Catalogue) -> Catalogue:
+        if seen.canary is not None and catalogue.canary is None:
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
-        return changes.start_canary(found, release, percent, days)
+        return changes.start_canary(catalogue, release, percent, days)
 
     await _serve(store, entry, started, force=force, though_refused=though_refused)
 
@@ -142,10 +142,10 @@ async def promote(
     store: Store, if_canary: ReleaseId | None = None, *, force: bool = False, though_refused: bool = False
 ) -> ReleaseId:
     """Make the canary live, and return it; raises errors as `activate` and `abort`."""
-    found = await store.catalogue()
-    canary = _canary_of(found)
+    catalogue = await store.catalogue()
+    canary = _canary_of(catalogue)
     expected = if_canary or canary.id
-    changes.promote(found, expected)
+    changes.promote(catalogue, expected)
     step = partial(changes.promote, expected=expected)
     await _serve(store, canary, step, force=force, though_refused=though_refused)
     return canary.id
@@ -154,13 +154,13 @@ async def promote(
 async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
     """End the canary, and return it; ReleaseNotFound if there is none, ReleaseConflict if it is not *if_canary*."""
     canary = _canary_of(await store.catalogue()).ref
-    await change(store, lambda found: changes.abort(found, if_canary or canary.id), repeatable=False)
+    await change(store, lambda catalogue: changes.abort(catalogue, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
     return canary.id
 
 
-def _canary_of(found: Catalogue) -> Release:
-    entry = found.canary_entry
+def _canary_of(catalogue: Catalogue) -> Release:
+    entry = catalogue.canary_entry
     if entry is None:
         raise ReleaseNotFound("no release is the canary in this store; `hotplate releases canary` starts one")
     return entry
@@ -176,7 +176,7 @@ async def prune(
 ) -> list[ReleaseId]:
     """Erase the releases that `catalogue.prune` marks, and return their ids; kept ones past their grace scale down."""
     present = await _prunable(store)
-    marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
+    marked = await change(store, lambda catalogue: changes.prune(catalogue, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropped):
         on_progress(number, len(dropped))
@@ -221,14 +221,14 @@ async def change(
     store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
-    made = dict[str, Catalogue]()
+    written = dict[str, Catalogue]()
     unclear = list[StoreUnavailable]()
     unclear_from = ""
     attempts = UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS
     for _ in range(attempts):
         old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
-        if old.token in made:
-            return made[old.token]
+        if old.token in written:
+            return written[old.token]
         if len(unclear) == UNCLEAR_SWAPS:
             raise StoreUnavailable(f"{unclear[-1]}; the catalogue has not changed so far: see `hotplate releases list`")
         new = step(old)
@@ -239,7 +239,7 @@ async def change(
         if unclear and not repeatable and old.token != unclear_from:
             raise _unknown(unclear[-1])
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        made[new.token] = new
+        written[new.token] = new
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
@@ -255,8 +255,8 @@ async def change(
 async def check_nothing_to_rebuild(store: Store) -> None:
     """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases, which `prune` would erase."""
     for incarnation in await store.incarnations():
-        found = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
-        if found and not (await store.catalogue()).generation:  # else another writer published first
+        exists = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
+        if exists and not (await store.catalogue()).generation:  # else another writer published first
             raise CatalogueUnreadable(
                 "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
                 "them, and nothing was changed"
@@ -306,11 +306,11 @@ async def drop(store: Store, release: ReleaseRef) -> None:
         if (await store.catalogue()).entry(release.incarnation) is None:
             return  # another process has erased it
         raise
-    await change(store, lambda found: changes.forget(found, release))
+    await change(store, lambda catalogue: changes.forget(catalogue, release))
 
 
-def _check_dropping(release: ReleaseRef, found: Catalogue) -> None:
-    entry = found.entry(release.incarnation)
+def _check_dropping(release: ReleaseRef, catalogue: Catalogue) -> None:
+    entry = catalogue.entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:
         state = "not in the catalogue" if entry is None else entry.state
         raise ReleaseConflict(

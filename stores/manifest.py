@@ -199,11 +199,11 @@ class Manifest:
             return (self.counts, self.digest) == (other.counts, other.digest)
         ours, theirs = (
             [
-                each.counts,
-                each.default_list,
-                *([each.about_of(name).get(field) for field in _AS_PUBLISHED] for name in names),
+                manifest.counts,
+                manifest.default_list,
+                *([manifest.about_of(name).get(field) for field in _AS_PUBLISHED] for name in names),
             ]
-            for each, names in ((self, ["", *self.named]), (other, ["", *other.named]))
+            for manifest, names in ((self, ["", *self.named]), (other, ["", *other.named]))
         )
         return all(self.about_of(name).get("model") for name in ("", *self.named)) and ours == theirs
 
@@ -216,7 +216,9 @@ class Manifest:
     def refused_by(self) -> tuple[str, ...]:
         """The gates that failed at publishing, unless it was forced."""
         gates = self.about.get("gates") or {"forced": False, "verdicts": ()}
-        return () if gates["forced"] else tuple(each["gate"] for each in gates["verdicts"] if not each["passed"])
+        return (
+            () if gates["forced"] else tuple(verdict["gate"] for verdict in gates["verdicts"] if not verdict["passed"])
+        )
 
     @property
     def key_row(self) -> Row:
@@ -303,8 +305,8 @@ def release_in(value: bytes) -> ReleaseId:
 def compare(manifest: Manifest, tally: Tally) -> Manifest:
     """Return the manifest; ReleaseCorrupt, with both figures, if stored rows differ from it."""
     stated = (manifest.counts, manifest.bytes, manifest.digest)
-    found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
-    for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):
+    counted = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
+    for name, before, now in zip(("rows", "bytes", "digest"), stated, counted, strict=True):
         if before != now:
             raise ReleaseCorrupt(
                 f"release {manifest.release} does not add up: its manifest says {name} {before}, the store {now}; "

@@ -206,8 +206,8 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
     """
     token = writer or secrets.token_hex(8)
 
-    def step(found: Catalogue) -> Catalogue:
-        return changes.begin(found, DraftRef(release, secrets.token_hex(6), token), repairs=repairs)
+    def step(catalogue: Catalogue) -> Catalogue:
+        return changes.begin(catalogue, DraftRef(release, secrets.token_hex(6), token), repairs=repairs)
 
     entry = (await change(store, step)).find_draft(release)
     return DraftRef(entry.id, entry.incarnation, token)
@@ -221,11 +221,11 @@ async def take_over(store: Store, release: ReleaseId, *, writer: str | None = No
     token = writer or secrets.token_hex(8)
     first_seen = None
     while True:
-        found = await store.catalogue()
-        entry = found.find_draft(release)
+        catalogue = await store.catalogue()
+        entry = catalogue.find_draft(release)
         if entry.writer.startswith(COPIER) and not token.startswith(COPIER):
             raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
-        left_s = entry.lease_left_s(found.now)
+        left_s = entry.lease_left_s(catalogue.now)
         if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
             draft = DraftRef(entry.id, entry.incarnation, token)
             await change(store, partial(changes.take_over, draft=draft))
@@ -266,10 +266,10 @@ async def write(
                 await store.prepare(draft.release)
             refusing = manifest.refused_by if refused_by is None else await refused_by(manifest)
             check_lease()
-            await change(store, lambda found: changes.commit(found, draft, refusing))
+            await change(store, lambda catalogue: changes.commit(catalogue, draft, refusing))
     except (StoreUnavailable, _Refused) as error:  # the acknowledged rows stay
         with suppress(StoreError):  # unavailable: the lease will lapse
-            await change(store, lambda found: changes.end_lease(found, draft))
+            await change(store, lambda catalogue: changes.end_lease(catalogue, draft))
         if isinstance(error, _Refused):
             raise
         again = draft.writer.startswith((COPIER, RUNNER))
@@ -399,7 +399,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
         while True:
             await asyncio.sleep(min(LEASE_S, lapses_in) / 3)
             try:
-                await change(store, lambda found: changes.renew(found, draft))
+                await change(store, lambda catalogue: changes.renew(catalogue, draft))
                 lapses_in = LEASE_S
             except StoreUnavailable:
                 lapses_in *= 2 / 3
@@ -421,20 +421,20 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
     with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
-        await change(store, lambda found: changes.abandon(found, draft))
+        await change(store, lambda catalogue: changes.abandon(catalogue, draft))
         await drop(store, draft.release)
 
 
 async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
     """Run a publish against a stand-in for *store*, and return its rows; StoreFull if it cannot fit."""
     with temporary_folder("rehearsal") as folder:
-        found = await store.catalogue()
+        catalogue = await store.catalogue()
         erased = await erased_from(store)
-        stand_in = _StandIn(folder, store, found)
+        stand_in = _StandIn(folder, store, catalogue)
         try:
-            if found.generation:
+            if catalogue.generation:
                 named, records = first_records(erased) if erased else (None, [])
-                CatalogueFile(folder).replace(replace(found, erased=named), records)
+                CatalogueFile(folder).replace(replace(catalogue, erased=named), records)
             manifest = await run(stand_in)
         finally:
             await stand_in.close()

@@ -73,13 +73,13 @@ async def repair(
     Raises ReleaseConflict if *source* has other rows under that id.
     """
     damaged = (await _committed(store, release)).ref
-    found = (await _committed(source, release)).ref
-    manifest = await load_manifest(source, found)
+    origin = (await _committed(source, release)).ref
+    manifest = await load_manifest(source, origin)
     with suppress(ReleaseNotFound, ReleaseCorrupt):
         if await load_manifest(store, damaged) != manifest:
             raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
     draft = await begin(store, release, repairs=damaged.incarnation, writer=new_copier())
-    written = await _write_copy(source, found, manifest, store, draft, on_progress=on_progress, prepare=True)
+    written = await _write_copy(source, origin, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
     return written
 
@@ -103,7 +103,7 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
 
 async def _write_copy(
     source: Store,
-    found: ReleaseRef,
+    origin: ReleaseRef,
     manifest: Manifest,
     target: Store,
     draft: DraftRef,
@@ -116,12 +116,12 @@ async def _write_copy(
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
         erased = await erased_from(source)  # also users erased since the copy began
         await take_over_erasures(target, erased)
-        absent = erased.missing_from(found).most + erased.lost * (1 + len(manifest.named))
+        absent = erased.missing_from(origin).most + erased.lost * (1 + len(manifest.named))
         await check_copied(target, draft, manifest, tally, absent=absent)
         return manifest
 
     async def read() -> EncodedRows:
-        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, found, manifest, on_progress))
+        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, origin, manifest, on_progress))
 
     with frozen_heap():
         return await write(target, draft, read, finish=finish, prepare=prepare)

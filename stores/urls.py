@@ -32,8 +32,8 @@ def default_url() -> str:
 
 def scheme_of(url: str) -> str:
     """Return the scheme in lower case, or an empty string."""
-    found = SCHEME.match(url)
-    return found[1].lower() if found else ""
+    match = SCHEME.match(url)
+    return match[1].lower() if match else ""
 
 
 def url_of(path: Path | str) -> str | None:
@@ -83,20 +83,20 @@ def _escaped(url: str) -> str:
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
     """Return the query parameters; StoreMisused for an unknown or repeated one."""
-    given = parse_qs(parts.query, keep_blank_values=True)
-    for name, values in given.items():
+    options = parse_qs(parts.query, keep_blank_values=True)
+    for name, values in options.items():
         if name not in known:
             raise StoreMisused(
                 f"{shown} takes no parameter {name!r}; {parts.scheme}:// takes {', '.join(sorted(known))}"
             )
         if len(values) > 1:
             raise StoreMisused(f"{shown} has the parameter {name!r} twice")
-    return {name: values[0] for name, values in given.items()}
+    return {name: values[0] for name, values in options.items()}
 
 
-def certificate(given: Mapping[str, str], shown: str) -> str | None:
+def certificate(options: Mapping[str, str], shown: str) -> str | None:
     """Return the parameter `ca`; StoreMisused if the file does not exist."""
-    ca = given.get("ca")
+    ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     return ca

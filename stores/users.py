@@ -54,11 +54,11 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
             for release, keys in held.items():
                 with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
                     deleted += await store.erase_rows(release, keys, partial(_check_recorded, recorded))
-        found = await find_users(store, wanted)
-        if len(found.erased) == len(wanted) and not (found.holding and isinstance(store, RowEraser)):
+        holdings = await find_users(store, wanted)
+        if len(holdings.erased) == len(wanted) and not (holdings.holding and isinstance(store, RowEraser)):
             break
     warning = await store.check_durability() if isinstance(store, Diagnosed) else None
-    return replace(found, deleted=deleted, warning=warning)
+    return replace(holdings, deleted=deleted, warning=warning)
 
 
 async def _mark(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
@@ -68,10 +68,10 @@ async def _mark(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[Rel
     """
     held = dict[ReleaseRef, list[str]]()
 
-    async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
+    async def more(catalogue: Catalogue, known: ErasedUsers) -> ErasedUsers:
         held.clear()
         known = known.with_users(users)
-        for entry in found.committed:
+        for entry in catalogue.committed:
             with suppress(ReleaseNotFound):  # pruned since
                 rows = await _present(store, entry.ref, await _keys_of(store, entry.ref, users))
                 known = known.with_missing(entry.ref, rows)
@@ -81,20 +81,21 @@ async def _mark(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[Rel
     return await _change(store, more), held
 
 
-def _check_recorded(recorded: Catalogue, found: Catalogue) -> None:
-    if found.store_id != recorded.store_id or found.generation < recorded.generation:
+def _check_recorded(recorded: Catalogue, catalogue: Catalogue) -> None:
+    if catalogue.store_id != recorded.store_id or catalogue.generation < recorded.generation:
         raise ReleaseConflict("the store has returned to older data, which do not record the rows as missing")
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     """Find which of *users* are erased, and which releases have their rows."""
-    found = await store.catalogue()
-    erased = await read_erased(store, found)
+    catalogue = await store.catalogue()
+    erased = await read_erased(store, catalogue)
     wanted = list(dict.fromkeys(users))
     held = {
-        release: [RowKey.parse(key) for key in keys] for release, keys in (await _holding(store, found, wanted)).items()
+        release: [RowKey.parse(key) for key in keys]
+        for release, keys in (await _holding(store, catalogue, wanted)).items()
     }
-    drafts = tuple(entry.id for entry in found.releases if entry.state is State.DRAFT)
+    drafts = tuple(entry.id for entry in catalogue.releases if entry.state is State.DRAFT)
     holding = {
         release: tuple(dict.fromkeys(row.user for row in rows if row.user is not None))
         for release, rows in held.items()
@@ -123,8 +124,8 @@ async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
     others, theirs = (
-        {kind: count for kind, count in each.items() if RowKey.parse(kind).kind != USER}
-        for each in (manifest.counts, tally.counts)
+        {kind: count for kind, count in counts.items() if RowKey.parse(kind).kind != USER}
+        for counts in (manifest.counts, tally.counts)
     )
     others_differ = others != theirs
     if not missing or others_differ or not tally.left_out <= missing <= tally.left_out + absent:
@@ -141,9 +142,9 @@ async def accept_loss(store: Store) -> int:
     """Count as erased only the users that the record has; return how many were lost."""
     lost = 0
 
-    async def more(found: Catalogue, known: ErasedUsers) -> ErasedUsers:
+    async def more(catalogue: Catalogue, known: ErasedUsers) -> ErasedUsers:
         nonlocal lost
-        lost = 0 if found.erased is None else max(0, found.erased.count - known.count)
+        lost = 0 if catalogue.erased is None else max(0, catalogue.erased.count - known.count)
         return known
 
     await _change(store, more, accepts_loss=True)
@@ -152,19 +153,19 @@ async def accept_loss(store: Store) -> int:
 
 async def _change(store: Store, more: More, *, accepts_loss: bool = False) -> Catalogue:
     for _ in range(SWAP_ATTEMPTS):
-        found = await store.catalogue()
-        if not found.generation:
+        catalogue = await store.catalogue()
+        if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
-        log = await _read_whole(store, found)
-        wanted = (await more(found, log.users)).of_releases(found.releases)
-        is_named = _is_named(found, log)
-        loses = found.erased is not None and found.erased.count > log.users.count
-        if is_named and not (accepts_loss and loses) and wanted == log.users.of_releases(found.releases):
-            return found
-        expected = 0 if accepts_loss or found.erased is None else found.erased.count
+        log = await _read_whole(store, catalogue)
+        wanted = (await more(catalogue, log.users)).of_releases(catalogue.releases)
+        is_named = _is_named(catalogue, log)
+        loses = catalogue.erased is not None and catalogue.erased.count > log.users.count
+        if is_named and not (accepts_loss and loses) and wanted == log.users.of_releases(catalogue.releases):
+            return catalogue
+        expected = 0 if accepts_loss or catalogue.erased is None else catalogue.erased.count
         erased, records = log.appended(wanted, expected)
 
-        def step(current: Catalogue, seen: Catalogue = found, new: Erased = erased) -> Catalogue:
+        def step(current: Catalogue, seen: Catalogue = catalogue, new: Erased = erased) -> Catalogue:
             if current.erased == new:
                 return current  # made, but its reply was lost
             if current.version != seen.version:  # what is erased depends on the catalogue
@@ -176,20 +177,20 @@ async def _change(store: Store, more: More, *, accepts_loss: bool = False) -> Ca
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-def _is_named(found: Catalogue, log: ErasureLog) -> bool:
+def _is_named(catalogue: Catalogue, log: ErasureLog) -> bool:
     """Return whether the catalogue names the last part, which an interrupted erasure may have written."""
-    if found.erased is None:
+    if catalogue.erased is None:
         return log.last == 0
-    return bool(found.erased.incarnation) or found.erased.last == log.last
+    return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last
 
 
-async def _read_whole(store: Store, found: Catalogue) -> ErasureLog:
+async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
     """Read the log, with records of format 1 until it replaces them, and all that are left if one is lost."""
     log = await read_log(store)
     users = log.users
-    if found.erased is not None and found.erased.incarnation:
-        users = users.merged(await read_incarnation(store, found.erased.incarnation) or users)
-    if found.erased is not None and found.erased.count > users.count:
+    if catalogue.erased is not None and catalogue.erased.incarnation:
+        users = users.merged(await read_incarnation(store, catalogue.erased.incarnation) or users)
+    if catalogue.erased is not None and catalogue.erased.count > users.count:
         users = users.merged(await find_erased(store))
     return log if users == log.users else replace(log, users=users, is_whole=False)
 
@@ -212,10 +213,10 @@ async def _present(store: Store, release: ReleaseRef, keys: Sequence[str]) -> li
     ]
 
 
-async def _holding(store: Store, found: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
+async def _holding(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
     """Return the keys of the users' rows in all lists, by release."""
     held = dict[ReleaseId, list[str]]()
-    for entry in found.committed:
+    for entry in catalogue.committed:
         with suppress(ReleaseNotFound):  # pruned since
             keys = await _keys_of(store, entry.ref, users)
             there = [row.key for row in await _present(store, entry.ref, keys)]

@@ -121,9 +121,9 @@ async def verify(
                 deleted = min(count_of(missing, "user"), unsummed)
                 lost = sum(missing.values()) - deleted
                 damaged = await _damaged(store, release, manifest, rows_per_s)
-                found = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
-                if found := [*found, damaged] if damaged else found:
-                    raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(found)}; {HEAL}") from error
+                flaws = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
+                if flaws := [*flaws, damaged] if damaged else flaws:
+                    raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(flaws)}; {HEAL}") from error
                 if not deleted:
                     raise
             break
@@ -178,8 +178,8 @@ def _as_damage(release: ReleaseRef) -> Iterator[None]:
     try:
         yield
     except (StoreMisused, ValueError, LookupError, zlib.error, struct.error) as error:
-        what = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
-        raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({what}); {HEAL}") from error
+        reason = f"{error.object[:80]!r} is not text" if isinstance(error, UnicodeDecodeError) else error
+        raise ReleaseCorrupt(f"release {release.id} is damaged and cannot be decoded ({reason}); {HEAL}") from error
 
 
 def counted(keys: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ class CosmosAccount:
 
     async def list_containers(self) -> list[str]:
         async with self._attempt() as client:
-            return [found["id"] async for found in self._database(client).list_containers()]
+            return [container["id"] async for container in self._database(client).list_containers()]
 
     async def delete_container(self, container: str) -> None:
         with suppress(ContainerMissing):
@@ -88,12 +88,12 @@ class CosmosAccount:
         headers = dict[str, str]()
         async with self._attempt() as client:
             try:
-                found = await self._container(client, container).get_throughput(response_hook=self._charged)
+                throughput = await self._container(client, container).get_throughput(response_hook=self._charged)
             except CosmosHttpResponseError as error:
                 if SERVERLESS in str(error.message):
                     return None
                 raise
-            name: str = (found.properties or dict[str, Any]())["id"]
+            name: str = (throughput.properties or dict[str, Any]())["id"]
             # get_throughput lacks the minimum and pending changes.
             offer = await client.client_connection.Read(
                 f"/offers/{name}/",

@@ -94,12 +94,12 @@ class ArmContainers:
     async def offer(self, container: str) -> Offer | None:
         async def call(sql: Sql) -> Offer | None:
             try:
-                found = await sql.get_sql_container_throughput(*self._path, container)
+                throughput = await sql.get_sql_container_throughput(*self._path, container)
             except exceptions.HttpResponseError as error:
                 if SERVERLESS in str(error.message) and _code_of(error) != MISSING:
                     return None
                 raise
-            body = found.properties.resource if found.properties is not None else None
+            body = throughput.properties.resource if throughput.properties is not None else None
             if body is None:
                 raise CosmosUnavailable(f"Azure Resource Manager returned no throughput of {container}", "malformed")
             scaling = body.autoscale_settings

@@ -145,7 +145,7 @@ class Account:
         now = asyncio.get_running_loop().time()
         if kind not in TRANSIENT and (kind != "timeout" or now - began_at < MIN_WAIT_S):
             return None
-        others = [one for one in self.readable if one is not region]
+        others = [candidate for candidate in self.readable if candidate is not region]
         if began_at >= region.failed_at:
             region.failed_at, before = now, region.failures
             region.failures = max(before + 1, MAX_FAILURES if kind == "connect" else 0)
@@ -153,7 +153,7 @@ class Account:
                 region.skip_until = now + SKIP_S
                 log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
                 self.refresh_early()
-        return min(others, key=lambda one: one.skip_until, default=region)
+        return min(others, key=lambda candidate: candidate.skip_until, default=region)
 
     def refresh_early(self) -> None:
         """Refresh soon, after a response that contradicts the known regions."""
@@ -163,7 +163,7 @@ class Account:
         """Use the regions that the account lists. Raises ValueError."""
         listed = object_in(response)
         before = self.regions
-        writable, readable = (self._regions(listed.get(f"{each}Locations")) for each in ("writable", "readable"))
+        writable, readable = (self._regions(listed.get(f"{kind}Locations")) for kind in ("writable", "readable"))
         self.write, self.readable = writable[0], sorted(readable, key=lambda region: region.name != self._preferred)
         if self._single_region:
             del self.readable[1:]
@@ -176,7 +176,7 @@ class Account:
     def _regions(self, locations: Any) -> list[Region]:  # noqa: ANN401 -- any JSON value
         """Return listed regions; with https, none is in the clear."""
         try:
-            urls = {str(one["name"]): urlsplit(one["databaseAccountEndpoint"]) for one in locations}
+            urls = {str(location["name"]): urlsplit(location["databaseAccountEndpoint"]) for location in locations}
         except (LookupError, TypeError, AttributeError):
             urls = {}
         if not urls or not all(url.scheme == self._scheme and url.hostname for url in urls.values()):

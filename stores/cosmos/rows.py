@@ -214,10 +214,10 @@ class ReleaseRows:
     async def has_state(self, container: str) -> bool:
         """Return whether a release or draft is in a container."""
         try:
-            found = await self._read(container, STATE)
+            state = await self._read(container, STATE)
         except ContainerMissing:
             return False
-        return found is not None and found.get("state") in (DRAFT, SEALED)
+        return state is not None and state.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """See `Store.put`."""
@@ -298,10 +298,10 @@ class ReleaseRows:
     async def check_dropping(self, release: ReleaseRef, token: str) -> None:
         """Raise ReleaseConflict unless the state bears the mark of an erasure, or is gone."""
         try:
-            found = await self._read(container_of(release), STATE)
+            state = await self._read(container_of(release), STATE)
         except ContainerMissing:
             return
-        if found is not None and token not in found.get(DROPPING, ()):
+        if state is not None and token not in state.get(DROPPING, ()):
             raise ReleaseConflict(
                 f"the container of release {release.id} was restored while it was being erased; see `hotplate releases "
                 f"list`, and prune again"
@@ -349,9 +349,9 @@ class ReleaseRows:
         return counted
 
     async def _read_row(self, container: str, values: dict[str, bytes], key: str) -> None:
-        found = await self._read_surely(container, name_of(key))
-        if found is not None:
-            values[key] = value_of(found)
+        item = await self._read_surely(container, name_of(key))
+        if item is not None:
+            values[key] = value_of(item)
 
     async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
         container = container_of(draft)
@@ -373,10 +373,10 @@ class ReleaseRows:
         item = to_item(name_of(key), value)
         if await self._create(container, item):
             return
-        found = await self._read_surely(container, item["id"])
-        if found is None:
+        stored = await self._read_surely(container, item["id"])
+        if stored is None:
             raise StoreUnavailable(f"the row {key!r} of release {draft.id} was written, but cannot be read")
-        if value_of(found) != value:
+        if value_of(stored) != value:
             raise ReleaseConflict(
                 f"the draft {draft.id} holds another value for {key!r}: another writer, or other lists, wrote it; "
                 f"publish again"
@@ -389,12 +389,12 @@ class ReleaseRows:
     async def state(self, release: AnyRef) -> CosmosItem:
         """Return the state of a release or draft. Raises ReleaseNotFound."""
         try:
-            found = await self._read_surely(container_of(release), STATE)
+            state = await self._read_surely(container_of(release), STATE)
         except ContainerMissing as error:
             raise not_found(release) from error
-        if found is None:
+        if state is None:
             raise not_found(release)
-        return found
+        return state
 
     async def _change_state(self, draft: AnyRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]) -> None:
         """Compare and set the state, unless *change* returns None. Raises ReleaseNotFound."""
@@ -436,21 +436,21 @@ class ReleaseRows:
 
     async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
         """Read an item up to three times, because replicas may lag."""
-        found = await self._read(container, name)
-        for pause_s in REPLICA_LAGS_S if found is None else ():
+        item = await self._read(container, name)
+        for pause_s in REPLICA_LAGS_S if item is None else ():
             await asyncio.sleep(pause_s)
-            if (found := await self._read(container, name)) is not None:
+            if (item := await self._read(container, name)) is not None:
                 break
-        return found
+        return item
 
     async def _read(self, container: str, name: str) -> CosmosItem | None:
         read = partial(self._items.read_fresh, container, name)
         return (await self._budget.spend(container, self._charges.read(0), read, self._read_charge)).item
 
-    def _read_charge(self, found: VersionedItem) -> float:
-        if found.item is None:
+    def _read_charge(self, versioned: VersionedItem) -> float:
+        if versioned.item is None:
             return self._charges.not_found(strong=False)
-        return self._charges.read(item_bytes(found.item))
+        return self._charges.read(item_bytes(versioned.item))
 
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:

@@ -158,7 +158,9 @@ class SignedClient:
         if self._account.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
             if seen := self._sessions.get(container):
-                headers += b"x-ms-session-token: %b\r\n" % b",".join(b"%b:%b" % one for one in seen.items())
+                headers += b"x-ms-session-token: %b\r\n" % b",".join(
+                    b"%b:%b" % token_by_range for token_by_range in seen.items()
+                )
         region = self._account.write
         return await self._send(region, due_s, b"GET", container, name, headers, expected=FOUND, parse=_versioned)
 

@@ -210,11 +210,11 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def _read_catalogue(self) -> VersionedItem:
         try:
-            found = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
+            catalogue = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
         except ContainerMissing:
             return VersionedItem(None, "", self._clock() + self._ahead_s)
-        self._ahead_s = found.now - self._clock()
-        return found
+        self._ahead_s = catalogue.now - self._clock()
+        return catalogue
 
     def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
         if item is None:
@@ -235,11 +235,11 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._check_single_writer(POLL_S)
         seen = None
         while True:
-            found = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
+            catalogue = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
             self.polled_at = time.monotonic()
-            if found.version != seen:
-                seen = found.version
-                yield found
+            if catalogue.version != seen:
+                seen = catalogue.version
+                yield catalogue
             await asyncio.sleep(POLL_S)
 
     async def _read_nearest_catalogue(self) -> Catalogue:
@@ -289,7 +289,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             ok("identity", "Entra ID" if address.key is None else "the account's key"),
             *await self._examine_reading(),
             *await self._examine_writing(),
-            *([warning("throughput", each) for each in await self.warnings()] or [ok("throughput", ru)]),
+            *([warning("throughput", sentence) for sentence in await self.warnings()] or [ok("throughput", ru)]),
             transport,
         ]
 

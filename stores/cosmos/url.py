@@ -193,12 +193,12 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     if "@" in url.partition("?")[0]:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
     parts = split(url)
-    given = parameters(parts, OPTIONS, shown)
+    options = parameters(parts, OPTIONS, shown)
     endpoint = _endpoint(parts, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    for name, text in given.items():
+    for name, text in options.items():
         pattern, advice = OPTIONS[name]
         if not re.fullmatch(pattern, text):
             raise StoreMisused(f"{name}={text[:90]} of {shown} is not valid; write {advice}")
@@ -206,15 +206,15 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         shown,
         endpoint,
         database,
-        throughput=_throughput(given.get("ru", str(MANUAL_MIN))),
-        max_ru=int(given["max_ru"]) if "max_ru" in given else None,
-        consistency=CONSISTENCIES[given.get("consistency", "eventual")],
-        region=given.get("region"),
-        single_region="failover" in given,
-        ca=certificate(given, shown),
+        throughput=_throughput(options.get("ru", str(MANUAL_MIN))),
+        max_ru=int(options["max_ru"]) if "max_ru" in options else None,
+        consistency=CONSISTENCIES[options.get("consistency", "eventual")],
+        region=options.get("region"),
+        single_region="failover" in options,
+        ca=certificate(options, shown),
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
-        through_sdk=given.get("client") == SDK,
-        arm=_arm_account(given, endpoint, shown),
+        through_sdk=options.get("client") == SDK,
+        arm=_arm_account(options, endpoint, shown),
     )
 
 
@@ -234,9 +234,9 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
-def _arm_account(given: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
-    group = given.get("resource_group")
-    subscription = given.get("subscription")
+def _arm_account(options: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
+    group = options.get("resource_group")
+    subscription = options.get("subscription")
     if group and subscription:
         host = urlsplit(endpoint).hostname or ""
         return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)

@@ -50,18 +50,18 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     Raises StoreMisused if *target* is not empty, ReleaseCorrupt, StoreFull. *on_progress* gets bytes copied and in all.
     """
     _check_new(target)
-    async with _held(store) as (found, files):
+    async with _held(store) as (catalogue, files):
         parent = target.parent
         with translated(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
-            copied = await _copy_all(files, {each: each for each in files}, scratch, on_progress)
+            copied = await _copy_all(files, {file: file for file in files}, scratch, on_progress)
             values = zip(NAMES, await store.records(NAMES), strict=True)
             records = [RecordChange(name, None, value) for name, value in values if value is not None]
-            await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)), records)
+            await _in_thread(CatalogueFile(scratch).replace, replace(catalogue, token=secrets.token_hex(8)), records)
             with translated(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
                 flush(parent)
-    return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
+    return BackupResult(catalogue.live, tuple(entry.id for entry in catalogue.releases), copied)
 
 
 def _check_new(target: Path) -> None:
@@ -82,25 +82,25 @@ async def restore(
     catalogue = CatalogueFile(store.folder)
     if _present(catalogue, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
-    async with _held(backup := LmdbStore(source, store.clock)) as (found, files):
-        erased = await read_erased(backup, found)
+    async with _held(backup := LmdbStore(source, store.clock)) as (saved, files):
+        erased = await read_erased(backup, saved)
         await backup.close()
-        names = {entry.incarnation: secrets.token_hex(6) for entry in found.releases}
+        names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
         # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
         releases = store.folder / "releases"
         with translated(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, names, scratch, on_progress)
             with catalogue.locked() as lock:  # no erasure or prune in between
-                present = _present(catalogue, found.now)
-                entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in found.releases)
+                present = _present(catalogue, saved.now)
+                entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in saved.releases)
                 rows = {names.get(name, name): missing for name, missing in erased.rows.items()}
                 named, records = await _record_both(store, present, replace(erased, rows=rows))
-                restored = replace(found, releases=entries, erased=named)
+                restored = replace(saved, releases=entries, erased=named)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
                 catalogue.replace(_merged(present, restored), records, lock)
-    return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
+    return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied)
 
 
 async def _record_both(
@@ -148,17 +148,17 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, Bi
     """Yield the catalogue and open files of its releases, which outlive a prune."""
     before = None
     while True:
-        found = await store.catalogue()
-        if not found.generation:
+        catalogue = await store.catalogue()
+        if not catalogue.generation:
             raise ReleaseNotFound(f"{store.folder} holds no store; nothing was ever published there")
-        complete = replace(found, releases=found.committed)
+        complete = replace(catalogue, releases=catalogue.committed)
         with ExitStack() as opened:
             try:
                 files = {name: _open(store.folder, name, opened) for name in sorted(complete.incarnations)}
             except ReleaseNotFound:
-                if found == before:
+                if catalogue == before:
                     raise  # it is missing, not pruned
-                before = found
+                before = catalogue
                 continue
             yield complete, files
             return

@@ -221,18 +221,18 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen = None
-        found = Catalogue()
+        catalogue = Catalogue()
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
             is_news = record != seen or record is None
             if is_news:
                 seen = record
-                found = self._current(record)
-            if (removed := self._removed(found)) and self._catalogue.record() == record:
+                catalogue = self._current(record)
+            if (removed := self._removed(catalogue)) and self._catalogue.record() == record:
                 raise removed
             if is_news:
-                yield found
+                yield catalogue
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
@@ -254,9 +254,9 @@ class LmdbStore(LocalReader, Diagnosed):
         check_room(self._releases, file_bytes(plan.rows, plan.payload_bytes))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        found = self._drafts.get(draft.incarnation)
-        if found is not None and not found.closed:
-            found.hand_over(draft)
+        draft_file = self._drafts.get(draft.incarnation)
+        if draft_file is not None and not draft_file.closed:
+            draft_file.hand_over(draft)
             return
         path = self._draft_path(draft)
         with translated(self._releases):
@@ -302,12 +302,12 @@ class LmdbStore(LocalReader, Diagnosed):
         await asyncio.to_thread(
             self._catalogue.swap,
             new,
-            lambda found: parse_record(found, new.now).version == old.version,
+            lambda current: parse_record(current, new.now).version == old.version,
             records,
         )
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await asyncio.to_thread(self._catalogue.swap, new, lambda found: found == record, records)
+        await asyncio.to_thread(self._catalogue.swap, new, lambda current: current == record, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         await asyncio.to_thread(self._remove, release, check)
@@ -324,19 +324,19 @@ class LmdbStore(LocalReader, Diagnosed):
         return sorted(name for name in names if _INCARNATION.fullmatch(name))
 
     def _current(self, record: bytes | None) -> Catalogue:
-        found = self._catalogue.parse(record, self.clock())
-        for incarnation in self._files.keys() - found.incarnations if found.generation else ():
+        catalogue = self._catalogue.parse(record, self.clock())
+        for incarnation in self._files.keys() - catalogue.incarnations if catalogue.generation else ():
             self._files.pop(incarnation).close()  # a map would keep the disk space
-        return found
+        return catalogue
 
-    def _removed(self, found: Catalogue) -> ReleaseNotFound | None:
+    def _removed(self, catalogue: Catalogue) -> ReleaseNotFound | None:
         """Return an error if the file of the mapped live release was removed; unmap that of a removed canary."""
-        for release in found.served:
+        for release in catalogue.served:
             path = self._sealed_path(release)
             with translated(path):
                 if release.incarnation not in self._files or path.exists():
                     continue
-            if release == found.live_ref:
+            if release == catalogue.live_ref:
                 return ReleaseNotFound(
                     f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
                 )
@@ -344,9 +344,9 @@ class LmdbStore(LocalReader, Diagnosed):
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
-        found = self._drafts.get(draft.incarnation)
-        if found is not None and not found.closed and found.writer == draft.writer:
-            return found
+        draft_file = self._drafts.get(draft.incarnation)
+        if draft_file is not None and not draft_file.closed and draft_file.writer == draft.writer:
+            return draft_file
         check_unsealed(self._sealed_path(draft), draft)
         if not self._draft_path(draft).exists():
             raise not_found(draft)
