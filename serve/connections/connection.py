@@ -80,8 +80,10 @@ class State(Enum):
     CLOSED = "the transport is gone"
 
 
-# Enum attributes are slow, and this one is read for each request.
+# Enum attributes are slow, and these are read for each request.
 IDLE = State.IDLE
+STORE = State.STORE
+CLOSED = State.CLOSED
 # Every state may also change to CLOSED.
 TRANSITIONS = {
     State.OPENING: {State.IDLE},
@@ -235,7 +237,7 @@ class Connection(BaseProtocol):
         self._stalled = 0.0
 
     def _go(self, state: State) -> None:
-        if state is not State.CLOSED and state not in TRANSITIONS[self.state]:
+        if state is not CLOSED and state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
 
@@ -277,8 +279,10 @@ class Connection(BaseProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self.state is IDLE and self._is_answered_by_lane(data):
-            return
+        if self.state is IDLE:
+            self.since = monotonic()
+            if self._answer_in_lane(data):
+                return
         if self.state is State.BODY:
             if self._payload.exception() is None:
                 self._count(len(data))
@@ -296,17 +300,17 @@ class Connection(BaseProtocol):
         if len(self._buffer) > BEHIND_BYTES and self.is_open:
             self._live.pause_reading()
 
-    def _is_answered_by_lane(self, data: bytes) -> bool:
-        self.since = now = monotonic()
-        if self._lane is None or self._queued:
+    def _answer_in_lane(self, request: bytes) -> bool:
+        """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
+        if self._lane is None or self._queued or self.transport is None:
             return False
-        answer = self._lane.answer(data, now, self._deliver)
+        answer = self._lane.answer(request, self.since, self._deliver)
         if answer is None:
             return False
-        if answer and self.transport is not None:
+        if answer:
             self.transport.write(answer)
         else:
-            self._go(State.STORE)
+            self._go(STORE)
         return True
 
     def pause_writing(self) -> None:
@@ -341,28 +345,16 @@ class Connection(BaseProtocol):
                 self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
             elif end < 0:
                 return
-            elif size < len(self._buffer) and at_once < LANES_AT_ONCE and self._answer_in_lane(size):
-                at_once += 1
             else:
                 header = bytes(self._buffer[:size])
                 del self._buffer[:size]
-                self._feed_header(header)
-
-    def _answer_in_lane(self, size: int) -> bool:
-        """Answer the request in the first *size* bytes by the fast lane; False if that leaves it to aiohttp."""
-        if self._lane is None or self._queued:
-            return False
-        answer = self._lane.answer(bytes(self._buffer[:size]), self.since, self._deliver)
-        if answer is None:
-            return False
-        del self._buffer[:size]
-        if answer:
-            self._live.write(answer)
-            self._go(State.IDLE)
-            self._begin_turn()
-        else:
-            self._go(State.STORE)
-        return True
+                is_followed = bool(self._buffer)
+                if is_followed and at_once < LANES_AT_ONCE and self._answer_in_lane(header):
+                    at_once += 1
+                    if self.state is not STORE:
+                        self._await_request()
+                else:
+                    self._feed_header(header)
 
     def _feed_header(self, header: bytes) -> None:
         if self._requests is None:
@@ -521,9 +513,8 @@ class Connection(BaseProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        self._go(State.IDLE)
         self._payload = EMPTY_PAYLOAD
-        self._begin_turn()
+        self._await_request()
         if self._buffer:
             self._read_headers()
             if len(self._buffer) <= BEHIND_BYTES and self.is_open and not self._live.is_reading():
@@ -531,7 +522,9 @@ class Connection(BaseProtocol):
         if self._is_ended and self.state in (State.IDLE, State.HEADER):
             self._live.close()
 
-    def _begin_turn(self) -> None:
+    def _await_request(self) -> None:
+        """Wait for the next request; its first bytes may be in the buffer."""
+        self._go(IDLE)
         self.since = monotonic()
         if self._buffer or self._held:
             self.hold(len(self._buffer) - self._held)
