@@ -15,11 +15,13 @@ import zstandard
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
+    COMPRESSED,
     DICTIONARY,
     HEADER_BYTES,
     META,
     NO_OFFSET,
     OFFSET_BYTES,
+    PLAIN,
     POPULAR,
     Checksum,
     Decode,
@@ -50,7 +52,7 @@ _SPECIAL = (META, *_POPULAR)
 
 def default_encoding(store: Store) -> Encoding:
     """Return `zstd` if values leave the process, else `json`."""
-    return "json" if isinstance(store, LocalReader) else "zstd"
+    return PLAIN if isinstance(store, LocalReader) else COMPRESSED
 
 
 class Encoder:
@@ -151,7 +153,7 @@ async def encode_rows(
     *sample* holds rows to train on if other processes write most of the release.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
-    if encoding == "json":
+    if encoding == PLAIN:
         plain = Encoder(checksum, None)
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
@@ -179,31 +181,21 @@ async def encode_rows(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """Opens the stored values of one release: checks the checksum, and decompresses."""
-
-    checksum: Checksum
-    decompress: Callable[[bytes], bytes] | None = None
-    """None for values that are not compressed."""
-
-    def __call__(self, key: str, value: bytes) -> bytes:
-        """Return the opened body; raises ReleaseCorrupt."""
-        body = self.checksum.open(key, value)
-        if self.decompress is None:
-            return body
-        return body[:OFFSET_BYTES] + self.decompress(body[OFFSET_BYTES:])
-
-
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
     """Return the decoder of a release's values; ReleaseCorrupt without its dictionary."""
     checksum = Checksum(manifest.release)
-    if manifest.encoding == "json":
-        return Decoder(checksum)
+    if manifest.encoding == PLAIN:
+        return checksum.open
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; {HEAL}")
-    return Decoder(checksum, decompressor(checksum.open(DICTIONARY, dictionary)[OFFSET_BYTES:]))
+    decompress = decompressor(checksum.open(DICTIONARY, dictionary)[OFFSET_BYTES:])
+
+    def decode(key: str, value: bytes) -> bytes:
+        body = checksum.open(key, value)
+        return body[:OFFSET_BYTES] + decompress(body[OFFSET_BYTES:])
+
+    return decode
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> deque[Sequence[Row]]:

@@ -50,7 +50,9 @@ Encoding = Literal["json", "zstd"]
 # From a key and its stored value to the opened body; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 
-ENCODINGS = ("json", "zstd")
+PLAIN = "json"
+COMPRESSED = "zstd"
+ENCODINGS = (PLAIN, COMPRESSED)
 USER = "user:"
 ITEM = "item:"
 POPULAR = "popular:"

@@ -60,7 +60,6 @@ from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
 from hotplate.serve.telemetry.spans import RequestRecord, use_span
 from hotplate.serve.tiers import Origin
-from hotplate.stores.compression import Decoder
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
     EVERYBODY,
@@ -68,8 +67,10 @@ from hotplate.stores.encoding import (
     NO_OFFSET,
     OFFSET_BYTES,
     OVERALL,
+    PLAIN,
     USER,
     USUAL_CUT,
+    Checksum,
     RowKey,
 )
 
@@ -615,7 +616,7 @@ cdef class _Source:
         self.tier_name = tier.name
         self.served = served
         self.rows = rows
-        self.seed = served.decode.checksum.seed
+        self.seed = Checksum(served.manifest.release).seed
         self.lookups = served.lookups
         self.read_cell = read_cell
 
@@ -687,9 +688,9 @@ cdef class Lane:
     # Whether a user may be hidden, and items denied.
     cdef bint _hides
     cdef bint _denies_items
-    # Where rows are read at once, or else whether no row is; with neither, the reader decides.
+    # Where rows are read at once, or else whether each row needs I/O; with neither, the reader decides.
     cdef _Source _source
-    cdef bint _is_remote
+    cdef bint _needs_io
     # Callers by the value of X-API-Key and of Authorization.
     cdef dict _by_key
     cdef dict _by_authorization
@@ -767,14 +768,14 @@ cdef class Lane:
         for route in self._routes:
             (<_Route>route).frame = None
         self._source = None
-        self._is_remote = False
+        self._needs_io = False
         served = tiers[0].follower.served
         if served is None or tiers[0].follower.canary is not None or self._hides:
             return 0
         rows = tiers[0].local_rows(served)
-        if rows is not None and isinstance(served.decode, Decoder) and served.decode.decompress is None:
+        if rows is not None and served.manifest.encoding == PLAIN:
             self._source = _Source(tiers[0], served, rows, tiers[0].read_cell)
-        self._is_remote = tiers[0].needs_io
+        self._needs_io = tiers[0].needs_io
         return 0
 
     cdef object _answer(self, Parsed* parsed, double now, object deliver):
@@ -926,7 +927,7 @@ cdef class Lane:
             fallback = row.popular()
         else:
             row = request.row()
-        if not self._is_remote or request.list_name:
+        if not self._needs_io or request.list_name:
             encoded = self._reader.get_nowait(row, fallback)
             if encoded is not None:
                 return self._answer_with(request, encoded)
@@ -951,7 +952,7 @@ cdef class Lane:
         cdef object served = origin.served
         if POLICIES.number is not self._generation:
             self._renew()
-        if not self._is_remote or request.list_name or self._must_shape(request):
+        if not self._needs_io or request.list_name or self._must_shape(request):
             encoded = self._reader.hit(origin, row, body, delivery.fallback)
             return self._answer_with(request, encoded)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
