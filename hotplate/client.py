@@ -241,9 +241,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected: Sequence[dict[str, str]] = ({},),
         body: dict[str, Any] | None = None,
     ) -> list[Answer]:
-        others = {"timeout_s": self._timeout_s, **options}
-        until = time.monotonic() + others.pop("timeout_s")
-        call = _Call(path, n, until, expected=expected, body=body, **others)
+        own = {"timeout_s": self._timeout_s, **options}
+        until = time.monotonic() + own.pop("timeout_s")
+        call = _Call(path, n, until, expected=expected, body=body, **own)
         if call.list:
             call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
         answers = await self._try(call)

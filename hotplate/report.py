@@ -154,7 +154,9 @@ class Report:
     @property
     def exit_code(self) -> int:
         """0 done, 1 not completely measured, 3 not acceptable."""
-        return 1 if self.failures or self.interrupted else 3 if self.broken else 0
+        if self.failures or self.interrupted:
+            return 1
+        return 3 if self.broken else 0
 
     @property
     def complaints(self) -> list[str]:
@@ -237,7 +239,7 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
     interval = ""
     if row.low is not None and row.high is not None:
         interval = f"{format_value(row.low, shown)} … {format_value(row.high, shown)}"
-    return format_value(row.value, shown), ", ".join(each for each in (interval, row.note) if each)
+    return format_value(row.value, shown), ", ".join(filter(None, (interval, row.note)))
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -300,24 +302,24 @@ def _table(report: Report) -> Table:
 def _matrix(rows: Sequence[Row]) -> Table:
     columns = headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
-    made = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in columns.values():
-        made.add_column(heading, justify="right")
+        table.add_column(heading, justify="right")
     cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
     for subject in dict.fromkeys(row.subject for row in rows):
         line = [cells.get((subject, figure), ("", "")) for figure in columns]
-        made.add_row(Text(subject), *(Text(f"{value}\n{below}".rstrip()) for value, below in line))
-    return made
+        table.add_row(Text(subject), *(Text(f"{value}\n{below}".rstrip()) for value, below in line))
+    return table
 
 
 def _grouped(rows: Sequence[Row]) -> Table:
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for subject, members in groupby(rows, key=lambda row: row.subject):
-        made.add_row(Text(subject), style="bold")
+        table.add_row(Text(subject), style="bold")
         for row in members:
             value, below = format_row(row)
-            made.add_row(Text(row.figure), Text(value), Text(below))
-    return made
+            table.add_row(Text(row.figure), Text(value), Text(below))
+    return table
 
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
@@ -341,11 +343,11 @@ def from_json(facts: Mapping[str, Any]) -> Report:
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
     rows = tuple(
-        Row(**{**each, "values": tuple(each["values"]), "without": tuple(each.get("without", ()))})
-        for each in facts["rows"]
+        Row(**{**row, "values": tuple(row["values"]), "without": tuple(row.get("without", ()))})
+        for row in facts["rows"]
     )
     tuples = {name: tuple(known.get(name, ())) for name in TUPLES}
-    columns = tuple(Column(**each) for each in known.get("columns", ()))
+    columns = tuple(Column(**column) for column in known.get("columns", ()))
     extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
     parsed = {"plots": (), "tables": (), "rows": rows, "columns": columns, "extra": extra}
     return Report(**{**known, **tuples, **parsed})
@@ -360,8 +362,8 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 def markdown_page(page: str, text: str, verb: str) -> str:
     """Replace the text between the marks of `make VERB`; ValueError without marks."""
     begin = f"<!-- written by make {verb} -->\n"
-    before, mark, rest = page.partition(begin)
-    _, end, after = rest.partition(MARKDOWN_END)
+    before, mark, written = page.partition(begin)
+    _, end, after = written.partition(MARKDOWN_END)
     if not (mark and end):
         raise ValueError(f"the page has no lines {begin.strip()} and {MARKDOWN_END.strip()}")
     return f"{before}{begin}{text}{MARKDOWN_END}{after}"

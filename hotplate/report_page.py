@@ -100,9 +100,9 @@ def summary(report: Report) -> str:
 def other_figures(report: Report) -> str:
     """Return the figures outside of the table as HTML, for pages with the style sheet."""
     figures = {column.figure for column in report.columns}
-    rest = [row for row in report.rows if row.figure not in figures] if figures else []
-    rest = rest or [row for row in report.rows if not row.main]
-    return _grouped_html(rest) if rest else ""
+    hidden = [row for row in report.rows if row.figure not in figures] if figures else []
+    hidden = hidden or [row for row in report.rows if not row.main]
+    return _grouped_html(hidden) if hidden else ""
 
 
 def _main_table(report: Report) -> list[str]:
@@ -137,12 +137,12 @@ def _details(report: Report) -> str:
 def _origin(report: Report) -> str:
     facts = report.machine
     known = [str(facts.get("date", ""))[:16].replace("T", " "), facts.get("cpu"), facts.get("commit")]
-    return " · ".join([f"hotplate {report.kind}", *(str(each) for each in known if each)])
+    return " · ".join([f"hotplate {report.kind}", *map(str, filter(None, known))])
 
 
 def _plain(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_plain(member)}" for name, member in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -180,7 +180,7 @@ def _column_cell(row: Row | None, column: Column) -> str:
 def _matrix_html(rows: Sequence[Row]) -> str:
     columns = headings(rows)
     cells = {(row.subject, row.figure): row for row in rows}
-    head = "".join(f"<th scope=col>{_escaped(each)}</th>" for each in columns.values())
+    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in columns.values())
     lines = []
     for subject in dict.fromkeys(row.subject for row in rows):
         line = [(heading, cells.get((subject, figure))) for figure, heading in columns.items()]
@@ -204,8 +204,8 @@ def _grouped_html(rows: Sequence[Row]) -> str:
 
 
 def _text_table(table: TextTable) -> str:
-    head = "".join(f"<th scope=col>{_escaped(each)}</th>" for each in table.headings)
-    lines = ("".join(f"<td>{_escaped(each)}</td>" for each in line) for line in table.lines)
+    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in table.headings)
+    lines = ("".join(f"<td>{_escaped(cell)}</td>" for cell in line) for line in table.lines)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     inside = (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -235,8 +235,8 @@ def _drawn(plot: Plot, width: float) -> str:
         panels = [plot] if plot.below is None else [plot, plot.below]
         figure = Figure(figsize=(width, HEIGHT * len(panels)))
         axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
-        for each, panel in zip(axes, panels, strict=True):
-            _draw(each, panel)
+        for place, panel in zip(axes, panels, strict=True):
+            _draw(place, panel)
         _scale_x(axes, plot)
         _legend(axes[0], LETTERS * width / WIDTH)
         described = " and ".join(panel.y for panel in panels)
@@ -263,7 +263,7 @@ def _draw(axes: Axes, plot: Plot) -> None:
 def _scale_x(axes: Sequence[Axes], plot: Plot) -> None:
     last = axes[-1]
     last.set_xlabel(plot.x)
-    _scale(last, "x", [line for each in axes for line in each.lines], plot.x_unit, log=plot.log_x)
+    _scale(last, "x", [line for place in axes for line in place.lines], plot.x_unit, log=plot.log_x)
     if plot.ticks:
         last.xaxis.set_major_locator(FixedLocator(list(plot.ticks)))
         last.xaxis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
@@ -273,7 +273,7 @@ def _scale_x(axes: Sequence[Axes], plot: Plot) -> None:
 def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bool) -> None:
     axis = axes.xaxis if name == "x" else axes.yaxis
     of_lines = [getattr(line, f"get_{name}data")() for line in lines]
-    values = np.concatenate([np.asarray(each, dtype=float) for each in of_lines] or [np.zeros(0)])
+    values = np.concatenate([np.asarray(line, dtype=float) for line in of_lines] or [np.zeros(0)])
     values = values[np.isfinite(values)]
     if log and (values > 0).any():
         getattr(axes, f"set_{name}scale")("log")

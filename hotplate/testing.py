@@ -122,9 +122,9 @@ class StoreContract:
         return open_handle()
 
     async def test_a_new_store_has_an_empty_catalogue_a_clock_and_batch_sizes(self, store: Store) -> None:
-        found = await store.catalogue()
-        assert (found.generation, found.live, found.releases) == (0, None, ())
-        assert found.now > 0
+        catalogue = await store.catalogue()
+        assert (catalogue.generation, catalogue.live, catalogue.releases) == (0, None, ())
+        assert catalogue.now > 0
         assert min(store.batch, store.coalesce) >= 1
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
@@ -154,21 +154,21 @@ class StoreContract:
         keys = ["user:1", "user:2"]
         gone = ref(FIRST)._replace(incarnation="gone")
         reads = (store.get_many(release, keys) for release in (ref(FIRST), gone, ref(SECOND)))
-        one, missing, other = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
-        assert (one, other) == ([b"old", None], [b"new", b"new"])
+        old, missing, new = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
+        assert (old, new) == ([b"old", None], [b"new", b"new"])
         assert isinstance(missing, ReleaseNotFound)
 
     async def test_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
-        one = draft_of(FIRST)._replace(incarnation="one")
+        erased = draft_of(FIRST)._replace(incarnation="erased")
         other = draft_of(FIRST)._replace(incarnation="other")
-        for draft in (one, other):
+        for draft in (erased, other):
             await store.create(draft, Plan(1, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
             await store.seal(draft)
-        await store.erase(one.release, unchecked)
+        await store.erase(erased.release, unchecked)
         assert await store.get_many(other.release, ["user:1"]) == [b"other"]
         with pytest.raises(ReleaseNotFound):
-            await store.get_many(one.release, ["user:1"])
+            await store.get_many(erased.release, ["user:1"])
 
     async def test_scan_yields_sealed_rows_in_ascending_order_of_key_bytes(self, store: Store) -> None:
         meta = Row("meta:manifest", b"{}")
@@ -259,8 +259,8 @@ class StoreContract:
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
         await write(store, FIRST, ROWS)
         keys = ["user:1", "user:\ud800", "user:2"]
-        (found,) = await asyncio.gather(store.get_many(ref(FIRST), keys), return_exceptions=True)
-        assert found == [b"one", None, b""]
+        (slots,) = await asyncio.gather(store.get_many(ref(FIRST), keys), return_exceptions=True)
+        assert slots == [b"one", None, b""]
         if isinstance(store, LocalReader):
             assert store.get(ref(FIRST), keys[1]) is None
 
@@ -268,7 +268,8 @@ class StoreContract:
         store = open_handle()
         await write(store, FIRST, ROWS)
         await write(store, SECOND, ROWS[:1], seal=False)
-        assert sorted(await store.incarnations()) == sorted(draft_of(one).incarnation for one in (FIRST, SECOND))
+        incarnations = [draft_of(release).incarnation for release in (FIRST, SECOND)]
+        assert sorted(await store.incarnations()) == sorted(incarnations)
         await open_handle().erase(ref(FIRST), unchecked)
         assert await store.incarnations() == [draft_of(SECOND).incarnation]
         await store.erase(ref(SECOND), unchecked)
@@ -285,8 +286,8 @@ class StoreContract:
             assert (await store.catalogue()).find_draft(SECOND).incarnation == begun.incarnation
             return
         for work in (begin_release(store, SECOND), prune(store, grace_s=0)):
-            (found,) = await asyncio.gather(work, return_exceptions=True)
-            assert "hotplate store rebuild" in str(found), "the next prune would erase the release"
+            (error,) = await asyncio.gather(work, return_exceptions=True)
+            assert "hotplate store rebuild" in str(error), "the next prune would erase the release"
         assert (await open_handle().catalogue()).generation == 0
         assert await scanned(store, FIRST) == ROWS
 
@@ -354,20 +355,20 @@ class StoreContract:
         await step(writer, changes.activate(await writer.catalogue(), FIRST))
         for percent, days in ((2.5, None), (50.0, 14)):
             written = await step(writer, changes.start_canary(await writer.catalogue(), SECOND, percent, days))
-            found = await reader.catalogue()
-            assert (found, found.canary) == (written, Canary(SECOND, percent, salt=SECOND))
+            read = await reader.catalogue()
+            assert (read, read.canary) == (written, Canary(SECOND, percent, salt=SECOND))
         await step(writer, changes.abort(await writer.catalogue(), SECOND))
         assert (await reader.catalogue()).served == (ref(FIRST),)
 
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
         await begin(store, FIRST)
-        found = await store.catalogue()
-        successor = changes.succeed(found, found, "next", "here")
-        later = replace(found, generation=found.generation + 1)
-        for impostor in (later, replace(found, token="another"), replace(found, store_id="elsewhere"), Catalogue()):
+        stored = await store.catalogue()
+        successor = changes.succeed(stored, stored, "next", "here")
+        later = replace(stored, generation=stored.generation + 1)
+        for impostor in (later, replace(stored, token="another"), replace(stored, store_id="elsewhere"), Catalogue()):
             with pytest.raises(ReleaseConflict):
                 await store.swap(impostor, successor)
-        assert await store.catalogue() == found
+        assert await store.catalogue() == stored
 
     async def test_records_are_swapped_with_the_catalogue_and_read_by_another_handle(
         self, open_handle: OpenStore
@@ -378,17 +379,17 @@ class StoreContract:
         await begin(store, FIRST)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
         for records in (first, [RecordChange("one", first[0].after, b"2")]):
-            found = await store.catalogue()
-            await store.swap(found, changes.succeed(found, found, records[0].after.hex(), "here"), records)
+            stored = await store.catalogue()
+            await store.swap(stored, changes.succeed(stored, stored, records[0].after.hex(), "here"), records)
             assert await reader.records(["one", "absent"]) == [records[0].after, None]
         assert await reader.records(["other"]) == [first[1].after]
-        found = await store.catalogue()
-        outdated = replace(found, token="outdated")
+        stored = await store.catalogue()
+        outdated = replace(stored, token="outdated")
         with pytest.raises(ReleaseConflict):
-            await store.swap(outdated, changes.succeed(found, found, "t", "here"), [RecordChange("one", b"2", b"3")])
+            await store.swap(outdated, changes.succeed(stored, stored, "t", "here"), [RecordChange("one", b"2", b"3")])
         assert await reader.records(["one"]) == [b"2"]
         again = [RecordChange("one", b"1", b"2")]  # by an attempt whose reply was lost
-        await store.swap(found, changes.succeed(found, found, "again", "here"), again)
+        await store.swap(stored, changes.succeed(stored, stored, "again", "here"), again)
         assert (await reader.records(["one"]), (await reader.catalogue()).token) == ([b"2"], "again")
 
     async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
@@ -406,19 +407,19 @@ class StoreContract:
         store = open_handle()
         await begin(store, FIRST)
         await write(store, FIRST, ROWS)
-        found = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
-        await step(store, replace(found, releases=found.releases * 2))  # which contradicts itself
+        committed = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
+        await step(store, replace(committed, releases=committed.releases * 2))  # which contradicts itself
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")
         assert isinstance(unreadable, CatalogueUnreadable)
         record = unreadable.record
-        rebuilt = changes.succeed(Catalogue(), found, "rebuilt", "elsewhere")
+        rebuilt = changes.succeed(Catalogue(), committed, "rebuilt", "elsewhere")
         assert record is not None
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record + b" ", rebuilt)
         handles = [open_handle() for _ in range(3)]
-        tries = (one.replace_unreadable(record, rebuilt) for one in handles)
+        tries = (handle.replace_unreadable(record, rebuilt) for handle in handles)
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 2
         assert await open_handle().catalogue() == rebuilt
@@ -454,9 +455,9 @@ class StoreContract:
         for release in (first, second):
             await verify(store, (await store.catalogue()).find(release).ref)
         await prune(store, keep=0, grace_s=0.0)
-        found = await find_users(store, ["1", "2"])
-        assert found.erased == ("1",)
-        assert "2" in found.holding[first]
+        searched = await find_users(store, ["1", "2"])
+        assert searched.erased == ("1",)
+        assert "2" in searched.holding[first]
 
     async def test_named_lists_are_verified_read_and_erased_with_their_release(self, store: Store) -> None:
         body = body_of(b'{"id":"x","score":1}')

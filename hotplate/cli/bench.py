@@ -44,9 +44,9 @@ def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_js
     from hotplate.bench.progress import progress_display
 
     with progress_display(err) as display:
-        made = measure(display)
-    report_page.save(made, written)
-    finish(made, written, as_json=as_json)
+        report = measure(display)
+    report_page.save(report, written)
+    finish(report, written, as_json=as_json)
 
 
 def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
@@ -163,26 +163,27 @@ def charges(
     from hotplate.bench.ru.run import account_regions
     from hotplate.stores.cosmos.charges import load as load_charges
 
-    planned, ours = plan(store, sizes), load_charges()
+    planned = plan(store, sizes)
+    ours = load_charges()
     for line in planned.lines(ours, load_prices(), account_regions(planned.url), time()):
         err.print(line)
     if dry_run:
         return
     _confirm(yes=yes)
     with err.status("") as status:
-        found = measure(planned, ours, status.update)
-    written.write_text(found.to_toml())
+        measured = measure(planned, ours, status.update)
+    written.write_text(measured.to_toml())
     if as_json:
-        print_json(found.to_json())
+        print_json(measured.to_json())
         return
     rows = [
-        (one.operation, one.size_kb, f"{one.measured_ru:,.2f}", f"{one.ours_ru:,.2f}", f"{one.off:+.1%}")
-        for one in found.by_size
+        (charge.operation, charge.size_kb, f"{charge.measured_ru:,.2f}", f"{charge.ours_ru:,.2f}", f"{charge.off:+.1%}")
+        for charge in measured.by_size
     ]
     out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
-    for name, value in found.small.items():
+    for name, value in measured.small.items():
         out.print(f"{name}: {value:g}")
-    out.print(f"measured on {found.subject}; written to {written}")
+    out.print(f"measured on {measured.subject}; written to {written}")
 
 
 @app.command()
@@ -204,12 +205,12 @@ def compare(
     require_folder(written)
     from hotplate.bench import compare as comparison
 
-    made = comparison.compare(comparison.read(before), comparison.read(after), metric)
+    report = comparison.compare(comparison.read(before), comparison.read(after), metric)
     if written is not None:
         from hotplate.report_page import save
 
-        save(made, written)
-    finish(made, written, as_json=as_json)
+        save(report, written)
+    finish(report, written, as_json=as_json)
 
 
 def cosmos_emulator(
@@ -247,5 +248,15 @@ def cosmos_emulator(
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = EMULATOR_KEY if key_file is None else key_file.read_text().strip()
-    settings = EmulatorSettings(host, port, second_region, key, consistency, charges, tls, certificate, latency)
+    settings = EmulatorSettings(
+        host=host,
+        port=port,
+        second_port=second_region,
+        key=key,
+        consistency=consistency,
+        charges=charges,
+        tls=tls,
+        certificate=certificate,
+        latency=latency,
+    )
     uvloop.run(serve(settings, print_ready))

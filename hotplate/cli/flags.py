@@ -212,6 +212,7 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
     Parameters with neither Flag nor Argument are unchanged.
     """
     own = inspect.signature(function).parameters.values()
+    names = {parameter.name for parameter in own}
     groups: dict[str, Any] = {
         parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)
     }
@@ -219,29 +220,30 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
     parameters = list[inspect.Parameter]()
     rare = list[inspect.Parameter]()
     for parameter in own:
-        added = list[Setting]()
-        if parameter.name in groups:
-            added = list(settings_of(parameter.annotation, prefix))
-        elif _is_setting(parameter.annotation):
-            default = MISSING if parameter.default is parameter.empty else parameter.default
-            added = [Setting.of(parameter.name, parameter.annotation, default, prefix)]
-        else:
+        added = list(_settings_in(parameter, prefix))
+        if not added:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        settings += added
         for setting in added:
             is_rare = isinstance(setting.shown, Flag) and setting.shown.panel == RARE
             (rare if is_rare else parameters).append(setting.parameter())
-
-    in_groups = {setting.name for kind in groups.values() for setting in settings_of(kind)}
+        settings += added
 
     @wraps(function)
     def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
         _warn_of_misspelt_variables(settings)
         parsed = values | {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
-        others = {name: value for name, value in parsed.items() if name not in in_groups}
-        return function(**others, **{name: build(kind, parsed) for name, kind in groups.items()})
+        plain = {name: parsed[name] for name in names - groups.keys()}
+        return function(**plain, **{name: build(kind, parsed) for name, kind in groups.items()})
 
     return signed(verb, [*parameters, *rare]), _epilog(settings)
+
+
+def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]:
+    if is_dataclass(parameter.annotation):
+        yield from settings_of(parameter.annotation, prefix)  # type: ignore[arg-type]  # a class
+    elif _is_setting(parameter.annotation):
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        yield Setting.of(parameter.name, parameter.annotation, default, prefix)
 
 
 def signed(function: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> Callable[..., T]:
@@ -303,8 +305,8 @@ def from_table(
     written = {key.replace("-", "_"): (key, value) for key, value in table.items()}
     for plain, (key, _) in written.items():
         if plain not in known:
-            others = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
-            raise SettingError(f"{where} has no key {key}; {others}")
+            advice = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
+            raise SettingError(f"{where} has no key {key}; {advice}")
     _warn_of_misspelt_variables(known.values())
     values = dict[str, Any]()
     for key, setting in known.items():

@@ -86,9 +86,10 @@ def _print_version(*, as_json: bool) -> None:
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
     """Insert the verb `lists` after `evaluate` if no verb follows."""
-    verb, *rest = arguments or [""]
-    left_out = verb == "evaluate" and rest and rest[0] not in ("lists", "report", "compare", "--help")
-    return [verb, "lists", *rest] if left_out else list(arguments)
+    verb, *options = arguments or [""]
+    if verb == "evaluate" and options and options[0] not in ("lists", "report", "compare", "--help"):
+        return [verb, "lists", *options]
+    return list(arguments)
 
 
 def main() -> None:
