@@ -22,7 +22,7 @@ import zlib
 from binascii import b2a_base64
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, Required, TypedDict
+from typing import Final, Literal, NamedTuple, Protocol, Required, TypedDict
 
 import msgspec
 import orjson
@@ -50,8 +50,8 @@ Encoding = Literal["json", "zstd"]
 # From a key and its stored value to the opened body; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
 
-PLAIN = "json"
-COMPRESSED = "zstd"
+PLAIN: Final = "json"
+COMPRESSED: Final = "zstd"
 ENCODINGS = (PLAIN, COMPRESSED)
 USER = "user:"
 ITEM = "item:"
