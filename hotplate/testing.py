@@ -29,7 +29,7 @@ from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, Release
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, RecordChange, Row, Store
+from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, RecordChange, Row, SendingReader, Store
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
 
@@ -147,6 +147,19 @@ class StoreContract:
         await store.warm(ref(FIRST))
         with pytest.raises(ReleaseNotFound):
             store.get(ref(SECOND), "user:1")
+
+    async def test_a_sent_read_returns_the_slots_of_a_call(self, store: Store) -> None:
+        await write(store, FIRST, ROWS)
+        keys = [*(row.key for row in ROWS), "user:absent"]
+        slots = await store.get_many(ref(FIRST), keys)  # connects
+        replies = store.send(ref(FIRST), keys) if isinstance(store, SendingReader) else None
+        if not isinstance(store, SendingReader) or replies is None:
+            pytest.skip("needs a task for a read")
+        assert store.received(ref(FIRST), await replies) == slots
+        replies = store.send(ref(SECOND), keys)
+        assert replies is not None
+        with pytest.raises(ReleaseNotFound):
+            store.received(ref(SECOND), await replies)
 
     async def test_releases_do_not_see_each_other(self, store: Store) -> None:
         await write(store, FIRST, [Row("user:1", b"old")])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplate.serve.fold_in import FoldIn, from_similar, summed_weights
-from hotplate.serve.lookups import BatchLookups
+from hotplate.serve.tier_reads import BatchLookups
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import ITEM, Item, RowKey, is_empty
 from hotplate.stores.errors import StoreError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Decode
-from hotplate.stores.store import Reader, ReplicatedReader, Slot
+from hotplate.stores.store import ReplicatedReader, Slot
 
 # Share of reads that take longer than the delay, its relative change by a late read, its first value and bounds.
 LATE = 0.05
@@ -39,13 +39,16 @@ class _Race:
 class Hedge:
     """Reads of one store, in one worker, on one loop; *count* gets whether each second read has won."""
 
-    def __init__(self, reader: Reader, replicas: ReplicatedReader, count: Callable[[bool], None]) -> None:
-        """*reader* and *replicas* are the same store."""
-        self._reader = reader
-        self.replicas = replicas
+    def __init__(self, store: ReplicatedReader, count: Callable[[bool], None]) -> None:
+        self._store = store
         self._count = count
         self._delay_s = FIRST_S
         self._tokens = BURST
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a second place is known now."""
+        return self._store.has_replicas
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
@@ -58,7 +61,7 @@ class Hedge:
         timer = asyncio.get_running_loop().call_later(self._delay_s, self._first_is_late, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
         try:
-            slots = await self._reader.get_many(release, keys, timeout_s=timeout_s)
+            slots = await self._store.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
             if race.slots is None or race.task is None or race.task.uncancel() > 0:
                 raise  # cancelled from outside
@@ -90,7 +93,7 @@ class Hedge:
 
     async def _read_elsewhere(self, race: _Race) -> None:
         try:
-            slots = await self.replicas.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
+            slots = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
             for key, slot in zip(race.keys, slots, strict=True):
                 if not isinstance(slot, bytes):
                     return

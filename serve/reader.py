@@ -1,6 +1,6 @@
 """Reading: from a user or an item to an encoded list, from tiers of stores within a deadline.
 
-`lookups` reads rows in the tiers, and names all time limits of a remote read; `encoded_lists` answers with popular
+`tier_reads` reads rows in the tiers, and names all time limits of a remote read; `encoded_lists` answers with popular
 lists where there is no row; `shaping` makes the items of an answer of a list.
 """
 
@@ -19,7 +19,11 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, unknown_list
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
-from hotplate.serve.lookups import (
+from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.settings import BUDGET_S
+from hotplate.serve.shaping import FILTERED
+from hotplate.serve.tier_reads import (
     BUDGET_S_PER_USER,
     BatchLookups,
     BatchRead,
@@ -29,10 +33,6 @@ from hotplate.serve.lookups import (
     caller_deadline,
     get_nowait,
 )
-from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
-from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.settings import BUDGET_S
-from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tiers import Origin, StoreObserver, Tier, loop_time, tier_names
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
@@ -92,7 +92,7 @@ class _FutureWaiter:
 
 
 class TieredReader:
-    """Reads lists from tiers, in the order that `lookups` describes, within a time budget. One per worker, on one loop.
+    """Reads lists from tiers, as `tier_reads` describes, within a time budget. One per worker, on one loop.
 
     As a context manager it follows the live releases, and closes the stores at the end.
     """

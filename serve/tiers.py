@@ -40,8 +40,8 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, is_empty
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, Slot
-from hotplate.stores.timing import Backoff, TaskDeadlines
+from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, SendingReader, Slot
+from hotplate.stores.timing import Backoff, Deadlines, TaskDeadlines
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ FAILURES = 5
 # requests/s.
 FAILURES_OF_PARTS = 50
 # First and longest pause before a probe.
-PAUSE_S = (0.1, 1.0)
+PROBE_PAUSES_S = (0.1, 1.0)
 
 # For missing keys: a replica may lag, or a list be repaired.
 ABSENT_S = 10.0
@@ -95,7 +95,7 @@ class Breaker:
 
     def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
         self._clock = clock
-        self._backoff = Backoff(*PAUSE_S, min_jitter=min_jitter)
+        self._backoff = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
         self._failures = 0
         self._retry_at: float | None = None
         self._probing = False
@@ -235,6 +235,22 @@ class StoreObserver:
         self._metrics.count_attempt(self._tier, kind)
 
 
+class SentRead(msgspec.Struct, frozen=True, eq=False):
+    """A read that a store has sent."""
+
+    sender: SendingReader
+    served: ServedRelease
+    keys: Sequence[str]
+    replies: asyncio.Future[list[Slot]]
+    due: set[asyncio.Future[list[Slot]]]
+    """Of `Deadlines`, which cancels the replies."""
+
+    sent_at: float
+    """By `perf_counter`."""
+
+    timeout_s: float
+
+
 class Tier:
     """One named store of a service, in one worker, on one loop. Its keys are texts, as those of stores."""
 
@@ -248,13 +264,15 @@ class Tier:
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
+        self._sender = reader if isinstance(reader, SendingReader) else None
         self.keys_a_call = reader.coalesce
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._metrics = metrics
-        self._hedge = Hedge(reader, reader, self._count_hedge) if isinstance(reader, ReplicatedReader) else None
+        self._hedge = Hedge(reader, self._count_hedge) if isinstance(reader, ReplicatedReader) else None
         self.read_cell = metrics.store[name, "get", "ok"]
         """The histogram of reads of a local store."""
         self._deadlines = TaskDeadlines()
+        self._sent_deadlines = Deadlines[asyncio.Future[list[Slot]]](_cancel)
         self._fails_by_part = False
         self._damaged = set[ReleaseRef]()
         self._open_because = ""
@@ -329,7 +347,7 @@ class Tier:
         circuit is open.
         """
         if self._local is not None:
-            return await self._read_release(served, keys, loop_time() + timeout_s)
+            return await self._read_or_follow(served, keys, loop_time() + timeout_s)
         if self._cache is None:
             return await self._read_in_time(served, keys, timeout_s)
         slots = [self.get(served, key) for key in keys]
@@ -340,6 +358,39 @@ class Tier:
                 slots[place] = slot
         return slots
 
+    def send(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
+        """Send a read of *keys*, which are not cached; None if `read` is to be called.
+
+        That is so if the store cannot send them at once, may have failed, or has replicas to read later.
+        """
+        if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
+            return None
+        if self._hedge is not None and self._hedge.is_possible:
+            return None
+        sent_at = perf_counter()
+        replies = self._sender.send(served.ref, keys)
+        if replies is None:
+            return None
+        due = self._sent_deadlines.add(replies, loop_time() + timeout_s)
+        return SentRead(self._sender, served, keys, replies, due, sent_at, timeout_s)
+
+    def received(self, read: SentRead) -> list[Slot] | None:
+        """Return the slots of a read that is done; None if `read` is to be called, because of an error.
+
+        Raises StoreUnavailable if the store did not answer in time.
+        """
+        read.due.discard(read.replies)
+        if read.replies.cancelled():
+            self._observe_read(read.served, read.sent_at, "error")
+            raise self._late(read.timeout_s)
+        try:
+            slots = read.sender.received(read.served.ref, read.replies.result())
+        except StoreError:
+            return None
+        self._observe_read(read.served, read.sent_at, "ok")
+        self._succeeded()
+        return self._taken(read.served, read.keys, slots)
+
     async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
         """Read *keys* of a remote store within a time limit and by the circuit breaker."""
         if not self.breaker.allows():
@@ -347,27 +398,33 @@ class Tier:
         is_probe = self.breaker.is_open
         deadline = loop_time() + timeout_s
         try:
-            slots = await self._deadlines.until(deadline, self._read_release(served, keys, deadline))
+            slots = await self._deadlines.until(deadline, self._read_or_follow(served, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
             if is_probe:
                 self.breaker.undecided()
             raise
         except TimeoutError:
-            # Perhaps one part timed out.
-            kind = PartUnavailable if self._fails_by_part else StoreUnavailable
-            late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
-            self._failed(late)
-            raise late from None
+            raise self._late(timeout_s) from None
         except ReleaseMoved:
             self.breaker.succeeded()
             raise
         except StoreError as error:
             self._failed(error)
             raise
+        self._succeeded()
+        return slots
+
+    def _succeeded(self) -> None:
         if self.breaker.is_open:
             log.warning("%s: circuit closed, the store answers", self.name)
         self.breaker.succeeded()
-        return slots
+
+    def _late(self, timeout_s: float) -> StoreUnavailable:
+        """Count a read that was not done in time, perhaps because of one part; return its error."""
+        kind = PartUnavailable if self._fails_by_part else StoreUnavailable
+        late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
+        self._failed(late)
+        return late
 
     def _failed(self, error: StoreError) -> None:
         was_open = self.breaker.is_open
@@ -379,7 +436,7 @@ class Tier:
             cause = error.__cause__ if isinstance(error, _Defect) else None
             log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
-    async def _read_release(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+    async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         """Read *keys* in calls of the store's size; follow the store if the release is gone."""
         try:
             if self._local is not None:
@@ -435,10 +492,17 @@ class Tier:
                 raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._examined(served, error) from error.__cause__
         finally:
-            took_s = perf_counter() - started
-            self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
-            self._observe_canary(served, took_s)
-        slots = self._decoded(served, keys, slots)
+            self._observe_read(served, started, outcome)
+        return self._taken(served, keys, slots)
+
+    def _observe_read(self, served: ServedRelease, started: float, outcome: str) -> None:
+        took_s = perf_counter() - started
+        self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
+        self._observe_canary(served, took_s)
+
+    def _taken(self, served: ServedRelease, keys: Sequence[str], values: Sequence[Slot]) -> list[Slot]:
+        """Return slots of *values* from the store, and cache them."""
+        slots = self._decoded(served, keys, values)
         if self._cache is not None:
             self._cache.put(served, keys, slots)
             self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
@@ -452,7 +516,7 @@ class Tier:
             return self._reader.get_many(served.ref, keys)
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
-        if hedge is not None and hedge.replicas.has_replicas and len(keys) <= self.keys_a_call:
+        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
             call = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
         else:
             call = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
@@ -465,7 +529,7 @@ class Tier:
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
         """In one loop, because a call per slot doubles the time."""
         decode = served.decode
-        decoded = list[Slot]()
+        decoded: list[Slot] = []
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes):
                 try:
@@ -523,6 +587,10 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
 
     tier: Tier
     served: ServedRelease
+
+
+def _cancel(replies: asyncio.Future[list[Slot]]) -> None:
+    replies.cancel()
 
 
 def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:

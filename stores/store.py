@@ -1,5 +1,6 @@
 """The store contract: a backend stores opaque bytes, swaps one small catalogue by compare-and-set, and has a clock."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
@@ -130,7 +131,7 @@ class LocalReader(ABC):
         """Load a release into memory, paced: `get` must not wait for a disk."""
 
 
-class ReplicatedReader(ABC):
+class ReplicatedReader(Reader, ABC):
     """A store that can be read at a second place, for hedged reads: replicas, or another region."""
 
     @property
@@ -141,6 +142,21 @@ class ReplicatedReader(ABC):
     @abstractmethod
     async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
         """Read like `Reader.get_many` at another place, which may lag: what is absent there proves nothing."""
+
+
+class SendingReader(Reader, ABC):
+    """A store that sends a read over its open connection, so that the read needs no task."""
+
+    @abstractmethod
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]] | None:
+        """Send a read; None if it needs more than the open connection.
+
+        The future may be cancelled. After an error, `Reader.get_many` is to be called, which reconnects.
+        """
+
+    @abstractmethod
+    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+        """Return the slots of *replies* to `send`, like `Reader.get_many`."""
 
 
 class Store(Reader, Protocol):

@@ -21,10 +21,10 @@ from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.lookups import read_within
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
 from hotplate.serve.settings import Limits
+from hotplate.serve.tier_reads import read_within
 
 if TYPE_CHECKING:
     from hotplate.serve.connections.lane import Lane

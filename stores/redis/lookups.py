@@ -81,26 +81,46 @@ async def read_cluster_by_redis_py(
     return [_part(servers, value) for value in values]
 
 
+def received(release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+    """Return the rows of a release from its state and them; raises ReleaseNotFound."""
+    state, *values = replies
+    if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
+        raise not_found(release)
+    return values
+
+
 class ServerLookups:
     """Reads rows and the release's state together."""
 
-    def __init__(self, keys: Keys, read: ReadServer) -> None:
+    def __init__(self, keys: Keys, read: ReadServer, readers: Readers | None = None) -> None:
+        """*readers* have the multiplexed connections, if *read* uses them."""
         self._keys = keys
         self._read = read
+        self._readers = readers
 
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`; the caller applies *timeout_s*."""
-        del timeout_s
+    async def get(
+        self,
+        release: ReleaseRef,
+        keys: Sequence[str],
+        timeout_s: float | None = None,  # noqa: ARG002 -- the caller applies it
+    ) -> list[Slot]:
+        """See `Reader.get_many`."""
+        return received(release, await self._read(self._names(release, keys)))
+
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> Replies | None:
+        """See `SendingReader`."""
+        if self._readers is None or not self._readers.servers.loaded:
+            return None
+        connection = self._readers.at(self._readers.servers.primaries[0]).current
+        return None if connection is None else connection.mget(self._names(release, keys))
+
+    def _names(self, release: ReleaseRef, keys: Sequence[str]) -> Sequence[str | bytes]:
+        """Return the names of the release's state and of rows."""
         names = self._keys.release(release)
-        rows: Sequence[str | bytes]
         try:
-            rows = names.rows(keys)
+            return [names.state, *names.rows(keys)]
         except UnicodeEncodeError:
-            rows, _ = names.located(keys)
-        state, *values = await self._read([names.state, *rows])
-        if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
-            raise not_found(release)
-        return values
+            return [names.state, *names.located(keys)[0]]
 
 
 class MultiplexedCluster:
@@ -303,9 +323,9 @@ def lookups_for(
     """Return the lookups of a deployment."""
     servers = readers.servers
     if not isinstance(servers, Cluster):
-        return ServerLookups(
-            keys, partial(read_by_redis_py, sessions) if by_redis_py else partial(read_multiplexed, readers)
-        )
+        if by_redis_py:
+            return ServerLookups(keys, partial(read_by_redis_py, sessions))
+        return ServerLookups(keys, partial(read_multiplexed, readers), readers)
     if by_redis_py:
         return ClusterLookups(keys, partial(read_cluster_by_redis_py, servers), sessions)
     return ClusterLookups(keys, MultiplexedCluster(servers, readers, sessions).read, sessions)

@@ -24,7 +24,7 @@ from hotplate.stores.timing import Backoff, SharedCall, all_done
 
 log = logging.getLogger(__name__)
 
-PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
+RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
 VALUES = frozenset({bytes, type(None)})
 
@@ -218,7 +218,7 @@ class Reconnector:
         self._connect = connect
         self._connection: Multiplexer | None = None
         self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"))
-        self._backoff = Backoff(*PAUSES_S)
+        self._backoff = Backoff(*RECONNECT_PAUSES_S)
         self._retry_at = 0.0
         self._error = ""
         self._is_closed = False

@@ -38,8 +38,8 @@ from hotplate.stores.timing import Backoff, OneLoop, SharedCall
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 1.0  # of discovery, per node or sentinel
-PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
+DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
+DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 CALM_S = 5.0  # resets the pauses
 
 SEAL_WAIT_S = 3.0  # for replicas
@@ -141,7 +141,7 @@ class _Discovered(Standalone, ABC):
         self._asking = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
         self._failure: StoreError | None = None
         self._later: asyncio.Task[None] | None = None
-        self._backoff = Backoff(*PAUSES_S)
+        self._backoff = Backoff(*DISCOVERY_PAUSES_S)
         self._scheduled_at = float("-inf")
 
     async def load(self) -> None:
@@ -248,12 +248,12 @@ class Cluster(_Discovered):
         """Replace the client: its nodes would close connections that a command may take at the same time."""
         client = await self._loaded_client()
         while client is None:
-            await asyncio.sleep(TIMEOUT_S)
+            await asyncio.sleep(DISCOVERY_TIMEOUT_S)
             client = await self._loaded_client()
         former = self.client
         self.client = client
         try:
-            await asyncio.sleep(TIMEOUT_S)  # in which the calls of the former client end
+            await asyncio.sleep(DISCOVERY_TIMEOUT_S)  # in which the calls of the former client end
         finally:
             await _close_client(former)
 
@@ -294,7 +294,7 @@ class Cluster(_Discovered):
         return {node.name: node for node in nodes}
 
     def _new_connection(self, *, host: str, port: int, **_: object) -> AbstractConnection:
-        settings = self.settings(RedisNode(host, port), TIMEOUT_S)
+        settings = self.settings(RedisNode(host, port), DISCOVERY_TIMEOUT_S)
         connection: AbstractConnection = settings.pop("connection_class")(**settings)
         return connection
 
@@ -416,7 +416,7 @@ class Sentinels(_Discovered):
                 "password": login.password,
                 "ssl": login.tls,
                 "ssl_ca_certs": login.ca,
-                "socket_timeout": TIMEOUT_S,
+                "socket_timeout": DISCOVERY_TIMEOUT_S,
                 "socket_connect_timeout": CONNECT_TIMEOUT_S,
                 "retry": NO_RETRIES,
                 "protocol": PROTOCOL,

@@ -29,7 +29,7 @@ from hotplate.stores.redis.client import Command, Session, is_primary, raise_fir
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import get_from_replicas, lookups_for
+from hotplate.stores.redis.lookups import ServerLookups, get_from_replicas, lookups_for, received
 from hotplate.stores.redis.multiplexed import Readers
 from hotplate.stores.redis.servers import (
     CONTROL_WAIT_S,
@@ -53,6 +53,7 @@ from hotplate.stores.store import (
     ReplicatedReader,
     Row,
     RowEraser,
+    SendingReader,
     Slot,
     catalogue_changed,
     not_found,
@@ -62,8 +63,8 @@ from hotplate.stores.store import (
 from hotplate.stores.timing import Retrier, all_done
 from hotplate.stores.urls import scheme_of
 
-READ_TIMEOUT_S = 1.0  # callers pass shorter ones for lookups
-TIMEOUT_S = 5.0
+LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
+COMMAND_TIMEOUT_S = 5.0
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
@@ -91,7 +92,7 @@ return found
 """
 
 
-class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
+class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
     """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256
@@ -103,10 +104,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
         self._servers = servers
         self._clustered = isinstance(servers, Cluster)
         self._keys = keys = Keys(common.prefix, clustered=self._clustered)
-        self._sessions = Sessions(servers, TIMEOUT_S)
-        self._reads = Readers(servers, READ_TIMEOUT_S)
-        self._scan_reads = Readers(servers, TIMEOUT_S)
-        self._replica_reads = Readers(servers, READ_TIMEOUT_S, replicas=True)
+        self._sessions = Sessions(servers, COMMAND_TIMEOUT_S)
+        self._reads = Readers(servers, LOOKUP_TIMEOUT_S)
+        self._scan_reads = Readers(servers, COMMAND_TIMEOUT_S)
+        self._replica_reads = Readers(servers, LOOKUP_TIMEOUT_S, replicas=True)
         self._lookups = lookups_for(keys, self._reads, self._sessions, by_redis_py=common.by_redis_py)
         self._scans = lookups_for(keys, self._scan_reads, self._sessions)
         for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
@@ -132,12 +133,23 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader):
                 self._common.describe(call, "MGET")
         return await self._lookups.get(release, keys, timeout_s)
 
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]] | None:
+        return self._lookups.send(release, keys) if isinstance(self._lookups, ServerLookups) else None
+
+    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+        return received(release, replies)
+
     @property
     def has_replicas(self) -> bool:
         return self._servers.has_replicas
 
-    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
-        del timeout_s  # applied by the caller
+    async def get_many_elsewhere(
+        self,
+        release: ReleaseRef,
+        keys: Sequence[str],
+        *,
+        timeout_s: float,  # noqa: ARG002 -- the caller applies it
+    ) -> list[Slot]:
         return await get_from_replicas(self._keys, self._replica_reads, release, keys)
 
     async def catalogue(self) -> Catalogue:

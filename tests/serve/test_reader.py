@@ -10,10 +10,10 @@ import pytest
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.lookups import read_within
-from hotplate.serve.metrics import LOOKUPS
+from hotplate.serve.metrics import HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import FAILURES, PAUSE_S, loop_time
+from hotplate.serve.tier_reads import read_within
+from hotplate.serve.tiers import FAILURES, PROBE_PAUSES_S, loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -21,7 +21,7 @@ from hotplate.stores.store import Reader, Slot
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import DamagedStore, RemoteStore, publish
+from tests.support.remote import DamagedStore, RemoteStore, SendingRemote, publish
 from tests.support.stores import ref_of, unchecked
 from tests.support.virtual import virtual
 
@@ -44,8 +44,8 @@ class Counting(TieredReader):
 
 
 @pytest.fixture
-def fallback(clock: FakeClock) -> RemoteStore:
-    return RemoteStore(MemoryStore(clock))
+def fallback(clock: FakeClock, remote_type: type[RemoteStore]) -> RemoteStore:
+    return remote_type(MemoryStore(clock))
 
 
 async def over(*stores: Reader) -> Counting:
@@ -83,6 +83,42 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
     assert reader.counted("popular", "error") == 3
     assert reader.counted("popular", "miss") == 1
     assert reader.counted("personal", "hit") == 3
+
+
+@virtual
+async def test_sent_reads_that_fail_are_read_again_and_late_ones_are_not(memory: MemoryStore) -> None:
+    await publish(memory, "first")
+    remote = SendingRemote(memory)
+    reader = await over(remote)
+
+    def errors() -> float:
+        return sum(reader.metrics.total(reader.metrics.store["tier0", "get_many", "error"], HISTOGRAM_CELLS - 1))
+
+    remote.reads.clear()
+    assert (await reader.personal("1")).source == "personal"
+    assert remote.reads == [["user:1"]]
+    remote.failure = StoreUnavailable("gone")
+    assert (await reader.personal("1")).source == "popular"
+    assert (remote.reads, errors()) == ([["user:1"]] * 3, 1)
+    remote.failure, remote.delay_s = None, 30
+    assert (await reader.personal("1")).source == "popular"
+    assert (len(remote.reads), errors()) == (4, 2)
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    assert reader.tiers[0].breaker.is_open
+
+
+@virtual
+async def test_reader_closes_after_a_turn_that_is_not_sent_yet(memory: MemoryStore) -> None:
+    await publish(memory, "first")
+    remote = SendingRemote(memory)
+    async with Counting(remote) as reader:
+        await reader.wait_until_ready(1)
+        remote.delay_s = BUDGET_S / 2
+        waiting = asyncio.create_task(reader.personal("1"))
+        await asyncio.sleep(0)
+    assert waiting.done()
+    assert (await waiting).source == "personal"
 
 
 @virtual
@@ -214,7 +250,7 @@ async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
         assert (await reader.personal("1")).tier == "tier1"
     assert loop_time() == started, "an open circuit costs no request its share"
     remote.delay_s = 0
-    async with asyncio.timeout(PAUSE_S[0] + 0.02):
+    async with asyncio.timeout(PROBE_PAUSES_S[0] + 0.02):
         while (await reader.personal("1")).tier != "tier0":
             await asyncio.sleep(0.01)
     assert reader.tiers[0].error is None
@@ -258,21 +294,20 @@ class SlowPoints(RemoteStore):
         return await super().get_many(release, keys, timeout_s=timeout_s)
 
 
-def of_eight(clock: FakeClock) -> RemoteStore:
+def of_eight(store: RemoteStore) -> RemoteStore:
     """Return a remote store that reads eight keys in one call."""
-    store = RemoteStore(MemoryStore(clock))
     store.batch = store.coalesce = 8
     return store
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> RemoteStore:
-    return of_eight(clock)
+def store(clock: FakeClock, remote_type: type[RemoteStore]) -> RemoteStore:
+    return of_eight(remote_type(MemoryStore(clock)))
 
 
 @pytest.fixture
-def other(clock: FakeClock) -> RemoteStore:
-    return of_eight(clock)
+def other(clock: FakeClock, remote_type: type[RemoteStore]) -> RemoteStore:
+    return of_eight(remote_type(MemoryStore(clock)))
 
 
 async def personal(reader: TieredReader, *users: object) -> list[EncodedList]:
@@ -373,7 +408,7 @@ async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     for _ in range(FAILURES):
         await reader.personal("1")
     store.failure, store.delay_s = None, BUDGET_S / 4
-    await asyncio.sleep(PAUSE_S[0])
+    await asyncio.sleep(PROBE_PAUSES_S[0])
     started = loop_time()
     probe, *others = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]
     assert {one.tier for one in await asyncio.gather(*others)} == {"tier1"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker, StoreObserver, Tier
+from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S, Breaker, StoreObserver, Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, Slot
@@ -108,7 +108,7 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
     reader, tier = await opened(store)
     for _ in range(FAILURES):
         tier.breaker.failed()
-    await asyncio.sleep(PAUSE_S[1])
+    await asyncio.sleep(PROBE_PAUSES_S[1])
     store.slow_keys = {"user:0", "user:1"}
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(BUDGET_S / 100):
@@ -169,11 +169,11 @@ def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(break
         pauses.append(round(clock.now - started, 1))
         breaker.failed()
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
-    clock.now += PAUSE_S[1]
+    clock.now += PROBE_PAUSES_S[1]
     assert breaker.allows()
     breaker.succeeded()
     fail(breaker, FAILURES)
-    clock.now += PAUSE_S[0]
+    clock.now += PROBE_PAUSES_S[0]
     assert breaker.allows()
 
 
@@ -192,5 +192,5 @@ def test_whatever_happens_a_store_that_is_well_again_is_used_again(events: list[
             (breaker.succeeded if event == "ok" else breaker.failed)()
     for _ in range(waiting):
         breaker.failed()
-    clock.now += PAUSE_S[1]
+    clock.now += PROBE_PAUSES_S[1]
     assert breaker.allows()

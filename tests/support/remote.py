@@ -7,7 +7,7 @@ from dataclasses import replace
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.store import Diagnosed, Plan, Row, Slot
+from hotplate.stores.store import Diagnosed, Plan, Row, SendingReader, Slot
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies
 
@@ -64,6 +64,17 @@ class RemoteStore(Diagnosed):
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+class SendingRemote(RemoteStore, SendingReader):
+    """A store over a network whose reads its reader sends without a task."""
+
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]]:
+        return asyncio.ensure_future(self.get_many(release, keys))
+
+    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+        del release
+        return replies
 
 
 class DamagedStore(MemoryStore):

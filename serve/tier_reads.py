@@ -1,7 +1,10 @@
 """Reads rows in tier after tier: at once where that needs no I/O, else by event-loop turn or by batch.
 
-All single rows of one turn of the event loop share a task, a deadline and a store call. A lookup joins a read of the
-same row. The time limits of a read from a remote store, in the order in which they are set:
+All single rows of one turn of the event loop share a deadline and a store call. A lookup joins a read of the same row.
+A store that can send the call without a task does (`SendingReader`): a turn costs 29 instead of 38 µs, because its
+reply runs no coroutines. After an error, a task reads the turn again.
+
+The time limits of a read from a remote store, in the order in which they are set:
 
     caller        0.9 of what is left of X-Request-Timeout-Ms, if sent (`read_within`). A GET stops waiting for
                   its row, and is answered without it; the read goes on for other requests. The read of a batch ends.
@@ -13,14 +16,23 @@ same row. The time limits of a read from a remote store, in the order in which t
     hedge delay   1 to 100 ms, the running 95th percentile: then a replica is read, too (`hedging.Hedge`).
     connection    1 s without a reply: the multiplexed connection to Redis is closed (`multiplexed.Multiplexer`). Its
                   callers have given up by then, unless the budget is larger.
+
+Other limits belong to the store, and reads fail at once in their pauses:
+
+    connect       1 s to open a connection to Redis (CONNECT_TIMEOUT_S), then pauses of 0.05 to 2 s (`Reconnector`).
+    discovery     1 s for each node or sentinel that is asked for the servers, then pauses of 0.1 to 1 s
+                  (DISCOVERY_TIMEOUT_S, DISCOVERY_PAUSES_S).
+    breaker       After 5 failed reads in a row, or 50 of parts of a store, the circuit opens; one read probes the
+                  store after pauses of 0.1 to 1 s (`tiers.Breaker`).
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -29,7 +41,7 @@ from hotplate.serve.generation import POLICIES
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
-from hotplate.serve.tiers import Origin, ReleaseMoved, Tier, loop_time
+from hotplate.serve.tiers import Origin, ReleaseMoved, SentRead, Tier, loop_time
 from hotplate.stores.encoding import RowKey, is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import Slot
@@ -37,6 +49,7 @@ from hotplate.stores.store import Slot
 log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
+Replies = asyncio.Future[list[Slot]]
 
 # Of a batch, per user: its callers prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
@@ -147,11 +160,11 @@ class TurnLookups(Generic[Waiter]):
         self._generation = POLICIES.number
         """Of the policies, among them the followed releases, of the reads in `_waiting`."""
 
-        self._reads = set[asyncio.Task[None]]()
+        self._reads = set[asyncio.Future[Any]]()
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
         """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
-        if not self._turn and self._generation != POLICIES.number:  # join no read from before a flip
+        if not self._turn and self._generation != POLICIES.number:  # join no read of a release that was live before
             self._generation = POLICIES.number
             self._waiting = {}
         waiters = self._waiting.get(row)
@@ -162,29 +175,64 @@ class TurnLookups(Generic[Waiter]):
         else:
             self._waiting[row] = [waiter]
             if not self._turn:
-                self._spawn(self._read_turn())
+                asyncio.get_running_loop().call_soon(self._read_turn)
             self._turn.append(row)
         spans = sampled_requests.get()
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
 
     def leave(self, row: RowKey, waiter: Waiter) -> None:
-        """Do not complete *waiter*, unless it waits for a release from before a flip."""
+        """Do not complete *waiter*, unless it waits for a release that was live before."""
         waiters = self._waiting.get(row, [])
         if waiter in waiters:
             waiters.remove(waiter)
 
     async def close(self) -> None:
         """Wait for pending reads."""
-        while self._reads:
-            await asyncio.wait(self._reads)
+        while self._turn or self._reads:
+            await asyncio.sleep(0)
+            if self._reads:
+                await asyncio.wait(self._reads)
 
-    async def _read_turn(self) -> None:
+    def _read_turn(self) -> None:
         turn = _Turn(loop_time() + self._budget_s, self._waiting, self._turn_spans)
         rows = self._turn
         self._turn = []
         self._turn_spans = {}
-        await self._read_rows(turn, rows)
+        if not self._send(turn, rows):
+            self._spawn(self._read_rows(turn, rows))
+
+    def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
+        """Send a read of *rows* to the first tier, if that needs no task; return whether it is sent."""
+        tier = self._tiers[0]
+        groups = tier.follower.grouped(rows)
+        if len(groups) != 1 or turn.spans:
+            return False
+        served = groups[0].served
+        read = tier.send(served, [row.text for row in rows], _share_s(turn.deadline, len(self._tiers)))
+        if read is None:
+            return False
+        self._reads.add(read.replies)
+        read.replies.add_done_callback(partial(self._receive, turn, rows, read))
+        return True
+
+    def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
+        """Complete the rows of a sent read; a task reads the others in the tiers that are left."""
+        self._reads.discard(replies)
+        tier = self._tiers[0]
+        following = 1
+        try:
+            slots = tier.received(read)
+            if slots is None:
+                following = 0
+            else:
+                rows = self._take(turn, RowsRead(Origin(tier, read.served), rows, slots))
+        except StoreUnavailable:
+            pass  # reported by the tier
+        except Exception:
+            log.exception("a lookup failed")
+        if rows:
+            self._spawn(self._read_rows(turn, rows, following))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -198,7 +246,7 @@ class TurnLookups(Generic[Waiter]):
                 rows = self._split(turn, rows, place)
                 if not rows:
                     break
-                rows = await self._read_tier(turn, rows, place)
+                rows = await self._complete_from_tier(turn, rows, place)
         except Exception:
             log.exception("a lookup failed")
         finally:
@@ -231,17 +279,11 @@ class TurnLookups(Generic[Waiter]):
             rest += self._take(turn, _read_nowait(tier, group))
         return rest
 
-    async def _read_tier(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+    async def _complete_from_tier(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Read rows, complete those that the tier has, and return the others."""
-        groups = self._tiers[place].follower.grouped(rows)
-        if not groups:
-            return rows
-        if len(groups) == 1:
-            return await self._read_release(turn, groups[0], place)
-        rests = await asyncio.gather(*(self._read_release(turn, group, place) for group in groups))
-        return [row for rest in rests for row in rest]
+        return await _by_release(self._tiers[place], rows, partial(self._complete_from_release, turn, place))
 
-    async def _read_release(self, turn: _Turn[Waiter], group: RowsOfRelease, place: int) -> Sequence[RowKey]:
+    async def _complete_from_release(self, turn: _Turn[Waiter], place: int, group: RowsOfRelease) -> Sequence[RowKey]:
         served = group.served
         rows = group.rows
         wanted = rows
@@ -260,7 +302,7 @@ class TurnLookups(Generic[Waiter]):
                 served, [row.text for row in wanted], _share_s(turn.deadline, len(self._tiers) - place)
             )
         except ReleaseMoved:
-            return await self._read_tier(turn, rows, place)
+            return await self._complete_from_tier(turn, rows, place)
         except StoreError:
             return rows
         return [*missed, *self._take(turn, RowsRead(Origin(tier, served), wanted, slots))]
@@ -270,7 +312,7 @@ class TurnLookups(Generic[Waiter]):
         complete = self._complete
         waiting = turn.waiting
         origin = read.origin
-        rest = list[RowKey]()
+        rest: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
         for row, slot in zip(read.rows, read.slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
                 complete(row, waiting.pop(row, ()), origin, slot)
@@ -313,20 +355,14 @@ class BatchLookups:
         for place in range(len(self._tiers)):
             if not rows:
                 break
-            rows = await self._read_tier(batch, rows, place)
+            rows = await self._add_from_tier(batch, rows, place)
         return batch
 
-    async def _read_tier(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+    async def _add_from_tier(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Add rows of one tier to *batch*, and return those that it could not read."""
-        groups = self._tiers[place].follower.grouped(rows)
-        if not groups:
-            return rows
-        if len(groups) == 1:
-            return await self._read_release(batch, groups[0], place)
-        rests = await asyncio.gather(*(self._read_release(batch, group, place) for group in groups))
-        return [row for rest in rests for row in rest]
+        return await _by_release(self._tiers[place], rows, partial(self._add_from_release, batch, place))
 
-    async def _read_release(self, batch: BatchRead, group: RowsOfRelease, place: int) -> Sequence[RowKey]:
+    async def _add_from_release(self, batch: BatchRead, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
         tier = self._tiers[place]
         keys = [row.text for row in group.rows]
         reading = tier.read(group.served, keys, _share_s(batch.deadline, len(self._tiers) - place))
@@ -335,7 +371,7 @@ class BatchLookups:
         try:
             slots = await reading
         except ReleaseMoved:
-            return await self._read_tier(batch, group.rows, place)
+            return await self._add_from_tier(batch, group.rows, place)
         except StoreError as error:
             if not isinstance(error, ReleaseCorrupt):
                 batch.failure = error
@@ -350,6 +386,19 @@ class BatchLookups:
             if groups:
                 return [_read_nowait(tier, group) for group in groups]
         return []
+
+
+async def _by_release(
+    tier: Tier, rows: Sequence[RowKey], read: Callable[[RowsOfRelease], Awaitable[Sequence[RowKey]]]
+) -> Sequence[RowKey]:
+    """Call *read* with the rows of each release of a tier; return the rows that remain to be read."""
+    groups = tier.follower.grouped(rows)
+    if not groups:
+        return rows
+    if len(groups) == 1:
+        return await read(groups[0])
+    rests = await asyncio.gather(*map(read, groups))
+    return [row for rest in rests for row in rest]
 
 
 def _share_s(until: float, tiers: int) -> float:
