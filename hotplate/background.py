@@ -38,7 +38,9 @@ _locks = dict[int, threading.RLock]()
 
 
 def _lock() -> threading.RLock:
-    return _locks.setdefault(os.getpid(), threading.RLock())  # atomic
+    process = os.getpid()
+    lock = _locks.get(process)
+    return _locks.setdefault(process, threading.RLock()) if lock is None else lock  # atomic
 
 
 # A fork waits until the loops are idle; otherwise the child could inherit a held import lock. It takes the locks of
@@ -62,10 +64,14 @@ class _Running(Generic[T]):
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector())
-        self.value = asyncio.run_coroutine_threadsafe(manager.__aenter__(), self.loop)
+        self.entered: T | None = None
+        self.entering = asyncio.run_coroutine_threadsafe(self._enter(manager), self.loop)
         self.stopped = asyncio.Event()
         self.thread = threading.Thread(target=self._run, args=(manager,), name="hotplate", daemon=True)
         self.thread.start()
+
+    async def _enter(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self.entered = await manager.__aenter__()
 
     def _run(self, manager: AbstractAsyncContextManager[T]) -> None:
         with _lock(), asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -114,11 +120,11 @@ class Background(Generic[T]):
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
         """Call *use* with the object while its loop is halted."""
         with _lock():
-            value = self._of_this_process().value
-            if value.done():
-                return use(value.result(), *arguments, **options)
+            here = self._of_this_process()
+            if here.entered is not None:
+                return use(here.entered, *arguments, **options)
         with suppress(concurrent.futures.CancelledError):  # it was closed
-            value.result()
+            here.entering.result()
         return self._halted(use, *arguments, **options)
 
     def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
+
+import msgspec
 
 from hotplate.background import Background, blocking
 from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
@@ -30,18 +32,19 @@ from hotplate.stores.errors import StoreMisused
 FIRST_READ_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """The options of a call, checked."""
+class _Request(msgspec.Struct, frozen=True):
+    """The options of a call, checked. A Struct for the reason of `RowKey`."""
 
     selection: Selection
-    segment: str
-    name: str
+    segment: str = OVERALL
+    name: str = ""
 
     @classmethod
     def of(cls, n: int, options: ListOptions | FilterOptions) -> "_Request":
         if n < 1:
             raise StoreMisused(f"n must be at least 1, not {n}")
+        if not options:
+            return cls(Selection(n))
         if wrong := options.keys() - ListOptions.__optional_keys__:
             raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
         excluded = [check_id(item) for item in options.get("exclude", ())]

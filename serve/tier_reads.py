@@ -101,10 +101,10 @@ def get_nowait(
 
     *missed* is a release before these tiers that lacks the row.
     """
-    read = set() if missed is None else {missed.served.id}
+    lacking = [] if missed is None else [missed.served.id]
     for tier in tiers:
         served = tier.follower.served_for(row)
-        if served is None or served.id in read:
+        if served is None or (lacking and served.id in lacking):
             continue
         slot = tier.get(served, row.text)
         if isinstance(slot, StoreError):
@@ -114,7 +114,7 @@ def get_nowait(
         origin = Origin(tier, served)
         if slot is not None and not is_empty(slot):
             return RowRead(origin, slot)
-        read.add(served.id)
+        lacking.append(served.id)
         missed = missed or origin
     return RowRead(missed, None)
 
