@@ -199,7 +199,11 @@ class TurnLookups(Generic[Waiter]):
         rows = self._turn
         self._turn = []
         self._turn_spans = {}
-        if not self._send(turn, rows):
+        try:
+            is_sent = self._send(turn, rows)
+        except Exception:  # noqa: BLE001 -- the read by a task meets it, too, and reports it
+            is_sent = False
+        if not is_sent:
             self._spawn(self._read_rows(turn, rows))
 
     def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:

@@ -15,7 +15,7 @@ from hotplate.stores.errors import StoreError
 from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.sessions import Sessions
-from hotplate.stores.redis.store import TIMEOUT_S, Deployment, deployment_of
+from hotplate.stores.redis.store import COMMAND_TIMEOUT_S, Deployment, deployment_of
 
 FORMAT = b"1"
 BEGIN = b"0-0"
@@ -41,7 +41,7 @@ class RedisStream:
         self._key = Keys(deployment.common.prefix).record(name)
         self._servers = deployment.servers
         self._credentials = deployment.credentials
-        self._sessions = Sessions(deployment.servers, TIMEOUT_S)
+        self._sessions = Sessions(deployment.servers, COMMAND_TIMEOUT_S)
         self._confirmed_at = time.monotonic()
         self._last = BEGIN  # of the newer entries that were read
         self._known = BEGIN  # the latest that was read or appended
