@@ -63,7 +63,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
     train_pairs: int
     test_pairs: int
     cold_pairs: int
-    users_drawn_from: int | None
+    users_drawn_from: int | None = None
     model: ListMetrics
     intervals: dict[str, MetricInterval]
     as_served: ListMetrics
