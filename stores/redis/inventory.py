@@ -118,19 +118,16 @@ class Inventory:
 
         Raises ReleaseConflict if the release reappears.
         """
-        keys, incarnation = self._keys.release(release), release.incarnation
+        keys = self._keys.release(release)
+        incarnation = release.incarnation
         is_listed = await self._execute("GET", keys.state) == SEALED and await self._execute("EXISTS", keys.lists[0])
         is_named = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
         # First: ends reads and writes; a new claim starts empty.
         ended = await self._end(keys, confirm)
         self._check_gone(release, [deleted >= 0 for deleted in ended])
         await self._erase_listed(release)
-        is_left = not is_listed and (is_named or any(ended))
-        while is_left:
-            is_left = False
-            async for names in self._search(self._keys.pattern(release)):
-                await self._unlink(release, names)
-                is_left = self._keys.clustered  # a slot may have moved to a searched node
+        if not is_listed and (is_named or any(ended)):
+            await self._erase_found(release)
         self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
         await self._execute("SREM", self._keys.incarnations, incarnation)
         if any(await asyncio.gather(*(self._execute("EXISTS", step[0]) for step in keys.steps))):
@@ -156,13 +153,24 @@ class Inventory:
         return await self._retrier.call(lambda: self._sessions.execute(command, key, *args))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
-        keys, pacer = self._keys.release(release), Pacer(BUSY_SHARE)
+        keys = self._keys.release(release)
+        pacer = Pacer(BUSY_SHARE)
         for source in keys.lists:
             while (packed := await self._execute("LINDEX", source, -1)) is not None:
-                listed, started = unpack(packed), time.monotonic()
+                listed = unpack(packed)
+                started = time.monotonic()
                 await self._unlink(release, keys.located(listed)[0])
                 self._check_gone(release, [await self._erase((keys.state, source), packed)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
+
+    async def _erase_found(self, release: ReleaseRef) -> None:
+        """Search for rows and erase them, until there are none."""
+        is_left = True
+        while is_left:
+            is_left = False
+            async for names in self._search(self._keys.pattern(release)):
+                await self._unlink(release, names)
+                is_left = self._keys.clustered  # a slot may have moved to a searched node
 
     async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         by_state = self._keys.release(release).by_step(names)

@@ -13,7 +13,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.redis.client import translated
-from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, unsealed
+from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, ReleaseKeys, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Readers, Redirected, Replies
 from hotplate.stores.redis.servers import Cluster, RedisNode
 from hotplate.stores.redis.sessions import Sessions
@@ -277,17 +277,30 @@ class ClusterLookups:
         slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
         if None in slots:
             absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
-            raw_states = [names.raw_heads[bucket] + b"@state" for bucket in absent]
-            states = await self._read(raw_states, [names.slots[bucket] for bucket in absent], until_s)
-            by_bucket = dict(zip(absent, states, strict=True))
+            states = await self._states(names, absent, until_s)
             for place, bucket in enumerate(buckets):
-                if slots[place] is None and (state := by_bucket[bucket]) != SEALED:
-                    lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
-                    slots[place] = state if isinstance(state, StoreError) else BucketLost(str(lost))
+                if slots[place] is None:
+                    slots[place] = _absence(release, states[bucket])
         if slots and all(isinstance(slot, StoreError) for slot in slots):
             gone = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
             raise cast("StoreError", gone)
         return slots
+
+    async def _states(self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None) -> dict[int, Slot]:
+        """Read the states of buckets."""
+        raw_states = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
+        states = await self._read(raw_states, [names.slots[bucket] for bucket in buckets], until_s)
+        return dict(zip(buckets, states, strict=True))
+
+
+def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
+    """Return None for a list that a bucket in this *state* does not have, or why that is unknown."""
+    if state == SEALED:
+        return None
+    if isinstance(state, StoreError):
+        return state
+    lost = not_found(release) if state is None else unsealed(release, 1, BUCKETS)
+    return BucketLost(str(lost))
 
 
 async def get_from_replicas(keys: Keys, readers: Readers, release: ReleaseRef, names: Sequence[str]) -> list[Slot]:

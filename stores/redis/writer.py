@@ -183,35 +183,38 @@ class Writer:
         return await self._sessions.run(keys.state, transact)
 
     async def _write_by_step(self, draft: DraftRef, batch: Batch) -> float:
-        keys, started = self._keys.release(draft), time.monotonic()
-        names, _ = keys.located([row.key for row in batch.rows])
-        values = dict(zip(names, (row.value for row in batch.rows), strict=True))
+        """Write the rows of each bucket, then list their keys and advance the resume point."""
+        pause_s = await self._put_by_step(draft, batch.rows)
+        await self._sessions.run(self._keys.release(draft).state, partial(self._note, draft, batch))
+        return pause_s
+
+    async def _put_by_step(self, draft: DraftRef, rows: Sequence[Row]) -> float:
+        """Write rows to the nodes and a replica of each; return the pause that the writing calls for."""
+        keys = self._keys.release(draft)
+        started = time.monotonic()
+        writing_s = 0.0
+        names, _ = keys.located([row.key for row in rows])
+        values = dict(zip(names, (row.value for row in rows), strict=True))
 
         def put(state: str, of_step: list[bytes]) -> Command:
             return evaluation(PUT, (state, *of_step), state_of(draft), *(values[name] for name in of_step))
-
-        writing_s = 0.0
 
         async def replicate(session: Session) -> None:
             nonlocal writing_s
             writing_s = time.monotonic() - started
             await self._replicate(session)
 
-        by_step = keys.by_step(values)
-        commands = [put(state, of_step) for state, of_step in by_step.items()]
+        commands = [put(state, of_step) for state, of_step in keys.by_step(values).items()]
         for state in await self._sessions.execute_each(commands, then=replicate):
             check_owned(draft, state)
-        pause_s = self._pacer.pause_s(writing_s)
+        return self._pacer.pause_s(writing_s)
 
-        async def note(session: Session) -> None:
-            check_owned(draft, await self.check_kept(draft, session, batch.last))
-            command = evaluation(
-                NOTE, (keys.state, batch.source, keys.points), state_of(draft), batch.packed, batch.point, batch.last
-            )
-            check_owned(draft, await session.execute(*command))
-
-        await self._sessions.run(keys.state, note)
-        return pause_s
+    async def _note(self, draft: DraftRef, batch: Batch, session: Session) -> None:
+        keys = self._keys.release(draft)
+        names = keys.state, batch.source, keys.points
+        check_owned(draft, await self.check_kept(draft, session, batch.last))
+        command = evaluation(NOTE, names, state_of(draft), batch.packed, batch.point, batch.last)
+        check_owned(draft, await session.execute(*command))
 
     async def _replicate(self, session: Session) -> None:
         if session.node in self._alone:
