@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -213,6 +214,19 @@ class Follower:
         if self.canary is not None and self.canary.served is gone:
             self.canary = None
             self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
+
+    async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
+        """Return `previous`, which a worker that has restarted since loads again; None if it cannot be read."""
+        if self.previous is not None and self.previous.ref == ref:
+            return self.previous
+        entry = None if self._seen is None else self._seen.entry(ref.incarnation)
+        if entry is None:
+            return None
+        async with self._switching:
+            with suppress(StoreError):
+                self.previous = await load(self._reader, entry, None)
+                return self.previous
+        return None
 
     def drop_previous(self, gone: ServedRelease) -> None:
         """Forget the release before the live one, whose rows are gone."""

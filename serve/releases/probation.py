@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from hotplate.serve.metrics import CANARY, HISTOGRAM_CELLS, HIT, MISS, OPERATIONS, Metrics
-from hotplate.serve.releases.canary import MORE_FALLBACKS, NO_READS, ReleaseCounts, find_regression, slow_s
+from hotplate.serve.releases.canary import MORE_FALLBACKS, MORE_SLOW, NO_READS, ReleaseCounts, find_regression, slow_s
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records
 from hotplate.serve.states import SharedStates
@@ -88,7 +88,7 @@ class TierProbation(msgspec.Struct):
     """Of the live release, in the last hour."""
 
     left: list[str] = msgspec.field(default_factory=list[str])
-    """Incarnations that were withdrawn or rolled back."""
+    """Incarnations that were withdrawn or rolled back, also before this service started."""
 
     withdrawn: int = 0
     """Releases that this service has withdrawn."""
@@ -203,8 +203,10 @@ class ReleaseCounter:
     async def _missing(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
         """Return how many of the unexamined misses are of lists that the release before has."""
         misses = self._unexamined[tier.name]
-        previous = tier.follower.previous
-        if not misses or previous is None or previous.ref != before:
+        if not misses:
+            return 0.0
+        previous = await tier.follower.release_before(before)
+        if previous is None:
             return 0.0
         keys = list(served.missed)
         served.missed.clear()
@@ -270,21 +272,18 @@ class Probation:
     async def _follow(self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]) -> bool:
         """Begin with a release that workers follow; returns False while the catalogue does not name it."""
         before = probation.live
-        on_probation = False
-        if before is not None:
-            try:
-                async with asyncio.timeout(CATALOGUE_S), opened(self._stores[probation.tier]) as store:
-                    catalogue = await store.catalogue()
-            except (TimeoutError, StoreError):
-                return False
-            if catalogue.live_ref != live:
-                return False
-            entry = catalogue.entry(before.incarnation)
-            if entry is not None and entry.state is State.WITHDRAWN:
-                probation.left = [*probation.left, before.incarnation][-REMEMBERED:]
-            on_probation = _returns_to(catalogue) == before and live.incarnation not in probation.left
+        try:
+            async with asyncio.timeout(CATALOGUE_S), opened(self._stores[probation.tier]) as store:
+                catalogue = await store.catalogue()
+        except (TimeoutError, StoreError):
+            return False
+        if catalogue.live_ref != live:
+            return False
+        withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
+        left_before = [incarnation for incarnation in probation.left if incarnation not in withdrawn]
+        probation.left = [*left_before, *withdrawn][-REMEMBERED:]
         probation.before = None
-        if on_probation:
+        if before is not None and _returns_to(catalogue) == before and live.incarnation not in probation.left:
             probation.before = before
             probation.expected = expected_of(_sum_of(counted, before).since(probation.history[0].counts))
         probation.live = live
@@ -383,11 +382,15 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
 
 
 async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
-    """Read the same rows in both releases, in turn; return whether over twice as many reads are slow in *release*."""
+    """Read the same rows in both releases, in turn; return whether *release* is slower.
+
+    It has over twice as many slow reads then, and a share of MORE_SLOW more: a few are slow by chance.
+    """
     slow = dict.fromkeys((release, before), 0)
-    for key in (await read_servable(reader, before)).manifest.sample:
+    sample = (await read_servable(reader, before)).manifest.sample
+    for key in sample:
         for read in (before, release):
             started = time.perf_counter()
             await reader.get_many(read, [key])
             slow[read] += time.perf_counter() - started > over_s
-    return slow[release] > 2 * slow[before]
+    return slow[release] > 2 * slow[before] + MORE_SLOW * len(sample)

@@ -213,6 +213,20 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
     assert (await memory.catalogue()).live == bad
 
 
+async def test_release_that_was_withdrawn_before_the_service_started_can_be_forced(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    bad = await publish(memory, "bad", users=FEWER)
+    await service.follow()
+    await service.answer()
+    started = Rehearsal(memory)
+    await started.follow()
+    await started.answer()
+    await life.activate(memory, bad, force=True)
+    await started.follow()
+    assert started.state().live == await ref_of(memory, bad)
+    assert started.state().before is None
+
+
 async def test_visitors_without_a_list_in_either_release_are_no_loss(memory: MemoryStore) -> None:
     service, _ = await rehearsed(memory)
     good = await publish(memory, "good", users=ALL)
@@ -304,6 +318,30 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     assert "reads took more than 10 ms" in found.find(second).refused_by[0]
 
 
+async def test_one_slow_read_does_not_withdraw_a_release_after_a_slow_time_of_the_store(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = await rehearsed(memory)
+    await service.read(300, seconds=0.0004)
+    second = await publish(memory, "second", users=ALL)
+    await service.follow()
+    slow = await ref_of(memory, second)
+    read = memory.get_many
+    slow_reads = iter([0.02])
+
+    async def read_once_slowly(
+        release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[Slot]:
+        if release == slow and keys[0].startswith("user:"):
+            await asyncio.sleep(next(slow_reads, 0.0))
+        return await read(release, keys, timeout_s=timeout_s)
+
+    monkeypatch.setattr(memory, "get_many", read_once_slowly)
+    await service.read(300, seconds=0.02)
+    assert next(slow_reads, None) is None
+    assert (await memory.catalogue()).live == second
+
+
 async def test_service_without_the_right_to_write_says_so(
     memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -366,6 +404,18 @@ async def test_counts_of_a_worker_that_ended_are_continued(memory: MemoryStore) 
     await service.answer()
     (entry,) = service.shared.read(0)
     assert (entry.release, entry.counts.hit) == (await ref_of(memory, first), 6 * USERS)
+
+
+async def test_worker_that_restarts_during_a_probation_counts_missing_lists(memory: MemoryStore) -> None:
+    service, first = await rehearsed(memory)
+    await publish(memory, "bad", users=FEWER)
+    await service.follow()
+    service.reader = TieredReader({"tier": memory})
+    (service.tier,) = service.reader.tiers
+    service.counter = ReleaseCounter(service.shared, 0, service.reader.tiers, service.reader.metrics)
+    await service.follow()
+    await service.answer()
+    assert (await memory.catalogue()).live == first
 
 
 # With real services ---------------------------------------------------------------------------------------------------
