@@ -178,7 +178,7 @@ class ReleaseCounter:
         missing = 0.0
         if probation is not None and probation.before is not None and probation.live == served.ref:
             missing = await self._missing(tier, served, probation.before)
-        counted.counts += new._replace(miss=missing)
+        counted.counts = counted.counts.plus(new._replace(miss=missing))
 
     def _entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
         """Return the counts of the live release; only those of the release before are kept beside them."""
@@ -362,7 +362,7 @@ def _sum_of(counted: Sequence[CountedRelease], release: ReleaseRef | None) -> Re
     total = ReleaseCounts()
     for entry in counted:
         if entry.release == release:
-            total += entry.counts
+            total = total.plus(entry.counts)
     return total
 
 

@@ -77,7 +77,7 @@ class Simulated:
     def is_withdrawn_in_next_second(self) -> bool:
         requests = int(self.random.poisson(self.per_minute / 60))
         self.requests += requests
-        self.counts += self.counted(requests, self.lost)
+        self.counts = self.counts.plus(self.counted(requests, self.lost))
         return find_regression(self.expected, self.counts) is not None
 
 
