@@ -68,8 +68,10 @@ async def from_similar(
     Takes the first items of opened lists, in equal numbers. Items without scores count by their rank; *left_out* are
     ids as by `encode_id`.
     """
-    scores, found = defaultdict[str, float](float), dict[str, Item]()
-    most, taken = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists))), 0
+    scores = defaultdict[str, float](float)
+    found = dict[str, Item]()
+    most = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
+    taken = 0
     for item, body in lists.items():
         for rank, other in enumerate(decode(cut(body, most)), 1):
             scores[other["id"]] += weights[item] * other.get("score", 1 / rank)

@@ -219,7 +219,8 @@ class Metrics:
 
     def observe_charge(self, tier: str, ru: float) -> None:
         """Count the charge of a response."""
-        own, cell = self._own, self.cells[CHARGES][tier,]
+        own = self._own
+        cell = self.cells[CHARGES][tier,]
         own[cell + bisect_left(BUCKETS_RU, ru)] += 1
         own[cell + CHARGES.cells - 1] += ru
         self.count_in(CHARGED_RU, tier, number=ru)
@@ -231,7 +232,8 @@ class Metrics:
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
         """Count consecutive shown or clicked items from *position* on."""
-        own, listed = self._own, self._listed[kind]
+        own = self._own
+        listed = self._listed[kind]
         if position is None:
             own[listed[role, "unknown"]] += items
             return

@@ -128,7 +128,8 @@ class TokenVerifier:
                 log.warning("the keys of the issuer %s: %s; the previous keys stay in use", self._issuer, error)
             self._failure = str(error)
         else:
-            self._fetched_at, self._failure = time.monotonic(), None
+            self._fetched_at = time.monotonic()
+            self._failure = None
             if {name: key.key for name, key in self._keys.items()} != {name: key.key for name, key in keys.items()}:
                 self._verdicts = {}  # a key may have been withdrawn or replaced under the same id
             self._keys = keys
@@ -163,7 +164,8 @@ def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
 async def _get(session: ClientSession, url: str) -> dict[str, Any]:
     if not _is_trusted(url):
         raise IssuerUnreadable("its configuration names keys that are not at an https:// URL")
-    proxy, auth = proxy_for(url), None
+    proxy = proxy_for(url)
+    auth = None
     if proxy is not None and proxy.credentials is not None:
         auth = BasicAuth(*proxy.credentials)
     through = None if proxy is None else proxy.url

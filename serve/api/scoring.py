@@ -143,9 +143,11 @@ class Scoring:
 
 def scoring_refusal(problem: Problem) -> Problem:
     """Return *problem* in the scoring contract: 503 if it is transient."""
-    status, headers = problem.status, problem.headers
+    status = problem.status
+    headers = problem.headers
     if status in TRANSIENT:
-        status, headers = 503, {"Retry-After": "1", **headers}
+        status = 503
+        headers = {"Retry-After": "1", **headers}
     members = msgspec.structs.asdict(ScoreError(status, problem.detail))
     return Problem(status, problem.name, problem.detail, headers, members)
 

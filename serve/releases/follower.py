@@ -82,7 +82,8 @@ class Follower:
         self.attempted = asyncio.Event()
         """Set after the first read of the store or its failure."""
         self.ready = asyncio.Event()
-        self._reader, self._fold_in = reader, fold_in
+        self._reader = reader
+        self._fold_in = fold_in
         self._canary_counts = canary_counts
         self._stopped: Release | None = None
         self._seen: Catalogue | None = None
@@ -191,12 +192,14 @@ class Follower:
                 async with self._switching:
                     self.canary = None if self._seen is None else await self._load_canary(self._seen)
             elif self._seen is not None and not self._switching.locked():
-                entry, finding = self._seen.canary_entry, self.canary.judge(now(), self._canary_counts())
+                entry = self._seen.canary_entry
+                finding = self.canary.judge(now(), self._canary_counts())
                 if entry is not None and finding is not None:
                     self._stop_canary(entry, finding)
 
     def _stop_canary(self, entry: Release, finding: str) -> None:
-        self.canary, self._stopped = None, entry
+        self.canary = None
+        self._stopped = entry
         self.canary_stopped = f"release {entry.id} is the canary, and is not used any more: {finding}"
         log.warning("%s", self.canary_stopped, extra={"release": entry.id})
 
@@ -293,7 +296,8 @@ class Follower:
     async def _follow(self, found: Catalogue) -> None:
         if found.erased != (None if self._seen is None else self._seen.erased):
             await self._follow_erased(found)
-        live, served = found.live_entry, self.served
+        live = found.live_entry
+        served = self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
             if self.canary is not None and self._is_canary(live):
@@ -326,21 +330,26 @@ class Follower:
 
     async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
         """None also if the canary cannot be loaded."""
-        record, entry = found.canary, found.canary_entry
+        record = found.canary
+        entry = found.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
-            self.canary_stopped, self._stopped, self._found["canary"] = None, None, []
+            self.canary_stopped = None
+            self._stopped = None
+            self._found["canary"] = []
             return None
         self._canary_named.set()
         if self._stopped == entry:
             return None
         self.canary_stopped = self._stopped = None
         if self.canary is None or not self._is_canary(entry):
-            served, began_with = await self._try_load(entry), None
+            served = await self._try_load(entry)
+            began_with = None
         elif self.canary.record == record:
             return self.canary
         else:
-            served, began_with = self.canary.served, self.canary.began_with
+            served = self.canary.served
+            began_with = self.canary.began_with
         if served is None:
             return None
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
@@ -403,7 +412,8 @@ class Follower:
 
     def _note_outdated(self) -> None:
         if self._current:
-            self._current, self._current_at = False, time.monotonic()
+            self._current = False
+            self._current_at = time.monotonic()
 
     def _is_new(self, live: Release) -> bool:
         return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
@@ -448,7 +458,8 @@ class Follower:
             return
         now = asyncio.get_running_loop().time()
         if type(error) is not self._logged or now >= self._logged_at + LOG_EVERY_S:
-            self._logged, self._logged_at = type(error), now
+            self._logged = type(error)
+            self._logged_at = now
             log.warning("%s", text, exc_info=cause)
 
 

@@ -198,16 +198,19 @@ class MetricReport:
 
     def data(self) -> MetricsData:
         """Return all series that have counted something."""
-        counted, now_ns = take_snapshot(self._metrics), time.time_ns()
+        counted = take_snapshot(self._metrics)
+        now_ns = time.time_ns()
         found = [self._metric(row, counted, now_ns) for row in counted if row.otel]
         if self._settings.delta:
-            self._before, self._started_ns = counted, now_ns
+            self._before = counted
+            self._started_ns = now_ns
         scope = ScopeMetrics(SCOPE, [one for one in found if one.data.data_points], "")
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _metric(self, row: Metric, counted: Snapshot, now_ns: int) -> ExportedMetric:
         unknown: Any = None  # optional in the protocol, but not in the SDK's type
-        before, points = self._before.get(row, {}), list[HistogramDataPoint]()
+        before = self._before.get(row, {})
+        points = list[HistogramDataPoint]()
         for labels, totals in counted[row].items():
             known = before.get(labels, [0.0] * len(totals))
             *buckets, total = (now - then for now, then in zip(totals, known, strict=True))

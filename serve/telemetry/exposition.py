@@ -218,7 +218,8 @@ def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:
 def _family(row: Metric, series: CountsByLabels) -> Family:
     names = [*row.labels]
     if row.buckets:
-        histogram, bounds = HistogramMetricFamily(row.name, row.help, labels=names), [*map(str, row.buckets), "+Inf"]
+        histogram = HistogramMetricFamily(row.name, row.help, labels=names)
+        bounds = [*map(str, row.buckets), "+Inf"]
         for labels, (*buckets, total) in series.items():
             histogram.add_metric(labels, list(zip(bounds, accumulate(buckets), strict=True)), total)
         return histogram

@@ -180,7 +180,8 @@ class RequestSpan:
         if "db.collection.name" in attributes:
             name = f"{name} {attributes['db.collection.name']}"
         links = [(other.trace_id, other.span_id) for other in others]
-        ids, failed = (self.trace_id, span_id, self.span_id), "error.type" in attributes
+        ids = (self.trace_id, span_id, self.span_id)
+        failed = "error.type" in attributes
         self._tracer.record(Span(name, False, *ids, self._tracestate, *times_ns, attributes, failed, links))
 
 
@@ -209,7 +210,8 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     if keys > 1:
         call.attributes["hotplate.keys"] = keys
     token = traced_call.set(call)
-    started_ns, started = time_ns(), perf_counter()
+    started_ns = time_ns()
+    started = perf_counter()
     try:
         return await reading
     except BaseException as error:
