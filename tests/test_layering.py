@@ -114,8 +114,8 @@ def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
         "hotplate.serve.item_factors",
         "hotplate.serve.telemetry.export",
     )
-    offline = ("publishing", "training", "pipelines", "evaluating", "demonstration")
-    work = [f"hotplate.cli.{module}" for module in offline]
+    heavy = ("publishing", "training", "pipelines", "evaluating", "demonstration", "spending")
+    work = [f"hotplate.cli.{module}" for module in heavy]
     extras = (*of_extras, *work, "hotplate.testing", "hotplate.__main__", "hotplate.client", "hotplate.report_page")
     names = [name_of(module) for module in modules_of(room)]
     names = [name for name in names if not name.startswith(extras)]

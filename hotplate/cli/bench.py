@@ -2,24 +2,20 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import time
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import orjson
 import typer
 
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
+from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import FAILED, Json, err, out, print_json, require_folder, show_report, table
+from hotplate.cli.terminal import Json, err, out, print_json, require_folder, show_report
+from hotplate.report import Report
 from hotplate.stores.options import Argument, Flag
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hotplate.bench.progress import ProgressDisplay
-    from hotplate.report import Report
 
 app = Verbs(
     no_args_is_help=True,
@@ -37,11 +33,10 @@ _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
 
-def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_json: bool) -> NoReturn:
+def _run(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
     """Measure, write and print the report, and exit with its code."""
     require_folder(written)
     from hotplate import report_page  # imported before the measurement, because it needs an extra
-    from hotplate.bench.progress import progress_display
 
     with progress_display(err) as display:
         report = measure(display)
@@ -49,7 +44,7 @@ def _run(measure: "Callable[[ProgressDisplay], Report]", written: Path, *, as_js
     finish(report, written, as_json=as_json)
 
 
-def finish(report: "Report", name: Path | None, *, as_json: bool) -> NoReturn:
+def finish(report: Report, name: Path | None, *, as_json: bool) -> NoReturn:
     """Print a report from the file *name*, and exit with its code."""
     show_report(report, as_json=as_json)
     if name is not None and not as_json:
@@ -99,32 +94,6 @@ def reference(options: ReferenceOptions, written: Written = Path("hotplate-refer
     _run(lambda display: reproduce(options, display), written, as_json=as_json)
 
 
-def _confirm_cost(options: SweepOptions) -> None:
-    from hotplate.bench.planner.prices import load
-    from hotplate.bench.ru.run import account_regions, cost, plan
-
-    planned = plan(options)
-    if options.account is None:
-        return
-    for line in cost(planned, account_regions(options.account), load(), time()):
-        err.print(line)
-    _confirm(yes=options.yes)
-
-
-def _confirm(*, yes: bool) -> None:
-    from hotplate.bench.errors import BenchMisused
-
-    if yes:
-        return
-    try:
-        wanted = typer.confirm("Create that, and spend it?", err=True)
-    except typer.Abort:
-        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
-    if not wanted:
-        err.print("nothing was created")
-        raise typer.Exit(FAILED)
-
-
 @app.command(also=EXIT_CODES)
 def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: Json = False) -> None:
     """Measure reads/s, p50, p99, 429s and cost at each level of provisioned RU/s.
@@ -135,10 +104,10 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    from hotplate.bench.ru.run import plan, sweep
+    from hotplate.cli import spending
 
-    _confirm_cost(options)
-    _run(lambda display: sweep(plan(options), display), written, as_json=as_json)
+    plan = spending.confirmed_sweep(options)
+    _run(lambda display: spending.sweep(plan, display), written, as_json=as_json)
 
 
 @app.command()
@@ -158,32 +127,18 @@ def charges(
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
     """
     require_folder(written)
-    from hotplate.bench.planner.prices import load as load_prices
-    from hotplate.bench.ru.charges import measure, plan
-    from hotplate.bench.ru.run import account_regions
-    from hotplate.stores.cosmos.charges import load as load_charges
+    from hotplate.cli import spending
 
-    planned = plan(store, sizes)
-    ours = load_charges()
-    for line in planned.lines(ours, load_prices(), account_regions(planned.url), time()):
-        err.print(line)
-    if dry_run:
+    plan = spending.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)
+    if plan is None:
         return
-    _confirm(yes=yes)
-    with err.status("") as status:
-        measured = measure(planned, ours, status.update)
-    written.write_text(measured.to_toml())
+    charges = spending.measure_charges(plan)
+    written.write_text(charges.to_toml())
     if as_json:
-        print_json(measured.to_json())
-        return
-    rows = [
-        (charge.operation, charge.size_kb, f"{charge.measured_ru:,.2f}", f"{charge.ours_ru:,.2f}", f"{charge.off:+.1%}")
-        for charge in measured.by_size
-    ]
-    out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
-    for name, value in measured.small.items():
-        out.print(f"{name}: {value:g}")
-    out.print(f"measured on {measured.subject}; written to {written}")
+        print_json(charges.to_json())
+    else:
+        spending.print_charges(charges)
+        out.print(f"measured on {charges.subject}; written to {written}")
 
 
 @app.command()

@@ -1,0 +1,67 @@
+"""The work of `hotplate bench ru` and `charges`, which spend money in an account once that is confirmed."""
+
+from time import time
+
+import typer
+
+from hotplate.bench.errors import BenchMisused
+from hotplate.bench.options import SweepOptions
+from hotplate.bench.planner.prices import load as load_prices
+from hotplate.bench.ru import charges as charge_measurement
+from hotplate.bench.ru.charges import ChargesPlan, MeasuredCharges
+from hotplate.bench.ru.run import SweepPlan, account_regions, cost, sweep
+from hotplate.bench.ru.run import plan as plan_sweep
+from hotplate.cli.terminal import FAILED, err, out, table
+from hotplate.stores.cosmos.charges import load as load_charges
+
+__all__ = ("confirmed_charges", "confirmed_sweep", "measure_charges", "print_charges", "sweep")
+
+
+def confirmed_sweep(options: SweepOptions) -> SweepPlan:
+    """Return the plan of a sweep, once its cost in an account is confirmed."""
+    plan = plan_sweep(options)
+    if options.account is not None:
+        for line in cost(plan, account_regions(options.account), load_prices(), time()):
+            err.print(line)
+        _confirm(yes=options.yes)
+    return plan
+
+
+def _confirm(*, yes: bool) -> None:
+    if yes:
+        return
+    try:
+        is_wanted = typer.confirm("Create that, and spend it?", err=True)
+    except typer.Abort:
+        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
+    if not is_wanted:
+        err.print("nothing was created")
+        raise typer.Exit(FAILED)
+
+
+def confirmed_charges(store: str, sizes: str, *, dry_run: bool, yes: bool) -> ChargesPlan | None:
+    """Print the cost of measuring charges, and return the plan once it is confirmed; None for a dry run."""
+    plan = charge_measurement.plan(store, sizes)
+    for line in plan.lines(load_charges(), load_prices(), account_regions(plan.url), time()):
+        err.print(line)
+    if dry_run:
+        return None
+    _confirm(yes=yes)
+    return plan
+
+
+def measure_charges(plan: ChargesPlan) -> MeasuredCharges:
+    """Measure, and show what is being measured."""
+    with err.status("") as status:
+        return charge_measurement.measure(plan, load_charges(), status.update)
+
+
+def print_charges(charges: MeasuredCharges) -> None:
+    """Print the charges of each operation and size, beside those by our coefficients."""
+    rows = [
+        (charge.operation, charge.size_kb, f"{charge.measured_ru:,.2f}", f"{charge.ours_ru:,.2f}", f"{charge.off:+.1%}")
+        for charge in charges.by_size
+    ]
+    out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
+    for name, ru in charges.small.items():
+        out.print(f"{name}: {ru:g}")
