@@ -299,7 +299,9 @@ class Probation:
         finding = find_regression(probation.expected, counts)
         passed_s = self._clock() - probation.began
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
-        if finding is not None and self._clock() >= self._retry_at[probation.tier]:
+        if finding is None:
+            probation.blocked = ""
+        elif self._clock() >= self._retry_at[probation.tier]:
             await self._withdraw(probation, counts, finding)
             self._retry_at[probation.tier] = self._clock() + RETRY_S
         if is_over:
@@ -320,6 +322,7 @@ class Probation:
                 is_only_slow = find_regression(probation.expected, counts._replace(reads=NO_READS)) is None
                 if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
+                    probation.blocked = ""
                     return
                 await rollback(store, live.id, reason=f"probation: {finding}")
         except ReleaseConflict as error:  # changed by an operator or another service, which the workers follow

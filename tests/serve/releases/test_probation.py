@@ -318,6 +318,26 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     assert "reads took more than 10 ms" in found.find(second).refused_by[0]
 
 
+async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = await rehearsed(memory)
+    await service.read(300, seconds=0.0004)
+    await publish(memory, "second", users=ALL)
+    await service.follow()
+
+    async def fail(*_: object, **__: object) -> list[Slot]:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "get_many", fail)
+        await service.read(300, seconds=0.02)
+    assert service.state().blocked == "away"
+    service.now += RETRY_S
+    await service.look()
+    assert service.state().blocked == ""  # as slow as the release before
+
+
 async def test_one_slow_read_does_not_withdraw_a_release_after_a_slow_time_of_the_store(
     memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
