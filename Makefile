@@ -102,7 +102,7 @@ bench: .venv/dev .venv/lane ## the benchmarks, saved below .benchmarks and compa
 	    $(or $(ONLY),bench)
 
 figures: .venv/dev .venv/lane ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
-	$(BIN)/python -m hotplate.bench.figures $(KEEP)
+	$(BIN)/python -m hotplate.bench.docs_figures $(KEEP)
 
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
 	$(BIN)/python -m hotplate.offline.quality

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import msgspec
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.latency_trace import read_trace
+from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.errors import BenchMisused
 
 FORM = re.compile(r"p50=(\d+(?:\.\d+)?)(ms|s|us),p99=(\d+(?:\.\d+)?)(ms|s|us)")

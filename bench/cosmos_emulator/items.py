@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
+from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.partitions import Document, Partition, encode, key_of
 from hotplate.bench.cosmos_emulator.resources import (
     ALREADY_EXISTS,

@@ -17,7 +17,7 @@ from typing import Any
 import mmh3
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.messages import HttpError, Request, Substatus, parse_json
 from hotplate.stores.cosmos.url import PARTITION_RU, Throughput
 
 HEADER = b"x-ms-documentdb-partitionkey"

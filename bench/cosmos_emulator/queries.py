@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
+from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
 
 NUMBER = re.compile(r"-1|\d{1,18}")

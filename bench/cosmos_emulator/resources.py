@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hotplate.bench.cosmos_emulator.http import HttpError, Request, Substatus, parse_json
+from hotplate.bench.cosmos_emulator.messages import HttpError, Request, Substatus, parse_json
 from hotplate.bench.cosmos_emulator.partitions import ContainerDocuments, Partitions, key_property
 from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.url import AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput, minimum_ru

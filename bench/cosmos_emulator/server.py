@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.http import (
+from hotplate.bench.cosmos_emulator.messages import (
     HttpConnection,
     HttpError,
     HttpHandler,

@@ -19,8 +19,8 @@ import orjson
 
 from hotplate.bench.cosmos_emulator import items, queries, resources
 from hotplate.bench.cosmos_emulator.faults import Faults
-from hotplate.bench.cosmos_emulator.http import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.items import RequestContext, context_of
+from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, Substatus
 from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
 from hotplate.bench.errors import BenchMisused
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
-from hotplate.bench.planner.options import reached_ru
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
+from hotplate.bench.planner.serving_options import reached_ru
 from hotplate.report import Curve, Plot, Report, Row, rounded
 
 PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate

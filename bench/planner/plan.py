@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
 
-from hotplate.bench.planner.figures import FigureTable, PlanFigure
+from hotplate.bench.planner.formulas import FigureTable, PlanFigure
 from hotplate.bench.planner.inputs import KNOWN, Inputs, SourcedInputs, hourly_shares
-from hotplate.bench.planner.options import Option, possible_costs, price
 from hotplate.bench.planner.prices import Prices
+from hotplate.bench.planner.serving_options import Option, possible_costs, price
 from hotplate.bench.planner.sizing import size
 from hotplate.stores.cosmos.charges import Charges
 

@@ -3,7 +3,7 @@
 from math import log
 from statistics import fmean
 
-from hotplate.bench.planner.figures import FigureTable, Term, ceiling, least, most, term
+from hotplate.bench.planner.formulas import FigureTable, Term, ceiling, least, most, term
 from hotplate.bench.planner.inputs import KEY_BYTES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
 from hotplate.stores.cosmos import url

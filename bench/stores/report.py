@@ -11,7 +11,7 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.lists import popular_complaint, popular_counts
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
-from hotplate.bench.planner.figures import round_up
+from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, calculate, usable_gb
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices

@@ -13,10 +13,10 @@ import typer
 
 from hotplate.bench.planner import inputs
 from hotplate.bench.planner import prices as price_list
-from hotplate.bench.planner.figures import explain
+from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.plan import CapacityPlan, calculate
-from hotplate.bench.planner.review import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
+from hotplate.bench.planner.plan_report import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
 from hotplate.cli.flags import signed
 from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
 from hotplate.report import Report

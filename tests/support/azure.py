@@ -26,7 +26,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.exceptions import ClientAuthenticationError
 
 from hotplate.bench.cosmos_emulator import resources
-from hotplate.bench.cosmos_emulator.http import CODES, HttpError, HttpHandler, HttpResponse, Request
+from hotplate.bench.cosmos_emulator.messages import CODES, HttpError, HttpHandler, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.cosmos.url import EMULATOR_KEY

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import HttpHandler, HttpResponse, Request
+from hotplate.bench.cosmos_emulator.messages import HttpHandler, HttpResponse, Request
 from hotplate.bench.cosmos_emulator.resources import EmulatedAccount
 from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, running
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
-from hotplate.bench.cosmos_emulator.http import Request, render
+from hotplate.bench.cosmos_emulator.messages import Request, render
 from hotplate.bench.cosmos_emulator.resources import Container, EmulatedAccount
 from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.stores.catalogue import ReleaseId

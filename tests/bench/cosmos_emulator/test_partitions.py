@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from azure.cosmos import PartitionKey
 
-from hotplate.bench.cosmos_emulator.http import HttpError
+from hotplate.bench.cosmos_emulator.messages import HttpError
 from hotplate.bench.cosmos_emulator.partitions import Partitions, effective_key, encode
 from hotplate.stores.cosmos.url import Throughput, minimum_ru
 

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
-from hotplate.bench.cosmos_emulator.http import HttpResponse
+from hotplate.bench.cosmos_emulator.messages import HttpResponse
 from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, signed, substatus

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from hotplate.bench.planner.review import OPTIONS
+from hotplate.bench.planner.plan_report import OPTIONS
 from hotplate.report import Report, Row, format_cell, from_json, to_json
 from tests.support.browser import Page, opened
 from tests.support.command import hotplate, json_of

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from hotplate.bench.planner.figures import PlanFigure, explain, round_up
+from hotplate.bench.planner.formulas import PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, merge
-from hotplate.bench.planner.review import growth, read_baseline, to_toml
+from hotplate.bench.planner.plan_report import growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from hotplate.bench.planner.inputs import PlanMisused
-from hotplate.bench.planner.options import REDIS_BUCKETS, refused_share
 from hotplate.bench.planner.plan import break_even_rps
-from hotplate.bench.planner.review import report, warnings
+from hotplate.bench.planner.plan_report import report, warnings
+from hotplate.bench.planner.serving_options import REDIS_BUCKETS, refused_share
 from hotplate.bench.planner.sizing import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from hotplate.bench.ru.run import database_cost
 from hotplate.report import print_report

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hotplate.bench.figures import RUNS, keep, lines_of, of_one_cpu, printed, stripped, write_tables
+from hotplate.bench.docs_figures import RUNS, keep, lines_of, of_one_cpu, printed, stripped, write_tables
 from hotplate.report import Column, Report, Row, from_json, to_json
 from tests.support.command import hotplate
 from tests.support.paths import ROOT

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hotplate.bench.planner.figures import explain
+from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import CAPACITIES, KNOWN, InputSource, PlanMisused, read_toml
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps

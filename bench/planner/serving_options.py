@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import log, sqrt
 from statistics import fmean
 
-from hotplate.bench.planner.figures import FigureTable, PlanFigure, Term, ceiling, most, round_up, term
+from hotplate.bench.planner.formulas import FigureTable, PlanFigure, Term, ceiling, most, round_up, term
 from hotplate.bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices, Size
 from hotplate.bench.planner.sizing import CONTROL_RU, DOUBLED, GB, PARTITION_GB, PARTITIONS, SKEW, skew_of
