@@ -263,6 +263,8 @@ class Probation:
             return
         now = self._clock()
         counts = _sum_of(counted, newest)
+        if counts.lookups < probation.history[-1].counts.lookups:  # left, and live again between two looks
+            probation.history = [Sample(now, ReleaseCounts())]
         if now >= probation.history[-1].at + SAMPLE_S:
             recent = [sample for sample in probation.history if sample.at >= now - HOUR_S]
             probation.history = [*recent, Sample(now, counts)]

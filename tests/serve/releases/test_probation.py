@@ -269,6 +269,25 @@ async def test_rollback_and_first_release_are_not_on_probation(memory: MemorySto
     assert service.state().before is None
 
 
+async def test_release_that_was_left_for_a_moment_is_counted_anew(memory: MemoryStore) -> None:
+    service, _ = await rehearsed(memory)
+    service.now += HOUR_S
+    await service.look()
+    service.now += HOUR_S
+    await service.look()  # the counts of the first release are now those of its last hour
+    await publish(memory, "second", users=ALL)
+    await service.tier.follower.refresh()
+    await service.counter.count()
+    await life.rollback(memory)
+    await service.follow()
+    await service.answer(NAMES[:150])
+    third = await publish(memory, "third", users=ALL)
+    await service.follow()
+    assert service.state().expected.lookups == 150
+    await service.answer()
+    assert (await memory.catalogue()).live == third
+
+
 async def test_failing_store_withdraws_nothing(memory: MemoryStore) -> None:
     remote = RemoteStore(memory)
     await publish(memory, "first", users=ALL)
