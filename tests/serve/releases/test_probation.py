@@ -107,7 +107,7 @@ def stays(random: np.random.Generator) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("releases", "seed"), [(100, 64), pytest.param(scaled(1000, least=1000), SEED, marks=pytest.mark.soak)]
+    ("releases", "seed"), [(100, 64), pytest.param(scaled(4000, least=4000), SEED, marks=pytest.mark.soak)]
 )
 def test_bad_releases_return_and_good_ones_stay(
     releases: int, seed: int, record_property: Callable[[str, object], None]
