@@ -98,7 +98,7 @@ def decode_pairs(value: bytes) -> ConsumedPairs | None:
     """Return the pairs of an entry; None if it is damaged."""
     try:
         entry = _decode(value)
-    except msgspec.MsgspecError:
+    except ValueError:  # of msgspec, or text that is not UTF-8
         return None
     if len(entry.pairs) % PAIR_BYTES:
         return None

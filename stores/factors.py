@@ -97,7 +97,7 @@ def read_description(body: bytes) -> Description:
     try:
         check_format(msgspec.json.decode(body, type=RecordFormat).format, FORMAT, f"the row {FACTORS!r}")
         return msgspec.json.decode(body, type=Description)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise ReleaseCorrupt(f"the row {FACTORS!r} cannot be read ({error}); publish the release again") from error
 
 
@@ -106,7 +106,7 @@ def read_piece(body: bytes, factors: int) -> tuple[list[ItemEntry], memoryview]:
     try:
         (length,) = _LENGTH.unpack_from(body)
         entries = msgspec.json.decode(body[_LENGTH.size : _LENGTH.size + length], type=list[ItemEntry])
-    except (struct.error, msgspec.DecodeError) as error:
+    except (struct.error, ValueError) as error:
         raise ReleaseCorrupt(f"a piece of {FACTORS!r} cannot be read ({error}); publish the release again") from error
     rows = memoryview(body)[_LENGTH.size + length :]
     if len(rows) != len(entries) * factors * _FLOAT_BYTES:

@@ -65,7 +65,7 @@ def read_trace(path: Path) -> LatencyTrace:
         trace = msgspec.json.decode(path.read_bytes(), type=LatencyTrace)
     except OSError as error:
         raise BenchMisused(f"{path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise BenchMisused(f"{path} is not a trace of `hotplate bench stores --record`: {error}") from error
     if trace.format != FORMAT or not trace.count:
         raise BenchMisused(f"{path} has format {trace.format} and {trace.count:,} reads; expected format {FORMAT}")

@@ -95,6 +95,10 @@ def test_entries_hold_all_pairs_of_an_event(pairs: ConsumedPairs) -> None:
     assert max((len(part.pairs) for part in parts), default=0) <= MAX_PAIRS
 
 
+def test_entry_that_is_not_utf_8_is_left_out() -> None:
+    assert decode_pairs(b"\x93\x00\xa2\x00\x80") is None
+
+
 @given(st.binary(max_size=60), PAIRS, st.data())
 def test_damaged_entries_are_left_out(noise: bytes, pairs: ConsumedPairs, data: st.DataObject) -> None:
     value = encode_pairs(pairs)
