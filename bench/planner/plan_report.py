@@ -253,14 +253,15 @@ def _answer(plan: CapacityPlan) -> str:
         "serverless": "serverless",
     }
     ru = ways["autoscale" if capacity == "autoscale" else "manual"]
-    ru += f" ({plan.number('publish_ru_s'):,.0f} while publishing)"
     if plan.cheapest != capacity:
         ru += f" or {ways[plan.cheapest]}"
     where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
     if plan.inputs.have_ru is not None and plan.number("over_ru"):
         where += f" (today {plan.inputs.have_ru:,})"
     pods = _pods(plan.number("pods"))
-    return f"Provision {ru}{where}, and {pods}. {_cheaper(plan)}."
+    publish_ru = plan.number("publish_ru_s")
+    publishing = f", {publish_ru:,.0f} RU/s while publishing" if publish_ru > plan.number("serve_ru") else ""
+    return f"Provision {ru}{where}{publishing}, and {pods}. {_cheaper(plan)}."
 
 
 def _pods(count: float) -> str:
@@ -283,19 +284,20 @@ def _cheaper(plan: CapacityPlan) -> str:
     currency = plan.prices.currency
     cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
     cosmos_total = f"{_total(plan, f'{plan.cheapest}_total')} {currency}"
+    month = "a month with its pods"
     files = ""
     if plan.figures["files_total"].unit:
         files = f"; files in the pods cost {_total(plan, 'files_total')} {currency}"
     if not plan.figures["redis_cost"].unit:
-        return f"{cosmos} costs {cosmos_total} a month; Redis is {plan.figures['redis_cost'].value}"
+        return f"{cosmos} costs {cosmos_total} {month}; Redis is {plan.figures['redis_cost'].value}"
     redis_total = f"{_total(plan, 'redis_total')} {currency}"
     cosmos_low, cosmos_high = _between(plan, f"{plan.cheapest}_cost")
     redis_low, redis_high = _between(plan, "redis_cost")
     if redis_high < cosmos_low:
-        return f"Redis costs less ({redis_total} a month) than {cosmos} ({cosmos_total}){files}"
+        return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}){files}"
     if cosmos_high < redis_low:
-        return f"{cosmos} costs less ({cosmos_total} a month) than Redis ({redis_total}){files}"
-    return f"{cosmos} ({cosmos_total} a month) and Redis ({redis_total}) cost about the same{files}"
+        return f"{cosmos} costs less ({cosmos_total} {month}) than Redis ({redis_total}){files}"
+    return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same{files}"
 
 
 def _total(plan: CapacityPlan, name: str) -> str:

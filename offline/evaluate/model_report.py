@@ -55,8 +55,8 @@ def answer(record: EvaluationRecord) -> str:
     """Return how good the lists are against what is popular now, both as served, and how many users chose of them."""
     served = record.as_served
     hits = (
-        f"In the test data, unseen in training, {100 * served.hit_rate:.0f} % of users chose an item of their list of "
-        f"{record.k}"
+        f"Of {served.users:,} users in the test data, which training did not see, {100 * served.hit_rate:.0f} % chose "
+        f"an item of their list of {record.k}"
     )
     ndcg = f"nDCG@{record.k} {served.ndcg:.3f}"
     popularity = record.baselines.get("popularity")

@@ -49,7 +49,7 @@ def test_the_first_lines_compare_the_lists_with_what_is_popular(clicks: Path, tm
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert re.match(
         r"The lists are \d+ % worse than the most popular items \(popularity\), nDCG@10 0\.\d{3} against 0\.\d{3}\. "
-        r"In the test data, unseen in training, \d+ % of users chose an item of their list of 10 "
+        r"Of [\d,]+ users in the test data, which training did not see, \d+ % chose an item of their list of 10 "
         r"\(of the popular list: \d+ %\)\.\n\n",
         unwrapped(done.stdout),
     )
@@ -61,7 +61,7 @@ def test_the_first_lines_compare_the_lists_with_what_is_popular(clicks: Path, tm
     found = json_of("train", clicks, "--out", tmp_path / "model", *popular)
     assert re.fullmatch(
         r"Everybody gets what is popular now \(recent popularity\), nDCG@10 0\.\d{3}\. "
-        r"In the test data, unseen in training, \d+ % of users chose an item of their list of 10\.",
+        r"Of [\d,]+ users in the test data, which training did not see, \d+ % chose an item of their list of 10\.",
         found["verdict"],
     )
     assert unwrapped(done.stdout).startswith(found["verdict"])
