@@ -65,7 +65,7 @@ def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel
     names = [
         path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts and path.suffix != ".so"
     ]
-    outside = re.compile(r"bench/(test_|conftest\.py|bare\.py|figures)|offline/quality\.py")
+    outside = re.compile(r"bench/(test_|conftest\.py|bare\.py|docs_figures\.py|figures)|offline/quality\.py")
     kept = [name for name in names if not outside.match(name)]
     assert contents(wheel) == {name if name.startswith("hotplate/") else f"hotplate/{name}" for name in kept}
 

@@ -32,8 +32,9 @@ from hotplate.stores.cosmos.url import EMULATOR_KEY
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
 CERTIFICATE_LIFE = timedelta(days=30)
-# Until connections that were just accepted are known.
+# Until connections that were just accepted are known: with TLS, once their handshake is done.
 ACCEPTING_S = 0.01
+HANDSHAKE_S = 0.1
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
 
 
@@ -99,7 +100,7 @@ async def running(
     finally:
         for listener in listeners:
             listener.close()
-        await asyncio.sleep(ACCEPTING_S)
+        await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)
         for connection in list(emulator.connections):
             connection.reset()
 
