@@ -59,7 +59,7 @@ EventType = Annotated[
 Position = Annotated[
     float, Meta(ge=1, le=100_000, multiple_of=1, description="The place of the first item in the list, from 1.")
 ]
-Time = Annotated[float, Meta(ge=0, lt=1e11, description="When it happened, as Unix time in seconds; by default now.")]
+Time = Annotated[float, Meta(ge=0, lt=1e11, description="Unix time in seconds; by default, and at most, now.")]
 Value = Annotated[
     float,
     Meta(ge=-1e12, le=1e12, description="The value of the whole event, as the price paid; experiments sum it up."),
@@ -220,7 +220,7 @@ class EventsHandler:
                 _encode(
                     WrittenEvent(
                         event.id or f"{self._prefix}{next(self._count):x}",
-                        now if event.time is None else event.time,
+                        now if event.time is None else min(event.time, now),
                         event.type,
                         event.user,
                         event.items,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service
 
 def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     return {tuple(one.labels[label] for label in labels): one.value for one in samples(service, name) if one.value}
+
+
+def test_event_of_the_future_happened_now(open_service: Service, tmp_path: Path) -> None:
+    event = {"type": "buy", "user": "42", "items": ["7"], "time": 9e10}
+    sent = json.dumps({"events": [event]}).encode()
+    assert open_service.request("POST", "/v1/events", sent, Content_Type="application/json").status == 200
+    (kept,) = written(tmp_path / "log")
+    assert abs(kept["time"] - time.time()) < 60
 
 
 def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
