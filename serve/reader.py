@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -225,13 +224,15 @@ class TieredReader:
         """
         lists: list[EncodedList | None] = [None] * len(rows)
         budget_s = self._budget_s + BUDGET_S_PER_USER * (len(rows) - 1)
-        deadline = min(loop_time() + budget_s, caller_deadline() or inf)
-        for origin, stored in self._with_release(release, name):
+        batch = BatchRead(loop_time() + budget_s, caller_deadline())
+        origins = list(self._with_release(release, name))
+        for index, (origin, stored) in enumerate(origins):
             places = [place for place, encoded in enumerate(lists) if encoded is None]
             if not places:
                 break
             wanted = [RowKey(rows[place].kind, rows[place].id, stored) for place in places]
-            for place, encoded in zip(places, await self._in_release(origin, wanted, segment, deadline), strict=True):
+            read = await self._in_release(batch, len(origins) - index, origin, wanted, segment)
+            for place, encoded in zip(places, read, strict=True):
                 lists[place] = None if encoded is None else self.named(name, encoded)
         return lists
 
@@ -253,7 +254,7 @@ class TieredReader:
                 yield Origin(tier, served), stored
 
     async def _in_release(
-        self, origin: Origin, rows: Sequence[RowKey], segment: str, deadline: float
+        self, batch: BatchRead, tiers: int, origin: Origin, rows: Sequence[RowKey], segment: str
     ) -> list[EncodedList | None]:
         tier = origin.tier
         served = origin.served
@@ -261,7 +262,7 @@ class TieredReader:
         read: Sequence[Slot] = []
         try:
             if shown:
-                read = await tier.read(served, [row.text for row in shown], max(0.0, deadline - loop_time()))
+                read = await batch.read_from(origin, [row.text for row in shown], tiers)
         except StoreError as error:  # reported by the tier
             read = [error] * len(shown)
         slots = dict(zip(shown, read, strict=True))

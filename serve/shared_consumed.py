@@ -98,7 +98,7 @@ def decode_pairs(value: bytes) -> ConsumedPairs | None:
     """Return the pairs of an entry; None if it is damaged."""
     try:
         entry = _decode(value)
-    except ValueError:  # of msgspec, or text that is not UTF-8
+    except (ValueError, RecursionError):  # ValueError: of msgspec, or text that is not UTF-8
         return None
     if len(entry.pairs) % PAIR_BYTES:
         return None
@@ -322,6 +322,7 @@ class ConsumedSharing:
         self._unsent = list[ConsumedPairs]()
         self._due = 0.0  # when they are sent, by the monotonic clock
         self._has_more_events = True
+        self._reading: asyncio.Future[list[ConsumedEvent]] | None = None
         self._wants_rewind = False
         self._failure: str | None = None
         # Stores whose erased users are unknown, and until when sending waits for them.
@@ -336,10 +337,12 @@ class ConsumedSharing:
                 for url in self._stores:
                     tasks.create_task(self._follow_erased(url))
         finally:
-            with suppress(StoreError, OSError, TimeoutError):
-                async with asyncio.timeout(FLUSH_S):
-                    await self._send_rest()
-            await self._stream.close()
+            try:
+                with suppress(StoreError, OSError, TimeoutError):
+                    async with asyncio.timeout(FLUSH_S):
+                        await self._send_rest()
+            finally:
+                await self._stream.close()
 
     async def _share(self) -> None:
         backoff = Backoff(*PAUSES_S)
@@ -406,9 +409,14 @@ class ConsumedSharing:
                 self._consumed.hide(pairs)
                 self._in_stream.hide(pairs)
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
-        if erased:
+        if not erased:
+            return
+        try:
             await _append(self._stream, forgotten, self._consumed, self._metrics)
             await self._stream.delete(erased)
+        except StoreError:
+            self._wants_rewind = True  # the stream is past these entries
+            raise
 
     def _forget(self, pairs: ConsumedPairs) -> None:
         for table in (self._consumed, self._in_stream):
@@ -429,10 +437,22 @@ class ConsumedSharing:
             for part in parts:
                 self._in_stream.hide(part)
             del self._unsent[:BATCH]
-        events = await asyncio.to_thread(self._tail.next_events, BATCH)
+        events = await self._next_events()
         self._has_more_events = len(events) == BATCH
         self._unsent = self._parts_of(events)
         self._due = time.monotonic() + (0.0 if self._has_more_events else SETTLE_S)
+
+    async def _next_events(self) -> list[ConsumedEvent]:
+        """Read events in a thread, which a cancelled call leaves to the next one."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(asyncio.to_thread(self._tail.next_events, BATCH))
+        try:
+            events = await asyncio.shield(self._reading)
+        except OSError:
+            self._reading = None
+            raise
+        self._reading = None
+        return events
 
     def _parts_of(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
         """Return the parts of events that the stream lacks, and forget the events of erased users."""

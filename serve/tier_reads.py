@@ -341,6 +341,13 @@ class BatchRead:
     failure: StoreError | None = None
     """The last transient error."""
 
+    async def read_from(self, origin: Origin, keys: Sequence[str], tiers: int) -> list[Slot]:
+        """Read from one of the *tiers* that may be read yet, in an equal share of the time left."""
+        reading = origin.tier.read(origin.served, keys, _share_s(self.deadline, tiers))
+        if self.read_by is not None:
+            reading = _within(_share_s(self.read_by, tiers), reading)
+        return await reading
+
 
 class BatchLookups:
     """Reads the rows of one request, which one tier answers all."""
@@ -368,19 +375,17 @@ class BatchLookups:
 
     async def _add_from_release(self, batch: BatchRead, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
         tier = self._tiers[place]
+        origin = Origin(tier, group.served)
         keys = [row.text for row in group.rows]
-        reading = tier.read(group.served, keys, _share_s(batch.deadline, len(self._tiers) - place))
-        if batch.read_by is not None:
-            reading = _within(_share_s(batch.read_by, len(self._tiers) - place), reading)
         try:
-            slots = await reading
+            slots = await batch.read_from(origin, keys, len(self._tiers) - place)
         except ReleaseMoved:
             return await self._add_from_tier(batch, group.rows, place)
         except StoreError as error:
             if not isinstance(error, ReleaseCorrupt):
                 batch.failure = error
             return group.rows
-        batch.parts.append(RowsRead(Origin(tier, group.served), group.rows, slots))
+        batch.parts.append(RowsRead(origin, group.rows, slots))
         return ()
 
     def cached(self, rows: Sequence[RowKey]) -> list[RowsRead]:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from enum import Enum
 from math import inf
 from time import monotonic
@@ -516,7 +517,8 @@ class Connection(BaseProtocol):
         self._payload = EMPTY_PAYLOAD
         self._await_request()
         if self._buffer:
-            self._read_headers()
+            # Not in the context of the request that was answered, which has a deadline and spans.
+            Context().run(self._read_headers)
             if len(self._buffer) <= BEHIND_BYTES and self.is_open and not self._live.is_reading():
                 self._live.resume_reading()
         if self._is_ended and self.state in (State.IDLE, State.HEADER):

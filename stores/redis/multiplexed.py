@@ -24,6 +24,7 @@ from hotplate.stores.timing import Backoff, SharedCall, all_done
 
 log = logging.getLogger(__name__)
 
+RETIRING_POLL_S = 0.01
 RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
 VALUES = frozenset({bytes, type(None)})
@@ -130,7 +131,9 @@ class Multiplexer(asyncio.Protocol):
         """Close the connection once pending commands have their replies."""
         try:
             while self._waiting:
-                await asyncio.wait([self._waiting[-1][0]])
+                pending = [future for future, *_ in self._waiting if not future.done()]
+                # The futures of cancelled commands are done before their replies are there.
+                await (asyncio.wait(pending[-1:]) if pending else asyncio.sleep(RETIRING_POLL_S))
         finally:
             await self.close()
 

@@ -143,6 +143,33 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
     assert reader.tiers[0].breaker.is_open
 
 
+@virtual
+async def test_release_is_read_from_the_next_tier_in_its_share_of_the_budget(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    release = await publish(memory, "first")
+    reader = await over(remote, RemoteStore(memory))
+    remote.delay_s = 30
+    for _ in range(FAILURES):
+        (encoded,) = await reader.in_release(release, [RowKey(USER, "1")])
+        assert encoded is not None
+        assert (encoded.source, encoded.tier) == ("personal", "tier1")
+    assert [tier.breaker.is_open for tier in reader.tiers] == [True, False]
+
+
+@virtual
+async def test_caller_who_stops_waiting_for_a_release_opens_no_circuit(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    release = await publish(memory, "first")
+    reader = await over(remote)
+    remote.delay_s = BUDGET_S / 2
+    for _ in range(2 * FAILURES):
+        with read_within(BUDGET_S / 4):
+            assert await reader.in_release(release, [RowKey(USER, "1")]) == [None]
+    assert not reader.tiers[0].breaker.is_open
+
+
 @pytest.mark.parametrize("local", [True, False])
 @virtual
 async def test_the_next_tier_answers_a_caller_with_little_time(

@@ -99,6 +99,10 @@ def test_entry_that_is_not_utf_8_is_left_out() -> None:
     assert decode_pairs(b"\x93\x00\xa2\x00\x80") is None
 
 
+def test_entry_that_is_nested_too_deep_is_left_out() -> None:
+    assert decode_pairs(b"\x94\x01\xa1u\xc4\x00" + b"\x91" * 5000 + b"\x01") is None
+
+
 @given(st.binary(max_size=60), PAIRS, st.data())
 def test_damaged_entries_are_left_out(noise: bytes, pairs: ConsumedPairs, data: st.DataObject) -> None:
     value = encode_pairs(pairs)
