@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.stores.catalogue import RecordFormat
 from hotplate.stores.folders import check_held, flush, take_lock
 
 T = TypeVar("T")
@@ -81,10 +82,6 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: Annotated[tuple[KeyHolder, ...], Meta(max_length=MAX_CLIENTS)]
 
 
-class _Format(msgspec.Struct):
-    format: int
-
-
 def digest_of(key: str) -> bytes:
     """Return the SHA-256 of a key, which may be any text."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -124,7 +121,7 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
 
 def _is_newer(text: bytes) -> bool:
     try:
-        return msgspec.json.decode(text, type=_Format).format > FORMAT
+        return msgspec.json.decode(text, type=RecordFormat).format > FORMAT
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
 

@@ -3,9 +3,9 @@
 Workers count what each live release answers (`ReleaseCounter`). The admin process judges (`Probation`): it compares a
 release, from its activation on, with the last hour of the release before, by the judgement of a canary.
 
-A fault of the store is none of the release. Lookups that fail because a store is away do not count, nothing is judged
-while a circuit is open, and a list counts as missing only if the release before has it. Before a release is withdrawn,
-the one before must be whole and, if reads are slow, faster.
+Failures of the store are not held against the release. Lookups that fail because a store is away do not count, nothing
+is judged while a circuit is open, and a list counts as missing only if the release before has it. Before a release is
+withdrawn, the one before must be whole and, if reads are slow, faster.
 """
 
 import asyncio
