@@ -288,9 +288,14 @@ def new_copier() -> str:
 
 
 async def new_id(store: Store) -> ReleaseId:
-    """Return an id for a new release, by the store's clock."""
-    started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
-    return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
+    """Return an id that no release of *store* has, from the time by the store's clock and four random digits."""
+    catalogue = await store.catalogue()
+    started = datetime.fromtimestamp(catalogue.now, UTC)
+    taken = {release.id for release in catalogue.releases}
+    while True:
+        release_id = ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
+        if release_id not in taken:
+            return release_id
 
 
 class _Refused(ReleaseConflict):

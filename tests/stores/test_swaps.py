@@ -1,5 +1,6 @@
 """A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -9,6 +10,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Catalogue, State
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
 from hotplate.stores.store import RecordChange, Store
+from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, on_every_store, publish
 from tests.support.virtual import virtual
@@ -59,6 +61,16 @@ async def test_a_publish_with_a_lost_reply_ends_as_any_other(
     found = await store.catalogue()
     assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
     assert lossy.swaps == 3
+
+
+@virtual
+async def test_releases_of_one_second_get_different_ids(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter(["aaaa", "aaaa", "bbbb"])
+    draw = secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn) if size == 2 else draw(size))
+    store = MemoryStore(clock=clock)
+    first, second = await publish(store), await publish(store)
+    assert (first[-4:], second[-4:], first[:-4]) == ("aaaa", "bbbb", second[:-4])
 
 
 @virtual
