@@ -1,184 +1,196 @@
-"""Bad input gets one sentence that names the file, and the row and column if they are known."""
+"""Kinds of input: files with and without a header, JSON lines, folders by key, and several at once."""
 
 import gzip
-import io
-import random
-import uuid
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import polars as pl
 import pytest
 import zstandard
 
 from hotplate.offline.errors import DataError
+from hotplate.offline.input.files import state_of
 from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.model import save
 from hotplate.offline.options import Columns, Format
-from tests.support.interactions import pairs_of, write
+from tests.support.command import hotplate
+from tests.support.interactions import checkerboard_model, pairs_of, write
 
-GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
-UNKNOWN = random.Random(1).randbytes(5000)
-MISNAMED = "custmer,product,plays\na,b,1\nc,d,1\n"
-FEW = "user,item,weight\n,b,1\na,b,0\nc,d,5\n"
-
-
-def error_of(path: Path, **settings: object) -> str:
-    with pytest.raises(DataError) as raised:
-        read_interactions(path, **settings)  # type: ignore[arg-type]  # each test passes what the signature asks for
-    message = str(raised.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
+MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]
+TIMES = (datetime(1997, 11, 7, 7, 18, 36), datetime(1998, 4, 4, 19, 22, 22))  # noqa: DTZ001 -- naive UTC
 
 
-def parquet(frame: pl.DataFrame) -> bytes:
-    stream = io.BytesIO()
-    frame.write_parquet(stream)
-    return stream.getvalue()
+def lines_of(separator: str) -> str:
+    return "".join(separator.join(map(str, row)) + "\n" for row in MOVIES)
 
 
-FILES: list[tuple[str, str | bytes, str]] = [
-    ("a.csv", b"", "a.csv is empty."),
-    ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
-    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut, as it has no end; copy it again"),
-    ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
-    ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
-    ("a.csv", 'user,item\na,"b\na,c\n', """a.csv, line 2: 'a,"b' has a quote (") that is not closed; remove it"""),
-    ("a.csv", 'user,item\na,b\nu"5,c\n' + "a,c\n" * 99, "a.csv, line 3: "),
-    ("a.csv", 'user,item\na,"b\nc"\nd,"e\nf,g\nh,"i"\n', "a.csv, line 4: "),
-    ("b.csv", "user,item\ra,b\rb,c\r", r"b.csv ends its lines with CR alone; convert it: tr '\r' '\n' < b.csv"),
-    ("a.csv", "a,b\nc,d\n", "If these are data, give --no-header"),
-    ("a.csv", UNKNOWN, "is not UTF-8; convert the file: iconv -f WINDOWS-1252"),
-    ("b.csv", "user,item\na,b\n".encode("utf-16"), "b.csv is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
-    ("b.csv", "user,item\na,b\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 b.csv"),
-    ("b.csv", "user,item\na,b\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 b.csv"),
-    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", r"a.csv, line 3: b'u,caf\xe9\n' is not UTF-8"),
-    ("a.csv", "<!DOCTYPE html>\n<p>Not found</p>\n", "a.csv is HTML or XML, perhaps the page of an error"),
-    ("a.csv", b"PK\x03\x04 workbook", "a.csv is an Excel workbook or a ZIP archive; save it as CSV"),
-    ("a.csv", parquet(pl.read_csv(GOOD.encode())), "a.csv is Parquet; let its name end in .parquet"),
-    ("a.json", '[{"user": 1, "item": 2}]', "a.json is a JSON array; write one object a line: jq -c '.[]' a.json"),
-    ("a.json", '[\n {"user": 1, "item": 2}\n]\n', "a.json is a JSON array; write one object a line"),
-    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "b.csv.gz is UTF-16"),
-    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "; decompress it first."),
-    ("a.csv", 'user,item,weight\na,b,1\nc,d,"1.234,5"\n', "'1.234,5' is not a finite number (write a decimal point)"),
-    ("a.json", '{\n "user": 1,\n "item": 2\n}\n', "a.json is JSON with objects over several lines; write one a line"),
-    ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),
-    ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
-    ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
-    ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
-    ("a.csv", "user\na\n", "looks like the item"),
-    ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
-    ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
-    ("a.jsonl", "{'user': 1, 'item': 2}\n", "a.jsonl has no columns, and no JSON object such as"),
-    ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
-    ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
-    ("a.jsonl", '{"user": 1, "item": 2}\n{"user": 1, "item": 1e400}\n', "a.jsonl, row 2: "),
-    *(
-        ("a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\n', f"row 3, column 'weight': {weight!r} is not a finite")
-        for weight in ("abc", "inf", "1,5", "1e400")
-    ),
+EXPECTED = sorted((str(user), str(item), 1.0) for user, item, _, _ in MOVIES)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("u.data", "\t"), ("b.txt", ";")])
+def test_columns_of_files_without_a_header_are_named_by_number(name: str, separator: str, tmp_path: Path) -> None:
+    columns = Columns(user="1", item="column_2", time="4")
+    file = write(tmp_path / name, lines_of(separator))
+    read = read_interactions(file, columns=columns, form=Format(header=False), where=["3>=1"])
+    assert pairs_of(read) == EXPECTED
+    assert read.rows == 4
+    assert read.time_range == TIMES
+    assert read.columns == Columns("column_1", "column_2", None, "column_4")
+
+
+# A usual name for events that holds something else.
+LINES = [
+    {"user": 1, "item": "a", "weight": 2, "type": {"x": 1}},
+    {"item": "b", "user": "x", "weight": 2.5},
+    {"user": None, "item": "c", "weight": 1},
+    {"user": "1", "item": "a", "late": True},
+    {"user": "1", "item": "b", "weight": 1},
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
-def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
-    assert sentence in error_of(write(tmp_path / name, content))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+def test_objects_on_lines_are_rows(name: str, tmp_path: Path) -> None:
+    content = "\n".join(map(json.dumps, LINES)).encode()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    if name.endswith(".zst"):
+        content = zstandard.compress(content)
+    read = read_interactions(write(tmp_path / name, content))
+    assert pairs_of(read) == [("1", "a", 2.0), ("1", "b", 1.0), ("x", "b", 2.5)]
+    assert read.left_out == {"no user": 1, "no weight": 1}
+
+
+def test_malformed_json_lines_are_bad_rows_that_are_left_out_and_shown(tmp_path: Path) -> None:
+    lines = [f'{{"user": {at % 99}, "item": {at % 7}}}\n' for at in range(3000)]
+    bad = ['{"user": 1, "item"', "", "[1, 2]", '{"user": "a\\ud83d", "item": 1}']
+    for row, line in zip((5, 6, 700, 2999), bad, strict=True):
+        lines[row] = f"{line}\n"
+    read = read_interactions(write(tmp_path / "a.jsonl", "".join(lines)), form=Format(max_bad_rows=0.002))
+    assert (read.rows, read.left_out) == (2999, {"malformed row": 3}), "a blank line is no row"
+    assert 'a.jsonl, row 6: \'{"user": 1, "item"\' is not a JSON object; ' in read.notes[0]
+    marked = write(tmp_path / "b.jsonl", "\ufeff" + lines[0] + lines[1])
+    assert read_interactions(marked).rows == 2, "a byte order mark is no fault"
+    with pytest.raises(DataError, match=r"3 of the 2,999 rows of .*a\.jsonl are bad, and at most 0\.020%"):
+        read_interactions(tmp_path / "a.jsonl", form=Format(max_bad_rows=0.0002))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_urls_are_read_as_files_and_folders_are(kind: type, tmp_path: Path) -> None:
+    write(tmp_path / "log" / "date=2026-01-01" / "a.csv", "user,item\nu,i\nv,j\n")
+    write(tmp_path / "log" / "date=2026-01-02" / "b.csv", "user,item\nu,j\n")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "log"), f"/shop/{kind.__name__}", recursive=True)
+    place = f"memory://shop/{kind.__name__}"
+    read = read_interactions(kind(place))
+    here = read_interactions(tmp_path / "log")
+    assert pairs_of(read) == pairs_of(here) == [("u", "i", 1.0), ("u", "j", 1.0), ("v", "j", 1.0)]
+    assert (read.time_range, read.fingerprint) == (here.time_range, here.fingerprint)
+    alone = read_interactions(kind(f"{place}/date=2026-01-01/a.csv"))
+    assert [(user, item) for user, item, _ in pairs_of(alone)] == [("u", "i"), ("v", "j")]
+    before = state_of([Path(place)])
+    memory.pipe_file(f"/shop/{kind.__name__}/date=2026-01-02/b.csv", b"user,item\nu,i,j\n")
+    assert state_of([Path(place)]) != before
+    with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: 'j' stands after the last field"):
+        read_interactions(kind(place))
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Serve `tmp_path/web` over HTTP, whatever the query."""
+    (tmp_path / "web").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of fsspec's own loop
+def test_a_signed_url_is_read_and_its_headers_tell_whether_it_changed(web: str, tmp_path: Path) -> None:
+    write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,j\n")
+    url = f"{web}/a.csv?sig=secret%2Fvalue"
+    assert read_interactions(url).rows == 2
+    before = state_of([Path(url)])
+    assert state_of([Path(url)]) == before
+    write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,k\nw,k\n")
+    assert state_of([Path(url)]) != before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
+def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp_path: Path) -> None:
+    write(tmp_path / "web" / "a.csv", "a,b\nu,i\n")
+    url, store = web.replace("//", "//bob:secret@") + "/a.csv", f"file://{tmp_path}/store"
+    save(checkerboard_model(), tmp_path / "model")
+    for arguments in (
+        ("import", "--similar", url), ("import", "--popular", url),
+        ("publish", tmp_path / "model", "--boost", url), ("publish", tmp_path / "model", "--available", url),
+    ):  # fmt: skip
+        done = hotplate(*arguments, "--store", store)
+        assert done.returncode != 0
+        assert "a.csv" in done.stderr
+        assert "secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("content", "settings", "sentence"),
+    ("url", "message"),
     [
-        (
-            MISNAMED,
-            {"columns": Columns(user="customer")},
-            "no column 'customer' for the user. Its columns are: custmer",
-        ),
-        (MISNAMED, {"columns": Columns(user="custmer"), "event_weights": {"view": 1.0}}, "looks like the event"),
-        (MISNAMED, {"columns": Columns(user="custmer"), "where": ["x>1"]}, "has no column 'x' for the filter 'x>1'"),
-        ("user,item\na,b\n", {"form": Format(";")}, "Its columns are: user,item"),
-        ("user,item\na,b\n", {"form": Format("é")}, "The delimiter 'é' cannot be used"),
-        (FEW, {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
-        (FEW, {"where": ["weight<5"]}, ": 1 where weight<5, 1 no user, 1 weight zero or less."),
-        ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "row 2, column 'when': 'soon' is not"),
-        ("user,item,date\na,b,2026-01-02\n", {"form": Format(time_format="%Q")}, "is not a time as %Q"),
-        (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
+        ("memory://shop/nothing.csv", "memory://shop/nothing.csv cannot be read"),
+        ("memory:///", "The folder memory:// holds no files"),
+        ("nonsense://a/b.csv", "nonsense://a/b.csv cannot be read"),
+        ("abfs://user:secret@account/b.csv", "abfs://"),
     ],
 )
-def test_settings_that_do_not_fit_a_file_are_one_sentence(
-    content: str, settings: dict[str, object], sentence: str, tmp_path: Path
-) -> None:
-    assert sentence in error_of(write(tmp_path / "a.csv", content), **settings)
+def test_urls_that_cannot_be_read_are_a_sentence_without_secrets(url: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        read_interactions(url)
+    assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "compress"), [("a.csv.gz", gzip.compress), ("a.csv.zst", zstandard.compress)])
-def test_compressed_data_that_are_cut_or_damaged_are_refused(
-    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
-) -> None:
-    whole = compress(GOOD.encode())
-    middle = len(whole) // 2
-    changed = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    cut = [whole[:size] for size in (1, 2, 3, 4, 9, 20, middle, len(whole) - 1)]
-    for content in (*cut, changed, whole[:6] + b"\xff" * 900, UNKNOWN):
-        assert name in error_of(write(tmp_path / name, content))
+def test_folders_named_by_key_and_value_are_columns(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"]})
+    for day in ("date=2026-01-01", "date=2026-01-02", "date=__HIVE_DEFAULT_PARTITION__"):
+        for country in ("country=C%C3%B4te", "country=FR"):
+            folder = tmp_path / "log" / day / country
+            folder.mkdir(parents=True)
+            frame.write_parquet(folder / "part-0000.parquet")
+            write(folder / ".part-0000.parquet.crc", b"crc")
+    write(tmp_path / "log" / "_SUCCESS", b"")
+    write(tmp_path / "log" / "part.crc", b"crc")
+    read = read_interactions(tmp_path / "log", columns=Columns(segment="country"))
+    assert read.rows == 12
+    assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
+    assert read.segments is not None
+    assert set(read.segments.get_column("segment")) == {"Côte", "FR"}
+    assert read_interactions(tmp_path / "log", where=["date=2026-01-02"]).left_out == {"where date=2026-01-02": 8}
 
 
-def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
-    assert "holds no files" in error_of(tmp_path)
-    file = write(tmp_path / "a.csv", GOOD)
-    write(tmp_path / "b.csv", "user,product\na,b\n")
-    assert f"b.csv has the columns user, product, but {file} has user, item, weight" in error_of(tmp_path)
-    write(tmp_path / "b.csv", "user,item,weight\na,b,many\n")
-    assert "b.csv, row 2, column 'weight': 'many'" in error_of(tmp_path)
-    titles = write(tmp_path / "titles.txt", "item,genre\n1,x\n")
-    assert "titles.txt looks like the title" in error_of(file, titles=titles)
+def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")
+    second = write(tmp_path / "b.jsonl", '{"item": "j", "user": "u"}\n')
+    pl.DataFrame({"item": ["i"], "user": ["v"]}).write_parquet(tmp_path / "c.parquet")
+    read = read_interactions(first, second, tmp_path / "c.parquet")
+    assert [(user, item) for user, item, _ in pairs_of(read)] == [("u", "i"), ("u", "j"), ("v", "i"), ("v", "j")]
+    with pytest.raises(
+        DataError, match=r"b.tsv has the columns user, thing, but .*a.csv has user, item; files that are"
+    ):
+        read_interactions(first, write(tmp_path / "b.tsv", "user\tthing\nu\ti\n"))
+    with pytest.raises(DataError, match=r"Nothing is left of the 4 rows of .*a.csv and 2 others"):
+        read_interactions(first, second, tmp_path / "c.parquet", where=["user=x"])
 
 
-def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:
-    bad = {4: "u,i,1,1", 9: "u,i,many", 12: 'u,"i",1,"x"', 31: "u,i,inf"}
-    lines = GOOD.splitlines()
-    for row, text in bad.items():
-        lines.insert(row - 1, text)
-    file = write(tmp_path / "a.csv", "\n".join(lines))
-    message = error_of(file)
-    assert "a.csv, row 4: '1' stands after the last field; " in message
-    assert "4 of the 504 rows of" in message
-    read = read_interactions(file, form=Format(max_bad_rows=0.02))
-    assert (read.rows, read.left_out) == (504, {"malformed row": 2, "weight that is not a number": 2})
-    (note,) = read.notes
-    assert note.startswith("bad rows are left out: ")
-    assert "row 12: 'x' stands after the last field" in note
-    assert "row 9, column 'weight': 'many' is not a finite number" in note
-    assert sorted(pairs_of(read)) == sorted(pairs_of(read_interactions(write(tmp_path / "b.csv", GOOD))))
-
-
-def test_missing_fields_at_the_end_of_a_row_are_missing_values(tmp_path: Path) -> None:
-    read = read_interactions(write(tmp_path / "a.csv", 'user,item,title\nu,i\nv,j,one\n"w,w",k,\nw\n\n'))
-    assert (read.rows, read.left_out, read.titles) == (5, {"no user": 1, "no item": 1}, {"j": "one"})
-    assert {user for user, _, _ in pairs_of(read)} == {"u", "v", "w,w"}
-
-
-@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
-def test_a_line_that_names_the_delimiter_is_no_row(first: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", f"{first}user;item;weight\nu;i;1\nv;k;2\nv;j;x\n")
-    assert "a.csv, row 5, column 'weight': 'x' is not" in error_of(file)
-    read = read_interactions(file, form=Format(max_bad_rows=1))
-    assert pairs_of(read) == [("u", "i", 1.0), ("v", "k", 2.0)]
-
-
-def test_bars_are_delimiters_if_there_are_no_others(tmp_path: Path) -> None:
-    expected = [("u", "i", 1.0), ("v", "j", 1.0)]
-    bars = write(tmp_path / "a.csv", "user|item\nu|i\nv|j\n")
-    assert pairs_of(read_interactions(bars)) == expected
-    commas = write(tmp_path / "b.csv", "user,item|or|more\nu,i\nv,j\n")
-    assert pairs_of(read_interactions(commas, columns=Columns(item="item|or|more"))) == expected
-
-
-def test_uuids_and_unmarked_texts_of_parquet_are_texts(tmp_path: Path) -> None:
-    users = [uuid.UUID(int=number * 0x123456789ABCDEF0123456789AB) for number in (1, 2, 3)]
-    frame = pl.DataFrame({"user": [user.bytes for user in users], "item": [b"a", b"b", "caf\u00e9".encode()]})
-    frame.write_parquet(tmp_path / "a.parquet")
-    read = read_interactions(tmp_path / "a.parquet")
-    assert {user for user, _, _ in pairs_of(read)} == set(map(str, users))
-    assert {item for _, item, _ in pairs_of(read)} == {"a", "b", "caf\u00e9"}
-    pl.DataFrame({"user": [b"\xff\x00", b"\xfe"], "item": ["a", "b"]}).write_parquet(tmp_path / "b.parquet")
-    assert "The column 'user' of" in error_of(tmp_path / "b.parquet")
+def test_ids_that_are_no_text_in_json_are_refused_and_nul_is_kept_apart(tmp_path: Path) -> None:
+    texts = ["a", "a\\u0000", "a\\ud83d\\ude00", "\\\\ud83d"]
+    lines = [f'{{"user": "{text}", "item": "x"}}' for text in texts]
+    path = tmp_path / "clicks.jsonl"
+    path.write_text("\n".join(lines))
+    assert set(read_interactions(path).log.get_column("user")) == {"a", "a\0", "a😀", "\\ud83d"}
+    for half in ("\\ud83d", "\\uDE00"):
+        path.write_text("\n".join([*lines, f'{{"user": "a{half}", "item": "x"}}']))
+        with pytest.raises(DataError, match=r"clicks\.jsonl, row 5: .* is not a JSON object"):
+            read_interactions(path)

@@ -1,0 +1,184 @@
+"""Bad input gets one sentence that names the file, and the row and column if they are known."""
+
+import gzip
+import io
+import random
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.interactions import read_interactions
+from hotplate.offline.options import Columns, Format
+from tests.support.interactions import pairs_of, write
+
+GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
+UNKNOWN = random.Random(1).randbytes(5000)
+MISNAMED = "custmer,product,plays\na,b,1\nc,d,1\n"
+FEW = "user,item,weight\n,b,1\na,b,0\nc,d,5\n"
+
+
+def error_of(path: Path, **settings: object) -> str:
+    with pytest.raises(DataError) as raised:
+        read_interactions(path, **settings)  # type: ignore[arg-type]  # each test passes what the signature asks for
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    frame.write_parquet(stream)
+    return stream.getvalue()
+
+
+FILES: list[tuple[str, str | bytes, str]] = [
+    ("a.csv", b"", "a.csv is empty."),
+    ("a.csv", "user,item\n", "a.csv has no rows, or a header alone."),
+    ("c.parquet", parquet(pl.read_csv(GOOD.encode()))[:-100], "c.parquet is cut, as it has no end; copy it again"),
+    ("c.parquet", "user,item\na,b\n", "c.parquet is not Parquet, but begins with b'user'"),
+    ("a.csv", "user,item,weight\na,b,1\na,c,1,4\nb,c,1\n", "a.csv, row 3: '4' stands after the last field"),
+    ("a.csv", 'user,item\na,"b\na,c\n', """a.csv, line 2: 'a,"b' has a quote (") that is not closed; remove it"""),
+    ("a.csv", 'user,item\na,b\nu"5,c\n' + "a,c\n" * 99, "a.csv, line 3: "),
+    ("a.csv", 'user,item\na,"b\nc"\nd,"e\nf,g\nh,"i"\n', "a.csv, line 4: "),
+    ("b.csv", "user,item\ra,b\rb,c\r", r"b.csv ends its lines with CR alone; convert it: tr '\r' '\n' < b.csv"),
+    ("a.csv", "a,b\nc,d\n", "If these are data, give --no-header"),
+    ("a.csv", UNKNOWN, "is not UTF-8; convert the file: iconv -f WINDOWS-1252"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16"), "b.csv is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 b.csv"),
+    ("b.csv", "user,item\na,b\n".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 b.csv"),
+    ("a.csv", b"user,item\nu,caf\xc3\xa9\nu,caf\xe9\nv,x\n", r"a.csv, line 3: b'u,caf\xe9\n' is not UTF-8"),
+    ("a.csv", "<!DOCTYPE html>\n<p>Not found</p>\n", "a.csv is HTML or XML, perhaps the page of an error"),
+    ("a.csv", b"PK\x03\x04 workbook", "a.csv is an Excel workbook or a ZIP archive; save it as CSV"),
+    ("a.csv", parquet(pl.read_csv(GOOD.encode())), "a.csv is Parquet; let its name end in .parquet"),
+    ("a.json", '[{"user": 1, "item": 2}]', "a.json is a JSON array; write one object a line: jq -c '.[]' a.json"),
+    ("a.json", '[\n {"user": 1, "item": 2}\n]\n', "a.json is a JSON array; write one object a line"),
+    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "b.csv.gz is UTF-16"),
+    ("b.csv.gz", gzip.compress("user,item\na,b\n".encode("utf-16")), "; decompress it first."),
+    ("a.csv", 'user,item,weight\na,b,1\nc,d,"1.234,5"\n', "'1.234,5' is not a finite number (write a decimal point)"),
+    ("a.json", '{\n "user": 1,\n "item": 2\n}\n', "a.json is JSON with objects over several lines; write one a line"),
+    ("a.json", '{"data": [{"user": 1, "item": 2}]}', "with the rows in 'data'; write one row a line: jq -c '.data[]'"),
+    ("a.xlsx", b"PK", "a.xlsx is not of a known kind"),
+    ("a.csv", MISNAMED, "looks like the user; name it 'user' or give --user-column."),
+    ("a.csv", MISNAMED, "Its columns are: custmer, product, plays."),
+    ("a.csv", "user\na\n", "looks like the item"),
+    ("a.parquet", parquet(pl.DataFrame({"user": [["a"], ["b"]], "item": ["c", "d"]})), "The column 'user' of"),
+    ("a.jsonl", '{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: '[1, 2]' is not a JSON object"),
+    ("a.jsonl", "{'user': 1, 'item': 2}\n", "a.jsonl has no columns, and no JSON object such as"),
+    ("a.jsonl", '{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
+    ("a.jsonl", '{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
+    ("a.jsonl", '{"user": 1, "item": 2}\n{"user": 1, "item": 1e400}\n', "a.jsonl, row 2: "),
+    *(
+        ("a.csv", f'user,item,weight\na,b,1\nc,d,"{weight}"\n', f"row 3, column 'weight': {weight!r} is not a finite")
+        for weight in ("abc", "inf", "1,5", "1e400")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), FILES, ids=[f"{name}-{said}" for name, _, said in FILES])
+def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
+    assert sentence in error_of(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "sentence"),
+    [
+        (
+            MISNAMED,
+            {"columns": Columns(user="customer")},
+            "no column 'customer' for the user. Its columns are: custmer",
+        ),
+        (MISNAMED, {"columns": Columns(user="custmer"), "event_weights": {"view": 1.0}}, "looks like the event"),
+        (MISNAMED, {"columns": Columns(user="custmer"), "where": ["x>1"]}, "has no column 'x' for the filter 'x>1'"),
+        ("user,item\na,b\n", {"form": Format(";")}, "Its columns are: user,item"),
+        ("user,item\na,b\n", {"form": Format("é")}, "The delimiter 'é' cannot be used"),
+        (FEW, {"where": ["weight<5"]}, "Nothing is left of the 3 rows of"),
+        (FEW, {"where": ["weight<5"]}, ": 1 where weight<5, 1 no user, 1 weight zero or less."),
+        ("user,item,when\na,b,soon\nc,d,x\n", {"columns": Columns(time="when")}, "row 2, column 'when': 'soon' is not"),
+        ("user,item,date\na,b,2026-01-02\n", {"form": Format(time_format="%Q")}, "is not a time as %Q"),
+        (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
+    ],
+)
+def test_settings_that_do_not_fit_a_file_are_one_sentence(
+    content: str, settings: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    assert sentence in error_of(write(tmp_path / "a.csv", content), **settings)
+
+
+@pytest.mark.parametrize(("name", "compress"), [("a.csv.gz", gzip.compress), ("a.csv.zst", zstandard.compress)])
+def test_compressed_data_that_are_cut_or_damaged_are_refused(
+    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = compress(GOOD.encode())
+    middle = len(whole) // 2
+    changed = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    cut = [whole[:size] for size in (1, 2, 3, 4, 9, 20, middle, len(whole) - 1)]
+    for content in (*cut, changed, whole[:6] + b"\xff" * 900, UNKNOWN):
+        assert name in error_of(write(tmp_path / name, content))
+
+
+def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
+    assert "holds no files" in error_of(tmp_path)
+    file = write(tmp_path / "a.csv", GOOD)
+    write(tmp_path / "b.csv", "user,product\na,b\n")
+    assert f"b.csv has the columns user, product, but {file} has user, item, weight" in error_of(tmp_path)
+    write(tmp_path / "b.csv", "user,item,weight\na,b,many\n")
+    assert "b.csv, row 2, column 'weight': 'many'" in error_of(tmp_path)
+    titles = write(tmp_path / "titles.txt", "item,genre\n1,x\n")
+    assert "titles.txt looks like the title" in error_of(file, titles=titles)
+
+
+def test_a_few_bad_rows_are_left_out_counted_and_shown(tmp_path: Path) -> None:
+    bad = {4: "u,i,1,1", 9: "u,i,many", 12: 'u,"i",1,"x"', 31: "u,i,inf"}
+    lines = GOOD.splitlines()
+    for row, text in bad.items():
+        lines.insert(row - 1, text)
+    file = write(tmp_path / "a.csv", "\n".join(lines))
+    message = error_of(file)
+    assert "a.csv, row 4: '1' stands after the last field; " in message
+    assert "4 of the 504 rows of" in message
+    read = read_interactions(file, form=Format(max_bad_rows=0.02))
+    assert (read.rows, read.left_out) == (504, {"malformed row": 2, "weight that is not a number": 2})
+    (note,) = read.notes
+    assert note.startswith("bad rows are left out: ")
+    assert "row 12: 'x' stands after the last field" in note
+    assert "row 9, column 'weight': 'many' is not a finite number" in note
+    assert sorted(pairs_of(read)) == sorted(pairs_of(read_interactions(write(tmp_path / "b.csv", GOOD))))
+
+
+def test_missing_fields_at_the_end_of_a_row_are_missing_values(tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", 'user,item,title\nu,i\nv,j,one\n"w,w",k,\nw\n\n'))
+    assert (read.rows, read.left_out, read.titles) == (5, {"no user": 1, "no item": 1}, {"j": "one"})
+    assert {user for user, _, _ in pairs_of(read)} == {"u", "v", "w,w"}
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
+def test_a_line_that_names_the_delimiter_is_no_row(first: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"{first}user;item;weight\nu;i;1\nv;k;2\nv;j;x\n")
+    assert "a.csv, row 5, column 'weight': 'x' is not" in error_of(file)
+    read = read_interactions(file, form=Format(max_bad_rows=1))
+    assert pairs_of(read) == [("u", "i", 1.0), ("v", "k", 2.0)]
+
+
+def test_bars_are_delimiters_if_there_are_no_others(tmp_path: Path) -> None:
+    expected = [("u", "i", 1.0), ("v", "j", 1.0)]
+    bars = write(tmp_path / "a.csv", "user|item\nu|i\nv|j\n")
+    assert pairs_of(read_interactions(bars)) == expected
+    commas = write(tmp_path / "b.csv", "user,item|or|more\nu,i\nv,j\n")
+    assert pairs_of(read_interactions(commas, columns=Columns(item="item|or|more"))) == expected
+
+
+def test_uuids_and_unmarked_texts_of_parquet_are_texts(tmp_path: Path) -> None:
+    users = [uuid.UUID(int=number * 0x123456789ABCDEF0123456789AB) for number in (1, 2, 3)]
+    frame = pl.DataFrame({"user": [user.bytes for user in users], "item": [b"a", b"b", "caf\u00e9".encode()]})
+    frame.write_parquet(tmp_path / "a.parquet")
+    read = read_interactions(tmp_path / "a.parquet")
+    assert {user for user, _, _ in pairs_of(read)} == set(map(str, users))
+    assert {item for _, item, _ in pairs_of(read)} == {"a", "b", "caf\u00e9"}
+    pl.DataFrame({"user": [b"\xff\x00", b"\xfe"], "item": ["a", "b"]}).write_parquet(tmp_path / "b.parquet")
+    assert "The column 'user' of" in error_of(tmp_path / "b.parquet")
