@@ -87,7 +87,8 @@ def test_its_own_thread_may_close_it() -> None:
 
 
 def test_an_object_that_is_dropped_ends_its_thread() -> None:
-    before, held = threads(), Held(made, closed)
+    before = threads()
+    held = Held(made, closed)
     assert held.wait(0) == "object"
     assert threads() - before
     del held

@@ -196,7 +196,8 @@ def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service
 def test_popular_list_replaces_a_failing_service_within_the_deadline(
     proxy: FaultyProxy, connect: Open, fault: str | bytes
 ) -> None:
-    client, ignorant = learnt(connect, proxy.url), connect(proxy.url, SHORT_S)
+    client = learnt(connect, proxy.url)
+    ignorant = connect(proxy.url, SHORT_S)
     proxy.fault = fault
     single, french, batch, *others = (in_time(call) for call in calls(client))
     assert ids(french) == ["vin", "pain"]
@@ -230,7 +231,8 @@ def test_a_service_that_is_killed_and_started_again_is_used_again(folder: Path, 
 def test_an_answer_without_lists_is_stood_in_for_with_its_reason(
     proxy: FaultyProxy, connect: Open, status: int
 ) -> None:
-    client, ignorant = learnt(connect, proxy.url), connect(proxy.url)
+    client = learnt(connect, proxy.url)
+    ignorant = connect(proxy.url)
     proxy.fault = answer(status, REFUSAL, Retry_After="3600")
     proxy.requests.clear()
     (found,) = client.batch(["42"], timeout_s=AMPLE_S)

@@ -28,7 +28,9 @@ def modules() -> Iterator[Path]:
 
 def names_and_prose(path: Path) -> tuple[set[str], list[str]]:
     """Return the names and words of a module's code, and its docstrings and comments."""
-    names, prose, begins = {*path.relative_to(ROOT).with_suffix("").parts}, list[str](), True
+    names = {*path.relative_to(ROOT).with_suffix("").parts}
+    prose = list[str]()
+    begins = True
     with path.open("rb") as file:
         for token in tokenize.tokenize(file.readline):
             if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and begins):

@@ -72,7 +72,8 @@ def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel
 
 @pytest.mark.soak
 def test_an_application_with_packages_of_the_same_names_publishes_and_reads(wheel: Path, tmp_path: Path) -> None:
-    installed, application = tmp_path / "installed", tmp_path / "application"
+    installed = tmp_path / "installed"
+    application = tmp_path / "application"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     for room, module in MODULES.items():

@@ -31,7 +31,8 @@ def change(report: Report, figure: str = "p99, ms") -> Row:
 
 
 def test_a_real_difference_is_a_regression_only_for_the_worse() -> None:
-    base, worse = a_report(BASE), a_report([1.5 * each for each in BASE])
+    base = a_report(BASE)
+    worse = a_report([1.5 * each for each in BASE])
     found = compare(base, worse)
     assert found.exit_code == 3
     assert change(found).value == pytest.approx(1.5)

@@ -82,7 +82,9 @@ def test_hosts_branches_and_paths_are_not_kept() -> None:
 
 
 def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path: Path) -> None:
-    folder, readme, page = tmp_path / "kept", tmp_path / "README.md", tmp_path / "measuring.md"
+    folder = tmp_path / "kept"
+    readme = tmp_path / "README.md"
+    page = tmp_path / "measuring.md"
     runs = [run(1), *(run(day) for day in range(2, RUNS)), run(RUNS, 0.003, 3.0), run(RUNS + 1, 0.004, 1.0)]
     files = [tmp_path / f"{day}.json" for day in range(len(runs))]
     for file, made in zip(files, runs, strict=True):

@@ -62,7 +62,8 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert all(one["ok"] == 240 and one["errors"] == {} for one in rounds)
     assert report.extra["checked"]["compared"] == 1200
     assert report.machine["commit"]
-    p99, rate = report.row(service.url, "p99"), report.row(service.url, "rate")
+    p99 = report.row(service.url, "p99")
+    rate = report.row(service.url, "rate")
     assert p99 is not None
     assert rate is not None
     assert p99.value is not None
@@ -130,7 +131,8 @@ def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> N
     """Each size ended with 503s and exit code 3, and no size was recommended."""
     with ThreadingHTTPServer(("127.0.0.1", 0), FewBatches) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url, options = f"http://127.0.0.1:{server.server_port}", ("--warmup", "0s", "--duration", "0.3s")
+        url = f"http://127.0.0.1:{server.server_port}"
+        options = ("--warmup", "0s", "--duration", "0.3s")
         done = bench("http", url, "--users", "9", "--batch", "1,20", *options, "--json", "--out", tmp_path / "report")
         server.shutdown()
     assert done.returncode == 0, done.stdout
@@ -280,7 +282,8 @@ def items(*places: int, of: str = "i1-") -> list[dict[str, Any]]:
 async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
     async with opened(f"file://{store}") as read:
         release = (await read.catalogue()).live
-        right, popular = items(0, 1), items(1, 2, of="p")
+        right = items(0, 1)
+        popular = items(1, 2, of="p")
         lists = [
             ("1", right, "personal"), ("nobody", popular, "popular"), ("1", popular, "popular"),
             ("2", right, "personal"), ("1", right[:1], "personal"),

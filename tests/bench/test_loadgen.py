@@ -68,7 +68,8 @@ def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> N
 
 
 def test_histograms_add_up_and_survive_being_written() -> None:
-    one, two = Histogram.of([0.001] * 10), Histogram.of([0.002] * 30)
+    one = Histogram.of([0.001] * 10)
+    two = Histogram.of([0.002] * 30)
     both = Histogram.merged([one, two])
     assert HdrHistogram.decode(both.encoded).get_total_count() == 40
     assert both.count == 40
@@ -122,7 +123,8 @@ def test_a_late_generator_is_no_limit_of_the_service() -> None:
         return found if rate <= 500 else delayed(found)
 
     tried = trials(on_a_busy_machine)
-    best, ended = highest(tried), first_outside(tried)
+    best = highest(tried)
+    ended = first_outside(tried)
     assert best is not None
     assert best.at <= 500
     assert ended is not None

@@ -35,7 +35,8 @@ def measured(late_s: float = 0.0) -> Measured:
 
 def test_the_published_row_stands_beside_the_measured_one() -> None:
     made = report(ReferenceOptions(), measured())
-    published, ours = made.row(PUBLISHED, "p50"), made.row(NAME, "p50")
+    published = made.row(PUBLISHED, "p50")
+    ours = made.row(NAME, "p50")
     assert published is not None
     assert ours is not None
     assert (published.value, ours.note) == (60_000, "assumed")

@@ -99,7 +99,8 @@ def autocorrelated(rng: np.random.Generator, count: int, lag1: float) -> np.ndar
     ],
 )
 def test_equal_series_differ_in_3_to_7_of_100_comparisons(rounds: int, lag1: float, trials: int) -> None:
-    rng, false = np.random.default_rng(2), 0
+    rng = np.random.default_rng(2)
+    false = 0
     for _ in range(trials):
         level = rng.normal(0, 1)
         first = np.exp(level + 0.2 * autocorrelated(rng, rounds, lag1))
@@ -134,7 +135,8 @@ def series(rng: np.random.Generator, machine: np.ndarray, slower: float = 1.0) -
 
 
 def share_of_differences(percent: float, slower: float, trials: int) -> float:
-    rng, differences = np.random.default_rng(4), 0
+    rng = np.random.default_rng(4)
+    differences = 0
     for _ in range(trials):
         machine = 0.15 * autocorrelated(rng, 14, 0.5)
         found = compared(percentile(series(rng, machine), percent), percentile(series(rng, machine, slower), percent))
@@ -161,7 +163,8 @@ def test_a_ratio_is_that_of_the_pooled_figures_and_inside_its_interval() -> None
     """The verdict came from rounds and the figures from the pool: 1,900 ms and 0.8 ms "cannot be told apart"."""
     stalled = [round_of(np.full(800, FAST_S)) for _ in range(13)] + [round_of(np.full(800, 1.9))]
     steady = [round_of(np.full(800, 2 * FAST_S))] * 14
-    first, second = percentile(stalled, 99), percentile(steady, 99)
+    first = percentile(stalled, 99)
+    second = percentile(steady, 99)
     found = compared(second, first)
     assert found.value == pytest.approx(1.9 / (2 * FAST_S), rel=0.01)
     assert found.low is not None

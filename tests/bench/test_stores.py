@@ -224,7 +224,9 @@ def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: 
 
 
 def test_publishes_of_one_model_are_compared_and_an_empty_store_is_filled(tmp_path: Path) -> None:
-    model, urls, empty = checkerboard_model(), [f"file://{tmp_path}/{name}" for name in "ab"], f"file://{tmp_path}/c"
+    model = checkerboard_model()
+    urls = [f"file://{tmp_path}/{name}" for name in "ab"]
+    empty = f"file://{tmp_path}/c"
     published = [publish_model(model, url) for url in urls]
     assert published[0] != published[1]
     done = run_stores(*urls, empty, *SMALL, "--json", "--out", tmp_path / "found")

@@ -60,7 +60,8 @@ def test_of_two_the_worse_exits_1(folder: Path) -> None:
 
 
 def test_a_model_and_its_release_are_lists(folder: Path, model: Path) -> None:
-    store, choices = f"file://{folder / 'store'}", folder / "choices.csv"
+    store = f"file://{folder / 'store'}"
+    choices = folder / "choices.csv"
     choices.write_text("user,item\n" + "".join(f"n{n:02},in{n:02}\n" for n in range(20)))
     assert hotplate("publish", model, "--store", store).returncode == 0
     release = json_of("releases", "list", "--store", store)["live"]

@@ -92,11 +92,13 @@ def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> 
 def test_an_import_whose_store_went_away_is_resumed_by_its_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, users = f"file://{tmp_path}/store", 1_000
+    store = f"file://{tmp_path}/store"
+    users = 1_000
     frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})
     frame.write_parquet(tmp_path / "lists.parquet")
     arguments = ("import", tmp_path / "lists.parquet", "--store", store)
-    put, calls = LmdbStore.put, count(1)
+    put = LmdbStore.put
+    calls = count(1)
 
     async def fail_or_put(self: LmdbStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         if next(calls) == 2:

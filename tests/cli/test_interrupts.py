@@ -47,7 +47,8 @@ def test_interrupted_work_cleans_up_and_a_call_of_c_is_left_behind(tmp_path: Pat
     ids=["restore", "repair"],
 )
 def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[str], begun: str, tmp_path: Path) -> None:
-    source, store = tmp_path / "source", tmp_path / "store"
+    source = tmp_path / "source"
+    store = tmp_path / "store"
     asyncio.run(publish_lists(source, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)}))
     if verb[0] == "releases":
         shutil.copytree(source, store)
@@ -75,7 +76,9 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[st
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_import_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
-    lists, store, scratch = tmp_path / "lists.csv", tmp_path / "store", tmp_path / "scratch"
+    lists = tmp_path / "lists.csv"
+    store = tmp_path / "store"
+    scratch = tmp_path / "scratch"
     lists.write_text("user,item,score\n" + "".join(f"u{n},i{n % 97},1\n" for n in range(200_000)))
     scratch.mkdir()
     with subprocess.Popen(

@@ -42,7 +42,8 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     file = tmp_path / "shop.toml"
     file.write_text("users = 1_000\npeak_rps = 10\nkept = 3\nprofile = [" + "1, " * 23 + "4]\n")
     facts = planned("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
-    found, where = values(facts), sources(facts)
+    found = values(facts)
+    where = sources(facts)
     assert (found["users"], found["peak_rps"], found["kept"]) == (2_000, 20, 3)
     assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed: today's load")
     assert found["profile"].startswith("1, 1, 1")
@@ -196,7 +197,8 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     yours = tmp_path / "yours.toml"
     yours.write_text(OURS.read_text().replace("amount = 0.008", "amount = 0.016").replace('"USD"', '"EUR"'))
     facts = planned(*LEAST, "--prices", yours)
-    doubled, before = values(facts), values(planned(*LEAST))
+    doubled = values(facts)
+    before = values(planned(*LEAST))
     assert doubled["manual_cost"] == pytest.approx(2 * before["manual_cost"] - before["storage_cost"])
     shown = plan(*LEAST, "--prices", yours, "--all").stdout
     assert "EUR a month" in " ".join(shown.split())
@@ -238,7 +240,8 @@ EXAMPLES = SHOWN.findall(GUIDE)
 @pytest.mark.parametrize(("command", "excerpt"), EXAMPLES)
 def test_the_guides_commands_print_what_the_guide_shows(command: str, excerpt: str, tmp_path: Path) -> None:
     arguments = command.replace("\\\n", "").replace("--out shop", f"--out {tmp_path / 'shop'}").split()[1:]
-    printed, at = " ".join(plan(*arguments).stdout.split()), 0
+    printed = " ".join(plan(*arguments).stdout.split())
+    at = 0
     assert printed.startswith(" ".join(excerpt.partition("…")[0].split()))
     for part in excerpt.split("…"):
         shown = " ".join(part.split())

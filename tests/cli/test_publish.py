@@ -97,7 +97,8 @@ GATES = ROOT / "docs" / "examples" / "gates.toml"
 
 def models(folder: Path) -> tuple[Path, Path]:
     """Train a model on sample data, and spoil another: what was learnt of one item is used for another."""
-    good, spoilt = folder / "good", folder / "spoilt"
+    good = folder / "good"
+    spoilt = folder / "spoilt"
     sample(users=300, items=150).write_csv(folder / "clicks.csv")
     succeeded("train", folder / "clicks.csv", "--out", good, "--params", "factors=16,iterations=5")
     model = load(good)
@@ -173,7 +174,8 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
 
 
 def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> None:
-    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
+    lists = tmp_path / "lists.csv"
+    store = f"file://{tmp_path}/store"
     lists.write_text("user,item,score\nal,a,2\nal,b,1\nbo,a,1\n")
     assert hotplate("import", lists, "--store", store, "--gate", "overlap=0.5").returncode == 0
     live = live_in(store)
@@ -188,7 +190,8 @@ def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> No
 
 
 def test_lost_users_and_items_are_refused_without_any_gate(tmp_path: Path) -> None:
-    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
+    lists = tmp_path / "lists.csv"
+    store = f"file://{tmp_path}/store"
     publish = ("import", lists, "--store", store)
 
     def rows(users: int, items: int) -> str:
@@ -213,7 +216,8 @@ def test_lost_users_and_items_are_refused_without_any_gate(tmp_path: Path) -> No
 
 
 def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_path: Path) -> None:
-    model, store = tmp_path / "model", f"file://{tmp_path}/store"
+    model = tmp_path / "model"
+    store = f"file://{tmp_path}/store"
     rows = sample(users=300, items=150)
     rows.write_csv(tmp_path / "clicks.csv")
     trained = hotplate(

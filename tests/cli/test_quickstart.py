@@ -43,7 +43,8 @@ def write_clicks(path: Path) -> None:
     drawn = random.Random(0)
     rows = ["user_id,item_id,event,timestamp"]
     for number in range(3_000):
-        user, event = drawn.randrange(150), drawn.choice(("view", "view", "buy"))
+        user = drawn.randrange(150)
+        event = drawn.choice(("view", "view", "buy"))
         item = drawn.randrange(user % 3, 60, 3)
         minute = number % 1440
         rows.append(f"u{user},sku-{item},{event},2026-11-{1 + number // 1440:02}T{minute // 60:02}:{minute % 60:02}:00")

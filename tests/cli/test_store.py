@@ -41,7 +41,8 @@ def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path
 
 
 def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
-    lists, folder = tmp_path / "lists.csv", f"file://{tmp_path}/data/hotplate"
+    lists = tmp_path / "lists.csv"
+    folder = f"file://{tmp_path}/data/hotplate"
     lists.write_text("user,item,score\n1,a,1.0\n2,a,0.9\n")
     data = {"XDG_DATA_HOME": str(tmp_path / "data")}
     printed = succeeded("import", lists, **data)
@@ -94,14 +95,16 @@ def test_several_stores_in_one_url_are_refused(verb: tuple[str, ...], separator:
 
 
 def test_a_copy_or_a_repair_from_a_store_that_does_not_exist_names_it(tmp_path: Path) -> None:
-    there, absent = f"file://{tmp_path}/store", f"file://{tmp_path}/typo"
+    there = f"file://{tmp_path}/store"
+    absent = f"file://{tmp_path}/typo"
     asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
     failed(hotplate("releases", "copy", "--from", absent, "--to", there), f"was ever published to {absent}")
     failed(hotplate("releases", "repair", "--from", absent, "--store", there), f"was ever published to {absent}")
 
 
 def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
-    store, copied = f"file://{tmp_path}/store", tmp_path / "copied"
+    store = f"file://{tmp_path}/store"
+    copied = tmp_path / "copied"
     first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
     done = json_of("store", "backup", copied, "--store", store)
     assert (done["live"], done["releases"]) == (first, [first])
@@ -127,7 +130,8 @@ def test_a_backup_of_another_store_or_into_what_is_there_is_refused(tmp_path: Pa
 
 
 def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_path: Path) -> None:
-    folder, store = tmp_path / "store", f"file://{tmp_path}/store"
+    folder = tmp_path / "store"
+    store = f"file://{tmp_path}/store"
     first, second = [asyncio.run(publish_lists(folder, {"user:1": a_list(text)})) for text in ("a", "b")]
     (folder / "catalogue.json").write_bytes(bytes(65_536))
     failed(hotplate("releases", "list", "--store", store), "`hotplate store rebuild` writes a new one")
@@ -151,7 +155,8 @@ def published(url: str, lists: dict[str, bytes]) -> str:
 
 
 def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
-    folder, backup = tmp_path / "store", tmp_path / "backup"
+    folder = tmp_path / "store"
+    backup = tmp_path / "backup"
     store = ("--store", f"file://{folder}")
     release = asyncio.run(publish_lists(folder, {"user:u7": a_list("a"), "user:u8": a_list("b")}))
     assert succeeded("store", "backup", backup, *store)
@@ -175,7 +180,8 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> None:
-    folder, events = tmp_path / "store", tmp_path / "events"
+    folder = tmp_path / "store"
+    events = tmp_path / "events"
     store = ("--store", f"file://{folder}")
     asyncio.run(publish_lists(folder, {"user:u7": a_list("a")}))
     for option in ("--backup", "--model", "--events"):
@@ -222,7 +228,8 @@ def file_of(store: Path, url: str, release: str) -> Path:
 
 
 def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: Path, url: str) -> None:
-    target, live = releases(tmp_path / "store"), releases(tmp_path / "store")
+    target = releases(tmp_path / "store")
+    live = releases(tmp_path / "store")
     path = file_of(tmp_path / "store", url, target)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for verb in (["rollback"], ["activate", target], ["canary", target]):
@@ -233,7 +240,8 @@ def test_a_rollback_onto_a_file_that_was_cut_is_refused_unless_forced(tmp_path: 
 
 
 def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path, url: str, lists: Path) -> None:
-    live, canary = releases(tmp_path / "store"), releases(tmp_path / "store", live=False)
+    live = releases(tmp_path / "store")
+    canary = releases(tmp_path / "store", live=False)
     assert hotplate("releases", "canary", canary, "--store", url).returncode == 0
     done = hotplate("import", lists, "--store", url, "--force")  # of other users
     assert (done.returncode, "is ready" in done.stdout) == (3, True)

@@ -27,7 +27,8 @@ from tests.support.paths import ROOT
 from tests.support.service import a_list, publish_lists, running, until
 
 pytestmark = pytest.mark.k8s
-SYSTEMD, COMPOSE = K8S / "targets/systemd", K8S / "targets/compose"
+SYSTEMD = K8S / "targets/systemd"
+COMPOSE = K8S / "targets/compose"
 # What panels show of runs, remote stores and their caches, certificates, refusals and models, none of which is here.
 ELSEWHERE = re.compile("hotplate_(run|store|cache|certificate|shed|learnt)_")
 
@@ -40,7 +41,8 @@ def commands(unit: Path, name: str) -> list[str]:
 
 def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "hotplate", {"user:42": a_list("a", "b")}))
-    backups, metrics = tmp_path / "hotplate-backups", tmp_path / "prometheus/node-exporter"
+    backups = tmp_path / "hotplate-backups"
+    metrics = tmp_path / "prometheus/node-exporter"
     metrics.mkdir(parents=True)
     old, recent = (backups / name for name in ("20260101T000000Z", "20260102T000000Z"))
     for folder in (old, recent):
@@ -106,7 +108,9 @@ def empty_panels(url: str) -> set[str]:
 def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp_path: Path) -> None:
     installer = [str(SYSTEMD / "install-monitoring"), "https://shop.example/runbook"]
     subprocess.run(installer, env=os.environ | {"DESTDIR": str(tmp_path)}, check=True)
-    folder, keys, port = tmp_path / "etc/prometheus", tmp_path / "keys.json", free_port()
+    folder = tmp_path / "etc/prometheus"
+    keys = tmp_path / "keys.json"
+    port = free_port()
     admin, web = (create(keys, name, [scope]).key for name, scope in (("prometheus", "admin"), ("web", "read")))
     (folder / "hotplate.key").write_text(admin)
     asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))

@@ -244,7 +244,8 @@ def test_azure_machine_learning_loads_both_files() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of the library, to itself
 def test_azure_machine_learning_loads_the_batch_job_and_its_pipeline_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    azure, batch = import_module("azure.ai.ml"), TARGETS / "azure-ml/batch"
+    azure = import_module("azure.ai.ml")
+    batch = TARGETS / "azure-ml/batch"
     cluster = azure.load_compute(batch / "cluster.yaml")
     assert (cluster.type, cluster.tier, cluster.min_instances) == ("amlcompute", "low_priority", 0)
     component = azure.load_component(batch / "component.yaml")
@@ -301,7 +302,8 @@ def test_modules_are_called_with_the_parameters_that_they_have() -> None:
 
 
 def test_with_private_endpoints_no_store_can_be_reached_from_elsewhere() -> None:
-    found, modules = resources(), bicep("main.bicep")["modules"]
+    found = resources()
+    modules = bicep("main.bicep")["modules"]
     for store in ("cosmos.cosmos", "redis.redis"):
         access = found[store]["config"]["properties"]["publicNetworkAccess"]["operator"]["operands"]
         assert access == {"condition": "private", "true_value": "Disabled", "false_value": "Enabled"}

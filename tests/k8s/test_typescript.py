@@ -41,7 +41,8 @@ def test_generated_types_compile_and_refuse_what_the_api_lacks(pytestconfig: pyt
     (tmp_path / "package.json").write_text('{"type": "module"}')
     asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b", "c", "d")}))
     with running(tmp_path / "store") as service:
-        stated, used = "127.0.0.1:8080", f"127.0.0.1:{service.port}"
+        stated = "127.0.0.1:8080"
+        used = f"127.0.0.1:{service.port}"
 
         def run(command: str) -> str:
             program, *words = shlex.split(command.replace(stated, used))

@@ -252,7 +252,8 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
 
 
 async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_its_sample(tmp_path: Path) -> None:
-    store, settings = MemoryStore(), PublishSettings(gates={"users_kept": 1})
+    store = MemoryStore()
+    settings = PublishSettings(gates={"users_kept": 1})
     await publish(imported(tmp_path / "live", ROWS), store)
     grown = [*ROWS, *((f"v{user:04}", item, score) for user in range(3_000) for _, item, score in ROWS[:5])]
     written = await publish(imported(tmp_path / "grown", grown), store, settings)
@@ -261,7 +262,8 @@ async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_
 
 
 async def test_a_release_without_the_lists_of_similar_items_or_segments_is_refused(tmp_path: Path) -> None:
-    store, similar = MemoryStore(), tmp_path / "similar.csv"
+    store = MemoryStore()
+    similar = tmp_path / "similar.csv"
     similar.write_text("item,other,score\n" + "".join(f"i{item:03},i000,1\n" for item in range(1, 81)))
     made = imported(tmp_path / "live", ROWS, similar=similar)
     email = imported(tmp_path / "email", ROWS, similar=similar, name="email", segments=["", "DE", "FR", "IT"])
@@ -301,9 +303,11 @@ async def test_short_lists_on_request_and_a_damaged_live_release_are_no_accident
 
 async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
-    store, bounds = MemoryStore(), gates(users_with_lists=1, coverage=1, overlap=0.9)
+    store = MemoryStore()
+    bounds = gates(users_with_lists=1, coverage=1, overlap=0.9)
     await publish(source(model()), store)
-    put, left = store.put, 7
+    put = store.put
+    left = 7
 
     async def put_some(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 -- handed through
         nonlocal left
@@ -322,7 +326,8 @@ async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest
 
 
 async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, bounds = MemoryStore(), gates(shortest_list=6)
+    store = MemoryStore()
+    bounds = gates(shortest_list=6)
 
     async def unavailable(_: object) -> None:
         raise StoreUnavailable("the store went away")

@@ -47,7 +47,8 @@ def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
 
 async def test_a_release_goes_through_its_life_while_a_loop_is_at_work(model: Path, tmp_path: Path) -> None:
     assert asyncio.get_running_loop().is_running()
-    one, other = f"file://{tmp_path / 'one'}", f"file://{tmp_path / 'other'}"
+    one = f"file://{tmp_path / 'one'}"
+    other = f"file://{tmp_path / 'other'}"
     first, second = (hotplate.publish(str(model), one).result.manifest for _ in range(2))
     assert hotplate.verify(one) == second
     assert hotplate.rollback(one) == first.release
@@ -70,7 +71,8 @@ def test_a_gate_that_fails_is_an_error_and_what_was_live_stays(model: Path) -> N
 
 def test_a_pipeline_is_run_once_for_each_state_of_its_data(tmp_path: Path) -> None:
     sample(users=40, items=20).write_csv(tmp_path / "clicks.csv")
-    url, pipeline = f"file://{tmp_path / 'store'}", tmp_path / "nightly.toml"
+    url = f"file://{tmp_path / 'store'}"
+    pipeline = tmp_path / "nightly.toml"
     train = '[train]\ndata = "clicks.csv"\nengine = "ease"\nno_tune = true'
     pipeline.write_text(f'{train}\n[publish]\nstore = "{url}"\n[run]\nwork = "work"\n')
     done = hotplate.run(pipeline)

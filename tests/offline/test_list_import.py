@@ -91,7 +91,8 @@ async def test_rows_over_many_partitions_are_published_whole(
     )
     frame.write_parquet(tmp_path / "lists.parquet")
     made = imported(tmp_path, tmp_path / "lists.parquet", length=8)
-    store, reports = MemoryStore(), list[tuple[int, int]]()
+    store = MemoryStore()
+    reports = list[tuple[int, int]]()
     await publish(made, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total)))
     (release,) = (await store.catalogue()).releases
     manifest = await verify(store, release.ref)

@@ -55,7 +55,8 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
     segments = [None if user % 5 == 0 else f"s{user % 3}" for user in range(60)]
     model = replace(model, matrix=replace(model.matrix, history=history), user_segments=segments)
     lists = ModelLists(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
-    blocks, common = divided(lists), shared(lists)
+    blocks = divided(lists)
+    common = shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
     assert len(blocks) == 4 + 5
     rows = [row for block in blocks for batch in rows_of(common, block) for row in batch]
@@ -73,7 +74,8 @@ def test_other_engines_can_be_divided_too(params: Params) -> None:
 
 def test_what_is_counted_in_blocks_adds_up() -> None:
     lists = ModelLists(model_of(60), ListSettings(length=5))
-    whole, merged = Measurement(lists.items(), 5), Measurement(lists.items(), 5)
+    whole = Measurement(lists.items(), 5)
+    merged = Measurement(lists.items(), 5)
     rows = [row for batch in lists.batches(whole.add) for row in batch]
     for block in reversed(divided(lists)):
         part = Measurement(lists.items(), 5)

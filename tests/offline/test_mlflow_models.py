@@ -57,7 +57,8 @@ def test_a_name_that_cannot_be_registered_is_refused(text: str) -> None:
 
 def test_train_registers_and_publish_takes_the_version_by_its_alias(tmp_path: Path) -> None:
     rows = "".join(f"u{at % 12},i{at * at % 17}\n" for at in range(200))
-    data, store = write(tmp_path / "data.csv", "user,item\n" + rows), f"file://{tmp_path}/store"
+    data = write(tmp_path / "data.csv", "user,item\n" + rows)
+    store = f"file://{tmp_path}/store"
     quick = ("--engine", "popularity", "--no-tune", "--split", "none", "--out", tmp_path / "model")
     trained = hotplate("train", data, *quick, "--register", "shop@champion", "--json")
     json.loads(trained.stdout)

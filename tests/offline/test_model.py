@@ -77,12 +77,14 @@ def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
     ids=described,
 )
 def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path) -> None:
-    user_items, users = model.matrix.user_items, np.arange(50, dtype=np.int32)
+    user_items = model.matrix.user_items
+    users = np.arange(50, dtype=np.int32)
     ranker = fit(user_items, params, times=model.matrix.times)
     save(replace(model, ranker=ranker, params=params), tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert loaded.params == params
-    kept, before = loaded.ranker.recommend(user_items, users, 8), ranker.recommend(user_items, users, 8)
+    kept = loaded.ranker.recommend(user_items, users, 8)
+    before = ranker.recommend(user_items, users, 8)
     assert all(np.array_equal(one, other) for one, other in zip(kept, before, strict=True))
 
 
@@ -147,7 +149,8 @@ def test_a_model_with_a_part_cut_or_missing_is_refused(
 def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    path, read = tmp_path / "model", pl.read_parquet
+    path = tmp_path / "model"
+    read = pl.read_parquet
     save(model, path)
 
     def replaced(*_: object, **__: object) -> pl.DataFrame:

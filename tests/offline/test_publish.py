@@ -72,7 +72,8 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
 
 
 async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> None:
-    store, reports = MemoryStore(), list[tuple[int, int]]()
+    store = MemoryStore()
+    reports = list[tuple[int, int]]()
     lists = ModelLists(checkerboard_model(), ListSettings())
     result = (await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
@@ -121,15 +122,18 @@ def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
         Weighing(),
     )
     again = replace(model, matrix=replace(model.matrix, history=rows), repeats=RepeatParams(None, 1.0))
-    kept, without = rows_of(again, keep_seen=True), rows_of(again)
+    kept = rows_of(again, keep_seen=True)
+    without = rows_of(again)
     user = int(np.flatnonzero(has[:, 4].toarray())[0])
-    name, item = model.matrix.user_ids[user], model.matrix.item_ids[4]
+    name = model.matrix.user_ids[user]
+    item = model.matrix.item_ids[4]
     assert decode(kept[f"user:{name}"])[0]["id"] == item
     assert item not in [each["id"] for each in decode(without[f"user:{name}"])]
 
 
 async def test_releases_and_copies_say_whether_they_are_of_one_model() -> None:
-    model, target = checkerboard_model(), MemoryStore()
+    model = checkerboard_model()
+    target = MemoryStore()
     later = replace(model, created_at=model.created_at + timedelta(days=1))
     stores = [MemoryStore() for _ in range(4)]
     first, second, shorter, other = [

@@ -68,7 +68,8 @@ def test_a_recipe_gives_its_matrix_and_als_beats_popularity_on_it(
 
 @pytest.mark.soak
 def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path) -> None:
-    days, rng = 60, np.random.default_rng(3)
+    days = 60
+    rng = np.random.default_rng(3)
     rows = [
         (f"u{user}", f"i{(day // 10 * 6 + choice) % 40}", 86_400 * (18_000 + day) + user)
         for day in range(days)

@@ -104,7 +104,8 @@ def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -
 def test_lists_shortened_by_rules_are_filled_with_unseen_popular_items() -> None:
     model = neighbours_model()
     rules = Rules(excluded=frozenset(IDS[:2]))
-    short, full = lists_of(Rules(), model, length=6), lists_of(rules, model, length=6)
+    short = lists_of(Rules(), model, length=6)
+    full = lists_of(rules, model, length=6)
     assert min(len(short.get(f"user:{user}", ())) for user in model.matrix.user_ids) < 6
     for index, user in enumerate(model.matrix.user_ids):
         has = {IDS[item] for item in model.matrix.user_items[index].indices}
@@ -175,7 +176,8 @@ def test_rules_that_leave_nothing_or_make_no_sense_are_a_sentence() -> None:
 
 
 def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> None:
-    lines, rows = tmp_path / "items.txt", tmp_path / "catalogue.csv"
+    lines = tmp_path / "items.txt"
+    rows = tmp_path / "catalogue.csv"
     lines.write_text("a\n\n  b c \n")
     rows.write_text("Stock Code,Category,price\n17,x,1\n18,,2\n19,y,\n")
     rules = read_rules(RuleFiles(available=rows, exclude=lines, categories=rows, max_per_category=2, min_history=3))

@@ -41,7 +41,8 @@ SEGMENTS = ("north", "south", None)
 
 def random_model(random: np.random.Generator) -> Model:
     """Return a model of few users and items, whose last items are new."""
-    users, items = int(random.integers(3, 9)), int(random.integers(6, 40))
+    users = int(random.integers(3, 9))
+    items = int(random.integers(6, 40))
     pairs = random.random((users, items)) < random.uniform(0.1, 0.5)
     pairs[random.integers(users), :] = True  # every item has a user
     pairs[:, random.integers(items)] = True
@@ -59,7 +60,8 @@ def random_model(random: np.random.Generator) -> Model:
     params: Params = PopularityParams()
     if random.random() < 0.5:
         factors = random.standard_normal((users + items, 4)).astype(np.float32)
-        ranker, params = Factors(factors[:users], factors[users:]), ALSParams()
+        ranker = Factors(factors[:users], factors[users:])
+        params = ALSParams()
     return Model(
         ranker=ranker,
         matrix=matrix,
@@ -248,7 +250,8 @@ def test_lists_equal_those_of_the_oracle(kind: str) -> None:
         random = np.random.default_rng([case, len(kind)])
         model = random_model(random)
         rules = random_rules(random, model, kind)
-        length, keep_seen = int(random.integers(1, 15)), bool(random.random() < 0.3)
+        length = int(random.integers(1, 15))
+        keep_seen = bool(random.random() < 0.3)
         oracle = Oracle(model, rules, length, keep_seen)
         users = len(model.matrix.user_ids)
         lists = lists_of(RuledLists(model, rules, length, keep_seen=keep_seen), users)
@@ -268,7 +271,8 @@ def some_model(users: int = 40, items: int = 30) -> Model:
     user_items = csr_matrix(pairs.astype(np.float32))
     age_days = np.where(user_items.indices >= items - 5, 2, 30)
     history = History.of(user_items, (TODAY - age_days) * DAY_US)
-    user_ids, item_ids = [f"u{n:03}" for n in range(users)], [f"i{n:03}" for n in range(items)]
+    user_ids = [f"u{n:03}" for n in range(users)]
+    item_ids = [f"i{n:03}" for n in range(items)]
     matrix = Matrix(user_ids, item_ids, user_items, history)
     return replace(
         random_model(random),

@@ -39,7 +39,8 @@ def command(*arguments: str) -> None:
 def test_weights_and_recency_count_with_each_engine_in_every_way(
     clicks: Path, tmp_path: Path, engine: str, options: list[str]
 ) -> None:
-    model, store = str(tmp_path / "model"), tmp_path / "store"
+    model = str(tmp_path / "model")
+    store = tmp_path / "store"
     command("train", str(clicks), "--engine", engine, "--no-tune", "--split", "none", "--out", model)
     command("publish", model, "--store", f"file://{store}", *options)
     with (

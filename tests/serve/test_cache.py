@@ -35,7 +35,8 @@ def a_release() -> ServedRelease:
 
 
 def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> None:
-    cache, release = Cache(MAX_BYTES, FakeClock()), a_release()
+    cache = Cache(MAX_BYTES, FakeClock())
+    release = a_release()
     cache.put(release, ["user:hot"], [b"hot"])
     for n in range(20_000):
         cache.put(release, [f"user:{n}"], [b"cold" * 100])
@@ -49,7 +50,8 @@ def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> No
 
 
 def test_large_cache_holds_no_more_than_its_bytes_in_all_shards() -> None:
-    cache, release = Cache(4 * SHARD_BYTES, FakeClock()), a_release()
+    cache = Cache(4 * SHARD_BYTES, FakeClock())
+    release = a_release()
     for n in range(20_000):
         cache.put(release, [f"user:{n}"], [b"cold" * 200])
         assert cache.get(release, f"user:{n}") == b"cold" * 200
@@ -112,7 +114,8 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     await publish(store.inner, "first", users=range(3))
     local = MemoryStore(clock)
     await publish(local, "second", users=range(5))
-    reader, alone = await over(remote=store, local=local), await over(remote=store)
+    reader = await over(remote=store, local=local)
+    alone = await over(remote=store)
     for each in (reader, alone):
         assert text(await each.personal("1")) == "first for 1"
     store.failure = StoreUnavailable("gone")

@@ -64,7 +64,8 @@ def shown(service: Service, path: str) -> list[str]:
 @given(EVENTS)
 def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list[tuple[str, str, str, int]]) -> None:
     hours = {"buy": 24.0, "dismiss": 1.0}
-    consumed, now = consumed_items(*(f"{kind}={number}" for kind, number in hours.items())), time.time()
+    consumed = consumed_items(*(f"{kind}={number}" for kind, number in hours.items()))
+    now = time.time()
     expected = defaultdict[str, set[str]](set)
     for kind, user, item, age_h in events:
         consumed.add(kind, user, [item], now - age_h * HOUR_S)
@@ -165,7 +166,8 @@ def hidden_after_restart(folder: Path, *users: str, hours: str = "buy=24") -> li
 
 
 def test_shipped_events_still_hide_items_after_a_restart(tmp_path: Path) -> None:
-    folder, shipped = tmp_path / "events", tmp_path / "shipped"
+    folder = tmp_path / "events"
+    shipped = tmp_path / "shipped"
     folder.mkdir()
     assert hidden_after_restart(folder) == []  # a service with the longest hours
     assert hidden_after_restart(folder, hours="buy=1") == []

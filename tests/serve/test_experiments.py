@@ -30,7 +30,8 @@ from tests.support.service import a_list
 from tests.support.stores import OpenStore, publish, ref_of, unchecked
 
 NAMES = [str(number) for number in range(40)]
-START, END = 1_000_000.0, 1_000_000.0 + 14 * 86_400
+START = 1_000_000.0
+END = 1_000_000.0 + 14 * 86_400
 
 
 def rows(word: str) -> list[Row]:
@@ -123,21 +124,26 @@ def sample(values: np.ndarray) -> Sample:
 
 @pytest.mark.parametrize(("kind", "percent"), [("clicks", 50), ("value", 50), ("value", 10)])
 def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str, percent: float) -> None:
-    rng, users, winners = np.random.default_rng(7), [str(number) for number in range(1500)], 0
+    rng = np.random.default_rng(7)
+    users = [str(number) for number in range(1500)]
+    winners = 0
     for number in range(1000):
         values = rng.negative_binomial(0.3, 0.1, len(users)).astype(float)
         if kind == "value":  # 8 % buy, and the amounts have a heavy tail
             values = rng.binomial(1, 0.08, len(users)) * rng.lognormal(3.0, 1.2, len(users))
         experiment = Experiment(f"salt {number}", percent, START, END)
         in_b = np.array([experiment.arm_of(user) == "B" for user in users])
-        a, b = sample(values[~in_b]), sample(values[in_b])
+        a = sample(values[~in_b])
+        b = sample(values[in_b])
         low, high = welch_interval(a, b)
         winners += abs(skewness(a, b)) <= MAX_SKEWNESS and (low > 0 or high < 0)
     assert (30 if percent == 50 else 0) <= winners <= 70
 
 
 def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> None:
-    rng, share, change = np.random.default_rng(7), 0.3, 0.1
+    rng = np.random.default_rng(7)
+    share = 0.3
+    change = 0.1
     drawn = sample(rng.lognormal(1.0, 1.0, 100_000))
     needed = users_needed(drawn, drawn._replace(variance=drawn.variance * (1 + change) ** 2), share, change)
     assert needed is not None
@@ -205,7 +211,8 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
 
 
 def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
-    store, log = f"file://{tmp_path}/store", tmp_path / "log"
+    store = f"file://{tmp_path}/store"
+    log = tmp_path / "log"
     lists = tmp_path / "lists.csv"
     lists.write_text("user,item,score\n1,a,2\n1,b,1\n")
     log.mkdir()

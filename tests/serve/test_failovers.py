@@ -124,7 +124,8 @@ async def test_killed_primary_costs_only_its_users_popular_lists_until_failover(
 async def test_a_failover_behind_sentinels_loses_no_list(tmp_path: Path, *, tls: bool) -> None:
     # Long enough for a machine that is busy: no second failover is wanted.
     with sentinel_deployment(tmp_path, tls=tls, down_after_ms=3000) as deployment:
-        url, before = deployment.url(), deployment.primary
+        url = deployment.url()
+        before = deployment.primary
         await publish_to(url, lists("r0"))
         async with watched(url) as watch:
             if tls:

@@ -132,7 +132,8 @@ def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str
     values = {"price": {encode_id(item): "20" for item in changed}, "colour": {encode_id(i): "blue" for i in changed}}
     prices = [20.0 if one else old for one, old in zip(replaced, PRICES, strict=True)]
     colours = ["blue" if one else old for one, old in zip(replaced, COLOURS, strict=True)]
-    live, published = Rejected(TABLE, where, values), Rejected(table_of(price=prices, colour=colours), where)
+    live = Rejected(TABLE, where, values)
+    published = Rejected(table_of(price=prices, colour=colours), where)
     assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
 
 
@@ -260,7 +261,8 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
 def test_what_is_remembered_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(filters, "MAX_VERDICTS", most)
     monkeypatch.setattr(filters, "MAX_BOUND", most)
-    bound, body = ReleaseFilters(TABLE), encode([Item(id=item) for item in IDS])
+    bound = ReleaseFilters(TABLE)
+    body = encode([Item(id=item) for item in IDS])
     for overrides in ({}, {"price": {encode_id("i0"): "15"}}):
         for where in ("price<25", "colour:red", "price<25", "price>=30") * 2:
             kept = [item for item in IDS if encode_id(item) not in Rejected(TABLE, where, overrides)]

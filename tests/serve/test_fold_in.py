@@ -127,7 +127,8 @@ def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: 
     ranker = of_spark().ranker
     assert isinstance(ranker, Factors)
     assert isinstance(ranker.params, SparkParams)
-    items, weights = ranker.item_factors.astype(np.float64), row_of(basket).toarray()[0]
+    items = ranker.item_factors.astype(np.float64)
+    weights = row_of(basket).toarray()[0]
     confidence = np.where(weights, confidences(weights, ranker.params.alpha), 1)
     left = items.T @ (confidence[:, None] * items) + ranker.params.reg_param * len(basket) * np.eye(FACTORS_EACH)
     expected = items @ np.linalg.solve(left, items.T @ np.where(weights, confidence, 0))
@@ -139,7 +140,8 @@ def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: 
 @lru_cache
 def of_spark() -> Model:
     """The same factors, as if Spark had learnt them."""
-    params, ranker = SparkParams(factors=FACTORS_EACH, reg_param=0.2), model().ranker
+    params = SparkParams(factors=FACTORS_EACH, reg_param=0.2)
+    ranker = model().ranker
     assert isinstance(ranker, Factors)
     return replace(model(), ranker=replace(ranker, params=params), params=params)
 
@@ -174,12 +176,11 @@ def test_weights_of_an_item_add_up_and_order_counts_only_with_recency(
 def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: int, most: int) -> None:
     categories = {f"i{number:03}": str(number % 7) for number in range(ITEMS - 1)}
     rules = Rules(excluded=frozenset({"i001", "i002"}), categories=categories, max_per_category=most)
-    plain, factors = loaded_once(), loaded(model(), rules)
-    excluded, taken, expected = (
-        frozenset(encode_id(f"i{number:03}") for number in left_out),
-        Counter[str](),
-        list[str](),
-    )
+    plain = loaded_once()
+    factors = loaded(model(), rules)
+    excluded = frozenset(encode_id(f"i{number:03}") for number in left_out)
+    taken = Counter[str]()
+    expected = list[str]()
     for item in plain.recommend({0: 1.0}, ITEMS, frozenset(), excluded):
         if item["id"] in rules.excluded:
             continue
@@ -192,7 +193,8 @@ def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: i
 
 
 def test_scores_are_multiplied_by_recency_and_boosts() -> None:
-    ranker, recent = model().ranker, np.linspace(0.1, 1, ITEMS, dtype=np.float32)
+    ranker = model().ranker
+    recent = np.linspace(0.1, 1, ITEMS, dtype=np.float32)
     assert isinstance(ranker, Factors)
     factors = loaded(replace(model(), ranker=replace(ranker, recent=recent)), Rules(boosts={"i005": 3.0}))
     found = scores_of(factors.recommend({0: 1.0}, ITEMS))
@@ -239,7 +241,8 @@ async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory:
 async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: MemoryStore) -> None:
     await publish_model(memory, model(), fold_in=False)
     basket = [("i003", None), ("who", 2.0), ("i007", 3.0), ("i003", None)]
-    reader, expected = await opened(memory), dict[str, float]()
+    reader = await opened(memory)
+    expected = dict[str, float]()
     for item, weight in (("i003", 1 + RECENCY**3), ("i007", 3 * RECENCY)):
         for other in decode((await reader.similar(item)).body[OFFSET_BYTES:]):
             expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]

@@ -74,7 +74,8 @@ async def timed(reader: TieredReader, user: str) -> tuple[str, bytes, float]:
 @virtual
 async def test_a_late_read_is_answered_by_the_replica_and_the_slower_is_cancelled(store: TwoPlaces) -> None:
     reader = await opened(store)
-    store.late, before = 100, store.cancelled
+    store.late = 100
+    before = store.cancelled
     status, body, took_s = await timed(reader, "2")
     assert (status, b"first for 2" in body) == ("ok", True)
     assert took_s < 4 * USUAL_S
@@ -102,7 +103,8 @@ async def test_only_an_intact_list_of_the_release_is_taken_from_a_replica(store:
         rows = {} if replica == "lags" else release.rows
         store.replica = RemoteStore(other)
         other.releases = {name: type(found)(found.writer, rows, sealed=True) for name, found in inner.items()}
-    store.late, before = 100, store.calls_elsewhere
+    store.late = 100
+    before = store.calls_elsewhere
     status, body, took_s = await timed(reader, "2")
     assert (status, b"first for 2" in body) == ("ok", True)
     assert took_s >= LATE_S
@@ -114,7 +116,9 @@ async def test_only_an_intact_list_of_the_release_is_taken_from_a_replica(store:
 async def test_at_most_a_tenth_of_the_reads_is_sent_again_whatever_the_store_does(store: TwoPlaces) -> None:
     reader = await opened(store)
     for late in (3, 50, 100, 0, 100):
-        store.late, calls, again = late, store.calls, store.calls_elsewhere
+        store.late = late
+        calls = store.calls
+        again = store.calls_elsewhere
         for _ in range(300):
             assert (await timed(reader, "1"))[0] == "ok"
         assert store.calls_elsewhere - again <= BURST + HEDGED * (store.calls - calls)

@@ -122,7 +122,8 @@ async def test_a_tier_or_canary_without_the_list_never_answers_with_another(
 async def test_a_release_with_another_default_list_answers_by_name(memory: MemoryStore, remote: RemoteStore) -> None:
     await release(memory)
     swapped = [("popular:", "B"), ("popular@home:", "H"), ("user:1", "B 1"), ("user@home:1", "H 1")]
-    rows, about = [Row(key, a_list(item)) for key, item in swapped], {"list": "basket", "lists": {"home": {}}}
+    rows = [Row(key, a_list(item)) for key, item in swapped]
+    about = {"list": "basket", "lists": {"home": {}}}
     reader = await over(remote)
     remote.delay_s = 0.01
     asked = [asyncio.ensure_future(reader.personal("1", name="home")) for _ in range(2)]
@@ -171,7 +172,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_a_list_is_asked_for_by_name(service: Service) -> None:
-    plain, named = service.get("/v1/recommendations/1").json, service.get("/v1/recommendations/1?list=basket").json
+    plain = service.get("/v1/recommendations/1").json
+    named = service.get("/v1/recommendations/1?list=basket").json
     assert (plain["items"][0]["id"], plain["list"]) == ("home 1", "home")
     assert (named["items"][0]["id"], named["list"]) == ("basket 1", "basket")
     assert service.get("/v1/recommendations/1?list=home").json == plain

@@ -75,9 +75,11 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
     assert brief(await asyncio.wait_for(reader.personal("1"), 5)) == ("tier0", "popular", b"first")
-    remote.delay_s, remote.failure = 0, StoreUnavailable("gone")
+    remote.delay_s = 0
+    remote.failure = StoreUnavailable("gone")
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
-    remote.failure, remote.broken_keys = None, {"user:2"}
+    remote.failure = None
+    remote.broken_keys = {"user:2"}
     answers = await reader.personal_many(["1", "2", "3", "nobody"])
     assert [one.source for one in answers] == ["personal", "popular", "personal", "popular"]
     assert reader.counted("popular", "error") == 3
@@ -217,7 +219,8 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
     assert brief(await asyncio.wait_for(reader.similar("1"), 5)) == ("tier1", "popular", b"second")
-    remote.delay_s, remote.failure = 0, failure
+    remote.delay_s = 0
+    remote.failure = failure
     for _ in range(FAILURES):
         answer = await reader.personal("1")
         assert brief(answer) == ("tier1", "personal", b"second for 1")
@@ -294,7 +297,8 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     await publish(store, "first")
     await publish(fallback.inner, "second")
     reader = await over(store, fallback)
-    store.damaged, store.raising = frozenset({"user:1"}), raising
+    store.damaged = frozenset({"user:1"})
+    store.raising = raising
     assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
     assert brief(await reader.personal("2")) == ("tier0", "personal", b"first for 2")
     many = await reader.personal_many(["0", "1", "2"])
@@ -434,7 +438,8 @@ async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     store.failure = StoreUnavailable("gone")
     for _ in range(FAILURES):
         await reader.personal("1")
-    store.failure, store.delay_s = None, BUDGET_S / 4
+    store.failure = None
+    store.delay_s = BUDGET_S / 4
     await asyncio.sleep(PROBE_PAUSES_S[0])
     started = loop_time()
     probe, *others = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]

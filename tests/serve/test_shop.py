@@ -28,7 +28,8 @@ GUIDE = "docs/integration.md"
 SHARED, NODE = examples(GUIDE, "JavaScript", "js")
 (PAGE,) = examples(GUIDE, "JavaScript", "html")
 LISTS = {"user:42": a_list("1", "2"), "item:7": a_list("8", "9"), "item:8": a_list("9", "3")}
-POPULAR, FOLDED = ["p1", "p2", "p3"], ["9", "3"]
+POPULAR = ["p1", "p2", "p3"]
+FOLDED = ["9", "3"]
 LINES = [{"id": 7, "quantity": 2}, {"id": 8, "quantity": 1}]
 
 # Answers lines of path, query and basket by the ids that the application shows.
@@ -103,7 +104,8 @@ def python(example: str, harness: str, port: int) -> Iterator[Ask]:
     """Run an application of Python; yields a function that returns the ids of a page."""
     command = [sys.executable, "-c", "\n".join([patient(example, port), harness, ANSWERING])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        given, answers = process.stdin, process.stdout
+        given = process.stdin
+        answers = process.stdout
         assert given is not None
         assert answers is not None
 

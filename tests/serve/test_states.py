@@ -43,10 +43,12 @@ def test_a_state_is_never_read_half() -> None:
         while True:
             for state in both:
                 states.write(0, state)
-    seen, reads = set[int](), 0
+    seen = set[int]()
+    reads = 0
     try:
         while reads < 20_000 or len(seen) < len(both):  # a busy machine may stop the writer for long
-            found, reads = states.read(0), reads + 1
+            found = states.read(0)
+            reads = reads + 1
             assert found is None or found in both  # None where it was written to all the while
             seen |= {both.index(found)} if found is not None else set()
     finally:

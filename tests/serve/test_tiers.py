@@ -71,7 +71,8 @@ async def test_keys_that_cannot_be_read_cost_the_rest_of_their_request_nothing(s
     store.slow_keys = {"user:1"}
     answers = await reader.personal_many(["0", "1", "2", "3"])
     assert [one.source for one in answers] == ["personal", "popular", "personal", "personal"]
-    store.slow_keys, store.broken_keys = set(), {"user:0", "user:1"}  # a whole batch: this store takes two keys at once
+    store.slow_keys = set()
+    store.broken_keys = {"user:0", "user:1"}  # a whole batch: this store takes two keys at once
     answers = await reader.personal_many(["0", "1", "2", "3"])
     assert [one.source for one in answers] == ["popular", "popular", "personal", "personal"]
     assert not tier.breaker.is_open
@@ -136,7 +137,8 @@ async def test_scrape_shows_request_units_throttles_and_failures_once_reported(s
     await reader.personal_many(["0", "1"])
     assert 'hotplate_store_request_units_total{store="cosmos"}' not in exposed(reader)
     store.observer = StoreObserver(tier.name, reader.metrics)
-    store.slow_keys, store.broken_keys = {"user:1"}, {"user:2"}
+    store.slow_keys = {"user:1"}
+    store.broken_keys = {"user:2"}
     await reader.personal_many(["0", "1", "2"])
     text = exposed(reader)
     assert 'hotplate_store_request_units_total{store="cosmos"} 3.75' in text

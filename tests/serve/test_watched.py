@@ -26,7 +26,8 @@ def polled(watched: WatchedFiles) -> list[Exception]:
 
 @pytest.mark.parametrize("error", [RecursionError(), MemoryError(), KeyError("the-secret"), StopIteration()])
 def test_previous_version_is_kept_on_any_error_and_the_reason_is_shown(tmp_path: Path, error: Exception) -> None:
-    file, used = tmp_path / "file", list[bytes]()
+    file = tmp_path / "file"
+    used = list[bytes]()
     file.write_text("good")
 
     def load(contents: Sequence[bytes]) -> None:
@@ -76,7 +77,8 @@ def without_root() -> Iterator[None]:
 def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        file, used = Path(folder) / "file", list[bytes]()
+        file = Path(folder) / "file"
+        used = list[bytes]()
         file.write_bytes(b"first")
         watched = WatchedFiles([file], used.extend)
         file.write_bytes(b"other")
@@ -91,7 +93,8 @@ def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
 
 
 def test_file_replaced_by_a_pipe_is_not_opened_for_reading(tmp_path: Path) -> None:
-    file, reads = tmp_path / "file", list[bytes]()
+    file = tmp_path / "file"
+    reads = list[bytes]()
     file.write_text("good")
     watched = WatchedFiles([file], reads.extend)
     file.unlink()

@@ -81,7 +81,8 @@ async def test_a_release_is_served_with_its_attributes_or_not_at_all(open_store:
 async def test_attributes_are_read_at_most_16_pieces_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attributes, "PIECE_BYTES", 1_000)
     rows, about = encode_attributes(ITEMS, COLUMNS)
-    store, read = MemoryStore(), list[int]()
+    store = MemoryStore()
+    read = list[int]()
     found = await ref_of(store, await publish(store, [Row("popular:", b'{"id":"i1"}'), *rows], about=about))
 
     async def counted(release: ReleaseRef, keys: Sequence[str], **_: object) -> list[Slot]:

@@ -58,7 +58,8 @@ def test_a_record_in_which_a_byte_has_changed_is_refused_with_what_to_do() -> No
     """A blank may change, and the name of a field that is not read; a record never reads as another one."""
     found = with_canary(2.5)
     record = dump(found)
-    misread, advised = list[bytes](), 0
+    misread = list[bytes]()
+    advised = 0
     for place in range(len(record)):
         changed = record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]
         try:
@@ -104,7 +105,8 @@ def test_a_draft_cannot_go_live_and_a_dropped_release_is_gone() -> None:
 
 
 def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> None:
-    found, other = evolved(), draft(C, writer="other")
+    found = evolved()
+    other = draft(C, writer="other")
     with pytest.raises(ReleaseConflict, match="whose lease runs for 60 s more"):
         changes.take_over(found, other)
     lapsed = replace(found, now=100.0 + LEASE_S)
@@ -245,7 +247,8 @@ def test_a_canary_is_not_pruned_before_its_grace_is_over() -> None:
 
 
 def test_a_repaired_canary_is_the_canary() -> None:
-    found, healed = with_canary(2.5), draft(C, "healed")
+    found = with_canary(2.5)
+    healed = draft(C, "healed")
     assert (found.canary, found.served) == (Canary(C, 2.5, salt="c"), (draft(B).release, draft(C).release))
     assert parse(dump(found), now=5.0, where="here").now == 5.0
     done = changes.commit(changes.begin(found, healed, repairs=draft(C).incarnation), healed)

@@ -81,15 +81,18 @@ def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None
 
 
 async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size() -> None:
-    rows, store = rows_of(1_000), MemoryStore()
+    rows = rows_of(1_000)
+    store = MemoryStore()
     first, second = [await publish_compressed(store, rows) for _ in range(2)]
     refs = [await ref_of(store, release) for release in (first, second)]
     one, other = [await load_manifest(store, ref) for ref in refs]
     assert (one.bytes, one.counts, one.encoding) == (other.bytes, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
     assert one.bytes < sum(len(row.value) for row in rows) / 2
-    keys, bodies = [row.key for row in rows[:50]], list[list[bytes]]()
+    keys = [row.key for row in rows[:50]]
+    bodies = list[list[bytes]]()
     for ref, manifest in zip(refs, (one, other), strict=True):
-        decode, slots = await load_decode(store, ref, manifest), await store.get_many(ref, keys)
+        decode = await load_decode(store, ref, manifest)
+        slots = await store.get_many(ref, keys)
         values = [(key, slot) for key, slot in zip(keys, slots, strict=True) if isinstance(slot, bytes)]
         assert [decode(key, value)[OFFSET_BYTES:] for key, value in values] == [row.value for row in rows[:50]]
         bodies.append([value[CHECKSUM_BYTES:] for _, value in values])
@@ -109,7 +112,8 @@ async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
     (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", body_of(lists(1)[0]))])
     payload = row.value[HEADER_BYTES:]
-    decompress, draw = decompressor(DICTIONARIES[1]), random.Random(3)
+    decompress = decompressor(DICTIONARIES[1])
+    draw = random.Random(3)
     for value in (b"\x00", b"{}", payload[:-1], payload + b"x", payload * 2, payload[4:]):
         with pytest.raises(ReleaseCorrupt):
             decompress(value)
@@ -181,7 +185,8 @@ async def test_compressed_release_gives_same_responses_on_and_off_the_lane() -> 
     requests.append(b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
     answers = list[list[bytes]]()
     for encoding in ("json", "zstd"):
-        store, plan = MemoryStore(), Plan(len(rows), 1000)
+        store = MemoryStore()
+        plan = Plan(len(rows), 1000)
         done = await publication.publish(store, batches(rows, 500), plan=plan, about={}, encoding=encoding)
         async with Pair(TieredReader({"store": store})) as pair:
             for request in requests:

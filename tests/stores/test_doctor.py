@@ -54,7 +54,8 @@ async def test_age_of_the_release_and_of_its_newest_event_is_shown(open_store: O
 
 async def test_a_sound_store_has_no_error_and_what_is_live_is_read(open_store: OpenStore) -> None:
     store = open_store()
-    first, second = await publish(store), await publish(store)
+    first = await publish(store)
+    second = await publish(store)
     before = await store.catalogue()
     findings = await examine(store)
     by_subject = {each.subject: each for each in findings}

@@ -49,7 +49,8 @@ def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
 @explored(100, 2_000, content=lists)
 def test_a_body_is_a_list_behind_the_length_of_its_first_ten_items(content: list[Item]) -> None:
     lines = [orjson.dumps(item) for item in content]
-    value, usual = b",\n".join(lines), b",\n".join(lines[:10])
+    value = b",\n".join(lines)
+    usual = b",\n".join(lines[:10])
     assert encode(content) == body_of(value) == b"%04x" % len(usual) + value
 
 
@@ -57,7 +58,8 @@ def test_a_body_is_a_list_behind_the_length_of_its_first_ten_items(content: list
 def test_any_changed_byte_another_key_or_another_release_is_found(
     key: str, payload: bytes, data: st.DataObject
 ) -> None:
-    checksum, body = Checksum("20261120T064200Z-aaaa"), b"002a" + payload
+    checksum = Checksum("20261120T064200Z-aaaa")
+    body = b"002a" + payload
     value = checksum.seal(key, body)
     assert value.isascii() == payload.isascii()
     assert len(value) == HEADER_BYTES + len(payload)

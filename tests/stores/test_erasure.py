@@ -179,7 +179,8 @@ async def without_records(store: Store, names: Sequence[str] = NAMES) -> None:
 async def test_a_lost_record_freezes_nothing_and_says_what_to_erase_again(
     open_store: OpenStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, target = open_store(), MemoryStore()
+    store = open_store()
+    target = MemoryStore()
     release = await ref_of(store, await publish(store, ROWS))
     await erase_users(store, ["1", "2", "3"])
     await without_records(store)

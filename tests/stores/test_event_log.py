@@ -42,7 +42,9 @@ def read(content: bytes) -> tuple[list[str], int]:
 @given(commits=COMMITS, data=st.data())
 def test_a_torn_segment_has_its_whole_frames_and_is_cut_to_them(commits: list[list[str]], data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
-        folder, ends, segment = Path(name), [0], LogSegment(Path(name))
+        folder = Path(name)
+        ends = [0]
+        segment = LogSegment(Path(name))
         for texts in commits:
             commit(segment, texts)
             ends.append(segment.bytes)

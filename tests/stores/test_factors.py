@@ -67,7 +67,8 @@ def test_a_piece_that_is_cut_is_corrupt(cut: int) -> None:
 
 @on_every_store
 async def test_factors_are_stored_copied_checked_and_erased_as_all_rows_are(open_store: OpenStore) -> None:
-    store, target = open_store(), MemoryStore()
+    store = open_store()
+    target = MemoryStore()
     written = await publish(store, "zstd")
     release = written.manifest.release
     ref = await ref_of(store, release)

@@ -136,7 +136,8 @@ def test_a_catalogue_of_a_newer_format_is_refused_and_not_rebuilt() -> None:
 
 
 async def test_a_restore_over_a_catalogue_of_a_newer_format_is_refused(tmp_path: Path) -> None:
-    source, target = LmdbStore(tmp_path / "source"), LmdbStore(tmp_path / "target")
+    source = LmdbStore(tmp_path / "source")
+    target = LmdbStore(tmp_path / "target")
     await publish(source)
     await publish(target)
     await backup(source, tmp_path / "backup")
@@ -153,7 +154,8 @@ async def test_a_restore_over_a_catalogue_of_a_newer_format_is_refused(tmp_path:
 async def test_a_rebuild_leaves_out_no_release_of_a_newer_format(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await publish(store)
-    release, draft = ReleaseId("newer"), DraftRef(ReleaseId("newer"), "e" * 12, "writer")
+    release = ReleaseId("newer")
+    draft = DraftRef(ReleaseId("newer"), "e" * 12, "writer")
     manifest = Row(MANIFEST, Checksum(release).seal(MANIFEST, NO_OFFSET + b'{"format":9,"release":"newer"}'))
     await store.create(draft, Plan(1, 100))
     await store.put(draft, [manifest])

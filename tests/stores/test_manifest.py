@@ -37,7 +37,10 @@ def manifest(*content: Row) -> Manifest:
 
 @explored(100, 2_000, one=rows, other=rows)
 def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Row]) -> None:
-    whole, parts, backwards, merged = tally(one + other), tally(one, other), tally(other[::-1], one[::-1]), tally(one)
+    whole = tally(one + other)
+    parts = tally(one, other)
+    backwards = tally(other[::-1], one[::-1])
+    merged = tally(one)
     merged.merge(tally(other))
     for sums in (parts, backwards, merged):
         assert (sums.counts, sums.bytes, sums.digest, sums.drawn) == (

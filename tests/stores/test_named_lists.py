@@ -94,7 +94,8 @@ async def test_erased_users_are_erased_from_each_list(open_store: OpenStore) -> 
 
 async def test_an_earlier_version_refuses_a_release_with_names_and_no_other(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
-    with_names, without = await publish(store, ROWS), await publish(store)
+    with_names = await publish(store, ROWS)
+    without = await publish(store)
     formats = [
         (await load_manifest(store, await ref_of(store, release))).key_row.value[12:23]
         for release in (with_names, without)

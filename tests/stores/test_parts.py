@@ -53,7 +53,8 @@ async def write_all(stores: Sequence[Store], context: PartContext) -> WrittenPar
 async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
     open_store: OpenStore, encoding: str
 ) -> None:
-    store, writers = open_store(), [open_store() for _ in range(3)]
+    store = open_store()
+    writers = [open_store() for _ in range(3)]
     sample = as_bodies([row for rows in PARTS for row in rows])
     others = ParallelWriters(sample, lambda context: write_all(writers, context))
     result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=others)
@@ -73,7 +74,8 @@ async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(ope
         raise AssertionError("it was cut off")
 
     async def go_on(context: PartContext) -> WrittenPart:
-        total, rows = Tally(), 0
+        total = Tally()
+        rows = 0
         for part, of_it in enumerate(PARTS, 1):
             written = await write_part(store, context, part, batches(of_it, 10))
             total.merge(written.tally)

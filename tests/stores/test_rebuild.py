@@ -51,7 +51,8 @@ async def spoil(store: Store) -> Catalogue:
 @on_every_rebuildable_store
 async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_store: OpenStore) -> None:
     store = open_store()
-    first, second = await publish(store, "first"), await publish(store, "second", **refused_by("ndcg"))
+    first = await publish(store, "first")
+    second = await publish(store, "second", **refused_by("ndcg"))
     before = await spoil(store)
     found = await survey(open_store())
     assert {one.ref for one in found.releases} == {entry.ref for entry in before.releases}
@@ -83,7 +84,8 @@ async def test_release_refused_by_gates_is_not_live_unless_forced(tmp_path: Path
 
 @on_every_rebuildable_store
 async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(open_store: OpenStore) -> None:
-    store, writer = open_store(), open_store()
+    store = open_store()
+    writer = open_store()
     live = await publish(store, "live")
     draft = await publication.begin(writer, ReleaseId("20991120T064200Z-aaaa"))
     await writer.create(draft, Plan(3, 1000))

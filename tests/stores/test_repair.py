@@ -56,7 +56,8 @@ async def test_verify_counts_missing_and_damaged_rows_and_names_some(monkeypatch
 async def test_verify_detects_intact_rows_that_differ_from_those_written() -> None:
     store = MemoryStore()
     live = await publish(store)
-    rows, checksum = store.find(await ref_of(store, live)).rows, Checksum(live)
+    rows = store.find(await ref_of(store, live)).rows
+    checksum = Checksum(live)
     rows["user:001"] = checksum.seal("user:001", body_of(a_list("another")))
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await verify(store, await ref_of(store, live))
@@ -69,7 +70,8 @@ async def test_verify_detects_intact_rows_that_differ_from_those_written() -> No
     ids=["the manifest", "one row", "many rows"],
 )
 async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], *, live: bool) -> None:
-    source, target = MemoryStore(), MemoryStore()
+    source = MemoryStore()
+    target = MemoryStore()
     release = await publish(source)
     await copy(source, target, release)
     newest = release if live else await publish(target)
@@ -88,7 +90,8 @@ async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], 
 
 @on_every_store
 async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_store: OpenStore) -> None:
-    store, source = open_store(), MemoryStore()
+    store = open_store()
+    source = MemoryStore()
     first = await publish(store)
     second = await publish(store, ROWS[:100])
     for release in (first, second):
@@ -110,7 +113,8 @@ async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_stor
 
 
 async def test_what_heals_a_release_must_be_that_release() -> None:
-    store, source = MemoryStore(), MemoryStore()
+    store = MemoryStore()
+    source = MemoryStore()
     live = await publish(store)
     other = await publish(source, ROWS[:3])
     with pytest.raises(ReleaseNotFound):
@@ -126,7 +130,8 @@ async def test_what_heals_a_release_must_be_that_release() -> None:
 
 
 async def test_a_repair_that_fails_leaves_the_damaged_release_as_it_was(clock: FakeClock) -> None:
-    store, source = MemoryStore(clock), MemoryStore(clock)
+    store = MemoryStore(clock)
+    source = MemoryStore(clock)
     live = await publish(store)
     await copy(store, source, live)
     before = await ref_of(store, live)

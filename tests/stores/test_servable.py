@@ -71,7 +71,8 @@ async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     path = tmp_path / "releases" / f"{(await ref_of(store, target)).incarnation}.mdb"
     await store.close()
     spoil(path)
-    store, before = LmdbStore(tmp_path), await store.catalogue()
+    store = LmdbStore(tmp_path)
+    before = await store.catalogue()
     with pytest.raises(ReleaseCorrupt, match=r"cannot be served, and nothing was changed: .*--force would serve it"):
         await verb(store, target)
     assert await store.catalogue() == before
@@ -108,7 +109,8 @@ async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
     store = MemoryStore()
     target, _ = await two_releases(store)
     ref = await ref_of(store, target)
-    key, rows = (await load_manifest(store, ref)).sample[0], store.find(ref).rows
+    key = (await load_manifest(store, ref)).sample[0]
+    rows = store.find(ref).rows
     rows[key] = rows[key][:-1] + b"~"
     if is_lost:
         del rows[key]
@@ -146,7 +148,8 @@ async def publish_refused(store: Store) -> ReleaseId:
 @on_every_store
 async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open_store: OpenStore) -> None:
     store = open_store()
-    good, bad = await publish(store), await publish_refused(store)
+    good = await publish(store)
+    bad = await publish_refused(store)
     found = await open_store().catalogue()
     assert (found.find(bad).state, found.find(bad).refused_by, found.find(good).refused_by) == (State.READY, GATES, ())
     for verb in (life.activate(store, bad), life.start_canary(store, bad, 5)):
@@ -165,7 +168,8 @@ async def test_withdrawn_release_keeps_the_reason_and_goes_live_only_if_forced(
     open_store: OpenStore, clock: FakeClock
 ) -> None:
     store = open_store()
-    good, bad = await publish(store), await publish(store)
+    good = await publish(store)
+    bad = await publish(store)
     assert await life.rollback(store, bad, reason="probation: lists are missing") == good
     entry = (await open_store().catalogue()).find(bad)
     assert (entry.state, entry.refused_by) == (State.WITHDRAWN, ("probation: lists are missing",))
@@ -206,8 +210,10 @@ async def test_a_rollback_to_what_was_forced_live_is_not_refused(clock: FakeCloc
 async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
     open_store: OpenStore, clock: FakeClock
 ) -> None:
-    source, target = MemoryStore(clock), open_store()
-    good, bad = await publish(source), await publish_refused(source)
+    source = MemoryStore(clock)
+    target = open_store()
+    good = await publish(source)
+    bad = await publish_refused(source)
     await copy(source, target, good)
     held = await copy(source, target, bad)
     assert isinstance(held.held_back, RefusedByGates)

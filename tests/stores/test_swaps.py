@@ -69,7 +69,8 @@ async def test_releases_of_one_second_get_different_ids(clock: FakeClock, monkey
     draw = secrets.token_hex
     monkeypatch.setattr(secrets, "token_hex", lambda size: next(drawn) if size == 2 else draw(size))
     store = MemoryStore(clock=clock)
-    first, second = await publish(store), await publish(store)
+    first = await publish(store)
+    second = await publish(store)
     assert (first[-4:], second[-4:], first[:-4]) == ("aaaa", "bbbb", second[:-4])
 
 

@@ -43,7 +43,8 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source, target = tmp_path_factory.mktemp("source") / "example", tmp_path_factory.mktemp("installed")
+    source = tmp_path_factory.mktemp("source") / "example"
+    target = tmp_path_factory.mktemp("installed")
     shutil.copytree(EXAMPLE, source)
     done = run(
         target, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",

@@ -11,7 +11,8 @@ from tests.support.virtual import virtual
 
 
 def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
-    pacer, latency_s = Pacer(0.25), 0.0004
+    pacer = Pacer(0.25)
+    latency_s = 0.0004
     pauses_s = [pacer.pause_s(latency_s) for _ in range(1000)]
     assert sum(pauses_s) == pytest.approx(3 * latency_s * 1000, rel=0.01)
     assert all(pause_s == 0 or pause_s >= MIN_PAUSE_S for pause_s in pauses_s)
@@ -20,7 +21,8 @@ def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
 async def test_a_step_is_retried_while_its_store_is_down_but_not_for_other_errors() -> None:
     lost = StoreUnavailable("rows are gone")
     lost.permanent = True
-    failures, taken = [StoreUnavailable("down"), lost], list[str]()
+    failures = [StoreUnavailable("down"), lost]
+    taken = list[str]()
 
     async def step() -> None:
         taken.append("step")
@@ -41,7 +43,8 @@ def after(seconds: float) -> float:
 
 @virtual
 async def test_what_takes_too_long_is_ended_and_cancelled() -> None:
-    deadlines, ended = TaskDeadlines(), list[str]()
+    deadlines = TaskDeadlines()
+    ended = list[str]()
 
     async def slow() -> None:
         try:

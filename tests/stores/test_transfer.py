@@ -77,7 +77,8 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     clock: FakeClock, calls: int, encoding: str
 ) -> None:
     store = await interrupted(clock, calls, encoding)
-    draft, acknowledged = await draft_in(store), set(store.puts)
+    draft = await draft_in(store)
+    acknowledged = set(store.puts)
     store.puts.clear()
     written = await resume(store, draft, encoding=encoding)
     rewritten = acknowledged & set(store.puts)
@@ -154,7 +155,8 @@ async def test_a_copy_is_the_same_release_row_for_row(
     assert (written.rows, written.skipped, progress[-1]) == (total, 0, (total, total))
     assert await published_values(target, release) == await published_values(source, release)
     assert (await target.catalogue()).live == release
-    there, here = await ref_of(target, release), await ref_of(source, release)
+    there = await ref_of(target, release)
+    here = await ref_of(source, release)
     assert there.incarnation != here.incarnation
     assert await verify(target, there) == await verify(source, here)
     again = await copy(source, target, release)
@@ -162,7 +164,8 @@ async def test_a_copy_is_the_same_release_row_for_row(
 
 
 async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock) -> None:
-    source, target = MemoryStore(clock), MemoryStore(clock)
+    source = MemoryStore(clock)
+    target = MemoryStore(clock)
     with pytest.raises(ReleaseNotFound):
         await copy(source, target, ReleaseId("nothing"))
     await publication.begin(source, ReleaseId("draft"))
@@ -176,7 +179,8 @@ async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock
 
 
 async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock: FakeClock) -> None:
-    source, target = MemoryStore(clock), Watched(clock)
+    source = MemoryStore(clock)
+    target = Watched(clock)
     live = await publish(source)
     target.calls_left = 0
     with pytest.raises(StoreUnavailable, match="give the same command again"):

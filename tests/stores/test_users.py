@@ -69,7 +69,8 @@ async def test_rows_that_are_lost_show_beside_those_that_were_erased(monkeypatch
 
 @on_every_store
 async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore) -> None:
-    store, target = open_store(), MemoryStore()
+    store = open_store()
+    target = MemoryStore()
     release = await published(store)
     await erase_users(store, ["7"])
     await copy(store, target, release)
@@ -81,7 +82,8 @@ async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore
 
 
 async def test_a_copy_of_a_release_that_is_there_takes_erasures_along() -> None:
-    store, target = MemoryStore(), MemoryStore()
+    store = MemoryStore()
+    target = MemoryStore()
     release = await published(store)
     await copy(store, target, release)
     await erase_users(target, ["6"])
@@ -262,7 +264,8 @@ async def test_a_prune_during_a_restore_takes_no_record_that_is_named_later(fold
     def pruned(_done: int, _total: int) -> None:
         prunes.append(asyncio.run_coroutine_threadsafe(life.prune(other, grace_s=0.0), loop))
 
-    loop, prunes = asyncio.get_running_loop(), list[Future[list[ReleaseId]]]()
+    loop = asyncio.get_running_loop()
+    prunes = list[Future[list[ReleaseId]]]()
     await restore(tmp_path / "backup", other, pruned, over=True)
     await asyncio.gather(*map(asyncio.wrap_future, prunes), return_exceptions=True)
     assert [user for user in "567" if await is_erased(other, user)] == ["6", "7"]

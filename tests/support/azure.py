@@ -138,7 +138,8 @@ class TokenAuthenticator(Authenticator):
         roles = self._issuer.check(authorization.partition("&sig=")[2], now)
         allowed = {CONTRIBUTOR} if operation.startswith(WRITES) else {CONTRIBUTOR, READER}
         if "offer" in operation or (operation not in ACTIONS and operation.startswith(WRITES)):
-            line, substatus = f"{request.method} {request.path.rstrip('/')}", TOKEN_NOT_AUTHORIZED
+            line = f"{request.method} {request.path.rstrip('/')}"
+            substatus = TOKEN_NOT_AUTHORIZED
             reason = f"The given request [{line}] cannot be authorized by AAD token in data plane"
         elif allowed.isdisjoint(roles):
             action = ACTIONS.get(operation, f"{ACCOUNT}/readMetadata")
@@ -193,7 +194,8 @@ class ResourceManager:
 
     def answer(self, request: Request) -> HttpResponse:
         path = unquote(request.path)
-        found, change = RESOURCE.fullmatch(path), STATUS.fullmatch(path)
+        found = RESOURCE.fullmatch(path)
+        change = STATUS.fullmatch(path)
         resource = ArmResource(**found.groupdict("")) if found else None
         operation = f"manage {resource.kind if resource else 'operation'}"
         try:
@@ -203,7 +205,8 @@ class ResourceManager:
             self._authorize(request, resource)
             response = self._poll(change[1]) if change else self._run(request, resource)
         except HttpError as error:
-            body, headers = _error_body(error), dict[str, str]()
+            body = _error_body(error)
+            headers = dict[str, str]()
             if wait_ms := error.headers.get("x-ms-retry-after-ms"):
                 headers["retry-after"] = str(ceil(float(wait_ms) / 1000))
             wrapped = {"error": body} if isinstance(error, ArmError) else body
@@ -250,7 +253,8 @@ class ResourceManager:
             error = raised
         name = str(uuid.uuid4())
         self.operations[name] = self.service.account.clock() + OPERATION_S, error
-        host, version = request.header(b"host"), parse_qs(request.query)["api-version"][0]
+        host = request.header(b"host")
+        version = parse_qs(request.query)["api-version"][0]
         provider = f"{PREFIX}{PLACE['subscription']}/providers/Microsoft.DocumentDB"
         status = f"{provider}/locations/emulated/operationsStatus/{name}?api-version={version}"
         url = f"{request.scheme}://{host}{status}"
@@ -273,7 +277,8 @@ class ResourceManager:
             return {"value": found}
         if resource.kind == "throughput":
             offer = account.container(*resource.names).offer
-            ru, settings = offer.throughput.ru, dict[str, Any]()
+            ru = offer.throughput.ru
+            settings = dict[str, Any]()
             if offer.throughput.autoscale:
                 settings = {"throughput": ru // 10, "autoscaleSettings": {"maxThroughput": ru}}
             settings = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru} | settings
@@ -282,8 +287,10 @@ class ResourceManager:
         return _described(resource.id, resource.kind, made.to_json())
 
     def _put(self, resource: ArmResource, request: Request) -> None:
-        account, properties = self.service.account, request.object()["properties"]
-        given, options = properties["resource"], properties.get("options") or {}
+        account = self.service.account
+        properties = request.object()["properties"]
+        given = properties["resource"]
+        options = properties.get("options") or {}
         if resource.kind == "throughput":
             throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
             resources.replace_throughput(account.container(*resource.names).offer, throughput)

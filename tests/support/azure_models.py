@@ -55,7 +55,8 @@ def _fields(model: type) -> Fields:
 
 def _inner(hint: Any) -> Any:  # noqa: ANN401 -- see `Fields`
     """Return what a document is held against, of a type as `Optional[list[Model]]`."""
-    origin, parts = typing.get_origin(hint), [part for part in typing.get_args(hint) if part is not type(None)]
+    origin = typing.get_origin(hint)
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if origin is dict:
         return {EVERY: _inner(parts[1])}
     if parts and origin is not typing.Literal:

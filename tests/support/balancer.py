@@ -27,7 +27,9 @@ class Balancer:
         self.ready = list(ports)
         self.outcomes = Counter[str]()
         self.over = threading.Event()
-        self._path, self._headers, self._outcome = path, headers, outcome
+        self._path = path
+        self._headers = headers
+        self._outcome = outcome
 
     def probe(self) -> None:
         while not self.over.wait(PROBE_S):

@@ -67,7 +67,8 @@ def failed(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -
 
 def _run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     words = ["hotplate", *map(str, arguments)]
-    output, errors = io.StringIO(), io.StringIO()
+    output = io.StringIO()
+    errors = io.StringIO()
     with _environment(words, environment), redirect_stdout(output), redirect_stderr(errors):
         try:
             main()

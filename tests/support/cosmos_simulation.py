@@ -127,7 +127,8 @@ class SimulatedAccount:
         if is_last:
             raise ProcessEndedError
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
-            answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "not replicated yet"})
+            answer.status = 404
+            answer.body = orjson.dumps({"code": "NotFound", "message": "not replicated yet"})
         if self.many_writers and path == b"/":
             answer.body = orjson.dumps({**orjson.loads(answer.body), "enableMultipleWriteLocations": True})
         if self.scales_for_ever and path.startswith(b"/offers/"):
@@ -188,7 +189,8 @@ class SimulatedContainers:
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         offer = await self._offer(container)
-        name, content = offer["id"], dict[str, Any]()
+        name = offer["id"]
+        content = dict[str, Any]()
         if throughput.autoscale:
             content["offerThroughput"] = throughput.ru // 10
             content["offerAutopilotSettings"] = {"maxThroughput": throughput.ru}

@@ -135,7 +135,9 @@ class ServerLike(MemoryStore):
         check(await self.catalogue())
         if (found := self.releases.get(release.incarnation)) is None:
             return
-        found.writer, found.sealed, found.points = ERASED, False, {}
+        found.writer = ERASED
+        found.sealed = False
+        found.points = {}
         while found.rows:
             found.rows.popitem()
             await asyncio.sleep(0)
@@ -158,7 +160,10 @@ class Interleaved(RuleBasedStateMachine):
     histories = steps = 0
     """How many there were, in all."""
 
-    publishing, readers_at, operator, pruner = (0, 1), (2, 3), 4, 5
+    publishing = (0, 1)
+    readers_at = (2, 3)
+    operator = 4
+    pruner = 5
     """Who is who among `processes`."""
 
     refuses_late_writers = True
@@ -201,7 +206,9 @@ class Interleaved(RuleBasedStateMachine):
         self.left_live_at = dict[str, float]()
         self.committed = list[Release]()
         """What is still to be looked at after a step."""
-        self.erased, self.lost, self.excused = set[str](), set[str](), set[str]()
+        self.erased = set[str]()
+        self.lost = set[str]()
+        self.excused = set[str]()
         self.saved = list[tuple[Catalogue, Any]]()
         self.restored_at = -1.0
         self.wrong = list[str]()
@@ -247,7 +254,8 @@ class Interleaved(RuleBasedStateMachine):
     def start_reader(self, reader: int) -> None:
         process = self.processes[reader]
         follower = Follower(process.store)
-        self.followers[reader], self.seen[reader] = follower, None
+        self.followers[reader] = follower
+        self.seen[reader] = None
         process.start(follower.run())
 
     def finish(self, work: Coroutine[Any, Any, T]) -> T:
@@ -303,7 +311,8 @@ class Interleaved(RuleBasedStateMachine):
 
     def publish(self, process: Process, what: str, which: int) -> None:
         assert self.source is not None
-        store, content = process.store, f"c{next(self.contents)}"
+        store = process.store
+        content = f"c{next(self.contents)}"
         drafts = [entry for entry in self.truth.releases if entry.state is State.DRAFT]
         copied = list(self.source.contents)[which % 2]
         if what.startswith("resume") and not drafts:
@@ -348,7 +357,8 @@ class Interleaved(RuleBasedStateMachine):
     @rule(reader=st.sampled_from(readers_at), turns=TURNS)
     def a_reader_is_requested(self, reader: int, turns: bytes) -> None:
         self.go_on(turns)
-        process, follower = self.processes[reader], self.followers[reader]
+        process = self.processes[reader]
+        follower = self.followers[reader]
         if follower.served is not None and len(process.tasks) == 1:
             user = KEYS[1 + sum(turns) % 2]
             process.start(
@@ -439,13 +449,15 @@ class Interleaved(RuleBasedStateMachine):
         except RowsLost:  # Redis refuses to commit what is a draft again
             assert data is None
             return
-        self.truth, self.restored_at = catalogue, self.loop.time()
+        self.truth = catalogue
+        self.restored_at = self.loop.time()
         for process in self.processes:
             process.has_read = False
         self.left_live_at.clear()
         self.claims.clear()
         self.flips.clear()
-        self.lost, self.excused = set(), set()
+        self.lost = set()
+        self.excused = set()
         for entry in catalogue.releases:
             try:
                 await verify(self.store, entry.ref)
@@ -512,7 +524,8 @@ class Interleaved(RuleBasedStateMachine):
         self.erased.add(release.incarnation)
 
     def claimed(self, process: Process, draft: DraftRef) -> None:
-        self.claims[draft.incarnation], self.writers[draft.incarnation] = process, draft.writer
+        self.claims[draft.incarnation] = process
+        self.writers[draft.incarnation] = draft.writer
 
     def put(self, process: Process, draft: DraftRef) -> None:
         if self.refuses_late_writers and self.claims.get(draft.incarnation, process) is not process:
@@ -559,7 +572,8 @@ class Interleaved(RuleBasedStateMachine):
         """Only a draft's writer changes it, but for whom its lease has lapsed."""
         lapsed = (before.lease_until or 0.0) <= self.clock()
         owner = self.owners.get(before.writer)
-        is_taken, is_dropped = after.writer != before.writer, after.state is State.DROPPING
+        is_taken = after.writer != before.writer
+        is_dropped = after.state is State.DROPPING
         if owner is not process and (is_taken or after.state is not State.DRAFT):
             if owner is not None:
                 self.bereft.add(owner)
@@ -597,7 +611,8 @@ class Interleaved(RuleBasedStateMachine):
             self.finish(verify(self.store, entry.ref))
 
     def check_reader(self, reader: int, follower: Follower) -> None:
-        seen, before = follower._seen, self.seen[reader]
+        seen = follower._seen
+        before = self.seen[reader]
         if seen is not before:
             if before is not None:
                 assert seen is not None
@@ -635,7 +650,8 @@ class Interleaved(RuleBasedStateMachine):
             assert content == expected, f"{served.ref} gave a list of {content} and not of {expected}"
 
     def check_followed(self, reader: int) -> None:
-        follower, live = self.followers[reader], self.truth.live_entry
+        follower = self.followers[reader]
+        live = self.truth.live_entry
         if live is None or live.incarnation in self.lost | self.excused:
             return
         assert follower.served is not None, follower.last_error

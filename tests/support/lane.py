@@ -43,7 +43,8 @@ class MemoryTransport(asyncio.Transport):
         """Let the server read *data*, as soon as it reads."""
         self._unread += data
         if self._reading and self._unread and not self.closed:
-            came, self._unread = bytes(self._unread), bytearray()
+            came = bytes(self._unread)
+            self._unread = bytearray()
             self.connection.data_received(came)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

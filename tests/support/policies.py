@@ -112,7 +112,8 @@ def objections(objects: list[Object], *policies: str) -> list[str]:
 def confined(cluster: Cluster) -> Checks:
     """Pods run without root, privileges, the host, the Kubernetes API and writable images."""
     for pod in cluster.pods:
-        spec, security = pod.spec, pod.spec.get("securityContext", {})
+        spec = pod.spec
+        security = pod.spec.get("securityContext", {})
         is_user = security.get("runAsNonRoot") and security.get("runAsUser") and security.get("runAsGroup")
         yield not is_user, f"{pod} may run as root"
         yield security.get("seccompProfile") != {"type": "RuntimeDefault"}, f"{pod} may use every system call"
@@ -234,7 +235,9 @@ def careful_changes(cluster: Cluster) -> Checks:
             yield float(waits) + delay < 2, f"{name} closes its port before the cluster can know"
     scaled = {one["spec"]["scaleTargetRef"]["name"]: one["spec"] for one in cluster.of("HorizontalPodAutoscaler")}
     for workload in cluster.of("Deployment"):
-        name, spec, strategy = name_of(workload), workload["spec"], workload["spec"]["strategy"]
+        name = name_of(workload)
+        spec = workload["spec"]
+        strategy = workload["spec"]["strategy"]
         scaler = scaled.get(workload["metadata"]["name"])
         yield ("replicas" in spec) == (scaler is not None), f"{name}: its replicas have no owner, or two"
         yield scaler is not None and scaler["minReplicas"] < 2, f"{name} may be down to one pod"
@@ -266,7 +269,8 @@ def accepted_settings(cluster: Cluster) -> Checks:
     runs = {each.variable for each in settings_of(RunSettings) if each.variable}
     known = {*_variables(VERBS), *runs, *SECRET_FILES}
     for name, _, container in cluster.containers:
-        environment, mounts = cluster.environment(container), container.get("volumeMounts", [])
+        environment = cluster.environment(container)
+        mounts = container.get("volumeMounts", [])
         unknown = {key for key in environment if key.startswith("HOTPLATE_")} - known
         yield unknown, f"{name}: no verb has {unknown}"
         for key, text in environment.items():
@@ -319,5 +323,6 @@ def _variables(command: TyperCommand | TyperGroup) -> Iterator[str]:
 
 def _parse(command: TyperCommand | TyperGroup, words: list[str]) -> None:
     while isinstance(command, TyperGroup):
-        command, words = command.commands[words[0]], words[1:]  # type: ignore[assignment]  # as above
+        command = command.commands[words[0]]  # type: ignore[assignment]  # as above
+        words = words[1:]
     command.make_context("hotplate", list(words))

@@ -44,7 +44,8 @@ def described(nodes: Sequence[ClusterNode], myself: ClusterNode) -> str:
     for place, node in enumerate(nodes):
         flags, of, slots, epoch = "slave", "-", "", 0
         if node.primary is None:
-            flags, epoch = "master", place + 1
+            flags = "master"
+            epoch = place + 1
             slots = f" {SLOTS * place // PRIMARIES}-{SLOTS * (place + 1) // PRIMARIES - 1}"
         else:
             of = node.primary.id
@@ -160,7 +161,8 @@ class RedisCluster:
 
     def migrate(self, key: str, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
         """Move a key's slot to another node, as `redis-cli --cluster reshard` does; call *between* after each key."""
-        slot, source = key_slot(key.encode()), self.owner(key)
+        slot = key_slot(key.encode())
+        source = self.owner(key)
         target.server.execute_command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.id)
         source.server.execute_command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.id)
         while keys := source.server.execute_command("CLUSTER", "GETKEYSINSLOT", str(slot), "5"):

@@ -37,7 +37,9 @@ class RedisProxy(Proxy):
     ) -> None:
         """Count from 0 again, and cut all connections at one command; then call *on_fault*."""
         self.commands.clear()
-        self._fault_at, self._on_fault, self._cut = fault_at, on_fault, cut
+        self._fault_at = fault_at
+        self._on_fault = on_fault
+        self._cut = cut
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

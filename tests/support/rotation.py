@@ -60,7 +60,8 @@ class RotatingProvider(StreamingCredentialProvider):
             server.execute_command("ACL", "DELUSER", former)
 
     def _create_user(self) -> None:
-        self.user, self.password = f"user-{secrets.token_hex(4)}", secrets.token_hex(16)
+        self.user = f"user-{secrets.token_hex(4)}"
+        self.password = secrets.token_hex(16)
         for server in self.servers:
             server.execute_command("ACL", "SETUSER", self.user, "on", f">{self.password}", "~*", "&*", "+@all")
 

@@ -45,7 +45,8 @@ def assert_same_lists(found: Sequence[Row], expected: Sequence[Row]) -> None:
     """Hold rows of lists, without offsets, to others: the last digit of a score depends on what is computed with it."""
     assert [row.key for row in found] == [row.key for row in expected]
     for (key, one), (_, other) in zip(found, expected, strict=True):
-        ours, theirs = decode(one), decode(other)
+        ours = decode(one)
+        theirs = decode(other)
         assert [item["id"] for item in ours] == [item["id"] for item in theirs], key
         assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=3e-6)
 

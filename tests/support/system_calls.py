@@ -105,7 +105,8 @@ class _Run:
     def __init__(self, schedule: Schedule, processes: list[Process], switches: int | None, kills: int) -> None:
         self._schedule = schedule
         self._processes = processes
-        self._switches, self._kills = switches, kills
+        self._switches = switches
+        self._kills = kills
 
     def start(self) -> None:
         first, *others = self._processes
@@ -137,7 +138,8 @@ class _Run:
 
     def _run(self, process: Process) -> None:
         assert process.may_go_on.acquire(timeout=DEADLINE_S)
-        _current.run, _current.process = self, process
+        _current.run = self
+        _current.process = process
         try:
             process.run()
         finally:
@@ -207,7 +209,9 @@ def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
 
 
 def _patch_files(patch: pytest.MonkeyPatch) -> None:
-    system_open, system_stat, file_open = os.open, os.stat, io.open
+    system_open = os.open
+    system_stat = os.stat
+    file_open = io.open
 
     def stat(path: Any, **named: Any) -> os.stat_result:  # noqa: ANN401 -- as `os.stat` has it
         if str(path).endswith(_LOOKED_AT):
@@ -244,7 +248,9 @@ def _patch_writes(patch: pytest.MonkeyPatch) -> None:
 
 
 def _patch_locks(patch: pytest.MonkeyPatch) -> None:
-    system_flock, system_close, time_sleep = fcntl.flock, os.close, time.sleep
+    system_flock = fcntl.flock
+    system_close = os.close
+    time_sleep = time.sleep
 
     def flock(descriptor: int, operation: int) -> None:
         if operation & fcntl.LOCK_UN:

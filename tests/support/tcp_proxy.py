@@ -76,7 +76,8 @@ class Proxy:
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, lost: asyncio.Event, *, is_request: bool
     ) -> None:
-        loop, due = asyncio.get_running_loop(), 0.0
+        loop = asyncio.get_running_loop()
+        due = 0.0
         with suppress(OSError):
             while data := await source.read(1 << 16):
                 if is_request and self.losing is not None and self.losing in data:

@@ -101,7 +101,8 @@ def _check_queries(container: ContainerProxy) -> None:
 
 def test_the_emulators_own_pages_and_options() -> None:
     trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
     with emulator("--tls", "--second-region", "0") as server:
 
         def page(method: str, path: str, body: object = None) -> bytes:

@@ -40,7 +40,8 @@ class Server(asyncio.Protocol):
 
 @asynccontextmanager
 async def serving(act: Act) -> AsyncIterator[str]:
-    counter, made = list[int](), list[Server]()
+    counter = list[int]()
+    made = list[Server]()
 
     def accept() -> Server:
         made.append(Server(act, counter))

@@ -55,7 +55,8 @@ class RetailList(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         self.asked.append(query)
-        condition, skip = query["$filter"][0], int(query.get("$skip", ["0"])[0])
+        condition = query["$filter"][0]
+        skip = int(query.get("$skip", ["0"])[0])
         names = {"Azure Cosmos DB": COSMOS, "Virtual Machines": MACHINES, "Redis Cache": REDIS}
         items = next(found for name, found in names.items() if name in condition)
         port = self.headers["Host"].partition(":")[2]

@@ -19,8 +19,12 @@ from tests.support.planning import a_plan
 
 # https://learn.microsoft.com/azure/cosmos-db/understand-your-bill (2022-03-31), in USD: an RU/s for an hour, a million
 # RU of serverless, a GB for a month. Autoscale costs 1.5 times as much.
-RU_HOUR, MILLION_RU, GB_MONTH, AUTOSCALE = 0.008 / 100, 0.25, 0.25, 1.5
-MONTH_H, DAILY = 730, 730 / 24
+RU_HOUR = 0.008 / 100
+MILLION_RU = 0.25
+GB_MONTH = 0.25
+AUTOSCALE = 1.5
+MONTH_H = 730
+DAILY = 730 / 24
 # An item below 1 KB costs 1 RU to read and 5 to create; a publish reads back what it wrote.
 ROW_RU = 5 + 1
 # A publish also changes the catalogue, makes a container and reads a sample: about so much, whatever it writes.

@@ -44,7 +44,9 @@ class Account:
         self, ru: int, charge_ru: float, *, parts: float = 1, saved_ru: float = 0.0, offset_s: float = 0.0
     ) -> None:
         self.budgets = [Budget(ru / parts) for _ in range(int(parts))]
-        self.charge_ru, self.saved_ru, self.offset_s = charge_ru, saved_ru, offset_s
+        self.charge_ru = charge_ru
+        self.saved_ru = saved_ru
+        self.offset_s = offset_s
         self.began_s = 1_000_000.0
         self.requests = self.refused = 0
 
@@ -63,7 +65,8 @@ class Account:
 
     def attempt(self, level: Level, seconds: int = 10, latency_s: float = 0.004) -> Callable[[float], Trial]:
         def attempt(share: float) -> Trial:
-            rate, before = share * level.capacity_s, self.refused
+            rate = share * level.capacity_s
+            before = self.refused
             load = Load(
                 url="http://h", requests=Gets("/"), rate=rate, duration_s=seconds + 2, connections=500, check=from_store
             )
@@ -152,8 +155,10 @@ def test_what_this_machine_cannot_drive_is_computed_not_the_accounts_limit(*, em
 
 def test_a_level_that_is_nearly_reached_keeps_what_was_measured() -> None:
     """On two slow cores no level from 4,000 RU/s on had a p99, and the headline ended at 1,000 RU/s."""
-    level, levels = Level(ru=400, size_kb=1, charge_ru=1.0), list[float]()
-    slow, idle = throttling(level, 0.87), Account(400, 1.0).attempt(level, 3)
+    level = Level(ru=400, size_kb=1, charge_ru=1.0)
+    levels = list[float]()
+    slow = throttling(level, 0.87)
+    idle = Account(400, 1.0).attempt(level, 3)
 
     def attempt(share: float) -> Trial:
         levels.append(share)
@@ -208,7 +213,8 @@ def test_a_level_at_which_the_generator_is_late_has_no_latency() -> None:
 
 def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
-    full, lossy = Account(400, 1.0).attempt(level, 3), throttling(level, 0.8)
+    full = Account(400, 1.0).attempt(level, 3)
+    lossy = throttling(level, 0.8)
     found = measure_level(
         level, lambda share: full(share) if share == OVERLOAD else lossy(share), emulated=False, time_left=lambda: False
     )

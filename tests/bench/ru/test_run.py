@@ -249,7 +249,8 @@ def measured(url: str) -> MeasuredCharges:
 def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
     path = tmp_path / "charges.toml"
     path.write_text(measured.to_toml())
-    found, expected = load(path), load(theirs)
+    found = load(path)
+    expected = load(theirs)
     assert found.read_points[:2] == expected.read_points
     assert found.write_points[:2] == expected.write_points
     for name in ("write_replace_share", "read_missing"):

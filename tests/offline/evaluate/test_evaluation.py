@@ -86,7 +86,8 @@ def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
 def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     whole = board().toarray()
     cold = np.arange(60)[:, None] < 10
-    train, test = csr_matrix(np.where(cold, 0, whole)), csr_matrix(np.where(cold, whole, 0))
+    train = csr_matrix(np.where(cold, 0, whole))
+    test = csr_matrix(np.where(cold, whole, 0))
     parts = Parts.of(train, test)
     found = evaluate_parts(parts, PARAMS, k=5)
     assert found.split is None
@@ -103,7 +104,8 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
 
 
 def test_pairs_of_items_that_nobody_has_are_counted() -> None:
-    train, test = board().toarray(), np.zeros((60, 30), dtype=np.float32)
+    train = board().toarray()
+    test = np.zeros((60, 30), dtype=np.float32)
     train[:, 3] = train[0, 4] = 0
     test[:7, 3] = test[0, 4] = 1
     parts = Parts.of(csr_matrix(train), csr_matrix(test))

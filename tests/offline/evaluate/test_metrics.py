@@ -19,7 +19,9 @@ Case = tuple[list[list[int]], list[set[int]], int, int]
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Draw lists, what is liked, k, and the number of items."""
-    items, k, users = draw(st.integers(2, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    items = draw(st.integers(2, 9))
+    k = draw(st.integers(1, 9))
+    users = draw(st.integers(1, 6))
     lists = draw(
         st.lists(
             st.lists(st.integers(0, items - 1), unique=True, max_size=k).map(lambda row: row + [-1] * (k - len(row))),
@@ -41,7 +43,8 @@ def matrix_of(liked: list[set[int]], items: int) -> UserItems:
 @explored(100, 500, case=cases())
 def test_ranking_metrics_are_those_of_trec_eval(case: Case) -> None:
     lists, liked, k, items = case
-    recommended, test = np.array(lists, dtype=np.int32).reshape(len(liked), k), matrix_of(liked, items)
+    recommended = np.array(lists, dtype=np.int32).reshape(len(liked), k)
+    test = matrix_of(liked, items)
     found = measure_users(recommended, test)
     truth = {str(user): {str(item): 1 for item in wanted} for user, wanted in enumerate(liked) if wanted}
     # A run needs something of each user: what nobody likes is no hit.

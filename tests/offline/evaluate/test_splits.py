@@ -42,7 +42,9 @@ def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
     user_items, times, test_share, seed = case
     options = SplitOptions(kind, test_share, seed=seed)
     parts = split(user_items, History.of(user_items, times), options)
-    learnt, test, seen = weights(parts.train), weights(parts.test), weights(parts.seen)
+    learnt = weights(parts.train)
+    test = weights(parts.test)
+    seen = weights(parts.seen)
     folded = {} if parts.seen is parts.train else seen
     assert len(learnt) + len(test) + len(folded) == user_items.nnz
     assert learnt | test | folded == weights(user_items)
@@ -115,7 +117,8 @@ def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
 def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> None:
     user_items, times, test_share, seed = case
     parts = split(user_items, History.of(user_items, times), SplitOptions("held-out-users", test_share, seed=seed))
-    counts, held_out = np.diff(user_items.indptr), np.diff(parts.seen.indptr) > 0
+    counts = np.diff(user_items.indptr)
+    held_out = np.diff(parts.seen.indptr) > 0
     learnt = parts.train.getnnz(axis=0) > 0
     assert held_out.sum() == round(test_share * np.count_nonzero(counts >= 5))
     assert (counts[held_out] >= 5).all()

@@ -125,7 +125,8 @@ def test_a_signed_url_is_read_and_its_headers_tell_whether_it_changed(web: str, 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
 def test_no_message_about_a_small_file_has_the_password_of_its_url(web: str, tmp_path: Path) -> None:
     write(tmp_path / "web" / "a.csv", "a,b\nu,i\n")
-    url, store = web.replace("//", "//bob:secret@") + "/a.csv", f"file://{tmp_path}/store"
+    url = web.replace("//", "//bob:secret@") + "/a.csv"
+    store = f"file://{tmp_path}/store"
     save(checkerboard_model(), tmp_path / "model")
     for arguments in (
         ("import", "--similar", url), ("import", "--popular", url),

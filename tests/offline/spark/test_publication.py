@@ -84,7 +84,8 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 async def test_a_lost_executors_part_is_written_again(session: SparkSession, url: str) -> None:
-    model, store = model_of(6_000), connect(url)
+    model = model_of(6_000)
+    store = connect(url)
     killed = list[int]()
 
     def kill_one(done: int, total: int) -> None:
@@ -101,7 +102,8 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
 
 
 async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(session: SparkSession, url: str) -> None:
-    store, model = connect(url), model_of(1_000)
+    store = connect(url)
+    model = model_of(1_000)
     nowhere = SparkLists(lists_of(model), session, "redis://127.0.0.1:1/0")
     with pytest.raises(StoreUnavailable, match="--resume"):
         await publish(nowhere, store, PublishSettings("zstd"))
@@ -115,7 +117,8 @@ async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(ses
 async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
     session: SparkSession, redis_server: RedisServer, url: str, tmp_path: Path
 ) -> None:
-    model, store = model_of(20_000), connect(url)
+    model = model_of(20_000)
+    store = connect(url)
     live = (await publish(lists_of(model_of(10)), store, PublishSettings("json"))).result
     save(model, tmp_path / "model")
     command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
@@ -135,7 +138,9 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
 async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
     session: SparkSession, cosmos_http: Account
 ) -> None:
-    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), ChargeCounter()
+    model = model_of(300)
+    url = cosmos_http.url(secrets.token_hex(4), ru="30000")
+    charged = ChargeCounter()
     store = connect(url)
     source = SparkLists(lists_of(model), session, url)
     result = (await publish(source, store, PublishSettings("json"), observer=charged)).result

@@ -31,7 +31,8 @@ def session() -> Iterator[SparkSession]:
 
 @pytest.mark.usefixtures("session")
 def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
-    board, users = checkerboard(SIZE), np.arange(SIZE, dtype=np.int32)
+    board = checkerboard(SIZE)
+    users = np.arange(SIZE, dtype=np.int32)
     params = SparkParams(factors=3, reg_param=0.01, alpha=2.0, iterations=8, seed=23)
     ranker = fit(board, params)
     items, scores = ranker.recommend(board, users, 1)
@@ -43,7 +44,8 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
 @pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("iterations", [15, 40])
 def test_many_iterations_end_with_finite_factors(iterations: int) -> None:
-    board, users = checkerboard(SIZE), np.arange(SIZE, dtype=np.int32)
+    board = checkerboard(SIZE)
+    users = np.arange(SIZE, dtype=np.int32)
     ranker = fit(board, SparkParams(factors=3, reg_param=0.01, alpha=2.0, iterations=iterations))
     assert ranker.recommend(board, users, 1)[0][:, 0].tolist() == list(range(SIZE))
 

@@ -188,10 +188,12 @@ def with_times(board: UserItems) -> Times:
 @pytest.mark.parametrize("params", PERSONAL, ids=described)
 def test_recency_multiplies_the_scores_of_lists(params: Params, board: UserItems) -> None:
     assert not isinstance(params, PopularityParams)
-    times, recency = with_times(board), Recency(half_life_days=9, gamma=2)
+    times = with_times(board)
+    recency = Recency(half_life_days=9, gamma=2)
     recent = recent_popularity(board, times, 9)
     weights = np.maximum(recent / recent.max(), 1e-3) ** 2
-    plain, ranker = fit(board, params), fit(board, replace(params, recency=recency), times=times)
+    plain = fit(board, params)
+    ranker = fit(board, replace(params, recency=recency), times=times)
     strangers = csr_matrix(board[[7, 20]])
     for user_items, one, other in (
         (board, plain, ranker),
@@ -275,7 +277,8 @@ def test_too_short_popular_lists_are_refused() -> None:
 
 def matrix(users: int, items: int, each: int) -> UserItems:
     """Users who all have the first items."""
-    ends, indices = np.arange(users + 1) * each, np.tile(np.arange(each, dtype=np.int32), users)
+    ends = np.arange(users + 1) * each
+    indices = np.tile(np.arange(each, dtype=np.int32), users)
     return csr_matrix((np.ones(users * each, dtype=np.float32), indices, ends), shape=(users, items))
 
 
@@ -291,7 +294,8 @@ def test_popular_lists_are_heads_of_one_ranking_without_a_table_of_scores(
     board: UserItems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("hotplate.offline.train.popularity.Popularity.score")
-    popular, has = fit(board, PopularityParams()), board.toarray() > 0
+    popular = fit(board, PopularityParams())
+    has = board.toarray() > 0
     order = np.argsort(-has.sum(axis=0), kind="stable")
     options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": everyone() > 2})
     for how in options:
@@ -306,7 +310,8 @@ def test_popular_lists_are_heads_of_one_ranking_without_a_table_of_scores(
 def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     has = csr_matrix((rng.random((60, 300)) < 0.03).astype(np.float32))
-    users, allowed = np.arange(60, dtype=np.int32), np.arange(300) % 3 > 0
+    users = np.arange(60, dtype=np.int32)
+    allowed = np.arange(300) % 3 > 0
     times = rng.integers(0, 10**12, has.nnz)
     for recency in (None, Recency(2.0, 1.0)):
         ranker = fit(has, NeighbourParams("tfidf", 5, recency=recency), times=times)

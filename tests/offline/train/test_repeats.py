@@ -75,8 +75,10 @@ def test_own_counts_are_multiplied_by_recent_popularity_and_tried_so(groceries: 
     parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
     history = parts.history
     assert history is not None
-    plain, recency = RepeatParams(120.0, 3.0), Recency(2.0, 0.25)
-    counts, recent = own_counts(history, plain), own_counts(history, replace(plain, recency=recency))
+    plain = RepeatParams(120.0, 3.0)
+    recency = Recency(2.0, 0.25)
+    counts = own_counts(history, plain)
+    recent = own_counts(history, replace(plain, recency=recency))
     factors = recency.weights(parts.train, parts.train_times)
     assert np.allclose(recent.toarray(), counts.toarray() * factors)
     assert repeats_from(asdict(replace(plain, recency=recency))) == replace(plain, recency=recency)

@@ -41,7 +41,8 @@ def test_items_of_the_same_users_are_similar_and_never_the_item_itself(series: M
 
 def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None:
     has = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 0]], dtype=np.float32)
-    user_items, times = csr_matrix(has), np.arange(7) * 86_400_000_000
+    user_items = csr_matrix(has)
+    times = np.arange(7) * 86_400_000_000
     plain = fit(user_items, SimilarParams(shrink=0)).similarity.toarray()
     assert plain[0, 1] == pytest.approx(2 / 3)
     assert plain[1, 2] == pytest.approx(1 / np.sqrt(3))

@@ -245,7 +245,8 @@ def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tm
 
 
 def test_popularity_is_recommended_only_beyond_the_interval_of_its_lead() -> None:
-    ease, popular = trial(EASEParams(), 0.1, 0.9, 0.2), trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
+    ease = trial(EASEParams(), 0.1, 0.9, 0.2)
+    popular = trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
     assert popular.leads_by(ease) == pytest.approx(1 / 2**0.5 * 3**0.5)
     assert ranked(ease, popular).best == 0, "one user decides nothing"
     sure = replace(popular, per_user=ease.per_user + 0.01)
@@ -297,7 +298,8 @@ def test_where_popularity_beats_taste_alone_only_the_highest_power_is_compared()
     taste = trial(SMALL, 0.30, 0.32, 0.34)
     weak = trial(replace(SMALL, recency=Recency(2.0, 1.0)), 0.50, 0.52, 0.54)
     recent = trial(replace(SMALL, recency=Recency(2.0, 16.0)), 0.48, 0.50, 0.52)
-    near, far = trial(PopularityParams(2.0), 0.48, 0.46, 0.49), trial(PopularityParams(2.0), 0.28, 0.32, 0.35)
+    near = trial(PopularityParams(2.0), 0.48, 0.46, 0.49)
+    far = trial(PopularityParams(2.0), 0.28, 0.32, 0.35)
     assert weak.leads_by(recent) > 1.5
     assert ranked(taste, weak, recent, near).best == 2
     assert ranked(taste, weak, recent, far).best == 1, "taste alone is as good as popularity"

@@ -30,7 +30,8 @@ def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:
 def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> None:
     shared = SharedRates(private_floats(CELLS))
     clients = [client(f"c{n}", 1.0) for n in range(50)]
-    first, second = shared.buckets(clients), shared.buckets(reversed(clients))
+    first = shared.buckets(clients)
+    second = shared.buckets(reversed(clients))
     for each in clients:
         assert first[each.name].take() == 0.0
         assert second[each.name].take() > 0.0

@@ -193,7 +193,8 @@ async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten
 async def test_a_key_replaced_under_the_same_id_ends_what_the_old_one_verified(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (kid,), old = issuer.keys, issuer.token()
+    (kid,) = issuer.keys
+    old = issuer.token()
     assert await status_of(guard, old) == 200
     issuer.keys = {kid: rsa_key(), "second": rsa_key()}
     monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
@@ -262,7 +263,8 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
-    verified, decode = list[str](), jwt.decode
+    verified = list[str]()
+    decode = jwt.decode
 
     def counted(token: str, *arguments: Any, **named: Any) -> dict[str, Any]:  # noqa: ANN401 -- passed on
         verified.append(token)
@@ -283,11 +285,13 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
 
 
 def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: Path) -> None:
-    store, keys = tmp_path / "store", tmp_path / "keys.json"
+    store = tmp_path / "store"
+    keys = tmp_path / "keys.json"
     asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
     key = create(keys, "web", ["read"]).key
     tokens = ("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE)
-    good, bad = issuer.token(), issuer.token(aud="api://other")
+    good = issuer.token()
+    bad = issuer.token(aud="api://other")
     with running(store, "--keys", str(keys), "--admin-host", "0.0.0.0", *tokens) as service:
         assert service.get(USER).status == 401
         assert service.get(USER, X_API_Key=key).status == 200

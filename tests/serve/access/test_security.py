@@ -92,7 +92,8 @@ def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed:
 
 
 def test_log_names_who_changed_something_and_whose_attempt_was_refused(keyed: Keyed) -> None:
-    admin, log = keyed.service.admin, keyed.service.log.read_text
+    admin = keyed.service.admin
+    log = keyed.service.log.read_text
     assert admin("/console/keys?name=new", "POST", X_API_Key=keyed.admin).status == 200
     until(lambda: "the operator admin made the primary key of new over HTTP" in log())
     until(lambda: admin("/metrics", X_API_Key=keyed.read).status == 403 and "the key or token of read lacks" in log())

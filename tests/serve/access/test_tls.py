@@ -81,7 +81,8 @@ def test_clients_trusting_the_ca_are_served_over_tls_and_plain_http_fails(folder
         assert get(service, pair / "ca.pem") == (200, der(pair))
         assert status_of(service.port, USER) == 0
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.check_hostname = False
+        old.verify_mode = ssl.CERT_NONE
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=60, context=old)
@@ -92,9 +93,12 @@ def test_clients_trusting_the_ca_are_served_over_tls_and_plain_http_fails(folder
 
 @pytest.mark.soak
 def test_renewed_certificate_is_used_for_new_clients_without_failed_requests(folder: Path, tmp_path: Path) -> None:
-    first, second = certified(tmp_path / "first"), certified(tmp_path / "second")
+    first = certified(tmp_path / "first")
+    second = certified(tmp_path / "second")
     (tmp_path / "live").symlink_to(first)
-    stop, statuses, errors = threading.Event(), set[int](), list[Exception]()
+    stop = threading.Event()
+    statuses = set[int]()
+    errors = list[Exception]()
 
     def request_all(service: Service) -> None:
         while not stop.is_set():
@@ -127,7 +131,8 @@ def test_renewed_certificate_is_used_for_new_clients_without_failed_requests(fol
 
 
 def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder: Path, tmp_path: Path) -> None:
-    pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
+    pair = certified(tmp_path / "pair")
+    other = certified(tmp_path / "other")
     first = der(pair)
     authority = Path(shutil.copy(pair / "ca.pem", tmp_path / "ca.pem"))
     with running(folder, *options(pair)) as service:
@@ -156,11 +161,13 @@ def self_signed(folder: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKe
 def shown_by(context: ssl.SSLContext, *, only_rsa: bool) -> bytes | None:
     """Return the certificate that a client is shown; None if they have no cipher in common."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
     if only_rsa:
         client.maximum_version = ssl.TLSVersion.TLSv1_2
         client.set_ciphers("aRSA")
-    sent, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sent = ssl.MemoryBIO()
+    answered = ssl.MemoryBIO()
     ends = client.wrap_bio(answered, sent), context.wrap_bio(sent, answered, server_side=True)
     for _ in range(4):
         for end in ends:
@@ -190,7 +197,8 @@ def test_a_renewed_certificate_of_another_key_type_replaces_the_old_one(tmp_path
 
 
 def test_what_is_no_certificate_with_its_key_stops_the_start(tmp_path: Path) -> None:
-    pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
+    pair = certified(tmp_path / "pair")
+    other = certified(tmp_path / "other")
     with pytest.raises(ServiceMisused, match=r"server\.key cannot be read: No such file"):
         Certificate(pair / "server.pem", tmp_path / "server.key")
     (tmp_path / "empty").touch()

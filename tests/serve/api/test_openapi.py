@@ -72,7 +72,8 @@ async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewher
 
 
 def test_every_public_route_is_described_with_a_key_where_it_takes_one() -> None:
-    keyed, anonymous = document(takes_key=True, takes_events=True), document(takes_key=False)
+    keyed = document(takes_key=True, takes_events=True)
+    anonymous = document(takes_key=False)
     assert keyed["paths"].keys() == {
         "/v1/events", "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in",
         "/v1/similar/{item}", "/v1/popular",

@@ -94,7 +94,8 @@ class ScoringJob:
         pause_s = FIRST_PAUSE_S
         while True:
             async with session.post(self.endpoint.score_url, json={"data": data}) as response:
-                status, retry_after = response.status, response.headers.get("Retry-After", "")
+                status = response.status
+                retry_after = response.headers.get("Retry-After", "")
                 answer = await response.json(content_type=None)
             if status == 200:
                 assert isinstance(answer, list)
@@ -270,7 +271,8 @@ async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) ->
 
 def test_the_signature_says_what_the_types_say() -> None:
     defined = SIGNATURE["definitions"]
-    row, one = defined["ServiceInput"]["properties"]["data"]["items"], defined["ServiceOutput"]["items"]
+    row = defined["ServiceInput"]["properties"]["data"]["items"]
+    one = defined["ServiceOutput"]["items"]
     assert defined["ServiceInput"]["properties"]["data"]["maxItems"] == MAX_USERS
     for kind, described in ((ScoreRow, row), (Score, one), (ScoreError, defined["ErrorResponse"])):
         fields = msgspec.structs.fields(kind)

@@ -278,7 +278,8 @@ BATCHES = {"/v1/recommendations": b'{"users": [%b], "n": 1}' % USERS, "/score": 
 
 
 def test_too_many_batches_are_refused_while_reads_and_probes_are_answered(store: Path) -> None:
-    statuses, over = Counter[int](), threading.Event()
+    statuses = Counter[int]()
+    over = threading.Event()
 
     with limited(store) as service:
 

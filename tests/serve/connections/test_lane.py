@@ -146,7 +146,8 @@ def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
 
 
 def test_a_body_is_never_read_as_a_request(same: Callable[..., None]) -> None:
-    next_one, wait = b"GET /livez HTTP/1.1\r\nX: ", [b""] * 12
+    next_one = b"GET /livez HTTP/1.1\r\nX: "
+    wait = [b""] * 12
     for at in range(8):
         body = b"x" * at + END + b"x" * 8
         head = b"POST /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -179,7 +180,8 @@ def test_the_plainest_requests_are_the_lanes(
 
 @pytest.mark.parametrize("awaited", [False, True])
 async def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: Path, *, awaited: bool) -> None:
-    keys, denied = tmp_path / "keys.json", tmp_path / "denied"
+    keys = tmp_path / "keys.json"
+    denied = tmp_path / "denied"
     good = create(keys, "web", ["read"]).key
     other = create(keys, "operator", ["admin"]).key
     denied.write_text("item:1-0\nuser:2\n" + "".join(f"item:3-{number}\n" for number in range(15)))
@@ -187,8 +189,10 @@ async def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: P
     def get(*lines: str, user: int = 1) -> bytes:
         return "\r\n".join((f"GET /v1/recommendations/{user} HTTP/1.1", "Host: x", *lines, "", "")).encode()
 
-    key, origin = f"X-API-Key: {good}", "Origin: https://shop.example"
-    bearer, operator = f"Authorization: Bearer {good}", f"X-API-Key: {other}"
+    key = f"X-API-Key: {good}"
+    origin = "Origin: https://shop.example"
+    bearer = f"Authorization: Bearer {good}"
+    operator = f"X-API-Key: {other}"
     callers = [
         [], [key], [f"x-api-key: {good}"], ["X-API-Key: wrong"], [bearer], ["Authorization: Basic x"],
         [operator], [operator, bearer], [key, key], [key, bearer], [key, origin],
@@ -207,7 +211,8 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], origins: Sequence[str]
 ) -> None:
     keys = tmp_path / "keys.json"
-    good, slow = create(keys, "web", ["read"]).key, create(keys, "slow", ["read"], 0.4).key
+    good = create(keys, "web", ["read"]).key
+    slow = create(keys, "slow", ["read"], 0.4).key
     operator = create(keys, "operator", ["admin"]).key
     monkeypatch.setattr("hotplate.serve.access.auth.monotonic", lambda: 1000.0)  # so that Retry-After is the same
     sent = [
@@ -224,7 +229,8 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
 
     reader = await reader_of(MemoryStore())
     async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, users="hashed")) as pair:
-        statuses, counts = list[int](), list[Counter[tuple[str, ...]]]()
+        statuses = list[int]()
+        counts = list[Counter[tuple[str, ...]]]()
         for server in (pair.lane, pair.plain):
             before = counted(reader)
             answers = await exchange(server, sent)
@@ -250,13 +256,15 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
 
 
 async def test_each_change_of_a_policy_reaches_the_next_request_of_the_lane(tmp_path: Path) -> None:
-    keys, denied = tmp_path / "keys.json", tmp_path / "denied"
+    keys = tmp_path / "keys.json"
+    denied = tmp_path / "denied"
     denied.write_text("")
     key = create(keys, "web", ["read"]).key
     get = GET.replace(HOST, HOST + b"X-API-Key: %b\r\n" % key.encode())
     store = MemoryStore()
     async with Pair(await reader_of(store, denied=denied), keys=keys) as pair:
-        (loaded,), (listed,) = pair.lane.dispatcher.guard.watched, pair.reader.deny_list.watched  # type: ignore[attr-defined]  # a Dispatcher
+        (loaded,) = pair.lane.dispatcher.guard.watched  # type: ignore[attr-defined]  # a Dispatcher
+        (listed,) = pair.reader.deny_list.watched
         assert b'"1-0"' in await exchange(pair.lane, [get])
         denied.write_text("item:1-0\n")
         for _ in range(2):

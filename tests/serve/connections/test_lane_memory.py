@@ -75,7 +75,8 @@ def test_sanitizers_report_nothing_in_a_long_fuzz(
 @pytest.mark.parametrize("place", PLANTED)
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_planted_overread_of_one_byte_is_found(tmp_path: Path, place: str) -> None:
-    text, wrong = SOURCE.read_text(), PLANTED[place]
+    text = SOURCE.read_text()
+    wrong = PLANTED[place]
     assert text.count(wrong[0]) == 1
     source = tmp_path / SOURCE.name
     source.write_text(text.replace(*wrong))

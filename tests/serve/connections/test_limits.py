@@ -280,7 +280,8 @@ def test_disconnect_during_request_body_is_a_499_and_is_not_logged(service: Serv
     def hung_up() -> float:
         return counted(service, "hotplate_http_request_duration_seconds_count", code="499")
 
-    before, log = hung_up(), service.log.read_text()
+    before = hung_up()
+    log = service.log.read_text()
     for half_closed in (True, False):
         with sockets(service) as (connection,):
             connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"users"')
@@ -334,7 +335,8 @@ def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service:
 
 
 def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(service: Service) -> None:
-    body, path = b" " * (8 * MB), "/v1/recommendations"
+    body = b" " * (8 * MB)
+    path = "/v1/recommendations"
     for _ in range(3):
         assert service.request("POST", path, body).status == 413
         assert service.request("POST", path, body, Content_Encoding="gzip").status == 415

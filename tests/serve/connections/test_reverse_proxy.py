@@ -33,7 +33,8 @@ def proxied(folder: Path, *services: Service, settings: str = "") -> Iterator[in
     certify(folder)
     for made, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
         (folder / made).rename(folder / named)
-    example, limits = EXAMPLE.read_text(), "max_fails=20 fail_timeout=1s"
+    example = EXAMPLE.read_text()
+    limits = "max_fails=20 fail_timeout=1s"
     for stated, used in {
         f"server 127.0.0.1:8080 {limits};": " ".join(
             f"server 127.0.0.1:{service.port} {limits};" for service in services

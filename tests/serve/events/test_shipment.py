@@ -41,7 +41,8 @@ def killed_at(step: int, source: Path, target: Path) -> bool:
 
 
 def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+    source = tmp_path / "source"
+    target = tmp_path / "target"
     source.mkdir()
     segment(source, "a", "b")
     segment(source, "c")
@@ -50,7 +51,8 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
         os._exit(9)
     os.waitpid(worker, 0)
     fsspec.filesystem("file")  # what is loaded takes no steps
-    contents, step = {path.name: path.read_bytes() for path in segments(source)}, 0
+    contents = {path.name: path.read_bytes() for path in segments(source)}
+    step = 0
     while killed_at(step, source, target):
         found = [event["id"] for place in (source, target) if place.exists() for event in written(place)]
         assert set(found) == {"a", "b", "c", "d"}
@@ -63,7 +65,8 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
 
 
 def test_what_is_there_already_is_not_copied_again(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+    source = tmp_path / "source"
+    target = tmp_path / "target"
     source.mkdir()
     segment(source, "a")
     (path,) = segments(source)

@@ -83,7 +83,8 @@ async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_writt
 @asynccontextmanager
 async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterator[tuple[Metrics, str]]:
     """Take events in this process; yields the counters and the URL."""
-    writer, metrics = EventWriter(folder), Metrics(1, [])
+    writer = EventWriter(folder)
+    metrics = Metrics(1, [])
     handler = EventsHandler(writer, lambda _: "live", metrics, consumed=consumed)
 
     async def answer(request: web.Request) -> web.Response:
@@ -100,7 +101,9 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
 
 async def test_others_have_turns_while_the_items_of_many_events_are_hidden(tmp_path: Path) -> None:
-    consumed, turns, headers = consumed_items("buy=24"), 0, {"Content-Type": "application/json"}
+    consumed = consumed_items("buy=24")
+    turns = 0
+    headers = {"Content-Type": "application/json"}
     async with taking(tmp_path, consumed) as (_, url), ClientSession() as session:
         sent = asyncio.ensure_future(session.post(url, data=body(*map(str, range(20)), kind="buy"), headers=headers))
         while consumed.hidden_from("u19") is None:
@@ -177,7 +180,8 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
 @depths(2, 10)
 def test_nothing_that_was_answered_is_lost_by_kills(tmp_path: Path, examples: int) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {}))
-    over, durable = threading.Event(), [set[str]() for _ in range(CALLERS)]
+    over = threading.Event()
+    durable = [set[str]() for _ in range(CALLERS)]
 
     def wait_for_more() -> None:
         """Wait until more has been answered than before."""

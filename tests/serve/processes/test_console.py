@@ -80,7 +80,8 @@ def test_the_state_names_workers_tiers_and_the_latest_lines_of_the_log(service: 
 
 
 def test_a_release_that_was_restored_is_listed_once(tmp_path: Path) -> None:
-    store, backup = tmp_path / "store", tmp_path / "backup"
+    store = tmp_path / "store"
+    backup = tmp_path / "backup"
     release = asyncio.run(publish_lists(store, {"user:1": a_list("a")}))
     succeeded("store", "backup", backup, "--store", f"file://{store}")
     succeeded("store", "restore", backup, "--over", "--store", f"file://{store}")
@@ -92,7 +93,8 @@ def test_a_release_that_was_restored_is_listed_once(tmp_path: Path) -> None:
 
 def test_what_a_canary_counts_is_shown_beside_the_live_release(tmp_path: Path) -> None:
     lists = {f"user:{user}": a_list("a") for user in range(100)}
-    store, given = tmp_path / "store", ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
+    store = tmp_path / "store"
+    given = ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
     live, canary = (asyncio.run(publish_lists(store, each, live=each is lists)) for each in (lists, {}))
     with running(store, *given) as one:
         one.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
@@ -128,7 +130,8 @@ def client_of(service: Service, name: str) -> dict[str, Any] | None:
 def test_a_key_is_made_listed_and_revoked_by_the_console(service: Service, folder: Path) -> None:
     made = service.admin("/console/keys?name=shop&scope=events", "POST").json
     assert (made["client"], made["kind"]) == ("shop", "primary")
-    (web, shop), shown = (client_of(service, name) for name in ("web", "shop")), service.admin("/console/keys").body
+    (web, shop) = (client_of(service, name) for name in ("web", "shop"))
+    shown = service.admin("/console/keys").body
     assert (web is not None and web["scopes"], shop is not None and shop["scopes"]) == (["read"], ["events"])
     digests = json.loads((folder.parent / "keys.json").read_bytes())["clients"]
     for secret in (made["key"], *(client["primary"]["sha256"] for client in digests)):

@@ -168,7 +168,8 @@ async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
 @pytest.mark.soak
 async def test_beyond_loopback_the_page_takes_a_key_and_keeps_it_to_itself(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    admin, reader = create(keys, "operator", ["admin"]).key, create(keys, "web", ["read"]).key
+    admin = create(keys, "operator", ["admin"]).key
+    reader = create(keys, "web", ["read"]).key
     given = ("--admin-host", "0.0.0.0", "--keys", str(keys), "--workers", "2")
     with running(folder, *given) as service:
         assert service.admin("/console").status == 200

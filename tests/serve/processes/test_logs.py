@@ -34,7 +34,8 @@ def test_lines_that_nobody_reads_are_dropped_whole_and_counted(kind: str) -> Non
         theirs, ours = pty.openpty()
     else:
         theirs, ours = os.pipe()
-    stream, lines = LogStream(ours), 0
+    stream = LogStream(ours)
+    lines = 0
     while not (dropped := stream.take_dropped()):
         stream.write(LINE)
         lines += 1

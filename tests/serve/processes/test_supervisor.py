@@ -89,7 +89,8 @@ def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Pat
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         stopped, _ = service.workers()
         os.kill(stopped, signal.SIGSTOP)
-        began, slowest_s = time.monotonic(), 0.0
+        began = time.monotonic()
+        slowest_s = 0.0
         while stopped in service.workers():
             sent = time.monotonic()
             assert service.get("/v1/recommendations/42").status == 200
@@ -209,7 +210,8 @@ MANY = {f"user:{n:04}": a_list(*(f"item-{m}-{n}" for m in range(20))) for n in r
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.soak)])
 def test_truncated_file_is_rejected_and_the_next_tier_serves(tmp_path: Path, workers: str) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+    first = tmp_path / "first"
+    second = tmp_path / "second"
     asyncio.run(publish_lists(first, MANY))
     asyncio.run(publish_lists(second, MANY))
     stores = ("--store", f"file://{first}", "--store", f"file://{second}")

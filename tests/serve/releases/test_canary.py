@@ -172,7 +172,8 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
 def reads(fast: int, slow: int) -> ReleaseCounts:
     """Return reads of 1 ms and of 25 ms."""
     counts = [0.0] * (len(BUCKETS_S) + 1)
-    counts[BUCKETS_S.index(0.001)], counts[BUCKETS_S.index(0.025)] = fast, slow
+    counts[BUCKETS_S.index(0.001)] = fast
+    counts[BUCKETS_S.index(0.025)] = slow
     return ReleaseCounts(reads=tuple(counts))
 
 

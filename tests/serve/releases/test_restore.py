@@ -30,7 +30,9 @@ from tests.support.virtual import VirtualLoop, in_virtual_time
 @contextmanager
 def requested(service: Service) -> Iterator[list[str]]:
     """Request a list and the readiness time and again until the block ends, none of which may fail; yield releases."""
-    over, releases, failures = threading.Event(), list[str](), list[object]()
+    over = threading.Event()
+    releases = list[str]()
+    failures = list[object]()
 
     def request() -> None:
         while not over.wait(0.01):
@@ -116,7 +118,8 @@ def test_warming_beside_a_served_release_pauses(tmp_path: Path) -> None:
         asyncio.run(publish_lists(tmp_path, lists(mark)))
 
     async def warm(loop: VirtualLoop) -> list[float]:
-        store, ended_at = LmdbStore(tmp_path), [loop.time()]
+        store = LmdbStore(tmp_path)
+        ended_at = [loop.time()]
         for entry in (await store.catalogue()).releases:
             await store.warm(entry.ref)
             ended_at.append(loop.time())

@@ -246,7 +246,8 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
 
 
 def test_metrics_are_the_shared_counters_whole_or_what_is_new_of_any_process() -> None:
-    metrics, delta = Metrics(2, ["redis"]), TelemetrySettings("otlp", SETTINGS.sampling, delta=True)
+    metrics = Metrics(2, ["redis"])
+    delta = TelemetrySettings("otlp", SETTINGS.sampling, delta=True)
     whole, new = (MetricReport(one, metrics, "https") for one in (SETTINGS, delta))
     for worker in (0, 1):
         metrics.use_slot(worker)
@@ -334,7 +335,8 @@ def test_a_connection_string_that_the_exporters_refuse_is_an_error() -> None:
 
 def all_sent(settings: TelemetrySettings, spans: Sequence[Span]) -> bool:
     """Send spans by the exporter that the settings name; return whether all were taken."""
-    results, sending = list[SpanExportResult](), exporters_for(settings).spans()
+    results = list[SpanExportResult]()
+    sending = exporters_for(settings).spans()
     real = sending.export
 
     def export(batch: Sequence[ReadableSpan]) -> SpanExportResult:

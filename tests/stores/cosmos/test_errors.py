@@ -119,7 +119,8 @@ async def test_an_account_that_makes_no_sense_is_malformed(
 async def test_an_account_without_a_known_consistency_is_read_all_the_same(
     raw: ScriptedServer, client: SignedClient, policy: object
 ) -> None:
-    raw.properties, raw.responses = {"userConsistencyPolicy": policy}, [answer(200, ITEM)]
+    raw.properties = {"userConsistencyPolicy": policy}
+    raw.responses = [answer(200, ITEM)]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 

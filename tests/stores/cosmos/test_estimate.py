@@ -15,8 +15,10 @@ from tests.support.stores import batches
 def test_a_publish_spends_what_the_plan_says_and_takes_that_time() -> None:
     async def work(account: SimulatedAccount) -> tuple[float, float]:
         rows = [Row("popular:", b"p" * 700), *(Row(f"user:u{n:09}", b"l" * 700) for n in range(2500))]
-        store, loop = account.store(ru=400, max_ru=400), asyncio.get_running_loop()
-        before_ru, began = account.spent_ru(), loop.time()
+        store = account.store(ru=400, max_ru=400)
+        loop = asyncio.get_running_loop()
+        before_ru = account.spent_ru()
+        began = loop.time()
         await publication.publish(store, batches(rows, len(rows)), plan=Plan(len(rows), 1), about={})
         await life.prune(store)
         return account.spent_ru() - before_ru, loop.time() - began

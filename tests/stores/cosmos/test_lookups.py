@@ -34,7 +34,8 @@ def partition_of(account: SimulatedAccount, key: str) -> str:
 
 @simulated
 async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAccount) -> None:
-    store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
+    store = await filled(account, ru=10_000)
+    loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
     began = loop.time()
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
@@ -49,7 +50,8 @@ async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAcc
 
 @simulated
 async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(account: SimulatedAccount) -> None:
-    store, loop = await filled(account), asyncio.get_running_loop()
+    store = await filled(account)
+    loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
     began = loop.time()
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
@@ -64,7 +66,8 @@ async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(acc
 
 @simulated
 async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: SimulatedAccount) -> None:
-    store, loop = await filled(account), asyncio.get_running_loop()
+    store = await filled(account)
+    loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
     began = loop.time()
     assert await store.get_many(ref(R), KEYS[:1], timeout_s=0.05) == [b"user:0"]
@@ -114,7 +117,8 @@ async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
 
 @simulated
 async def test_read_keeps_its_deadline_and_without_one_retries_are_bounded(account: SimulatedAccount) -> None:
-    store, loop = await filled(account), asyncio.get_running_loop()
+    store = await filled(account)
+    loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "slow", "delay_ms": 9000})
     for timeout_s in (0.05, 3.0):
         began = loop.time()

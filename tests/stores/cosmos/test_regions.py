@@ -141,7 +141,8 @@ def test_a_write_region_that_never_answers_is_replaced_by_the_listed_one(
 ) -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         loop = asyncio.get_running_loop()
-        delays_s["2"], began = inf, loop.time()
+        delays_s["2"] = inf
+        began = loop.time()
         timed_out = True
         while timed_out:
             (outcome,) = await asyncio.gather(act(client), return_exceptions=True)

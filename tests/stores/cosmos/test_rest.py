@@ -30,7 +30,8 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
     path.write_text(KEY + "\n")
     with emulated_account(None, "--key-file", str(path)) as account:
         address = parse(account.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
-        client, containers = SignedClient(address, observer), CosmosAccount(address)
+        client = SignedClient(address, observer)
+        containers = CosmosAccount(address)
         await containers.create_database()
         assert KEY not in f"{address!r} {client!r}"
         await containers.close()
@@ -57,7 +58,8 @@ async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Accoun
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
         await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
-        before, proxy.refusing = proxy.accepted, True
+        before = proxy.accepted
+        proxy.refusing = True
         proxy.reset()
         for _ in range(5):
             failed = await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)), return_exceptions=True)

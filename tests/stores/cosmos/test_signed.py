@@ -65,7 +65,8 @@ def containers(made: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
 async def test_every_answer_is_counted_with_its_charge(
     account: Account, client: SignedClient, observer: ChargeCounter
 ) -> None:
-    before_ru, ours_ru = account.spent_ru(), observer.ru
+    before_ru = account.spent_ru()
+    ours_ru = observer.ru
     await client.create("c", ITEM)
     await client.create("c", ITEM)
     await client.delete("c", "none")

@@ -50,7 +50,8 @@ async def test_an_account_of_many_writers_is_neither_written_nor_followed(accoun
 
 @simulated
 async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(account: SimulatedAccount) -> None:
-    store, rival = account.store(), account.store()
+    store = account.store()
+    rival = account.store()
     old = await store.catalogue()
     first = changes.succeed(old, changes.begin(old, draft_of(R)), "one", "s")
     account.lose_answers = 1
@@ -71,7 +72,8 @@ async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(accou
 async def test_catalogue_after_a_lossy_failover_is_that_of_the_write_region(
     account: SimulatedAccount, *, rewritten: bool
 ) -> None:
-    store, rival = account.store(), account.store()
+    store = account.store()
+    rival = account.store()
     await begin(store, R)
     documents = account.service.account.databases["d"].containers[CONTROL].documents
     (item,) = documents.after()
@@ -96,7 +98,8 @@ async def test_incarnations_in_the_account_are_listed_without_foreign_containers
     store = account.store()
     assert await store.incarnations() == []
     await publish(store)
-    orphan, odd = draft_of(R)._replace(incarnation="0123456789ab"), draft_of(R)._replace(incarnation="odd")
+    orphan = draft_of(R)._replace(incarnation="0123456789ab")
+    odd = draft_of(R)._replace(incarnation="odd")
     for draft in (orphan, odd):
         await store.create(draft, Plan(1, 1))
     for foreign in ("release-notes", "releases", "0123456789ab"):
@@ -150,8 +153,10 @@ async def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
 )
 def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(head_starts_ms: range) -> None:
     async def work(account: SimulatedAccount, head_start_s: float) -> None:
-        operator, pruner = account.store(ru=1000), account.store(ru=1000)
-        first, _ = await publish(operator), await publish(operator)
+        operator = account.store(ru=1000)
+        pruner = account.store(ru=1000)
+        first = await publish(operator)
+        await publish(operator)
         await asyncio.sleep(GRACE_S)
 
         async def after(seconds: float, act: Coroutine[None, None, object]) -> None:

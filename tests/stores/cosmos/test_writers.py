@@ -38,7 +38,8 @@ async def scanned(account: SimulatedAccount) -> list[Row]:
 
 @simulated
 async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(account: SimulatedAccount) -> None:
-    late, new = account.store(ru=4000), account.store(ru=4000)
+    late = account.store(ru=4000)
+    new = account.store(ru=4000)
     await late.create(FIRST, PLAN)
     await late.put(FIRST, ROWS[:10])
     go, putting = await put_and_hold(account, late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
@@ -55,7 +56,8 @@ async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(acc
 
 @simulated
 async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(account: SimulatedAccount) -> None:
-    late, new = account.store(ru=4000), account.store(ru=4000)
+    late = account.store(ru=4000)
+    new = account.store(ru=4000)
     await late.create(FIRST, PLAN)
     await late.put(FIRST, ROWS[:10])
     foreign = [Row(f"user:{n:04}x", b"late") for n in range(5)]
@@ -102,7 +104,8 @@ async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(acco
 
 @simulated
 async def test_writer_paused_before_claiming_its_draft_displaces_no_other(account: SimulatedAccount) -> None:
-    paused, new = account.store(ru=4000), account.store(ru=4000)
+    paused = account.store(ru=4000)
+    new = account.store(ru=4000)
     await begin(paused, R)
     first = draft_of(R)
     await new.create(first, PLAN)

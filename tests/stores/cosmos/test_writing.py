@@ -87,7 +87,8 @@ async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault
 async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
     account: SimulatedAccount, kind: str, error: type[Exception], limit_s: float
 ) -> None:
-    store, loop = account.store(ru=4000), asyncio.get_running_loop()
+    store = account.store(ru=4000)
+    loop = asyncio.get_running_loop()
     await store.create(draft_of(R), Plan(1, 1))
     await store.put(draft_of(R), ROWS[:100])
     account.inject_faults({"kind": kind})
@@ -128,9 +129,12 @@ async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount)
 
 @simulated
 async def test_reading_all_of_what_is_served_leaves_lookups_their_share(account: SimulatedAccount) -> None:
-    store, loop = account.store(ru=400, max_ru=4000), asyncio.get_running_loop()
+    store = account.store(ru=400, max_ru=4000)
+    loop = asyncio.get_running_loop()
     manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
-    began, spent_ru, throttled = loop.time(), account.admitted_ru(manifest.release), account.answers(429)
+    began = loop.time()
+    spent_ru = account.admitted_ru(manifest.release)
+    throttled = account.answers(429)
     await verify(store, await ref_of(store, manifest.release))
     took_s = loop.time() - began
     assert (account.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
@@ -176,7 +180,8 @@ LARGE = [Row("popular:", b"p" * 100), *(Row(f"user:{n:05}", b"x" * (n % 1800)) f
 
 @simulated
 async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount) -> None:
-    store, loop = account.store(max_ru=1000), asyncio.get_running_loop()
+    store = account.store(max_ru=1000)
+    loop = asyncio.get_running_loop()
     began = loop.time()
     manifest = (await publication.publish(store, batches(LARGE), plan=Plan(len(LARGE), 1000), about={})).manifest
     took_s = loop.time() - began
@@ -192,9 +197,12 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
 async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     account: SimulatedAccount, provisioned: int, max_ru: int, share: float
 ) -> None:
-    maker, store, loop = account.store(ru=provisioned), account.store(max_ru=max_ru), asyncio.get_running_loop()
+    maker = account.store(ru=provisioned)
+    store = account.store(max_ru=max_ru)
+    loop = asyncio.get_running_loop()
     await maker.create(draft_of(R), Plan(1, 1))
-    began, before_ru = loop.time(), account.admitted_ru(R)
+    began = loop.time()
+    before_ru = account.admitted_ru(R)
     async for batch in batches(LARGE):
         await store.put(draft_of(R), batch)
     took_s = loop.time() - began

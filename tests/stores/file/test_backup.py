@@ -53,7 +53,8 @@ async def verified(folder: Path) -> LmdbStore:
 
 
 async def test_a_backup_is_a_store_of_all_that_is_complete(store: LmdbStore, target: Path) -> None:
-    first, second = await published(store, "first"), await published(store, "second")
+    first = await published(store, "first")
+    second = await published(store, "second")
     third = await published(store, "third", live=False)
     await begin(store, ReleaseId("20261120T064200Z-aaaa"))
     progress = list[tuple[int, int]]()
@@ -79,7 +80,8 @@ async def test_a_backup_is_consistent_while_releases_come_and_go(store: LmdbStor
             lists[await published(store, str(number))] = str(number)
             await prune(store, keep=0, grace_s=0.0)
 
-    churning, number = asyncio.create_task(churn()), 0
+    churning = asyncio.create_task(churn())
+    number = 0
     while not churning.done():
         number += 1
         await backup(store, target.with_name(f"{number}"))
@@ -175,7 +177,8 @@ async def test_what_a_killed_restore_leaves_is_named_and_pruned(store: LmdbStore
 
 
 async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, target: Path, tmp_path: Path) -> None:
-    first, second = await published(store, "first"), await published(store, "second")
+    first = await published(store, "first")
+    second = await published(store, "second")
     await backup(store, target)
     elsewhere = LmdbStore(tmp_path / "elsewhere")
     result = await restore(target, elsewhere)
@@ -194,7 +197,8 @@ async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, targe
 async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once(
     store: LmdbStore, target: Path, clock: FakeClock
 ) -> None:
-    first, second = await published(store, "first"), await published(store, "second")
+    first = await published(store, "first")
+    second = await published(store, "second")
     await backup(store, target)
     third = await published(store, "third")
     draft = await begin(store, ReleaseId("20261120T064200Z-aaaa"))
@@ -237,7 +241,8 @@ async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStor
 
 
 async def test_a_canary_that_was_aborted_since_the_backup_is_not_started_again(store: LmdbStore, target: Path) -> None:
-    first, second = await published(store, "first"), await published(store, "second", live=False)
+    first = await published(store, "first")
+    second = await published(store, "second", live=False)
     await start_canary(store, second, 50)
     await backup(store, target)
     await abort(store)

@@ -87,7 +87,8 @@ async def test_a_block_that_the_disk_cannot_read_fails_its_own_keys_only(
     store: LmdbStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = await sealed(store.folder, large=20)
-    bad, read = path.read_bytes().index(KEYS[10].encode() * 800) // BLOCK_BYTES, os.pread
+    bad = path.read_bytes().index(KEYS[10].encode() * 800) // BLOCK_BYTES
+    read = os.pread
 
     def pread(file: int, size: int, place: int) -> bytes:
         if place // BLOCK_BYTES <= bad <= (place + size - 1) // BLOCK_BYTES and size <= BLOCK_BYTES:
@@ -147,7 +148,8 @@ async def test_a_scan_and_a_check_of_a_damaged_file_say_where(store: LmdbStore) 
     ("large", "changes"), [(20, 200), pytest.param(2, scaled(8_000), id="soak", marks=pytest.mark.soak)]
 )
 async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path, large: int, changes: int) -> None:
-    path, draw = await sealed(tmp_path, large=large), random.Random(SEED)
+    path = await sealed(tmp_path, large=large)
+    draw = random.Random(SEED)
     size = path.stat().st_size
     store: Diagnosed = LmdbStore(tmp_path)
     await store.check_integrity(RELEASE)

@@ -119,7 +119,8 @@ async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_full_disk(
 async def test_a_disk_that_fails_as_a_release_is_flushed_ends_the_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, fsync = LmdbStore(tmp_path), os.fsync
+    store = LmdbStore(tmp_path)
+    fsync = os.fsync
 
     def fail_once(descriptor: int) -> None:
         if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".draft":

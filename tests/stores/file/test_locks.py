@@ -43,7 +43,8 @@ def at_first_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], No
 async def test_swap_under_a_removed_lock_leaves_the_catalogue_of_the_other(
     tmp_path: Path, at_first_flush: Callable[[Callable[[], None]], None]
 ) -> None:
-    store, other = LmdbStore(tmp_path), LmdbStore(tmp_path)
+    store = LmdbStore(tmp_path)
+    other = LmdbStore(tmp_path)
     found = await begin(store, FIRST)
     first = changes.succeed(found, changes.begin(found, draft_of(SECOND)), "first", "here")
     second = changes.succeed(found, found, "second", "here")
@@ -75,7 +76,8 @@ async def test_erase_under_a_removed_lock_deletes_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("then", ["put", "seal"])
 async def test_writer_whose_lock_was_removed_leaves_the_draft_to_the_next(tmp_path: Path, then: str) -> None:
-    store, other = LmdbStore(tmp_path), LmdbStore(tmp_path)
+    store = LmdbStore(tmp_path)
+    other = LmdbStore(tmp_path)
     await write(store, FIRST, ROWS[:10], seal=False)
     (tmp_path / "releases" / f"{ref(FIRST).incarnation}.lock").unlink()
     rows = [ROWS[10:]] if then == "put" else []

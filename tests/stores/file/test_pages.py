@@ -91,7 +91,8 @@ async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
 
 
 def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_path: Path) -> None:
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    proc = tmp_path / "proc"
+    groups = tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     inner = groups / "pod" / "container"
     inner.mkdir(parents=True)

@@ -52,7 +52,8 @@ async def test_the_map_of_a_pruned_release_is_given_back(store: LmdbStore, clock
 
 
 async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(store: LmdbStore) -> None:
-    release, reader = await published(store), LmdbStore(store.folder)
+    release = await published(store)
+    reader = LmdbStore(store.folder)
     assert is_first(reader.get(release, "user:000001"))
     await store.erase(release, unchecked)
     assert is_first(reader.get(release, "user:000001"))

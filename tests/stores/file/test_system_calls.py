@@ -28,7 +28,8 @@ def grown(old: Catalogue, token: str, releases: int = 0) -> Catalogue:
 
 FIRST = grown(Catalogue(), "first")
 SECOND = grown(FIRST, "second")
-ONES, OTHERS = grown(SECOND, "one", 5), grown(SECOND, "other", 5)
+ONES = grown(SECOND, "one", 5)
+OTHERS = grown(SECOND, "other", 5)
 THIRDS = grown(ONES, "third", 2)
 
 # How often a process may be left for the other; None is no limit.
@@ -81,7 +82,8 @@ def names(folder: Path) -> set[str]:
 
 def check_swaps(folder: Path, processes: Sequence[Process]) -> None:
     """Of two swaps from one catalogue one was made, or perhaps none if one was killed."""
-    found, calls = read(folder), [process.calls for process in processes]
+    found = read(folder)
+    calls = [process.calls for process in processes]
     outcomes = [outcome for process in processes for outcome in process.outcomes]
     made = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Killed)]

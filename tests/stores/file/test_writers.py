@@ -17,7 +17,8 @@ from hotplate.stores.store import Plan, Row
 from tests.support.stores import unchecked
 
 ID = ReleaseId("20261120T064200Z-aaaa")
-ONE, OTHER = DraftRef(ID, "0123456789ab", "one"), DraftRef(ID, "0123456789ab", "other")
+ONE = DraftRef(ID, "0123456789ab", "one")
+OTHER = DraftRef(ID, "0123456789ab", "other")
 ROWS = [Row(f"user:{n:06}", b"x" * 100) for n in range(20_000)]
 PLAN = Plan(len(ROWS), 3_000_000)
 DEADLINE_S = 60
@@ -101,7 +102,8 @@ async def test_a_draft_from_before_the_machine_started_is_begun_anew(store: Lmdb
     await store.create(ONE, PLAN)
     await store.put(ONE, ROWS[:10])
     await store.close()
-    lock, draft = store.folder / "releases" / "0123456789ab.lock", store.folder / "releases" / "0123456789ab.draft"
+    lock = store.folder / "releases" / "0123456789ab.lock"
+    draft = store.folder / "releases" / "0123456789ab.draft"
     process, boot = lock.read_text().split()
     assert process == str(os.getpid())
     lock.write_text(f"{process} {boot[::-1]}\n")
@@ -117,7 +119,8 @@ class SlowDisk:
     """Lets no flush end before the event loop has turned."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.began, self.may_end = threading.Event(), threading.Event()
+        self.began = threading.Event()
+        self.may_end = threading.Event()
         self._fsync = os.fsync
         monkeypatch.setattr(os, "fsync", self.flush)
 

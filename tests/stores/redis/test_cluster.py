@@ -74,7 +74,8 @@ async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
-    before, most = len(asyncio.all_tasks()), 0
+    before = len(asyncio.all_tasks())
+    most = 0
     for is_awaited in (True, False):
         other = open_url(redis_cluster.url(prefix=prefix))
         await other.catalogue()  # finds the nodes
@@ -117,7 +118,8 @@ async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
-    lost, rest = USERS[0].key, USERS[1:50]
+    lost = USERS[0].key
+    rest = USERS[1:50]
     name = names_of(prefix, lost)[0]
     node = redis_cluster.owner(name).server
     node.execute_command("DEL", name)
@@ -206,7 +208,8 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
 ) -> None:
     await write(store, FIRST, USERS)
     moved, target = to_be_moved(redis_cluster, prefix)
-    erasing, loop = list[Future[None]](), asyncio.get_running_loop()
+    erasing = list[Future[None]]()
+    loop = asyncio.get_running_loop()
 
     def between() -> None:
         if not erasing:
@@ -222,7 +225,9 @@ async def test_scan_goes_on_once_all_slots_are_served(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
-    keys, rows, found = Keys(prefix).release(ref(FIRST)), store.scan(ref(FIRST)), list[Row]()
+    keys = Keys(prefix).release(ref(FIRST))
+    rows = store.scan(ref(FIRST))
+    found = list[Row]()
     lost = [(redis_cluster.owner(keys.heads[bucket]).server, str(keys.slots[bucket])) for bucket in (0, 9)]
 
     def change(verb: str) -> None:
@@ -276,7 +281,8 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
     await write(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
     owners = redis_cluster.owners(names_of(prefix, *keys))
-    still, theirs = owners[0], [owner is owners[0] for owner in owners]
+    still = owners[0]
+    theirs = [owner is owners[0] for owner in owners]
     still.server.send_signal(signal.SIGSTOP)
     try:
         slots = await store.get_many(ref(FIRST), keys, timeout_s=2.0)

@@ -109,7 +109,8 @@ async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more
     await write(redis, FIRST, USERS)
     await recovered(redis)
     server.send_signal(signal.SIGSTOP)
-    started, seen = time.monotonic(), set[str]()
+    started = time.monotonic()
+    seen = set[str]()
     while "StoreUnavailable" not in seen:
         assert time.monotonic() - started < RECOVERS_WITHIN_S
         reads = await asyncio.gather(*(try_read(redis, row) for row in USERS[:50]))
@@ -144,7 +145,8 @@ async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
     redis: RedisStore, server: RedisServer
 ) -> None:
     old, new = [await publish_rows(redis, TEN) for _ in range(2)]
-    keys, used = server.execute_command("DBSIZE"), int(server.execute_command("INFO", "memory")["used_memory"])
+    keys = server.execute_command("DBSIZE")
+    used = int(server.execute_command("INFO", "memory")["used_memory"])
     for limit, sentence in ((used + 3_000_000, "has reached its maxmemory"), (1, "has a limit of")):
         server.execute_command("CONFIG", "SET", "maxmemory", str(limit))
         with pytest.raises(StoreFull, match=sentence):

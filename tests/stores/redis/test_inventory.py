@@ -62,10 +62,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     prefix = secrets.token_hex(4)
     if request.param == "redis":
         single: RedisServer = request.getfixturevalue("redis_server")
-        url, ports = single.url(prefix=prefix), [single.port]
+        url = single.url(prefix=prefix)
+        ports = [single.port]
     else:
         cluster = request.getfixturevalue("redis_cluster")
-        url, ports = cluster.url(prefix=prefix), [node.port for node in cluster.primaries]
+        url = cluster.url(prefix=prefix)
+        ports = [node.port for node in cluster.primaries]
     servers = [redis.Redis(port=port) for port in ports]
     yield Place(url, prefix, servers)
     for server in servers:
@@ -90,7 +92,8 @@ class Pauses:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
-    made, sleep = Pauses(), asyncio.sleep
+    made = Pauses()
+    sleep = asyncio.sleep
 
     async def paused(delay: float) -> None:
         if delay != PAUSE_S:

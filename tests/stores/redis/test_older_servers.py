@@ -159,7 +159,8 @@ class Harness:
             raise ReleaseNotFound("nothing is live")
         await verify(store, found.live_ref)
         erased = await erased_from(store)
-        users, release = set[str](), found.live_ref.id
+        users = set[str]()
+        release = found.live_ref.id
         opened_with = Checksum(release).open
         async for key, value in store.scan(found.live_ref):
             if key.startswith("meta:"):

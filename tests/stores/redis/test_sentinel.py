@@ -128,7 +128,8 @@ async def test_the_doctor_names_what_a_failover_would_lack(
 async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
-    primary, (successor, other) = deployment.primary, deployment.replicas
+    primary = deployment.primary
+    (successor, other) = deployment.replicas
     sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         prefix = secrets.token_hex(4)
@@ -143,7 +144,8 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
         while primary.calls("eval") == calls:
             await asyncio.sleep(0.01)
         assert not committing.done()
-        sentinels[2].epoch, sentinels[2].primary = 2, successor.port
+        sentinels[2].epoch = 2
+        sentinels[2].primary = successor.port
         with pytest.raises(StoreUnavailable, match="lost the end of release"):
             await committing
         assert (await store.catalogue()).find(FIRST).state == "draft"
@@ -154,7 +156,8 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
 async def test_seal_on_a_replaced_primary_fails_until_it_is_made_again(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
-    primary, (successor, other) = deployment.primary, deployment.replicas
+    primary = deployment.primary
+    (successor, other) = deployment.replicas
     sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
@@ -168,7 +171,9 @@ async def test_seal_on_a_replaced_primary_fails_until_it_is_made_again(
             await asyncio.sleep(0.01)
         assert not sealing.done()
         for sentinel in sentinels:
-            sentinel.epoch, sentinel.primary, sentinel.replicas = 2, successor.port, ()
+            sentinel.epoch = 2
+            sentinel.primary = successor.port
+            sentinel.replicas = ()
         with pytest.raises(StoreUnavailable, match="was replaced"):
             await sealing
         with pytest.raises(ReleaseNotFound):

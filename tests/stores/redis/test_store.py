@@ -55,7 +55,8 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     monkeypatch.setattr("hotplate.stores.redis.store.POLL_S", 0.02)
     there = request.getfixturevalue(place)
     urls = users_of_the_guide(prefix, there.execute_everywhere, there.url)
-    publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
+    publisher = open_url(urls["publish"])
+    server = open_url(urls["serve"])
     rows = [Row("popular:", b"{}"), *USERS[:2]]
     old = await publish(publisher, rows)
     watched = server.changes()
@@ -112,7 +113,8 @@ async def test_the_estimated_memory_is_the_memory_taken(redis: RedisStore, redis
     def used() -> int:
         return int(redis_server.execute_command("INFO", "memory")["used_memory"])
 
-    before, rows = used(), [Row(f"user:{n:08}", secrets.token_bytes(587)) for n in range(20_000)]
+    before = used()
+    rows = [Row(f"user:{n:08}", secrets.token_bytes(587)) for n in range(20_000)]
     await write(redis, FIRST, rows)
     payload = sum(len(row.key) + len(row.value) for row in rows)
     taken = used() - before
@@ -144,7 +146,8 @@ async def test_replaced_writer_changes_nothing_from_any_moment_of_replacement(
     redis: RedisStore, redis_server: RedisServer, prefix: str, rounds: int
 ) -> None:
     """A batch of it is on its way, which a proxy delays."""
-    draw, keys = random.Random(SEED), f"{prefix}:{{{INCARNATION}.0}}:@keys"
+    draw = random.Random(SEED)
+    keys = f"{prefix}:{{{INCARNATION}.0}}:@keys"
     async with through(redis_server.port) as proxy:
         first = open_url(f"redis://127.0.0.1:{proxy.port}/0?prefix={prefix}")
         for round_ in range(rounds):
