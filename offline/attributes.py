@@ -1,4 +1,7 @@
-"""Item attributes of a release, read from a file of items."""
+"""Item attributes of a release, such as price or colour, read from a file of items.
+
+Requests filter lists by them (`where=price<10`), so each attribute is a column of numbers or of texts.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,8 +69,8 @@ def read_attributes(
         names = [name for name in schema if name != item]
         _check_names(names, kinds, source)
         if tables[0].file.kind == "parquet":
-            numeric = dict.fromkeys((name for name in names if schema[name].is_numeric()), "number")
-            kinds = dict.fromkeys(names, "text") | numeric | kinds
+            for name in names:
+                kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
         with data_errors(source, files):
             shapes = [_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
             kept = Rows(shapes, source).kept.collect(engine="streaming")
@@ -90,6 +93,7 @@ def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
+    """Raise DataError for columns that no filter can name, or none, and SettingError for *kinds* of other columns."""
     if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
@@ -101,6 +105,10 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
 
 
 def _shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> TableShape:
+    """Declare the values of a table: the item, the table's *place* among the tables, and a number for each attribute.
+
+    *item* and *names* are columns; the value of the attribute `names[2]` is called `2`, as its name may be in use.
+    """
     shape = TableShape(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
     for number, name in enumerate(names):
         is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
@@ -110,7 +118,10 @@ def _shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Map
 
 
 def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
-    """Return the column *name* of *cells* [ROW, _TABLE, cell] as *wanted*, or by its share of numbers."""
+    """Return the column *name* of *cells* [ROW, _TABLE, cell] as *wanted*, or by its share of numbers if None.
+
+    Raises SettingError if numbers are *wanted* and no cell is one.
+    """
     values = cells.get_column("cell")
     if values.dtype.is_numeric():
         return _Column(values, [])
@@ -119,13 +130,17 @@ def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[
     not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
     present = values.count()
     share = numbers.count() / present if present else 1.0
-    if wanted == "text" or (wanted is None and share < _LEAST_NUMBERS):
-        return _Column(values, _notes_on_texts(name, values, not_numbers, share, tables) if wanted is None else [])
+
+    if wanted == "text":
+        return _Column(values, [])
+    if wanted is None and share < _LEAST_NUMBERS:
+        return _Column(values, _notes_on_texts(name, values, not_numbers, share, tables))
     if wanted == "number" and present and not numbers.count():
         cell = _shown(name, not_numbers.head(1), tables)
         raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
     if not_numbers.is_empty():
         return _Column(numbers, [])
+
     are_missing = "cells are no numbers and are missing"
     if not_numbers.height == 1:
         are_missing = "cell is no number and is missing"
@@ -136,7 +151,10 @@ def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[
 def _notes_on_texts(
     name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
 ) -> list[str]:
-    """Explain why a column with numbers is a column of texts."""
+    """Return a note on why a column with numbers is a column of texts; none if few cells are numbers.
+
+    *share* is that of cells that are numbers, *not_numbers* are the cells that are not.
+    """
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
         shown = _shown(name, not_numbers.head(1), tables)
@@ -151,6 +169,7 @@ def _notes_on_texts(
 
 
 def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
+    """Return the places and values of the first *cells* of the column *name*, for a note."""
     first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
     for number, row in first.select(_TABLE, ROW).iter_rows():
@@ -159,12 +178,14 @@ def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
 
 
 def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> tuple[list[Row], dict[str, Any]]:
+    """Return the rows of a release, and the manifest's entry; DataError for repeated items and attributes too large."""
     values = {name: column.values.to_list() for name, column in columns.items()}
     texts = [name for name, column in columns.items() if column.kind == "text"]
     try:
         rows, about = encode_attributes(ids.to_list(), values, texts)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
-    if notes := [note for column in columns.values() for note in column.notes]:
+    notes = [note for column in columns.values() for note in column.notes]
+    if notes:
         about[ABOUT]["notes"] = notes
     return rows, about

@@ -1,4 +1,13 @@
-"""Trained models and their folders."""
+"""Trained models and their folders.
+
+model.json                  the `Description`
+users.parquet               [user, perhaps segment]
+items.parquet               [item, title]
+user_items.npz              the matrix, and the rows behind its pairs (`History`), if times are known
+similar.npz                 similar items
+popular.parquet             popular lists [segment, item, score]; the overall one has no segment
+*.npy, similarity.npz       what the engine learned
+"""
 
 import errno
 import json
@@ -6,7 +15,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +29,11 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, History, Matrix, UserItems, Weighing
+from hotplate.offline.input.matrix import Floats, History, LeftOut, Matrix, UserItems, Weighing
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
-from hotplate.offline.train.popularity import Popular, Popularity, PopularityParams
+from hotplate.offline.train.popularity import Popular, Popularity
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
@@ -35,20 +44,12 @@ from hotplate.stores.urls import local_path
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
-_RANKERS: dict[type, type] = {
-    ALSParams: Factors,
-    SparkParams: Factors,
-    EASEParams: EASE,
-    NeighbourParams: Neighbours,
-    PopularityParams: Popularity,
-}
-# Counts of a Matrix.
-LEFT_OUT = ("users_left_out", "items_left_out", "pairs_left_out")
-# Arrays of a csr_matrix, in the order of its constructor.
-_CSR = ("data", "indices", "indptr")
-_LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+_VERSIONED = ("hotplate", "implicit", "numpy", "polars", "scipy")
+
+Array: TypeAlias = npt.NDArray[Any]
+Arrays: TypeAlias = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ def save(model: Model, path: Path) -> None:
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
+    """Rename the folder *draft* to *path*, after an existing *path* to *old*, which is renamed back after an error."""
     try:
         while True:
             try:
@@ -211,24 +213,25 @@ def load(path: Path | str) -> Model:
 
 
 def _load(path: Path, description: "Description") -> Model:
+    """Read the folder *path* of this description; raises DataError."""
     with _load_errors(path):
         params = params_from(description.engine, description.params)
         items = pl.read_parquet(path / "items.parquet", glob=False)
         users = pl.read_parquet(path / "users.parquet", glob=False)
-        shape = users.height, items.height
         interactions = _read_arrays(path / "user_items.npz")
-        user_items = _pairs(interactions, shape)
+        user_items = _pairs(interactions, (users.height, items.height))
+        matrix = Matrix(
+            user_ids=users.get_column("user").to_list(),
+            item_ids=items.get_column("item").to_list(),
+            user_items=user_items,
+            history=_history(interactions, user_items, description.data),
+            left_out=description.matrix,
+        )
         titled = items.drop_nulls("title")
         popular = _read_popular(path / "popular.parquet")
         return Model(
-            ranker=_read_ranker(path, params, shape),
-            matrix=Matrix(
-                user_ids=users.get_column("user").to_list(),
-                item_ids=items.get_column("item").to_list(),
-                user_items=user_items,
-                history=_history(interactions, user_items, description.data),
-                **description.matrix,
-            ),
+            ranker=_read_ranker(path, params, user_items.shape),
+            matrix=matrix,
             titles=dict(zip(titled.get_column("item"), titled.get_column("title"), strict=True)),
             popular=popular.pop(None),
             segments={str(segment): of_segment for segment, of_segment in popular.items()},
@@ -245,6 +248,7 @@ def _load(path: Path, description: "Description") -> Model:
 
 
 def _local(path: Path | str) -> Path:
+    """Return a path of this machine; SettingError for a URL."""
     try:
         return local_path(path)
     except ValueError as error:
@@ -252,7 +256,11 @@ def _local(path: Path | str) -> Path:
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """The file model.json; *files* are sizes in bytes by name."""
+    """The file model.json, with some fields of Model.
+
+    versions  of hotplate and of libraries, by name
+    files     sizes in bytes, by name
+    """
 
     format: int
     engine: str
@@ -263,7 +271,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     popular_half_life_days: float | None = None
     data: dict[str, Any]
     repeats: RepeatParams
-    matrix: dict[str, int]
+    matrix: LeftOut
     users: int
     items: int
     pairs: int
@@ -273,7 +281,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return msgspec.structs.asdict(self) | {"repeats": asdict(self.repeats)}
+        return msgspec.structs.asdict(self) | {"repeats": asdict(self.repeats), "matrix": asdict(self.matrix)}
 
 
 def describe(path: Path) -> Description:
@@ -296,6 +304,7 @@ def describe(path: Path) -> Description:
 
 
 def _check_format(path: Path, number: object) -> None:
+    """Raise DataError for the model of another format."""
     if number != FORMAT:
         advice = "upgrade hotplate" if isinstance(number, int) and number > FORMAT else "train it again"
         raise DataError(
@@ -308,8 +317,19 @@ def _timestamp(time: datetime) -> str:
 
 
 def _write(model: Model, folder: Path) -> None:
+    """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
+    _write_tables(model, folder)
+    _write_ranker(model.ranker, folder)
+    text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / _DESCRIPTION).write_text(text + "\n")
+    for file in folder.iterdir():
+        flush(file)
+    flush(folder)
+
+
+def _write_tables(model: Model, folder: Path) -> None:
+    """Write users, items, interactions, similar items and popular lists."""
     matrix = model.matrix
-    _write_ranker(model, folder)
     users = pl.DataFrame({"user": matrix.user_ids})
     if model.user_segments is not None:
         users = users.with_columns(pl.Series("segment", model.user_segments, dtype=pl.String))
@@ -319,7 +339,12 @@ def _write(model: Model, folder: Path) -> None:
     _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
     _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
     _popular_frame(model).write_parquet(folder / "popular.parquet")
-    description = Description(
+
+
+def _description(model: Model, folder: Path) -> Description:
+    """Describe *model*, whose files are in *folder*."""
+    matrix = model.matrix
+    return Description(
         format=FORMAT,
         engine=engine_of(model.params),
         created_at=_timestamp(model.created_at),
@@ -329,46 +354,57 @@ def _write(model: Model, folder: Path) -> None:
         popular_half_life_days=model.popular_half_life_days,
         data=model.data,
         repeats=model.repeats,
-        matrix={name: getattr(matrix, name) for name in LEFT_OUT},
+        matrix=matrix.left_out,
         users=len(matrix.user_ids),
         items=len(matrix.item_ids),
         pairs=int(matrix.user_items.nnz),
-        versions={name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        versions={name: version(name) for name in _VERSIONED},
         python=platform.python_version(),
         files={file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
     )
-    text = json.dumps(description.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / _DESCRIPTION).write_text(text + "\n")
-    for file in folder.iterdir():
-        flush(file)
-    flush(folder)
 
 
-def _write_ranker(model: Model, folder: Path) -> None:
-    for attribute in fields(_RANKERS[type(model.params)]):
-        learnt = getattr(model.ranker, attribute.name)
-        if isinstance(learnt, np.ndarray):
-            np.save(folder / f"{attribute.name}.npy", learnt, allow_pickle=False)
-        elif isinstance(learnt, csr_matrix):
-            _write_arrays(folder / f"{attribute.name}.npz", _arrays_of(learnt))
+def _write_ranker(ranker: Ranker, folder: Path) -> None:
+    """Write the arrays that an engine learned, each as a file of its name."""
+    match ranker:
+        case Factors():
+            arrays = {"user_factors": ranker.user_factors, "item_factors": ranker.item_factors}
+        case EASE():
+            arrays = {"weights": ranker.weights}
+        case Neighbours():
+            arrays = {}
+            _write_arrays(folder / "similarity.npz", _arrays_of(ranker.similarity))
+        case Popularity():
+            arrays = {"counts": ranker.counts}
+    if ranker.recent is not None:
+        arrays["recent"] = ranker.recent
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
-    kind = _RANKERS[type(params)]
+    """Read what `_write_ranker` wrote for an engine with *params*, for *shape* users and items; raises DataError."""
     users, items = shape
-    learnt = dict[str, Any]()
-    for attribute in fields(kind):
-        name = attribute.name
-        if name == "params":
-            learnt[name] = params
-        elif (path / f"{name}.npz").exists():
-            learnt[name] = _pairs(_read_arrays(path / f"{name}.npz"), (items, items))
-        elif name != "recent" or recency_of(params) is not None:
-            learnt[name] = np.load(path / f"{name}.npy", allow_pickle=False)
-            if len(learnt[name]) != (users if name == "user_factors" else items):
-                raise DataError(f"The parts of the model {path} do not belong together; train it again.")
-    ranker: Ranker = kind(**learnt)
-    return ranker
+    recent = None if recency_of(params) is None else _read_array(path, "recent", items)
+    match params:
+        case ALSParams() | SparkParams():
+            user_factors = _read_array(path, "user_factors", users)
+            return Factors(user_factors, _read_array(path, "item_factors", items), params, recent)
+        case EASEParams():
+            return EASE(_read_array(path, "weights", items), recent)
+        case NeighbourParams():
+            similarity = _pairs(_read_arrays(path / "similarity.npz"), (items, items))
+            return Neighbours(similarity, params, recent)
+        case _:
+            return Popularity(_read_array(path, "counts", items))
+
+
+def _read_array(path: Path, name: str, length: int) -> Array:
+    """Read an array of the model folder *path*; DataError if it has another length."""
+    array: Array = np.load(path / f"{name}.npy", allow_pickle=False)
+    if len(array) != length:
+        raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+    return array
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:
@@ -381,11 +417,13 @@ def _read_arrays(path: Path) -> Arrays:
 
 
 def _arrays_of(pairs: UserItems) -> Arrays:
-    return {name: getattr(pairs, name) for name in _CSR}
+    """Return the arrays of a csr_matrix by name."""
+    return {"data": pairs.data, "indices": pairs.indices, "indptr": pairs.indptr}
 
 
 def _pairs(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
-    pairs = csr_matrix(tuple(arrays[name] for name in _CSR), shape=shape)
+    """Return the csr_matrix of such arrays, which are canonical."""
+    pairs = csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
     pairs.has_canonical_format = True
     return pairs
 
@@ -404,6 +442,10 @@ def _arrays_of_history(matrix: Matrix) -> Arrays:
 
 
 def _history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> History | None:
+    """Return the rows behind *user_items*: those of *arrays* or, without, one for each pair; None without times.
+
+    *data* is `Model.data`, which says how rows were weighed.
+    """
     if "row_cells" not in arrays:
         return History.of(user_items, arrays["times"]) if "times" in arrays else None
     half_life_s = data.get("half_life_s")
@@ -419,6 +461,7 @@ def _history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> 
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:
+    """Return all popular lists as rows [segment, item, score]; the overall one has no segment."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
     return pl.DataFrame(
         {

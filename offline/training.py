@@ -22,7 +22,7 @@ from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
-from hotplate.offline.model import LEFT_OUT, Model, check_target, save
+from hotplate.offline.model import Model, check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
@@ -146,7 +146,7 @@ class TrainReport:
             "users": len(matrix.user_ids),
             "items": len(matrix.item_ids),
             "pairs": int(matrix.user_items.nnz),
-            **{name: getattr(matrix, name) for name in LEFT_OUT},
+            **asdict(matrix.left_out),
             "titles": len(self.model.titles),
             "segments": len(self.model.segments),
             "engine": engine_of(self.model.params),

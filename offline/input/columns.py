@@ -87,7 +87,10 @@ def choose_columns(
 
 
 def usual_column(role: str, available: Sequence[str]) -> str | None:
-    """Return the first usual name for *role* among the *available*, or None."""
+    """Return the column of *available* that has the first usual name for *role*, or None.
+
+    Case, spaces and punctuation do not count, and ids may end in `id`: `User-ID` is a user.
+    """
     plain = {_plain(column): column for column in reversed(available)}
     endings = ("", "id") if role in _ID_ROLES else ("",)
     names = (name + ending for name in _COMMON_NAMES[role].split() for ending in endings)
@@ -95,7 +98,7 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
 
 def time_format(sample: pl.Series) -> str:
-    """Return the format that reads most of the *sample* as times of our days: EPOCH or ISO 8601."""
+    """Return the format that reads most of the *sample* as times of 1971 to 2100: EPOCH or one of ISO 8601."""
     if sample.is_empty():
         return EPOCH
     column = sample.to_frame()
@@ -134,7 +137,9 @@ def number_in(text: str) -> float | None:
 
 
 def _from_epoch(number: pl.Expr) -> pl.Expr:
+    """Return seconds, milli-, micro- or nanoseconds since 1970 as a time in µs, null for sizes beyond all of them."""
     size = number.abs()
+    # 1e11 s is the year 5138; as ms it is 1973, so times of our days never overlap.
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
     # Larger numbers are beyond the year 8000; Python's times end in 9999.
     time_us = pl.when(size * scale < 2e17).then(number * scale)
@@ -142,10 +147,12 @@ def _from_epoch(number: pl.Expr) -> pl.Expr:
 
 
 def _plain(name: str) -> str:
+    """Return the letters and digits of a column's name, without case."""
     return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _listed(available: Sequence[str]) -> str:
+    """Return the first columns' names for a message."""
     return repr(", ".join(available[:40]))[1:-1]  # a binary file may have control characters
 
 
@@ -161,12 +168,12 @@ def parse_half_life(text: str) -> timedelta:
 def parse_event_weights(text: str) -> dict[str, float]:
     """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has one positive weight."""
     weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = (piece.strip() for piece in part.partition("="))
+    for pair in text.split(","):
+        name, _, value = (part.strip() for part in pair.partition("="))
         weight = number_in(value)
         if not name or name in weights or weight is None or weight <= 0:
             raise SettingError(
-                f"The event weight {part.strip()!r} cannot be used; write each name once, with a weight above zero: "
+                f"The event weight {pair.strip()!r} cannot be used; write each name once, with a weight above zero: "
                 "view=1,buy=5."
             )
         weights[name] = weight

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -76,13 +76,21 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
 
 
 def named_paths(paths: Sequence[DataSource]) -> str:
-    """Return the input's name for messages."""
-    names = [_FRAME if isinstance(path, Frame) else redacted(url_of(path) or "") or str(path) for path in paths]
+    """Return the input's name for messages: at most two paths, without secrets of URLs."""
+    names = [_name_of(path) for path in paths]
     return " and ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _name_of(path: DataSource) -> str:
+    if isinstance(path, Frame):
+        return _FRAME
+    url = url_of(path)
+    return str(path) if url is None else redacted(url)
 
 
 @contextmanager
 def _written(frame: Frame) -> Iterator[DataFile]:
+    """Yield a temporary Parquet file of a data frame; DataError if it cannot be converted."""
     with temporary_folder("input") as folder:
         path = folder / "frame.parquet"
         try:
@@ -94,12 +102,17 @@ def _written(frame: Frame) -> Iterator[DataFile]:
 
 @contextmanager
 def _fetched(url: str) -> Iterator[list[DataFile]]:
+    """Yield temporary copies of the file or folder at *url*; messages name the URL, without its secrets."""
     shown = redacted(url)
     with temporary_folder("input") as folder:
-        with _fetching(url) as (files, root):
+        with _fetching(url) as remote:
             is_http = scheme_of(url) in _HTTP
-            copy = folder / (Path(urlsplit(root).path if is_http else root).name or "data")
-            files.get_file(root, str(copy)) if is_http else files.get(root, str(copy), recursive=True)
+            name = Path(urlsplit(remote.root).path if is_http else remote.root).name
+            copy = folder / (name or "data")
+            if is_http:
+                remote.files.get_file(remote.root, str(copy))
+            else:
+                remote.files.get(remote.root, str(copy), recursive=True)
         try:
             fetched = find_files(copy)
         except DataError as error:
@@ -107,15 +120,23 @@ def _fetched(url: str) -> Iterator[list[DataFile]]:
         yield [replace(file, origin=str(file).replace(str(copy), shown.rstrip("/"))) for file in fetched]
 
 
+class _Remote(NamedTuple):
+    """A file system of fsspec (*files*), and the place of a URL in it (*root*)."""
+
+    files: Any
+    root: str
+
+
 @contextmanager
-def _fetching(url: str) -> Iterator[tuple[Any, str]]:
+def _fetching(url: str) -> Iterator[_Remote]:
+    """Yield the file system of *url*; errors within are raised as DataError, SettingError for a missing package."""
     shown = redacted(url)
     scheme = scheme_of(url)
     if scheme and scheme not in fsspec.available_protocols():
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
     try:
         files, root = fsspec.url_to_fs(url)
-        yield files, root.rstrip("/")
+        yield _Remote(files, root.rstrip("/"))
     except ImportError as error:
         raise SettingError(
             f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip."
@@ -136,20 +157,24 @@ def find_files(path: Path) -> list[DataFile]:
 
 
 def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
+    """Yield the visible files in *folder* and its `key=value` folders, with *keys* and those of their folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.suffix == ".crc":
             continue
-        key, equals, value = path.name.partition("=")
+        key, equals, text = path.name.partition("=")
         if path.is_file():
             yield DataFile(path, _kind(path), keys)
         elif equals:
-            yield from _in_folder(path, {**keys, unquote(key): None if value == _NO_VALUE else unquote(value)})
+            value = None if text == _NO_VALUE else unquote(text)
+            yield from _in_folder(path, {**keys, unquote(key): value})
 
 
 def _kind(file: Path) -> FileKind:
-    compressed = file.suffix.lower() in _COMPRESSIONS
-    kind = _KINDS.get((file.with_suffix("") if compressed else file).suffix.lower())
-    if kind is None or (kind == "parquet" and compressed):
+    """Return the kind of a file by the end of its name; DataError for an unknown one."""
+    is_compressed = file.suffix.lower() in _COMPRESSIONS
+    suffix = file.with_suffix("").suffix if is_compressed else file.suffix
+    kind = _KINDS.get(suffix.lower())
+    if kind is None or (kind == "parquet" and is_compressed):
         raise DataError(
             f"{file} is not of a known kind; its name must end in {', '.join(_KINDS)}, perhaps .gz or .zst."
         )

@@ -1,6 +1,10 @@
-"""Interactions read from files; rows left out are counted by reason."""
+"""Interactions read from files; rows left out are counted by reason.
 
-import io
+A row of input says that a user chose an item. `log` groups the rows that count by user, item and time. Columns are
+found by their role: `user`, `item`, `weight`, `time`, `title`, `segment` (a group of users, such as a country), `event`
+(the kind of interaction, such as `buy`), `count` and `quantity`, of which negative ones are cancellations.
+"""
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,12 +35,12 @@ from hotplate.offline.input.tables import (
     TableShape,
     open_tables,
     parse_filter,
+    read_segment,
     text_of,
     titles_of,
 )
 from hotplate.offline.options import Columns, Format
 from hotplate.stores.errors import did_you_mean
-from hotplate.stores.event_log import SegmentReader
 
 _EVENT: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
@@ -44,6 +48,7 @@ _EVENT: dict[str, pl.DataType] = {
     "time": pl.Float64(),
     "position": pl.Int64(),
 }
+# Roles whose values are texts, and those of ids.
 _TEXTS = ("user", "item", "title", "segment", "count", "event")
 _IDS = ("user", "item", "segment")
 _PAIR = ["user", "item"]
@@ -74,7 +79,12 @@ _ROWS_AT_ONCE = 20_000
 
 
 class _Request(NamedTuple):
-    """How to read tables; *guessed* roles may be missing."""
+    """How to read tables.
+
+    columns        as named by the caller or, once a table is open, those found in it
+    event_weights  by kind of event, None if rows are not weighed by event
+    guessed        optional roles that are found by a usual name, besides time and segment
+    """
 
     columns: Columns
     event_weights: Mapping[str, float] | None
@@ -91,7 +101,13 @@ class _Input(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """Aggregates over the rows kept, None or 0 without their column."""
+    """Aggregates over the rows kept, None or 0 without their column.
+
+    first, last    times
+    timeless       rows without a time
+    cancellations  rows with a negative quantity
+    segments       different segments
+    """
 
     rows: int
     first: datetime | None = None
@@ -99,6 +115,11 @@ class _Facts:
     timeless: int = 0
     cancellations: int = 0
     segments: int = 0
+
+    @property
+    def time_range(self) -> tuple[datetime, datetime] | None:
+        """The first and the last time, None without times."""
+        return None if self.first is None or self.last is None else (self.first, self.last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +166,8 @@ def read_interactions(
 
     A row's weight is its weight column, its event's weight in *event_weights*, or 1. With `columns.count`, a user and
     an item weigh the number of distinct values, each at its first time. Negative quantities are cancellations, see
-    `take_back`. Raises DataError, and SettingError for contradictory options.
+    `take_back`. *where* are filters as of `parse_filter`; *titles* is a file of item and title, by default the titles
+    are a column of the data. Raises DataError, and SettingError for contradictory options.
     """
     source = named_paths(paths)
     title_paths = [] if titles is None else [titles]
@@ -165,21 +187,24 @@ def read_interactions(
         notes = list[str]()
         inputs = _inputs(files, request, form or Format(), source, notes)
         chosen = inputs[0].request.columns
+
         rows = Rows(list(map(_shape, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
         chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
-        any_cancelled = facts.cancellations > 0
-        log = _log(rows.kept, chosen, weighting, source, any_cancelled=any_cancelled)
+
+        has_cancellations = facts.cancellations > 0
+        log = _log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
         titled = rows.kept
         if title_files:
             title_columns = {"item": chosen.item, "title": named.title}
             titled = text_of(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
         segments = user_segments = None
         if chosen.segment is not None:
-            segments = _segments(rows.kept, log if any_cancelled else None)
+            segments = _segments(rows.kept, log if has_cancellations else None)
             user_segments = _user_segments(rows.kept)
+
         notes += _notes_of_columns(inputs[0].table, chosen)
         notes += _notes_of_rows(rows, facts, chosen)
         notes += _notes_of_events(rows, event_weights)
@@ -193,13 +218,14 @@ def read_interactions(
             rows=rows.total,
             left_out=rows.left_out,
             fingerprint=fingerprint([*files, *title_files]),
-            time_range=None if facts.first is None or facts.last is None else (facts.first, facts.last),
+            time_range=facts.time_range,
             columns=chosen,
             notes=notes,
         )
 
 
 def _guessed(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
+    """Yield the optional roles to look for; titles may have a file, and binary weights ignore a column."""
     if titles is None:
         yield "title"
     if weighting != "binary":
@@ -207,7 +233,10 @@ def _guessed(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
 
 
 def _inputs(files: Sequence[DataFile], request: _Request, form: Format, source: str, notes: list[str]) -> list[_Input]:
-    """Return the tables of logs, and one of the service's events, with *notes* on the events."""
+    """Open logs, and events that the service recorded, as tables: one for each log, then one for all events.
+
+    Adds to *notes* what is wrong with the events. Raises DataError, and SettingError for events without weights.
+    """
     logs = [file for file in files if file.kind != "events"]
     segments = [file for file in files if file.kind == "events"]
     if segments and request.event_weights is None:
@@ -229,7 +258,11 @@ def _inputs(files: Sequence[DataFile], request: _Request, form: Format, source: 
 
 
 def _request_of_logs(names: Sequence[str], request: _Request, source: str, *, with_events: bool) -> _Request:
-    """Return the request with the columns of logs; *with_events*, event weights may be for the events alone."""
+    """Return *request* with the columns of logs, found among the columns' *names*.
+
+    Beside events of the service, event weights may be for those alone: a log without a column of events does not need
+    them. Raises DataError for a missing column, SettingError for contradictory weights.
+    """
     named = request.columns
     event_weights = request.event_weights
     if with_events and named.event is None and usual_column("event", names) is None:
@@ -251,6 +284,7 @@ def _request_of_logs(names: Sequence[str], request: _Request, source: str, *, wi
 
 
 def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) -> None:
+    """Raise SettingError if a row's weight is defined twice, or by an event that has no weights."""
     sources = (columns.weight, columns.count, event_weights)
     if sum(source is not None for source in sources) > 1:
         raise SettingError("A row's weight has several sources; give a weight column, a count column or event weights.")
@@ -259,15 +293,17 @@ def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) 
 
 
 def _read_events(segments: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
+    """Return a table with a row for each item of each event, in the *segments* (files) of the event log.
+
+    An event that was sent again has the same id, and counts once. Adds to *notes* the number of repeated and of damaged
+    events.
+    """
     frames = [pl.DataFrame(schema=_EVENT)]
     damaged = 0
     for file in segments:
-        with data_errors(file):
-            reader = SegmentReader(file.path.read_bytes())
-            lines = b"\n".join(reader)
-            damaged += reader.damaged
-            if lines:
-                frames.append(pl.read_ndjson(io.BytesIO(lines), schema=_EVENT))
+        segment = read_segment(file, _EVENT)
+        frames.append(segment.events)
+        damaged += segment.damaged
     sent = pl.concat(frames)
     events = sent.unique("id", keep="first", maintain_order=True)
     if again := sent.height - events.height:
@@ -293,6 +329,7 @@ def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
 
 
 def _shape(source: _Input) -> TableShape:
+    """Declare how the rows of a table become values by role, and which rows are left out."""
     table, request = source
     shape = TableShape(table)
     for condition in request.filters:
@@ -301,12 +338,15 @@ def _shape(source: _Input) -> TableShape:
         shape.left_out[reason] = ~pl.col(reason)
     _add_texts(shape, request.columns)
     _add_weight(shape, request)
+    if request.columns.quantity is not None:
+        _add_quantity(shape, request.columns.quantity)
     if request.columns.time is not None:
         _add_time(shape, request.columns.time)
     return shape
 
 
 def _add_texts(shape: TableShape, columns: Columns) -> None:
+    """Add the values of text columns by role; rows with unusable ids, and repeated header lines, are left out."""
     names = {role: name for role, name in asdict(columns).items() if role in _TEXTS and name is not None}
     for role, name in names.items():
         shape.values[role] = shape.table.text(name)
@@ -316,34 +356,37 @@ def _add_texts(shape: TableShape, columns: Columns) -> None:
 
 
 def _add_weight(shape: TableShape, request: _Request) -> None:
-    table = shape.table
+    """Add the value `weight`: the weight of the row's event, its column of weights, or 1."""
     columns = request.columns
-    weight = pl.col("weight")
-    value = pl.lit(1.0)
     if columns.count is not None:
         shape.left_out[f"no {columns.count}"] = pl.col("count").is_null()
     if request.event_weights is not None:
-        event = table.text(columns.event)
-        value = event.replace_strict(request.event_weights, default=None, return_dtype=pl.Float64)
-        shape.left_out[_UNKNOWN_EVENT] = weight.is_null()
+        event = shape.table.text(columns.event)
+        weight = event.replace_strict(request.event_weights, default=None, return_dtype=pl.Float64)
+        shape.values["weight"] = weight
+        shape.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
         shape.explained[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
-        value = table.number_or_inf(columns.weight)
-        shape.left_out["no weight"] = weight.is_null()
-        shape.leave_out_bad(_NO_NUMBER, weight.is_infinite(), Fault(columns.weight, NOT_FINITE))
-        shape.left_out["weight zero or less"] = weight <= 0
-    if columns.quantity is not None:
-        quantity = table.number_or_inf(columns.quantity)
-        # A missing quantity, or 0, is 1.
-        shape.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
-        is_no_number = ~pl.col("quantity").is_finite()
-        shape.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(columns.quantity, NOT_FINITE))
-        # The weight of a cancellation does not count.
-        value = pl.when(quantity < 0).then(1.0).otherwise(value)
-    shape.values["weight"] = value
+        shape.add_number("weight", columns.weight, missing="no weight", invalid=_NO_NUMBER)
+        shape.left_out["weight zero or less"] = pl.col("weight") <= 0
+    else:
+        shape.values["weight"] = pl.lit(1.0)
+
+
+def _add_quantity(shape: TableShape, column: str) -> None:
+    """Add the value `quantity`, 1 if it is missing or 0; the weight of a cancellation, below 0, does not count."""
+    quantity = shape.table.number_or_inf(column)
+    shape.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
+    is_no_number = ~pl.col("quantity").is_finite()
+    shape.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
+    shape.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(shape.values["weight"])
 
 
 def _add_time(shape: TableShape, column: str) -> None:
+    """Add the values `time`, null if it is missing, and `timeless`; unreadable and future times are bad rows.
+
+    Exports write a missing time as 1970, so times before 1971 are no times.
+    """
     time = shape.table.time(column)
     shape.values["time"] = pl.when(time >= EARLIEST).then(time)
     shape.values["timeless"] = shape.table.is_absent(column) | (time == _EPOCH).fill_null(value=False)
@@ -356,12 +399,13 @@ def _add_time(shape: TableShape, column: str) -> None:
 
 
 def _log(
-    kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, any_cancelled: bool
+    kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, has_cancellations: bool
 ) -> pl.DataFrame:
+    """Return `Interactions.log` of the rows *kept*; DataError if all purchases were cancelled."""
     key = ["user", "item"]
     if columns.time is not None:
         key.append("time")
-    if not any_cancelled:
+    if not has_cancellations:
         return _weighed(kept, key, columns, weighting).collect(engine="streaming")
     kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
     quantity = pl.col("quantity").sum()
@@ -419,7 +463,11 @@ class _Piece(NamedTuple):
 
 
 def _pieces(rows: pl.DataFrame) -> list[_Piece]:
-    """Divide the purchases of *rows*, sorted by user, item and time, into cancelled parts and the rest."""
+    """Divide the purchases of *rows* [user, item, quantity, perhaps time] into cancelled parts and the rest.
+
+    Rows are sorted by user, item and time. Each cancellation takes from the latest purchases of its pair that are left;
+    parts that were bought and cancelled at the same time vanish.
+    """
     quantities = rows.get_column("quantity").to_list()
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
     is_new_pair = rows.select(pl.struct(_PAIR).rle_id()).to_series().diff().fill_null(1).to_list()
@@ -471,13 +519,16 @@ def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
 
 
 def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:
-    rows = kept.filter(pl.col("segment").is_not_null()).group_by("user", "segment").agg(pl.len().alias("rows"))
+    """Return the segment of each user [user, segment]: the one of most of their rows, ties by alphabet."""
+    known = kept.filter(pl.col("segment").is_not_null())
+    rows = known.group_by("user", "segment").agg(pl.len().alias("rows"))
     counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")
     counts = counts.sort("user", "rows", "segment", descending=[False, True, False])
     return counts.unique("user", keep="first", maintain_order=True).select("user", "segment")
 
 
 def _notes_of_rows(rows: Rows, facts: _Facts, columns: Columns) -> Iterator[str]:
+    """Yield sentences on bad rows, rows without a time, events without a weight, and cancellations."""
     yield from rows.notes
     if columns.time is not None and facts.timeless >= _TIMELESS_SHARE * facts.rows:
         yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
@@ -493,7 +544,7 @@ def _notes_of_rows(rows: Rows, facts: _Facts, columns: Columns) -> Iterator[str]
 
 
 def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
-    """Name the columns of a file without a header that are not used."""
+    """Yield a sentence on unused columns of a file without a header."""
     used = set(asdict(columns).values())
     unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
     if unused:
@@ -506,6 +557,7 @@ def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
 
 
 def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
+    """Yield a sentence for each event with a weight that no row has."""
     if event_weights is None:
         return
     weighed = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
@@ -517,7 +569,7 @@ def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> I
 
 
 def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
-    """Name ids that stand for a missing value, users with many rows, and items that have no user in common."""
+    """Yield sentences on ids that stand for a missing value, users with many rows, and items that share no user."""
     for role, column in (("user", columns.user), ("item", columns.item)):
         weights = log.group_by(role).agg(pl.col("weight").sum())
         shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
@@ -549,4 +601,5 @@ def _large_users(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def _is_like_missing(role: str) -> pl.Expr:
+    """Return whether the text is one that exports write for a missing value."""
     return pl.col(role).cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)

@@ -1,6 +1,10 @@
-"""Sparse matrices of users by items, and the rows behind their pairs."""
+"""Sparse matrices of users by items, and the rows behind their pairs.
 
-from dataclasses import dataclass, replace
+A pair is a user and an item with an interaction, and its cell is the number user * items + item. A k-core has only
+users with a minimum number of items, and items with a minimum number of users.
+"""
+
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import compress
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -148,6 +152,15 @@ def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How much the minimum numbers per user and item leave out of a matrix."""
+
+    users_left_out: int = 0
+    items_left_out: int = 0
+    pairs_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Matrix:
     """The interactions; row r is user_ids[r], column c is item_ids[c].
 
@@ -159,9 +172,7 @@ class Matrix:
     item_ids: list[str]
     user_items: UserItems
     history: History | None = None
-    users_left_out: int = 0
-    items_left_out: int = 0
-    pairs_left_out: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def times(self) -> Times | None:
@@ -198,22 +209,24 @@ def to_matrix(
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
-    users, user_codes = _encoded(log.get_column("user"))
-    items, item_codes = _encoded(log.get_column("item"))
-    cells = user_codes.astype(np.int64) * len(items) + item_codes
-    history = _history(log, cells, (len(users), len(items)), weighing or Weighing())
+    users = _numbered(log.get_column("user"))
+    items = _numbered(log.get_column("item"))
+    shape = len(users.names), len(items.names)
+    cells = users.numbers.astype(np.int64) * shape[1] + items.numbers
+    history = _history(log, cells, shape, weighing or Weighing())
     everything = history.matrix()
     user_items = history.core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
         raise DataError(
-            f"Nothing is left of {everything.nnz:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
-            f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
+            f"Nothing is left of {everything.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
+            f"{min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
     if not _are_weights(user_items.data):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
     present = _present(user_items)
-    _check_several("user", users, present.users)
-    _check_several("item", items, present.items)
+    _check_several("user", users.names, present.users)
+    _check_several("item", items.names, present.items)
+
     # Cuts before a cancellation learn from cancelled pairs.
     ever = user_items
     if history.ended is not None:
@@ -221,18 +234,21 @@ def to_matrix(
     before = _present(everything)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
-        user_ids=users.to_list(),
-        item_ids=items.to_list(),
+        user_ids=users.names.to_list(),
+        item_ids=items.names.to_list(),
         user_items=user_items,
         history=history if has_times else None,
-        users_left_out=int(before.users.sum() - present.users.sum()),
-        items_left_out=int(before.items.sum() - present.items.sum()),
-        pairs_left_out=int(everything.nnz - user_items.nnz),
+        left_out=LeftOut(
+            users_left_out=int(before.users.sum() - present.users.sum()),
+            items_left_out=int(before.items.sum() - present.items.sum()),
+            pairs_left_out=int(everything.nnz - user_items.nnz),
+        ),
     )
     return matrix.only(_present(ever))
 
 
 def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
+    """Raise DataError if fewer than two of *ids* are *present*."""
     if np.count_nonzero(present) < 2:
         raise DataError(
             f"There is only one {role}, {ids[int(np.argmax(present))]!r}, in the rows kept, and two are needed; check "
@@ -311,18 +327,27 @@ def check_user_items(user_items: UserItems) -> None:
         raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it again.")
 
 
-def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
+class _Numbered(NamedTuple):
+    """The *names* of different ids, ascending by their bytes, and the place of each row's id among them [rows]."""
+
+    names: pl.Series
+    numbers: Indices
+
+
+def _numbered(ids: pl.Series) -> _Numbered:
+    """Number the *ids* of rows, texts or categories."""
     ids = ids.cast(pl.Categorical)
     known = ids.unique()
     names = known.cast(pl.String)
-    physical = known.to_physical().to_numpy()
+    codes = known.to_physical().to_numpy()
     order = names.arg_sort()
-    numbers = np.zeros(physical.max(initial=0) + 1, dtype=np.int32)
-    numbers[physical[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
-    return names.gather(order), numbers[ids.to_physical().to_numpy()]
+    number_of = np.zeros(codes.max(initial=0) + 1, dtype=np.int32)  # by code of polars
+    number_of[codes[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
+    return _Numbered(names.gather(order), number_of[ids.to_physical().to_numpy()])
 
 
 def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
+    """Return the rows of *log*, whose pairs are *cells* [rows], sorted by cell and time."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
     times = np.zeros(len(cells), dtype=np.int64)
@@ -343,11 +368,15 @@ def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: 
 
 
 def _starts(cells: Cells) -> npt.NDArray[np.int64]:
+    """Return where each cell begins in *cells*, which ascend."""
     return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1]))[: len(cells)])
 
 
 def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
-    """Return the weight of each pair; its rows begin at *starts*."""
+    """Return the weight of each pair, as of Weighing.
+
+    *starts* are the first rows of the pairs; *times* and *weights* are those of the rows.
+    """
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
     plain = np.ones(len(starts))
@@ -369,6 +398,7 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
 
 
 def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
+    """Return the matrix with *weights* at *cells*, which are unique and ascend."""
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
     pairs = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)

@@ -1,7 +1,8 @@
-"""Generated sample data."""
+"""Generated sample data: users with tastes choose popular items that suit them."""
 
 from datetime import datetime
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,18 +40,16 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     rng = np.random.default_rng(seed)
     tastes = rng.normal(size=(items, _TASTES)).astype(np.float32)
     popularity = rng.permutation(-0.8 * np.log(np.arange(1, items + 1))).astype(np.float32)
-    rows = []
-    columns = []
+    blocks = list[_Choices]()
     for start in range(0, users, _USERS_PER_BLOCK):
-        of_block, chosen = _choices(rng, min(_USERS_PER_BLOCK, users - start), tastes, popularity)
-        rows.append(of_block + start)
-        columns.append(chosen)
-    user = np.concatenate(rows)
-    item = np.concatenate(columns)
+        choices = _choices(rng, min(_USERS_PER_BLOCK, users - start), tastes, popularity)
+        blocks.append(_Choices(choices.users + start, choices.items))
+    user = np.concatenate([block.users for block in blocks])
+    item = np.concatenate([block.items for block in blocks])
     titles = pl.Series(_titles(rng, items))
     segments = pl.Series(_SEGMENTS)[rng.integers(len(_SEGMENTS), size=users)]
     seconds = rng.integers(_PERIOD_S, size=len(user)).astype("timedelta64[s]")
-    return pl.DataFrame(
+    interactions = pl.DataFrame(
         {
             "user": _ids("u", users)[user],
             "item": _ids("p", items)[item],
@@ -59,23 +58,33 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
             "segment": segments[user],
             "time": (np.datetime64(_START) + seconds).astype("datetime64[us]"),
         }
-    ).sort("time", "user", "item")
+    )
+    return interactions.sort("time", "user", "item")
+
+
+class _Choices(NamedTuple):
+    """Numbers of users and of the items that they chose [choices]."""
+
+    users: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
 
 
 def _choices(
     rng: np.random.Generator, users: int, tastes: npt.NDArray[np.float32], popularity: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> _Choices:
+    """Draw the choices of users numbered from 0: 5 or more items each, by *tastes* [items, tastes] and popularity."""
     items = len(tastes)
     utilities = rng.normal(size=(users, _TASTES)).astype(np.float32) @ tastes.T + popularity
     # Gumbel top-k trick: sampling without replacement with odds exp(utility).
     utilities += rng.gumbel(size=utilities.shape).astype(np.float32)
     counts = np.clip(rng.lognormal(3.2, 0.5, size=users).astype(np.int64), 5, max(5, items // 3))
     order = np.argsort(-utilities, axis=1)
-    chosen = np.arange(items) < counts[:, None]
-    return np.repeat(np.arange(users), counts), order[chosen]
+    is_chosen = np.arange(items) < counts[:, None]
+    return _Choices(np.repeat(np.arange(users), counts), order[is_chosen])
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
+    """Return *count* different titles such as `Amber Balcony Basket`, numbered as editions once all are used."""
     names = [" ".join(words) for words in product(_STYLES.split(), _ROOMS.split(), _THINGS.split())]
     order = rng.permutation(len(names))
     numbered = [divmod(number, len(names)) for number in range(count)]

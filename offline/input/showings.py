@@ -1,6 +1,8 @@
-"""Days on which items were shown to users, from impressions and clicks of the event log."""
+"""Days on which items were shown to users, from impressions and clicks of the event log.
 
-import io
+An impression is a list that the service answered, with the items that the user saw.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +11,9 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import DAY_US, NO_TIME, Cells, History, Matrix, Times, UserItems
-from hotplate.stores.event_log import SegmentReader
+from hotplate.offline.input.tables import read_segment
 
 # Older impressions are forgotten.
 REMEMBERED_DAYS = 30
@@ -83,15 +84,15 @@ def read_showings(source: DataSource) -> Showings:
 
 
 def _read(file: DataFile) -> pl.DataFrame:
-    with data_errors(file):
-        lines = b"\n".join(SegmentReader(file.path.read_bytes()))
-        events = pl.read_ndjson(io.BytesIO(lines), schema=_EVENT) if lines else pl.DataFrame(schema=_EVENT)
+    """Return the items shown or clicked in one file of events [user, item, day, clicked], a row for each."""
+    events = read_segment(file, _EVENT).events
     shown = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK])).explode("items")
     rows = shown.select("user", item="items", day=pl.col("time") // _DAY_S, clicked=pl.col("type") == _CLICK)
     return rows.cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
 
 
 def _merged(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Return one row for each user, item and day of the last 30 days; it is clicked if any of its rows is."""
     rows = pl.concat(pieces)
     rows = rows.filter(pl.col("day") > pl.col("day").max() - REMEMBERED_DAYS)
     return rows.group_by(*_PAIR, "day").agg(pl.col("clicked").any())
@@ -105,6 +106,7 @@ def _numbered(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
 
 
 def _numbers(role: str, ids: Sequence[str]) -> pl.DataFrame:
+    """Return the number of each id, its place in *ids*, for a join on the column *role* [role, role_number]."""
     known = pl.Series(role, ids, dtype=pl.String).cast(pl.Categorical)
     return pl.DataFrame({role: known, f"{role}_number": np.arange(len(ids), dtype=np.int64)})
 

@@ -1,4 +1,8 @@
-"""Input rows, scanned by polars, and filters on them; rows left out are counted, bad ones shown."""
+"""Input rows, scanned by polars, and filters on them; rows left out are counted, bad ones shown.
+
+A `Table` is one file. A `TableShape` declares which values its columns become and which rows are left out, and `Rows`
+reads the tables of one input by their shapes. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +32,7 @@ from hotplate.offline.input.faults import SEPARATOR_LINE, check_text, data_error
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
 from hotplate.offline.options import Format
 from hotplate.stores.encoding import MAX_ID_BYTES
+from hotplate.stores.event_log import SegmentReader
 
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
 ROW = "\0row"
@@ -136,6 +141,7 @@ def _text_of_float(column: pl.Expr) -> pl.Expr:
 
 
 def _hint(value: object, fault: str) -> str:
+    """Return advice on a text with a decimal comma that should be a number, else an empty text."""
     if not isinstance(value, str) or not fault.endswith("number"):
         return ""
     return " (write a decimal point)" if re.match(DECIMAL_COMMA, value.strip()) else ""
@@ -154,6 +160,7 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 
 
 def _open(file: DataFile, form: Format) -> Table:
+    """Open one file as a table; its rows are read later. Raises DataError."""
     if file.kind == "text":
         check_text(file)
     with data_errors(file, [file]):
@@ -174,6 +181,7 @@ def _with_columns_of_keys(frame: pl.LazyFrame, file: DataFile) -> pl.LazyFrame:
 
 
 def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
+    """Raise DataError for a file without columns, and for JSON that is one object with the rows inside."""
     if not schema:
         raise DataError(f'{file} has no columns, and no JSON object such as {{"user": 1, "item": 2}} on a line.')
     nested = [name for name, dtype in schema.items() if dtype == pl.List(pl.Struct)]
@@ -185,7 +193,7 @@ def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
 
 
 class _Scan(NamedTuple):
-    """Attributes of a Table."""
+    """The frame of a Table, without columns of folders; *first_row* and *fault* are those of the table."""
 
     frame: pl.LazyFrame
     first_row: int = 1
@@ -193,6 +201,7 @@ class _Scan(NamedTuple):
 
 
 def _scan(file: DataFile, form: Format) -> _Scan:
+    """Scan Parquet, JSON lines or CSV; the first two lines tell the kind of a text, and its delimiter."""
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
         return _Scan(_with_texts_of_bytes(frame))
@@ -250,6 +259,7 @@ def _with_texts_of_bytes(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def _is_text(value: bytes) -> bool:
+    """Return whether the bytes are printable UTF-8."""
     try:
         return value.decode().isprintable()
     except UnicodeDecodeError:
@@ -271,6 +281,10 @@ def _is_quoted(file: DataFile, first: str) -> bool:
 
 
 def _separator(first: str, delimiter: str | None) -> str:
+    """Return the separator of CSV: *delimiter*, or the most frequent one in the *first* line; raises SettingError.
+
+    A bar counts only in a line without any other delimiter, as texts such as genres have bars.
+    """
     if delimiter is None:
         is_among_bars = "|" in first and not any(map(first.count, _DELIMITERS))
         return "|" if is_among_bars else max(_DELIMITERS, key=first.count)
@@ -281,21 +295,23 @@ def _separator(first: str, delimiter: str | None) -> str:
 
 
 def _scan_json(file: DataFile) -> pl.LazyFrame:
-    # polars reads half a surrogate pair as NUL, which would merge ids.
+    """Scan JSON lines; with a malformed line or a half surrogate pair, each line is checked by orjson first.
+
+    polars refuses the whole file for a malformed line, and reads half a surrogate pair as NUL, which would merge ids.
+    """
     escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
     lines = pl.scan_lines(file.path, glob=False)
     halves = lines.filter(escaped.str.contains(r"\\u[dD][89a-fA-F]")).head(1).collect(engine="streaming")
-    source: str | BytesIO = escape(str(file.path))  # polars takes names with [, * and ? for patterns
     if halves.is_empty():
         try:
-            return _scan_objects(source)
+            return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
         except pl.exceptions.PolarsError:
             pass  # a malformed line
     return _scan_objects(BytesIO(b"\n".join(map(_object, lines.collect().to_series()))))
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
-    # Keys may appear late; numbers keep their text.
+    """Scan JSON lines, with numbers as texts; all lines tell the schema, as keys may appear late."""
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
     texts = {name: dtype if dtype.is_nested() else pl.String() for name, dtype in schema.items()}
     return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
@@ -334,6 +350,15 @@ class TableShape:
     bad: dict[str, Fault] = field(default_factory=dict)
     explained: dict[str, str] = field(default_factory=dict)
 
+    def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
+        """Read *column* as the number *name*.
+
+        Rows without one are left out for the reason *missing*; another text makes a bad row, for the reason *invalid*.
+        """
+        self.values[name] = self.table.number_or_inf(column)
+        self.left_out[missing] = pl.col(name).is_null()
+        self.leave_out_bad(invalid, pl.col(name).is_infinite(), Fault(column, NOT_FINITE))
+
     def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
         """Leave rows out as bad."""
         self.left_out[reason] = condition
@@ -371,9 +396,8 @@ class Rows:
         self._shapes = shapes
         reasons = dict.fromkeys([_MALFORMED, *(reason for shape in shapes for reason in shape.left_out)])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
-        self._all = pl.concat(
-            [self._marked(shape, file, repeated) for file, shape in enumerate(shapes)], how="diagonal"
-        )
+        marked = [self._marked(shape, file, repeated) for file, shape in enumerate(shapes)]
+        self._all = pl.concat(marked, how="diagonal")
         with data_errors(source, [shape.table.file for shape in shapes]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
@@ -398,6 +422,7 @@ class Rows:
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
     def _nothing_left(self, source: str) -> DataError:
+        """Return the error for an input without rows, or without rows kept: the reasons, and frequent values."""
         if not self.total:
             return DataError(f"{source} has no rows, or a header alone.")
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
@@ -440,6 +465,7 @@ class Rows:
         return shown
 
     def _only(self, reason: str) -> pl.LazyFrame:
+        """Return the rows left out for *reason*."""
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
     def _marked(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
@@ -455,10 +481,26 @@ class Rows:
         return marked.drop(EXTRA, *of_conditions).with_columns(categories)
 
 
+class Segment(NamedTuple):
+    """The *events* of one file of the event log, and the number of *damaged* ones, or damaged pieces of the file."""
+
+    events: pl.DataFrame
+    damaged: int
+
+
+def read_segment(file: DataFile, schema: Mapping[str, pl.DataType]) -> Segment:
+    """Read fields of the events of one file that the service wrote; raises DataError."""
+    with data_errors(file):
+        reader = SegmentReader(file.path.read_bytes())
+        lines = b"\n".join(reader)
+        events = pl.read_ndjson(BytesIO(lines), schema=schema) if lines else pl.DataFrame(schema=schema)
+    return Segment(events, reader.damaged)
+
+
 def read_text(
     path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
 ) -> pl.DataFrame:
-    """Return columns of a small file or folder as `text_of`."""
+    """Return columns of a small file or folder of items as `text_of`."""
     with input_files([path]) as files:
         return text_of(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
 
@@ -472,9 +514,10 @@ def text_of(
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Return columns of *files* as text, by role: those *named*, and *roles* by their usual names.
+    """Return columns of *files* as text, by role: those *named*, and *roles*, which have usual names unless named.
 
-    Rows without an item are left out. Raises DataError for a bad row, and for no rows, unless they *may_be_empty*.
+    Rows without an item are left out. *source* names the files in messages. Raises DataError for a missing role, a bad
+    row, and for no rows, unless they *may_be_empty*.
     """
     tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)

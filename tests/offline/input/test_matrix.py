@@ -56,9 +56,9 @@ def test_the_core_is_what_leaving_out_one_by_one_gives(
     assert matrix.user_items.has_canonical_format
     assert matrix.user_items.dtype == np.float32
     assert matrix.user_items.indices.dtype == np.int32
-    assert matrix.pairs_left_out == len(pairs) - len(wanted)
-    assert matrix.users_left_out == len({user for user, _ in pairs}) - len(matrix.user_ids)
-    assert matrix.items_left_out == len({item for _, item in pairs}) - len(matrix.item_ids)
+    assert matrix.left_out.pairs_left_out == len(pairs) - len(wanted)
+    assert matrix.left_out.users_left_out == len({user for user, _ in pairs}) - len(matrix.user_ids)
+    assert matrix.left_out.items_left_out == len({item for _, item in pairs}) - len(matrix.item_ids)
 
 
 def test_nothing_left_and_one_left_are_errors() -> None:
