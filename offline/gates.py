@@ -20,15 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-import msgspec
-
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
-from hotplate.offline.verdicts import GateVerdict
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, did_you_mean
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.origin import GateVerdict, Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
@@ -176,13 +174,6 @@ def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
     return [*own, *(gate for gate in gates if ":" not in gate.name and gate.name not in known)]
 
 
-class Origin(msgspec.Struct, frozen=True):
-    """What gates read of a source's `about`."""
-
-    metrics: dict[str, Any] | None = None
-    list_length: int = MAX_LENGTH
-
-
 async def judge(
     gates: Sequence[Gate],
     origin: Origin,
@@ -264,7 +255,7 @@ async def _against(
     is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
     sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sample, stored)
-    kept = _kept(lists, len(sample), live_lists, origin.list_length)
+    kept = _kept(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
     for gate in of_lists:
         if gate.subject == _OVERLAP:
             verdicts[gate] = _overlap(gate, sample, live_lists, live)
@@ -333,7 +324,7 @@ def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -
 
 def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
     """Judge the relative loss of a metric, if both releases were evaluated in the same way."""
-    live_metrics = live.about_of(stored).get("metrics") or {}
+    live_metrics = live.origin_of(stored).metrics or {}
     now = _value(_numbers(metrics), gate.metric)
     before = _value(_numbers(live_metrics), gate.metric)
     if now is None or before is None:

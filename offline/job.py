@@ -22,7 +22,6 @@ from hotplate.offline.publish import NamedLists, Written, as_source, names_in_ke
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.offline.verdicts import recorded
 from hotplate.stores.catalogue import Arm, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
@@ -382,11 +381,11 @@ def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool)
 
 def _result(published: _Published, arm: Arm) -> dict[str, Any]:
     manifest = published.manifest
-    metrics = (manifest.about.get("metrics") or {}).get("model", {})
+    metrics = manifest.origin.quality.model
     result: dict[str, Any] = {
         "outcome": "published",
         "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
-        "gates": [asdict(verdict) for verdict in recorded(manifest).verdicts],
+        "gates": [asdict(verdict) for verdict in manifest.origin.gates.verdicts],
         "lists": manifest.counts,
     }
     if sentence := _refusal(manifest, arm) or str(published.held_back or ""):
@@ -395,7 +394,7 @@ def _result(published: _Published, arm: Arm) -> dict[str, Any]:
 
 
 def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
-    gates = recorded(manifest)
+    gates = manifest.origin.gates
     if not gates.failures:
         return ""
     place, option = place_of(arm)

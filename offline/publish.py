@@ -9,13 +9,10 @@ from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import msgspec
-
 from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
     AS_FLAGS,
     Gate,
-    Origin,
     check,
     check_names,
     depth_of,
@@ -28,9 +25,7 @@ from hotplate.offline.gates import (
 from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.threads import DaemonThreads
-from hotplate.offline.verdicts import GateVerdict, failures, record, recorded
 from hotplate.stores import publication
-from hotplate.stores.attributes import columns_of
 from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
@@ -38,6 +33,7 @@ from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
+from hotplate.stores.origin import GateRecord, GateVerdict, Origin, failures
 from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
@@ -265,7 +261,7 @@ class _GateCheck:
         for name, of_list in sources.items():
             gates = gates_of(bounds_of(settings), name)
             items = of_list.items()
-            origin = msgspec.convert(of_list.about(), Origin)
+            origin = Origin.of(of_list.about())
             check(gates, origin.metrics, knows_catalogue=items.catalogue is not None)
             self.lists[name] = Measurement(items, depth_of(with_defaults(gates)))
             self._reviews[name] = _Review(gates, origin)
@@ -274,8 +270,11 @@ class _GateCheck:
     async def about(self, tally: Tally) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
         live, verdicts = await self._judge(tally.counts, tally.popular)
-        gates = {"gates": record(verdicts, live, forced=self._settings.force)} if verdicts else {}
-        return self._about | gates
+        if not verdicts:
+            return self._about
+        against = None if live is None else live.id
+        gates = GateRecord(forced=self._settings.force, against=against, verdicts=tuple(verdicts))
+        return self._about | {"gates": gates.to_record()}
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the gates that failed, by name, now or when the draft was begun."""
@@ -300,7 +299,7 @@ class _GateCheck:
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:
-        return self._settings.force and recorded(manifest).forced
+        return self._settings.force and manifest.origin.gates.forced
 
     async def _judge(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
         if self._judged is None:
@@ -339,8 +338,8 @@ class _GateCheck:
         except (ReleaseCorrupt, ReleaseNotFound):
             return []
         live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
-        live_kinds = columns_of(manifest.about)
-        kinds = columns_of(self._about)
+        live_kinds = manifest.origin.item_attributes.columns
+        kinds = Origin.of(self._about).item_attributes.columns
         changed = {name for name in live_kinds.keys() & kinds.keys() if kinds[name] != live_kinds[name]}
         listed = ", ".join(f"{name} is {kinds[name]}" for name in sorted(changed))
         previous = ", ".join(dict.fromkeys(live_kinds[name] for name in sorted(changed)))

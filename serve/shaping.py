@@ -10,7 +10,6 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.filters import NO_FILTER, NO_FILTERS, ItemFilter, ReleaseFilters
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.stores.attributes import ABOUT
 from hotplate.stores.encoding import (
     NO_OFFSET,
     SEPARATOR,
@@ -119,7 +118,7 @@ class Shaper:
 
 
 def _filters_of(served: ServedRelease) -> ReleaseFilters:
-    if served.filters is NO_FILTERS and ABOUT in served.manifest.about:
+    if served.filters is NO_FILTERS and served.manifest.origin.item_attributes.pieces:
         raise StoreUnavailable(f"the item attributes of release {served.id} cannot be read for now")
     return served.filters
 

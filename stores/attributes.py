@@ -25,7 +25,7 @@ from hotplate.stores.factors import PIECE_BYTES
 from hotplate.stores.store import Row
 
 FORMAT = 1
-ABOUT = "item_attributes"
+ABOUT = "item_attributes"  # a field of `Origin`
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
 Texts = tuple[str | None, ...]
@@ -109,7 +109,7 @@ def encode_attributes(
     pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
     kinds = {column.name: "number" if column.texts is None else "text" for column in stored}
     about = {ABOUT: {"pieces": len(pieces), "columns": kinds}}
-    return list(map(Row, piece_keys(about), pieces)), about
+    return list(map(Row, piece_keys(len(pieces)), pieces)), about
 
 
 def _stored(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
@@ -120,12 +120,6 @@ def _stored(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
     return _StoredColumn(name, array("I", map(numbers.__getitem__, values)).tobytes(), texts)
 
 
-def columns_of(about: Mapping[str, Any]) -> dict[str, str]:
-    """Return the kinds of the columns, by the origin in a manifest; none if it has no attributes."""
-    kinds: dict[str, str] = about.get(ABOUT, {"columns": {}})["columns"]
-    return kinds
-
-
-def piece_keys(about: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the pieces, by the origin in a manifest."""
-    return [f"{ATTRIBUTES}/{number:06}" for number in range(about.get(ABOUT, {"pieces": 0})["pieces"])]
+def piece_keys(pieces: int) -> list[str]:
+    """Return the keys of a table in *pieces*."""
+    return [f"{ATTRIBUTES}/{number:06}" for number in range(pieces)]

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -29,7 +27,8 @@ from hotplate.stores.encoding import (
     check_list,
     prefix_of,
 )
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, WrittenByNewer, check_format
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer, check_format
+from hotplate.stores.origin import Origin
 from hotplate.stores.store import Row
 
 FORMAT = 2
@@ -42,9 +41,6 @@ MAX_POPULAR_BYTES = 8 << 20
 SAMPLE_ROWS = 64
 _HASHES = 1 << 64
 _SAMPLED = (USER, ITEM)
-
-# Parts of a list's origin that determine it.
-_AS_PUBLISHED = ("model", "list_length", "keep_seen", "rules")
 
 
 @dataclass(slots=True)
@@ -146,12 +142,29 @@ class Manifest:
     """Keys read before the release is served."""
 
     about: dict[str, Any]
+    """The record of the origin as it was written, with fields of other versions; `origin` reads it."""
+
     named: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Segments of each list besides the default one, by its name."""
 
     @property
+    def origin(self) -> Origin:
+        """The origin of the default list and of the release; decoded at each access, in 3 µs."""
+        return Origin.of(self.about)
+
+    @property
+    def origins(self) -> list[Origin]:
+        """The origins of all lists, the default one first."""
+        return [self.origin_of(name) for name in ("", *self.named)]
+
+    def origin_of(self, stored: str) -> Origin:
+        """Return the origin of the list of this name in keys."""
+        origin = self.origin
+        return origin.lists.get(stored, Origin()) if stored else origin
+
+    @property
     def default_list(self) -> str:
-        """The name of the default list, empty if it has none."""
+        """The name of the default list, empty if it has none; not by `origin`, as batches read it for each list."""
         name: str = self.about.get("list", "")
         return name
 
@@ -177,48 +190,27 @@ class Manifest:
         return sum(self.counts.values())
 
     @property
-    def model(self) -> str | None:
-        """The id of the model; None for imported lists."""
-        return self.about.get("model")
-
-    @property
     def learnt_until(self) -> float | None:
         """Time of the newest learnt event; of several lists the oldest one, None if unknown or unreadable."""
-        times = (_time_of(self.about_of(name).get("learnt_until")) for name in ("", *self.named))
+        times = (origin.learnt_until_s for origin in self.origins)
         return min((time for time in times if time is not None), default=None)
 
     @property
     def rules(self) -> tuple[str, ...]:
         """Names of the rules of any list, in order."""
-        rules = (self.about_of(name).get("rules") or {} for name in ("", *self.named))
-        return tuple(sorted(set(chain.from_iterable(rules))))
+        return tuple(sorted({rule for origin in self.origins for rule in origin.rules}))
 
     def has_lists_of(self, other: "Manifest") -> bool:
         """Return whether both have the lists of one release, or of one model with the same options."""
         if self.release == other.release:
             return (self.counts, self.digest) == (other.counts, other.digest)
-        ours, theirs = (
-            [
-                manifest.counts,
-                manifest.default_list,
-                *([manifest.about_of(name).get(field) for field in _AS_PUBLISHED] for name in names),
-            ]
-            for manifest, names in ((self, ["", *self.named]), (other, ["", *other.named]))
-        )
-        return all(self.about_of(name).get("model") for name in ("", *self.named)) and ours == theirs
-
-    def about_of(self, stored: str) -> dict[str, Any]:
-        """Return the origin of the list of this name in keys."""
-        named: dict[str, dict[str, Any]] = self.about.get("lists", {})
-        return named.get(stored, {}) if stored else self.about
+        are_of_models = all(origin.model for origin in self.origins)
+        return are_of_models and _options_of(self) == _options_of(other)
 
     @property
     def refused_by(self) -> tuple[str, ...]:
         """The gates that failed at publishing, unless it was forced."""
-        gates = self.about.get("gates") or {"forced": False, "verdicts": ()}
-        return (
-            () if gates["forced"] else tuple(verdict["gate"] for verdict in gates["verdicts"] if not verdict["passed"])
-        )
+        return self.origin.gates.refusing
 
     @property
     def key_row(self) -> Row:
@@ -230,11 +222,10 @@ class Manifest:
         return Row(MANIFEST, Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
-def _time_of(text: object) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp() if isinstance(text, str) else None
-    except ValueError:
-        return None
+def _options_of(manifest: Manifest) -> tuple[object, ...]:
+    """Return what determines the lists of models; equal for two releases with the same lists."""
+    of_lists = [(origin.model, origin.list_length, origin.keep_seen, origin.rules) for origin in manifest.origins]
+    return manifest.counts, manifest.default_list, of_lists
 
 
 def count_of(counts: Mapping[str, int], kind: str) -> int:
@@ -243,19 +234,20 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of tallied rows; ReleaseCorrupt if popular lists lack the overall one or exceed the limits."""
-    names = {"", *(RowKey.parse(kind).list for kind in tally.counts), *about.get("lists", ())}
-    if default := about.get("list", ""):
-        check_list(default)
-    segments = dict[str, list[str]]()
-    for name in sorted(names):
-        prefix = prefix_of(POPULAR, check_list(name) if name else name)
-        segments[name] = sorted(key.removeprefix(prefix) for key in tally.popular if key.startswith(prefix))
-        if OVERALL not in segments[name]:
-            of_list = f"the list {name!r} of release {release}" if name else f"release {release}"
-            raise ReleaseCorrupt(f"{of_list} has no popular list for everybody; add a row {prefix!r}")
-        segments[name] = [segment for segment in segments[name] if segment != OVERALL]
-    if len(names) > MAX_LISTS or default in names - {""}:
+    """Make the manifest of tallied rows, whose origin is the record *about* (`Origin`).
+
+    Raises ReleaseCorrupt if a list has no popular list for everybody, or lists exceed the limits, and StoreMisused for
+    an invalid origin or name.
+    """
+    try:
+        origin = Origin.of(about)
+    except msgspec.ValidationError as error:
+        raise StoreMisused(f"the origin of release {release} is invalid: {error}") from error
+    named = {*(RowKey.parse(kind).list for kind in tally.counts), *origin.lists} - {""}
+    for name in filter(None, [origin.list, *named]):
+        check_list(name)
+    segments = {name: _segments_of(release, name, tally) for name in ["", *sorted(named)]}
+    if len(segments) > MAX_LISTS or origin.list in named:
         raise ReleaseCorrupt(f"release {release} has more than {MAX_LISTS} lists, or two of one name")
     if len(tally.popular) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
@@ -269,11 +261,21 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
         counts=dict(sorted(tally.counts.items())),
         bytes=tally.bytes,
         digest=f"{tally.digest:032x}",
-        segments=tuple(segments.pop("")),
+        segments=segments.pop(""),
         sample=tuple(key for _, key in tally.drawn),
         about=about,
-        named={name: tuple(each) for name, each in segments.items()},
+        named=segments,
     )
+
+
+def _segments_of(release: ReleaseId, name: str, tally: Tally) -> tuple[str, ...]:
+    """Return the segments of users that have a popular list of their own in the list *name*; raises ReleaseCorrupt."""
+    prefix = prefix_of(POPULAR, name)
+    segments = sorted(key.removeprefix(prefix) for key in tally.popular if key.startswith(prefix))
+    if OVERALL not in segments:
+        subject = f"the list {name!r} of release {release}" if name else f"release {release}"
+        raise ReleaseCorrupt(f"{subject} has no popular list for everybody; add a row {prefix!r}")
+    return tuple(segment for segment in segments if segment != OVERALL)
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
@@ -287,6 +289,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
         if written < FORMAT:
             raise ReleaseCorrupt(f"release {release} has format {written}, which this hotplate reads no more; {HEAL}")
         manifest = msgspec.json.decode(record, type=Manifest)
+        Origin.of(manifest.about)  # so that `origin` never fails
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ReleaseCorrupt(f"the manifest of release {release} cannot be read ({error}); {HEAL}") from error
     if manifest.encoding not in ENCODINGS:

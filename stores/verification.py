@@ -290,7 +290,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
 
 
 async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manifest) -> ItemAttributes | None:
-    pieces = [piece async for piece in read_pieces(reader, release, piece_keys(manifest.about))]
+    pieces = [piece async for piece in read_pieces(reader, release, piece_keys(manifest.origin.item_attributes.pieces))]
     return ItemAttributes(b"".join(pieces)) if pieces else None
 
 

@@ -3,24 +3,23 @@
 from collections.abc import Iterator
 
 from hotplate.cli.terminal import out, shown_time, table
-from hotplate.offline.verdicts import recorded
 from hotplate.stores.manifest import Manifest
 
 
 def rules_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the name of each rule of a release, and what it counted."""
-    for name, counts in manifest.about.get("rules", {}).items():
+    for name, counts in manifest.origin.rules.items():
         listed = ", ".join(f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items())
         yield name.replace("_", " "), listed
 
 
 def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
     """Return what a manifest says of a release, by heading."""
-    about = manifest.about
-    params = ", ".join(f"{name} {value}" for name, value in (about.get("params") or {}).items())
-    origin = [
+    origin = manifest.origin
+    params = ", ".join(f"{name} {value}" for name, value in origin.params.items())
+    written = [
         (name.replace("_", " "), value)
-        for name, value in about.items()
+        for name, value in manifest.about.items()
         if name != "engine" and isinstance(value, str | int | float)
     ]
     rules = [(f"rule: {name}", counts) for name, counts in rules_of(manifest)]
@@ -28,51 +27,51 @@ def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
         ("release", manifest.release),
         ("state", state),
         ("written", shown_time(manifest.created_at)),
-        ("engine", ": ".join(filter(None, (about.get("engine", ""), params)))),
+        ("engine", ": ".join(filter(None, (origin.engine, params)))),
         ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
         ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
         ("digest", manifest.digest),
-        *origin,
+        *written,
         *rules,
     ]
 
 
 def print_quality(manifest: Manifest) -> None:
     """Print the metrics of the model."""
-    metrics = manifest.about.get("metrics") or {}
-    model = metrics.get("model", {})
-    quality = [(name, f"{value:.4f}") for name, value in model.items() if isinstance(value, float)]
-    if quality:
-        out.print(table((f"quality at {metrics.get('k')}", ""), quality))
+    quality = manifest.origin.quality
+    metrics = [(name, f"{value:.4f}") for name, value in quality.model.items() if isinstance(value, float)]
+    if metrics:
+        out.print(table((f"quality at {quality.k}", ""), metrics))
 
 
 def print_metrics(manifest: Manifest) -> None:
     """Print the metrics of lists that rules have changed, next to those of the training."""
-    metrics = manifest.about.get("metrics") or {}
-    if "as_trained" not in metrics:
+    quality = manifest.origin.quality
+    if quality.as_trained is None:
         return
-    now = metrics["model"]
-    before = metrics["as_trained"]["model"]
-    out.print(f"  as published, nDCG@{metrics['k']} is {now['ndcg']:.4f}; in training it was {before['ndcg']:.4f}")
+    now = quality.model
+    before = quality.as_trained.model
+    out.print(f"  as published, nDCG@{quality.k} is {now['ndcg']:.4f}; in training it was {before['ndcg']:.4f}")
     figures = {"coverage": "coverage", "list_similarity": "similarity within a list"}
-    if metrics["new_days"] == metrics["as_trained"].get("new_days"):
-        figures["new_items"] = f"items of the last {metrics['new_days']} days"
+    if quality.new_days == quality.as_trained.new_days:
+        figures["new_items"] = f"items of the last {quality.new_days} days"
     compared = [name for name in figures if name in now and name in before]
     out.print(f"  {', '.join(f'{figures[name]} {now[name]:.4f} ({before[name]:.4f})' for name in compared)}")
 
 
 def print_attributes(manifest: Manifest) -> None:
     """Print the item attributes of a release, with notes on doubtful cells."""
-    if attributes := manifest.about.get("item_attributes"):
-        kinds = ", ".join(f"{name} ({kind})" for name, kind in attributes["columns"].items())
+    attributes = manifest.origin.item_attributes
+    if attributes.columns:
+        kinds = ", ".join(f"{name} ({kind})" for name, kind in attributes.columns.items())
         out.print(f"  item attributes: {kinds}")
-        for note in attributes.get("notes", ()):
+        for note in attributes.notes:
             out.print(f"  note: {note}")
 
 
 def print_gates(manifest: Manifest) -> None:
     """Print a line for each gate of a release."""
-    gates = recorded(manifest)
+    gates = manifest.origin.gates
     failed = "forced" if gates.forced else "failed"
     rows = list[tuple[str, ...]]()
     for verdict in gates.verdicts:

@@ -42,13 +42,13 @@ from hotplate.offline.publish import (
 )
 from hotplate.offline.rules import read_rules
 from hotplate.offline.training import OnStage
-from hotplate.offline.verdicts import failures, recorded
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import check_list
 from hotplate.stores.errors import ReleaseWithdrawn, StoreMisused
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.origin import failures
 from hotplate.stores.publication import WriteResult, rehearse
 from hotplate.stores.store import Plan, Store, warnings_of
 from hotplate.stores.verification import OnProgress
@@ -263,7 +263,7 @@ def publish_lists(
         lists = interruptible(lambda: read(on_progress))
         report = partial(on_progress, "dry run")
         plan, simulated = with_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
-    verdicts = recorded(simulated.manifest).verdicts
+    verdicts = simulated.manifest.origin.gates.verdicts
     if flags.as_json:
         print_json(_dry_run_json(plan, simulated.manifest, flags))
     else:
@@ -342,13 +342,13 @@ def _is_active(written: Written, flags: ReleaseFlags) -> bool:
 
 
 def _gates_json(manifest: Manifest) -> dict[str, Any]:
-    verdicts = recorded(manifest).verdicts
+    verdicts = manifest.origin.gates.verdicts
     return {"gates": verdicts} if verdicts else {}
 
 
 def _rows_read(manifest: Manifest) -> dict[str, Any]:
-    facts: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
-    return {name: manifest.about.get(name, default) for name, default in facts.items()}
+    origin = manifest.origin
+    return {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
 
 
 def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, Any]:

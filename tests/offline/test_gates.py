@@ -20,7 +20,6 @@ from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import NamedLists, publish
-from hotplate.offline.verdicts import recorded
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
@@ -156,7 +155,7 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
         "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
     )
     assert (await store.catalogue()).live is None
-    notes = {verdict.gate: verdict.note for verdict in recorded(failed.result.manifest)[1] if verdict.passed}
+    notes = {verdict.gate: verdict.note for verdict in failed.result.manifest.origin.gates.verdicts if verdict.passed}
     assert notes == {"as_served.ndcg": "", "drop.ndcg": "nothing is live yet", "overlap@10": "nothing is live yet"}
 
 
@@ -246,7 +245,7 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
     assert "gates" not in first.result.manifest.about
     written = await publish(imported(tmp_path / "new", rows, popular), store)
     assert (says in str(written.refused)) if says else (written.refused is None)
-    verdicts = {each.gate: each for each in recorded(written.result.manifest)[1]}
+    verdicts = {each.gate: each for each in written.result.manifest.origin.gates.verdicts}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
 
@@ -258,7 +257,7 @@ async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_
     grown = [*ROWS, *((f"v{user:04}", item, score) for user in range(3_000) for _, item, score in ROWS[:5])]
     written = await publish(imported(tmp_path / "grown", grown), store, settings)
     assert written.refused is None
-    assert "too little to judge: about " in recorded(written.result.manifest)[1][0].note
+    assert "too little to judge: about " in written.result.manifest.origin.gates.verdicts[0].note
 
 
 async def test_a_release_without_the_lists_of_similar_items_or_segments_is_refused(tmp_path: Path) -> None:
@@ -295,10 +294,10 @@ async def test_short_lists_on_request_and_a_damaged_live_release_are_no_accident
             patch.setattr(value, "rows", {key: row[:-1] for key, row in value.rows.items()})
         written = await publish(imported(tmp_path / "tiny", ROWS[:100]), store)
     assert written.refused is None
-    assert all("cannot be read" in verdict.note for verdict in recorded(written.result.manifest)[1])
+    assert all("cannot be read" in verdict.note for verdict in written.result.manifest.origin.gates.verdicts)
     written = await publish(imported(tmp_path / "tinier", ROWS[:20]), store)
     assert written.refused is None
-    assert "too little to judge: about 2 of 10 users" in recorded(written.result.manifest)[1][0].note
+    assert "too little to judge: about 2 of 10 users" in written.result.manifest.origin.gates.verdicts[0].note
 
 
 async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +321,7 @@ async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest
     draft = (await store.catalogue()).releases[-1].id
     result = (await publish(source(model()), store, PublishSettings(gates=bounds, resume=draft))).result
     assert result.skipped > 20
-    assert [verdict.measured for verdict in recorded(result.manifest)[1][:3]] == [1, 1, 1]
+    assert [verdict.measured for verdict in result.manifest.origin.gates.verdicts[:3]] == [1, 1, 1]
 
 
 async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(monkeypatch: pytest.MonkeyPatch) -> None:

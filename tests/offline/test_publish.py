@@ -140,7 +140,7 @@ async def test_releases_and_copies_say_whether_they_are_of_one_model() -> None:
         (await publish(ModelLists(made, ListSettings(length=length)), store)).result.manifest
         for store, made, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
     ]
-    assert (first.release != second.release, first.model, second.model) == (True, model.id, model.id)
+    assert (first.release != second.release, first.origin.model, second.origin.model) == (True, model.id, model.id)
     assert [first.has_lists_of(each) for each in (second, shorter, other)] == [True, False, False]
     await copy(stores[0], target, first.release)
     copied = await load_manifest(target, (await target.catalogue()).find(first.release).ref)

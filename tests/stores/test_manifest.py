@@ -11,7 +11,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import HEADER_BYTES, MANIFEST, NO_OFFSET, Checksum
-from hotplate.stores.errors import ReleaseCorrupt, WrittenByNewer
+from hotplate.stores.errors import ReleaseCorrupt, StoreMisused, WrittenByNewer
 from hotplate.stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from hotplate.stores.store import Row
 from tests.support.property import explored
@@ -93,6 +93,7 @@ def test_a_manifest_reads_back() -> None:
         ({"format": 1}, "has format 1, which this hotplate reads no more"),
         ({"encoding": "zstd-19"}, "upgrade"),
         ({"counts": None}, "cannot be read"),
+        ({"about": {"gates": 7}}, "cannot be read"),
     ],
 )
 def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], sentence: str) -> None:
@@ -115,6 +116,11 @@ def test_a_manifest_without_a_readable_time_has_no_age(about: dict[str, object])
     manifest = describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about=about)
     assert manifest.learnt_until is None
     assert manifest.rules == ()
+
+
+def test_an_origin_with_a_field_of_another_type_is_refused() -> None:
+    with pytest.raises(StoreMisused, match=r"the origin of release .* is invalid: .*\$\.list_length"):
+        describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about={"list_length": "ten"})
 
 
 def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:

@@ -15,9 +15,9 @@ from hotplate.offline.model import load
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import Recency
 from hotplate.offline.train.repeats import RepeatParams
-from hotplate.offline.verdicts import GateVerdict, recorded
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Tally, describe
+from hotplate.stores.origin import GateVerdict
 from hotplate.stores.store import Row
 
 # Written by hotplate 0.2.0 from six users and nine items.
@@ -76,13 +76,13 @@ def test_gates_of_an_earlier_manifest_are_read() -> None:
         {"gate": "drop.map", "measured": null, "bound": 0, "at_most": true, "passed": true, "note": "nothing is live"}
     ]}}"""
     manifest = describe(ReleaseId("r1"), tally(), created_at=1.5, encoding="json", about=json.loads(text))
-    gates = recorded(manifest)
+    gates = manifest.origin.gates
     assert gates.forced
-    assert gates.verdicts == [
+    assert list(gates.verdicts) == [
         GateVerdict("ndcg", 0.5, 0.6, at_most=False, passed=False),
         GateVerdict("drop.map", None, 0, at_most=True, passed=True, note="nothing is live"),
     ]
-    assert recorded(replace(manifest, about={})).verdicts == []
+    assert replace(manifest, about={}).origin.gates.verdicts == ()
 
 
 def tally() -> Tally:
