@@ -20,10 +20,11 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
 from hotplate.serve.fold_in import RECENCY
 from hotplate.serve.paging import Continued, Cursor, continued, continued_many, continued_popular, page_of, parse_cursor
-from hotplate.serve.reader import TieredReader, background
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
+from hotplate.serve.tasks import background
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, OVERALL, USER, RowKey, check_id, decode
 from hotplate.stores.errors import StoreMisused

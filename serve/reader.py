@@ -5,13 +5,11 @@ lists where there is no row; `shaping` makes the items of an answer of a list.
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from hotplate.serve.baskets import Basket, BasketItem, Baskets
 from hotplate.serve.deny_list import DenyListFile
@@ -22,6 +20,7 @@ from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import FILTERED
+from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_reads import (
     BUDGET_S_PER_USER,
     BatchLookups,
@@ -38,8 +37,6 @@ from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, Reader, Slot
-
-log = logging.getLogger(__name__)
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
@@ -69,7 +66,7 @@ class Waiter(Protocol):
         """Take the popular list."""
 
     def fail(self, error: Exception) -> None:
-        """Answer that a list could not be delivered because of *error*, a defect."""
+        """Answer that no list can be delivered: *error* is NotReady, UnknownList, or a defect."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -333,7 +330,7 @@ class TieredReader:
                     waiter.take_row(origin, row, body)
                 else:
                     waiter.take(self._encoded(row, RowRead(origin, body), waiter.fallback))
-            except Exception as error:  # noqa: BLE001 -- it is answered and logged there; others still wait
+            except Exception as error:  # noqa: BLE001 -- answered by the waiter; others still wait
                 waiter.fail(error)
 
     def _encoded(self, row: RowKey, read: RowRead, fallback: RowKey) -> EncodedList:
@@ -481,21 +478,3 @@ async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: 
     finally:
         for task in waiting:
             task.cancel()
-
-
-@asynccontextmanager
-async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run a coroutine until the block ends."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(partial(log_defect, "work in the background has ended"))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def log_defect(what: str, task: asyncio.Task[None]) -> None:
-    """Log the error of a task that should not end."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error(what, exc_info=error)

@@ -517,12 +517,23 @@ class Connection(BaseProtocol):
         self._payload = EMPTY_PAYLOAD
         self._await_request()
         if self._buffer:
-            # Not in the context of the request that was answered, which has a deadline and spans.
-            Context().run(self._read_headers)
+            self._read_buffered()
             if len(self._buffer) <= BEHIND_BYTES and self.is_open and not self._live.is_reading():
                 self._live.resume_reading()
         if self._is_ended and self.state in (State.IDLE, State.HEADER):
             self._live.close()
+
+    def _read_buffered(self) -> None:
+        """Read the requests that arrived before the last answer.
+
+        They get a new context: that of the caller may be of another request, with its deadline and spans. A defect
+        closes the connection, as in `data_received`, and is not one of the request that was answered.
+        """
+        try:
+            Context().run(self._read_headers)
+        except Exception:
+            log.exception("the next request of a connection could not be read")
+            self.cut()
 
     def _await_request(self) -> None:
         """Wait for the next request; its first bytes may be in the buffer."""

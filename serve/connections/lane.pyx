@@ -663,7 +663,7 @@ cdef class _Delivery:
 
     def fail(self, error):
         """See `Waiter`."""
-        self.deliver(self.lane._answer_defect(self.request, error))
+        self.deliver(self.lane._answer_error(self.request, error))
 
 
 cdef class Lane:
@@ -804,14 +804,14 @@ cdef class Lane:
         except Problem as problem:
             return self._refuse(request, problem)
         request.client = verdict.name
-        if self._source is not None and parsed.route != POPULAR and not request.list_name:
-            answer = self._answer_from_source(request)
-            if answer is not None:
-                return answer
         try:
+            if self._source is not None and parsed.route != POPULAR and not request.list_name:
+                answer = self._answer_from_source(request)
+                if answer is not None:
+                    return answer
             return self._answer_by_reader(request, deliver)
-        except (NotReady, UnknownList) as error:
-            return self._refuse(request, problem_of(error))
+        except Exception as error:
+            return self._answer_error(request, error)
 
     cdef _Query _query(self, Span span):
         """Return the query; None if it has parameters other than *n* and *list*."""
@@ -971,10 +971,7 @@ cdef class Lane:
     cdef object _answer_with(self, _Request request, object encoded):
         """Answer with a list that was read for a user or an item."""
         if request.list_name:
-            try:
-                encoded = self._reader.named(request.list_name, encoded)
-            except UnknownList as error:  # gone since it was read
-                return self._refuse(request, problem_of(error))
+            encoded = self._reader.named(request.list_name, encoded)
         return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:
@@ -1147,7 +1144,10 @@ cdef class Lane:
         self._cells[cell + _bucket_count + 1] += seconds
         return 0
 
-    cdef object _answer_defect(self, _Request request, object error):
+    cdef object _answer_error(self, _Request request, object error):
+        """Answer with the problem of an error; others than NotReady and UnknownList are defects, and logged."""
+        if isinstance(error, (NotReady, UnknownList)):
+            return self._refuse(request, problem_of(error))
         if request.request_id is None:
             request.request_id = self._new_request_id()
         request_id = request.request_id.decode("ascii")

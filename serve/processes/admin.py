@@ -46,12 +46,13 @@ from hotplate.serve.processes.operator_view import (
     UserView,
 )
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
-from hotplate.serve.reader import TieredReader, background
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import Probation
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.serve.shared_consumed import ConsumedSharing, stream_url
 from hotplate.serve.shared_table import private_floats
 from hotplate.serve.states import ANSWERING, Reporter
+from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow

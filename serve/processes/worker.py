@@ -22,11 +22,12 @@ from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
-from hotplate.serve.reader import TieredReader, background
+from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import ConsumedSender, stream_url
 from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
+from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
 from hotplate.serve.tiers import loop_time

@@ -95,43 +95,60 @@ def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
     return max(0.0, clicks - half) / shown, (clicks + half) / shown
 
 
+class _Tally(NamedTuple):
+    """How many of all lookups or reads of a release had a bad outcome."""
+
+    bad: float
+    total: float
+
+    @property
+    def share(self) -> float:
+        return self.bad / self.total
+
+
 class _Comparison(NamedTuple):
-    """A bad outcome of the canary and of the live release."""
+    """One bad outcome of the judged release and of the live one, and the rule that says when it is worse."""
 
     outcome: str
-    of_canary: float
-    of_live: float
-    canary_total: float
-    live_total: float
+    """In the plural and the past, as `lookups could not be read`."""
+
+    judged: _Tally
+    live: _Tally
     bound: float
-    """The smallest share to find of what the live release answers well."""
+    """The smallest share to detect of what the live release answers well."""
 
     errs: float
     """The share of good releases that may be called worse."""
 
     def is_worse(self, factor: float) -> bool:
-        if self.canary_total < MIN_LOOKUPS or not self.live_total:
+        """Return whether the judged release is worse by the bound, with *factor* times the usual evidence."""
+        if self.judged.total < MIN_LOOKUPS or not self.live.total:
             return False
-        well = 1 - self.of_live / self.live_total
-        lost = self.of_canary / self.canary_total - self.of_live / self.live_total
-        deviation: float = (self.bound * (1 - self.bound) / self.canary_total) ** 0.5
-        if lost <= 0 or lost < well * self.bound - WITHIN * deviation:
+        answered_well = 1 - self.live.share
+        lost = self.judged.share - self.live.share
+        deviation: float = (self.bound * (1 - self.bound) / self.judged.total) ** 0.5
+        if lost <= 0 or lost < answered_well * self.bound - WITHIN * deviation:
             return False
         return self.evidence > log(factor / self.errs)
 
     @property
     def evidence(self) -> float:
-        """The logarithm of the likelihood ratio."""
-        bad = self.of_canary
-        good = self.canary_total - bad
-        live_bad = self.of_live + 0.5
-        live_good = self.live_total - self.of_live + 0.5
+        """The logarithm of the likelihood ratio: worse by the bound or more, against alike.
+
+        The share of the live release is not known exactly: both likelihoods are integrals over it, as sums over _NODES
+        of its logit, weighted by Jeffreys' prior (half a lookup more on each side).
+        """
+        bad = self.judged.bad
+        good = self.judged.total - bad
+        live_bad = self.live.bad + 0.5
+        live_good = self.live.total - self.live.bad + 0.5
         center = log(live_bad / live_good)
         deviation: float = (1 / live_bad + 1 / live_good) ** 0.5
         alike = list[float]()
         worse = list[float]()
         for node in _NODES:
             logit = center + node * deviation
+            # The logarithms of the share p and of 1 - p, without overflow for either sign.
             log_share = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
             log_rest = log_share - logit
             weight = live_bad * log_share + live_good * log_rest
@@ -142,12 +159,14 @@ class _Comparison(NamedTuple):
                 worse.append(log(probability) + weight + bad * log(share) + good * (log1p(-loss) + log_rest))
         return _log_sum(worse) - _log_sum(alike)
 
-    @property
-    def sentence(self) -> str:
-        return (
-            f"{self.of_canary / self.canary_total:.1%} of its {self.canary_total:,.0f} {self.outcome}, and "
-            f"{self.of_live / self.live_total:.1%} of the live release's"
-        )
+    def sentence(self, live: str) -> str:
+        """Return the comparison in words; *live* says whose share the second one is."""
+        judged = f"{_percent(self.judged.share)} of its {self.judged.total:,.0f} {self.outcome}"
+        return f"{judged}, compared with {_percent(self.live.share)} {live}"
+
+
+def _percent(share: float) -> str:
+    return "less than 0.1%" if 0 < share < 0.001 else f"{share:.1%}"
 
 
 def _log_sum(logarithms: Sequence[float]) -> float:
@@ -155,43 +174,42 @@ def _log_sum(logarithms: Sequence[float]) -> float:
     return largest + log(sum(exp(logarithm - largest) for logarithm in logarithms))
 
 
-def find_regression(live: ReleaseCounts, canary: ReleaseCounts, factor: float = 1.0) -> str | None:
-    """Return how the canary is worse, by a bound and not by chance, or None.
+def find_regression(
+    live: ReleaseCounts, judged: ReleaseCounts, *, factor: float = 1.0, baseline: str = "in the live release"
+) -> str | None:
+    """Return a sentence on how a release is worse than the live one, by a bound and not by chance; None if it is not.
 
     Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* of the
-    evidence divides that.
+    evidence divides that. *baseline* names the release of the counts *live* in the sentence.
     """
     slow_from = _slow_from(live.reads)
     comparisons = (
         _Comparison(
             "lookups could not be read",
-            canary.error,
-            live.error,
-            canary.lookups,
-            live.lookups,
+            _Tally(judged.error, judged.lookups),
+            _Tally(live.error, live.lookups),
             bound=MORE_ERRORS,
             errs=ERRS_BY_ERRORS,
         ),
         _Comparison(
             "lookups got the popular list",
-            canary.miss + canary.error,
-            live.miss + live.error,
-            canary.lookups,
-            live.lookups,
+            _Tally(judged.miss + judged.error, judged.lookups),
+            _Tally(live.miss + live.error, live.lookups),
             bound=MORE_FALLBACKS,
             errs=ERRS_BY_FALLBACKS,
         ),
         _Comparison(
             f"reads took more than {BUCKETS_S[slow_from - 1] * 1000:g} ms",
-            sum(canary.reads[slow_from:]),
-            sum(live.reads[slow_from:]),
-            sum(canary.reads),
-            sum(live.reads),
+            _Tally(sum(judged.reads[slow_from:]), sum(judged.reads)),
+            _Tally(sum(live.reads[slow_from:]), sum(live.reads)),
             bound=MORE_SLOW,
             errs=ERRS_BY_SLOW,
         ),
     )
-    return next((comparison.sentence for comparison in comparisons if comparison.is_worse(factor)), None)
+    for comparison in comparisons:
+        if comparison.is_worse(factor):
+            return comparison.sentence(baseline)
+    return None
 
 
 def slow_s(reads: tuple[float, ...]) -> float:
@@ -238,7 +256,8 @@ class ServedCanary:
 
         Window n needs n (n + 1) times the evidence, so that all windows together err in one of 1,000 canaries.
         """
-        finding = find_regression(*counts.since(self._before), factor=self._window * (self._window + 1))
+        live, canary = counts.since(self._before)
+        finding = find_regression(live, canary, factor=self._window * (self._window + 1))
         if now >= self._window_ends:
             self._window += 1
             self._window_ends = now + WINDOW_S

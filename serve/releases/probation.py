@@ -21,6 +21,7 @@ from hotplate.serve.releases.canary import MORE_FALLBACKS, MORE_SLOW, NO_READS, 
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records
 from hotplate.serve.states import SharedStates
+from hotplate.serve.tasks import repeat
 from hotplate.serve.tiers import Tier
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
@@ -39,6 +40,8 @@ HOUR_S = 3600.0
 SAMPLE_S = 60.0
 # A probation lasts until there were this many lookups, but no longer than an hour.
 LOOKUPS = 300
+# Whose share a release on probation is compared with, as the end of a sentence.
+BASELINE = "expected from the release before"
 # The share of the lists that a good release may lose: those of users whose last event has become too old.
 NATURAL_LOSS = 0.0005
 # Time limits of reading a catalogue and of a withdrawal, and the pause after one that failed.
@@ -151,9 +154,7 @@ class ReleaseCounter:
 
     async def run(self) -> None:
         """Count until cancelled."""
-        while True:
-            await asyncio.sleep(COUNT_S)
-            await self.count()
+        await repeat(self.count, COUNT_S, "counting what the live releases answer")
 
     async def count(self) -> None:
         """Count what was answered since the last call."""
@@ -244,15 +245,15 @@ class Probation:
 
     async def run(self) -> None:
         """Judge until cancelled."""
-        while True:
-            await asyncio.sleep(COUNT_S)
-            await self.look()
+        await repeat(self.look, COUNT_S, "judging the releases on probation")
 
     async def look(self) -> None:
         """Judge once."""
-        for probation in self._probations:
-            await self._look(probation)
-        self._shared.keep(self._probations)
+        try:
+            for probation in self._probations:
+                await self._look(probation)
+        finally:
+            self._shared.keep(self._probations)
 
     async def _look(self, probation: TierProbation) -> None:
         counted = self._shared.counted(probation.tier)
@@ -298,7 +299,7 @@ class Probation:
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
         if self._is_circuit_open(probation.tier):
             return
-        finding = find_regression(probation.expected, counts)
+        finding = find_regression(probation.expected, counts, baseline=BASELINE)
         passed_s = self._clock() - probation.began
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
         if finding is None:

@@ -1,11 +1,13 @@
 """Connections in memory: what is a header, what comes behind another request; how aiohttp is used; and the acceptor."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from inspect import signature
 from time import monotonic
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -22,9 +24,10 @@ from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
 from tests.support.lane import MemoryTransport, Pair, connected, needs_lane
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import publish
+from tests.support.remote import RemoteStore, publish
 from tests.support.service import a_list
 from tests.support.stores import as_bodies, batches
+from tests.support.virtual import virtual
 
 # Names of aiohttp that connections use though it documents none; pyproject.toml bounds the version.
 UNDOCUMENTED = {
@@ -116,6 +119,83 @@ async def test_requests_that_come_at_once_let_others_have_their_turn(pair: Pair)
     transport.feed(LIST * 500)
     assert 1 < transport.written.count(b"HTTP/1.1 200 ") < 100
     await until_answered(transport, 500)
+
+
+@needs_lane
+@virtual
+async def test_pipelined_request_has_no_deadline_of_another_request(memory: MemoryStore) -> None:
+    await publish(memory, "first")
+    remote = RemoteStore(memory)
+    remote.coalesce = 64
+    async with Pair(TieredReader({"store": remote}, budget_s=60.0)) as pair:
+        remote.delay_s = 10.0
+        remote.reads.clear()
+        _, limited = connected(pair.lane)
+        _, transport = connected(pair.lane)
+        limited.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 12000\r\n\r\n")
+        await turns(1)  # its read begins, and others in this turn of the loop join it
+        by_lane = b"GET /v1/recommendations/2 HTTP/1.1\r\nHost: a\r\n\r\n"
+        by_aiohttp = b"GET /v1/recommendations/3 HTTP/1.1\r\nHost: a\r\nX-Other: b\r\n\r\n"
+        transport.feed(by_lane)
+        transport.feed(by_aiohttp)
+        await asyncio.sleep(30)
+        assert remote.reads == [["user:1", "user:2"], ["user:3"]]
+        assert limited.written.count(b'"source":"personal"') == 1
+        assert transport.written.count(b'"source":"personal"') == 2
+
+
+@needs_lane
+@virtual
+async def test_defect_in_a_pipelined_request_is_answered_and_logged_as_its_own(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await publish(memory, "first")
+    remote = RemoteStore(memory)
+    async with Pair(TieredReader({"store": remote})) as pair:
+        monkeypatch.setattr(pair.reader, "popular", Mock(side_effect=RuntimeError("a defect")))
+        _, transport = connected(pair.lane)
+        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\nX-Request-Id: first\r\n\r\n")
+        transport.feed(b"GET /v1/popular HTTP/1.1\r\nHost: a\r\nX-Request-Id: second\r\n\r\n" + GET)
+        await asyncio.sleep(1)
+        assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200", b"500", b"200"]
+        assert [record.getMessage() for record in caplog.records] == ["request second failed"]
+
+
+@needs_lane
+@virtual
+async def test_defect_in_reading_a_pipelined_request_closes_the_connection_after_the_answer(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await publish(memory, "first")
+    remote = RemoteStore(memory)
+    async with Pair(TieredReader({"store": remote})) as pair:
+        monkeypatch.setattr(pair.lane.registry, "shed", Mock(side_effect=RuntimeError("a defect")))
+        _, transport = connected(pair.lane)
+        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        transport.feed(POST)
+        await asyncio.sleep(1)
+        assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200"]
+        assert transport.closed
+        assert [record.getMessage() for record in caplog.records] == [
+            "the next request of a connection could not be read"
+        ]
+
+
+@needs_lane
+@virtual
+async def test_delivery_without_a_release_is_not_ready(memory: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:
+    await publish(memory, "first")
+    remote = RemoteStore(memory)
+    async with Pair(TieredReader({"store": remote})) as pair:
+        remote.delay_s = 1.0
+        remote.broken_keys = {"user:1"}
+        _, transport = connected(pair.lane)
+        transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        pair.reader.tiers[0].follower.served = None
+        await asyncio.sleep(2)
+        assert transport.written.startswith(b"HTTP/1.1 503 ")
+        assert b"urn:hotplate:problem:not-ready" in transport.written
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_batch_counts_as_in_flight_until_a_slow_reader_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,10 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
     assert found.live == first
     entry = found.find(bad)
     assert entry.state is State.WITHDRAWN
-    assert "probation: 7.5% of its 400 lookups got the popular list" in entry.refused_by[0]
+    reason = (
+        "7.5% of its 400 lookups got the popular list, compared with less than 0.1% expected from the release before"
+    )
+    assert f"probation: {reason}" in entry.refused_by[0]
     with pytest.raises(RefusedByGates, match="refused by probation"):
         await life.activate(memory, bad)
     await service.follow()

@@ -1,0 +1,55 @@
+"""Tasks that run until their owner ends: in the background of a block, or again and again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from math import inf
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# Minimum between two logs of the same repeated work.
+LOG_EVERY_S = 60.0
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine until the block ends."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(partial(log_defect, "work in the background has ended"))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def log_defect(what: str, task: asyncio.Task[None]) -> None:
+    """Log the error of a task that should not end."""
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
+        log.error(what, exc_info=error)
+
+
+async def repeat(work: Callable[[], Awaitable[None]], interval_s: float, name: str) -> None:
+    """Do *work* after each *interval_s* until cancelled, also after errors.
+
+    The first error is logged, and later ones every LOG_EVERY_S with their number. *name* begins the sentence.
+    """
+    clock = asyncio.get_running_loop().time
+    failures = 0
+    logged_at = -inf
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await work()
+        except Exception:
+            failures += 1
+            if clock() >= logged_at + LOG_EVERY_S:
+                log.exception("%s failed (errors: %d); trying again", name, failures)
+                failures = 0
+                logged_at = clock()
