@@ -6,7 +6,7 @@ Requests filter lists by them (`where=price<10`), so each attribute is a column 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
@@ -46,10 +46,15 @@ class _Column:
         return "text" if self.values.dtype == pl.String else "number"
 
 
-def read_attributes(
-    path: DataSource | None, kinds: Mapping[str, str] | None = None
-) -> tuple[list[Row], dict[str, Any]]:
-    """Read a file with a column of items, whose others are attributes; returns rows, and their entry in the manifest.
+class Attributes(NamedTuple):
+    """The *rows* of items' attributes in a release, and their entry in the manifest (*about*); empty without any."""
+
+    rows: list[Row]
+    about: dict[str, Any]
+
+
+def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
+    """Read a file with a column of items, whose others are attributes.
 
     *kinds* are `number` or `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are,
     and columns of Parquet keep their types; Booleans are texts. A cell that is no number is missing in a column of
@@ -60,7 +65,7 @@ def read_attributes(
     if path is None:
         if kinds:
             raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
-        return [], {}
+        return Attributes([], {})
     source = named_paths([path])
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
@@ -177,7 +182,7 @@ def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 
-def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> tuple[list[Row], dict[str, Any]]:
+def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> Attributes:
     """Return the rows of a release, and the manifest's entry; DataError for repeated items and attributes too large."""
     values = {name: column.values.to_list() for name, column in columns.items()}
     texts = [name for name, column in columns.items() if column.kind == "text"]
@@ -188,4 +193,4 @@ def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> tup
     notes = [note for column in columns.values() for note in column.notes]
     if notes:
         about[ABOUT]["notes"] = notes
-    return rows, about
+    return Attributes(rows, about)

@@ -68,7 +68,7 @@ def publish(
     for name, stored in names_in_keys(models).items():
         of_list = models[name]
         trained = of_list if isinstance(of_list, Model) else load(Path(of_list))
-        sources[name] = ModelLists(trained, of_others if stored else of_all, stored)
+        sources[name] = ModelLists.of(trained, of_others if stored else of_all, stored)
     source = as_source({name: of_list.measure() for name, of_list in sources.items()})
     written = run_on(store, lambda opened: publish_lists(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
@@ -325,9 +325,9 @@ class Attempt:
         with folder.step("measure") as within:
             with timed(within, "load"):
                 model = load(folder.model)
-                lists = {"": ModelLists(model, replace(job.lists, rules=job.rules()))}
+                lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}
                 for name, (path, settings) in job.named.items():
-                    lists[name] = ModelLists(model if path is None else load(path), settings(), name)
+                    lists[name] = ModelLists.of(model if path is None else load(path), settings(), name)
             return as_source({name: self._measure(of_list) for name, of_list in lists.items()})
 
     async def _activate(self, run: Run, store: Store) -> "_Published":

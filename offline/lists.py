@@ -3,27 +3,27 @@
 Blocks of users or items can be computed in several processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from copy import copy
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.attributes import read_attributes
+from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import as_published
 from hotplate.offline.input.files import DataSource
-from hotplate.offline.input.matrix import Floats, Indices
+from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users
 from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
-from hotplate.offline.train.popularity import Popularity
+from hotplate.offline.train.popularity import Popular, Popularity
+from hotplate.offline.train.ranking import Ranked
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER, prefix_of
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
 from hotplate.stores.store import Plan, Row
@@ -62,65 +62,89 @@ class ListSettings:
         check_length(self.length)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelLists:
-    """A ListSource of one model, for the named list *name*, or the default one.
+    """A ListSource of one model.
 
-    Raises SettingError for an engine without factors to fold in, and DataError if the rules leave too few items.
+    name         of a named list, empty for the default one
+    metrics      the Evaluation as JSON, or None
+    titles       by item number
+    ranked       the lists under the rules
+    top          popular lists by segment
+    attributes   rows of item attributes, and their entry in the manifest
     """
 
-    def __init__(self, model: Model, settings: ListSettings, name: str = "") -> None:
+    model: Model
+    settings: ListSettings
+    name: str
+    metrics: dict[str, Any] | None
+    titles: Sequence[str | None]
+    encoder: ListEncoder
+    ranked: RuledLists
+    top: Mapping[str, Popular]
+    attributes: Attributes
+
+    @classmethod
+    def of(cls, model: Model, settings: ListSettings, name: str = "") -> "ModelLists":
+        """Return the lists of *model*, for the named list *name*, or the default one.
+
+        Raises SettingError for an engine without factors to fold in, and DataError if the rules leave too few items.
+        """
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
                 f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train with "
                 "--engine als."
             )
-        self.model = model
-        self._name = name
-        self._metrics = model.metrics
-        self._settings = settings
         ids = model.matrix.item_ids
-        self._titles = [model.titles.get(item) for item in ids]
-        self._encoder = ListEncoder(ids, self._titles)
-        self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
-        self._popular = self._ruled.popular()
-        self._attributes, self._about_attributes = read_attributes(settings.attributes, settings.attribute_kinds)
-        if not self._ruled.catalogue:
+        titles = [model.titles.get(item) for item in ids]
+        ranked = RuledLists.of(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
+        lists = cls(
+            model=model,
+            settings=settings,
+            name=name,
+            metrics=model.metrics,
+            titles=titles,
+            encoder=ListEncoder(ids, titles),
+            ranked=ranked,
+            top=ranked.popular(),
+            attributes=read_attributes(settings.attributes, settings.attribute_kinds),
+        )
+        if not ranked.catalogue:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
-        available = self._ruled.available
-        if available < LEAST_AVAILABLE * len(ids) and not settings.force:
+        if ranked.available < LEAST_AVAILABLE * len(ids) and not settings.force:
             raise DataError(
-                f"Only {available:,} of the {len(ids):,} items of the model are available: check that the file of "
-                "available items is complete, and that its ids are those of the data; only if so, publish with --force."
+                f"Only {ranked.available:,} of the {len(ids):,} items of the model are available: check that the file "
+                "of available items is complete, and that its ids are those of the data; only if so, publish with "
+                "--force."
             )
+        return lists
 
     def users(self, start: int, stop: int) -> Users:
         """Return a range of users, with what the rules know of them."""
-        return self._ruled.users(start, stop)
+        return self.ranked.users(start, stop)
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
-        """Measure the published lists, with another fit if they differ from the evaluated ones; returns self."""
-        settings = self._settings
-        self._metrics = as_published(
+        """Return these lists with their metrics as published; lists that differ from the evaluated ones take a fit."""
+        settings = self.settings
+        metrics = as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
         )
-        return self
+        return replace(self, metrics=metrics)
 
     def plan(self) -> Plan:
         """See `ListSource`."""
-        matrix = self.model.matrix
-        items = len(matrix.item_ids)
-        named = zip(matrix.item_ids, self._titles, strict=True)
+        items = self.model.matrix.item_ids
+        named = zip(items, self.titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in named])
-        list_bytes = int((item_bytes + _SCORE_BYTES) * min(self._settings.length, items))
-        rows = items + len(matrix.user_ids) + 1 + len(self.model.segments)
-        meta_bytes = sum(len(row.value) for row in self._attributes)
-        meta_rows = len(self._attributes)
-        if self._settings.fold_in:
-            ranker = self.model.ranker
-            factors = ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
-            entry_bytes = int(item_bytes) + 4 * factors
-            meta_bytes += items * entry_bytes
-            meta_rows += 2 + items * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
+        list_bytes = int((item_bytes + _SCORE_BYTES) * min(self.settings.length, len(items)))
+        rows = len(items) + len(self.model.matrix.user_ids) + 1 + len(self.model.segments)
+        meta_bytes = sum(len(row.value) for row in self.attributes.rows)
+        meta_rows = len(self.attributes.rows)
+        ranker = self.model.ranker
+        if self.settings.fold_in and isinstance(ranker, Factors):
+            entry_bytes = int(item_bytes) + 4 * ranker.item_factors.shape[1]
+            meta_bytes += len(items) * entry_bytes
+            meta_rows += 2 + len(items) * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
         return Plan(
             rows=rows + meta_rows,
             payload_bytes=rows * (list_bytes + _ROW_BYTES) + meta_bytes,
@@ -138,18 +162,18 @@ class ModelLists:
             "data": model.data.get("fingerprint"),
             "learnt_until": model.learnt_until,
             "params": asdict(model.params),
-            "metrics": self._metrics,
-            "list_length": self._settings.length,
-            "keep_seen": self._settings.keep_seen,
-            "rules": self._ruled.about(),
-            "fold_in": self._settings.fold_in,
-            **self._about_attributes,
+            "metrics": self.metrics,
+            "list_length": self.settings.length,
+            "keep_seen": self.settings.keep_seen,
+            "rules": self.ranked.about(),
+            "fold_in": self.settings.fold_in,
+            **self.attributes.about,
         }
 
     def items(self) -> Items:
         """See `ListSource`; rules do not change the catalogue."""
         ids = self.model.matrix.item_ids
-        return Items(ids, self._popular[OVERALL].items, len(ids))
+        return Items(ids, self.top[OVERALL].items, len(ids))
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """See `ListSource`."""
@@ -161,41 +185,43 @@ class ModelLists:
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of similar items from *start* to *stop*."""
         for batch in _ranges(start, stop):
-            yield from self._rows(ITEM, self.model.matrix.item_ids, batch, *self._ruled.similar(batch))
+            yield from self._rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
 
     def popular(self) -> list[Row]:
         """Return the rows of the popular lists."""
-        segments, ranked = zip(*sorted(self._popular.items()), strict=True)
+        segments = sorted(self.top)
+        top = [self.top[segment] for segment in segments]
         lists = RankedLists(
             owners=segments,
-            lengths=np.array([len(popular.items) for popular in ranked]),
-            items=np.concatenate([popular.items for popular in ranked]),
-            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64).round(SCORE_DECIMALS),
+            lengths=np.array([len(popular.items) for popular in top]),
+            items=np.concatenate([popular.items for popular in top]),
+            scores=np.concatenate([popular.scores for popular in top]).astype(np.float64).round(SCORE_DECIMALS),
         )
-        return self._encoder.rows(prefix_of(POPULAR, self._name), lists)
+        return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of users in order; *observe* gets their lists."""
         user_ids = self.model.matrix.user_ids
         for batch in _ranges(0, len(user_ids)):
-            items, scores = self._ruled.personal(batch)
+            lists = self.ranked.personal(batch)
+            items = lists.items
             listed = items >= 0
             observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1, dtype=np.int32))
             items[self._are_popular(items)] = -1
-            yield from self._rows(USER, user_ids, batch, items, scores)
+            yield from self._rows(USER, user_ids, batch, lists)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
         """Return which lists equal the head of the popular list, the fallback for missing lists."""
-        head = self._popular[OVERALL].items[: items.shape[1]]
+        head = self.top[OVERALL].items[: items.shape[1]]
         if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
             return np.zeros(len(items), dtype=np.bool_)
         return np.asarray((items == head).all(axis=1))
 
     def meta(self) -> Iterator[list[Row]]:
         """Yield the rows of item attributes, if any, and of item factors, if *fold_in*."""
-        yield from ([row] for row in self._attributes)
+        yield from ([row] for row in self.attributes.rows)
         ranker = self.model.ranker
-        if not self._settings.fold_in or not isinstance(ranker, Factors):
+        if not self.settings.fold_in or not isinstance(ranker, Factors):
             return
         rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         written = 0
@@ -212,45 +238,45 @@ class ModelLists:
             regularization=params.reg_param if isinstance(params, SparkParams) else params.regularization,
             alpha=params.alpha,
             weight=float(np.median(self.model.matrix.user_items.data)),
-            max_per_category=self._settings.rules.max_per_category,
+            max_per_category=self.settings.rules.max_per_category,
         )
         yield [description_row(description)]
 
     def _entries(self) -> Iterator[ItemEntry]:
         """Yield what the rules know of each item, for lists that are folded in."""
-        allowed = self._ruled.allowed
-        categories = self._ruled.categories
-        multipliers = self._ruled.multipliers
-        for place, item in enumerate(self.model.matrix.item_ids):
+        allowed = self.ranked.allowed
+        categories = self.ranked.categories
+        multipliers = self.ranked.multipliers
+        for number, item in enumerate(self.model.matrix.item_ids):
             yield ItemEntry(
                 item,
-                self._titles[place],
-                allowed=allowed is None or bool(allowed[place]),
-                category=None if categories is None or categories[place] < 0 else int(categories[place]),
-                multiplier=1.0 if multipliers is None else float(f"{multipliers[place]:.6g}"),
+                self.titles[number],
+                allowed=allowed is None or bool(allowed[number]),
+                category=None if categories is None or categories[number] < 0 else int(categories[number]),
+                multiplier=1.0 if multipliers is None else float(f"{multipliers[number]:.6g}"),
             )
 
     def for_users(self, users: Users) -> "ModelLists":
-        """Return a copy limited to *users*, with unchanged lists."""
-        lists = copy(self)
-        lists.model = self.model.with_users(users)
-        lists._ruled = self._ruled.for_users(lists.model, users)  # noqa: SLF001 -- a copy of itself
-        return lists
+        """Return these lists limited to *users*."""
+        model = self.model.with_users(users)
+        return replace(self, model=model, ranked=self.ranked.for_users(model, users))
 
-    def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
-        present = items >= 0
+    def _rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
+        """Yield the rows of lists that are not empty; those *ranked* belong to the numbers *batch* among *ids*."""
+        present = ranked.items >= 0
         lengths = present.sum(axis=1)
         lists = RankedLists(
-            owners=[ids[index] for index in batch[lengths > 0].tolist()],
+            owners=[ids[number] for number in batch[lengths > 0].tolist()],
             lengths=lengths[lengths > 0],
-            items=items[present],
-            scores=scores[present].astype(np.float64).round(SCORE_DECIMALS),
+            items=ranked.items[present],
+            scores=ranked.scores[present].astype(np.float64).round(SCORE_DECIMALS),
         )
-        prefix = prefix_of(kind, self._name)
-        return (self._encoder.rows(prefix, part) for part in lists.batches(_BATCH))
+        prefix = prefix_of(kind, self.name)
+        return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
 
 
 def _ranges(start: int, stop: int) -> Iterator[Indices]:
+    """Yield the numbers from *start* to *stop* in batches."""
     for first in range(start, stop, _BATCH):
         yield np.arange(first, min(first + _BATCH, stop), dtype=np.int32)
 
@@ -284,6 +310,7 @@ def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Itera
 
 
 def _spans(count: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each block of *count* users or items."""
     step = max(_LEAST_IN_BLOCK, -(-count // _MOST_BLOCKS))
     for start in range(0, count, step):
         yield start, min(start + step, count)

@@ -17,6 +17,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model as LoggedModel
 
 from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.metrics import measured
+from hotplate.offline.evaluate.records import read_evaluation
 from hotplate.offline.model import Description, describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
@@ -141,6 +143,7 @@ def record_release(uri: str, store: str, release: str) -> None:
 
 
 def _experiment() -> str:
+    """Return the id of the experiment that MLflow's variables name, or of ours, which is created if missing."""
     if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return experiment_id
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -149,6 +152,7 @@ def _experiment() -> str:
 
 
 def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
+    """Return the finished run of *job*, registered as *target* if given; None if there is none."""
     wanted = f"tags.`{_JOB}` = '{job}' and status = 'FINISHED'"
     runs = mlflow.search_runs([experiment], filter_string=wanted, output_format="list")
     for run in runs:
@@ -163,19 +167,27 @@ def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
 
 
 def _params(description: Description) -> dict[str, Any]:
+    """Return the engine's parameters, and facts of the data."""
     of_data = {f"data.{name}": description.data.get(name) for name in _FACTS}
     return {"engine": description.engine, **description.params, **of_data}
 
 
 def _metrics(description: Description) -> dict[str, float]:
-    evaluation = description.metrics or {}
-    metrics = {name: value for name, value in evaluation.get("model", {}).items() if isinstance(value, float)}
-    counts = {"users": description.users, "items": description.items, "pairs": description.pairs}
-    return metrics | {name: float(count) for name, count in counts.items()}
+    """Return the metrics of the model's lists, and the size of its matrix."""
+    metrics: dict[str, float] = {
+        "users": float(description.users),
+        "items": float(description.items),
+        "pairs": float(description.pairs),
+    }
+    record = read_evaluation(description.metrics)
+    if record is not None:
+        metrics |= {metric.name: metric.value for metric in measured(record.model)}
+    return metrics
 
 
 @contextlib.contextmanager
 def _server() -> Iterator[None]:
+    """Raise errors of MLflow as DataError, and print its messages to stderr."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users
+from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users, with_interval
 from hotplate.offline.evaluate.records import EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
@@ -296,7 +296,7 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
         cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
         role = "chosen" if share in CHOSEN else "confirmed"
-        lead = _with_half(piece.lead.ndcg, piece.lead.interval)
+        lead = with_interval(piece.lead.ndcg, piece.lead.interval)
         yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *cells, lead
     means = [f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}" for name in (*FIXED, RECENT, BEST_ALS)]
     typed = _mean_over_dates([piece.ndcg[TYPED] for piece in pieces.values()])
@@ -305,7 +305,7 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
 
 
 def _mean_over_dates(values: Sequence[float]) -> str:
-    return _with_half(float(np.mean(values)), interval(values))
+    return with_interval(float(np.mean(values)), interval(values))
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
@@ -322,10 +322,6 @@ def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequenc
 
 def _half(around: MetricInterval) -> float:
     return (around[1] - around[0]) / 2
-
-
-def _with_half(value: float, around: MetricInterval | None) -> str:
-    return f"{value:.4f}" if around is None else f"{value:.4f} ± {_half(around):.4f}"
 
 
 @dataclass(frozen=True, slots=True)

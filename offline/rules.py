@@ -1,28 +1,29 @@
-"""Business rules of lists."""
+"""Business rules of lists: which items may be recommended, and in what order.
+
+Users and items are rows and columns of a model's matrix. Items -1 with score 0 stand after the end of a list.
+"""
 
 import re
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import input_files, named_paths
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, Mask, UserItems, items_per_user
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model, Users
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
-from hotplate.offline.train.ranking import recommend
+from hotplate.offline.train.ranking import Ranked, recommend
 from hotplate.offline.variety import (
     MAX_DIVERSITY,
     Explore,
@@ -49,8 +50,6 @@ _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
 # Items without a category are not capped.
 _NO_CATEGORY = -1
-
-Ranked = tuple[Indices, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,228 +122,250 @@ def read_rules(files: RuleFiles) -> Rules:
     )
 
 
-class RuledLists:
-    """Ranks the items of one model under rules: [rows, length], best first, -1 with score 0 after the end.
+class UserContext(NamedTuple):
+    """What rules know of the users of a model.
 
-    Popular items fill shortened lists. *allowed* is the mask of items, None for all; *categories* are numbers by item,
-    negative for uncategorized, None without a cap. Raises SettingError for new items without times.
+    history  number of interactions [users]
+    own      counts of their own interactions [users, items], None unless lists keep seen items
+    shown    days on which an item was shown without a click [users, items], None without showings
     """
 
-    def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
-        self._rules = rules
-        self._length = length
-        self._keep_seen = keep_seen
-        ids = model.matrix.item_ids
-        self._boosts = _boosts(rules, ids)
-        self.allowed = _allowed(rules, ids)
-        self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
-        self._model = self._favouring(model)
-        self._history = items_per_user(model.matrix.user_items)
-        self._own = self._counted(model) if keep_seen else None
-        self._shown = None if rules.showings is None else rules.showings.days_without_click(model.matrix)
-        self._similarity = ItemSimilarity(model.similar) if rules.diversity else None
-        self._new = None if rules.explore is None else self._new_items(model, rules.explore)
-        counts = recent_popularity(model.matrix.user_items, model.matrix.times, model.popular_half_life_days)
-        if self._boosts is not None:
-            counts = counts * self._boosts
-        self._popularity = Popularity(counts.astype(np.float32))
-        self._pins = self._pinned_columns(ids)
+    history: Indices
+    own: UserItems | None
+    shown: UserItems | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuledLists:
+    """Ranks the items of one model under rules: lists [rows, length], best first.
+
+    Popular items fill lists that rules shorten.
+
+    model       scores items with their boosts
+    boosts      factors of scores [items], None if all are 1
+    allowed     the mask of items that may be recommended, None for all
+    categories  numbers by item, negative for uncategorized; None without a cap
+    similarity  of items, None without diversity
+    new         draws new items, None unless they are explored
+    popularity  fills lists
+    pins        items at the head of lists
+    context     what is known of the model's users
+    """
+
+    model: Model
+    rules: Rules
+    length: int
+    keep_seen: bool
+    boosts: Floats | None
+    allowed: Allowed
+    categories: Indices | None
+    similarity: ItemSimilarity | None
+    new: NewItems | None
+    popularity: Popularity
+    pins: Indices
+    context: UserContext
+
+    @classmethod
+    def of(cls, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> "RuledLists":
+        """Apply *rules* to a model; raises SettingError for new items without times."""
+        matrix = model.matrix
+        ids = matrix.item_ids
+        boosts = _boosts(rules, ids)
+        allowed = _allowed(rules, ids)
+        counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
+        if boosts is not None:
+            counts = counts * boosts
+        new = None
+        if rules.explore is not None:
+            new = _new_items(model, rules.explore, allowed, keep_seen=keep_seen)
+        return cls(
+            model=_boosted(model, boosts),
+            rules=rules,
+            length=length,
+            keep_seen=keep_seen,
+            boosts=boosts,
+            allowed=allowed,
+            categories=None if rules.max_per_category is None else _codes(rules.categories, ids),
+            similarity=ItemSimilarity(model.similar) if rules.diversity else None,
+            new=new,
+            popularity=Popularity(counts.astype(np.float32)),
+            pins=_pins(rules, ids, allowed),
+            context=UserContext(
+                history=items_per_user(matrix.user_items),
+                own=_own_counts(model, boosts) if keep_seen else None,
+                shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
+            ),
+        )
 
     def users(self, start: int, stop: int) -> Users:
         """Return a range of the model's users, with what the rules know of them."""
         rows = slice(start, stop)
-        own = None if self._own is None else self._own[rows]
-        shown = None if self._shown is None else self._shown[rows]
-        return self._model.users(start, stop)._replace(own=own, shown=shown)
+        own = None if self.context.own is None else self.context.own[rows]
+        shown = None if self.context.shown is None else self.context.shown[rows]
+        return self.model.users(start, stop)._replace(own=own, shown=shown)
 
     def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
-        """Return a copy for *model*'s users, with what is known of *users*."""
-        lists = copy(self)
-        lists._model = self._favouring(model)  # noqa: SLF001 -- a copy of itself
-        lists._history = items_per_user(model.matrix.user_items)  # noqa: SLF001 -- as above
-        lists._own = None if users is None else users.own  # noqa: SLF001 -- as above
-        lists._shown = None if users is None else users.shown  # noqa: SLF001 -- as above
-        return lists
+        """Return the same rules for the users of *model*, with what is known of *users*, if given."""
+        context = UserContext(
+            history=items_per_user(model.matrix.user_items),
+            own=None if users is None else users.own,
+            shown=None if users is None else users.shown,
+        )
+        return replace(self, model=_boosted(model, self.boosts), context=context)
 
     @property
     def multipliers(self) -> Floats | None:
         """Factors of users' scores by item, from recency and boosts."""
-        return self._model.ranker.recent
+        return self.model.ranker.recent
 
     @property
     def available(self) -> int:
         """Number of available items."""
-        ids = self._model.matrix.item_ids
-        available = self._rules.available
+        ids = self.model.matrix.item_ids
+        available = self.rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
 
     @property
     def catalogue(self) -> int:
         """Number of items that all rules allow."""
-        return len(self._model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
+        return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
         """Rank for the rows *users*; too short a history gives an empty list."""
-        width = min(self._length, len(self._model.matrix.item_ids))
+        width = min(self.length, len(self.model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
-        enough = self._history[users] >= self._rules.min_history
+        enough = self.context.history[users] >= self.rules.min_history
         items[enough], scores[enough] = self._cut(self._recommend, users[enough], self._depth)
-        return items, levelled(items, scores) if self._rules.rearrange else scores
+        return Ranked(items, levelled(items, scores) if self.rules.rearrange else scores)
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
-        similar = self._model.similar
+        similar = self.model.similar
         return self._cut(
-            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self._length
+            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self.length
         )
 
     def popular(self) -> dict[str, Popular]:
         """Return popular lists by segment, filled with overall popular items of score 0."""
-        model = self._model
-        counts = self._popularity.counts
-        if not (self._rules.shorten or len(self._pins) or self._boosts is not None):
+        model = self.model
+        counts = self.popularity.counts
+        if not (self.rules.shorten or len(self.pins) or self.boosts is not None):
             return {OVERALL: model.popular, **model.segments}
         order = by_popularity(counts)
         lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
-            own = np.zeros_like(counts)
-            own[popular.items] = popular.scores
-            own = own if self._boosts is None else own * self._boosts
+            scores = np.zeros_like(counts)
+            scores[popular.items] = popular.scores
+            if self.boosts is not None:
+                scores *= self.boosts
             items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
-            lists[segment] = self._shortened(items[by_popularity(own[items])], own, len(popular.items))
+            lists[segment] = self._shortened(items[by_popularity(scores[items])], scores, len(popular.items))
         return lists
 
     def about(self) -> dict[str, Any]:
-        """Return the entry of the manifest; the model lacks *unknown* items."""
-        rules = self._rules
-        known = set(self._model.matrix.item_ids)
-        items = {
+        """Return the rules for the manifest, by name; the model does not know *unknown* items."""
+        rules = self.rules
+        known = set(self.model.matrix.item_ids)
+        ids_by_rule = {
             "available": rules.available or (),
             "excluded": rules.excluded,
             "boosted": rules.boosts,
             "pinned": set(rules.pinned),
         }
-        facts: dict[str, Any] = {
-            name: {"items": len(ids), "unknown": len(set(ids) - known)} for name, ids in items.items() if ids
-        }
+        facts = dict[str, Any]()
+        for name, ids in ids_by_rule.items():
+            if ids:
+                facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
         if rules.min_history > 1:
-            facts["min_history"] = {
-                "items": rules.min_history,
-                "users_without": int((self._history < rules.min_history).sum()),
-            }
+            users = int((self.context.history < rules.min_history).sum())
+            facts["min_history"] = {"items": rules.min_history, "users_without": users}
         if rules.diversity:
             facts["diversity"] = {"weight": rules.diversity}
-        if self._shown is not None:
-            users = int((items_per_user(self._shown) > 0).sum())
-            facts["rotate"] = {"users": users, "items_shown": int(self._shown.nnz)}
-        if self._new is not None:
-            facts["explore"] = {**asdict(self._new.explore), "items": len(self._new.items)}
+        shown = self.context.shown
+        if shown is not None:
+            users = int((items_per_user(shown) > 0).sum())
+            facts["rotate"] = {"users": users, "items_shown": int(shown.nnz)}
+        if self.new is not None:
+            facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
         return facts
 
     @property
     def _depth(self) -> int:
         """The number of candidates for a list."""
-        needs_pool = self._similarity is not None or self._shown is not None
-        return max(self._length, pool_size(self._length)) if needs_pool else self._length
-
-    def _pinned_columns(self, ids: list[str]) -> Indices:
-        columns = {item: column for column, item in enumerate(ids)}
-        pinned = [columns[item] for item in dict.fromkeys(self._rules.pinned) if item in columns]
-        pins = np.array(pinned, dtype=np.int32)
-        return pins if self.allowed is None else pins[self.allowed[pins]]
-
-    def _new_items(self, model: Model, explore: Explore) -> NewItems:
-        times = model.matrix.times
-        if times is None:
-            raise SettingError("New items need times, and the data have none; name their column with --time-column.")
-        new = are_new(model.matrix.user_items, times, explore.days)
-        if self.allowed is not None:
-            new &= self.allowed
-        return NewItems(explore, model, new, keep_seen=self._keep_seen)
+        needs_pool = self.similarity is not None or self.context.shown is not None
+        return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        ranker = self._model.ranker
-        rank = ranker.recommend if self._own is None else partial(recommend, ranker, own=self._own)
-        items, scores = rank(
-            self._model.matrix.user_items, users, depth, keep_seen=self._keep_seen, allowed=self.allowed
-        )
-        if self._rules.shorten:
+        """Rank *depth* items for the rows *users*, by all rules but the cap per category."""
+        ranker = self.model.ranker
+        own = self.context.own
+        rank = ranker.recommend if own is None else partial(recommend, ranker, own=own)
+        items, scores = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
+        if self.rules.shorten:
             self._fill(users, items, scores)
-        if self._similarity is not None or self._shown is not None:
+        if self.similarity is not None or self.context.shown is not None:
             items, scores = self._rearranged(users, items, scores)
-        if self._new is not None:
-            items, scores = self._explored(self._new, users, items, scores)
-        return self._pinned(users, items, scores) if len(self._pins) else (items, scores)
+        if self.new is not None:
+            items, scores = self._explored(self.new, users, items, scores)
+        return self._pinned(users, items, scores) if len(self.pins) else Ranked(items, scores)
 
     def _fill(self, users: Indices, items: Indices, scores: Floats) -> None:
         """Fill short lists with popular items, in place."""
         short = np.flatnonzero(items[:, -1] < 0)
         if len(short):
-            user_items = self._model.matrix.user_items
-            filler, _ = self._popularity.recommend(
-                user_items, users[short], items.shape[1], keep_seen=self._keep_seen, allowed=self.allowed
+            user_items = self.model.matrix.user_items
+            filler, _ = self.popularity.recommend(
+                user_items, users[short], items.shape[1], keep_seen=self.keep_seen, allowed=self.allowed
             )
-            items[short], scores[short] = filled((items[short], scores[short]), filler)
+            items[short], scores[short] = filled(Ranked(items[short], scores[short]), filler)
 
     def _rearranged(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        pool = items[:, : pool_size(self._length)]
-        shown_days = None if self._shown is None else values_at(self._shown[users], pool)
-        order = rearranged(pool, self._rules.diversity, self._similarity, shown_days)
+        """Reorder the candidates of each list by diversity and showings; those beyond the pool keep their place."""
+        pool = items[:, : pool_size(self.length)]
+        shown_days = None if self.context.shown is None else values_at(self.context.shown[users], pool)
+        order = rearranged(pool, self.rules.diversity, self.similarity, shown_days)
         beyond = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
         order = np.concatenate([order, np.broadcast_to(beyond, (len(items), len(beyond)))], axis=1)
-        return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        return Ranked(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def _explored(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        matrix = self._model.matrix
-        segments = self._model.user_segments
+        """Give some places of each list to new items."""
+        matrix = self.model.matrix
+        segments = self.model.user_segments
         chosen = Users(
             ids=[matrix.user_ids[user] for user in users.tolist()],
             user_items=matrix.user_items[users],
             factors=None,
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
-        lists, values = new.inserted(chosen, items, scores, self._length)
+        lists, values = new.inserted(chosen, items, scores, self.length)
         return cut(lists, values, (lists >= 0) & _first(lists, 1), items.shape[1])
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        pins = np.tile(self._pins, (len(users), 1))
+        """Put the pinned items that users do not have at the head of their lists, unless a list is empty."""
+        pins = np.tile(self.pins, (len(users), 1))
         pins[items[:, 0] < 0] = -1
-        if not self._keep_seen:
-            pins[self._model.matrix.user_items[users][:, self._pins].toarray() > 0] = -1
+        if not self.keep_seen:
+            pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
         everything = np.concatenate([pins, items], axis=1)
         values = np.concatenate([np.broadcast_to(scores[:, :1], pins.shape), scores], axis=1)
         return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
 
-    def _counted(self, model: Model) -> UserItems | None:
-        own = model.own_counts()
-        if own is not None and self._boosts is not None:
-            own.data *= self._boosts[own.indices]
-        return own
-
-    def _favouring(self, model: Model) -> Model:
-        ranker = model.ranker
-        weights = self._boosts
-        if weights is None:
-            return model
-        if isinstance(ranker, Popularity):
-            return replace(model, ranker=Popularity(ranker.counts * weights))
-        if ranker.recent is not None:
-            weights = ranker.recent * weights
-        return replace(model, ranker=with_recency(ranker, weights))
-
     def _cut(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
-        """Return lists of the full length, under the cap, of rankings of at least *depth* items."""
-        most = self._rules.max_per_category
-        total = len(self._model.matrix.item_ids)
-        if most is not None:
-            depth = max(depth, self._length * _FIRST_DEPTH)
-        elif depth == self._length:
-            return rank(rows, self._length)
-        width = min(self._length, total)
+        """Return lists of the full length, under the cap, of the first *depth* items or more of a ranking.
+
+        *rank* is called with some of the *rows* and a depth. A list that the cap leaves short is ranked again, deeper.
+        """
+        total = len(self.model.matrix.item_ids)
+        if self.categories is not None:
+            depth = max(depth, self.length * _FIRST_DEPTH)
+        elif depth == self.length:
+            return rank(rows, self.length)
+        width = min(self.length, total)
         items = np.full((len(rows), width), -1, dtype=np.int32)
         scores = np.zeros((len(rows), width), dtype=np.float32)
         pending = np.arange(len(rows))
@@ -352,45 +373,87 @@ class RuledLists:
             short = list[Indices]()
             batches = -(-len(pending) * min(depth, total) // _CELLS)
             for places in np.array_split(pending, batches):
-                ranked, values = rank(rows[places], depth)
-                kept = ranked >= 0
-                if self.categories is not None and most is not None:
-                    kept = capped(ranked, self.categories, most)
-                lists, values = cut(ranked, values, kept, width)
-                items[places, : lists.shape[1]] = lists
-                scores[places, : lists.shape[1]] = values
+                ranked = rank(rows[places], depth)
+                lists = cut(ranked.items, ranked.scores, self._under_cap(ranked.items), width)
+                items[places, : lists.items.shape[1]] = lists.items
+                scores[places, : lists.items.shape[1]] = lists.scores
                 is_short = items[places, -1] < 0
-                short.append(places[is_short & (ranked[:, -1] >= 0)])
+                has_more = ranked.items[:, -1] >= 0
+                short.append(places[is_short & has_more])
             if depth >= total:
                 break
             pending = np.concatenate(short)
             depth *= _DEEPER
-        return items, scores
+        return Ranked(items, scores)
+
+    def _under_cap(self, items: Indices) -> Mask:
+        """Return which *items* [rows, depth] the cap per category leaves in their list; False for -1."""
+        most = self.rules.max_per_category
+        if self.categories is None or most is None:
+            return items >= 0
+        return capped(items, self.categories, most)
 
     def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
-        """Return *n* allowed pinned or other *items*; *scores* are by item."""
+        """Return the pinned and then the first other *items*, *n* that rules allow; *scores* are by item."""
         scores = scores.copy()
-        scores[self._pins] = scores[items[0]]
-        items = np.concatenate([self._pins, items[~np.isin(items, self._pins)]])
+        scores[self.pins] = scores[items[0]]
+        items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
         if self.allowed is not None:
             items = items[self.allowed[items]]
-        if self.categories is not None and self._rules.max_per_category is not None:
-            items = items[capped(items[None, :], self.categories, self._rules.max_per_category)[0]]
+        items = items[self._under_cap(items[None, :])[0]]
         return Popular(items[:n], scores[items[:n]])
 
 
-def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
+def _boosted(model: Model, boosts: Floats | None) -> Model:
+    """Return *model* with scores multiplied by *boosts* [items]."""
+    ranker = model.ranker
+    if boosts is None:
+        return model
+    if isinstance(ranker, Popularity):
+        return replace(model, ranker=Popularity(ranker.counts * boosts))
+    weights = boosts if ranker.recent is None else ranker.recent * boosts
+    return replace(model, ranker=with_recency(ranker, weights))
+
+
+def _own_counts(model: Model, boosts: Floats | None) -> UserItems | None:
+    """Return `Model.own_counts`, multiplied by *boosts* [items]."""
+    own = model.own_counts()
+    if own is not None and boosts is not None:
+        own.data *= boosts[own.indices]
+    return own
+
+
+def _pins(rules: Rules, ids: list[str], allowed: Allowed) -> Indices:
+    """Return the pinned items that are known and *allowed*, in order."""
+    columns = {item: column for column, item in enumerate(ids)}
+    pinned = [columns[item] for item in dict.fromkeys(rules.pinned) if item in columns]
+    pins = np.array(pinned, dtype=np.int32)
+    return pins if allowed is None else pins[allowed[pins]]
+
+
+def _new_items(model: Model, explore: Explore, allowed: Allowed, *, keep_seen: bool) -> NewItems:
+    """Return the *allowed* new items of a model; SettingError without times."""
+    times = model.matrix.times
+    if times is None:
+        raise SettingError("New items need times, and the data have none; name their column with --time-column.")
+    new = are_new(model.matrix.user_items, times, explore.days)
+    if allowed is not None:
+        new &= allowed
+    return NewItems(explore, model, new, keep_seen=keep_seen)
+
+
+def capped(items: Indices, categories: Indices, most: int) -> Mask:
     """Return the mask of *items* [rows, depth], best first, under a cap of *most* per category; False for -1."""
     return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
 
 
-def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> Ranked:
+def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
     """Return the first *n* kept entries per row, then -1 with score 0."""
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
     best = np.take_along_axis(items, order, axis=1)
     values = np.take_along_axis(scores, order, axis=1)
-    return np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0))
+    return Ranked(np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0)))
 
 
 def filled(ranked: Ranked, filler: Indices) -> Ranked:
@@ -402,7 +465,7 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
     return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
 
 
-def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
+def _first(kinds: Indices, most: int) -> Mask:
     """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
@@ -416,6 +479,7 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
 
 
 def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
+    """Return the ids in a file: each line of a .txt file, else the column of items; DataError for none."""
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
     with input_files([path]) as files, data_errors(named_paths([path]), files):
@@ -424,6 +488,7 @@ def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
 
 
 def _read_available(path: Path) -> list[str]:
+    """Return the ids of items in stock: those with a number above 0 or `true`, or all without a column of stock."""
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path, may_be_empty=False)
@@ -441,12 +506,14 @@ def _read_available(path: Path) -> list[str]:
 
 
 def _stock_column(path: Path) -> str | None:
+    """Return the column of a file that tells whether an item is in stock, by its name, or None."""
     with input_files([path]) as files:
         names = open_tables(files, Format())[0].schema
     return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
 
 
 def _read_boosts(path: Path) -> dict[str, float]:
+    """Return factors of scores by item; DataError for one that is not a number above 0."""
     boost = pl.col("boost")
     rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
     is_valid = (boost > 0) & (boost <= _MAX_BOOST)
@@ -467,6 +534,7 @@ def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:
+    """Return the mask of items that are available and not excluded [items], None without such rules."""
     if rules.available is None and not rules.excluded:
         return None
     allowed = set(ids if rules.available is None else rules.available) - rules.excluded
@@ -481,5 +549,6 @@ def _boosts(rules: Rules, ids: list[str]) -> Floats | None:
 
 
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
+    """Return the number of each item's category [items]."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(categories.values()))}
     return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)

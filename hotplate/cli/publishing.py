@@ -149,7 +149,7 @@ def _model_lists(
 ) -> ModelLists | NamedLists:
     models = {folder: load(folder) for folder in {*folders.values()}}
     sources = {
-        name: ModelLists(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
+        name: ModelLists.of(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
         for name, stored in names_in_keys(folders).items()
     }
     return as_source(sources)

@@ -1,20 +1,23 @@
 """Evaluation of models and baselines on a split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import (
+    ListMetrics,
     RankingMetrics,
     Values,
     as_served,
     coverage,
     interval,
     measure_users,
+    measured,
+    with_interval,
 )
 from hotplate.offline.evaluate.records import Lead, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested, split
@@ -37,8 +40,17 @@ MOST_TESTED = 20_000
 _MOST_RANKED = 200_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# Returns lists and lists as served, both [users, k], under the rules of a release.
-MakeLists = Callable[[Parts, Ranker, Similar | None], tuple[Indices, Indices]]
+
+
+class EvaluatedLists(NamedTuple):
+    """Lists, and those *as_served*: with popular items for users without one. Both are [users, k]."""
+
+    lists: Indices
+    as_served: Indices
+
+
+# Returns the lists of a fitted model under the rules of a release.
+MakeLists = Callable[[Parts, Ranker, Similar | None], EvaluatedLists]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +58,38 @@ class Variety:
     """How users' lists vary.
 
     list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`; None without lists of two items
-    new_items        share of places with items of the last *days*; None without times
+    new_items        share of places with items of the last days; None without times
     """
 
-    list_similarity: float | None
-    new_items: float | None
-    days: int
+    list_similarity: float | None = None
+    new_items: float | None = None
 
     @classmethod
     def of(cls, lists: Indices, parts: Parts, similar: Similar, days: int) -> "Variety":
-        """Measure *lists* [users, k] of the train part."""
-        share = None
+        """Measure *lists* [users, k] of the train part; items of its last *days* are new."""
+        new_items = None
         listed = lists[lists >= 0]
         if parts.train_times is not None and len(listed):
-            share = float(are_new(parts.train, parts.train_times, days)[listed].mean())
-        return cls(ItemSimilarity(similar).mean_within(lists), share, days)
-
-    def to_json(self) -> dict[str, float]:
-        """Return the known figures."""
-        figures = {"list_similarity": self.list_similarity, "new_items": self.new_items}
-        return {name: figure for name, figure in figures.items() if figure is not None}
+            new_items = float(are_new(parts.train, parts.train_times, days)[listed].mean())
+        return cls(ItemSimilarity(similar).mean_within(lists), new_items)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """Metrics of one engine; *as_served* fills missing lists with the popular one.
+    """Metrics of one engine.
 
-    per_user         nDCG by user
+    metrics          of personal lists: a missing one counts with zeros
+    as_served        of lists with the popular one for users without any
+    per_user         nDCG by user with test items
     served_per_user  the same, as served
     """
 
     engine: Engine
     params: Params
-    metrics: RankingMetrics
+    metrics: ListMetrics
     as_served: RankingMetrics
-    coverage: float
     per_user: Values
     served_per_user: Values
-    variety: Variety | None = None
 
     @property
     def name(self) -> str:
@@ -91,14 +97,9 @@ class EngineResult:
         return name_of(self.engine, asdict(self.params))
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        variety = {} if self.variety is None else self.variety.to_json()
-        return {
-            **asdict(self.metrics),
-            "coverage": self.coverage,
-            **variety,
-            "as_served": asdict(self.as_served),
-        }
+        """Return the metrics that were measured as JSON values."""
+        metrics = {name: value for name, value in asdict(self.metrics).items() if value is not None}
+        return metrics | {"as_served": asdict(self.as_served)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Evaluation:
     cold_pairs  test pairs of items not in train
     leads       in the order of *baselines*
     drawn_from  number of testable users, if sampled
+    new_days    within which an item's first interaction makes it new; None if variety was not measured
     """
 
     split: SplitOptions | None
@@ -121,6 +123,7 @@ class Evaluation:
     leads: tuple[Lead, ...] = ()
     drawn_from: int | None = None
     similar: SimilarResult | None = None
+    new_days: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, the model's metrics as `model`."""
@@ -133,7 +136,7 @@ class Evaluation:
             "test_pairs": self.test_pairs,
             "cold_pairs": self.cold_pairs,
             "users_drawn_from": self.drawn_from,
-            "new_days": None if self.model.variety is None else self.model.variety.days,
+            "new_days": self.new_days,
             "engine": self.model.engine,
             "params": asdict(self.model.params),
             "model": model,
@@ -143,6 +146,7 @@ class Evaluation:
         }
 
     def _baselines_to_json(self) -> dict[Engine, dict[str, Any]]:
+        """Return `BaselineRecord` by engine."""
         baselines: dict[Engine, dict[str, Any]] = {}
         for baseline, lead in zip(self.baselines, self.leads, strict=True):
             params = asdict(baseline.params)
@@ -150,33 +154,30 @@ class Evaluation:
         return baselines
 
     def _repr_html_(self) -> str:
+        """Return a table for notebooks: a row per metric, a column for the model and each baseline."""
+        columns = [_formatted(result.metrics) for result in (self.model, *self.baselines)]
         rows = [("", "model", *(baseline.name for baseline in self.baselines))]
-        rows += metric_rows([result.to_json() for result in (self.model, *self.baselines)])
+        rows += [(name, *(column.get(name, "") for column in columns)) for name in columns[0]]
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
         return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
 
 
-def metric_rows(measured: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Yield a row per metric, with a column per engine."""
-    for name, value in measured[0].items():
-        if isinstance(value, float):
-            intervals = [of_engine.get("intervals", {}).get(name) for of_engine in measured]
-            values = [of_engine.get(name) for of_engine in measured]
-            yield name, *map(_with_interval, values, intervals)
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
+def _formatted(metrics: ListMetrics) -> dict[str, str]:
+    """Return the measured metrics by name, with their intervals, as texts."""
+    texts = dict[str, str]()
+    for metric in measured(metrics):
+        texts[metric.name] = with_interval(metric.value, metrics.intervals.get(metric.name))
+    return texts
 
 
 def metric_names() -> dict[str, list[str]]:
     """Return the metrics' names by table of `Evaluation.to_json`."""
-    ranking = [field.name for field in fields(RankingMetrics) if field.name != "intervals"]
-    variety = [field.name for field in fields(Variety) if field.name != "days"]
-    return {"model": [*ranking, "coverage", *variety], "as_served": ranking}
+    tables = {"model": ListMetrics, "as_served": RankingMetrics}
+    return {
+        table: [field.name for field in fields(metrics) if field.name != "intervals"]
+        for table, metrics in tables.items()
+    }
 
 
 def evaluate(
@@ -209,7 +210,7 @@ def evaluate_parts(
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
     Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`. With *similar*,
-    similar items and the variety of lists are measured, too.
+    similar items and the variety of lists are measured, too; items are new for *new_days*.
     """
     check_length(k, "k")
     testable = len(parts.tested)
@@ -229,6 +230,7 @@ def evaluate_parts(
     if similar is not None and similar_items is not None:
         similar_result = measure(similar_items, similar, parts, k)
     del similar_items  # releases memory for the baselines
+
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
     results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in compared)
     return Evaluation(
@@ -242,6 +244,7 @@ def evaluate_parts(
         leads=tuple(_lead(model, baseline) for baseline in results),
         drawn_from=testable if testable > len(parts.tested) else None,
         similar=similar_result,
+        new_days=None if similar is None else new_days,
     )
 
 
@@ -252,6 +255,7 @@ def _cold_pairs(parts: Parts) -> int:
 
 
 def _lead(model: EngineResult, baseline: EngineResult) -> Lead:
+    """Return how much better *model* ranks than *baseline*, as both are served."""
     difference = model.served_per_user - baseline.served_per_user
     return Lead(float(np.mean(difference)), interval(difference))
 
@@ -280,24 +284,31 @@ def evaluate_engine(
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
         lists = recommend_all(ranker, parts, k)
-        served_lists = as_served(lists, _popular_items(parts, popular))
+        evaluated = EvaluatedLists(lists, as_served(lists, _popular_items(parts, popular)))
     else:
-        lists, served_lists = make(parts, ranker, similar)
-    plain = measure_users(lists, parts.test)
-    served = measure_users(served_lists, parts.test)
+        evaluated = make(parts, ranker, similar)
+    personal = measure_users(evaluated.lists, parts.test)
+    served = measure_users(evaluated.as_served, parts.test)
+    of_tested = evaluated.lists[personal.users]
+    variety = Variety() if similar is None else Variety.of(of_tested, parts, similar, new_days)
+    metrics = ListMetrics(
+        **asdict(personal.metrics),
+        coverage=coverage(of_tested, parts.train.shape[1]),
+        list_similarity=variety.list_similarity,
+        new_items=variety.new_items,
+    )
     return EngineResult(
         engine=engine_of(params),
         params=params,
-        metrics=plain.metrics,
+        metrics=metrics,
         as_served=served.metrics,
-        coverage=coverage(lists[plain.users], parts.train.shape[1]),
-        per_user=plain.values["ndcg"],
+        per_user=personal.values["ndcg"],
         served_per_user=served.values["ndcg"],
-        variety=None if similar is None else Variety.of(lists[plain.users], parts, similar, new_days),
     )
 
 
 def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
+    """Return all items by popularity in the train part, recent popularity if *popular* has a half-life."""
     times = parts.train_times
     half_life = None if popular is None or times is None else popular.half_life_days
     return by_popularity(recent_popularity(parts.train, times, half_life))
@@ -312,7 +323,7 @@ def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], N
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     """Return lists [users, k] of users with test items; -1 for others, and after the end."""
-    return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k)[0])
+    return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k).items)
 
 
 def as_published(
@@ -359,8 +370,11 @@ def _published(
     k: int,
     length: int,
     keep_seen: bool,
-) -> tuple[Indices, Indices]:
-    """Return the lists of users with test items, under *rules*, of a model that learnt from the train part alone."""
+) -> EvaluatedLists:
+    """Return the lists of users with test items, under *rules*, of a model that learnt from the train part alone.
+
+    *ranker* and *similar* are fitted to the train part; *length* is that of the lists, of which *k* items count.
+    """
     matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
     learnt = replace(
         model,
@@ -373,10 +387,10 @@ def _published(
     if rules.showings is not None and parts.history is not None:
         cut = int(parts.history.times.max())
         rules = replace(rules, showings=rules.showings.until(cut))
-    ruled = RuledLists(learnt, rules, length, keep_seen=keep_seen)
+    ruled = RuledLists.of(learnt, rules, length, keep_seen=keep_seen)
     everybody = ruled.popular()[OVERALL].items
     if parts.seen is not parts.train:
         folded_in = replace(matrix, user_items=parts.seen, history=None)
         ruled = ruled.for_users(replace(learnt, matrix=folded_in))
-    lists = for_tested(parts, k, lambda users: ruled.personal(users)[0])
-    return lists, as_served(lists, everybody)
+    lists = for_tested(parts, k, lambda users: ruled.personal(users).items)
+    return EvaluatedLists(lists, as_served(lists, everybody))

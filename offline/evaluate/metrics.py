@@ -1,8 +1,9 @@
 """Metrics of lists and of predicted ratings, with 95 % intervals."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,21 @@ class RankingMetrics:
     hit_rate: float
     users: int
     users_with_lists: int
-    intervals: Mapping[str, MetricInterval]
+    intervals: Mapping[str, MetricInterval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListMetrics(RankingMetrics):
+    """Metrics of lists and how they vary; None for what was not measured.
+
+    coverage         share of the items in any list
+    list_similarity  mean similarity of two items of a list, as of `ItemSimilarity`
+    new_items        share of places with items of the last days
+    """
+
+    coverage: float | None = None
+    list_similarity: float | None = None
+    new_items: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +72,37 @@ class RatingMetrics:
 RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is float)
 
 
+class MeasuredMetric(NamedTuple):
+    """One metric for a table; *low* and *high* are its 95 % interval, None if it is unknown."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+def measured(metrics: RankingMetrics | RatingMetrics) -> Iterator[MeasuredMetric]:
+    """Yield the metrics that were measured, without counts."""
+    intervals = metrics.intervals if isinstance(metrics, RankingMetrics) else {}
+    for metric in fields(metrics):
+        value = getattr(metrics, metric.name)
+        if isinstance(value, float):
+            low, high = intervals.get(metric.name, (None, None))
+            yield MeasuredMetric(metric.name, value, low, high)
+
+
+def with_interval(value: float, around: MetricInterval | None) -> str:
+    """Format a metric, and half of the interval *around* it if that is known."""
+    return f"{value:.4f}" if around is None else f"{value:.4f} ± {(around[1] - around[0]) / 2:.4f}"
+
+
 @dataclass(frozen=True, slots=True)
 class UserMetrics:
-    """Values of each metric of `RankingMetrics` [users with test items]."""
+    """Values of each metric of `RankingMetrics` [users with test items].
+
+    users      numbers of the users with test items
+    with_list  which of them have a list
+    """
 
     k: int
     users: Indices
@@ -109,7 +152,10 @@ def leads_by(values: Values, baseline: Values) -> float:
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items]."""
+    """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items].
+
+    A recommended item is a hit if it is among the user's test items.
+    """
     k = recommended.shape[1]
     counts = items_per_user(test)
     users = np.flatnonzero(counts).astype(np.int32)
@@ -161,5 +207,6 @@ def measure_ratings(predicted: Values, actual: Values) -> RatingMetrics:
 
 
 def _explained(unexplained: float, ratings: Values) -> float:
+    """Return the share of the variance of *ratings* that is not *unexplained*; 1 or 0 if they do not vary."""
     whole = float(ratings.var(dtype=np.float64))
     return float(unexplained <= 1e-12) if whole <= 1e-12 else 1 - unexplained / whole

@@ -6,14 +6,13 @@ from itertools import zip_longest
 from math import inf
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
+from hotplate.offline.evaluate.metrics import ListMetrics, measured
 from hotplate.offline.evaluate.records import (
     BaselineRecord,
     EvaluationRecord,
     Lead,
-    ListMetrics,
     read_evaluation,
     read_repeats,
 )
@@ -99,13 +98,14 @@ def _column(name: str, k: int) -> Column:
 
 def rows(record: EvaluationRecord) -> Iterator[Row]:
     """Yield the metrics of the lists and of each baseline, with intervals."""
-    model = msgspec.structs.replace(record.model, intervals=record.intervals)
+    model = replace(record.model, intervals=record.intervals)
     yield from _rows_of(THESE_LISTS, model, record.as_served, record.k)
     for name, baseline in _baselines(record):
         yield from _rows_of(name, baseline, baseline.as_served, record.k)
 
 
 def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -> Iterator[Row]:
+    """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
     ranking = [name for name in METRICS if name not in PERSONAL]
     yield from _rows(subject, served, ranking, k)
     yield from _rows(subject, personal, PERSONAL, k)
@@ -113,18 +113,22 @@ def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -
 
 
 def _rows(subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = "") -> Iterator[Row]:
-    for name in names:
-        value = getattr(metrics, name)
-        if value is None:
-            continue
-        low, high = metrics.intervals.get(name, (None, None))
-        unit = "share" if name in SHARES else ""
-        is_main = name in SHOWN and not suffix
-        yield Row(subject, f"{METRICS[name]}@{k}{suffix}", unit, value, low=low, high=high, main=is_main)
+    """Yield a row for each of the metrics *names* that was measured; *suffix* ends the figures' names."""
+    by_name = {metric.name: metric for metric in measured(metrics)}
+    for metric in (by_name[name] for name in names if name in by_name):
+        yield Row(
+            subject,
+            f"{METRICS[metric.name]}@{k}{suffix}",
+            "share" if metric.name in SHARES else "",
+            metric.value,
+            low=metric.low,
+            high=metric.high,
+            main=metric.name in SHOWN and not suffix,
+        )
 
 
 def certainty(record: EvaluationRecord) -> str:
-    """Return the interval of the lists' nDCG, and their differences from each baseline."""
+    """Return the interval of the lists' nDCG as served, and how sure their lead over each baseline is."""
     low, high = record.as_served.intervals["ndcg"]
     parts = [f"{low:.4f} to {high:.4f} (95 %, over users)"]
     parts += [_difference(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
@@ -132,6 +136,7 @@ def certainty(record: EvaluationRecord) -> str:
 
 
 def _difference(name: str, lead: Lead) -> str:
+    """Return the lead over the baseline *name* in words, with its interval."""
     low, high = lead.interval or (-inf, inf)
     if low <= 0 <= high:
         return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
@@ -192,6 +197,7 @@ def repeats_in_words(repeats: RepeatSearch) -> str:
 
 
 def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]:
+    """Yield the baselines by their names in tables."""
     for engine, baseline in record.baselines.items():
         yield name_of(engine, baseline.params), baseline
 
@@ -245,6 +251,7 @@ def _samples(model: Model, n: int) -> Iterator[TextTable]:
 
 
 def _sample(model: Model, user: int, items: Indices) -> TextTable:
+    """Return a table of the history and the list (*items*, -1 after the end) of one *user*."""
     matrix = model.matrix
     begin, end = matrix.user_items.indptr[user : user + 2].tolist()
     order = matrix.user_items.data if matrix.times is None else matrix.times
@@ -266,5 +273,6 @@ def _item(model: Model, item: int) -> str:
 
 
 def _clean(value: str, longest: int = _LONGEST) -> str:
+    """Return a text without control characters, of *longest* characters at most."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -1,4 +1,7 @@
-"""Evaluations as read from a model folder or a manifest."""
+"""Evaluations as read from a model folder or a manifest.
+
+Lists *as served* are those that users get: the popular list replaces a missing one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any
 import msgspec
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.metrics import MetricInterval
+from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.similar import SimilarResult
 
@@ -20,25 +23,8 @@ class Lead:
     interval: MetricInterval | None
 
 
-class ListMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Metrics of lists; `RankingMetrics`, `coverage` and `Variety` define them. None for what was not measured."""
-
-    precision: float
-    recall: float
-    recall_at_k: float
-    map: float
-    ndcg: float
-    mrr: float
-    hit_rate: float
-    users: int
-    users_with_lists: int
-    coverage: float | None = None
-    list_similarity: float | None = None
-    new_items: float | None = None
-    intervals: dict[str, MetricInterval] = {}
-
-
-class BaselineRecord(ListMetrics, frozen=True, kw_only=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRecord(ListMetrics):
     """A baseline: its metrics, also as served, and the model's lead."""
 
     params: dict[str, Any]

@@ -1,9 +1,12 @@
-"""The reports of `hotplate evaluate` on lists."""
+"""The reports of `hotplate evaluate` on lists.
+
+Candidates are lists of a file, a model or a release; the truth is what users chose, and the history what they had
+chosen before.
+"""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import inf
 
 import numpy as np
 import polars as pl
@@ -21,13 +24,14 @@ from hotplate.offline.evaluate.metrics import (
     interval,
     measure_ratings,
     measure_users,
+    measured,
 )
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import NOT_FINITE, Fault, Rows, Table, TableShape, open_tables
+from hotplate.offline.input.tables import Rows, Table, TableShape, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -88,16 +92,11 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
 
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
+    """Declare the values user and item, and the rating if *columns* (by role) name one."""
     shape = TableShape(table, {role: table.text(columns[role]) for role in _ROLES})
     shape.leave_out_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
-        column = columns["rating"]
-        rating = pl.col("rating")
-        shape.values["rating"] = pl.when(~table.is_absent(column)).then(
-            table.number(column).fill_null(inf).fill_nan(None)
-        )
-        shape.left_out["no rating"] = rating.is_null()
-        shape.leave_out_bad(_NO_NUMBER, rating.is_infinite(), Fault(column, NOT_FINITE))
+        shape.add_number("rating", columns["rating"], missing="no rating", invalid=_NO_NUMBER)
     return shape
 
 
@@ -178,6 +177,7 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
 async def _read(
     reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, list[Item]]]:
+    """Yield the ids in *keys* that *release* has, with their lists; raises ReleaseCorrupt for a damaged one."""
     async for name, items in read_lists(reader, release, decode, keys):
         if isinstance(items, ReleaseCorrupt):
             raise items
@@ -185,6 +185,7 @@ async def _read(
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of *lists* whose user and item are among *pairs*."""
     return lists.join(pairs, on=["user", "item"], how="semi")
 
 
@@ -233,11 +234,8 @@ class Figures:
 def _rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
     if metrics is None:
         return
-    intervals = metrics.intervals if isinstance(metrics, RankingMetrics) else {}
-    for name, value in asdict(metrics).items():
-        if isinstance(value, float):
-            low, high = intervals.get(name, (None, None))
-            yield Row(subject, name, "", value, low=low, high=high)
+    for metric in measured(metrics):
+        yield Row(subject, metric.name, "", metric.value, low=metric.low, high=metric.high)
 
 
 class Evaluator:

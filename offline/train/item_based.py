@@ -96,7 +96,7 @@ class Neighbours:
         *,
         keep_seen: bool = False,
         allowed: Allowed = None,
-    ) -> tuple[Indices, Floats]:
+    ) -> ranking.Ranked:
         """Recommend as `ranking.recommend`, without a dense table if few items are scored."""
         size = self.similarity.shape[0]
         links = self.similarity.nnz / size

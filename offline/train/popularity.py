@@ -114,7 +114,7 @@ class Popularity:
         *,
         keep_seen: bool = False,
         allowed: Allowed = None,
-    ) -> tuple[Indices, Floats]:
+    ) -> ranking.Ranked:
         """Recommend as `ranking.recommend`, without a dense table."""
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):
@@ -126,7 +126,7 @@ class Popularity:
         for start in range(0, len(users), _RANKED_AT_ONCE):
             rows = user_items[users[start : start + _RANKED_AT_ONCE]]
             items[start : start + rows.shape[0]] = _heads(order, rows, n, keep_seen=keep_seen)
-        return items, np.where(items >= 0, self.counts[items], np.float32(0))
+        return ranking.Ranked(items, np.where(items >= 0, self.counts[items], np.float32(0)))
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items]."""

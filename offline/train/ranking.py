@@ -1,7 +1,7 @@
 """Lists from scores, for all engines."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ _RANKED_AT_ONCE = 4096
 _SPARSE_AT_ONCE = 256  # a row may have a hundred thousand scores
 ScoreTable = npt.NDArray[Any]
 RankerT = TypeVar("RankerT")
+
+
+class Ranked(NamedTuple):
+    """Lists of *items* with their *scores* [lists, n], best first; -1 with score 0 after the end."""
+
+    items: Indices
+    scores: Floats
 
 
 class Scorer(Protocol):
@@ -46,12 +53,11 @@ def recommend(
     keep_seen: bool = False,
     allowed: Allowed = None,
     own: UserItems | None = None,
-) -> tuple[Indices, Floats]:
-    """Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
+) -> Ranked:
+    """Return lists of min(n, number of items) for the rows *users* of *user_items*; empty without interactions.
 
-    The user's items are left out unless *keep_seen*. Lists end with item -1 and score 0; users without interactions get
-    only those. *own* [users, items] is added to scores scaled to a maximum of 1. Raises ValueError if *user_items* has
-    another shape than the learnt matrix.
+    The user's items are left out unless *keep_seen*, and items that are not *allowed*. *own* [users, items] is added to
+    scores scaled to a maximum of 1. Raises ValueError if *user_items* has another shape than the learnt matrix.
     """
     for learnt, size in zip(ranker.shape, user_items.shape, strict=True):
         if learnt not in (None, size):
@@ -79,10 +85,11 @@ def _add_own(table: ScoreTable, own: UserItems) -> None:
     table[rows_of(own), own.indices] += own.data
 
 
-def best_of_sparse(
-    scores_of: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed
-) -> tuple[Indices, Floats]:
-    """Return lists as `recommend`, of the stored scores above 0 in csr matrices that *scores_of* returns."""
+def best_of_sparse(scores_of: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> Ranked:
+    """Return lists of *n* as `recommend`, for a catalogue of which few items have a score.
+
+    *scores_of* returns scores of some of the *rows* as a csr matrix; only those above 0 are listed.
+    """
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     scores = np.zeros((len(rows), n), dtype=np.float32)
@@ -101,7 +108,7 @@ def best_of_sparse(
         places = start + of_row[first], rank[first]
         items[places] = ids[order][first]
         scores[places] = values[order][first]
-    return items, scores
+    return Ranked(items, scores)
 
 
 def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
@@ -110,7 +117,7 @@ def itself(ranker: RankerT, _user_items: UserItems) -> RankerT:
 
 
 class _Queries:
-    """Computes scores for a hundred queries of `topk` at a time."""
+    """Queries that `topk` would multiply with items, a hundred rows at a time; computes their scores instead."""
 
     def __init__(self, scores_of: Callable[[Indices], ScoreTable], batch: Indices) -> None:
         self._scores_of = scores_of
@@ -130,7 +137,8 @@ class _Queries:
 
 def _best(
     scores_of: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
-) -> tuple[Indices, Floats]:
+) -> Ranked:
+    """Return lists of *n* as `recommend`; *scores_of* returns the scores of some of the *rows* [rows, items]."""
     require_at_least("The length of a list", n)
     banned = None if allowed is None else np.flatnonzero(~allowed)
     items = np.full((len(rows), n), -1, dtype=np.int32)
@@ -146,4 +154,4 @@ def _best(
             is_listed = (values > ranker.floor) & (values > np.finfo(values.dtype).min)
             items[part] = np.where(is_listed, ids, -1)
             scores[part] = np.where(is_listed, values, 0)
-    return items, scores
+    return Ranked(items, scores)

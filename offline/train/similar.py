@@ -14,7 +14,6 @@ from hotplate.offline.evaluate.splits import Parts, ranked
 from hotplate.offline.input.matrix import (
     Allowed,
     Cells,
-    Floats,
     Indices,
     Mask,
     Times,
@@ -56,7 +55,7 @@ class Similar:
 
     similarity: Any
 
-    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
+    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> ranking.Ranked:
         """Return (items, scores), both [len(items), min(n, number of items - 1)], descending, then -1 and 0."""
         most = min(n, self.similarity.shape[1] - 1)
         return ranking.best_of_sparse(lambda batch: self.similarity[batch], items, most, allowed)

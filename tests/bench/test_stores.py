@@ -54,7 +54,7 @@ def fill(folder: Path, users: int = 40) -> str:
 
 
 def publish_model(model: Model, url: str) -> str:
-    lists = ModelLists(model, ListSettings(length=5))
+    lists = ModelLists.of(model, ListSettings(length=5))
     return run_on(url, lambda store: publish.publish(lists, store)).result.manifest.release
 
 

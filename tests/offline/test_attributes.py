@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, sen
 
 def test_a_plan_counts_the_rows_of_attributes(items: Path) -> None:
     model = checkerboard_model()
-    plain, with_attributes = (ModelLists(model, ListSettings(attributes=each)) for each in (None, items))
+    plain, with_attributes = (ModelLists.of(model, ListSettings(attributes=each)) for each in (None, items))
     rows = [row for batch in with_attributes.batches() for row in batch]
     assert [key for key, _ in rows if key.startswith("meta:")] == ["meta:attributes/000000"]
     assert with_attributes.plan().rows == plain.plan().rows + 1 == len(rows)

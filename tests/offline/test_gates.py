@@ -42,7 +42,7 @@ def model() -> Model:
 
 
 def source(of: Model, length: int = 5) -> ModelLists:
-    return ModelLists(of, ListSettings(length))
+    return ModelLists.of(of, ListSettings(length))
 
 
 def gates(**bounds: object) -> tuple[Any, ...]:

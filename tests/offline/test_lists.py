@@ -54,7 +54,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
     history = History.of(model.matrix.user_items, np.arange(300))
     segments = [None if user % 5 == 0 else f"s{user % 3}" for user in range(60)]
     model = replace(model, matrix=replace(model.matrix, history=history), user_segments=segments)
-    lists = ModelLists(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
+    lists = ModelLists.of(model, ListSettings(length=7, rules=rules, keep_seen=keep_seen))
     blocks = divided(lists)
     common = shared(lists)
     assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
@@ -67,13 +67,13 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
 @pytest.mark.parametrize("params", [EASEParams(), NeighbourParams(neighbours=5), PopularityParams()])
 def test_other_engines_can_be_divided_too(params: Params) -> None:
     model = checkerboard_model(40)
-    lists = ModelLists(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
+    lists = ModelLists.of(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
     rows = [row for block in divided(lists) for batch in rows_of(shared(lists), block) for row in batch]
     assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
 
 
 def test_what_is_counted_in_blocks_adds_up() -> None:
-    lists = ModelLists(model_of(60), ListSettings(length=5))
+    lists = ModelLists.of(model_of(60), ListSettings(length=5))
     whole = Measurement(lists.items(), 5)
     merged = Measurement(lists.items(), 5)
     rows = [row for batch in lists.batches(whole.add) for row in batch]
@@ -90,4 +90,4 @@ def test_what_is_counted_in_blocks_adds_up() -> None:
 
 def test_a_model_of_any_size_has_a_bounded_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline_lists, "_MOST_BLOCKS", 3)
-    assert len(divided(ModelLists(model_of(100), ListSettings()))) == 6
+    assert len(divided(ModelLists.of(model_of(100), ListSettings()))) == 6

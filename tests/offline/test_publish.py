@@ -26,7 +26,7 @@ from tests.support.memory_store import MemoryStore
 
 
 def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
-    rows = [row for batch in ModelLists(model, ListSettings(**settings)).batches() for row in batch]  # type: ignore[arg-type]  # as the test says
+    rows = [row for batch in ModelLists.of(model, ListSettings(**settings)).batches() for row in batch]  # type: ignore[arg-type]  # as the test says
     assert [row.key.encode() for row in rows] == sorted(row.key.encode() for row in rows)
     assert all(isinstance(row, Row) for row in rows)
     return {key: body[OFFSET_BYTES:] for key, body in rows}
@@ -74,7 +74,7 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
 async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> None:
     store = MemoryStore()
     reports = list[tuple[int, int]]()
-    lists = ModelLists(checkerboard_model(), ListSettings())
+    lists = ModelLists.of(checkerboard_model(), ListSettings())
     result = (await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
@@ -137,7 +137,7 @@ async def test_releases_and_copies_say_whether_they_are_of_one_model() -> None:
     later = replace(model, created_at=model.created_at + timedelta(days=1))
     stores = [MemoryStore() for _ in range(4)]
     first, second, shorter, other = [
-        (await publish(ModelLists(made, ListSettings(length=length)), store)).result.manifest
+        (await publish(ModelLists.of(made, ListSettings(length=length)), store)).result.manifest
         for store, made, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
     ]
     assert (first.release != second.release, first.origin.model, second.origin.model) == (True, model.id, model.id)

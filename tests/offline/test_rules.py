@@ -25,7 +25,7 @@ IDS = MODEL.matrix.item_ids
 def lists_of(rules: Rules, model: Model = MODEL, **settings: object) -> dict[str, list[str]]:
     rows = (
         row
-        for batch in ModelLists(model, ListSettings(rules=rules, **settings)).batches()  # type: ignore[arg-type]  # as the test says
+        for batch in ModelLists.of(model, ListSettings(rules=rules, **settings)).batches()  # type: ignore[arg-type]  # as the test says
         for row in batch
     )
     return {key: [item["id"] for item in decode(body[OFFSET_BYTES:])] for key, body in rows}
@@ -62,7 +62,7 @@ def test_availability_that_removes_most_items_needs_force() -> None:
 
 
 def test_coverage_is_of_all_items_that_the_model_learnt() -> None:
-    ruled = ModelLists(MODEL, ListSettings(rules=Rules(available=frozenset(IDS[:10]))))
+    ruled = ModelLists.of(MODEL, ListSettings(rules=Rules(available=frozenset(IDS[:10]))))
     assert ruled.items().catalogue == SIZE
 
 
@@ -156,7 +156,7 @@ def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
 
 def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
     rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2, {"gone": 2.0}, pinned=(IDS[0],))
-    assert RuledLists(MODEL, rules, 5, keep_seen=False).about() == {
+    assert RuledLists.of(MODEL, rules, 5, keep_seen=False).about() == {
         "available": {"items": SIZE + 1, "unknown": 1},
         "excluded": {"items": 1, "unknown": 1},
         "boosted": {"items": 1, "unknown": 1},

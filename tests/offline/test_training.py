@@ -71,7 +71,7 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
     model = load(tmp_path / "model")
     first = [model.matrix.item_ids[item] for item in model.popular.items[:3]]
     assert sorted(first) == ["i50", "i51", "i52"], "those of the last ten days"
-    ruled = RuledLists(model, Rules(excluded=frozenset({"gone"})), 5, keep_seen=False).popular()[OVERALL]
+    ruled = RuledLists.of(model, Rules(excluded=frozenset({"gone"})), 5, keep_seen=False).popular()[OVERALL]
     assert ruled.items[:3].tolist() == model.popular.items[:3].tolist(), "under rules, too"
     wanted = most_popular(model.matrix, 100, popular.half_life_days)
     assert model.popular.items.tolist() == wanted.items.tolist()

@@ -99,7 +99,7 @@ class Oracle:
     keep_seen: bool
 
     def __post_init__(self) -> None:
-        everything = RuledLists(self.model, Rules(), len(self.model.matrix.item_ids), keep_seen=self.keep_seen)
+        everything = RuledLists.of(self.model, Rules(), len(self.model.matrix.item_ids), keep_seen=self.keep_seen)
         self.ids = self.model.matrix.item_ids
         rankings, _ = everything.personal(np.arange(len(self.model.matrix.user_ids), dtype=np.int32))
         self.rankings = [[item for item in ranking.tolist() if item >= 0] for ranking in rankings]
@@ -254,11 +254,11 @@ def test_lists_equal_those_of_the_oracle(kind: str) -> None:
         keep_seen = bool(random.random() < 0.3)
         oracle = Oracle(model, rules, length, keep_seen)
         users = len(model.matrix.user_ids)
-        lists = lists_of(RuledLists(model, rules, length, keep_seen=keep_seen), users)
+        lists = lists_of(RuledLists.of(model, rules, length, keep_seen=keep_seen), users)
         assert items_of(lists) == [oracle.list_of(user) for user in range(users)], f"case {case}"
         for listed in lists:
             assert all(score >= after for (_, score), (_, after) in pairwise(listed)), f"case {case}"
-        plain = lists_of(RuledLists(model, Rules(), length, keep_seen=keep_seen), users)
+        plain = lists_of(RuledLists.of(model, Rules(), length, keep_seen=keep_seen), users)
         changed += items_of(lists) != items_of(plain)
     assert changed > CASES / 2
 
@@ -288,7 +288,7 @@ def some_model(users: int = 40, items: int = 30) -> Model:
 def test_one_of_ten_places_has_a_new_item() -> None:
     model = some_model()
     new = set(range(25, 30))
-    ruled = RuledLists(model, Rules(explore=Explore()), 10, keep_seen=True)
+    ruled = RuledLists.of(model, Rules(explore=Explore()), 10, keep_seen=True)
     lists = items_of(lists_of(ruled, 40))
     places = [[place for place, item in enumerate(items) if item in new] for items in lists]
     assert all(len(place) == 1 for place in places)
@@ -298,11 +298,11 @@ def test_one_of_ten_places_has_a_new_item() -> None:
 
 def test_a_draw_depends_on_the_seed_and_the_user_alone() -> None:
     model = some_model()
-    ruled = RuledLists(model, Rules(explore=Explore(seed=3)), 10, keep_seen=True)
+    ruled = RuledLists.of(model, Rules(explore=Explore(seed=3)), 10, keep_seen=True)
     everybody = items_of(lists_of(ruled, 40))
     alone = ruled.for_users(model.with_users(ruled.users(7, 8)), ruled.users(7, 8))
     assert items_of(lists_of(alone, 1)) == [everybody[7]]
-    other_seed = RuledLists(model, Rules(explore=Explore(seed=4)), 10, keep_seen=True)
+    other_seed = RuledLists.of(model, Rules(explore=Explore(seed=4)), 10, keep_seen=True)
     assert items_of(lists_of(other_seed, 40)) != everybody
 
 
@@ -316,12 +316,12 @@ def test_items_are_drawn_by_the_users_of_the_segment() -> None:
     pairs = csr_matrix(user_items)
     history = History.of(pairs, np.where(pairs.indices >= 25, TODAY, TODAY - 30) * DAY_US)
     model = replace(model, matrix=replace(model.matrix, user_items=pairs, history=history))
-    lists = items_of(lists_of(RuledLists(model, Rules(explore=Explore()), 10, keep_seen=True), 2_000))
+    lists = items_of(lists_of(RuledLists.of(model, Rules(explore=Explore()), 10, keep_seen=True), 2_000))
     drawn = [next(item for item in items if item >= 25) for items in lists]
     assert sum(item == 25 for item in drawn[::2]) > 900
     assert sum(item == 26 for item in drawn[1::2]) > 900
     model = replace(model, user_segments=None)
-    lists = items_of(lists_of(RuledLists(model, Rules(explore=Explore()), 10, keep_seen=True), 2_000))
+    lists = items_of(lists_of(RuledLists.of(model, Rules(explore=Explore()), 10, keep_seen=True), 2_000))
     drawn = [next(item for item in items if item >= 25) for items in lists]
     assert 850 < sum(item == 25 for item in drawn) < 1_150
 
@@ -330,11 +330,11 @@ def test_new_items_need_times_and_something_new() -> None:
     model = some_model()
     untimed = replace(model, matrix=replace(model.matrix, history=None))
     with pytest.raises(SettingError, match="New items need times"):
-        RuledLists(untimed, Rules(explore=Explore()), 10, keep_seen=True)
+        RuledLists.of(untimed, Rules(explore=Explore()), 10, keep_seen=True)
     old = Rules(explore=Explore(), excluded=frozenset(model.matrix.item_ids[25:]))
     plain = replace(old, explore=None)
-    assert items_of(lists_of(RuledLists(model, old, 10, keep_seen=True), 40)) == items_of(
-        lists_of(RuledLists(model, plain, 10, keep_seen=True), 40)
+    assert items_of(lists_of(RuledLists.of(model, old, 10, keep_seen=True), 40)) == items_of(
+        lists_of(RuledLists.of(model, plain, 10, keep_seen=True), 40)
     )
 
 
@@ -413,12 +413,12 @@ def test_an_item_shown_on_many_days_sinks_and_stays_among_the_candidates() -> No
     rows = [("u001", "i000", TODAY - day, False) for day in range(7)]
     frame = pl.DataFrame(rows, schema=["user", "item", "day", "clicked"], orient="row")
     shown = Showings(frame.cast({"user": pl.Categorical(), "item": pl.Categorical()}))
-    lists = items_of(lists_of(RuledLists(model, Rules(showings=shown), 5, keep_seen=True), 2))
-    plain = items_of(lists_of(RuledLists(model, Rules(), 30, keep_seen=True), 2))
+    lists = items_of(lists_of(RuledLists.of(model, Rules(showings=shown), 5, keep_seen=True), 2))
+    plain = items_of(lists_of(RuledLists.of(model, Rules(), 30, keep_seen=True), 2))
     assert lists[0] == plain[0][:5]
     assert 0 in plain[1][:5]
     assert lists[1] == [item for item in plain[1] if item != 0][:5]
-    whole = items_of(lists_of(RuledLists(model, Rules(showings=shown), 30, keep_seen=True), 2))
+    whole = items_of(lists_of(RuledLists.of(model, Rules(showings=shown), 30, keep_seen=True), 2))
     assert sorted(whole[1]) == sorted(plain[1])
 
 
@@ -427,7 +427,7 @@ def test_the_manifest_says_the_rules_of_the_order() -> None:
     frame = pl.DataFrame([("u001", "i000", TODAY, False)], schema=["user", "item", "day", "clicked"], orient="row")
     shown = Showings(frame.cast({"user": pl.Categorical(), "item": pl.Categorical()}))
     rules = Rules(diversity=0.3, showings=shown, explore=Explore(1, 7, 5))
-    assert RuledLists(model, rules, 5, keep_seen=False).about() == {
+    assert RuledLists.of(model, rules, 5, keep_seen=False).about() == {
         "diversity": {"weight": 0.3},
         "rotate": {"users": 1, "items_shown": 1},
         "explore": {"new": 1, "days": 7, "seed": 5, "items": 5},

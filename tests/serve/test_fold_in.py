@@ -73,7 +73,7 @@ def model(seed: int = 1, title: str = "Title") -> Model:
 def loaded(of: Model, rules: Rules | None = None) -> ItemFactors:
     """Return the factors of a model as they are in memory after a publish."""
     settings = ListSettings(rules=rules or Rules(), fold_in=True)
-    rows = dict(row for batch in ModelLists(of, settings).meta() for row in batch)
+    rows = dict(row for batch in ModelLists.of(of, settings).meta() for row in batch)
     factors = ItemFactors(read_description(rows.pop(FACTORS)))
     for key in sorted(rows):
         factors.add(*read_piece(rows[key], factors.description.factors))
@@ -204,7 +204,7 @@ def test_scores_are_multiplied_by_recency_and_boosts() -> None:
 
 
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
-    return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
+    return (await publish(ModelLists.of(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
 
 
 async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> TieredReader:

@@ -54,7 +54,7 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert found is not None
     facts = json.loads(json.dumps(found.to_json()))
     assert facts["model"]["ndcg"] == found.model.metrics.ndcg
-    assert facts["model"]["coverage"] == found.model.coverage
+    assert facts["model"]["coverage"] == found.model.metrics.coverage
     assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
     assert facts["intervals"]["ndcg"] == list(found.model.metrics.intervals["ndcg"])
     assert facts["split"] == asdict(SplitOptions())

@@ -51,7 +51,7 @@ def trained(folder: Path, params: Params, rows: list[Row] | None = None, **setti
 
 
 def published(folder: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- as ListSettings
-    about = ModelLists(load(folder / "model"), ListSettings(**settings)).measure().about()
+    about = ModelLists.of(load(folder / "model"), ListSettings(**settings)).measure().about()
     found: dict[str, Any] = json.loads(json.dumps(about))["metrics"]
     return found
 

@@ -48,7 +48,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lists_of(model: Model) -> ModelLists:
-    return ModelLists(model, ListSettings(length=10))
+    return ModelLists.of(model, ListSettings(length=10))
 
 
 def rows_here(model: Model) -> list[Row]:
