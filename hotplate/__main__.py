@@ -19,7 +19,9 @@ EXTRAS = {
 
 def main() -> None:
     """Run the command; Ctrl-C, and SIGTERM for `run`, `publish` and `import`, end it with 130."""
-    if heard := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background
+    # A shell starts a command in the background with SIGINT ignored, which stays so.
+    hears_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if hears_ctrl_c:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt during imports would be printed
     try:
         from hotplate.cli.main import main as run  # noqa: PLC0415 -- slow to load
@@ -28,7 +30,7 @@ def main() -> None:
 
         extra = EXTRAS.get(sys.argv[1] if sys.argv[1:] else "", "server")
         sys.exit(f"{error.name} is not installed; install it with: {install_command(extra)}")
-    if heard:
+    if hears_ctrl_c:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them
         signal.signal(signal.SIGTERM, _terminate)
@@ -42,7 +44,7 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        if heard:
+        if hears_ctrl_c:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.stdout.flush()
     os._exit(INTERRUPTED)  # a thread returning from C code during shutdown would abort the process
@@ -51,7 +53,9 @@ def main() -> None:
 def _terminate(_number: int, frame: "FrameType | None") -> None:
     """Act as Ctrl-C, even if that is ignored."""
     handler = signal.getsignal(signal.SIGINT)
-    (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+    if not callable(handler):
+        handler = signal.default_int_handler
+    handler(signal.SIGINT, frame)
 
 
 if __name__ == "__main__":

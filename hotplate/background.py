@@ -38,9 +38,12 @@ _locks = dict[int, threading.RLock]()
 
 
 def _lock() -> threading.RLock:
+    """Return the lock of this process; that of a forked child is a new one."""
     process = os.getpid()
     lock = _locks.get(process)
-    return _locks.setdefault(process, threading.RLock()) if lock is None else lock  # atomic
+    if lock is None:
+        lock = _locks.setdefault(process, threading.RLock())  # atomic
+    return lock
 
 
 # A fork waits until the loops are idle; otherwise the child could inherit a held import lock. It takes the locks of
@@ -60,7 +63,12 @@ class _Selector(DefaultSelector):
 
 
 class _Running(Generic[T]):
-    """An object that is entered on a loop of this process."""
+    """An asynchronous object in use: its loop and thread in this process.
+
+    entered   the object, None until the thread has entered *manager*
+    entering  done then, or with the exception of entering
+    stopped   set on the loop to leave *manager* and end the thread
+    """
 
     def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector())
@@ -74,6 +82,7 @@ class _Running(Generic[T]):
         self.entered = await manager.__aenter__()
 
     def _run(self, manager: AbstractAsyncContextManager[T]) -> None:
+        """Run the loop until it is stopped. The thread holds the lock, except in `_Selector.select`."""
         with _lock(), asyncio.Runner(loop_factory=lambda: self.loop) as runner:
             runner.run(self.stopped.wait())
             runner.run(manager.__aexit__(None, None, None))
@@ -109,7 +118,7 @@ class Background(Generic[T]):
             running.thread.join(timeout=10.0)
 
     def _of_this_process(self) -> _Running[T]:
-        """The caller holds the lock."""
+        """Return the object's loop in this process, begun if necessary; the caller holds the lock."""
         if self._is_closed:
             raise self._closed()
         running = self._running.get(os.getpid())
@@ -118,17 +127,20 @@ class Background(Generic[T]):
         return running
 
     def _halted(self, use: Callable[Concatenate[T, P], R], *arguments: P.args, **options: P.kwargs) -> R:
-        """Call *use* with the object while its loop is halted."""
+        """Call *use* with the object while its loop is halted, and return its result.
+
+        Waits until the object is entered; raises what entering raised.
+        """
         with _lock():
-            here = self._of_this_process()
-            if here.entered is not None:
-                return use(here.entered, *arguments, **options)
-        with suppress(concurrent.futures.CancelledError):  # it was closed
-            here.entering.result()
+            running = self._of_this_process()
+            if running.entered is not None:
+                return use(running.entered, *arguments, **options)
+        with suppress(concurrent.futures.CancelledError):  # closed since, which the next call raises
+            running.entering.result()
         return self._halted(use, *arguments, **options)
 
     def _run(self, call: Callable[[T], Coroutine[Any, Any, R]]) -> R:
-        """Run a call, which has its own deadline, on the loop."""
+        """Run *call* on the loop, and return its result. It has a deadline of its own: this waits for its end."""
         future = self._halted(lambda value: asyncio.run_coroutine_threadsafe(call(value), self._of_this_process().loop))
         try:
             return future.result()
@@ -137,7 +149,7 @@ class Background(Generic[T]):
 
 
 def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Background[T], P], R]:
-    """Return a method of T as one of its blocking face."""
+    """Return a coroutine method of T as a method of its blocking face, which waits for the result."""
 
     @wraps(method)
     def call(self: Background[T], /, *arguments: P.args, **options: P.kwargs) -> R:
@@ -147,9 +159,12 @@ def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Cal
 
 
 def _stop(running: dict[int, _Running[T]]) -> _Running[T] | None:
-    """End the thread of this process, without a lock: garbage collection calls this in any thread."""
-    here = running.get(os.getpid())
-    if here is not None:
-        with suppress(RuntimeError):  # it has ended
-            here.loop.call_soon_threadsafe(here.stopped.set)
-    return here
+    """Tell the thread of this process to end, and return it, None without one; *running* is by process id.
+
+    It takes no lock, because garbage collection calls it in any thread.
+    """
+    stopping = running.get(os.getpid())
+    if stopping is not None:
+        with suppress(RuntimeError):  # the loop has ended
+            stopping.loop.call_soon_threadsafe(stopping.stopped.set)
+    return stopping

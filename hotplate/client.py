@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from urllib.parse import SplitResult, quote, urlsplit
 
 import httpcore2
 
@@ -23,19 +23,24 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 50
-IDLE_S = 60.0  # shorter than the idle timeout of the service
-# Remembered popular lists: items of each, lists, age at which they are read again, and pause after a failure.
-REMEMBERED_ITEMS = 100
+# Shorter than the idle timeout of the service, which would otherwise close a connection as it is used.
+IDLE_S = 60.0
+# Remembered popular lists: how many, and items of each.
 REMEMBERED_LISTS = 100
+REMEMBERED_ITEMS = 100
+# When a remembered list is read again: after a success, and after a failure.
 REFRESH_S = 60.0
 REFRESH_AGAIN_S = 1.0
 MAX_ANSWER_BYTES = 32 << 20
+# The service accepts no longer time limit.
+MAX_TIMEOUT_MS = 60_000.0
 # Fields that only some answers have.
 OPTIONAL = ("canary", "status", "segment", "list", "next", "restarted")
 # `after` of a first page.
 FIRST_PAGE = "0"
-# Statuses 4xx that refuse no request, and those that a remembered list replaces.
+# 4xx that say nothing against the request: too slow, and too many.
 TRANSIENT = {408, 429}
+# 4xx that a remembered list replaces: no valid key, no right, no release yet.
 DENIED = {401, 403, 404}
 Basket = Iterable[str] | Mapping[str, float]
 
@@ -78,11 +83,20 @@ class ClientOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request, which is safe to repeat, with what its answers must contain."""
+    """A call of a client, which is safe to repeat: its request, and what the answer must contain.
+
+    path      below `/v1/`
+    n         number of items of each list
+    deadline  time of `time.monotonic` by which it ends
+    expected  for each list of the answer, the fields that identify it, as {"user": "7"}
+    body      fields of the JSON of a POST, besides the options below; None for a GET
+
+    The other fields are those of `RequestOptions`, empty if not given.
+    """
 
     path: str
     n: int
-    until: float
+    deadline: float
     expected: Sequence[dict[str, str]] = ({},)
     body: dict[str, Any] | None = None
     segment: str = ""
@@ -94,28 +108,34 @@ class _Call:
 
     @property
     def cursors(self) -> Sequence[str]:
-        """The `after` of each list."""
+        """The `after` of each list, empty for one that is not read by pages."""
         if self.body is None:
             return [self.after]
         users = self.body.get("users", [""])
         return ["" if isinstance(user, str) else user["after"] for user in users]
 
-    def request(self, url: str) -> "_Request":
-        """Return the request of this call, a GET without a body."""
-        single = {"where": self.where, "segment": self.segment, "list": self.list, "after": self.after}
+    def request(self, root: str) -> "_Request":
+        """Return the request to the service whose API begins at *root*."""
+        texts = {"where": self.where, "segment": self.segment, "list": self.list, "after": self.after}
         if self.body is None:
-            parameters = [f"n={self.n}"]
-            options = {"exclude": self.exclude, "fields": self.fields}
-            for name, values in (options | {name: [value] for name, value in single.items()}).items():
-                joined = ",".join(map(_quoted, values))
-                if joined:
-                    parameters.append(f"{name}={joined}")
-            return _Request("GET", f"{url}{self.path}?{'&'.join(parameters)}")
-        fields = {"exclude": [*self.exclude], "fields": ",".join(self.fields)} | single
-        content = self.body | {"n": self.n} | {name: value for name, value in fields.items() if value}
-        left_ms = int(min(max(1.0, (self.until - time.monotonic()) * 1000), 60_000.0))
-        headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(left_ms))]
-        return _Request("POST", url + self.path, headers=headers, content=json.dumps(content).encode())
+            return self._get(root, texts)
+        options: dict[str, object] = {"exclude": [*self.exclude], "fields": ",".join(self.fields), **texts}
+        content = {**self.body, "n": self.n, **{name: value for name, value in options.items() if value}}
+        left_ms = (self.deadline - time.monotonic()) * 1000
+        limit_ms = int(min(max(1.0, left_ms), MAX_TIMEOUT_MS))
+        headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(limit_ms))]
+        return _Request("POST", root + self.path, headers=headers, content=json.dumps(content).encode())
+
+    def _get(self, root: str, texts: Mapping[str, str]) -> "_Request":
+        """Return a GET with the options that are not empty; *texts* are those of one value, by name."""
+        options: dict[str, Collection[str]] = {"exclude": self.exclude, "fields": self.fields}
+        options |= {name: [text] for name, text in texts.items()}
+        parameters = [f"n={self.n}"]
+        for name, values in options.items():
+            joined = ",".join(map(_quoted, values))
+            if joined:
+                parameters.append(f"{name}={joined}")
+        return _Request("GET", f"{root}{self.path}?{'&'.join(parameters)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +146,14 @@ class _Request:
     url: str
     headers: Sequence[tuple[str, str]] = ()
     content: bytes | None = None
+
+
+class _PopularKey(NamedTuple):
+    """Which popular list is remembered; each part may be empty."""
+
+    list: str
+    segment: str
+    where: str
 
 
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
@@ -145,24 +173,26 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         max_connections: int = CONNECTIONS,
         ssl_context: "SSLContext | None" = None,
     ) -> None:
-        parts = urlsplit(url)
-        is_usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0  # raises ValueError
-        if not is_usable or parts.username is not None or parts.query:
-            raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
+        address = _service_address(url)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise ValueError("the key has characters that a header cannot have")
+        # The arguments, for pickling.
         self._service = url
         self._options = ClientOptions(
             key=key, timeout_s=timeout_s, max_connections=max_connections, ssl_context=ssl_context
         )
-        self._url = f"{parts.scheme}://{parts.netloc}{quote(parts.path, safe='/%')}".rstrip("/")
+        if ssl_context is None and address.scheme == "https":
+            ssl_context = httpcore2.default_ssl_context()  # too slow for a call
+        self.ssl_context = ssl_context
+        self._url = f"{address.scheme}://{address.netloc}{quote(address.path, safe='/%')}".rstrip("/")
         self._key = key
-        self._headers = [("Host", parts.netloc), ("User-Agent", "hotplate"), *([("X-API-Key", key)] if key else [])]
+        self._headers = [("Host", address.netloc), ("User-Agent", "hotplate")]
+        if key:
+            self._headers.append(("X-API-Key", key))
         self._timeout_s = timeout_s
-        self._popular = dict[tuple[str, str, str], Answer]()  # by list, segment and `where`
-        self._due = dict[tuple[str, str, str], float]()  # when to read it again
-        is_plain = parts.scheme == "http"
-        self.ssl_context = ssl_context or (None if is_plain else httpcore2.default_ssl_context())  # slow: not in a call
+        self._popular = dict[_PopularKey, Answer]()
+        # When each popular list is to be read again, by `time.monotonic`, whether or not the last attempt succeeded.
+        self._refresh_at = dict[_PopularKey, float]()
         self._max_connections = max_connections
         self._proxy = proxy_for(self._url)
         self._pools = dict[asyncio.AbstractEventLoop, httpcore2.AsyncConnectionPool]()
@@ -181,15 +211,16 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             await pool.aclose()
 
     def _pool(self) -> httpcore2.AsyncConnectionPool:
-        """Return the connections of this event loop."""
+        """Return the connections of this event loop; forget those of loops that were closed."""
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
-            for closed in [other for other in list(self._pools) if other.is_closed()]:
-                self._pools.pop(closed, None)
+            for other in [other for other in list(self._pools) if other.is_closed()]:
+                self._pools.pop(other, None)  # another thread may have removed it
+            proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
             pool = self._pools[loop] = httpcore2.AsyncConnectionPool(
                 self.ssl_context,
-                None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials),
+                proxy,
                 max_connections=self._max_connections,
                 keepalive_expiry=IDLE_S,
             )
@@ -241,20 +272,25 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected: Sequence[dict[str, str]] = ({},),
         body: dict[str, Any] | None = None,
     ) -> list[Answer]:
-        own = {"timeout_s": self._timeout_s, **options}
-        until = time.monotonic() + own.pop("timeout_s")
-        call = _Call(path, n, until, expected=expected, body=body, **own)
+        """Return the answer of each list; *options* are RequestOptions, the rest is as in `_Call`.
+
+        Then reads popular lists again that are due, within the time of this call. Raises as the class says.
+        """
+        filled = {"timeout_s": self._timeout_s, **options}
+        deadline = time.monotonic() + filled.pop("timeout_s")
+        call = _Call(path, n, deadline, expected=expected, body=body, **filled)
         if call.list:
             call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
         answers = await self._try(call)
         await self._refresh(call)
-        return self._stand_in(call, answers) if isinstance(answers, ClientError) else answers
+        return self._remembered(call, answers) if isinstance(answers, ClientError) else answers
 
     async def _try(self, call: _Call) -> list[Answer] | ClientError:
+        """Send a request until its deadline, once more after a connection error; return the answers or the failure."""
         failure = ""
         for _ in range(2):
             try:
-                async with asyncio.timeout(call.until - time.monotonic()):
+                async with asyncio.timeout(call.deadline - time.monotonic()):
                     return await self._send(call)
             except (TimeoutError, httpcore2.TimeoutException):  # a repeat would double the load of a slow service
                 return ServiceUnavailable(f"{self._url}: no answer in time")
@@ -263,6 +299,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return ServiceUnavailable(f"{self._url}: {failure}")
 
     async def _send(self, call: _Call) -> list[Answer] | ClientError:
+        """Send a request once, and return its answers, or why the response holds none; raises errors of httpcore2."""
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
         async with self._pool().stream(
@@ -279,15 +316,19 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return self._decoded(call, response.status, body)
 
     def _decoded(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
+        """Return the answers in a body, or the error that it describes, or that it is not the expected answer."""
         try:
-            decoded = json.loads(body)
+            content = json.loads(body)
             if status == 200:
-                lists = list(zip(decoded.get("results", [decoded]), call.expected, strict=True))
-                if all(expected.items() <= fields.items() for fields, expected in lists):
-                    return [_answer(fields) for fields, _ in lists]
+                lists = content.get("results", [content])
+                are_expected = [
+                    expected.items() <= fields.items() for fields, expected in zip(lists, call.expected, strict=True)
+                ]
+                if all(are_expected):
+                    return [_answer(fields) for fields in lists]
                 failure = "an answer for another user or item than was requested"
             else:
-                failure = f"{status} {decoded['type'].rpartition(':')[2]}: {decoded['detail']}"
+                failure = f"{status} {content['type'].rpartition(':')[2]}: {content['detail']}"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             failure = f"unexpected response with status {status}"
         if self._key:
@@ -297,37 +338,41 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return ServiceUnavailable(f"{self._url}: {failure}")
 
     async def _refresh(self, call: _Call) -> None:
-        """Read due popular lists, each in half of the time left."""
-        for key in {(call.list, "", call.where), (call.list, call.segment, call.where)}:
+        """Read the popular lists that could replace this call's answer, if due, each in half of the time left."""
+        for key in {_PopularKey(call.list, "", call.where), _PopularKey(call.list, call.segment, call.where)}:
             now = time.monotonic()
             room = REMEMBERED_LISTS // 2 if call.where else REMEMBERED_LISTS  # conditions may vary without end
-            is_known = key in self._due or len(self._due) < room
-            if is_known and self._due.get(key, 0.0) <= now < call.until:
-                self._due[key] = now + REFRESH_AGAIN_S
-                popular = _Call(
-                    path="popular",
-                    n=REMEMBERED_ITEMS,
-                    until=(now + call.until) / 2,
-                    segment=key[1],
-                    where=call.where,
-                    list=call.list,
-                )
-                answers = await self._try(popular)
-                if isinstance(answers, list) and answers[0].items:
-                    self._popular[key] = answers[0]
-                    self._due[key] = now + REFRESH_S
+            is_known = key in self._refresh_at or len(self._refresh_at) < room
+            is_due = self._refresh_at.get(key, 0.0) <= now < call.deadline
+            if not (is_known and is_due):
+                continue
+            self._refresh_at[key] = now + REFRESH_AGAIN_S
+            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=(now + call.deadline) / 2, **key._asdict())
+            answers = await self._try(popular)
+            if isinstance(answers, list) and answers[0].items:
+                self._popular[key] = answers[0]
+                self._refresh_at[key] = now + REFRESH_S
 
-    def _stand_in(self, call: _Call, error: ClientError) -> list[Answer]:
-        keys = [(call.list, segment, call.where) for segment in (call.segment, "")]
+    def _remembered(self, call: _Call, error: ClientError) -> list[Answer]:
+        """Return a remembered popular list for each list of a failed call; raises the error if none may replace it.
+
+        Preferred is the list of the segment, unless *exclude* leaves nothing of it, to the overall one.
+        """
+        keys = [_PopularKey(call.list, segment, call.where) for segment in (call.segment, "")]
         known = [self._popular[key] for key in keys if key in self._popular]
         if isinstance(error, RequestRefused) and (error.status not in DENIED or not known):
             raise error
         if not known:
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
-        answer = next((popular for popular in known if _cut(popular.items, call)), known[0])
-        status = "error" if call.path == "recommendations" else None
-        items = _cut(answer.items, call)
-        answer = replace(answer, items=items, source="memory", status=status, failure=str(error))
+        popular = next((answer for answer in known if _cut(answer.items, call)), known[0])
+        answer = replace(
+            popular,
+            items=_cut(popular.items, call),
+            source="memory",
+            status="error" if call.path == "recommendations" else None,  # only the lists of a batch have one
+            failure=str(error),
+        )
+        # The next page of another list cannot follow: it begins again.
         return [replace(answer, restarted=after not in ("", FIRST_PAGE)) for after in call.cursors]
 
 
@@ -360,6 +405,15 @@ class Client(Background[AsyncClient]):
         return self._run(lambda client: client.fold_in(basket, n, recency=recency, **options))
 
 
+def _service_address(url: str) -> SplitResult:
+    """Return the parts of a service's URL; ValueError if it is not HTTP or has credentials, a query or port 0."""
+    address = urlsplit(url)
+    is_usable = address.scheme in {"http", "https"} and address.hostname and address.port != 0  # raises ValueError
+    if not is_usable or address.username is not None or address.query:
+        raise ValueError("the URL of a service looks like http://127.0.0.1:8080; pass a key as key=")
+    return address
+
+
 def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[Any, Any, None]]:
     """Return a trace of a request that closes its connection if the TLS handshake is cancelled; httpcore2 does not."""
     opened = list[httpcore2.AsyncNetworkStream]()
@@ -373,10 +427,11 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
     return trace
 
 
-def _answer(decoded: dict[str, Any]) -> Answer:
-    optional = {name: decoded[name] for name in OPTIONAL if name in decoded}
-    items = [item for item in decoded["items"] if item["id"]]
-    return Answer(items=items, source=decoded["source"], release=decoded["release"], tier=decoded["tier"], **optional)
+def _answer(fields: dict[str, Any]) -> Answer:
+    """Return an answer from the fields of its JSON; raises KeyError or TypeError for missing or unexpected ones."""
+    optional = {name: fields[name] for name in OPTIONAL if name in fields}
+    items = [item for item in fields["items"] if item["id"]]
+    return Answer(items=items, source=fields["source"], release=fields["release"], tier=fields["tier"], **optional)
 
 
 def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
@@ -388,6 +443,7 @@ def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
 
 
 def _quoted(name: object) -> str:
+    """Return an id or a name as one segment of a path or a part of a query; TypeError if it is not a str."""
     if not isinstance(name, str):
         raise TypeError(f"ids, fields and segments are strings, and not of the type {type(name).__name__}")
     return quote(name, safe="") if name.strip(".") else name.replace(".", "%2E")  # `..` would be a parent folder
