@@ -20,7 +20,9 @@ FORMAT = 3
 UNKNOWN = "—"
 # Wider than any table.
 ANY_WIDTH = 10_000
-WHOLE = 100  # from here on, cells have no decimals
+# From here on, cells have no decimals.
+WHOLE = 100
+# Fields of a report that are tuples of texts, and lists in JSON.
 TUPLES = ("notes", "method", "broken", "failures")
 # Factors between the unit of rows and that of a column.
 SCALES = {("us", "ms"): 1e-3, ("us", "µs"): 1.0, ("share", "%"): 100.0}
@@ -197,6 +199,7 @@ def format_value(value: float, unit: str = "") -> str:
 
 
 def _time(us: float) -> str:
+    """Format microseconds as µs, ms or s."""
     for limit, scale, unit in ((1e3, 1.0, "µs"), (1e6, 1e3, "ms")):
         if us < limit * 0.9995:
             return f"{_digits(us / scale)} {unit}"
@@ -204,6 +207,7 @@ def _time(us: float) -> str:
 
 
 def _digits(value: float) -> str:
+    """Format with three significant digits, without zeros at the end: 0.125, 1.5, 12,346."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -227,8 +231,10 @@ def rounded(value: float, digits: int = 2) -> str:
     nearest = float(f"{value:.{digits - 1}e}")
     if nearest == 0 or not math.isfinite(nearest):
         return f"{nearest:g}"
-    places = digits - 1 - math.floor(math.log10(abs(nearest)))
-    return f"{nearest:,.{0 if abs(nearest) >= WHOLE else max(0, places)}f}"
+    if abs(nearest) >= WHOLE:
+        return f"{nearest:,.0f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(nearest))))
+    return f"{nearest:,.{decimals}f}"
 
 
 def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
@@ -245,15 +251,7 @@ def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
 def print_report(report: Report, console: Console) -> None:
     """Print answer, table, verdicts, origins, notes and problems."""
     _print_wrapped(report.sentence, console)
-    if report.columns and report.rows:
-        console.print()
-        _print_stripped(_table(report), console)
-        for mark, explanation in report.used_marks.items():
-            _print_wrapped(f"{mark} {explanation}", console)
-    elif rows := [row for row in report.rows if row.main]:
-        matrix = _matrix(rows)
-        fits = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum <= console.width
-        _print_stripped(matrix if fits and not report.listed else _grouped(rows), console)
+    _print_rows(report, console)
     if lines := {**report.verdicts, **report.origins}:
         console.print()
         indent = max(map(len, lines)) + 2
@@ -265,6 +263,23 @@ def print_report(report: Report, console: Console) -> None:
         if report.sentence.startswith(complaint):
             continue
         _print_wrapped(f"LOOK OUT: {complaint}", console, style="bold red")
+
+
+def _print_rows(report: Report, console: Console) -> None:
+    """Print the table of a report's columns; without columns, its main rows in a form that fits the console."""
+    if report.columns and report.rows:
+        console.print()
+        _print_stripped(_table(report), console)
+        for mark, explanation in report.used_marks.items():
+            _print_wrapped(f"{mark} {explanation}", console)
+        return
+    rows = [row for row in report.rows if row.main]
+    if not rows:
+        return
+    matrix = _matrix(rows)
+    width = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum
+    is_matrix = width <= console.width and not report.listed
+    _print_stripped(matrix if is_matrix else _grouped(rows), console)
 
 
 def _print_stripped(table: Table, console: Console) -> None:
@@ -283,23 +298,30 @@ def _print_wrapped(text: str, console: Console, indent: int = 0, style: str = ""
 
 
 def _table(report: Report) -> Table:
+    """Return the table of a report's columns, a line for each subject."""
     table = Table(RichColumn(overflow="fold"), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     subjects = report.subjects
-    lines = []
+    columns = list[list[str]]()
     for column in report.columns:
         rows = [report.row(subject, column.figure) for subject in subjects]
         has_marks = not column.noted and any(row.mark for row in rows if row)
-        space = "  " if has_marks else ""
+        space = "  " if has_marks else ""  # above the marks
         heading = "\n".join(f"{line}{space}" for line in column.heading.split("\n"))
         table.add_column(Text(heading), justify="left" if column.noted else "right", vertical="bottom")
-        marks = [f" {row.mark if row else '':1}" if has_marks else "" for row in rows]
-        lines.append([format_cell(row, column) + mark for row, mark in zip(rows, marks, strict=True)])
-    for subject, *cells in zip(subjects, *lines, strict=True):
+        columns.append([_marked_cell(row, column) if has_marks else format_cell(row, column) for row in rows])
+    for subject, *cells in zip(subjects, *columns, strict=True):
         table.add_row(Text(subject), *map(Text, cells))
     return table
 
 
+def _marked_cell(row: Row | None, column: Column) -> str:
+    """Return a row's text with its mark, or with a space in its place."""
+    mark = row.mark if row else ""
+    return f"{format_cell(row, column)} {mark:1}"
+
+
 def _matrix(rows: Sequence[Row]) -> Table:
+    """Return a table with a line for each subject and a column for each figure; intervals are below the values."""
     columns = headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     table = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -307,18 +329,19 @@ def _matrix(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right")
     cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
     for subject in dict.fromkeys(row.subject for row in rows):
-        line = [cells.get((subject, figure), ("", "")) for figure in columns]
-        table.add_row(Text(subject), *(Text(f"{value}\n{below}".rstrip()) for value, below in line))
+        formatted = [cells.get((subject, figure), ("", "")) for figure in columns]
+        table.add_row(Text(subject), *(Text(f"{value}\n{interval}".rstrip()) for value, interval in formatted))
     return table
 
 
 def _grouped(rows: Sequence[Row]) -> Table:
+    """Return a table with a line for each row, below the name of its subject."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for subject, members in groupby(rows, key=lambda row: row.subject):
         table.add_row(Text(subject), style="bold")
         for row in members:
-            value, below = format_row(row)
-            table.add_row(Text(row.figure), Text(value), Text(below))
+            value, interval = format_row(row)
+            table.add_row(Text(row.figure), Text(value), Text(interval))
     return table
 
 
@@ -342,15 +365,16 @@ def from_json(facts: Mapping[str, Any]) -> Report:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
     known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
-    rows = tuple(
-        Row(**{**row, "values": tuple(row["values"]), "without": tuple(row.get("without", ()))})
-        for row in facts["rows"]
-    )
-    tuples = {name: tuple(known.get(name, ())) for name in TUPLES}
-    columns = tuple(Column(**column) for column in known.get("columns", ()))
     extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
-    parsed = {"plots": (), "tables": (), "rows": rows, "columns": columns, "extra": extra}
-    return Report(**{**known, **tuples, **parsed})
+    known |= {name: tuple(known.get(name, ())) for name in TUPLES}
+    known["rows"] = tuple(map(_row_from_json, facts["rows"]))
+    known["columns"] = tuple(Column(**column) for column in known.get("columns", ()))
+    return Report(**{**known, "plots": (), "tables": (), "extra": extra})
+
+
+def _row_from_json(fields: Mapping[str, Any]) -> Row:
+    """Return a row, in which lists of JSON are tuples again."""
+    return Row(**{**fields, "values": tuple(fields["values"]), "without": tuple(fields.get("without", ()))})
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hotplate.report import (
@@ -47,14 +47,21 @@ STYLE: Any = {
     "svg.hashsalt": "hotplate", "text.color": INK, "xtick.color": FAINT, "xtick.labelcolor": INK,
     "ytick.color": FAINT, "ytick.labelcolor": INK,
 }  # fmt: skip
-# Inches, on a phone, and letters per line of the legend.
-WIDTH, HEIGHT, LETTERS = 9.0, 3.4, 110
+# Inches of a plot, and of one on a phone.
+WIDTH = 9.0
+HEIGHT = 3.4
 NARROW = 4.5
+# Letters in a line of the legend of a plot of that width.
+LETTERS = 110
+# Distance of labels that stand one below the other.
 LINE_POINTS = 13
 # Longer tables of texts are folded.
 OPEN_LINES = 30
-# Least range of a log axis, for several labels.
+# Least ratio of the ends of a log axis, for several labels; beyond the second, a label at each power of ten is enough.
 LEAST_RATIO = 20
+LARGE_RATIO = 500
+# Space between the ends of a log axis and the values, as a factor.
+LOG_MARGIN = 1.3
 
 
 def save(report: Report, name: Path) -> None:
@@ -147,6 +154,7 @@ def _plain(value: object) -> str:
 
 
 def _columns_html(report: Report) -> str:
+    """Return the table of a report's columns, a line for each subject."""
     names = [_one_line(column.heading) for column in report.columns]
     head = "".join(f"<th scope=col>{_escaped(name)}</th>" for name in names)
     lines = []
@@ -168,26 +176,30 @@ def _one_line(heading: str) -> str:
 
 
 def _column_cell(row: Row | None, column: Column) -> str:
+    """Return a cell with the row's value, mark and interval; empty for no row."""
     text = _escaped(format_cell(row, column)).replace(" ", "&nbsp;")
     if row is None or column.noted or row.value is None:
         return text
     mark = f"&nbsp;{_escaped(row.mark)}" if row.mark else ""
-    low, high = (format_cell(replace(row, value=end), column) for end in (row.low, row.high))
-    interval = f"<small>{low} … {high}</small>" if row.low is not None and row.high is not None else ""
-    return f"{text}{mark}{interval}"
+    if row.low is None or row.high is None:
+        return f"{text}{mark}"
+    low = format_cell(replace(row, value=row.low), column)
+    high = format_cell(replace(row, value=row.high), column)
+    return f"{text}{mark}<small>{low} … {high}</small>"
 
 
 def _matrix_html(rows: Sequence[Row]) -> str:
+    """Return a table with a line for each subject and a column for each figure."""
     columns = headings(rows)
     cells = {(row.subject, row.figure): row for row in rows}
     head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in columns.values())
     lines = []
     for subject in dict.fromkeys(row.subject for row in rows):
-        line = [(heading, cells.get((subject, figure))) for figure, heading in columns.items()]
-        shown = "".join(
-            f'<td data-figure="{_escaped(heading)}">{_cell(cell, unit=False)}</td>' for heading, cell in line
+        line = "".join(
+            f'<td data-figure="{_escaped(heading)}">{_cell(cells.get((subject, figure)), unit=False)}</td>'
+            for figure, heading in columns.items()
         )
-        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{shown}</tr>")
+        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{line}</tr>")
     return (
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -195,6 +207,7 @@ def _matrix_html(rows: Sequence[Row]) -> str:
 
 
 def _grouped_html(rows: Sequence[Row]) -> str:
+    """Return a table with a line for each row, below the name of its subject."""
     bodies = []
     for subject, members in groupby(rows, key=lambda row: row.subject):
         lines = [f"<tr><th scope=rowgroup colspan=2>{_escaped(subject)}</th></tr>"]
@@ -204,6 +217,7 @@ def _grouped_html(rows: Sequence[Row]) -> str:
 
 
 def _text_table(table: TextTable) -> str:
+    """Return a table of texts below a title that opens and closes it."""
     head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in table.headings)
     lines = ("".join(f"<td>{_escaped(cell)}</td>" for cell in line) for line in table.lines)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -216,8 +230,12 @@ def _text_table(table: TextTable) -> str:
 
 
 def _cell(row: Row | None, *, unit: bool = True) -> str:
-    value, below = format_row(row, unit=unit) if row else ("", "")
-    return _escaped(value).replace(" ", "&nbsp;") + (f"<small>{_escaped(below)}</small>" if below else "")
+    """Return a cell with the row's value, and its interval and note in small; empty for no row."""
+    if row is None:
+        return ""
+    value, interval = format_row(row, unit=unit)
+    text = _escaped(value).replace(" ", "&nbsp;")
+    return f"{text}<small>{_escaped(interval)}</small>" if interval else text
 
 
 def draw(plot: Plot) -> str:
@@ -231,66 +249,83 @@ def draw(plot: Plot) -> str:
 
 
 def _drawn(plot: Plot, width: float) -> str:
+    """Return a plot, and the one below it, as an SVG element of *width* inches."""
     with rc_context(STYLE):
         panels = [plot] if plot.below is None else [plot, plot.below]
         figure = Figure(figsize=(width, HEIGHT * len(panels)))
         axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
         for place, panel in zip(axes, panels, strict=True):
-            _draw(place, panel)
-        _scale_x(axes, plot)
+            _draw_curves(place, panel)
+            _draw_marks(place, panel.marks)
+        _label_x(axes[-1].xaxis, panels)
         _legend(axes[0], LETTERS * width / WIDTH)
         described = " and ".join(panel.y for panel in panels)
         return _svg(figure, f"Plot: {plot.title}; {described} over {plot.x}")
 
 
-def _draw(axes: Axes, plot: Plot) -> None:
+def _draw_curves(axes: Axes, plot: Plot) -> None:
+    """Draw the curves of a plot, with gaps where a y is None, and the y axis."""
     marker: Any = "o" if plot.points else None
-    several = len(plot.curves) > 1
+    has_legend = len(plot.curves) > 1
     for number, curve in enumerate(plot.curves):
-        y = [float("nan") if value is None else value for value in curve.y]
-        colour = LINES[number % len(LINES)]
-        axes.plot(curve.x, y, color=colour, marker=marker, markersize=4, label=curve.name if several else None)
+        y = [math.nan if value is None else value for value in curve.y]
+        label = curve.name if has_legend else None
+        axes.plot(curve.x, y, color=LINES[number % len(LINES)], marker=marker, markersize=4, label=label)
     axes.set_ylabel(plot.y)
-    _scale(axes, "y", axes.lines, plot.y_unit, log=plot.log_y)
-    for number, (at, label) in enumerate(plot.marks.items()):
-        axes.axvline(at, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
+    values = [value for curve in plot.curves for value in curve.y if value is not None]
+    _scale(axes.yaxis, values, plot.y_unit, is_log=plot.log_y)
+
+
+def _draw_marks(axes: Axes, marks: Mapping[float, str]) -> None:
+    """Draw a labelled vertical line at each x."""
+    for number, (x, label) in enumerate(marks.items()):
+        axes.axvline(x, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
         offset = (4, -10 - LINE_POINTS * number)  # labels of near marks stand one below the other
         axes.annotate(
-            label, (at, 1), xycoords=("data", "axes fraction"), xytext=offset, textcoords="offset points", color=INK
+            label, (x, 1), xycoords=("data", "axes fraction"), xytext=offset, textcoords="offset points", color=INK
         )
 
 
-def _scale_x(axes: Sequence[Axes], plot: Plot) -> None:
-    last = axes[-1]
-    last.set_xlabel(plot.x)
-    _scale(last, "x", [line for place in axes for line in place.lines], plot.x_unit, log=plot.log_x)
+def _label_x(axis: Axis, panels: Sequence[Plot]) -> None:
+    """Draw the x axis that *panels* share, as the first declares it."""
+    plot = panels[0]
+    axis.set_label_text(plot.x)
+    values = [x for panel in panels for curve in panel.curves for x in curve.x]
+    values += [x for panel in panels for x in panel.marks]
+    _scale(axis, values, plot.x_unit, is_log=plot.log_x)
     if plot.ticks:
-        last.xaxis.set_major_locator(FixedLocator(list(plot.ticks)))
-        last.xaxis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
-        last.xaxis.set_minor_locator(NullLocator())
+        axis.set_major_locator(FixedLocator(list(plot.ticks)))
+        axis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
+        axis.set_minor_locator(NullLocator())
 
 
-def _scale(axes: Axes, name: str, lines: Iterable[Line2D], unit: str, *, log: bool) -> None:
-    axis = axes.xaxis if name == "x" else axes.yaxis
-    of_lines = [getattr(line, f"get_{name}data")() for line in lines]
-    values = np.concatenate([np.asarray(line, dtype=float) for line in of_lines] or [np.zeros(0)])
-    values = values[np.isfinite(values)]
-    if log and (values > 0).any():
-        getattr(axes, f"set_{name}scale")("log")
-        low, high = float(values[values > 0].min()) / 1.3, float(values.max()) * 1.3
-        if high / low < LEAST_RATIO:
-            low, high = low / 2, high * 2
-        getattr(axes, f"set_{name}lim")(low, high)
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        getattr(axes, f"set_{name}lim")(**{"left" if name == "x" else "bottom": min(0.0, *values, 0.0)})
-    axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, unit)))
+def _scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) -> None:
+    """Set scale, ends and labels of an axis for *values*; a linear axis begins at 0 or below."""
+    name = "x" if axis is axis.axes.xaxis else "y"
+    finite = list(filter(math.isfinite, values))
+    positive = [value for value in finite if value > 0]
+    labels = FuncFormatter(lambda value, _: format_value(value, unit))
+    if not (is_log and positive):
+        axis.axes.set(**{f"{name}lim": (min([0.0, *finite]), None)})
+        axis.set_major_formatter(labels)
+        return
+    low = min(positive) / LOG_MARGIN
+    high = max(positive) * LOG_MARGIN
+    if high / low < LEAST_RATIO:
+        low /= 2
+        high *= 2
+    axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < LARGE_RATIO else (1,)))
+    axis.set_major_formatter(labels)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(axes: Axes, letters: float) -> None:
-    if labels := axes.get_legend_handles_labels()[1]:
-        columns = max(1, min(len(labels), int(letters / (max(map(len, labels)) + 6))))
+    """Draw the legend above the axes, if curves have labels, in as many columns as fit into *letters*."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        longest = max(map(len, labels)) + 6  # letters that the line and the space take
+        columns = max(1, min(len(labels), int(letters / longest)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
