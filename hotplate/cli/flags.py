@@ -33,9 +33,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One annotated field or parameter, with *many* values of type *kind*, or one.
+    """One annotated field or parameter.
 
-    *flag* is None for an argument, *variable* if the environment cannot set it.
+    name      of the field
+    kind      the type of a value: str, int, float, bool, Path or a Literal
+    many      whether it has any number of values
+    default   MISSING if it is required
+    shown     how the help shows it
+    flag      as typer takes it, `--cache` or `--cache/--no-cache`; None for an argument
+    variable  its environment variable, None without one
     """
 
     name: str
@@ -48,26 +54,29 @@ class Setting:
 
     @classmethod
     def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
-        """Return the setting of a field annotated with a Flag or an Argument."""
-        kind, shown = get_args(annotation)[:2]
-        if get_origin(kind) in (Union, UnionType):
-            kind = next(member for member in get_args(kind) if member is not type(None))
-        many = get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
-        kind = get_args(kind)[0] if many else kind
+        """Return the setting of a field annotated with a Flag or an Argument; *prefix* is of the verb's variables."""
+        annotated, shown = get_args(annotation)[:2]
+        kind, many = _kind_of(annotated)
         if isinstance(shown, Argument):
             return cls(name=name, kind=kind, many=many, default=default, shown=shown)
         flag = shown.name or name.replace("_", "-")
-        flag = flag if flag.startswith("-") else f"--{flag}"
-        plain = flag.partition("/")[0].strip("-").replace("-", "_").upper()
+        if not flag.startswith("-"):
+            flag = f"--{flag}"
         variable = None
         if shown.env:
-            variable = PREFIX + (prefix if shown.prefix is None else shown.prefix) + plain
+            own_prefix = prefix if shown.prefix is None else shown.prefix
+            variable = f"{PREFIX}{own_prefix}{_plain(flag).upper()}"
         return cls(name=name, kind=kind, many=many, default=default, shown=shown, flag=flag, variable=variable)
 
     @property
     def key(self) -> str:
         """The key in a TOML file: the name of the flag."""
-        return self.name if self.flag is None else self.flag.partition("/")[0].strip("-").replace("-", "_")
+        return self.name if self.flag is None else _plain(self.flag)
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether it stands last in the help."""
+        return isinstance(self.shown, Flag) and self.shown.panel == RARE
 
     @property
     def is_one_url(self) -> bool:
@@ -78,17 +87,20 @@ class Setting:
         """Return typer's parameter: a single URL as a list, to detect a second one."""
         choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
         kind: Any = str if choices else self.kind
-        default = self.default
         if self.many or self.is_one_url:
             kind = list[kind]
-            default = default if default is MISSING or self.is_one_url else list(default or ())
+        default = self.default
         if default is None:
             kind |= None
-        default = inspect.Parameter.empty if default is MISSING else default
+        elif default is MISSING:
+            default = inspect.Parameter.empty
+        elif self.many:
+            default = list(default)
         annotation = Annotated[kind, self._info(choices)]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     def _info(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
+        """Return typer's description: name, variable, help and parser; *choices* are the values of a Literal."""
         if isinstance(self.shown, Argument):
             return typer.Argument(
                 metavar=self.shown.metavar,
@@ -138,11 +150,13 @@ class Setting:
         kind = self.kind
         if kind is Path and not self.shown.urls:
             local_path(str(value))
-        text = f"0{value}" if kind is float and str(value).startswith(".") else value  # msgspec reads no .5
+        readable = value
+        if kind is float and str(value).startswith("."):
+            readable = f"0{value}"  # msgspec reads no .5
         if kind in (int, float) and isinstance(self.shown, Flag):
             kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
         try:
-            return msgspec.convert(text, kind, strict=False, dec_hook=lambda known, word: known(word))
+            return msgspec.convert(readable, kind, strict=False, dec_hook=lambda path, text: path(text))
         except msgspec.ValidationError as error:
             raise ValueError(f"{value!r} {self._expected(str(error))}") from error
 
@@ -163,14 +177,30 @@ class Setting:
         return f"is not {number} from {low:,g} to {high:,g}"
 
     def _parse(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
+        """Return the value of a text as `read`; BadParameter names the variable that it is from."""
         try:
             return self.read(text)
         except ValueError as error:
             if self.variable is None or os.environ.get(self.variable) != str(text):
                 raise typer.BadParameter(str(error)) from error
-            links = "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
-            by_kubernetes = links if str(text).startswith("tcp://") else ""
-            raise typer.BadParameter(f"{error}{by_kubernetes}", param_hint=f"the variable {self.variable}") from error
+            reason = str(error)
+            if str(text).startswith("tcp://"):
+                reason += "; Kubernetes sets it for a service of that name: give pods enableServiceLinks: false"
+            raise typer.BadParameter(reason, param_hint=f"the variable {self.variable}") from error
+
+
+def _kind_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
+    """Return the type of a value, and whether there may be many: str and True of `tuple[str, ...] | None`."""
+    kind = annotated
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(member for member in get_args(kind) if member is not type(None))
+    many = get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
+    return (get_args(kind)[0], True) if many else (kind, False)
+
+
+def _plain(flag: str) -> str:
+    """Return the name of a flag as a key: `keep_seen` of `--keep-seen/--no-keep-seen`."""
+    return flag.partition("/")[0].strip("-").replace("-", "_")
 
 
 def local_path_option(text: str | Path) -> Path:
@@ -209,36 +239,38 @@ class Verbs(typer.Typer):
 def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
     """Return a function that takes *function*'s settings as typer parses them, and the help's epilog.
 
-    Parameters with neither Flag nor Argument are unchanged.
+    A parameter of *function* is one setting, a dataclass of settings (a group), or typer's own, which stays unchanged.
     """
-    own = inspect.signature(function).parameters.values()
-    names = {parameter.name for parameter in own}
+    own = list(inspect.signature(function).parameters.values())
     groups: dict[str, Any] = {
         parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)
     }
     settings = list[Setting]()
     parameters = list[inspect.Parameter]()
-    rare = list[inspect.Parameter]()
     for parameter in own:
         added = list(_settings_in(parameter, prefix))
+        settings += added
+        parameters += [setting.parameter() for setting in added]
         if not added:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        for setting in added:
-            is_rare = isinstance(setting.shown, Flag) and setting.shown.panel == RARE
-            (rare if is_rare else parameters).append(setting.parameter())
-        settings += added
+    rare = {setting.name for setting in settings if setting.is_rare}
+    parameters.sort(key=lambda parameter: parameter.name in rare)
 
     @wraps(function)
     def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
         _warn_of_misspelt_variables(settings)
-        parsed = values | {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
-        plain = {name: parsed[name] for name in names - groups.keys()}
-        return function(**plain, **{name: build(kind, parsed) for name, kind in groups.items()})
+        values |= {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
+        arguments = dict[str, Any]()
+        for parameter in own:
+            group = groups.get(parameter.name)
+            arguments[parameter.name] = values[parameter.name] if group is None else build(group, values)
+        return function(**arguments)
 
-    return signed(verb, [*parameters, *rare]), _epilog(settings)
+    return signed(verb, parameters), _epilog(settings)
 
 
 def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]:
+    """Yield the settings of a parameter: of its group, itself, or none."""
     if is_dataclass(parameter.annotation):
         yield from settings_of(parameter.annotation, prefix)  # type: ignore[arg-type]  # a class
     elif _is_setting(parameter.annotation):
@@ -277,7 +309,10 @@ def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -
 
 
 def build(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
-    """Return an instance with *values* by field, including nested dataclasses; other values are those of *base*."""
+    """Return an instance with *values* by field, including nested dataclasses; other values are those of *base*.
+
+    *values* has the fields of all nesting levels side by side, so field names are unique in a verb.
+    """
     own = dict[str, Any]()
     for member in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(member.type, type) and is_dataclass(member.type):
@@ -302,25 +337,13 @@ def from_table(
     with *where*, for a key that is unknown, among *without* or missing, and for an invalid value.
     """
     known = {setting.key: setting for setting in settings_of(settings) if setting.name not in without}
-    written = {key.replace("-", "_"): (key, value) for key, value in table.items()}
-    for plain, (key, _) in written.items():
-        if plain not in known:
-            advice = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
-            raise SettingError(f"{where} has no key {key}; {advice}")
+    written = _known_keys(table, known, where)
     _warn_of_misspelt_variables(known.values())
     values = dict[str, Any]()
     for key, setting in known.items():
         if base is not None and key not in written:
             continue
-        try:
-            value = setting.from_environment()
-        except ValueError as error:
-            raise SettingError(f"{setting.variable}: {error}.") from error
-        try:
-            if value is None and key in written:
-                value = _anchored(setting.from_toml(written[key][1]), folder)
-        except ValueError as error:
-            raise SettingError(f"{where}: {key}: {error}.") from error
+        value = _value_of(setting, written.get(key), where=where, folder=folder)
         if setting.default is MISSING and value in (None, ()):
             raise SettingError(f"{where} needs the key {key}.")
         if value is not None:
@@ -328,13 +351,41 @@ def from_table(
     return build(settings, values, base)
 
 
+def _known_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
+    """Return a table whose keys have underscores; SettingError for an unknown key."""
+    written = dict[str, Any]()
+    for key, value in table.items():
+        plain = key.replace("-", "_")
+        if plain not in known:
+            advice = did_you_mean(plain, known) or f"it may have {', '.join(known)}."
+            raise SettingError(f"{where} has no key {key}; {advice}")
+        written[plain] = value
+    return written
+
+
+def _value_of(setting: Setting, written: Any, *, where: str, folder: Path) -> Any:  # noqa: ANN401 -- of any type
+    """Return a setting's value by the environment, else as *written* in a table, None without either."""
+    try:
+        value = setting.from_environment()
+    except ValueError as error:
+        raise SettingError(f"{setting.variable}: {error}.") from error
+    if value is not None or written is None:
+        return value
+    try:
+        return _anchored(setting.from_toml(written), folder)
+    except ValueError as error:
+        raise SettingError(f"{where}: {setting.key}: {error}.") from error
+
+
 def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
+    """Return a value with its relative paths below *folder*."""
     if isinstance(value, tuple):
         return tuple(_anchored(member, folder) for member in value)
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 
 def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
+    """Print a warning for each variable that begins with HOTPLATE_ and resembles one of *settings*."""
     known = {setting.variable for setting in settings if setting.variable}
     for name in sorted(os.environ.keys() - known):
         if name.startswith(PREFIX) and (nearest := did_you_mean(name, known, ALIKE)):
