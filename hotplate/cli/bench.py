@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import orjson
 import typer
@@ -16,6 +16,9 @@ from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import Json, err, out, print_json, require_folder, show_report
 from hotplate.report import Report
 from hotplate.stores.options import Argument, Flag
+
+if TYPE_CHECKING:
+    from hotplate.bench.cosmos_emulator.server import RunningEmulator
 
 app = Verbs(
     no_args_is_help=True,
@@ -188,18 +191,8 @@ def cosmos_emulator(
     """
     import uvloop
 
-    from hotplate.bench.cosmos_emulator.server import EmulatorSettings, RunningEmulator, serve
+    from hotplate.bench.cosmos_emulator.server import EmulatorSettings, serve
     from hotplate.stores.cosmos.url import EMULATOR_KEY
-
-    def print_ready(emulator: RunningEmulator) -> None:
-        endpoint = emulator.endpoint
-        if as_json:
-            sys.stdout.write(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode() + "\n")
-            sys.stdout.flush()
-            return
-        out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
-        out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_file or EMULATOR_KEY + ' (published, not a secret)'}")
-        out.print(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
     key = EMULATOR_KEY if key_file is None else key_file.read_text().strip()
@@ -214,4 +207,17 @@ def cosmos_emulator(
         certificate=certificate,
         latency=latency,
     )
-    uvloop.run(serve(settings, print_ready))
+    key_shown = f"{EMULATOR_KEY} (published, not a secret)" if key_file is None else str(key_file)
+    uvloop.run(serve(settings, partial(_print_ready, key_shown=key_shown, as_json=as_json)))
+
+
+def _print_ready(emulator: "RunningEmulator", *, key_shown: str, as_json: bool) -> None:
+    """Print where the emulator listens; *key_shown* is its key, or the file that holds it."""
+    endpoint = emulator.endpoint
+    if as_json:
+        sys.stdout.write(orjson.dumps({"endpoint": endpoint, "ports": emulator.ports}).decode() + "\n")
+        sys.stdout.flush()
+        return
+    out.print(f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)")
+    out.print(f"store: cosmos+{endpoint}DATABASE, key: {key_shown}")
+    out.print(f"metrics: {endpoint}__emulation/metrics, faults: {endpoint}__emulation/faults")

@@ -59,16 +59,15 @@ def find(users: Sequence[str], places: Places) -> None:
 
 
 def _search(users: Sequence[str], places: Places) -> _Elsewhere:
-    for path in (*places.backups, *places.models):  # before anything is erased
+    """Search backups, model folders and events; StoreMisused for a missing folder, before anything is erased."""
+    for path in (*places.backups, *places.models):
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
     folders = [_LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url) for url in places.events]
     names = {folder: folder.names() for folder in folders}
     holding = {str(path): _in_model(path, users) for path in places.models}
     holding |= {folder.shown: _in_events(folder, names[folder], users) for folder in folders}
-    for path in places.backups:
-        releases = with_store(f"file://{path.absolute()}", lambda opened: find_users(opened, users)).holding
-        holding[str(path)] = sorted({user for held in releases.values() for user in held})
+    holding |= {str(path): _in_backup(path, users) for path in places.backups}
     searched = {"backups": places.backups, "model folders": places.models, "events": places.events}
     unchecked = ["other stores", *(kind for kind, paths in searched.items() if not paths)]
     if any(is_open_segment(name) for segments in names.values() for name in segments):
@@ -77,6 +76,7 @@ def _search(users: Sequence[str], places: Places) -> _Elsewhere:
 
 
 def _print(erasure: Erasure, elsewhere: _Elsewhere, places: Places, state: str) -> None:
+    """Print what is erased, with *state* as the verb of the first sentence, and what still holds the users."""
     facts = {
         **asdict(erasure),
         "store": shown_store(places.store, as_json=True),
@@ -104,7 +104,14 @@ def _quoted(users: Iterable[str]) -> str:
     return ", ".join(map(repr, users))
 
 
+def _in_backup(folder: Path, users: Sequence[str]) -> list[str]:
+    """Return the users that a release of a backup holds, sorted."""
+    releases = with_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
+    return sorted({user for held in releases.values() for user in held})
+
+
 def _in_model(folder: Path, users: Sequence[str]) -> list[str]:
+    """Return the users that a model was trained on, in the given order."""
     from hotplate.offline.model import load  # an extra
 
     known = set(load(folder).matrix.user_ids)
@@ -112,6 +119,7 @@ def _in_model(folder: Path, users: Sequence[str]) -> list[str]:
 
 
 def _in_events(folder: SegmentFolder | _LocalFolder, names: Iterable[str], users: Sequence[str]) -> list[str]:
+    """Return the users in the segments among *names*, or in the file of consumed items, in the given order."""
     wanted = set(users)
     present = set[str]()
     for name in names:

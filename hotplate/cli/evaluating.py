@@ -1,6 +1,7 @@
 """The work of `hotplate evaluate`: lists of files, models and releases against the choices of users."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -55,7 +56,12 @@ def compare(first: str, second: str, truth: Path, flags: ListFlags) -> int:
 def _read(
     truth: Path, origins: Sequence[str], flags: ListFlags, *, train: Path | None = None, rating: str | None = None
 ) -> tuple[Evaluator, list[Candidate]]:
-    columns = {"user": flags.user_column, "item": flags.item_column}
+    """Return the measurement of *origins*, and their lists.
+
+    *rating* is a column of *truth*, *train* a file of earlier interactions; without it, those of the first model are
+    taken that has any.
+    """
+    columns = {"user": flags.columns.user, "item": flags.columns.item}
     choices = read_truth(truth, columns | {"rating": rating}, flags.delimiter)
     candidates = [_candidate(origin, choices.pairs, flags) for origin in origins]
     history = next((candidate.history for candidate in candidates if candidate.history is not None), None)
@@ -65,6 +71,7 @@ def _read(
 
 
 def _candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candidate:
+    """Return the lists of a store's release, a model folder or files, of the users in *pairs* (user, item)."""
     if is_store_url(origin):
         url, _, release_id = origin.partition("#")
 
@@ -75,5 +82,4 @@ def _candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candidate:
         return with_store(url, read)
     if is_model(Path(origin)):
         return from_model(load(origin), origin, pairs, flags.k)
-    columns = {"user": flags.user_column, "item": flags.item_column, "score": flags.score_column}
-    return from_files(origin, pairs, flags.k, columns, Format(flags.delimiter))
+    return from_files(origin, pairs, flags.k, asdict(flags.columns), Format(flags.delimiter))

@@ -40,6 +40,7 @@ def _report_json(counts: EventReport, compared: ArmReport | None) -> dict[str, o
 
 
 def _print_arms(compared: ArmReport, headings: Sequence[str]) -> None:
+    """Print users, mean and users needed of both arms of an experiment, the verdict, and when it ends."""
     means = [f"{mean:.4g}" for mean in compared.means]
     arm_a, arm_b = zip(compared.users, means, compared.users_needed or ("", ""), strict=True)
     out.print(table(headings, (("A", *arm_a), ("B", *arm_b))))
@@ -65,6 +66,7 @@ def _print_counts(counts: EventReport) -> None:
 
 
 async def _arm_events(goal: str, store: Store) -> ArmEvents:
+    """Return what counts events of the store's experiment by arm; ReleaseNotFound without an experiment."""
     catalogue = await store.catalogue()
     if catalogue.experiment is None:
         raise ReleaseNotFound("no experiment was started in this store; `hotplate releases canary --days` starts one")

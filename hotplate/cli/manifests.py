@@ -49,14 +49,18 @@ def print_metrics(manifest: Manifest) -> None:
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return
-    now = quality.model
-    before = quality.as_trained.model
-    out.print(f"  as published, nDCG@{quality.k} is {now['ndcg']:.4f}; in training it was {before['ndcg']:.4f}")
-    figures = {"coverage": "coverage", "list_similarity": "similarity within a list"}
+    published = quality.model
+    trained = quality.as_trained.model
+    out.print(f"  as published, nDCG@{quality.k} is {published['ndcg']:.4f}; in training it was {trained['ndcg']:.4f}")
+    names = {"coverage": "coverage", "list_similarity": "similarity within a list"}
     if quality.new_days == quality.as_trained.new_days:
-        figures["new_items"] = f"items of the last {quality.new_days} days"
-    compared = [name for name in figures if name in now and name in before]
-    out.print(f"  {', '.join(f'{figures[name]} {now[name]:.4f} ({before[name]:.4f})' for name in compared)}")
+        names["new_items"] = f"items of the last {quality.new_days} days"
+    compared = [
+        f"{name} {published[metric]:.4f} ({trained[metric]:.4f})"
+        for metric, name in names.items()
+        if metric in published and metric in trained
+    ]
+    out.print(f"  {', '.join(compared)}")
 
 
 def print_attributes(manifest: Manifest) -> None:

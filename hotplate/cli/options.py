@@ -131,6 +131,15 @@ class PublishFlags(ReleaseFlags):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListColumns:
+    """The columns of computed lists by role; None looks for a usual name."""
+
+    user: Annotated[str | None, Flag("The column of the user.", INPUT, "user-column")] = None
+    item: Annotated[str | None, Flag("The column of the item.", INPUT, "item-column")] = None
+    score: Annotated[str | None, Flag("The column of the score.", INPUT, "score-column")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportFlags(ReleaseFlags):
     """The arguments and flags of `import`."""
 
@@ -142,9 +151,7 @@ class ImportFlags(ReleaseFlags):
             urls=True,
         ),
     ] = ()
-    user_column: Annotated[str | None, Flag("The column of the user.", INPUT)] = None
-    item_column: Annotated[str | None, Flag("The column of the item.", INPUT)] = None
-    score_column: Annotated[str | None, Flag("The column of the score.", INPUT)] = None
+    columns: ListColumns = field(default_factory=ListColumns)
     title_column: Annotated[str | None, Flag("The column of the title.", INPUT)] = None
     titles: Annotated[Path | None, Flag("A file of item and title, if the lists have no titles.", INPUT, urls=True)] = (
         None
@@ -172,9 +179,7 @@ class ListFlags:
     """The flags that describe lists and the truth."""
 
     k: Annotated[int, Flag("The first items of each list to measure.", name="-k", at_least=1, at_most=1000)] = 10
-    user_column: Annotated[str | None, Flag("The column of the user.")] = None
-    item_column: Annotated[str | None, Flag("The column of the item.")] = None
-    score_column: Annotated[str | None, Flag("The column of the score.")] = None
+    columns: ListColumns = field(default_factory=ListColumns)
     delimiter: Delimiter = None
     as_json: Json = False
 

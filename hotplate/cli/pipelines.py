@@ -1,4 +1,7 @@
-"""Pipelines of `hotplate run`: their files, their jobs, and what is printed and sent about a run."""
+"""Pipelines of `hotplate run`: their files, their jobs, and the summaries and metrics of a run.
+
+A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what they describe; an attempt runs a job once.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -103,21 +106,18 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 
 def read_job(pipeline: PipelineFile) -> Job:
-    """Return the job of a pipeline; SettingError for invalid or contradicting options."""
+    """Return the job of a pipeline; SettingError for invalid or contradicting options.
+
+    Whatever can be checked without data is checked here, so that no training ends in a misspelt option.
+    """
     trained: TrainFlags = pipeline.read("train", TrainFlags)
     flags: PublishFlags = pipeline.read("publish", PublishFlags)
     published = publishing.checked(flags)
-    bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
-    gates = tuple({gate.name: gate for gate in (*bounds_of(published.settings), *bounds)}.values())
-    if trained.engine == "spark":
-        raise SettingError(f"{pipeline.path}: a run trains on this machine; use train and publish for Spark.")
-    if trained.register is not None or trained.track:
-        from hotplate.offline.mlflow_models import Target  # an extra: fails now if it is not installed
-
-        Target.of(trained.register or "any")
     named = read_lists(pipeline, flags)
-    check_names(gates, ["", *named])
     settings = training.settings_of(trained)
+    gates = _read_gates(pipeline, published.settings)
+    check_names(gates, ["", *named])
+    _check_training(trained, pipeline.path)
     _check_gates(gates, settings)
     if flags.fold_in:
         _check_factors(settings, f"{pipeline.path}, [publish]")
@@ -153,7 +153,25 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
     return named
 
 
+def _read_gates(pipeline: PipelineFile, settings: PublishSettings) -> tuple[Gate, ...]:
+    """Return the gates of [publish], and those of [gates], which replace gates of the same name."""
+    gates = {gate.name: gate for gate in bounds_of(settings)}
+    gates |= {gate.name: gate for gate in parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")}
+    return tuple(gates.values())
+
+
+def _check_training(trained: TrainFlags, path: Path) -> None:
+    """Raise SettingError if a run cannot train so; DataError for an invalid name of a model."""
+    if trained.engine == "spark":
+        raise SettingError(f"{path}: a run trains on this machine; use train and publish for Spark.")
+    if trained.register is not None or trained.track:
+        from hotplate.offline.mlflow_models import Target  # an extra: fails now if it is not installed
+
+        Target.of(trained.register or "any")
+
+
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
+    """Raise SettingError for a gate whose metric the training will not measure."""
     split = settings.split
     known = metric_names()
     if not isinstance(split, SplitOptions) or split.kind != "held-out-users":
@@ -163,6 +181,7 @@ def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
 
 
 def _check_factors(settings: TrainSettings, where: str) -> None:
+    """Raise SettingError if the model may have no item factors, which folding in needs."""
     searched = settings.tuning
     has_factors = isinstance(settings.params, ALSParams) if searched is None else searched.engine == "als"
     if not has_factors:
@@ -170,6 +189,7 @@ def _check_factors(settings: TrainSettings, where: str) -> None:
 
 
 def _paths_in(flags: object) -> Iterator[Path]:
+    """Yield the files that options name; a run whose files and options are unchanged has nothing to do."""
     for setting, value in values_of(flags):
         if setting.kind is Path and value is not None:
             yield from value if setting.many else [value]
@@ -185,6 +205,7 @@ def _write_lists(lists: ModelLists | NamedLists, store: str, settings: PublishSe
 
 
 def _default_folder(pipeline: Path) -> Path:
+    """Return a folder next to the default store, of its own for each path of a pipeline."""
     place = xxhash.xxh3_64_hexdigest(str(pipeline.resolve()).encode())[:8]
     return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
@@ -199,6 +220,7 @@ def _print_steps(job: Job, folder: Path) -> None:
 
 @contextmanager
 def _printed(summary: dict[str, Any]) -> Iterator[None]:
+    """Print the summary at the end, also of a failed run."""
     try:
         yield
     finally:
@@ -207,11 +229,14 @@ def _printed(summary: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[None]:
+    """Add the failure and the end of a run to its summary, and send the metrics; a failure to send is printed."""
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        summary |= {"outcome": "interrupted"} if interrupted else {"outcome": "failed", "error": str(error)}
+        if isinstance(error, KeyboardInterrupt):
+            summary["outcome"] = "interrupted"
+        else:
+            summary |= {"outcome": "failed", "error": str(error)}
         raise
     finally:
         summary["ended_at"] = time()
@@ -233,21 +258,43 @@ def _send_metrics(target: object, summary: Mapping[str, Any]) -> None:
 
 
 def _registry(summary: Mapping[str, Any]) -> CollectorRegistry:
+    """Return the metrics of a run, each with the label `pipeline`."""
+    gauges = [
+        _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary["ended_at"]}),
+        _Gauge(
+            "outcome",
+            "1 for the outcome of the last run.",
+            {outcome: outcome == summary["outcome"] for outcome in OUTCOMES},
+            label="outcome",
+        ),
+        _Gauge("duration_seconds", "Duration of each step of the last run.", summary.get("seconds", {}), label="step"),
+        _Gauge("metric", "Metrics of the model of the last run.", summary.get("metrics", {}), label="metric"),
+        _Gauge(
+            "gates_failed",
+            "Number of failed gates.",
+            {"": sum(not gate["passed"] for gate in summary.get("gates", ()))},
+        ),
+    ]
+    succeeded = {"": summary["succeeded_at"]} if summary.get("succeeded_at") else {}
+    gauges.append(_Gauge("last_success_timestamp_seconds", "Time of the last success.", succeeded))
     registry = CollectorRegistry()
-    pipeline = summary["pipeline"]
-    failed = sum(not gate["passed"] for gate in summary.get("gates", ()))
-    succeeded_at = summary.get("succeeded_at")
-    gauges: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (
-        ("last_success_timestamp_seconds", "Time of the last success.", "", {"": succeeded_at} if succeeded_at else {}),
-        ("last_timestamp_seconds", "End of the last run.", "", {"": summary["ended_at"]}),
-        ("outcome", "1 for the outcome of the last run.", "outcome", {k: k == summary["outcome"] for k in OUTCOMES}),
-        ("duration_seconds", "Duration of each step of the last run.", "step", summary.get("seconds", {})),
-        ("metric", "Metrics of the model of the last run.", "metric", summary.get("metrics", {})),
-        ("gates_failed", "Number of failed gates.", "", {"": failed}),
-    )
-    for name, text, label, values in gauges:
-        labels = ("pipeline", label) if label else ("pipeline",)
-        gauge = Gauge(f"hotplate_run_{name}", text, labels, registry=registry)
-        for key, value in values.items():
-            gauge.labels(pipeline, *([key] if label else [])).set(value)
+    for gauge in gauges:
+        gauge.register(registry, summary["pipeline"])
     return registry
+
+
+@dataclass(frozen=True, slots=True)
+class _Gauge:
+    """A metric `hotplate_run_NAME`, with values by *label*; by "" for one value without it."""
+
+    name: str
+    text: str
+    values: Mapping[str, float]
+    label: str = ""
+
+    def register(self, registry: CollectorRegistry, pipeline: str) -> None:
+        labels = ("pipeline", self.label) if self.label else ("pipeline",)
+        gauge = Gauge(f"hotplate_run_{self.name}", self.text, labels, registry=registry)
+        for key, value in self.values.items():
+            label_values = (pipeline, key) if self.label else (pipeline,)
+            gauge.labels(*label_values).set(value)

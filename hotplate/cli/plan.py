@@ -83,13 +83,11 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
-    prices = flags.prices
+    prices = flags.prices or price_list.OURS
     if flags.prices_from_azure:
-        prices = _write_prices(*flags.prices_from_azure, prices or Path("prices.toml"))
-        origins = (flags.assume, flags.source, flags.check, flags.from_report, flags.from_release)
-        if not any((*origins, *values.values())):
+        prices = _write_prices(*flags.prices_from_azure, flags.prices or Path("prices.toml"))
+        if not _has_inputs(flags, values):
             return
-    prices = prices or price_list.OURS
     file = flags.source or flags.check
     baseline = None if file is None else read_baseline(file)
     command_line = _command_line(flags, values)
@@ -105,7 +103,14 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     _finish(capacity_plan, planned, flags, baseline)
 
 
+def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
+    """Return whether there is anything to plan for, besides prices."""
+    origins = (flags.assume, flags.source, flags.check, flags.from_report, flags.from_release)
+    return any((*origins, *values.values()))
+
+
 def _finish(capacity_plan: CapacityPlan, planned: Report, flags: PlanFlags, baseline: Baseline | None) -> None:
+    """Write what *flags* want written, print the report or one figure's formulas, and exit with the report's code."""
     if flags.why is not None and flags.why not in capacity_plan.figures:
         raise inputs.PlanMisused(
             f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
@@ -140,6 +145,7 @@ signed(plan, list(_parameters()))
 
 
 def _command_line(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:
+    """Return the inputs of the page's query, of --set and of flags; later ones win. PlanMisused if not NAME=VALUE."""
     assumed = dict[str, object]()
     for assumption in flags.assume:
         name, equals, value = assumption.partition("=")
@@ -164,8 +170,10 @@ def _open_page(
     charges: Charges,
     sweep: Report | None,
 ) -> None:
+    """Serve the planner as a page until Ctrl-C, first with the inputs of the command line."""
     from hotplate.bench.planner import planner_page  # loads aiohttp
 
+    # Options that its inputs do not replace; the page shows them in its command.
     named = [
         ("--from", flags.source or flags.check),
         *(("--from-report", path) for path in flags.from_report),
@@ -218,6 +226,7 @@ def _write_prices(region: str, currency: str, path: Path) -> Path:
 
 
 def _print_formulas(capacity_plan: CapacityPlan, name: str) -> None:
+    """Print a figure with its formula and source, and below it the figures of the formula."""
     for depth, figure in explain(capacity_plan.figures, name):
         formula = f" = {figure.formula}" if figure.formula else ""
         source = f"   [{figure.source}]" if figure.source else ""

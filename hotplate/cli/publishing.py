@@ -1,8 +1,12 @@
-"""The work of `hotplate publish` and `hotplate import`."""
+"""The work of `hotplate publish` and `hotplate import`.
+
+Both make sources of lists (of a model, of files, or several by name) and hand them to `publish_lists`. Lists are kept
+by name; the name of the default list is empty. The first of several named lists is also stored as the default one.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -147,6 +151,7 @@ def publish_models(flags: PublishFlags) -> None:
 def _model_lists(
     folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage
 ) -> ModelLists | NamedLists:
+    """Load the model of each list, once for lists of the same folder, and measure the lists as they are published."""
     models = {folder: load(folder) for folder in {*folders.values()}}
     sources = {
         name: ModelLists.of(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
@@ -173,6 +178,7 @@ def _folders_of(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path], li
 
 
 def _record(uris: Sequence[str], store: str, release: ReleaseId) -> None:
+    """Tag the models of MLflow with the release that is made of them; a failure is only printed."""
     for uri in uris:
         from hotplate.offline import mlflow_models  # an extra
 
@@ -199,6 +205,7 @@ def import_lists(flags: ImportFlags) -> None:
             imported[name] = ImportedLists(own, scratch, on_progress, names[name])
         return as_source(imported)
 
+    # The report names the files of the first list.
     first = next(iter(lists.values()))
     files = first.lists or [path for path in (first.similar, first.popular) if path is not None][:1]
     with temporary_folder("import") as folder:
@@ -206,18 +213,14 @@ def import_lists(flags: ImportFlags) -> None:
 
 
 def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
+    """Return how a list is read from files; the default list also has the attributes of the release."""
     settings = ImportSettings(
         lists=flags.lists[0] if flags.lists else None,
         more=flags.lists[1:],
         popular=flags.popular,
         similar=flags.similar,
         titles=flags.titles,
-        columns={
-            "user": flags.user_column,
-            "item": flags.item_column,
-            "score": flags.score_column,
-            "title": flags.title_column,
-        },
+        columns={**asdict(flags.columns), "title": flags.title_column},
         form=flags.text,
         length=flags.list_length,
     )
@@ -228,6 +231,7 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
 
 @contextmanager
 def _computed_on(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
+    """Yield a function that returns the source of lists: themselves, or with --master one that Spark computes."""
     if flags.master is None:
         yield lambda lists: lists
         return
@@ -297,23 +301,29 @@ def write_lists(read: Callable[[OnStage], AnyLists], flags: ReleaseFlags, import
 
 
 async def _check_store(store: Store) -> None:
+    """Raise StoreError if the store cannot be read, before lists are computed, and print its warnings."""
     await store.catalogue()
     for sentence in await warnings_of(store):
         err.print(f"warning: {sentence}")
 
 
 async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> tuple[Plan, WriteResult]:
-    """Write to a stand-in for *store*, compared with the live release of the store itself."""
+    """Write to a stand-in for *store*, compared with the live release of the store itself.
+
+    Returns what the store would take, and the result in the stand-in, to which gates are applied by the caller.
+    """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
         settings = replace(settings, encoding=default_encoding(store))
-    written: list[WriteResult] = []
+    results = list[WriteResult]()
 
-    async def run(stand_in: Store) -> Manifest:
-        written.append((await publish(lists, stand_in, settings, live_in=store, on_progress=report)).result)
-        return written[-1].manifest
+    async def write(stand_in: Store) -> Manifest:
+        written = await publish(lists, stand_in, settings, live_in=store, on_progress=report)
+        results.append(written.result)
+        return written.result.manifest
 
-    return await rehearse(store, run), written[-1]
+    plan = await rehearse(store, write)
+    return plan, results[-1]
 
 
 def _dry_run_json(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> dict[str, Any]:
@@ -347,11 +357,13 @@ def _gates_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _rows_read(manifest: Manifest) -> dict[str, Any]:
+    """Return the arguments of `print_rows_read` for the files of an import."""
     origin = manifest.origin
     return {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
 
 
 def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, Any]:
+    """Return what --json prints of a release; of an import also the rows read and left out."""
     manifest = written.result.manifest
     arm = flags.settings.arm
     facts = {
@@ -368,6 +380,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
 
 
 def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) -> None:
+    """Print the state of a release, its rules, attributes, metrics and gates, and the releases that were erased."""
     manifest = written.result.manifest
     if imported is not None:
         print_rows_read(imported, **_rows_read(manifest))

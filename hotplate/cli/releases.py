@@ -343,11 +343,13 @@ def repair(
 
 
 def _print_done(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
+    """Print the fields as JSON, or the sentence, with the store that was changed."""
     facts = {"store": shown_store(store, as_json=True), **fields}
     print_result(facts, f"{sentence} in {shown_store(store)}", as_json=as_json)
 
 
 def _state(catalogue: Catalogue, entry: Release) -> str:
+    """Return a release's state in words: gates that refused it, its arm of an experiment, its share as a canary."""
     state = str(entry.state)
     if entry.refused_by and entry.state in ("ready", "withdrawn"):
         state = f"refused by {', '.join(entry.refused_by)}"

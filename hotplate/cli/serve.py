@@ -78,19 +78,20 @@ def lookup(
         await reader.tiers[0].follower.refresh()
         return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), Selection(n))
 
-    listed = with_store(store, read)
-    facts: dict[str, object] = {"user": user, "release": listed.release}
-    if listed.canary:
+    answer = with_store(store, read)
+    origin = answer.source
+    facts: dict[str, object] = {"user": user, "release": answer.release}
+    if answer.canary:
         facts["canary"] = True
-    if listed.list:
-        facts["list"] = listed.list
-    facts |= {"source": listed.source, "items": listed.items}
-    source = f"{listed.source} in {listed.list}" if listed.list else listed.source
-    role = ", the canary" if listed.canary else ""
-    rows = [(item["id"], item["score"], item.get("title")) for item in listed.items]
+    if answer.list:
+        facts["list"] = answer.list
+        origin += f" in {answer.list}"
+    facts |= {"source": answer.source, "items": answer.items}
+    role = ", the canary" if answer.canary else ""
+    rows = [(item["id"], item["score"], item.get("title")) for item in answer.items]
     print_result(
         facts,
-        f"{user}: {source}, release {listed.release}{role}",
+        f"{user}: {origin}, release {answer.release}{role}",
         table(("item", "score", "title"), rows),
         as_json=as_json,
     )

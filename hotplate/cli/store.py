@@ -161,6 +161,7 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
+    """Return the releases that a store has data of, with their states in the new catalogue, if one was written."""
     states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
     releases = [
         asdict(release.manifest)
@@ -178,6 +179,7 @@ def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, obj
 
 
 def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> None:
+    """Print the same as text; *store* is its URL as shown."""
     rows = [
         (
             release.ref.id,
@@ -204,6 +206,10 @@ def _copy(
     *,
     as_json: bool,
 ) -> None:
+    """Back up or restore a file:// store by *act*, and print *sentence* with what was copied.
+
+    *verb* names the progress bar. Raises StoreMisused for a store of another kind.
+    """
     from hotplate.stores.file.store import LmdbStore
 
     with progress_bars() as on_progress:

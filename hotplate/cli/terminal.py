@@ -42,7 +42,7 @@ CLEAN_UP_S = 0.5
 # Off a terminal, earlier stages are not reported.
 QUIET_S = 5.0
 
-# Ids in the first column are wrapped beyond this width.
+# Longer ids in the first column of a table are wrapped; others stay whole, for copying.
 WIDEST_ID = 24
 
 # Exit codes; a gate or a running canary refuses.
@@ -94,12 +94,12 @@ def show_report(report: Report, *, as_json: bool) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return a plain table; ids in the first column are not wrapped, for copying."""
+    """Return a plain table; None is an empty cell."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    has_short_ids = all(len(row[0]) <= WIDEST_ID for row in cells)
     for place, heading in enumerate(headings):
-        longest = max((len(row[0]) for row in cells), default=0)
-        grid.add_column(heading, overflow="fold", no_wrap=place == 0 and longest <= WIDEST_ID)
+        grid.add_column(heading, overflow="fold", no_wrap=place == 0 and has_short_ids)
     for row in cells:
         grid.add_row(*row)
     return grid
@@ -127,9 +127,9 @@ def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: 
 def print_error(error: BaseException, *, as_json: bool) -> int:
     """Print an expected error as one sentence, and return its exit code; raises others again."""
     sentence, code = _sentence(error)
-    first = sentence.partition(" ")[0]
+    first_word = sentence.partition(" ")[0]
     arguments = {argument.rpartition("=")[2] for argument in sys.argv[2:]}
-    if first.isalpha() and first not in arguments:  # not a path, URL or name
+    if first_word.isalpha() and first_word not in arguments:  # neither a path, a URL nor a name of the user's
         sentence = sentence[:1].upper() + sentence[1:]
     if not sentence.endswith("?"):
         sentence = sentence.rstrip(".") + "."
@@ -179,6 +179,7 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
 
 
 def _stage_lines() -> "OnStage":
+    """Return a function that prints a line when a stage begins, once the command has taken `QUIET_S`."""
     start = perf_counter()
     begun = set[str]()
 
@@ -249,6 +250,7 @@ def interruptible(work: Callable[[], T]) -> T:
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
+    """Return the sentence and the exit code of an expected error; raises another one again, with its traceback."""
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):
@@ -257,9 +259,14 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         return str(error), REFUSED
     if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
-    if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
-        extra = "bench" if sys.argv[1:2] == ["bench"] and missing in {"numpy", "scipy"} else EXTRAS[missing]
-        return f"the extra {extra!r} ({missing}) is not installed; install it with: {install_command(extra)}", FAILED
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(missing)
+        if sys.argv[1:2] == ["bench"] and missing in {"numpy", "scipy"}:  # also of `offline`
+            extra = "bench"
+        if extra is not None:
+            command = install_command(extra)
+            return f"the extra {extra!r} ({missing}) is not installed; install it with: {command}", FAILED
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         return f"{reason}: {error.filename}" if error.filename else reason, FAILED

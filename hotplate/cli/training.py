@@ -96,8 +96,12 @@ def print_training(settings: TrainSettings, model: Path, *, as_json: bool = Fals
 
 
 def _size_of(data: Iterable[DataSource]) -> int:
+    """Return the bytes of the local files among *data*."""
     size = 0
-    for path in (Path(source) for source in data if isinstance(source, str | Path)):
+    for source in data:
+        if not isinstance(source, str | Path):
+            continue
+        path = Path(source)
         files = path.rglob("*") if path.is_dir() else [path]
         size += sum(file.stat().st_size for file in files if file.is_file())
     return size
@@ -105,6 +109,7 @@ def _size_of(data: Iterable[DataSource]) -> int:
 
 @contextmanager
 def _session(engine: Engine | None, master: str | None) -> Iterator[None]:
+    """Keep a session of Spark, if *engine* is Spark; SettingError if a *master* is given for another engine."""
     if engine != "spark":
         if master is not None:
             raise SettingError(f"--master {master} is for --engine spark; give both or none.")
@@ -136,12 +141,14 @@ def print_report(report: TrainReport) -> None:
 
 
 def _model_in_words(report: TrainReport) -> str:
+    """Return the engine and its parameters, and how they were found."""
     model = described(report.model.params)
-    if report.search is None:
+    search = report.search
+    if search is None:
         return f"{model}. {report.tuning_note}"
-    tried = f"the best of {len(report.search.trials)} tried in {report.seconds['tune']:.0f} s"
-    best = report.search.trials[report.search.best]
-    return f"{model}: {tried} (nDCG@{report.search.k} {best.ndcg:.4f} on the inner split)"
+    best = search.trials[search.best]
+    tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
+    return f"{model}: {tried} (nDCG@{search.k} {best.ndcg:.4f} on the inner split)"
 
 
 def _origins(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
