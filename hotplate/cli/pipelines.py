@@ -285,7 +285,7 @@ def _registry(summary: Mapping[str, Any]) -> CollectorRegistry:
 
 @dataclass(frozen=True, slots=True)
 class _Gauge:
-    """A metric `hotplate_run_NAME`, with values by *label*; by "" for one value without it."""
+    """A metric of a run: its name after hotplate_run_, and values by *label*, or one value by "" without a label."""
 
     name: str
     text: str
