@@ -79,14 +79,14 @@ def test_closing_ends_calls_of_other_threads() -> None:
         held.wait(0)
 
 
-def test_its_own_thread_may_close_it() -> None:
+def test_background_thread_may_close_itself() -> None:
     held = Held(made, closed)
     held.close_here(held)  # as a finalizer may
     with pytest.raises(ValueError, match="closed"):
         held.wait(0)
 
 
-def test_an_object_that_is_dropped_ends_its_thread() -> None:
+def test_dropped_object_ends_its_thread() -> None:
     before = threads()
     held = Held(made, closed)
     assert held.wait(0) == "object"
@@ -96,5 +96,5 @@ def test_an_object_that_is_dropped_ends_its_thread() -> None:
     until(lambda: not threads() - before)
 
 
-def test_forks_while_the_loop_uses_an_executor_end() -> None:
+def test_process_forked_during_executor_use_exits() -> None:
     subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, timeout=UNTIL_S, check=True)

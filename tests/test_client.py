@@ -129,8 +129,8 @@ def in_time(call: Callable[[], Any]) -> Any:  # noqa: ANN401 -- what the call re
     return ended[0]
 
 
-def ids(found: hotplate.Answer) -> list[str]:
-    return [item["id"] for item in found.items]
+def ids(answer: hotplate.Answer) -> list[str]:
+    return [item["id"] for item in answer.items]
 
 
 def calls(client: Any) -> list[Callable[..., Any]]:  # noqa: ANN401 -- either client
@@ -152,12 +152,12 @@ def learnt(connect: Open, url: str, **options: Any) -> Any:  # noqa: ANN401 -- e
     return Impatient(client)
 
 
-def test_each_method_returns_what_the_service_answers(service: Service, connect: Open) -> None:
+def test_each_method_returns_the_service_answer(service: Service, connect: Open) -> None:
     client = connect(service.url)
-    found = client.recommendations("42", 2)
-    assert (ids(found), found.source, found.tier, found.failure) == (["a", "b"], "personal", "file", None)
-    assert found.items[0] == {"id": "a", "score": 1.0, "title": "Title a"}
-    assert found.release == service.get("/v1/popular").json["release"]
+    answer = client.recommendations("42", 2)
+    assert (ids(answer), answer.source, answer.tier, answer.failure) == (["a", "b"], "personal", "file", None)
+    assert answer.items[0] == {"id": "a", "score": 1.0, "title": "Title a"}
+    assert answer.release == service.get("/v1/popular").json["release"]
     assert client.recommendations("42", 1, exclude=["a"], fields=("id",)).items == [{"id": "b"}]
     unknown = client.recommendations("nobody", segment="France")
     assert (ids(unknown), unknown.source) == (["vin", "pain"], "popular")
@@ -172,7 +172,7 @@ def test_each_method_returns_what_the_service_answers(service: Service, connect:
     assert ids(client.recommendations("42", exclude=ODD_IDS[:-1])) == ["a", "b", "c", "p1", "p2", "p3", "p4"]
 
 
-def test_a_request_that_is_wrong_is_refused_even_if_a_list_is_remembered(service: Service, connect: Open) -> None:
+def test_invalid_request_is_refused_despite_a_remembered_list(service: Service, connect: Open) -> None:
     client = learnt(connect, service.url)
     with pytest.raises(hotplate.RequestRefused, match="400 bad-parameter") as refused:
         client.recommendations("42", segment="x" * 300, timeout_s=AMPLE_S)
@@ -199,20 +199,20 @@ def test_popular_list_replaces_a_failing_service_within_the_deadline(
     client = learnt(connect, proxy.url)
     ignorant = connect(proxy.url, SHORT_S)
     proxy.fault = fault
-    single, french, batch, *others = (in_time(call) for call in calls(client))
+    single, french, batch, *more = (in_time(call) for call in calls(client))
     assert ids(french) == ["vin", "pain"]
     excluded = in_time(partial(client.recommendations, "42", segment="France", exclude=["vin", "pain"]))
     assert ids(excluded) == ["p1", "p2", "p3", "p4"]
-    for found in (single, *batch, *others):
-        assert (ids(found), found.source) == (["p1", "p2", "p3", "p4"], "memory")
-        assert proxy.url in found.failure
+    for replaced in (single, *batch, *more):
+        assert (ids(replaced), replaced.source) == (["p1", "p2", "p3", "p4"], "memory")
+        assert proxy.url in replaced.failure
     assert ids(in_time(partial(client.recommendations, "42", 2, exclude=["p1"], fields=("id",)))) == ["p2", "p3"]
     assert isinstance(in_time(partial(ignorant.recommendations, "42")), hotplate.ServiceUnavailable)
     proxy.fault = RELAY
     until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
 
 
-def test_a_service_that_is_killed_and_started_again_is_used_again(folder: Path, connect: Open) -> None:
+def test_restarted_service_is_used_again(folder: Path, connect: Open) -> None:
     with running(folder) as first:
         client = learnt(connect, first.url)
         assert client.recommendations("42", timeout_s=AMPLE_S).source == "personal"
@@ -220,31 +220,32 @@ def test_a_service_that_is_killed_and_started_again_is_used_again(folder: Path, 
             os.kill(process, signal.SIGKILL)
         first.process.wait()
         for call in calls(client):
-            found = in_time(call)
-            assert all(one.source == "memory" and one.items for one in (found if isinstance(found, list) else [found]))
+            answers = in_time(call)
+            assert all(
+                answer.source == "memory" and answer.items
+                for answer in (answers if isinstance(answers, list) else [answers])
+            )
         assert isinstance(in_time(partial(connect(first.url, SHORT_S).popular)), hotplate.ServiceUnavailable)
     with running(folder, "--port", str(first.port)):
         until(lambda: client.recommendations("42", timeout_s=AMPLE_S).source == "personal")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503])
-def test_an_answer_without_lists_is_stood_in_for_with_its_reason(
-    proxy: FaultyProxy, connect: Open, status: int
-) -> None:
+def test_answer_without_lists_is_replaced_with_the_reason(proxy: FaultyProxy, connect: Open, status: int) -> None:
     client = learnt(connect, proxy.url)
     ignorant = connect(proxy.url)
     proxy.fault = answer(status, REFUSAL, Retry_After="3600")
     proxy.requests.clear()
-    (found,) = client.batch(["42"], timeout_s=AMPLE_S)
-    assert (found.source, found.status, len(proxy.requests)) == ("memory", "error", 1)
-    assert f"{status} overloaded: too many batches wait" in found.failure
+    (replaced,) = client.batch(["42"], timeout_s=AMPLE_S)
+    assert (replaced.source, replaced.status, len(proxy.requests)) == ("memory", "error", 1)
+    assert f"{status} overloaded: too many batches wait" in replaced.failure
     assert isinstance(in_time(partial(ignorant.batch, ["42"], timeout_s=AMPLE_S)), hotplate.ServiceUnavailable)
     proxy.fault = RELAY
     assert client.batch(["42"], timeout_s=AMPLE_S)[0].source == "personal"
 
 
 @pytest.mark.parametrize("fault", [DROPPED, RESET])
-def test_a_failure_is_repeated_once_on_another_connection(proxy: FaultyProxy, connect: Open, fault: str) -> None:
+def test_failed_call_is_repeated_once_on_another_connection(proxy: FaultyProxy, connect: Open, fault: str) -> None:
     client = learnt(connect, proxy.url)
     proxy.requests.clear()
     connections = proxy.connections
@@ -260,8 +261,8 @@ def test_a_failure_is_repeated_once_on_another_connection(proxy: FaultyProxy, co
 def test_a_lazy_basket_is_read_in_the_callers_thread(service: Service) -> None:
     here = threading.get_ident()
     with hotplate.Client(service.url, timeout_s=AMPLE_S) as client:
-        found = client.fold_in(item for item in ["a"] if threading.get_ident() == here)
-    assert (ids(found), found.source) == (["b", "c"], "fold-in")
+        answer = client.fold_in(item for item in ["a"] if threading.get_ident() == here)
+    assert (ids(answer), answer.source) == (["b", "c"], "fold-in")
 
 
 @pytest.mark.parametrize("kind", [hotplate.Client, hotplate.AsyncClient])
@@ -288,7 +289,7 @@ def test_a_closed_client_raises_service_unavailable(service: Service) -> None:
         client.popular()
 
 
-async def test_a_call_that_is_late_is_sent_once_beside_idle_connections(proxy: FaultyProxy) -> None:
+async def test_late_call_is_sent_once(proxy: FaultyProxy) -> None:
     async with hotplate.AsyncClient(proxy.url, timeout_s=AMPLE_S) as client:
         await client.popular()
         await asyncio.gather(*(client.recommendations("42") for _ in range(4)))
@@ -321,8 +322,8 @@ def test_an_empty_list_is_not_remembered(proxy: FaultyProxy, connect: Open, monk
     monkeypatch.setattr(module, "REFRESH_S", 0.0)
     client.recommendations("42", timeout_s=AMPLE_S)  # with a list that is due again
     proxy.fault = DROPPED
-    found = client.recommendations("42", timeout_s=AMPLE_S)
-    assert (found.source, bool(found.items)) == ("memory", True)
+    replaced = client.recommendations("42", timeout_s=AMPLE_S)
+    assert (replaced.source, bool(replaced.items)) == ("memory", True)
 
 
 def test_an_answer_without_an_end_is_cut_off(
@@ -331,29 +332,29 @@ def test_an_answer_without_an_end_is_cut_off(
     client = learnt(connect, proxy.url)
     monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10)
     proxy.fault = TRICKLED_BODY
-    found = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
-    assert (found.source, bool(found.items)) == ("memory", True)
-    assert "more than 10 bytes" in found.failure
+    answer = in_time(partial(client.recommendations, "42", timeout_s=AMPLE_S))
+    assert (answer.source, bool(answer.items)) == ("memory", True)
+    assert "more than 10 bytes" in answer.failure
 
 
-def test_a_list_that_its_caller_changes_is_remembered_as_it_was(proxy: FaultyProxy, connect: Open) -> None:
+def test_remembered_list_is_unaffected_by_caller_changes(proxy: FaultyProxy, connect: Open) -> None:
     client = learnt(connect, proxy.url)
     proxy.fault = DROPPED
     for _ in range(2):
-        found = client.recommendations("42")
-        assert (ids(found), found.source) == (["p1", "p2", "p3", "p4"], "memory")
-        found.items[0]["id"] = "changed"
+        answer = client.recommendations("42")
+        assert (ids(answer), answer.source) == (["p1", "p2", "p3", "p4"], "memory")
+        answer.items[0]["id"] = "changed"
 
 
 @pytest.mark.parametrize("method", ["recommendations", "similar", "batch"])
-def test_a_list_of_somebody_else_is_never_returned(proxy: FaultyProxy, connect: Open, method: str) -> None:
+def test_list_of_another_user_is_never_returned(proxy: FaultyProxy, connect: Open, method: str) -> None:
     client = learnt(connect, proxy.url)
     other = b'{"user":"43","item":"b","items":[{"id":"x","score":1.0}],"source":"personal","release":"r","tier":"t"}'
     proxy.fault = answer(200, b'{"release":"r","results":[%b]}' % other if method == "batch" else other)
-    found = getattr(client, method)(["42"] if method == "batch" else "42", timeout_s=AMPLE_S)
-    (one,) = found if isinstance(found, list) else [found]
-    assert (ids(one), one.source) == (["p1", "p2", "p3", "p4"], "memory")
-    assert "an answer for another" in one.failure
+    answers = getattr(client, method)(["42"] if method == "batch" else "42", timeout_s=AMPLE_S)
+    (single,) = answers if isinstance(answers, list) else [answers]
+    assert (ids(single), single.source) == (["p1", "p2", "p3", "p4"], "memory")
+    assert "an answer for another" in single.failure
 
 
 def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> None:
@@ -366,9 +367,9 @@ def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> Non
     proxy.fault = RELAY
     client = learnt(connect, proxy.url, key="s3cret-key")
     proxy.fault = answer(401, echo)
-    found = client.popular(timeout_s=AMPLE_S)
-    assert found.source == "memory"
-    assert "s3cret" not in found.failure
+    popular = client.popular(timeout_s=AMPLE_S)
+    assert popular.source == "memory"
+    assert "s3cret" not in popular.failure
     for url in ("http://name:s3cret@shop.example", "ftp://shop.example", "http://shop.example?key=s3cret"):
         with pytest.raises(ValueError, match="looks like") as wrong:
             connect(url)
@@ -379,9 +380,7 @@ def test_a_key_is_sent_and_never_shown(proxy: FaultyProxy, connect: Open) -> Non
         assert "s3cret" not in str(wrong.value)
 
 
-def test_a_look_up_that_hangs_costs_no_call_more_than_its_deadline(
-    monkeypatch: pytest.MonkeyPatch, connect: Open
-) -> None:
+def test_hanging_dns_lookup_costs_only_the_deadline(monkeypatch: pytest.MonkeyPatch, connect: Open) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: [][over.wait() :])
     client = connect("http://shop.example", 0.02)
@@ -427,8 +426,8 @@ async def test_cancelled_task_leaves_a_shared_client_connection_usable(proxy: Fa
         while "recommendations" not in proxy.requests[-1]:
             await asyncio.sleep(0.01)
         task.cancel()
-        found = await asyncio.gather(*(client.recommendations("42") for _ in range(5)))
-    assert {one.source for one in found} == {"personal"}
+        answers = await asyncio.gather(*(client.recommendations("42") for _ in range(5)))
+    assert {answer.source for answer in answers} == {"personal"}
 
 
 FORKING_AMID_A_CALL = """

@@ -92,7 +92,7 @@ def test_lists_that_are_in_use_are_refused_on_another_loop(tmp_path: Path) -> No
     asyncio.run(use())
 
 
-def test_lists_that_could_not_be_entered_may_be_entered_later(tmp_path: Path) -> None:
+def test_lists_that_failed_to_open_may_be_opened_later(tmp_path: Path) -> None:
     lists = hotplate.open(f"file://{tmp_path / 'store'}", timeout_s=0.0)
 
     async def cancelled() -> None:

@@ -44,8 +44,8 @@ def name_of(module: Path) -> str:
 
 def room_of(name: str) -> str | None:
     """Return the room of the module that is imported as *name*, None for a module of others."""
-    package, _, rest = name.partition(".")
-    room = rest.partition(".")[0]
+    package, _, module = name.partition(".")
+    room = module.partition(".")[0]
     return None if package != "hotplate" else room if room in ROOMS else "hotplate"
 
 
@@ -62,7 +62,7 @@ def imports_of(module: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
+def test_rooms_import_only_allowed_rooms(room: str) -> None:
     for module in modules_of(room):
         inside = module.relative_to(ROOT).parts
         is_benchmark = inside[0] == "bench" and inside[1].startswith("test_")
@@ -72,7 +72,7 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
 
 
-def test_the_emulator_stands_by_itself() -> None:
+def test_emulator_imports_no_other_room() -> None:
     stores = ("hotplate.stores.cosmos.charges.", "hotplate.stores.cosmos.url.")
     allowed = ("hotplate.bench.cosmos_emulator.", "hotplate.bench.errors.", *stores)
     for module in modules_of("bench/cosmos_emulator"):
@@ -81,7 +81,7 @@ def test_the_emulator_stands_by_itself() -> None:
         assert rooms == own, f"{module.relative_to(ROOT)} imports {rooms - own}"
 
 
-def test_nothing_is_imported_or_named_by_its_bare_name() -> None:
+def test_imports_use_the_hotplate_prefix() -> None:
     folders = [ROOT / name for name in (*ROOMS, "k8s", "tests", "docs", ".ci", ".github")]
     for file in [*ROOT.glob("*"), *(file for folder in folders for file in folder.rglob("*"))]:
         if file.is_file() and "__pycache__" not in file.parts:
@@ -91,7 +91,7 @@ def test_nothing_is_imported_or_named_by_its_bare_name() -> None:
             assert not re.search(IMPORTED, text), f"{file.relative_to(ROOT)} imports one"
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_circular_imports() -> None:
     modules = {name_of(module): module for room in ROOMS for module in modules_of(room)}
     graph = {name: imports_of(module) & modules.keys() - {name} for name, module in modules.items()}
     try:
@@ -102,12 +102,12 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_no_test_imports_another() -> None:
     for module in modules_of("tests"):
-        others = {name for name in imports_of(module) if "test_" in name.rpartition(".")[2][:5]}
-        assert not {name for name in others if name.startswith("tests.")}, module
+        imported = {name for name in imports_of(module) if "test_" in name.rpartition(".")[2][:5]}
+        assert not {name for name in imported if name.startswith("tests.")}, module
 
 
 @pytest.mark.parametrize("room", ["stores", "serve", "hotplate"])
-def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
+def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
     of_extras = (
         "hotplate.stores.redis",
         "hotplate.stores.cosmos",

@@ -22,7 +22,7 @@ BUILT = {"dist", "hotplate/serve/connections/lane.*.so"}
 def modules() -> Iterator[Path]:
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
-            if not any(each.is_symlink() for each in (path, *path.parents)):
+            if not any(ancestor.is_symlink() for ancestor in (path, *path.parents)):
                 yield path
 
 
@@ -43,11 +43,11 @@ def names_and_prose(path: Path) -> tuple[set[str], list[str]]:
 
 
 def test_names_in_docstrings_and_comments_exist() -> None:
-    found = {path: names_and_prose(path) for path in modules()}
-    known = VOCABULARY.union(*(names for names, _ in found.values()))
+    by_path = {path: names_and_prose(path) for path in modules()}
+    known = VOCABULARY.union(*(names for names, _ in by_path.values()))
     stale = [
         f"{path.relative_to(ROOT)}: {span}"
-        for path, (_, prose) in found.items()
+        for path, (_, prose) in by_path.items()
         for text in prose
         for span in SPAN.findall(text)
         if NAME.fullmatch(span) and not known.issuperset(span.removesuffix("()").rstrip(".").split("."))
@@ -74,8 +74,8 @@ def configured_paths() -> Iterator[str]:
     yield from tools["hatch"]["build"]["only-include"]
     yield from tools["hatch"]["build"]["targets"]["wheel"]["exclude"]
     for pattern in tools["ruff"]["lint"]["per-file-ignores"]:
-        before, brace, rest = pattern.partition("{")
-        names, _, after = rest.partition("}")
+        before, brace, following = pattern.partition("{")
+        names, _, after = following.partition("}")
         yield from (f"{before}{name}{after}" for name in (names.split(",") if brace else [""]))
 
 
@@ -86,7 +86,7 @@ def test_paths_in_contributing_and_configuration_exist() -> None:
     assert missing == []
 
 
-def test_public_names_are_imported_from_where_type_checkers_see_them() -> None:
+def test_public_names_match_their_typed_imports() -> None:
     module = ast.parse((ROOT / "hotplate/__init__.py").read_text())
     typed = {
         name.asname or name.name: f"{statement.module}:{name.name}"

@@ -54,7 +54,7 @@ def test_variables_name_the_proxy_of_a_url(
 
 
 @pytest.mark.parametrize("value", ["socks5://secret@proxy:1", "https://secret@proxy", "http://"])
-def test_another_kind_of_proxy_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_unsupported_proxy_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
     with pytest.raises(ValueError, match="HTTPS_PROXY is not the URL of a proxy") as refused:
         hotplate.AsyncClient("https://shop.example")

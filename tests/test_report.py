@@ -59,12 +59,12 @@ RU = Report(
         (1.0, "", "1"), (300.0, "USD/month", "300 USD/month"),
     ],
 )  # fmt: skip
-def test_values_have_three_digits_and_the_unit_that_reads_best(value: float, unit: str, text: str) -> None:
+def test_values_have_three_digits_and_a_suitable_unit(value: float, unit: str, text: str) -> None:
     assert format_value(value, unit) == text
 
 
 @given(REPORTS)
-def test_json_gives_the_report_back(report: Report) -> None:
+def test_report_round_trips_through_json(report: Report) -> None:
     assert from_json(json.loads(json.dumps(to_json(report)))) == report
 
 
@@ -77,7 +77,7 @@ def test_any_report_is_printed_and_laid_out(report: Report) -> None:
 @pytest.mark.parametrize("listed", [False, True])
 def test_the_terminal_shows_each_main_figure_once(*, listed: bool) -> None:
     text = printed(Report(kind="ru", sentence=RU.sentence, rows=RU.rows, listed=listed), width=160)
-    assert [text.count(each) for each in ("10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
+    assert [text.count(phrase) for phrase in ("10.3 ms", "assumed", "COMPUTED", "not driven", "80 µs")] == [
         1, 1, 1, 1, 0,
     ]  # fmt: skip
 
@@ -160,7 +160,7 @@ def test_exit_code_is_3_for_a_bad_report_and_1_for_an_unmeasured_one() -> None:
 
 def test_files_are_written_beside_each_other(tmp_path: Path) -> None:
     save(RU, tmp_path / "ru.2026")
-    assert {each.name for each in tmp_path.iterdir()} == {"ru.2026.json", "ru.2026.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ru.2026.json", "ru.2026.html"}
     assert from_json(json.loads((tmp_path / "ru.2026.json").read_text())).row("400 RU/s", "p99") == RU.rows[1]
 
 

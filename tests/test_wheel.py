@@ -61,9 +61,9 @@ def contents(wheel: Path) -> set[str]:
 
 
 def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel: Path) -> None:
-    found = [path for folder in ("hotplate", *MODULES) for path in (ROOT / folder).rglob("*") if path.is_file()]
+    paths = [path for folder in ("hotplate", *MODULES) for path in (ROOT / folder).rglob("*") if path.is_file()]
     names = [
-        path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts and path.suffix != ".so"
+        path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts and path.suffix != ".so"
     ]
     outside = re.compile(r"bench/(test_|conftest\.py|bare\.py|docs_figures\.py|figures)|offline/quality\.py")
     kept = [name for name in names if not outside.match(name)]
@@ -71,7 +71,7 @@ def test_wheel_has_all_package_files_except_those_for_measuring_a_checkout(wheel
 
 
 @pytest.mark.soak
-def test_an_application_with_packages_of_the_same_names_publishes_and_reads(wheel: Path, tmp_path: Path) -> None:
+def test_application_with_packages_of_equal_names_works(wheel: Path, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     application = tmp_path / "application"
     with zipfile.ZipFile(wheel) as archive:
@@ -100,10 +100,10 @@ def test_an_application_with_packages_of_the_same_names_publishes_and_reads(whee
     assert origin == f"{installed}/hotplate/__init__.py"
 
 
-def required(found: Distribution, extras: frozenset[str] = frozenset()) -> dict[str, Distribution]:
+def required(root: Distribution, extras: frozenset[str] = frozenset()) -> dict[str, Distribution]:
     """Return the distributions that one needs, by their names, with those that they need themselves."""
     needed = dict[str, Distribution]()
-    for line in found.requires or ():
+    for line in root.requires or ():
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
@@ -121,13 +121,13 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
     (about,) = packages.glob("hotplate-*.dist-info")
-    for found in required(PathDistribution(about)).values():
-        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
-            (packages / name).symlink_to(Path(str(found.locate_file(name))))
+    for needed in required(PathDistribution(about)).values():
+        for name in {file.parts[0] for file in needed.files or () if file.parts[0] != ".."}:
+            (packages / name).symlink_to(Path(str(needed.locate_file(name))))
     return environment / "bin" / "python"
 
 
-def test_a_site_needs_few_packages_and_shows_lists_with_them(site: Path, tmp_path: Path) -> None:
+def test_site_needs_few_packages_to_show_lists(site: Path, tmp_path: Path) -> None:
     (packages,) = site.parents[1].glob("lib/python*/site-packages")
     folders = {path.name for path in packages.iterdir() if "-info" not in path.name and path.is_dir()}
     assert folders <= {"hotplate", "httpcore2", "h11", "anyio", "idna", "truststore", "__pycache__"}

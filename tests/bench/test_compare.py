@@ -17,7 +17,7 @@ BASE = [10.0, 12.0, 9.0, 11.0, 10.5, 10.0, 11.0, 10.8, 9.7, 10.2]
 def a_report(p99_ms: list[float], *, errors: float = 0.0) -> Report:
     """Make a report of rounds with these percentiles, of which the pooled one is the mean."""
     rows = (
-        mean([1000 * each for each in p99_ms]).row("http://h", "p99", "us"),
+        mean([1000 * latency_ms for latency_ms in p99_ms]).row("http://h", "p99", "us"),
         mean([100.0] * len(p99_ms)).row("http://h", "rate", "/s"),
         Row("http://h", "errors and drops", "share", errors),
     )
@@ -25,34 +25,36 @@ def a_report(p99_ms: list[float], *, errors: float = 0.0) -> Report:
 
 
 def change(report: Report, figure: str = "p99, ms") -> Row:
-    found = report.row(figure, "B / A")
-    assert found is not None
-    return found
+    row = report.row(figure, "B / A")
+    assert row is not None
+    return row
 
 
-def test_a_real_difference_is_a_regression_only_for_the_worse() -> None:
+def test_real_difference_is_a_regression_only_if_worse() -> None:
     base = a_report(BASE)
-    worse = a_report([1.5 * each for each in BASE])
-    found = compare(base, worse)
-    assert found.exit_code == 3
-    assert change(found).value == pytest.approx(1.5)
-    assert found.sentence.startswith("A regression: p99 changed by +50.0 %")
+    worse = a_report([1.5 * latency_ms for latency_ms in BASE])
+    comparison = compare(base, worse)
+    assert comparison.exit_code == 3
+    assert change(comparison).value == pytest.approx(1.5)
+    assert comparison.sentence.startswith("A regression: p99 changed by +50.0 %")
     better = compare(worse, base)
     assert better.exit_code == 0
     assert better.sentence.startswith("An improvement")
-    wild = a_report([each * (2.0 if number in {0, 3, 4, 7, 9} else 0.6) for number, each in enumerate(BASE)])
+    wild = a_report(
+        [latency_ms * (2.0 if number in {0, 3, 4, 7, 9} else 0.6) for number, latency_ms in enumerate(BASE)]
+    )
     assert compare(base, wild).exit_code == 0
     assert "No difference is proven" in compare(base, wild).sentence
     assert "No difference that matters" in compare(base, base).sentence
 
 
 def test_a_stall_in_few_rounds_is_never_called_no_difference() -> None:
-    found = compare(a_report(BASE), a_report([*BASE[:-1], 2_000.0]))
-    assert change(found).value == pytest.approx(209.4 / 10.42, rel=0.01)
-    high = change(found).high
+    comparison = compare(a_report(BASE), a_report([*BASE[:-1], 2_000.0]))
+    assert change(comparison).value == pytest.approx(209.4 / 10.42, rel=0.01)
+    high = change(comparison).high
     assert high is not None
     assert high >= 20
-    assert "No difference that matters" not in found.sentence
+    assert "No difference that matters" not in comparison.sentence
 
 
 def test_few_or_unequal_rounds_cannot_be_compared() -> None:
@@ -67,12 +69,12 @@ def test_few_or_unequal_rounds_cannot_be_compared() -> None:
 
 def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    made = a_report(BASE)
-    path.write_text(json.dumps(to_json(made)))
-    assert read(path).rows == made.rows
+    report = a_report(BASE)
+    path.write_text(json.dumps(to_json(report)))
+    assert read(path).rows == report.rows
     for unusable in (
-        replace(made, interrupted=True), replace(made, failures=("late",)), replace(made, broken=("popular",)),
-        replace(made, rows=()), replace(made, kind="stores"),
+        replace(report, interrupted=True), replace(report, failures=("late",)), replace(report, broken=("popular",)),
+        replace(report, rows=()), replace(report, kind="stores"),
     ):  # fmt: skip
         path.write_text(json.dumps(to_json(unusable)))
         with pytest.raises(BenchMisused, match=r"report\.json"):

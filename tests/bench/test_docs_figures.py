@@ -87,8 +87,8 @@ def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path:
     page = tmp_path / "measuring.md"
     runs = [run(1), *(run(day) for day in range(2, RUNS)), run(RUNS, 0.003, 3.0), run(RUNS + 1, 0.004, 1.0)]
     files = [tmp_path / f"{day}.json" for day in range(len(runs))]
-    for file, made in zip(files, runs, strict=True):
-        file.write_text(json.dumps(made))
+    for file, results in zip(files, runs, strict=True):
+        file.write_text(json.dumps(results))
     (tmp_path / "report.json").write_text(json.dumps(to_json(a_report())))
     keep([*files, tmp_path / "report.json"], folder)
     names = sorted(file.name for file in folder.iterdir())
@@ -108,9 +108,9 @@ def test_the_latest_runs_become_tables_between_the_marks_of_both_pages(tmp_path:
 
 def block_after(command: str) -> str:
     """Return the README's fence that follows a command."""
-    _, found, rest = (ROOT / "README.md").read_text().partition(f"    hotplate {command}\n")
-    assert found
-    return rest.partition("```\n")[2].partition("```")[0]
+    _, command_line, after = (ROOT / "README.md").read_text().partition(f"    hotplate {command}\n")
+    assert command_line
+    return after.partition("```\n")[2].partition("```")[0]
 
 
 @pytest.mark.parametrize("name", ["stores", "ru"])

@@ -58,8 +58,8 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     report = from_json(json.loads(name.with_suffix(".json").read_text()))
     assert done.returncode == report.exit_code
     rounds = report.extra["rounds"]
-    assert [one["due"] for one in rounds] == [240] * 5
-    assert all(one["ok"] == 240 and one["errors"] == {} for one in rounds)
+    assert [counts["due"] for counts in rounds] == [240] * 5
+    assert all(counts["ok"] == 240 and counts["errors"] == {} for counts in rounds)
     assert report.extra["checked"]["compared"] == 1200
     assert report.machine["commit"]
     p99 = report.row(service.url, "p99")
@@ -213,8 +213,8 @@ def test_the_first_line_says_whether_the_objective_is_met(
     assert "answers/s, no errors." in done.stdout.partition("\n")[0] or code == 1
 
 
-def test_a_service_that_takes_keys_is_not_measured_without_one(store: Path, tmp_path: Path) -> None:
-    made = create(tmp_path / "keys.json", "bench", ["read"])
+def test_service_with_keys_is_not_measured_without_a_key(store: Path, tmp_path: Path) -> None:
+    created = create(tmp_path / "keys.json", "bench", ["read"])
     common = (
         "--users",
         str(USERS),
@@ -230,7 +230,7 @@ def test_a_service_that_takes_keys_is_not_measured_without_one(store: Path, tmp_
     with running(store, "--keys", str(tmp_path / "keys.json")) as service:
         failed(bench("http", service.url, *common), "answers 401", "--header X-API-Key:KEY")
         assert not list(tmp_path.glob("report*"))
-        bench("http", service.url, *common, "--header", f"X-API-Key:{made.key}")
+        bench("http", service.url, *common, "--header", f"X-API-Key:{created.key}")
     report = from_json(json.loads((tmp_path / "report.json").read_bytes()))
     median = report.row(service.url, "p50")
     assert median is not None
@@ -253,7 +253,7 @@ def test_a_service_that_takes_keys_is_not_measured_without_one(store: Path, tmp_
         ),
     ],
 )
-def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:
+def test_mistake_gives_one_sentence_and_an_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:
     done = bench(*arguments)
     assert done.returncode == code, done.stderr
     assert words.lower() in done.stderr.lower()
@@ -262,7 +262,7 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
     assert json.loads(as_json.stderr)["error"]
 
 
-def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:
+def test_dead_generator_fails_the_run(service: Service) -> None:
     with LoadWorker() as worker:
         killer = threading.Timer(0.5, os.kill, (worker.pid, signal.SIGKILL))
         killer.start()
@@ -279,7 +279,7 @@ def items(*places: int, of: str = "i1-") -> list[dict[str, Any]]:
     return [{"id": f"{of}{at}", "score": 1 / (at + (of != "p")), "title": f"Title {of}{at}"} for at in places]
 
 
-async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
+async def test_wrong_lists_and_fallbacks_are_counted_separately(store: Path) -> None:
     async with opened(f"file://{store}") as read:
         release = (await read.catalogue()).live
         right = items(0, 1)
@@ -288,28 +288,30 @@ async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
             ("1", right, "personal"), ("nobody", popular, "popular"), ("1", popular, "popular"),
             ("2", right, "personal"), ("1", right[:1], "personal"),
         ]  # fmt: skip
-        samples = [answered(*each, release) for each in lists]
+        samples = [answered(*fields, release) for fields in lists]
         request = b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n"
         samples += [ResponseSample(request, 200, b"oops"), ResponseSample(request, 503, b'{"status": 503}')]
-        found = await check_samples(read, samples)
-        assert (found.compared, found.wrong, found.fallback, found.filtered) == (6, 3, 1, 0)
-        assert len(found.examples) == 3
+        checked = await check_samples(read, samples)
+        assert (checked.compared, checked.wrong, checked.fallback, checked.filtered) == (6, 3, 1, 0)
+        assert len(checked.examples) == 3
     lost = await check_samples(MemoryStore(), samples[:1])
     assert lost.wrong == 1
     assert "cannot be read" in lost.examples[0]
 
 
-async def test_items_that_no_answer_shows_are_not_called_wrong(store: Path) -> None:
+async def test_items_missing_from_all_answers_are_not_wrong(store: Path) -> None:
     """A service with a deny-list leaves an item out of every list, and each such answer was counted as wrong."""
     async with opened(f"file://{store}") as read:
         release = (await read.catalogue()).live
 
         async def check(*lists: tuple[int, ...]) -> CheckResult:
-            return await check_samples(read, [answered("1", items(*each), "personal", release, 3) for each in lists])
+            return await check_samples(
+                read, [answered("1", items(*bounds), "personal", release, 3) for bounds in lists]
+            )
 
         denied = await check(*[(0, 2, 3)] * 4)
         assert (denied.compared, denied.wrong, denied.filtered) == (4, 0, 4)
-        assert any("deny-list" in each for each in denied.notes)
+        assert any("deny-list" in note for note in denied.notes)
         shown = await check((0, 2, 3), (0, 1, 2))
         assert (shown.wrong, shown.filtered) == (1, 0)
         assert (await check((2, 0, 1))).wrong == 1

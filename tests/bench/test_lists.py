@@ -12,6 +12,6 @@ def test_lists_are_as_long_as_the_shape_states_and_as_different_as_real_ones(ite
     values = shape.values()
     assert items == 1 or len(set(values)) == DISTINCT
     assert sum(map(len, values)) / DISTINCT - OFFSET_BYTES == pytest.approx(shape.value_bytes, rel=0.05)
-    for found in (decode(body[OFFSET_BYTES:]) for body in values[:50]):
-        assert len({item["id"] for item in found}) == items
-        assert [item["score"] for item in found] == sorted((item["score"] for item in found), reverse=True)
+    for decoded in (decode(body[OFFSET_BYTES:]) for body in values[:50]):
+        assert len({item["id"] for item in decoded}) == items
+        assert [item["score"] for item in decoded] == sorted((item["score"] for item in decoded), reverse=True)

@@ -54,30 +54,30 @@ def starved(every_s: float) -> Result:
     return simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
 
 
-def test_the_lateness_of_the_generator_is_part_of_latencies_and_is_known() -> None:
+def test_generator_lateness_is_in_latencies_and_reported() -> None:
     robbed = starved(1.0)
     assert not robbed.invalid_reasons
     assert robbed.lag.percentile_us(99) > 1_000
     assert robbed.latency.percentile_us(99) > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
 
 
-def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
+def test_generator_without_cpu_reports_an_invalid_run() -> None:
     hopeless = starved(0.002)
     assert hopeless.invalid_reasons
     assert "the generator itself was" in hopeless.invalid_reasons[0]
 
 
-def test_histograms_add_up_and_survive_being_written() -> None:
-    one = Histogram.of([0.001] * 10)
-    two = Histogram.of([0.002] * 30)
-    both = Histogram.merged([one, two])
+def test_histograms_merge_and_round_trip() -> None:
+    fast = Histogram.of([0.001] * 10)
+    slow = Histogram.of([0.002] * 30)
+    both = Histogram.merged([fast, slow])
     assert HdrHistogram.decode(both.encoded).get_total_count() == 40
     assert both.count == 40
     assert [both.percentile_us(25), both.percentile_us(30)] == pytest.approx([1000, 2000], rel=0.001)
     assert [round(percent) for percent, _ in both.spectrum()] == [25, 100]
 
 
-def test_times_outside_the_scale_count_at_its_end_and_nothing_is_nothing() -> None:
+def test_out_of_range_times_count_at_the_ends_of_the_scale() -> None:
     assert Histogram.of([100.0]).max_us == pytest.approx(HIGHEST_US, rel=0.001)
     assert Histogram.of([0.0]).count == 1
     empty = Histogram.of([])
@@ -113,14 +113,14 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
     assert best is not None
     assert 950 <= best.at <= 1060
     assert len(tried) < 15
-    assert all(each.inside is (each.at <= best.at) for each in tried)
-    assert "p99" in next(each for each in tried if not each.inside).broken[0]
+    assert all(trial.inside is (trial.at <= best.at) for trial in tried)
+    assert "p99" in next(trial for trial in tried if not trial.inside).broken[0]
 
 
-def test_a_late_generator_is_no_limit_of_the_service() -> None:
+def test_late_generator_is_not_a_limit_of_the_service() -> None:
     def on_a_busy_machine(rate: float) -> Result:
-        found = serve_at(rate, 1000)
-        return found if rate <= 500 else delayed(found)
+        served = serve_at(rate, 1000)
+        return served if rate <= 500 else delayed(served)
 
     tried = trials(on_a_busy_machine)
     best = highest(tried)
@@ -137,10 +137,10 @@ def test_a_rate_is_the_highest_only_if_its_rounds_are_inside(rate: float, late_s
     plan = make_plan(HttpOptions(url=URL, users=9, find_max=True, slo="p99=2ms"))
     best = Trial(at=900, result=serve_at(900, 1000))
     rounds = best.result, delayed(serve_at(rate, 1000), late_s)
-    made = report(HttpRuns(plan, (best,), rounds, None, interrupted=False))
-    assert made.exit_code == code
-    assert ("The highest rate inside" in made.sentence) is (code == 0)
-    assert (made.row(URL, "highest rate") is None) is (code == 3)
+    search_report = report(HttpRuns(plan, (best,), rounds, None, interrupted=False))
+    assert search_report.exit_code == code
+    assert ("The highest rate inside" in search_report.sentence) is (code == 0)
+    assert (search_report.row(URL, "highest rate") is None) is (code == 3)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +148,12 @@ def result() -> Result:
     return simulate(Load(url="http://h", requests=Gets("/"), rate=100, duration_s=1), lambda at: at + 0.001)
 
 
-def test_the_knee_is_the_smallest_batch_that_gives_nearly_all(result: Result) -> None:
+def test_knee_is_the_smallest_batch_near_the_maximum(result: Result) -> None:
     def of(size: float, users_s: float, broken: tuple[str, ...] = ()) -> Trial:
         return Trial(at=size, result=replace(result, duration_s=result.ok * size / users_s), broken=broken)
 
     tried = [of(1, 10), of(50, 200), of(200, 290), of(500, 300), of(1000, 310), of(2000, 900, ("errors",))]
-    found = knee(tried)
-    assert found is not None
-    assert found.at == 200
+    smallest = knee(tried)
+    assert smallest is not None
+    assert smallest.at == 200
     assert knee([]) is None

@@ -24,13 +24,13 @@ def test_free_port_is_not_handed_out_twice_before_a_server_listens() -> None:
     assert not claimed_by_another(free_port())
 
 
-def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
+def test_failed_server_start_shows_its_output() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such store')"]
     with pytest.raises(RuntimeError, match="no such store"), serving(command, free_port(), "/"):
         pass
 
 
-def test_settings_of_hotplate_and_polars_do_not_reach_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_processes_get_no_hotplate_or_polars_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTPLATE_FACTORS", "2")
     monkeypatch.setenv("_RJEM_MALLOC_CONF", "dirty_decay_ms:500")  # polars sets it where it is loaded, as here
     monkeypatch.setenv("OTHER", "1")
@@ -38,7 +38,7 @@ def test_settings_of_hotplate_and_polars_do_not_reach_what_is_measured(monkeypat
     assert environment()["OTHER"] == "1"
 
 
-def test_sigterm_is_ctrl_c_while_something_is_measured() -> None:
+def test_sigterm_acts_as_ctrl_c_during_a_measurement() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), progress_display(Console(file=io.StringIO())):
         signal.raise_signal(signal.SIGTERM)

@@ -25,36 +25,36 @@ NAME = "Cosmos DB"
 
 def measured(late_s: float = 0.0) -> Measured:
     load = Load(url="http://h", requests=Gets("/"), rate=180, seed=1, duration_s=10, connections=200)
-    made = delayed(simulate(load, lambda arrival_s: arrival_s + 0.005), late_s)
-    made = replace(made, seen={"source": {"personal": made.ok}}, samples=())
+    result = delayed(simulate(load, lambda arrival_s: arrival_s + 0.005), late_s)
+    result = replace(result, seen={"source": {"personal": result.ok}}, samples=())
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
     candidate = Candidate(NAME, "cosmos+http://127.0.0.1:1/d?ru=11000", manifest, Server("http://h", 0))
-    run = ServiceRun(made, 1e-4 * made.ok, StoreCounts(1.0 * made.ok, made.ok, 0))
+    run = ServiceRun(result, 1e-4 * result.ok, StoreCounts(1.0 * result.ok, result.ok, 0))
     return Measured((StoreRuns(candidate, (run,), CheckResult(5, 0, 0, ())),), interrupted=False)
 
 
-def test_the_published_row_stands_beside_the_measured_one() -> None:
-    made = report(ReferenceOptions(), measured())
-    published = made.row(PUBLISHED, "p50")
-    ours = made.row(NAME, "p50")
+def test_published_row_is_beside_the_measured_one() -> None:
+    reference_report = report(ReferenceOptions(), measured())
+    published = reference_report.row(PUBLISHED, "p50")
+    ours = reference_report.row(NAME, "p50")
     assert published is not None
     assert ours is not None
     assert (published.value, ours.note) == (60_000, "assumed")
     assert ours.value == pytest.approx(5_000, rel=0.01)
-    rate = made.row(NAME, "requests/s")
+    rate = reference_report.row(NAME, "requests/s")
     assert rate is not None
     assert rate.value == pytest.approx(RATE, rel=0.1)
-    assert made.sentence == (
+    assert reference_report.sentence == (
         "180 requests/s need 400 RU/s (23 USD a month), not the reference's 11,000 (642). "
         "Faster than the published median of 60 ms? Unknown: our p50 of 5 ms is assumed."
     )
-    assert made.exit_code == 0
+    assert reference_report.exit_code == 0
     late = report(ReferenceOptions(), measured(late_s=0.03))
     assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
     assert late.row(NAME, "p50").value is None  # type: ignore[union-attr]  # it has one
 
 
-def test_what_a_rate_needs_is_rounded_up_and_priced() -> None:
+def test_needs_of_a_rate_are_rounded_up_and_priced() -> None:
     assert needs(1.0, 180, load_prices())[:2] == (180.0, 400)
     assert needs(4.76, 180, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
 

@@ -28,44 +28,46 @@ def a_round(service_s: float = FAST_S, *, stalled_at_s: float | None = None, dur
 
 def test_a_percentile_is_that_of_all_answers_of_all_rounds() -> None:
     rounds = [a_round(stalled_at_s=1.0 if number % 4 == 3 else None) for number in range(8)]
-    pooled_us = np.percentile(np.concatenate([each.latencies_s for each in rounds]) * 1e6, 99, method="higher")
-    found = percentile(rounds, 99)
-    assert found.value == pytest.approx(pooled_us, rel=0.03)
+    pooled_us = np.percentile(np.concatenate([result.latencies_s for result in rounds]) * 1e6, 99, method="higher")
+    figure = percentile(rounds, 99)
+    assert figure.value == pytest.approx(pooled_us, rel=0.03)
     assert pooled_us > 1e5  # the mean of the rounds without the most extreme ones would be 400 us
-    assert len(found.values) == 8
-    assert found.value is not None
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low <= found.value <= found.high
-    assert found.low < 1e5  # 24 seconds with two stalls do not rule out one
+    assert len(figure.values) == 8
+    assert figure.value is not None
+    assert figure.low is not None
+    assert figure.high is not None
+    assert figure.low <= figure.value <= figure.high
+    assert figure.low < 1e5  # 24 seconds with two stalls do not rule out one
 
 
 def test_answers_after_the_last_due_second_are_in_the_percentile() -> None:
     load = Load(url="http://h", requests=Gets("/"), rate=400, duration_s=5, connections=300)
-    made = simulate(load, lambda arrival_s: (1008 if arrival_s >= 1004.5 else arrival_s) + FAST_S)
-    assert len(made.seconds) == 5
-    assert percentile([made], 99).value == pytest.approx(3.45e6, rel=0.01)
+    result = simulate(load, lambda arrival_s: (1008 if arrival_s >= 1004.5 else arrival_s) + FAST_S)
+    assert len(result.seconds) == 5
+    assert percentile([result], 99).value == pytest.approx(3.45e6, rel=0.01)
 
 
-def test_a_percentile_of_a_service_that_died_is_that_of_its_answers() -> None:
-    made = a_round(duration_s=8)
-    silent = [replace(each, latencies_s=each.latencies_s[:0]) for each in made.seconds[3:]]
-    found = percentile([replace(made, seconds=(*made.seconds[:3], *silent))], 99)
-    assert found.value == pytest.approx(FAST_S * 1e6, rel=0.01)
+def test_percentile_of_a_dead_service_uses_its_answers() -> None:
+    whole = a_round(duration_s=8)
+    silent = [replace(second, latencies_s=second.latencies_s[:0]) for second in whole.seconds[3:]]
+    figure = percentile([replace(whole, seconds=(*whole.seconds[:3], *silent))], 99)
+    assert figure.value == pytest.approx(FAST_S * 1e6, rel=0.01)
 
 
 def test_a_percentile_needs_ten_answers_beyond_it() -> None:
-    one = a_round(duration_s=1.9)
-    assert percentile([one], 99) == replace(percentile([one], 99), value=None, note="fewer than 10 answers beyond it")
-    assert percentile([one, one], 99).value == pytest.approx(FAST_S * 1e6, rel=0.01)
-    assert percentile([one], 100).value is not None
+    short = a_round(duration_s=1.9)
+    assert percentile([short], 99) == replace(
+        percentile([short], 99), value=None, note="fewer than 10 answers beyond it"
+    )
+    assert percentile([short, short], 99).value == pytest.approx(FAST_S * 1e6, rel=0.01)
+    assert percentile([short], 100).value is not None
     assert percentile([], 50).note == "nothing was answered"
 
 
 def test_shares_are_counts_over_counts() -> None:
-    found = share([0, 0, 0, 0, 63], [2000] * 5)
-    assert found.value == 63 / 10_000
-    assert found.low == 0
+    figure = share([0, 0, 0, 0, 63], [2000] * 5)
+    assert figure.value == 63 / 10_000
+    assert figure.low == 0
     assert share([847, 5], [1000, 10]).value == 852 / 1010
     assert share([1000] * 5, [1000] * 5).high == 1
     assert share([], []).value is None
@@ -104,10 +106,10 @@ def test_equal_series_differ_in_3_to_7_of_100_comparisons(rounds: int, lag1: flo
     for _ in range(trials):
         level = rng.normal(0, 1)
         first = np.exp(level + 0.2 * autocorrelated(rng, rounds, lag1))
-        found = compared(mean(first.tolist()), mean([math.exp(level + 0.02)] * rounds))
-        assert found.low is not None
-        assert found.high is not None
-        false += not found.low <= 1 <= found.high
+        comparison = compared(mean(first.tolist()), mean([math.exp(level + 0.02)] * rounds))
+        assert comparison.low is not None
+        assert comparison.high is not None
+        false += not comparison.low <= 1 <= comparison.high
     assert 0.03 <= false / trials <= 0.07
 
 
@@ -117,9 +119,9 @@ def short_round() -> Result:
 
 
 def round_of(latencies_s: np.ndarray) -> Result:
-    made = short_round()
-    second = replace(made.seconds[0], latencies_s=latencies_s.astype(np.float32))
-    return replace(made, seconds=(second,))
+    result = short_round()
+    second = replace(result.seconds[0], latencies_s=latencies_s.astype(np.float32))
+    return replace(result, seconds=(second,))
 
 
 def series(rng: np.random.Generator, machine: np.ndarray, slower: float = 1.0) -> list[Result]:
@@ -139,10 +141,12 @@ def share_of_differences(percent: float, slower: float, trials: int) -> float:
     differences = 0
     for _ in range(trials):
         machine = 0.15 * autocorrelated(rng, 14, 0.5)
-        found = compared(percentile(series(rng, machine), percent), percentile(series(rng, machine, slower), percent))
-        assert found.low is not None
-        assert found.high is not None
-        differences += not found.low <= 1 <= found.high
+        comparison = compared(
+            percentile(series(rng, machine), percent), percentile(series(rng, machine, slower), percent)
+        )
+        assert comparison.low is not None
+        assert comparison.high is not None
+        differences += not comparison.low <= 1 <= comparison.high
     return differences / trials
 
 
@@ -165,12 +169,12 @@ def test_a_ratio_is_that_of_the_pooled_figures_and_inside_its_interval() -> None
     steady = [round_of(np.full(800, 2 * FAST_S))] * 14
     first = percentile(stalled, 99)
     second = percentile(steady, 99)
-    found = compared(second, first)
-    assert found.value == pytest.approx(1.9 / (2 * FAST_S), rel=0.01)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.value is not None
-    assert found.low < 1 < found.value < found.high  # one round of 14 proves nothing
+    comparison = compared(second, first)
+    assert comparison.value == pytest.approx(1.9 / (2 * FAST_S), rel=0.01)
+    assert comparison.low is not None
+    assert comparison.high is not None
+    assert comparison.value is not None
+    assert comparison.low < 1 < comparison.value < comparison.high  # one round of 14 proves nothing
     slow = [round_of(np.full(800, 1.9 + number / 100)) for number in range(14)]
     proven = compared(second, percentile(slow, 99))
     assert proven.low is not None

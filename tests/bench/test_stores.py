@@ -69,8 +69,8 @@ def simulated(answer_s: float) -> Result:
 
 
 def a_run(answer_s: float, sources: Mapping[str, int] | None = None) -> Result:
-    made = simulated(answer_s)
-    return replace(made, seen={"source": sources or {"personal": made.ok}}, samples=())
+    result = simulated(answer_s)
+    return replace(result, seen={"source": sources or {"personal": result.ok}}, samples=())
 
 
 SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1}, 1_000, "", (), (), {})
@@ -78,13 +78,15 @@ SMALL_RELEASE = Manifest(ReleaseId("r"), "json", 0.0, {"user": 9, "popular": 1},
 
 def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wrong: int = 0) -> StoreRuns:
     units = StoreCounts(200.0, 200, 0) if url.startswith("cosmos") else None
-    made = [ServiceRun(each, cpu_us * 1e-6 * each.ok * (1 + n / 100), units) for n, each in enumerate(runs)]
+    service_runs = [
+        ServiceRun(result, cpu_us * 1e-6 * result.ok * (1 + n / 100), units) for n, result in enumerate(runs)
+    ]
     candidate = Candidate(name, url, SMALL_RELEASE, Server("http://simulated", 0))
-    return StoreRuns(candidate, tuple(made), CheckResult(5, wrong, 0, ()))
+    return StoreRuns(candidate, tuple(service_runs), CheckResult(5, wrong, 0, ()))
 
 
 def summary(*stores: StoreRuns, interrupted: bool = False, cpu_hour: float | None = None) -> Report:
-    setup = Setup(tuple(each.candidate for each in stores), ("1",))
+    setup = Setup(tuple(store.candidate for store in stores), ("1",))
     return report(StoresOptions(cpu_hour=cpu_hour), setup, Measured(stores, interrupted))
 
 
@@ -93,48 +95,50 @@ def steady(answer_s: float, rounds: int = 6) -> list[Result]:
 
 
 def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
-    made = summary(
+    comparison = summary(
         store_runs("files", "file:///a", steady(0.002)),
         store_runs("Redis", "redis://a", steady(0.003), 75.0),
         store_runs("Cosmos DB", EMULATED, steady(0.001), 150.0),
     )
-    assert made.exit_code == 0
-    assert made.sentence.startswith("Fastest and cheapest: files on each server (p99 2.0 ms, Redis 3.1). ")
+    assert comparison.exit_code == 0
+    assert comparison.sentence.startswith("Fastest and cheapest: files on each server (p99 2.0 ms, Redis 3.1). ")
     out = io.StringIO()
-    print_report(made, Console(file=out, width=80))
+    print_report(comparison, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert [len([line for line in lines if line.startswith(f"{name}  ")]) for name in ("files", "Redis")] == [1, 1]
-    assert re.search(r"If servers share a store: Redis, cheaper than Cosmos DB from 3\d reads/s on\.$", made.sentence)
-    assert made.verdicts["p50"] == made.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
-    assert made.verdicts["CPU"].startswith("files least; Redis 1.5 times (1.5 to 1.5), Cosmos DB 3.0 times")
-    assert made.verdicts["cost"].startswith("files least; Redis ")
-    assert "stalls" not in made.verdicts
-    assert "Cosmos DB" not in made.verdicts["p99"]  # an emulator's latency is assumed
+    assert re.search(
+        r"If servers share a store: Redis, cheaper than Cosmos DB from 3\d reads/s on\.$", comparison.sentence
+    )
+    assert comparison.verdicts["p50"] == comparison.verdicts["p99"] == "files fastest; Redis 1.5 times (1.5 to 1.5)"
+    assert comparison.verdicts["CPU"].startswith("files least; Redis 1.5 times (1.5 to 1.5), Cosmos DB 3.0 times")
+    assert comparison.verdicts["cost"].startswith("files least; Redis ")
+    assert "stalls" not in comparison.verdicts
+    assert "Cosmos DB" not in comparison.verdicts["p99"]  # an emulator's latency is assumed
 
 
-def test_a_p99_that_stalls_decide_is_not_called_a_difference() -> None:
+def test_p99_decided_by_stalls_is_no_difference() -> None:
     """The verdict was "cannot be told apart (within a factor of 14)" beside figures 2,000 times apart."""
     stalled = [*steady(0.0008, 13), a_run(0.4)]
-    made = summary(store_runs("files", "file:///a", steady(0.001, 14)), store_runs("Redis", "redis://a", stalled))
-    p99 = made.row("Redis", "p99")
+    comparison = summary(store_runs("files", "file:///a", steady(0.001, 14)), store_runs("Redis", "redis://a", stalled))
+    p99 = comparison.row("Redis", "p99")
     assert p99 is not None
     assert p99.value == pytest.approx(4e5, rel=0.01)
-    assert made.verdicts["p99"].startswith("files and Redis: no difference proven, Redis ")
-    assert "the rounds differ too much for an interval" in made.verdicts["p99"]
-    assert made.verdicts["p50"].startswith("Redis fastest; files 1.2 times")
-    assert made.verdicts["stalls"] == "Redis 1 of 14 seconds above 100 ms"
-    assert made.sentence.startswith(
+    assert comparison.verdicts["p99"].startswith("files and Redis: no difference proven, Redis ")
+    assert "the rounds differ too much for an interval" in comparison.verdicts["p99"]
+    assert comparison.verdicts["p50"].startswith("Redis fastest; files 1.2 times")
+    assert comparison.verdicts["stalls"] == "Redis 1 of 14 seconds above 100 ms"
+    assert comparison.sentence.startswith(
         "Fastest: Redis (p50 0.81 ms, files 1.0; at p99 no difference is proven). Cheapest: files"
     )
 
 
-def test_a_lone_round_of_a_busy_machine_is_no_verdict() -> None:
+def test_single_round_on_a_busy_machine_is_no_verdict() -> None:
     """After set-up had used the budget, one round without a p99 ended with exit code 0."""
-    made = summary(store_runs("files", "file:///a", steady(0.002, 2)))
-    assert made.exit_code == 1
-    assert "2 rounds were made in 0 s, and a verdict needs 5" in made.failures[0]
-    assert made.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
+    comparison = summary(store_runs("files", "file:///a", steady(0.002, 2)))
+    assert comparison.exit_code == 1
+    assert "2 rounds were made in 0 s, and a verdict needs 5" in comparison.failures[0]
+    assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
 
 
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
@@ -155,42 +159,42 @@ def test_cpu_is_that_at_full_load_unless_popular_lists_were_served(
     store = store_runs("Redis", "redis://a", steady(0.002))
     busy = a_run(0.002, seen)
     full = ServiceRun(busy, 20e-6 * busy.ok)
-    made = summary(replace(store, runs=tuple(replace(run, full=full) for run in store.runs)))
-    row = made.row("Redis", "CPU a request")
+    comparison = summary(replace(store, runs=tuple(replace(run, full=full) for run in store.runs)))
+    row = comparison.row("Redis", "CPU a request")
     assert row is not None
     assert row.value == pytest.approx(cpu_us, rel=0.05)
     assert row.note == note
 
 
-def test_an_emulators_latency_is_assumed_and_wins_nothing() -> None:
-    made = summary(
+def test_emulator_latency_is_assumed_and_decides_nothing() -> None:
+    comparison = summary(
         store_runs("files", "file:///a", steady(0.004)), store_runs("Cosmos DB", EMULATED, steady(0.001), 20.0)
     )
-    latency = made.row("Cosmos DB", "p99")
+    latency = comparison.row("Cosmos DB", "p99")
     assert latency is not None
     assert (latency.note, latency.mark) == ("assumed", "*")
-    assert made.sentence.startswith("Files: p50 4.0 ms, p99 4.1 ms, p99.9 4.1 ms. Cheapest: files")
-    assert made.verdicts["CPU"].startswith("Cosmos DB least; files ")
-    assert made.used_marks == {"*": "assumed: the emulator waits p50 4 ms, p99 10 ms; this machine adds the rest"}
+    assert comparison.sentence.startswith("Files: p50 4.0 ms, p99 4.1 ms, p99.9 4.1 ms. Cheapest: files")
+    assert comparison.verdicts["CPU"].startswith("Cosmos DB least; files ")
+    assert comparison.used_marks == {"*": "assumed: the emulator waits p50 4 ms, p99 10 ms; this machine adds the rest"}
 
 
 def test_popular_lists_break_a_store_and_the_verdict() -> None:
     popular = a_run(0.001, {"personal": 1_900, "popular": 100})
-    made = summary(
+    comparison = summary(
         store_runs("files", "file:///a", steady(0.002)), store_runs("Redis", "redis://a", [popular] * 6, 20.0)
     )
-    assert made.exit_code == 3
-    assert made.sentence.startswith("There is no verdict: Redis did not serve")
-    assert all((row := made.row("Redis", figure)) is not None and row.value is None for figure in FIGURES)
-    assert any("600 of 12,000 lists" in each for each in made.broken)
+    assert comparison.exit_code == 3
+    assert comparison.sentence.startswith("There is no verdict: Redis did not serve")
+    assert all((row := comparison.row("Redis", figure)) is not None and row.value is None for figure in FIGURES)
+    assert any("600 of 12,000 lists" in reason for reason in comparison.broken)
 
 
 def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
     wrong = summary(store_runs("files", "file:///a", steady(0.002), wrong=1))
     assert wrong.broken == ("files: 1 of 5 compared answers were wrong",)
-    failing = [replace(each, due=each.due + 100, dropped=100) for each in steady(0.002)]
+    failing = [replace(result, due=result.due + 100, dropped=100) for result in steady(0.002)]
     assert summary(store_runs("files", "file:///a", failing)).exit_code == 3
-    late = summary(store_runs("files", "file:///a", [delayed(each) for each in steady(0.002)]))
+    late = summary(store_runs("files", "file:///a", [delayed(result) for result in steady(0.002)]))
     assert (late.exit_code, late.sentence) == (1, "There is no verdict: see below.")
     assert "files: the generator itself was 30 ms late" in late.failures[0]
 
@@ -216,8 +220,8 @@ def test_redis_is_priced_in_the_size_that_the_planner_chooses(users: int, note: 
     """Keys, overhead and reserved memory were left out, and what no size holds was priced as the largest."""
     manifest = replace(SMALL_RELEASE, counts={"user": users}, bytes=100 * users)
     store = store_runs("Redis", "redis://a", steady(0.002))
-    made = summary(replace(store, candidate=replace(store.candidate, manifest=manifest)))
-    row = made.row("Redis", FIGURES[-1])
+    comparison = summary(replace(store, candidate=replace(store.candidate, manifest=manifest)))
+    row = comparison.row("Redis", FIGURES[-1])
     assert row is not None
     assert row.note == note
     assert (row.value is None) is ("2 x" not in note)
@@ -256,7 +260,7 @@ def test_stores_with_lists_of_different_models_are_not_compared(tmp_path: Path) 
         (["--out", "/nowhere/at/all"], "no folder"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_comparison_options_are_refused(arguments: list[str], words: str, tmp_path: Path) -> None:
     done = run_stores(*(["--out", str(tmp_path / "found")] if "--out" not in arguments else []), *arguments)
     assert done.returncode == 2
     assert words in done.stderr

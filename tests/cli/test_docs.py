@@ -77,7 +77,7 @@ def options(command: TyperCommand | TyperGroup) -> set[str]:
     """Return the names of all options of a command and of those below it."""
     named = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     below = command.commands.values() if isinstance(command, TyperGroup) else ()
-    return named.union(*(options(one) for one in below))  # type: ignore[arg-type]  # as above
+    return named.union(*(options(subcommand) for subcommand in below))  # type: ignore[arg-type]  # as above
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -38,19 +38,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def test_lists_are_measured_and_the_name_of_the_verb_may_be_left_out(folder: Path) -> None:
+def test_evaluate_measures_lists_with_or_without_its_subcommand(folder: Path) -> None:
     arguments = (folder / "good.csv", folder / "truth.csv", "--train", folder / "train.csv", "-k", "1")
     printed = succeeded("evaluate", *arguments)
     assert printed == hotplate("evaluate", "lists", *arguments).stdout
     assert "30 pairs of 30 users, measured at 1" in printed
     assert "1 of 30 users have no list" in printed
-    found = json_of("evaluate", *arguments)
-    assert found["ranking"]["ndcg"] == pytest.approx(29 / 30)
-    assert found["popularity"]["users"] == 30
-    assert found["rating"] is None
+    output = json_of("evaluate", *arguments)
+    assert output["ranking"]["ndcg"] == pytest.approx(29 / 30)
+    assert output["popularity"]["users"] == 30
+    assert output["rating"] is None
 
 
-def test_of_two_the_worse_exits_1(folder: Path) -> None:
+def test_comparison_of_a_worse_model_exits_1(folder: Path) -> None:
     truth = ("--truth", folder / "truth.csv")
     worse = hotplate("evaluate", "compare", folder / "good.csv", folder / "bad.csv", *truth)
     assert worse.returncode == 3
@@ -71,13 +71,13 @@ def test_a_model_and_its_release_are_lists(folder: Path, model: Path) -> None:
     failed(hotplate("evaluate", f"{store}#other", choices), "other is not in this store")
 
 
-def test_a_truth_that_the_model_learnt_from_is_refused(folder: Path, model: Path) -> None:
+def test_truth_used_for_training_is_refused(folder: Path, model: Path) -> None:
     truth = folder / "learnt.csv"
     truth.write_text("user,item\n" + "".join(f"n{n:02},in{n + 2:02}\n" for n in range(18)))
     failed(hotplate("evaluate", model, truth), "All 18 pairs of the truth are in the training data")
 
 
-def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
+def test_unmeasurable_input_is_explained_in_one_sentence(folder: Path) -> None:
     other = folder / "other.csv"
     other.write_text("user,item\nstranger,i1\n")
     failed(hotplate("evaluate", folder / "good.csv", other), "Of 1 users in the truth, none has a list")

@@ -28,7 +28,7 @@ def lists(tmp_path: Path) -> Path:
     return path
 
 
-def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: Path) -> None:
+def test_imported_lists_are_served_and_copied_to_another_store(lists: Path, tmp_path: Path) -> None:
     first, second = (f"file://{tmp_path}/{name}" for name in ("first", "second"))
     printed = hotplate("import", lists, "--store", first, TMPDIR=str(tmp_path)).stdout
     assert "read 5 rows" in printed
@@ -66,7 +66,7 @@ def test_similar_items_alone_can_be_looked_up(tmp_path: Path) -> None:
     failed(hotplate("import", "--store", store), "nothing to import", code=2)
 
 
-def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None:
+def test_import_supports_encodings_and_ready_releases(lists: Path, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
     facts = json_of("import", lists, "--store", store)
     assert (facts["release"]["encoding"], facts["live"], facts["rows_written_before"]) == ("json", True, 0)
@@ -78,7 +78,7 @@ def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None
     assert [entry["state"] for entry in listed] == ["live", "ready"]
 
 
-def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_bad_lists_are_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(lines("a,b,1", "b,c,many"))
     (tmp_path / "scratch").mkdir()
     done = hotplate(
@@ -89,9 +89,7 @@ def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path) -> 
     assert not (tmp_path / "store").exists()
 
 
-def test_an_import_whose_store_went_away_is_resumed_by_its_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_interrupted_by_a_lost_store_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = f"file://{tmp_path}/store"
     users = 1_000
     frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})

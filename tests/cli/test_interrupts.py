@@ -20,7 +20,7 @@ from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists, until
 
 
-def test_interrupted_work_cleans_up_and_a_call_of_c_is_left_behind(tmp_path: Path) -> None:
+def test_interrupted_work_cleans_up_without_waiting_for_c_calls(tmp_path: Path) -> None:
     held = threading.Lock()
     held.acquire()
 
@@ -75,7 +75,7 @@ def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[st
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_import_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+def test_stopped_import_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     store = tmp_path / "store"
     scratch = tmp_path / "scratch"

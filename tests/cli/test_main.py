@@ -18,7 +18,7 @@ from tests.support.command import failed, hotplate, hotplate_process, json_of
 from tests.support.service import until
 
 
-def test_from_clicks_to_an_answer_in_three_verbs(model: Path, tmp_path: Path) -> None:
+def test_three_verbs_lead_from_clicks_to_an_answer(model: Path, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
     published = json_of("publish", model, "--store", store)
     assert published["live"]
@@ -32,7 +32,7 @@ def test_from_clicks_to_an_answer_in_three_verbs(model: Path, tmp_path: Path) ->
     assert text.startswith("nobody: popular, release ")
 
 
-def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path: Path) -> None:
+def test_bad_input_is_explained_in_one_sentence(clicks: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     failed(hotplate("train", tmp_path / "absent.csv", "--out", out), "absent.csv")
     failed(hotplate("train", clicks, "--user-column", "usr", "--out", out), "'usr'", "columns are: user")
@@ -59,8 +59,8 @@ def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_p
         ["lookup", "u001"],
         ["releases", "list"],
     ):
-        for given, environment in ((["--store", ""], {}), ([], {"HOTPLATE_STORE": ""})):
-            done = hotplate(*verb, *given, XDG_DATA_HOME=str(tmp_path / "data"), **environment)
+        for options, environment in ((["--store", ""], {}), ([], {"HOTPLATE_STORE": ""})):
+            done = hotplate(*verb, *options, XDG_DATA_HOME=str(tmp_path / "data"), **environment)
             failed(done, "The URL of the store is empty", "--store", code=2)
     for ends in (["--from", "", "--to", f"file://{tmp_path}/s"], ["--from", f"file://{tmp_path}/s", "--to", ""]):
         failed(hotplate("releases", "copy", *ends), "is empty", code=2)
@@ -82,7 +82,7 @@ def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -
     assert (done.returncode, "is not a whole number" in json.loads(done.stderr)["error"]) == (2, True)
 
 
-def test_an_option_of_one_url_is_refused_if_it_is_given_again(tmp_path: Path) -> None:
+def test_single_url_option_given_twice_is_refused(tmp_path: Path) -> None:
     stores = [f"file://{tmp_path}/{name}" for name in "ab"]
     lists = tmp_path / "lists.csv"
     lists.write_text("user,item,score\n1,a,2\n")
@@ -96,7 +96,7 @@ def verbs_of(*group: str) -> list[list[str]]:
     return [[*group, name] for name in names]
 
 
-def test_options_that_few_users_need_stand_last_in_the_help() -> None:
+def test_rare_options_are_last_in_the_help() -> None:
     shown = hotplate("serve", "--help", COLUMNS="100").stdout
     usual, _, rare = shown.partition("Rarely needed")
     assert "--store" in usual
@@ -168,7 +168,7 @@ def test_a_misspelt_variable_is_reported_with_the_nearest_one(tmp_path: Path) ->
     assert "HOTPLATE_WORKERS" in done.stderr
 
 
-def test_a_variable_that_cannot_be_read_is_named_in_place_of_the_option(tmp_path: Path) -> None:
+def test_invalid_variable_is_named_instead_of_its_option(tmp_path: Path) -> None:
     store = ("--store", f"file://{tmp_path}/store")
     links = hotplate("serve", *store, HOTPLATE_PORT="tcp://10.0.0.1:80")
     failed(links, "HOTPLATE_PORT", "'tcp://10.0.0.1:80'", "enableServiceLinks: false", code=2)

@@ -23,9 +23,9 @@ def basket(tmp_path: Path, model: Path) -> Path:
 
 
 def looked_up(url: str, name: str) -> list[str]:
-    found: Any = json_of("lookup", "u001", "--store", url, "--list", name)
-    assert found["list"] == name
-    return [item["id"] for item in found["items"]]
+    output: Any = json_of("lookup", "u001", "--store", url, "--list", name)
+    assert output["list"] == name
+    return [item["id"] for item in output["items"]]
 
 
 def test_models_are_published_as_named_lists_of_one_release(url: str, model: Path, basket: Path) -> None:
@@ -54,9 +54,9 @@ def test_a_default_list_needs_no_name_and_gates_apply_to_each_list(url: str, mod
         "gates"
     ]
     gates = ["shortest_list", "overlap@10", "basket:shortest_list", "basket:overlap@10"]
-    assert {one["gate"]: one["passed"] for one in verdicts} == dict.fromkeys(gates, True)
+    assert {verdict["gate"]: verdict["passed"] for verdict in verdicts} == dict.fromkeys(gates, True)
     again = json_of(*both, "--gate", "overlap=0.9")["gates"]
-    measured = {one["gate"]: one["measured"] for one in again}
+    measured = {verdict["gate"]: verdict["measured"] for verdict in again}
     assert {measured[gate] for gate in ("overlap@10", "basket:overlap@10", "basket:users_kept")} == {1}
     failed(hotplate(*both, "--gate", "email:coverage=0.1"), "is of the list 'email'", code=2)
     failed(hotplate("publish", model, "--store", url), "lists_kept: 0 is below 1 (without basket of", code=3)
@@ -109,16 +109,16 @@ def test_an_attribute_that_changes_its_kind_never_goes_live_unforced(
     assert "attribute in [publish]" in done.stderr.splitlines()[-1]
 
 
-def test_a_list_that_is_missing_is_advised_before_force(url: str, model: Path) -> None:
+def test_missing_list_is_advised_before_force(url: str, model: Path) -> None:
     json_of("publish", "--list", f"home={model}", "--list", f"basket={model}", "--store", url)
     refused = hotplate("publish", "--list", f"home={model}", "--store", url)
     failed(refused, "lists_kept", code=3)
     assert refused.stderr.index("--list NAME=SOURCE") < refused.stderr.index("--force"), refused.stderr
 
 
-@pytest.mark.parametrize("given", ["basket", "=model", "a/b=model", "basket="])
-def test_an_invalid_name_or_source_is_refused(url: str, model: Path, given: str) -> None:
-    failed(hotplate("publish", model, "--list", given, "--store", url), "--list", code=2)
+@pytest.mark.parametrize("argument", ["basket", "=model", "a/b=model", "basket="])
+def test_an_invalid_name_or_source_is_refused(url: str, model: Path, argument: str) -> None:
+    failed(hotplate("publish", model, "--list", argument, "--store", url), "--list", code=2)
 
 
 def test_nothing_to_publish_is_refused(url: str) -> None:

@@ -24,14 +24,14 @@ nbformat.write(notebook, sys.argv[2])
 
 @pytest.mark.soak
 def test_the_quickstart_notebook_runs_on_made_up_data_and_draws_its_plots(tmp_path: Path) -> None:
-    made = tmp_path / "made.ipynb"
-    given = os.environ | {"TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", EXECUTE, str(ROOT / "docs/quickstart.ipynb"), str(made)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=given, timeout=200)
+    executed = tmp_path / "made.ipynb"
+    environment = os.environ | {"TMPDIR": str(tmp_path), "IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", EXECUTE, str(ROOT / "docs/quickstart.ipynb"), str(executed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    outputs = [each for cell in json.loads(made.read_text())["cells"] for each in cell.get("outputs", [])]
-    assert sum("image/png" in each.get("data", {}) for each in outputs) == 2
-    printed = "".join("".join(each.get("text", "")) for each in outputs)
+    outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
     assert ("personal" in printed, "nobody: popular" in printed, "live again" in printed) == (True, True, True)
 
 
@@ -46,6 +46,8 @@ def test_each_notebook_is_valid() -> None:
 
 def test_the_code_of_each_notebook_is_python_and_none_has_outputs() -> None:
     for path in NOTEBOOKS:
-        for cell in (each for each in json.loads(path.read_text())["cells"] if each["cell_type"] == "code"):
+        for cell in (
+            candidate for candidate in json.loads(path.read_text())["cells"] if candidate["cell_type"] == "code"
+        ):
             ast.parse(TransformerManager().transform_cell("".join(cell["source"])))
             assert (cell["outputs"], cell["execution_count"]) == ([], None)

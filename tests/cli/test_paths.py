@@ -14,11 +14,11 @@ from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.interactions import write
 
 
-def options(name: str, found: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 -- a command of click
+def options(name: str, command: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 -- a command of click
     """Yield the verb, and the parameter, of every option and argument."""
-    for inner, each in getattr(found, "commands", {}).items():
-        yield from options(f"{name} {inner}".strip(), each)
-    for parameter in found.params if name else ():
+    for inner, subcommand in getattr(command, "commands", {}).items():
+        yield from options(f"{name} {inner}".strip(), subcommand)
+    for parameter in command.params if name else ():
         yield name, parameter
 
 
@@ -33,7 +33,7 @@ def local_options() -> Iterator[list[str]]:
                 yield [*verb.split(), *named]
 
 
-def test_a_url_is_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_is_not_taken_for_a_local_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     checked = set[str]()
     for words in local_options():

@@ -26,27 +26,27 @@ def plan(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess
 def planned(*arguments: str | Path, **settings: str) -> dict[str, Any]:
     done = plan(*arguments, "--json", **settings)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
 
 
 def values(facts: dict[str, Any]) -> dict[str, Any]:
-    return {each["name"]: each["value"] for each in facts["inputs"] + facts["figures"]}
+    return {row["name"]: row["value"] for row in facts["inputs"] + facts["figures"]}
 
 
 def sources(facts: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["source"] for each in facts["inputs"]}
+    return {row["name"]: row["source"] for row in facts["inputs"]}
 
 
 def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "shop.toml"
     file.write_text("users = 1_000\npeak_rps = 10\nkept = 3\nprofile = [" + "1, " * 23 + "4]\n")
     facts = planned("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
-    found = values(facts)
+    figures = values(facts)
     where = sources(facts)
-    assert (found["users"], found["peak_rps"], found["kept"]) == (2_000, 20, 3)
+    assert (figures["users"], figures["peak_rps"], figures["kept"]) == (2_000, 20, 3)
     assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed: today's load")
-    assert found["profile"].startswith("1, 1, 1")
+    assert figures["profile"].startswith("1, 1, 1")
     assert values(planned(*LEAST, "--profile", "evening"))["profile"].startswith("evening: 0.35, 0.2")
 
 
@@ -62,7 +62,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
         (["--from", "/a", "--check", "/b"], "leave out --from"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_invalid_input_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
     done = plan(*arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -70,7 +70,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], se
     assert done.stdout == ""
 
 
-def test_a_saved_plan_is_checked_and_fails_when_the_need_has_grown(tmp_path: Path) -> None:
+def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     assert plan(*LEAST, "--save", file).returncode == 0
     same = plan("--check", file)
@@ -93,16 +93,16 @@ def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
     lists = {f"user:{number:03}": a_list(*(f"i{number}-{place}" for place in range(20))) for number in range(50)}
     asyncio.run(publish_lists(tmp_path / "store", lists))
     facts = planned("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
-    found = values(facts)
-    assert found["users"] == 50
-    assert (found["encoding"], found["user_id_chars"]) == ("json", pytest.approx(3, rel=0.05))
+    figures = values(facts)
+    assert figures["users"] == 50
+    assert (figures["encoding"], figures["user_id_chars"]) == ("json", pytest.approx(3, rel=0.05))
     mean = sum(map(len, lists.values())) / len(lists)
-    assert found["list_bytes"] == pytest.approx(mean, rel=0.05)  # the popular list is in the mean, too
-    assert found["stored_bytes"] == found["list_bytes"]
+    assert figures["list_bytes"] == pytest.approx(mean, rel=0.05)  # the popular list is in the mean, too
+    assert figures["stored_bytes"] == figures["list_bytes"]
     assert "measured: manifest of " in sources(facts)["list_bytes"]
     assert f"file://{tmp_path / 'store'}" in sources(facts)["users"]
-    given = planned("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}")
-    assert values(given)["users"] == 9
+    overridden = planned("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}")
+    assert values(overridden)["users"] == 9
     empty = plan("--peak-rps", "1", "--from-release", f"file://{tmp_path / 'empty'}")
     assert empty.returncode == 1
     assert empty.stderr.count("\n") == 1
@@ -111,18 +111,18 @@ def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
 def measured(path: Path, *rows: Row, kind: str = "http", **more: Any) -> Path:  # noqa: ANN401 -- fields of a report
     """Write a report of `hotplate bench`: of 200 requests/s, answered after 2 ms, if there are no rows."""
     facts = {"highest rate": ("/s", 200.0), "p50": ("us", 2e3), "p99": ("us", 4e3), "popular lists": ("share", 0.005)}
-    found = rows or tuple(Row("files", name, unit, value) for name, (unit, value) in facts.items())
+    report_rows = rows or tuple(Row("files", name, unit, value) for name, (unit, value) in facts.items())
     machine = {"cpu": "EPYC", "date": "2026-11-25"}
-    path.write_text(json.dumps(to_json(Report(kind=kind, sentence="", rows=found, machine=machine, **more))))
+    path.write_text(json.dumps(to_json(Report(kind=kind, sentence="", rows=report_rows, machine=machine, **more))))
     return path
 
 
-def test_a_report_replaces_what_is_assumed_of_a_pod(tmp_path: Path) -> None:
+def test_report_replaces_assumptions_about_a_pod(tmp_path: Path) -> None:
     path = measured(tmp_path / "bench.json")
     facts = planned(*LEAST, "--from-report", path)
-    found = values(facts)
-    assert (found["pod_rps"], found["request_ms"]) == (200, 2)
-    assert found["pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
+    figures = values(facts)
+    assert (figures["pod_rps"], figures["request_ms"]) == (200, 2)
+    assert figures["pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
     assert sources(facts)["pod_rps"] == "measured: bench.json, EPYC, 2026-11-25"
     assert values(planned(*LEAST, "--from-report", path, "--set", "pod_rps=1000"))["pods_by_capacity"] == 1
     assert values(planned(*LEAST, "--from-report", path, "--p99-ms", "5"))["pod_rps"] == 200
@@ -131,7 +131,7 @@ def test_a_report_replaces_what_is_assumed_of_a_pod(tmp_path: Path) -> None:
     assert "with a p99 of at most 1 ms" in refused.stderr
 
 
-def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path) -> None:
+def test_highest_rate_inside_the_objective_is_used_of_a_search(tmp_path: Path) -> None:
     rows = [
         Row("files", "rate", "/s", 9_000.0), Row("files", "highest rate", "/s", 1_500.0, note="at least"),
         Row("redis", "highest rate", "/s", 900.0), Row("files", "p99", "us", 4_000.0),
@@ -154,7 +154,7 @@ def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path
         ({"kind": "ru"}, "has nothing that a plan can use"),
     ],
 )
-def test_a_report_that_is_not_sound_is_refused(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+def test_invalid_report_is_refused(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     done = plan(*LEAST, "--from-report", measured(tmp_path / "bench.json", **more))
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -215,20 +215,20 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
         ("date = 2022-03-31", 'date = "2022-03-31"', "must be a TOML date"),
     ],
 )
-def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
+def test_malformed_price_file_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "prices.toml"
     path.write_text(OURS.read_text().replace(old, new))
     with pytest.raises(PricesUnreadable, match=sentence):
         load(path)
 
 
-def test_prices_that_a_file_lacks_leave_out_what_needs_them(tmp_path: Path) -> None:
+def test_missing_prices_leave_out_dependent_figures(tmp_path: Path) -> None:
     yours = tmp_path / "yours.toml"
     text = OURS.read_text().partition("[redis_gb_hour]")[0]
     yours.write_text(text.replace("[serverless_million_ru]", "[serverless]"))
-    found = values(planned(*LEAST, "--prices", yours))
-    assert "no sizes of Redis" in found["redis_cost"]
-    assert "no serverless_million_ru" in found["serverless_cost"]
+    figures = values(planned(*LEAST, "--prices", yours))
+    assert "no sizes of Redis" in figures["redis_cost"]
+    assert "no serverless_million_ru" in figures["serverless_cost"]
 
 
 GUIDE = (ROOT / "docs" / "sizing.md").read_text()
@@ -238,7 +238,7 @@ EXAMPLES = SHOWN.findall(GUIDE)
 
 
 @pytest.mark.parametrize(("command", "excerpt"), EXAMPLES)
-def test_the_guides_commands_print_what_the_guide_shows(command: str, excerpt: str, tmp_path: Path) -> None:
+def test_guide_commands_print_the_shown_output(command: str, excerpt: str, tmp_path: Path) -> None:
     arguments = command.replace("\\\n", "").replace("--out shop", f"--out {tmp_path / 'shop'}").split()[1:]
     printed = " ".join(plan(*arguments).stdout.split())
     at = 0
@@ -249,5 +249,5 @@ def test_the_guides_commands_print_what_the_guide_shows(command: str, excerpt: s
         at = printed.index(shown, at) + len(shown)
 
 
-def test_the_guide_shows_what_the_main_commands_print() -> None:
+def test_guide_shows_the_output_of_main_commands() -> None:
     assert len(EXAMPLES) >= 5

@@ -40,8 +40,8 @@ def writes(account: Account) -> float:
 
 
 def spent(*arguments: str | Path) -> dict[str, float]:
-    found: dict[str, float] = json_of(*arguments)["spent"]
-    return found
+    charges: dict[str, float] = json_of(*arguments)["spent"]
+    return charges
 
 
 def test_dry_run_writes_nothing_and_a_publish_reports_what_it_spent(
@@ -59,7 +59,7 @@ def test_dry_run_writes_nothing_and_a_publish_reports_what_it_spent(
     assert "read back once; 0 refused (429)" in text
 
 
-def test_dry_run_says_rows_and_bytes_for_files_and_redis(
+def test_dry_run_prints_rows_and_bytes_for_files_and_redis(
     lists: Path, model: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     for url in (f"file://{tmp_path}/store", redis_server.url("redis", secrets.token_hex(4))):
@@ -71,7 +71,7 @@ def test_dry_run_says_rows_and_bytes_for_files_and_redis(
     assert not (tmp_path / "store").exists()
 
 
-def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model: Path, tmp_path: Path) -> None:
+def test_impossible_dry_run_or_limit_is_one_sentence(lists: Path, model: Path, tmp_path: Path) -> None:
     file = f"file://{tmp_path}/store"
     for command in (
         ("publish", model, "--store", file, "--max-ru", "1000"),
@@ -87,7 +87,7 @@ def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model
     failed(resumed, "leave out --resume", code=2)
 
 
-def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Path, cosmos: str) -> None:
+def test_max_ru_option_overrides_the_url_and_slows_a_publish(lists: Path, cosmos: str) -> None:
     done = spent("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150")
     assert 60 * 6 / 150 <= done["seconds"] < 60 * 6 / 5
 
@@ -127,8 +127,8 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
     failed(done, '"kind":"GateFailed"', f"{live} still is", "hotplate releases activate ", code=3)
     facts = json.loads(done.stdout)
     assert facts["live"] is False
-    found = {each["gate"]: (each["bound"], each["passed"]) for each in facts["gates"]}
-    assert found == {
+    verdicts = {gate["gate"]: (gate["bound"], gate["passed"]) for gate in facts["gates"]}
+    assert verdicts == {
         "drop.ndcg": (0.1, True),
         "coverage": (0.1, True),
         "users_with_lists": (0.95, True),
@@ -143,7 +143,7 @@ def test_bad_model_exits_with_3_and_is_not_live_unless_forced(tmp_path: Path) ->
         "popular_length_kept": (0.5, True),
         "popular_kept": (0.0, True),
     }
-    assert all(isinstance(each["measured"], float | int) for each in facts["gates"])
+    assert all(isinstance(gate["measured"], float | int) for gate in facts["gates"])
     assert live_in(store) == live
     refused = facts["release"]["release"]
     listed = hotplate("releases", "list", "--store", store).stdout
@@ -205,7 +205,7 @@ def test_lost_users_and_items_are_refused_without_any_gate(tmp_path: Path) -> No
     refused = hotplate(*publish)
     failed(refused, "Gate items_kept: 0.0025 is below 0.5 (2 of 800 items in live lists)", "--force", code=3)
     assert re.search(r"users_kept +1 +≥ 0.5 +passed +about 100 of 100 users with a list", refused.stdout)
-    dry = {each["gate"]: each["passed"] for each in json_of(*publish, "--dry-run", code=3)["gates"]}
+    dry = {gate["gate"]: gate["passed"] for gate in json_of(*publish, "--dry-run", code=3)["gates"]}
     assert (dry["users_kept"], dry["items_kept"]) == (True, False)
     lists.write_text(rows(9, 800))
     failed(hotplate(*publish), "Gate users_kept: 0.09 is below 0.5 (about 9 of 100 users with a list)", code=3)
@@ -239,7 +239,7 @@ def test_gate_rejects_release_degraded_by_rules_and_reports_model_metric(tmp_pat
     assert facts["release"]["about"]["metrics"]["model"]["ndcg"] == facts["gates"][0]["measured"] < 0.9 * ndcg
 
 
-def test_a_misspelt_gate_is_answered_by_the_nearest(model: Path, tmp_path: Path) -> None:
+def test_misspelt_gate_suggests_the_nearest(model: Path, tmp_path: Path) -> None:
     store = ("--store", f"file://{tmp_path}/store")
     failed(
         hotplate("publish", model, *store, "--gate", "ndgc=0.1"),

@@ -28,12 +28,12 @@ def transcript(page: str) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Return ports whose admin and health listeners, one and two thousand above them, are free as well."""
-    found = list[int]()
-    while len(found) < count:
+    ports = list[int]()
+    while len(ports) < count:
         port = free_port()
         if port + 2000 < SERVER_PORTS[1] and claim_port(port + 1000) and claim_port(port + 2000):
-            found.append(port)
-    return found
+            ports.append(port)
+    return ports
 
 
 ENDS = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"
@@ -69,7 +69,7 @@ def run(folder: Path, script: str, **environment: str) -> str:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
+def test_quickstart_runs_as_written(tmp_path: Path) -> None:
     write_clicks(tmp_path / "clicks.csv")
     (port,) = free_ports(1)
     page = (ROOT / "docs" / "quickstart.md").read_text()
@@ -84,7 +84,7 @@ def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> None:
+def test_readme_commands_run_as_written(tmp_path: Path) -> None:
     write_clicks(tmp_path / "clicks.csv")
     (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress((tmp_path / "clicks.csv").read_bytes()))
     (port,) = free_ports(1)
@@ -133,7 +133,7 @@ def write_lists(path: Path, shift: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Path, cosmos_http: "Account") -> None:
+def test_transcript_runs_under_load_without_failed_requests(tmp_path: Path, cosmos_http: "Account") -> None:
     for needed in ("redis-cli", "curl", "bash"):
         if shutil.which(needed) is None:
             pytest.skip(f"no {needed} on the PATH")

@@ -59,8 +59,8 @@ def write_pipeline(folder: Path, url: str, more: str = "") -> Path:
 
 def summary_of(done: CompletedProcess[str]) -> dict[str, Any]:
     assert done.stdout.count("\n") == 1, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 def catalogue_of(url: str) -> Catalogue:
@@ -96,7 +96,7 @@ def spoil(model: Path) -> None:
     np.save(path, np.random.default_rng(1).permutation(np.load(path)))
 
 
-def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
+def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url, "[gates]\noverlap = 0.75")
@@ -128,8 +128,8 @@ def test_run_does_not_replace_a_running_canary_and_goes_live_after_it_ends(folde
         held = hotplate("run", pipeline)
         assert (held.returncode, summary_of(held)["outcome"]) == (3, "refused")
         assert f"release {canary} is the canary" in held.stderr
-        found = catalogue_of(folder_url)
-        assert (found.live, found.canary and found.canary.release) == (live, canary)
+        catalogue = catalogue_of(folder_url)
+        assert (catalogue.live, catalogue.canary and catalogue.canary.release) == (live, canary)
     assert hotplate("releases", "abort", "--store", folder_url).returncode == 0
     done = summary_of(hotplate("run", pipeline))
     assert (done["outcome"], catalogue_of(folder_url).live) == ("published", summary_of(held)["release"])
@@ -146,8 +146,12 @@ def test_run_for_arm_b_renews_it_and_trains_nothing_without_an_experiment(folder
     assert "No experiment is running" in refused.stderr
     assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
     done = summary_of(hotplate("run", pipeline))
-    found = catalogue_of(folder_url)
-    assert (done["outcome"], found.live, found.canary and found.canary.release) == ("published", live, done["release"])
+    catalogue = catalogue_of(folder_url)
+    assert (done["outcome"], catalogue.live, catalogue.canary and catalogue.canary.release) == (
+        "published",
+        live,
+        done["release"],
+    )
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -176,8 +180,8 @@ def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
     models = trained(tmp_path)
     done = summary_of(hotplate("run", pipeline))
     assert (done["outcome"], done["release"], done["run"]) == ("published", left["release"], left["run"])
-    found = catalogue_of(folder_url)
-    assert [(entry.id, entry.state) for entry in found.releases] == [(left["release"], "live")]
+    catalogue = catalogue_of(folder_url)
+    assert [(entry.id, entry.state) for entry in catalogue.releases] == [(left["release"], "live")]
     assert trained(tmp_path) == models or not models
 
 
@@ -225,7 +229,7 @@ def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) ->
         ("[publish]", '[publish]\ngate = "ndcg=0.1"', "these lists have no evaluation"),
     ],
 )
-def test_a_pipeline_that_cannot_end_well_is_refused_before_it_trains(
+def test_impossible_pipeline_is_refused_before_training(
     old: str, new: str, sentence: str, folder_url: str, tmp_path: Path
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
@@ -237,9 +241,7 @@ def test_a_pipeline_that_cannot_end_well_is_refused_before_it_trains(
 @pytest.mark.parametrize(
     ("train", "code"), [("", 2), ("engine = 'ease'\nno_tune = true", 2), ("engine = 'als'", 0), ("no_tune = true", 0)]
 )
-def test_a_run_that_publishes_factors_trains_an_engine_that_has_some(
-    train: str, code: int, folder_url: str, tmp_path: Path
-) -> None:
+def test_run_with_factors_trains_an_engine_with_factors(train: str, code: int, folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     publish = f'[publish]\nstore = "{folder_url}"\nfold_in = true'
     pipeline.write_text(f'[train]\ndata = "clicks.csv"\n{train}\n{publish}\n[run]\nwork = "work"\n')
@@ -248,7 +250,7 @@ def test_a_run_that_publishes_factors_trains_an_engine_that_has_some(
     assert ("fold_in needs item factors" in done.stderr) == bool(code)
 
 
-def test_a_misspelt_variable_of_a_run_is_reported_too(folder_url: str, tmp_path: Path) -> None:
+def test_misspelt_variable_of_run_is_reported(folder_url: str, tmp_path: Path) -> None:
     done = hotplate("run", write_pipeline(tmp_path, folder_url), "--check", HOTPLATE_RUN_WIAT="3")
     assert (done.returncode, "did you mean HOTPLATE_RUN_WAIT?" in done.stderr) == (0, True), done.stderr
 
@@ -355,8 +357,8 @@ def test_unknown_rule_items_are_counted_and_catalogue_change_forces_new_run(fold
         catalogue.write("new,y\n")
     again = summary_of(hotplate("run", pipeline))
     assert (again["outcome"], again["release"]) != ("unchanged", summary_of(done)["release"])
-    found = json_of("lookup", "nobody", "--store", folder_url)
-    assert len(found["items"]) == 3, "all that may be recommended are of one category"
+    output = json_of("lookup", "nobody", "--store", folder_url)
+    assert len(output["items"]) == 3, "all that may be recommended are of one category"
 
 
 def test_resume_reports_waiting_for_a_lease_and_continues_after_expiry(url: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_p
     assert (done.returncode, done.stderr) == (1, "")
     printed = json.loads(done.stdout)
     assert (printed["store"], printed["fit"]) == (f"file://{folder}", False)
-    assert [each["subject"] for each in printed["findings"] if each["level"] == "error"] == ["catalogue"]
+    assert [finding["subject"] for finding in printed["findings"] if finding["level"] == "error"] == ["catalogue"]
 
 
 def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_doctor_reports_unreachable_store_without_traceback_or_password(tmp_path
     assert "warning" in hotplate("store", "doctor", "--store", f"file://{tmp_path}/none").stdout
 
 
-def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
+def test_every_changing_verb_names_the_store(tmp_path: Path) -> None:
     lists = tmp_path / "lists.csv"
     folder = f"file://{tmp_path}/data/hotplate"
     lists.write_text("user,item,score\n1,a,1.0\n2,a,0.9\n")
@@ -74,13 +74,13 @@ def test_each_verb_that_changes_a_store_names_it(tmp_path: Path) -> None:
         ("users", "find", "1"), ("users", "erase", "1"), ("store", "rebuild"),
     ],
 )  # fmt: skip
-def test_a_store_that_does_not_exist_is_said_not_to_exist(verb: tuple[str, ...], tmp_path: Path) -> None:
+def test_missing_store_is_reported(verb: tuple[str, ...], tmp_path: Path) -> None:
     url = f"file://{tmp_path}/typo"
     failed(hotplate(*verb, "--store", url), f"Nothing was ever published to {url}, and the folder does not exist")
     assert not (tmp_path / "typo").exists()
 
 
-def test_a_service_of_a_folder_that_does_not_exist_says_so(tmp_path: Path) -> None:
+def test_service_of_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with running(tmp_path / "typo") as service:
         assert service.get("/v1/popular").status == 503
         log = service.log.read_text()
@@ -94,7 +94,7 @@ def test_several_stores_in_one_url_are_refused(verb: tuple[str, ...], separator:
     failed(hotplate(*verb, "--store", both), "several URLs; give each store its own --store", code=2)
 
 
-def test_a_copy_or_a_repair_from_a_store_that_does_not_exist_names_it(tmp_path: Path) -> None:
+def test_copy_or_repair_from_a_missing_store_names_it(tmp_path: Path) -> None:
     there = f"file://{tmp_path}/store"
     absent = f"file://{tmp_path}/typo"
     asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
@@ -102,7 +102,7 @@ def test_a_copy_or_a_repair_from_a_store_that_does_not_exist_names_it(tmp_path: 
     failed(hotplate("releases", "repair", "--from", absent, "--store", there), f"was ever published to {absent}")
 
 
-def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
+def test_store_is_backed_up_and_restored(tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
     copied = tmp_path / "copied"
     first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
@@ -119,7 +119,7 @@ def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
     assert done["live"] == first
 
 
-def test_a_backup_of_another_store_or_into_what_is_there_is_refused(tmp_path: Path) -> None:
+def test_backup_of_another_store_or_over_existing_files_is_refused(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
     store = f"file://{tmp_path}/store"
     (tmp_path / "mine").write_text("mine")
@@ -142,7 +142,9 @@ def test_a_lost_catalogue_is_rebuilt_from_the_releases_that_the_store_holds(tmp_
     failed(hotplate("store", "rebuild", "--store", store, "--live", "none"), f"it holds {first}, {second}")
     printed = json_of("store", "rebuild", "--store", store, "--live", first)
     assert (printed["live"], printed["not_taken_up"]) == (first, {})
-    assert [(one["id"], one["state"], one["rows"], one["damage"]) for one in printed["releases"]] == [
+    assert [
+        (release["id"], release["state"], release["rows"], release["damage"]) for release in printed["releases"]
+    ] == [
         (first, "live", 2, None),
         (second, "ready", 2, None),
     ]
@@ -154,7 +156,7 @@ def published(url: str, lists: dict[str, bytes]) -> str:
     return asyncio.run(publish_to(url, lists))
 
 
-def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
+def test_users_are_erased_and_their_releases_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     backup = tmp_path / "backup"
     store = ("--store", f"file://{folder}")
@@ -170,8 +172,8 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
     assert succeeded("store", "restore", backup, *store, "--over")
     assert json_of("lookup", "u7", "--json", *store)["source"] == "popular"
     assert succeeded("releases", "verify", *store)
-    found = json_of("users", "find", "u7", "u8", "--json", *store)
-    assert (found["erased"], found["store"]) == (["u7"], f"file://{folder}")
+    output = json_of("users", "find", "u7", "u8", "--json", *store)
+    assert (output["erased"], output["store"]) == (["u7"], f"file://{folder}")
     failed(hotplate("users", "erase", "u7", "--store", f"file://{tmp_path}/none"), "Nothing was ever published")
     shutil.rmtree(folder / "records")
     assert "has lost 1 of them" in succeeded("users", "find", "u7", *store)
@@ -179,7 +181,7 @@ def test_users_are_erased_and_what_holds_them_is_named(tmp_path: Path) -> None:
     assert "all of its erased users" in succeeded("store", "repair", *store)
 
 
-def test_folders_that_hold_nothing_to_look_into_are_refused(tmp_path: Path) -> None:
+def test_folders_without_events_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     events = tmp_path / "events"
     store = ("--store", f"file://{folder}")
@@ -218,12 +220,12 @@ def releases(store: Path, *, live: bool = True) -> str:
 
 
 def catalogue_of(url: str) -> dict[str, object]:
-    found: dict[str, object] = json_of("releases", "list", "--store", url)
-    return found
+    output: dict[str, object] = json_of("releases", "list", "--store", url)
+    return output
 
 
 def file_of(store: Path, url: str, release: str) -> Path:
-    (entry,) = (one for one in catalogue_of(url)["releases"] if one["id"] == release)  # type: ignore[attr-defined]  # JSON
+    (entry,) = (candidate for candidate in catalogue_of(url)["releases"] if candidate["id"] == release)  # type: ignore[attr-defined]  # JSON
     return store / "releases" / f"{entry['incarnation']}.mdb"
 
 
@@ -246,9 +248,9 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     done = hotplate("import", lists, "--store", url, "--force")  # of other users
     assert (done.returncode, "is ready" in done.stdout) == (3, True)
     assert f"Release {canary} is the canary" in done.stderr
-    found = catalogue_of(url)
-    assert (found["live"], found["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
-    new = found["releases"][-1]["id"]  # type: ignore[index]  # JSON
+    catalogue = catalogue_of(url)
+    assert (catalogue["live"], catalogue["canary"]) == (live, {"release": canary, "percent": 5.0, "salt": canary})
+    new = catalogue["releases"][-1]["id"]  # type: ignore[index]  # JSON
     failed(hotplate("releases", "activate", new, "--store", url), "promote or abort the canary first", code=3)
     other = f"file://{tmp_path}/other"
     succeeded("releases", "copy", "--from", url, "--to", other, new)
@@ -259,7 +261,7 @@ def test_an_import_leaves_a_running_canary_alone_and_exits_with_3(tmp_path: Path
     assert catalogue_of(url)["canary"] is None
 
 
-def test_a_promotion_names_the_canary_that_was_seen(tmp_path: Path, url: str) -> None:
+def test_promotion_requires_the_canary_the_operator_saw(tmp_path: Path, url: str) -> None:
     live = releases(tmp_path / "store")
     seen, other = (releases(tmp_path / "store", live=False) for _ in range(2))
     assert hotplate("releases", "canary", other, "--store", url).returncode == 0

@@ -44,7 +44,7 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
         assert "The parameters were not searched." in done.stdout
 
 
-def test_the_first_lines_compare_the_lists_with_what_is_popular(clicks: Path, tmp_path: Path) -> None:
+def test_first_lines_compare_lists_with_popularity(clicks: Path, tmp_path: Path) -> None:
     weak = ["--params", "factors=1,regularization=1000000,iterations=1"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *weak)
     assert re.match(
@@ -58,16 +58,16 @@ def test_the_first_lines_compare_the_lists_with_what_is_popular(clicks: Path, tm
     )
     popular = ["--engine", "popularity", "--params", "half_life=7d"]
     done = hotplate("train", clicks, "--out", tmp_path / "model", *popular)
-    found = json_of("train", clicks, "--out", tmp_path / "model", *popular)
+    output = json_of("train", clicks, "--out", tmp_path / "model", *popular)
     assert re.fullmatch(
         r"Everybody gets what is popular now \(recent popularity\), nDCG@10 0\.\d{3}\. "
         r"Of [\d,]+ users in the test data, which training did not see, \d+ % chose an item of their list of 10\.",
-        found["verdict"],
+        output["verdict"],
     )
-    assert unwrapped(done.stdout).startswith(found["verdict"])
+    assert unwrapped(done.stdout).startswith(output["verdict"])
 
 
-def test_a_cut_in_time_is_the_default_and_a_random_draw_is_said_to_flatter(clicks: Path, tmp_path: Path) -> None:
+def test_time_split_is_the_default_and_random_split_has_a_warning(clicks: Path, tmp_path: Path) -> None:
     plain: list[str | Path] = ["--out", tmp_path / "model", "--params", "factors=4"]
     done = hotplate("train", clicks, *plain)
     assert "test     by-time split" in done.stdout
@@ -122,7 +122,7 @@ def trained(folder: Path, *arguments: str | Path) -> dict[str, Any]:
     return report
 
 
-def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> None:
+def test_unused_search_results_are_reported_in_text_and_json(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,time", "u.1,x,", "U.1,y,", "v,x,2026-01-02", "v,NULL,2026-01-02")
     done = hotplate("train", file, "--out", tmp_path / "model", *QUICK, "--split", "none")
     assert "columns  user=user, item=item, time=time\n" in done.stdout
@@ -133,9 +133,7 @@ def test_what_is_found_and_not_used_is_said_in_text_and_json(tmp_path: Path) -> 
     assert len(report["data"]["notes"]) == 1
 
 
-def test_off_a_terminal_large_data_and_late_stages_have_a_line_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_terminal_slow_stages_print_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"u{at % 12},i{at * at % 17}" for at in range(200)]
     data = write(tmp_path / "data.csv", "user,item", *rows)
     arguments = ("train", data, "--engine", "popularity", "--no-tune", "--out", tmp_path / "model")

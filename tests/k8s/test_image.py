@@ -26,11 +26,11 @@ STAGES = [line.split()[-1] for line in LINES if line.startswith("FROM ")]
 
 def locked(name: str) -> dict[str, set[str]]:
     """Return the versions of each package in a lock file."""
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     text = (ROOT / f"requirements/{name}.lock").read_text()
     for package, version in re.findall(r"^([a-z0-9.-]+)==([^ ]+)", text, re.MULTILINE):
-        found.setdefault(package, set()).add(version)
-    return found
+        versions.setdefault(package, set()).add(version)
+    return versions
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -47,8 +47,8 @@ def test_an_image_is_built_from_what_the_tests_ran_with() -> None:
     """
     beyond = {"spark": {"py4j", "pyspark"}, "offline": set(client.split())}
     for name in ("serve", "offline", "spark"):
-        others = {package for package, versions in locked(name).items() if tested.get(package) != versions}
-        assert others == beyond.get(name, set()), name
+        different = {package for package, versions in locked(name).items() if tested.get(package) != versions}
+        assert different == beyond.get(name, set()), name
 
 
 def test_the_serving_image_is_locked_without_what_only_training_needs() -> None:
@@ -77,7 +77,7 @@ def test_locked_requirements_install_into_a_clean_environment(tmp_path: Path, na
     assert done.returncode == 0, done.stderr
 
 
-def test_images_run_as_nobody_and_start_hotplate() -> None:
+def test_images_run_unprivileged_and_start_hotplate() -> None:
     assert [line for line in LINES if line.startswith("USER ")][-1] == "USER 10001:10001"
     assert [line for line in LINES if line.startswith("ENTRYPOINT ")] == ['ENTRYPOINT ["/opt/hotplate/bin/hotplate"]']
 

@@ -27,13 +27,17 @@ pytestmark = pytest.mark.k8s
 
 # The oldest whose users are still many, one in the middle, and the newest whose schemas are at hand.
 VERSIONS = ("1.29", "1.33", kubernetes_validate.latest_version())
-OVERLAYS = sorted(found.parent.name for found in K8S.glob("overlays/*/kustomization.yaml"))
-JOBS = sorted(found.parent.name for found in K8S.glob("jobs/*/kustomization.yaml"))
-COMPONENTS = sorted(found.parent.name for found in K8S.glob("components/*/kustomization.yaml"))
+OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
+JOBS = sorted(path.parent.name for path in K8S.glob("jobs/*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml"))
 # The overlays whose store others may write to, each with all components and its jobs: what somebody may have at most.
 WHOLE = {
     overlay: (
-        [each for each in COMPONENTS if each not in {"store-password", "prune", "workload-identity", "version"}],
+        [
+            component
+            for component in COMPONENTS
+            if component not in {"store-password", "prune", "workload-identity", "version"}
+        ],
         ["bench", "publish", "spark"],
     )
     for overlay in ("dev", "redis", "redis-cluster")
@@ -66,7 +70,7 @@ def _whole(overlay: str) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         above = os.path.relpath(K8S, folder)
-        made = {
+        kustomization = {
             "namespace": "hotplate",
             "resources": [f"{above}/overlays/{overlay}", *(f"{above}/jobs/{job}" for job in jobs)],
             "components": [
@@ -74,7 +78,7 @@ def _whole(overlay: str) -> str:
                 *(f"{above}/components/{component}" for component in (*components, "version")),
             ],
         }
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return json.dumps(built(str(folder)))
 
 
@@ -86,59 +90,61 @@ def whole(name: str) -> list[Object]:
 def everything() -> list[Object]:
     """Return all objects of all overlays, components and jobs, each different one once."""
     parts = [*map(overlay, OVERLAYS), *map(whole, WHOLE)]
-    distinct = {json.dumps(found, sort_keys=True): found for found in chain.from_iterable(parts)}
+    distinct = {json.dumps(resource, sort_keys=True): resource for resource in chain.from_iterable(parts)}
     return list(distinct.values())
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_policy_objects_to_an_overlay(name: str) -> None:
+def test_every_overlay_passes_all_policies(name: str) -> None:
     assert objections(overlay(name)) == []
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_no_policy_objects_to_an_overlay_with_all_components_and_jobs(name: str) -> None:
+def test_overlays_with_all_components_and_jobs_pass_all_policies(name: str) -> None:
     assert objections(whole(name)) == []
 
 
-def test_every_component_and_job_is_part_of_what_is_checked() -> None:
+def test_every_component_and_job_is_checked() -> None:
     in_overlays = {"store-password", "prune", "version"}
     assert set(COMPONENTS) == in_overlays.union(*(components for components, _ in WHOLE.values()))
     assert set(JOBS) == set().union(*(jobs for _, jobs in WHOLE.values()))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_api_of_each_version_takes_every_object(version: str) -> None:
-    for found in everything():
-        if found["apiVersion"].partition("/")[0] not in FOREIGN:
+def test_every_object_is_valid_for_each_kubernetes_version(version: str) -> None:
+    for resource in everything():
+        if resource["apiVersion"].partition("/")[0] not in FOREIGN:
             try:
-                kubernetes_validate.validate(found, version, strict=True)
+                kubernetes_validate.validate(resource, version, strict=True)
             except kubernetes_validate.ValidationError as error:
-                pytest.fail(f"{name_of(found)}: {'.'.join(map(str, error.path))}: {error.message}")
+                pytest.fail(f"{name_of(resource)}: {'.'.join(map(str, error.path))}: {error.message}")
 
 
 def test_images_and_labels_have_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for pod in Cluster(everything()).pods:
         assert pod.labels["app.kubernetes.io/version"] == version
-        ours = [one["image"] for one in pod.containers if one["image"].startswith("hotplate")]
+        ours = [container["image"] for container in pod.containers if container["image"].startswith("hotplate")]
         assert all(image.endswith(f":{version}") for image in ours)
 
 
-def test_the_pipeline_is_one_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipeline_of_the_job_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTPLATE_STORE", "redis://hotplate-redis:6379/0")
     job = read_job(read_pipeline(K8S / "components/pipeline/pipeline.toml"))
     assert job.store == "redis://hotplate-redis:6379/0"
     assert [gate.name for gate in bounds_of(job.publishing)] == ["drop.ndcg", "coverage"]
 
 
-def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:
+def test_every_required_secret_is_documented() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    volumes = [one for pod in Cluster(everything()).pods for one in pod.spec.get("volumes", []) if "secret" in one]
-    assert {one["secret"]["secretName"] for one in volumes} <= set(re.findall(r"`(hotplate-[a-z]+)`", page))
+    volumes = [
+        volume for pod in Cluster(everything()).pods for volume in pod.spec.get("volumes", []) if "secret" in volume
+    ]
+    assert {volume["secret"]["secretName"] for volume in volumes} <= set(re.findall(r"`(hotplate-[a-z]+)`", page))
 
 
 def test_kubectl_targets_in_docs_exist_and_commands_set_the_namespace() -> None:
-    known = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in everything()}
+    known = {f"{resource['kind'].lower()}/{resource['metadata']['name']}" for resource in everything()}
     for page in (ROOT / "docs").glob("*.md"):
         text = page.read_text()
         named = re.findall(r"\b(?:deployment|service|cronjob|job)/hotplate(?:-[a-z]+)?\b", text)
@@ -154,14 +160,14 @@ def test_alerts_link_to_the_runbook_that_a_setting_names(tmp_path: Path) -> None
         "behavior": "merge",
         "literals": ["RUNBOOK_URL=https://ours.example/book"],
     }
-    made = {
+    kustomization = {
         "resources": [f"{above}/overlays/redis"],
         "components": [f"{above}/monitoring"],
         "configMapGenerator": [setting],
         "namespace": "hotplate",
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(made))
-    (rules,) = [one for one in built(str(tmp_path)) if one["kind"] == "PrometheusRule"]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    (rules,) = [resource for resource in built(str(tmp_path)) if resource["kind"] == "PrometheusRule"]
     alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
     links = {alert["alert"]: alert["annotations"]["runbook_url"] for alert in alerts}
     assert links == {name: f"https://ours.example/book#{name.lower()}" for name in links}
@@ -170,24 +176,26 @@ def test_alerts_link_to_the_runbook_that_a_setting_names(tmp_path: Path) -> None
 
 def policy_of(objects: list[Object], name: str) -> Object:
     """Return the network policy of that name."""
-    (found,) = [one for one in objects if one["metadata"]["name"] == name and one["kind"] == "NetworkPolicy"]
-    return found
+    (policy,) = [
+        resource for resource in objects if resource["metadata"]["name"] == name and resource["kind"] == "NetworkPolicy"
+    ]
+    return policy
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_names_are_looked_up_in_the_cluster_and_in_the_caches_of_its_nodes(name: str) -> None:
-    found = policy_of(overlay(name), "dns")
-    assert found["spec"]["podSelector"] == {}
-    (way,) = found["spec"]["egress"]
+def test_dns_egress_allows_cluster_and_node_caches(name: str) -> None:
+    policy = policy_of(overlay(name), "dns")
+    assert policy["spec"]["podSelector"] == {}
+    (way,) = policy["spec"]["egress"]
     cluster, *nodes = way["to"]
     assert cluster["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
     caches = ("169.254.20.10/32", "169.254.10.10/32", "169.254.10.11/32")  # of NodeLocal DNSCache, and of AKS LocalDNS
-    assert [one["ipBlock"] for one in nodes] == [{"cidr": cache} for cache in caches]
-    assert [(one["protocol"], one["port"]) for one in way["ports"]] == [("UDP", 53), ("TCP", 53)]
+    assert [peer["ipBlock"] for peer in nodes] == [{"cidr": cache} for cache in caches]
+    assert [(peer["protocol"], peer["port"]) for peer in way["ports"]] == [("UDP", 53), ("TCP", 53)]
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_who_serves_reaches_the_issuer_where_one_is_configured(name: str) -> None:
+def test_service_reaches_the_configured_issuer(name: str) -> None:
     good = Good(whole(name))
     assert good.settings["HOTPLATE_OIDC_ISSUER"].startswith("https://")
     assert good.settings["HOTPLATE_OIDC_AUDIENCE"]
@@ -213,16 +221,16 @@ def ports_of(policy: Object) -> set[int]:
     ],
 )
 def test_egress_allows_its_port_over_ipv4_and_ipv6_except_node_metadata(name: str, policy: str, port: int) -> None:
-    found = policy_of(whole(name) if policy == "hotplate" else overlay(name), policy)
-    (way,) = [way for way in found["spec"]["egress"] if "ipBlock" in way["to"][0]]
-    assert [one["port"] for one in way["ports"]] == [port]
-    assert [one["ipBlock"] for one in way["to"]] == [
+    built_policy = policy_of(whole(name) if policy == "hotplate" else overlay(name), policy)
+    (way,) = [way for way in built_policy["spec"]["egress"] if "ipBlock" in way["to"][0]]
+    assert [peer["port"] for peer in way["ports"]] == [port]
+    assert [peer["ipBlock"] for peer in way["to"]] == [
         {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]},
         {"cidr": "::/0"},
     ]
 
 
-def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_path: Path) -> None:
+def test_documented_kustomization_passes_all_policies(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     (shown,) = re.findall(r"```yaml\n(# shop/kustomization.yaml\n.*?)```", page, re.DOTALL)
     above = os.path.relpath(K8S, tmp_path.resolve())
@@ -230,11 +238,11 @@ def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_
     (tmp_path / "kustomization.yaml").write_text(text)
     objects = built(str(tmp_path))
     assert objections(objects) == []
-    assert [one["data"] for one in objects if "clicks.parquet" in str(one.get("data"))]
+    assert [resource["data"] for resource in objects if "clicks.parquet" in str(resource.get("data"))]
     assert {pod.containers[0]["image"].partition("/")[0] for pod in Cluster(objects).pods} == {"registry.shop.example"}
 
 
-def test_the_ingress_hashes_by_user_as_nginx_was_seen_to() -> None:
+def test_ingress_hashes_by_user() -> None:
     ingress = Good(whole("redis"))["Ingress", "hotplate"]
     key = ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/upstream-hash-by"]
     assert f"# hash {key} consistent;" in (ROOT / "docs/examples/nginx.conf").read_text()
@@ -250,17 +258,19 @@ class Good:
         self.container: Object = self.pod["containers"][0]
         self.run: Object = self["CronJob", "hotplate-pipeline"]["spec"]["jobTemplate"]["spec"]
         self.settings: Object = next(
-            one["data"] for one in objects if one["kind"] == "ConfigMap" and "HOTPLATE_HOST" in one["data"]
+            resource["data"]
+            for resource in objects
+            if resource["kind"] == "ConfigMap" and "HOTPLATE_HOST" in resource["data"]
         )
 
     def __getitem__(self, wanted: tuple[str, str]) -> Object:
-        return next(one for one in self.objects if (one["kind"], one["metadata"]["name"]) == wanted)
+        return next(resource for resource in self.objects if (resource["kind"], resource["metadata"]["name"]) == wanted)
 
     def mount(self, name: str) -> Object:
-        return next(one for one in self.container["volumeMounts"] if one["name"] == name)
+        return next(mount for mount in self.container["volumeMounts"] if mount["name"] == name)
 
     def volume(self, name: str) -> Object:
-        return next(one for one in self.pod["volumes"] if one["name"] == name)
+        return next(volume for volume in self.pod["volumes"] if volume["name"] == name)
 
     def remove(self, kind: str, name: str) -> None:
         self.objects.remove(self[kind, name])
@@ -290,13 +300,13 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
 @pytest.mark.parametrize(
     ("policy", "spoil"), SPOILED, ids=[f"{number}-{name}" for number, (name, _) in enumerate(SPOILED)]
 )
-def test_a_policy_objects_to_what_breaks_it(policy: str, spoil: Callable[[Good], object]) -> None:
+def test_policy_rejects_violations(policy: str, spoil: Callable[[Good], object]) -> None:
     good = Good(whole("cosmos"))
     spoil(good)
     assert objections(good.objects, policy) != []
 
 
-def test_every_policy_was_seen_to_object() -> None:
+def test_every_policy_has_a_violation_test() -> None:
     assert {policy for policy, _ in SPOILED} == set(POLICIES)
 
 
@@ -307,17 +317,17 @@ SHIPPED: dict[str, Any] = yaml.safe_load((K8S / "base" / "autoscaler.yaml").read
 
 
 def autoscaler(folder: str) -> dict[str, Any]:
-    (spec,) = [each["spec"] for each in built(folder) if each["kind"] == "HorizontalPodAutoscaler"]
+    (spec,) = [resource["spec"] for resource in built(folder) if resource["kind"] == "HorizontalPodAutoscaler"]
     return dict(spec)
 
 
-def test_the_shipped_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
+def test_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
     command = re.search(r"^    hotplate (plan (?:.*\\\n)*.*)$", GUIDE, re.MULTILINE)
     assert command
     done = hotplate(*shlex.split(command[1].replace("\\\n", "")), "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    planned = {each["name"]: each["value"] for each in facts["inputs"] + facts["figures"]}
+    planned = {row["name"]: row["value"] for row in facts["inputs"] + facts["figures"]}
     cpu, requests = (metric[metric["type"].lower()]["target"] for metric in SHIPPED["metrics"])
     assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["hpa_most_pods"])
     assert cpu["averageUtilization"] == 100 * planned["hpa_utilisation"]

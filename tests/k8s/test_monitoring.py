@@ -49,12 +49,12 @@ def promtool(*arguments: str | Path) -> None:
 
 def expected_in(path: Path) -> list[dict[str, Any]]:
     """Return what a file of tests expects of alerts, one entry an alert and a time."""
-    found = yaml.safe_load(path.read_text())
-    return [expected for test in found["tests"] for expected in test["alert_rule_test"]]
+    document = yaml.safe_load(path.read_text())
+    return [expected for test in document["tests"] for expected in test["alert_rule_test"]]
 
 
-def test_prometheus_takes_all_rules_and_every_expression_of_a_panel(tmp_path: Path) -> None:
-    panels = [{"record": f"panel:{n}", "expr": found} for n, (_, found) in enumerate(panel_expressions())]
+def test_prometheus_accepts_all_rules_and_panel_expressions(tmp_path: Path) -> None:
+    panels = [{"record": f"panel:{n}", "expr": expression} for n, (_, expression) in enumerate(panel_expressions())]
     every = [*groups(), {"name": "panels", "rules": panels}]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": every}))
     promtool("check", "rules", tmp_path / "rules.yaml")
@@ -67,12 +67,12 @@ def test_alerts_fire_when_they_should_and_only_then(path: Path, tmp_path: Path) 
     promtool("test", "rules", tmp_path / "test.yaml")
 
 
-def test_every_alert_is_seen_to_fire_and_to_be_silent_while_all_is_well() -> None:
-    firing = {each["alertname"] for path in TESTS for each in expected_in(path) if each["exp_alerts"]}
+def test_every_alert_is_tested_firing_and_silent() -> None:
+    firing = {expected["alertname"] for path in TESTS for expected in expected_in(path) if expected["exp_alerts"]}
     assert firing == ALERTS.keys()
     healthy = expected_in(ROOT / "tests/k8s/alerts/healthy.yaml")
-    assert {each["alertname"] for each in healthy} == ALERTS.keys()
-    assert not any(each["exp_alerts"] for each in healthy)
+    assert {expected["alertname"] for expected in healthy} == ALERTS.keys()
+    assert not any(expected["exp_alerts"] for expected in healthy)
 
 
 @pytest.mark.parametrize("name", ALERTS)
@@ -84,11 +84,11 @@ def test_alert_has_a_severity_and_its_runbook_section_has_instructions(name: str
     assert re.findall(r"^\*\*(\w+)\.\*\*", runbook()[name], re.MULTILINE) == [*PARTS]
 
 
-def test_the_runbook_has_no_section_of_an_alert_that_is_gone() -> None:
+def test_runbook_has_no_section_of_a_removed_alert() -> None:
     assert {heading for heading in runbook() if heading.startswith("Hotplate")} == ALERTS.keys()
 
 
-def test_the_numbers_of_the_objectives_are_those_of_the_rules() -> None:
+def test_documented_objectives_match_the_rules() -> None:
     """A budget that changes in one place only is found."""
     rows = {row[0]: row for row in table((ROOT / "docs" / "monitoring.md").read_text())}
     for objective, series in {"Availability": "unavailable", "Latency": "slow", "Personal lists": "unread"}.items():
@@ -100,16 +100,16 @@ def test_the_numbers_of_the_objectives_are_those_of_the_rules() -> None:
 
 
 @pytest.mark.parametrize("name", dashboards())
-def test_a_dashboard_is_one_that_grafana_can_lay_out(name: str) -> None:
+def test_dashboard_panels_do_not_overlap(name: str) -> None:
     dashboard = dashboards()[name]
     assert (dashboard["schemaVersion"], dashboard["uid"]) == (39, f"hotplate-{name}")
     assert [variable["name"] for variable in dashboard["templating"]["list"][:2]] == ["datasource", "namespace"]
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or below, (one, other)
+    for position, other in combinations([panel["gridPos"] for panel in panels], 2):
+        beside = position["x"] + position["w"] <= other["x"] or other["x"] + other["w"] <= position["x"]
+        below = position["y"] + position["h"] <= other["y"] or other["y"] + other["h"] <= position["y"]
+        assert beside or below, (position, other)
     for panel in panels:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -119,8 +119,8 @@ def test_a_dashboard_is_one_that_grafana_can_lay_out(name: str) -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
 
 
-def test_the_mean_charge_is_by_the_responses_that_were_charged() -> None:
-    [expression] = [found for title, found in panel_expressions() if "RU of an answer" in title]
+def test_mean_charge_counts_charged_responses_only() -> None:
+    [expression] = [query for title, query in panel_expressions() if "RU of an answer" in title]
     counted = [selector.name for selector in selectors(expression)]
     assert counted == ["hotplate_store_request_units_total", "hotplate_store_charged_responses_total"]
 
@@ -178,17 +178,17 @@ def run_pipeline(folder: Path) -> str:
 
 def exists(selector: Selector, known: list[Sample]) -> bool:
     """Return whether a series is selected; which statuses have occurred is the service's luck, the label is not."""
-    without_code = Selector(selector.name, tuple(each for each in selector.matchers if each[0] != "code"))
-    statuses = [each for each in selector.matchers if each[0] == "code"]
+    without_code = Selector(selector.name, tuple(matcher for matcher in selector.matchers if matcher[0] != "code"))
+    statuses = [matcher for matcher in selector.matchers if matcher[0] == "code"]
     return any(without_code.selects(sample) and (not statuses or "code" in sample[1]) for sample in known)
 
 
-def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped: list[Sample]) -> None:
+def test_rules_and_panels_name_existing_metrics(scraped: list[Sample]) -> None:
     recorded = rules("record")
     named = [rule["expr"] for rule in [*recorded.values(), *ALERTS.values()]]
     named += [expression for _, expression in panel_expressions()]
     known = [*scraped, *((name, TARGET) for name in (*recorded, *FOREIGN))]
-    labels = {label for _, found in known for label in found}
+    labels = {label for _, names in known for label in names}
     for expression in named:
         missing = [selector for selector in selectors(expression) if not exists(selector, known)]
         assert missing == [], expression

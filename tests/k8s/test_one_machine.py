@@ -39,7 +39,7 @@ def commands(unit: Path, name: str) -> list[str]:
     return [value.lstrip("-").replace("%%", "%").replace(" {} ", " '{}' ") for key, _, value in lines if key == name]
 
 
-def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: Path) -> None:
+def test_backup_unit_keeps_a_week_and_records_success(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "hotplate", {"user:42": a_list("a", "b")}))
     backups = tmp_path / "hotplate-backups"
     metrics = tmp_path / "prometheus/node-exporter"
@@ -49,7 +49,7 @@ def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: P
         folder.mkdir(parents=True)
     subprocess.run(["touch", "--date", "9 days ago", str(old)], check=True)
     unit = SYSTEMD / "hotplate-backup.service"
-    steps = [each for name in ("ExecStartPre", "ExecStart", "ExecStartPost") for each in commands(unit, name)]
+    steps = [command for name in ("ExecStartPre", "ExecStart", "ExecStartPost") for command in commands(unit, name)]
     script = "\n".join(["set -e", "export KEEP_DAYS=7", *steps])
     script = script.replace("/opt/hotplate/bin/hotplate", f"{Path(sys.executable).parent}/hotplate")
 
@@ -65,8 +65,8 @@ def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: P
     assert not backed_up(tmp_path / "none")
     assert path.read_text().endswith(" 1\n")
     assert backed_up(tmp_path / "hotplate")
-    (made,) = set(backups.iterdir()) - {recent}
-    assert hotplate("releases", "verify", "--store", f"file://{made}").returncode == 0
+    (backup,) = set(backups.iterdir()) - {recent}
+    assert hotplate("releases", "verify", "--store", f"file://{backup}").returncode == 0
     (path,) = metrics.iterdir()
     name, value = path.read_text().split()
     assert (path.suffix, name) == (".prom", "hotplate_backup_last_success_timestamp_seconds")
@@ -75,11 +75,11 @@ def test_the_unit_of_backups_keeps_a_week_and_says_when_it_succeeded(tmp_path: P
 
 def replace(path: Path, texts: dict[str, str]) -> None:
     """Replace texts of a file, all of which are there."""
-    found = path.read_text()
+    text = path.read_text()
     for stated, used in texts.items():
-        assert stated in found
-        found = found.replace(stated, used)
-    path.write_text(found)
+        assert stated in text
+        text = text.replace(stated, used)
+    path.write_text(text)
 
 
 def asked(url: str, **query: str) -> Any:  # noqa: ANN401 -- JSON is whatever it is
@@ -91,8 +91,8 @@ def asked(url: str, **query: str) -> Any:  # noqa: ANN401 -- JSON is whatever it
 def fires(url: str, alert: str) -> bool:
     """Return whether an alert fires for this machine; while Prometheus starts, none does."""
     with suppress(URLError, ConnectionError):
-        found = [(one["labels"]["alertname"], one["state"]) for one in asked(f"{url}/alerts")["alerts"]]
-        return (alert, "firing") in found
+        alerts = [(alert["labels"]["alertname"], alert["state"]) for alert in asked(f"{url}/alerts")["alerts"]]
+        return (alert, "firing") in alerts
     return False
 
 
@@ -143,20 +143,22 @@ def test_prometheus_scrapes_with_the_key_fires_an_alert_and_fills_the_panels(tmp
             process.wait(timeout=60)
 
 
-def test_compose_is_valid_and_mounts_what_there_is() -> None:
+def test_compose_is_valid_and_mounts_existing_paths() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(COMPOSE / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    images = {one["image"] for one in services.values() if "build" in one}
+    images = {service["image"] for service in services.values() if "build" in service}
     assert images == {f"hotplate:{version}", f"hotplate-offline:{version}"}
-    bound = [volume.split(":")[0] for one in services.values() for volume in one["volumes"] if volume.startswith(".")]
-    made = {path for path in bound if path.split("/")[1] in {"data", "keys", "secrets"}}  # by the lines of the docs
-    assert [path for path in bound if path not in made and not (COMPOSE / path).exists()] == []
+    bound = [
+        volume.split(":")[0] for service in services.values() for volume in service["volumes"] if volume.startswith(".")
+    ]
+    created = {path for path in bound if path.split("/")[1] in {"data", "keys", "secrets"}}  # by the lines of the docs
+    assert [path for path in bound if path not in created and not (COMPOSE / path).exists()] == []
 
 
-def test_prometheus_of_compose_takes_its_configuration_and_rules(tmp_path: Path) -> None:
+def test_compose_prometheus_accepts_its_configuration_and_rules(tmp_path: Path) -> None:
     compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
     services = compose["services"]
     script, _, _ = services["prometheus"]["command"][0].replace("$$", "$").partition("exec ")

@@ -51,13 +51,13 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     before, release = (
         asyncio.run(publish_lists(folder / "store", {"user:42": a_list(mark, "c")})) for mark in ("a", "b")
     )
-    made = Ground(folder, release)
-    names = made.variables
+    prepared = Ground(folder, release)
+    names = prepared.variables
     assert hotplate("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"]).returncode == 0
     done = hotplate("releases", "canary", before, "--percent", "5", "--store", names["STORE"])
     assert done.returncode == 0, done.stderr
     create(folder / "keys.json", "old", ["read"])
-    return made
+    return prepared
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,9 @@ def addresses(ground: Ground) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_does_what_it_should(line: str, ground: Ground, tmp_path: Path) -> None:
+def test_runbook_command_has_its_effect(line: str, ground: Ground, tmp_path: Path) -> None:
     variables = ground.copied(tmp_path / "ground").variables
-    words = [re.sub(r"\$(\w+)", lambda found: variables[found[1]], word) for word in shlex.split(line)[1:]]
+    words = [re.sub(r"\$(\w+)", lambda match: variables[match[1]], word) for word in shlex.split(line)[1:]]
     if "rebuild" in words:
         (tmp_path / "ground" / "store" / "catalogue.json").unlink()
     if "restore" in words:
@@ -80,7 +80,7 @@ def test_a_command_does_what_it_should(line: str, ground: Ground, tmp_path: Path
 
 
 @pytest.mark.parametrize("line", REQUESTS)
-def test_a_request_is_answered_and_shows_what_it_is_for(line: str, ground: Ground, addresses: dict[str, str]) -> None:
+def test_runbook_request_shows_its_information(line: str, ground: Ground, addresses: dict[str, str]) -> None:
     tool("curl")
     environment = os.environ | ground.variables | addresses
     command = ["bash", "-o", "pipefail", "-c", f"{FUNCTION}\n{line}"]

@@ -71,15 +71,15 @@ def read(path: str) -> Any:  # noqa: ANN401 -- YAML and JSON are whatever they a
 def container_instances() -> Target:
     properties = read("container-instances/group.yaml")["properties"]["containers"][0]["properties"]
     probes = [properties[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")]
-    environment = {one["name"]: one["value"] for one in properties["environmentVariables"]}
-    return Target(properties["command"], environment, {one["path"]: one["port"] for one in probes})
+    environment = {entry["name"]: entry["value"] for entry in properties["environmentVariables"]}
+    return Target(properties["command"], environment, {entry["path"]: entry["port"] for entry in probes})
 
 
 def container_apps() -> Target:
     template = read("container-apps/app.yaml")["properties"]["template"]
     container = template["containers"][0]
-    probes = {one["httpGet"]["path"]: one["httpGet"]["port"] for one in container["probes"]}
-    environment = {one["name"]: one["value"] for one in container["env"]}
+    probes = {entry["httpGet"]["path"]: entry["httpGet"]["port"] for entry in container["probes"]}
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
     return Target(
         container["command"] + container["args"], environment, probes, template["terminationGracePeriodSeconds"]
     )
@@ -94,9 +94,9 @@ def azure_ml() -> Target:
 
 def iot_edge(module: str = "hotplate") -> Target:
     modules = read("iot-edge/deployment.json")["modulesContent"]["$edgeAgent"]
-    found = modules[f"properties.desired.modules.{module}"]
-    options = json.loads(found["settings"]["createOptions"])
-    environment = {name: one["value"] for name, one in found["env"].items()}
+    configured = modules[f"properties.desired.modules.{module}"]
+    options = json.loads(configured["settings"]["createOptions"])
+    environment = {name: variable["value"] for name, variable in configured["env"].items()}
     command = options.get("Entrypoint", [ENTRYPOINT]) + options["Cmd"]
     return Target(command, environment, {"/livez": HEALTH_PORT}, options.get("StopTimeout"))
 
@@ -110,26 +110,33 @@ def systemd() -> Target:
 
 
 def compose() -> Target:
-    one = read("compose/compose.yaml")["services"]["hotplate"]
+    service = read("compose/compose.yaml")["services"]["hotplate"]
     # The image's health check is the probe.
     return Target(
-        [ENTRYPOINT, "serve"], one["environment"], {"/livez": HEALTH_PORT}, float(one["stop_grace_period"][:-1])
+        [ENTRYPOINT, "serve"], service["environment"], {"/livez": HEALTH_PORT}, float(service["stop_grace_period"][:-1])
     )
 
 
 def kubernetes() -> Target:
     """Return how the pods of the edge start, which read a folder as the others do here."""
     objects = built("overlays/edge")
-    [deployment] = [one for one in objects if one["kind"] == "Deployment"]
+    [deployment] = [resource for resource in objects if resource["kind"] == "Deployment"]
     spec = deployment["spec"]["template"]["spec"]
     [container] = spec["containers"]
     name = container["envFrom"][0]["configMapRef"]["name"]
-    [environment] = [one["data"] for one in objects if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", name)]
+    [environment] = [
+        resource["data"]
+        for resource in objects
+        if (resource["kind"], resource["metadata"]["name"]) == ("ConfigMap", name)
+    ]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     probes = [container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")]
     stop_s = spec["terminationGracePeriodSeconds"] - float(container["lifecycle"]["preStop"]["exec"]["command"][-1])
     return Target(
-        [ENTRYPOINT, *container["args"]], environment, {one["path"]: ports[one["port"]] for one in probes}, stop_s
+        [ENTRYPOINT, *container["args"]],
+        environment,
+        {resource["path"]: ports[resource["port"]] for resource in probes},
+        stop_s,
     )
 
 
@@ -150,21 +157,21 @@ def here(environment: dict[str, str], folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ALL)
-async def test_each_target_starts_as_it_says_and_answers_its_probes(target: Any, tmp_path: Path) -> None:  # noqa: ANN401 -- a function
-    one: Target = target()
+async def test_each_target_starts_and_answers_its_probes(target: Any, tmp_path: Path) -> None:  # noqa: ANN401 -- a function
+    described: Target = target()
     (tmp_path / "keys").mkdir()
     key = hotplate("keys", "create", "web", "--scope", "read", "--keys", tmp_path / "keys/keys.json").stdout.split()[-1]
     await publish_lists(tmp_path / "data", {"user:42": a_list("a", "b")})
-    assert one.command[0] == ENTRYPOINT
-    (probed,) = set(one.probes.values())
-    port = int(one.environment["HOTPLATE_PORT"])
-    assert probed in {port, int(one.environment.get("HOTPLATE_HEALTH_PORT", HEALTH_PORT))}
-    command = [*here(one.environment, tmp_path), sys.executable, "-m", "hotplate", *one.command[1:]]
+    assert described.command[0] == ENTRYPOINT
+    (probed,) = set(described.probes.values())
+    port = int(described.environment["HOTPLATE_PORT"])
+    assert probed in {port, int(described.environment.get("HOTPLATE_HEALTH_PORT", HEALTH_PORT))}
+    command = [*here(described.environment, tmp_path), sys.executable, "-m", "hotplate", *described.command[1:]]
     with started(tmp_path, command) as service:
         request = service.get if probed == port else service.health
-        for path in one.probes:
+        for path in described.probes:
             assert request(path).status == 200
-        if "HOTPLATE_KEYS" in one.environment:
+        if "HOTPLATE_KEYS" in described.environment:
             assert service.get("/v1/recommendations/42").status == 401
             assert service.get("/v1/recommendations/42", X_API_Key=key).json["source"] == "personal"
         else:
@@ -177,18 +184,18 @@ async def test_each_target_starts_as_it_says_and_answers_its_probes(target: Any,
 
 @pytest.mark.parametrize("target", ALL)
 def test_each_stop_is_long_enough_for_the_drain(target: Any) -> None:  # noqa: ANN401 -- a function
-    one: Target = target()
-    if one.stop_s is not None:
-        assert one.stop_s > sum(float(one.environment[f"HOTPLATE_{name}"]) for name in ("DRAIN_DELAY", "DRAIN"))
+    stopped: Target = target()
+    if stopped.stop_s is not None:
+        assert stopped.stop_s > sum(float(stopped.environment[f"HOTPLATE_{name}"]) for name in ("DRAIN_DELAY", "DRAIN"))
 
 
-def test_the_edge_copies_what_is_live_elsewhere(tmp_path: Path) -> None:
+def test_edge_copies_the_live_release(tmp_path: Path) -> None:
     release = asyncio.run(publish_lists(tmp_path / "far", {}))
-    one = iot_edge("hotplate-copy")
-    shell, option, script = one.command
+    copier = iot_edge("hotplate-copy")
+    shell, option, script = copier.command
     loop = re.fullmatch(r"while :; do (.*); sleep \d+; done", script)
     assert loop is not None
-    environment = one.environment | {
+    environment = copier.environment | {
         "HOTPLATE_FROM": f"file://{tmp_path}/far",
         "PATH": f"{Path(sys.executable).parent}",
     }
@@ -196,7 +203,7 @@ def test_the_edge_copies_what_is_live_elsewhere(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "data/catalogue.json").read_text())["live"] == release
 
 
-def test_the_edge_module_may_write_nothing_and_is_given_what_it_reads() -> None:
+def test_edge_module_is_read_only_with_its_mounts() -> None:
     for module in ("hotplate", "hotplate-copy"):
         agent = read("iot-edge/deployment.json")["modulesContent"]["$edgeAgent"]
         options = json.loads(agent[f"properties.desired.modules.{module}"]["settings"]["createOptions"])
@@ -221,14 +228,14 @@ def test_every_target_has_one_image_of_this_version() -> None:
     assert {image.rpartition("/")[2] for image in images} == {f"hotplate:{version}", f"hotplate-offline:{version}"}
 
 
-def test_azure_container_instances_know_every_field() -> None:
+def test_container_instances_fields_are_valid() -> None:
     models = import_module("azure.mgmt.containerinstance.models")
     group = read("container-instances/group.yaml")
     del group["apiVersion"]  # of the request
     assert list(unknown(models.ContainerGroup, group)) == []
 
 
-def test_azure_container_apps_know_every_field_and_word() -> None:
+def test_container_apps_fields_and_values_are_valid() -> None:
     models = import_module("azure.mgmt.appcontainers.models")
     app = read("container-apps/app.yaml")
     assert list(unknown(models.ContainerApp, app)) == []
@@ -252,7 +259,7 @@ def test_azure_machine_learning_loads_the_batch_job_and_its_pipeline_can_run(mon
     job = azure.load_job(batch / "job.yaml")
     assert job.settings.default_compute == cluster.name
     step = job.jobs["recommendations"]
-    needed = {name for name, each in component.inputs.items() if each.get("default") is None}
+    needed = {name for name, parameter in component.inputs.items() if parameter.get("default") is None}
     assert needed <= step.inputs.keys() <= component.inputs.keys()
     monkeypatch.setenv("HOTPLATE_STORE", component.inputs["store"]["default"])
     read = read_job(read_pipeline(batch / "nightly.toml"))
@@ -272,50 +279,52 @@ def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
 
 def resources() -> dict[str, Any]:
     """Return the resources of all Bicep files by file and name."""
-    return {f"{path.stem}.{name}": one for path in BICEP for name, one in bicep(path.name)["resources"].items()}
+    return {
+        f"{path.stem}.{name}": resource for path in BICEP for name, resource in bicep(path.name)["resources"].items()
+    }
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_azure_knows_every_field_of_a_resource(kind: str) -> None:
+def test_bicep_resource_fields_are_valid(kind: str) -> None:
     service, _, name = MODELS[kind].partition(".")
     model = getattr(import_module(f"azure.mgmt.{service}.models"), name)
-    found = [one["config"] for one in resources().values() if one["type"] == kind]
-    assert found
-    for config in found:
+    configs = [resource["config"] for resource in resources().values() if resource["type"] == kind]
+    assert configs
+    for config in configs:
         for not_of_the_body in ("name", "parent", "scope"):
             config.pop(not_of_the_body, None)
         assert list(unknown(model, config)) == []
 
 
-def test_every_kind_of_resource_has_a_model_or_is_known_to_have_none() -> None:
-    assert {one["type"] for one in resources().values()} == MODELS.keys() | NO_MODEL
+def test_every_bicep_resource_type_is_checked_or_listed() -> None:
+    assert {resource["type"] for resource in resources().values()} == MODELS.keys() | NO_MODEL
 
 
-def test_modules_are_called_with_the_parameters_that_they_have() -> None:
+def test_bicep_modules_get_exactly_their_parameters() -> None:
     modules = bicep("main.bicep")["modules"].values()
     assert {module["detail"]["path"] for module in modules} == {"cosmos.bicep", "endpoint.bicep", "redis.bicep"}
     for module in modules:
         parameters = bicep(module["detail"]["path"])["parameters"]
-        given = module["config"]["config"]["params"].keys()
-        assert given <= parameters.keys()
-        assert {name for name, one in parameters.items() if one.get("default") is None} <= given
+        arguments = module["config"]["config"]["params"].keys()
+        assert arguments <= parameters.keys()
+        assert {name for name, parameter in parameters.items() if parameter.get("default") is None} <= arguments
 
 
-def test_with_private_endpoints_no_store_can_be_reached_from_elsewhere() -> None:
-    found = resources()
+def test_private_endpoints_disable_public_store_access() -> None:
+    by_name = resources()
     modules = bicep("main.bicep")["modules"]
     for store in ("cosmos.cosmos", "redis.redis"):
-        access = found[store]["config"]["properties"]["publicNetworkAccess"]["operator"]["operands"]
+        access = by_name[store]["config"]["properties"]["publicNetworkAccess"]["operator"]["operands"]
         assert access == {"condition": "private", "true_value": "Disabled", "false_value": "Enabled"}
     services = {name: modules[f"{name}Endpoint"]["config"] for name in ("cosmos", "redis")}
-    given = {name: one["config"]["params"]["service"] for name, one in services.items()}
-    assert given == {"cosmos": "Sql", "redis": "redisEnterprise"}
+    targets = {name: service["config"]["params"]["service"] for name, service in services.items()}
+    assert targets == {"cosmos": "Sql", "redis": "redisEnterprise"}
 
 
 def test_cosmos_account_disables_key_auth_and_federates_kubernetes_pods() -> None:
-    found = resources()
-    assert found["cosmos.cosmos"]["config"]["properties"]["disableLocalAuth"] is True
-    accounts = {found[f"main.{name}Federation"]["config"]["properties"]["subject"] for name in ("serve", "publish")}
+    by_name = resources()
+    assert by_name["cosmos.cosmos"]["config"]["properties"]["disableLocalAuth"] is True
+    accounts = {by_name[f"main.{name}Federation"]["config"]["properties"]["subject"] for name in ("serve", "publish")}
     assert accounts == {"system:serviceaccount:hotplate:hotplate", "system:serviceaccount:hotplate:hotplate-publisher"}
 
 
@@ -326,7 +335,7 @@ UNITS = (
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_takes_the_units_and_finds_little_that_they_could_do(unit: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_units_and_their_sandbox(unit: str, tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     for path in (TARGETS / "systemd").glob("hotplate*"):
         text = path.read_text().replace(ENTRYPOINT, str(Path(sys.executable).parent / "hotplate"))

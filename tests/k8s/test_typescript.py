@@ -35,7 +35,7 @@ void data?.results.map((one) => one.names);
 """
 
 
-def test_generated_types_compile_and_refuse_what_the_api_lacks(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_generated_types_compile_and_reject_unknown_fields(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     packages = installed(pytestconfig, *PACKAGES)
     (tmp_path / "node_modules").symlink_to(packages / "node_modules")
     (tmp_path / "package.json").write_text('{"type": "module"}')
@@ -46,8 +46,8 @@ def test_generated_types_compile_and_refuse_what_the_api_lacks(pytestconfig: pyt
 
         def run(command: str) -> str:
             program, *words = shlex.split(command.replace(stated, used))
-            found = shutil.which(program, path=packages / "node_modules" / ".bin") or program
-            done = subprocess.run([found, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+            executable = shutil.which(program, path=packages / "node_modules" / ".bin") or program
+            done = subprocess.run([executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 

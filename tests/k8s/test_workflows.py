@@ -46,7 +46,7 @@ def test_every_action_is_pinned_by_its_commit() -> None:
                 assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
 
-def test_a_workflow_has_no_rights_that_a_job_does_not_name() -> None:
+def test_workflow_rights_are_named_per_job() -> None:
     for path in WORKFLOWS:
         assert yaml.safe_load(path.read_text())["permissions"] in ({}, {"contents": "read"})
         assert "concurrency" in yaml.safe_load(path.read_text())

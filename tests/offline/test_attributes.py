@@ -52,7 +52,7 @@ def test_columns_of_text_files_are_numbers_if_all_values_are(items: Path) -> Non
     assert entry_of(items)["columns"] == KINDS
 
 
-def test_a_dash_among_prices_is_missing_and_shown_with_its_row(tmp_path: Path) -> None:
+def test_dash_among_numbers_is_missing_and_shown_with_its_row(tmp_path: Path) -> None:
     path = write_column(tmp_path / "items.csv", [*range(59), "-"])
     entry = entry_of(path)
     assert entry["columns"] == {"price": "number"}
@@ -64,7 +64,7 @@ def test_a_dash_among_prices_is_missing_and_shown_with_its_row(tmp_path: Path) -
     assert math.isnan(last)
 
 
-def test_a_column_of_sizes_is_of_texts_and_says_why(tmp_path: Path) -> None:
+def test_mixed_column_is_text_with_the_reason(tmp_path: Path) -> None:
     entry = entry_of(write_column(tmp_path / "items.csv", ["38", "39", "S", "M"]))
     assert entry["columns"] == {"price": "text"}
     (note,) = entry["notes"]
@@ -73,7 +73,7 @@ def test_a_column_of_sizes_is_of_texts_and_says_why(tmp_path: Path) -> None:
     assert "--attribute price=number" in note
 
 
-def test_numbers_with_decimal_commas_are_texts_and_said_so(tmp_path: Path) -> None:
+def test_decimal_commas_make_a_text_column_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text("item;price\na;1.234,50\nb;2,5\n")
     entry = entry_of(path)
@@ -81,7 +81,7 @@ def test_numbers_with_decimal_commas_are_texts_and_said_so(tmp_path: Path) -> No
     assert "decimal commas" in entry["notes"][0]
 
 
-def test_many_other_cells_are_counted_and_the_first_shown(tmp_path: Path) -> None:
+def test_non_numeric_cells_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     (note,) = entry_of(write_column(tmp_path / "items.csv", [*range(200), *["?"] * 8]))["notes"]
     assert note.startswith("price (number): 8 cells are no numbers and are missing: ")
     assert note.count("'?'") == 5
@@ -107,7 +107,7 @@ def test_the_kind_of_a_column_can_be_given(tmp_path: Path) -> None:
         ({"price": "number"}, "no cell is a number .*row 2, column 'price': 'x'"),
     ],
 )
-def test_a_kind_that_cannot_hold_is_refused(tmp_path: Path, kinds: dict[str, str], sentence: str) -> None:
+def test_column_type_that_does_not_fit_is_refused(tmp_path: Path, kinds: dict[str, str], sentence: str) -> None:
     path = write_column(tmp_path / "items.csv", ["x", "y"])
     with pytest.raises(SettingError, match=sentence):
         read_attributes(path, kinds)
@@ -141,7 +141,7 @@ def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
         ("item,price\na,1,5\n", "bad"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
+def test_unusable_attribute_file_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "items.csv").write_text(content)
     with pytest.raises(DataError, match=sentence):
         read_attributes(tmp_path / "items.csv")
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, sen
 
 def test_a_plan_counts_the_rows_of_attributes(items: Path) -> None:
     model = checkerboard_model()
-    plain, with_attributes = (ModelLists.of(model, ListSettings(attributes=each)) for each in (None, items))
+    plain, with_attributes = (ModelLists.of(model, ListSettings(attributes=attributes)) for attributes in (None, items))
     rows = [row for batch in with_attributes.batches() for row in batch]
     assert [key for key, _ in rows if key.startswith("meta:")] == ["meta:attributes/000000"]
     assert with_attributes.plan().rows == plain.plan().rows + 1 == len(rows)

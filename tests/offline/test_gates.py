@@ -54,52 +54,52 @@ def gates(**bounds: object) -> tuple[Any, ...]:
 
 def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int = 0) -> Measurement:
     """Measure lists of users who are named by their numbers, a few at a time."""
-    found = Measurement(Items([f"i{item}" for item in range(8)], np.array([2, 5], dtype=np.int32), 10), depth)
+    measurement = Measurement(Items([f"i{item}" for item in range(8)], np.array([2, 5], dtype=np.int32), 10), depth)
     for start in range(0, len(lists), cuts):
         part = lists[start : start + cuts]
-        items = np.array([item for each in part for item in each], dtype=np.int32)
-        lengths = np.array([len(each) for each in part], dtype=np.int32)
-        found.add([f"u{start + index}" for index in range(len(part))], items, lengths)
-    return found
+        items = np.array([item for row in part for item in row], dtype=np.int32)
+        lengths = np.array([len(row) for row in part], dtype=np.int32)
+        measurement.add([f"u{start + index}" for index in range(len(part))], items, lengths)
+    return measurement
 
 
 @given(LISTS, st.integers(1, 5))
-def test_counts_are_those_of_the_lists_however_they_come(lists: list[list[int]], cuts: int) -> None:
-    found = measured(lists, cuts, depth=3)
-    slots = [item for each in lists for item in each]
-    assert (found.users, found.users_with_lists) == (len(lists), sum(map(bool, lists)))
-    assert found.shortest == min((len(each) for each in lists if each), default=None)
-    assert found.coverage == len(set(slots)) / 10
-    assert found.popular_share(1) == slots.count(2) / max(len(slots), 1)
-    assert found.popular_share(9) == (slots.count(2) + slots.count(5)) / max(len(slots), 1)
-    expected = {f"u{user}": [f"i{item}" for item in each[:3]] for user, each in enumerate(lists) if each}
-    assert found.sample() == expected
+def test_counts_do_not_depend_on_batches(lists: list[list[int]], cuts: int) -> None:
+    counts = measured(lists, cuts, depth=3)
+    slots = [item for row in lists for item in row]
+    assert (counts.users, counts.users_with_lists) == (len(lists), sum(map(bool, lists)))
+    assert counts.shortest == min((len(row) for row in lists if row), default=None)
+    assert counts.coverage == len(set(slots)) / 10
+    assert counts.popular_share(1) == slots.count(2) / max(len(slots), 1)
+    assert counts.popular_share(9) == (slots.count(2) + slots.count(5)) / max(len(slots), 1)
+    expected = {f"u{user}": [f"i{item}" for item in row[:3]] for user, row in enumerate(lists) if row}
+    assert counts.sample() == expected
 
 
 @given(LISTS, st.integers(1, 5), st.integers(1, 20))
-def test_the_same_users_are_sampled_however_they_come(lists: list[list[int]], cuts: int, others: int) -> None:
+def test_sample_does_not_depend_on_batches(lists: list[list[int]], cuts: int, other_cuts: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hotplate.offline.measurement.SAMPLED_USERS", 4)
-        one, other = (measured(lists, each, depth=3).sample() for each in (cuts, others))
-    assert one == other
-    assert len(one) == min(4, sum(map(bool, lists)))
+        sample, other = (measured(lists, parts, depth=3).sample() for parts in (cuts, other_cuts))
+    assert sample == other
+    assert len(sample) == min(4, sum(map(bool, lists)))
 
 
-def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_path: Path) -> None:
+def test_import_coverage_counts_items_named_in_files(tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,x,2\na,y,1\nb,x,1\n")
     (tmp_path / "titles.csv").write_text("item,title\nx,X\nz,Z\n")
     catalogues = []
     for number, titles in enumerate((None, tmp_path / "titles.csv")):
         (tmp_path / f"{number}").mkdir()
-        made = ImportedLists(
+        lists = ImportedLists(
             ImportSettings(tmp_path / "lists.csv", titles=titles), tmp_path / f"{number}", lambda *_: None
         )
-        found = Measurement(made.items(), 1)
-        list(made.batches(found.add))
-        assert (found.users, found.users_with_lists, found.shortest) == (2, 2, 1)
-        assert found.popular_share(1) == 2 / 3
-        assert found.sample() == {"a": ["x"], "b": ["x"]}
-        catalogues.append(made.items().catalogue)
+        measurement = Measurement(lists.items(), 1)
+        list(lists.batches(measurement.add))
+        assert (measurement.users, measurement.users_with_lists, measurement.shortest) == (2, 2, 1)
+        assert measurement.popular_share(1) == 2 / 3
+        assert measurement.sample() == {"a": ["x"], "b": ["x"]}
+        catalogues.append(lists.items().catalogue)
     assert catalogues == [None, 3]
 
 
@@ -117,7 +117,7 @@ def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_
         ({"popular_share@1001": 0.2}, "1 to 1000"),
     ],
 )
-def test_a_bound_that_makes_no_sense_is_a_sentence_that_names_it(table: dict[str, object], part: str) -> None:
+def test_invalid_gate_bound_is_named(table: dict[str, object], part: str) -> None:
     with pytest.raises(SettingError, match=part):
         parse_gates(table, "gates.toml")
 
@@ -132,8 +132,8 @@ def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
 def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "gates.toml"
     path.write_text('ndcg = 0.2\n"overlap@20" = 0.3\ndrop.as_served.ndcg = 0.1\n')
-    found = {gate.name: gate.bound for gate in read_gates(path, ["ndcg=0.3", "overlap = 0.4"])}
-    assert found == {"ndcg": 0.3, "overlap@20": 0.3, "drop.as_served.ndcg": 0.1, "overlap@10": 0.4}
+    bounds = {gate.name: gate.bound for gate in read_gates(path, ["ndcg=0.3", "overlap = 0.4"])}
+    assert bounds == {"ndcg": 0.3, "overlap@20": 0.3, "drop.as_served.ndcg": 0.1, "overlap@10": 0.4}
     path.write_text("ndcg 0.2")
     with pytest.raises(SettingError, match="is not TOML"):
         read_gates(path)
@@ -171,7 +171,7 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
         ({"split": {"kind": "by-time", "seed": 1}}, "evaluated differently: split was "),
     ],
 )
-async def test_a_metric_may_drop_by_its_bound_where_both_were_measured_alike(now: dict[str, Any], says: str) -> None:
+async def test_metric_drop_gate_compares_equal_measurements(now: dict[str, Any], says: str) -> None:
     store = MemoryStore()
     await publish(source(model()), store)
     later = source(replace(model(), metrics=METRICS | now))
@@ -179,22 +179,22 @@ async def test_a_metric_may_drop_by_its_bound_where_both_were_measured_alike(now
     assert (says in str(written.refused)) if says else (written.refused is None)
 
 
-async def test_a_live_release_that_cannot_be_compared_with_fails_its_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     live = (await publish(source(replace(model(), metrics=None)), store)).result.manifest.release
     failed = await publish(source(model()), store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert f"gate drop.ndcg: it cannot be judged, as the live release {live} was publ" in str(failed.refused)
-    others = model()
-    named_anew = replace(others.matrix, user_ids=[f"x{user}" for user in others.matrix.user_ids])
+    other_model = model()
+    named_anew = replace(other_model.matrix, user_ids=[f"x{user}" for user in other_model.matrix.user_ids])
     how = PublishSettings(gates=gates(overlap=0.1))
-    failed = await publish(source(replace(others, matrix=named_anew)), store, how)
+    failed = await publish(source(replace(other_model, matrix=named_anew)), store, how)
     assert "none of 20 users with a list has one in the live release" in str(failed.refused)
 
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
     monkeypatch.setattr("hotplate.offline.gates.load_manifest", damaged)
-    failed = await publish(source(others), store, how)
+    failed = await publish(source(other_model), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 
 
@@ -237,7 +237,7 @@ def imported(
         (ROWS, 40, "gate popular_length_kept: 0.4 is below 0.5 (40 popular items after 100)"),
     ],
 )
-async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
+async def test_large_losses_are_refused_and_usual_changes_go_live(
     tmp_path: Path, rows: Sequence[tuple[str, str, int]], popular: int, says: str
 ) -> None:
     store = MemoryStore()
@@ -245,12 +245,12 @@ async def test_lists_that_shrank_are_refused_and_usual_changes_go_live(
     assert "gates" not in first.result.manifest.about
     written = await publish(imported(tmp_path / "new", rows, popular), store)
     assert (says in str(written.refused)) if says else (written.refused is None)
-    verdicts = {each.gate: each for each in written.result.manifest.origin.gates.verdicts}
+    verdicts = {verdict.gate: verdict for verdict in written.result.manifest.origin.gates.verdicts}
     assert verdicts["overlap@10"].passed
     assert verdicts["popular_kept"].measured == min(popular, 100) / 100
 
 
-async def test_a_release_that_grew_a_lot_is_not_judged_by_the_few_live_users_in_its_sample(tmp_path: Path) -> None:
+async def test_much_larger_release_is_not_judged_by_few_common_users(tmp_path: Path) -> None:
     store = MemoryStore()
     settings = PublishSettings(gates={"users_kept": 1})
     await publish(imported(tmp_path / "live", ROWS), store)
@@ -264,18 +264,18 @@ async def test_a_release_without_the_lists_of_similar_items_or_segments_is_refus
     store = MemoryStore()
     similar = tmp_path / "similar.csv"
     similar.write_text("item,other,score\n" + "".join(f"i{item:03},i000,1\n" for item in range(1, 81)))
-    made = imported(tmp_path / "live", ROWS, similar=similar)
+    lists = imported(tmp_path / "live", ROWS, similar=similar)
     email = imported(tmp_path / "email", ROWS, similar=similar, name="email", segments=["", "DE", "FR", "IT"])
-    both = NamedLists({"": made, "email": email})
+    both = NamedLists({"": lists, "email": email})
     await publish(both, store)
     fewer = imported(tmp_path / "fewer", ROWS, name="email", segments=["", "de", "FR", "it"])
-    refused = (await publish(NamedLists({"": made, "email": fewer}), store)).refused
+    refused = (await publish(NamedLists({"": lists, "email": fewer}), store)).refused
     assert "gate email:segments_kept: 0.3333 is below 0.5 (1 of 3 segments)" in str(refused)
     assert "gate email:similar_kept: 0 is below 0.5 (0 lists of similar items after 80)" in str(refused)
     assert (await publish(both, store)).refused is None
 
 
-async def test_a_default_list_that_gets_a_name_is_compared_with_the_live_one(tmp_path: Path) -> None:
+async def test_default_list_that_gets_a_name_is_compared(tmp_path: Path) -> None:
     store = MemoryStore()
     await publish(imported(tmp_path / "live", ROWS), store)
     few = imported(tmp_path / "few", [row for row in ROWS if row[0] < "u040"])
@@ -283,7 +283,7 @@ async def test_a_default_list_that_gets_a_name_is_compared_with_the_live_one(tmp
     assert "gate users_kept: 0.4 is below 0.5" in str(written.refused)
 
 
-async def test_short_lists_on_request_and_a_damaged_live_release_are_no_accident(
+async def test_requested_short_lists_and_damaged_live_release_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()
@@ -300,7 +300,7 @@ async def test_short_lists_on_request_and_a_damaged_live_release_are_no_accident
     assert "too little to judge: about 2 of 10 users" in written.result.manifest.origin.gates.verdicts[0].note
 
 
-async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resumed_publish_is_judged_by_all_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
     store = MemoryStore()
     bounds = gates(users_with_lists=1, coverage=1, overlap=0.9)

@@ -45,23 +45,23 @@ def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
     assert len(literal_eval(run("Models"))) == 10
 
 
-async def test_a_release_goes_through_its_life_while_a_loop_is_at_work(model: Path, tmp_path: Path) -> None:
+async def test_release_functions_work_inside_a_running_loop(model: Path, tmp_path: Path) -> None:
     assert asyncio.get_running_loop().is_running()
-    one = f"file://{tmp_path / 'one'}"
+    store_url = f"file://{tmp_path / 'one'}"
     other = f"file://{tmp_path / 'other'}"
-    first, second = (hotplate.publish(str(model), one).result.manifest for _ in range(2))
-    assert hotplate.verify(one) == second
-    assert hotplate.rollback(one) == first.release
-    assert hotplate.copy(one, other).manifest == first == hotplate.verify(other, first.release)
-    hotplate.activate(one, second.release)
-    assert hotplate.prune(one, keep=0, grace_s=0) == [first.release]
+    first, second = (hotplate.publish(str(model), store_url).result.manifest for _ in range(2))
+    assert hotplate.verify(store_url) == second
+    assert hotplate.rollback(store_url) == first.release
+    assert hotplate.copy(store_url, other).manifest == first == hotplate.verify(other, first.release)
+    hotplate.activate(store_url, second.release)
+    assert hotplate.prune(store_url, keep=0, grace_s=0) == [first.release]
     with pytest.raises(hotplate.ReleaseNotFound):
-        hotplate.activate(one, first.release)
+        hotplate.activate(store_url, first.release)
     with pytest.raises(hotplate.StoreMisused, match="both stores"):
-        hotplate.copy(one, one)
+        hotplate.copy(store_url, store_url)
 
 
-def test_a_gate_that_fails_is_an_error_and_what_was_live_stays(model: Path) -> None:
+def test_failed_gate_is_an_error_and_live_release_stays(model: Path) -> None:
     store = MemoryStore()
     live = hotplate.publish(hotplate.load_model(model), store).result.manifest.release
     with pytest.raises(hotplate.GateFailed, match="coverage") as refused:

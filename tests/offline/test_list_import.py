@@ -65,9 +65,9 @@ def test_rows_in_any_order_become_the_expected_lists(
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
-        made = imported(folder, folder / "lists.parquet", length=length)
-        assert rows_of(made) == expected(rows, length)
-        assert made.plan().rows == len(expected(rows, length))
+        lists = imported(folder, folder / "lists.parquet", length=length)
+        assert rows_of(lists) == expected(rows, length)
+        assert lists.plan().rows == len(expected(rows, length))
 
 
 @pytest.mark.parametrize(
@@ -90,38 +90,38 @@ async def test_rows_over_many_partitions_are_published_whole(
         }
     )
     frame.write_parquet(tmp_path / "lists.parquet")
-    made = imported(tmp_path, tmp_path / "lists.parquet", length=8)
+    lists = imported(tmp_path, tmp_path / "lists.parquet", length=8)
     store = MemoryStore()
     reports = list[tuple[int, int]]()
-    await publish(made, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total)))
+    await publish(lists, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total)))
     (release,) = (await store.catalogue()).releases
     manifest = await verify(store, release.ref)
     wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)
     assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
-    assert rows_of(made) == wanted
+    assert rows_of(lists) == wanted
     assert reports[-1] == (len(wanted), len(wanted))
     assert manifest.about["rows"] == count
 
 
-def test_popular_similar_and_titles_come_from_files_of_their_own(tmp_path: Path) -> None:
+def test_popular_similar_and_titles_are_read_from_files(tmp_path: Path) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\nu,a,1\nu,b,2\n")
     (tmp_path / "popular.csv").write_text("segment,item,score\n,z,9\n,a,8\nfr,b,7\n")
     (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\nq,a,1\n")
     (tmp_path / "titles.csv").write_text("item,title\na,An A\nc,A C\n")
-    others = {name: tmp_path / f"{name}.csv" for name in ("popular", "similar", "titles")}
-    made = imported(tmp_path, tmp_path / "lists.csv", **others)
-    assert rows_of(made) == {
+    more = {name: tmp_path / f"{name}.csv" for name in ("popular", "similar", "titles")}
+    lists = imported(tmp_path, tmp_path / "lists.csv", **more)
+    assert rows_of(lists) == {
         "item:a": [("c", 0.75), ("b", 0.5)],
         "item:q": [("a", 1.0)],
         "popular:": [("z", 9.0), ("a", 8.0)],
         "popular:fr": [("b", 7.0)],
         "user:u": [("b", 2.0), ("a", 1.0)],
     }
-    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in made.batches() for row in batch}
+    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in lists.batches() for row in batch}
     assert [item.get("title") for item in values["item:a"]] == ["A C", None]
     (tmp_path / "popular.csv").write_text("segment,item,score\nfr,b,7\n")
-    made = imported(tmp_path, tmp_path / "lists.csv", popular=tmp_path / "popular.csv")
-    assert rows_of(made)["popular:"] == [("a", 1.0), ("b", 1.0)]
+    lists = imported(tmp_path, tmp_path / "lists.csv", popular=tmp_path / "popular.csv")
+    assert rows_of(lists)["popular:"] == [("a", 1.0), ("b", 1.0)]
 
 
 @pytest.mark.parametrize(("titles", "title"), [("a|-|An A\n", "3"), ("caption|sku\nAn A|a\n", "caption")])
@@ -131,34 +131,34 @@ def test_all_files_of_an_import_have_one_format(tmp_path: Path, titles: str, tit
     for name, text in rows.items():
         files[name].write_text(text)
     form = Format("|", header=False, max_bad_rows=0.5)
-    made = imported(tmp_path, files.pop("lists"), **files, form=form, columns={"title": title})
-    assert rows_of(made) == {"item:a": [("b", 0.5)], "popular:": [("a", 8.0)], "user:u": [("a", 1.0)]}
-    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in made.batches() for row in batch}
+    lists = imported(tmp_path, files.pop("lists"), **files, form=form, columns={"title": title})
+    assert rows_of(lists) == {"item:a": [("b", 0.5)], "popular:": [("a", 8.0)], "user:u": [("a", 1.0)]}
+    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in lists.batches() for row in batch}
     assert values["user:u"][0]["title"] == "An A"
 
 
 def test_lists_of_similar_items_alone_are_a_release(tmp_path: Path) -> None:
     (tmp_path / "similar.csv").write_text("item,other,score\na,b,0.5\na,c,0.75\nq,c,1\n")
     (tmp_path / "titles.csv").write_text("item,title\nc,A C\n")
-    made = imported(tmp_path, None, similar=tmp_path / "similar.csv", titles=tmp_path / "titles.csv")
-    assert rows_of(made) == {
+    lists = imported(tmp_path, None, similar=tmp_path / "similar.csv", titles=tmp_path / "titles.csv")
+    assert rows_of(lists) == {
         "item:a": [("c", 0.75), ("b", 0.5)],
         "item:q": [("c", 1.0)],
         "popular:": [("c", 2.0), ("b", 1.0)],
     }
-    assert (made.rows, made.left_out) == (3, {})
-    assert made.plan().rows == 3
+    assert (lists.rows, lists.left_out) == (3, {})
+    assert lists.plan().rows == 3
     with pytest.raises(SettingError, match="nothing to import"):
         imported(tmp_path, None)
 
 
-def test_what_is_left_out_is_counted_and_scores_keep_their_digits(tmp_path: Path) -> None:
+def test_left_out_rows_are_counted_and_scores_keep_their_digits(tmp_path: Path) -> None:
     long = "x" * 257
     (tmp_path / "lists.csv").write_text(f"user,item,score,title\nu,a,-1.5,T\n,a,1,\nu,,1,\n{long},a,1,\nu,a,2e-7,T\n")
-    made = imported(tmp_path, tmp_path / "lists.csv")
-    assert made.rows == 5
-    assert made.left_out == {"no user": 1, "no item": 1, "user id over 256 bytes": 1, "named twice": 1}
-    assert rows_of(made)["user:u"] == [("a", 2e-7)]
+    lists = imported(tmp_path, tmp_path / "lists.csv")
+    assert lists.rows == 5
+    assert lists.left_out == {"no user": 1, "no item": 1, "user id over 256 bytes": 1, "named twice": 1}
+    assert rows_of(lists)["user:u"] == [("a", 2e-7)]
     pl.DataFrame({"user": ["u"], "item": [7.0], "score": [0.1]}, schema_overrides={"score": pl.Float32}).write_parquet(
         tmp_path / "lists.parquet"
     )
@@ -175,7 +175,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lists_are_one_sentence_that_names_what_and_where(tmp_path: Path, name: str) -> None:
+def test_bad_lists_are_one_sentence_with_the_location(tmp_path: Path, name: str) -> None:
     content, part = BAD[name]
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name) as caught:
@@ -195,10 +195,10 @@ scores = (
 
 def ranked(lists: list[list[tuple[int, float]]]) -> RankedLists:
     """Name owners by their place, and lay the lists one after another."""
-    flat = [item for each in lists for item in each]
+    flat = [item for row in lists for item in row]
     return RankedLists(
         owners=[f"{place:04}" for place in range(len(lists))],
-        lengths=np.array([len(each) for each in lists], dtype=np.int64),
+        lengths=np.array([len(row) for row in lists], dtype=np.int64),
         items=np.array([number for number, _ in flat], dtype=np.uint32),
         scores=np.array([score for _, score in flat], dtype=np.float64),
     )
@@ -216,12 +216,12 @@ def test_a_batch_has_the_bytes_of_its_lists_encoded_item_by_item(
     lists = data.draw(st.lists(st.lists(st.tuples(numbers, scores), max_size=13), max_size=5))
     encoder = ListEncoder([identifier for identifier, _ in catalogue], [title for _, title in catalogue])
     assert encoder.rows("user:", ranked(lists)) == [
-        Row(f"user:{place:04}", encode(item(*catalogue[number], score) for number, score in each))
-        for place, each in enumerate(lists)
+        Row(f"user:{place:04}", encode(item(*catalogue[number], score) for number, score in items))
+        for place, items in enumerate(lists)
     ]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_score_that_json_cannot_say_is_refused_in_a_batch(score: float) -> None:
+def test_non_finite_score_in_a_batch_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         ListEncoder(["a"], [None]).rows("user:", ranked([[(0, 1.0), (0, score)]]))

@@ -33,8 +33,8 @@ VARIED = Rules(diversity=0.3, showings=Showings(SHOWN), explore=Explore(new=2))
 
 def shared(lists: ModelLists) -> ModelLists:
     """Return what blocks have in common as another process gets it."""
-    found: ModelLists = pickle.loads(pickle.dumps(lists.for_users(lists.model.users(0, 0))))
-    return found
+    copied: ModelLists = pickle.loads(pickle.dumps(lists.for_users(lists.model.users(0, 0))))
+    return copied
 
 
 def divided(lists: ModelLists) -> list[Block]:
@@ -65,14 +65,14 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules, keep_seen: b
 
 
 @pytest.mark.parametrize("params", [EASEParams(), NeighbourParams(neighbours=5), PopularityParams()])
-def test_other_engines_can_be_divided_too(params: Params) -> None:
+def test_other_engines_are_divided_into_blocks(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists.of(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
     rows = [row for block in divided(lists) for batch in rows_of(shared(lists), block) for row in batch]
     assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
 
 
-def test_what_is_counted_in_blocks_adds_up() -> None:
+def test_measurements_of_blocks_add_up() -> None:
     lists = ModelLists.of(model_of(60), ListSettings(length=5))
     whole = Measurement(lists.items(), 5)
     merged = Measurement(lists.items(), 5)

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_model_is_a_run_and_a_version_and_is_fetched_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_registered_model_is_fetched_unchanged(folder: Path, tmp_path: Path) -> None:
     logged = mlflow_models.log_training(folder, Target.of("shop@champion"), job="one")
     assert mlflow_models.log_training(folder, Target.of("shop@champion"), job="one") == logged
     assert logged.uri == "models:/shop/1"
@@ -42,15 +42,15 @@ def test_a_model_is_a_run_and_a_version_and_is_fetched_as_it_was(folder: Path, t
     with pytest.raises(DataError, match=r"MLflow at sqlite:.* failed"):
         mlflow_models.fetch("models:/shop@champion", tmp_path / "early")
     mlflow_models.set_alias(logged)
-    found = mlflow_models.fetch("models:/shop@champion", tmp_path / "out")
-    assert (found / "model.json").read_bytes() == (folder / "model.json").read_bytes()
+    fetched = mlflow_models.fetch("models:/shop@champion", tmp_path / "out")
+    assert (fetched / "model.json").read_bytes() == (folder / "model.json").read_bytes()
     mlflow_models.record_release(mlflow_models.resolve("models:/shop@champion"), "redis://user:hidden@host/0", "r1")
     tags = mlflow.MlflowClient().get_model_version("shop", "1").tags
     assert (tags["hotplate.release"], "hidden" in json.dumps(tags)) == ("r1", False)
 
 
 @pytest.mark.parametrize("text", ["", "@champion", "shop@", "a/b"])
-def test_a_name_that_cannot_be_registered_is_refused(text: str) -> None:
+def test_invalid_model_name_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="NAME@ALIAS"):
         Target.of(text)
 

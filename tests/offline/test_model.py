@@ -44,7 +44,7 @@ def model() -> Model:
     )
 
 
-def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
+def test_saved_model_is_loaded_unchanged(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "deep" / "model")
     loaded = load(tmp_path / "deep" / "model")
     assert isinstance(loaded.ranker, Factors)
@@ -85,19 +85,19 @@ def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path)
     assert loaded.params == params
     kept = loaded.ranker.recommend(user_items, users, 8)
     before = ranker.recommend(user_items, users, 8)
-    assert all(np.array_equal(one, other) for one, other in zip(kept, before, strict=True))
+    assert all(np.array_equal(array, other) for array, other in zip(kept, before, strict=True))
 
 
-def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Model, tmp_path: Path) -> None:
+def test_model_is_replaced_atomically(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     (tmp_path / "model" / "stray").touch()
     save(replace(model, metrics=None), tmp_path / "model")
     assert load(tmp_path / "model").metrics is None
-    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (tmp_path / "model" / "stray").exists()
 
 
-def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
+def test_folder_that_is_not_a_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds other things than a model"):
         save(model, tmp_path)
@@ -123,7 +123,7 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
     with pytest.raises(DataError, match="the disk is full"):
         save(replace(model, metrics=None), tmp_path / "model")
     assert load(tmp_path / "model").metrics == {"k": 10}
-    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def cut(path: Path) -> None:

@@ -44,7 +44,7 @@ def test_withheld_item_ranks_first_and_known_items_are_left_out() -> None:
     assert decode(rows["user:n0"])[0].get("title") == 'The "first"'
 
 
-def test_popular_lists_are_there_for_everybody_and_for_each_segment() -> None:
+def test_popular_lists_exist_overall_and_per_segment() -> None:
     rows = rows_of(checkerboard_model())
     assert len(decode(rows["popular:"])) == 5
     assert decode(rows["popular:North & South"]) == [{"id": "in11", "score": 7.0}]
@@ -66,7 +66,7 @@ def test_user_without_remaining_items_has_no_row_and_gets_popular_list() -> None
 
 
 @pytest.mark.parametrize("length", [0, 1001, -1])
-def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
+def test_invalid_list_length_is_reported(length: int) -> None:
     with pytest.raises(SettingError, match="between 1 and 1000"):
         ListSettings(length)
 
@@ -85,7 +85,7 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     assert manifest.bytes <= lists.plan().payload_bytes <= 4 * manifest.bytes
 
 
-def test_lists_that_are_the_same_for_everybody_are_answered_as_popular() -> None:
+def test_identical_lists_are_answered_as_popular() -> None:
     model = checkerboard_model()
     matrix = model.matrix
     popular = fit(matrix.user_items, PopularityParams())
@@ -97,19 +97,19 @@ def test_lists_that_are_the_same_for_everybody_are_answered_as_popular() -> None
         assert (f"user:{user}" in rows) == bool(has & set(head)), "only lists that differ have a row"
 
 
-def test_similar_items_are_published_whatever_the_engine() -> None:
+def test_similar_items_are_published_for_each_engine() -> None:
     model = checkerboard_model()
     popular = fit(model.matrix.user_items, PopularityParams())
     similar = fit_similar(model.matrix.user_items, SimilarParams())
     rows = rows_of(replace(model, ranker=popular, params=PopularityParams(), similar=similar))
     numbers = {item: number for number, item in enumerate(model.matrix.item_ids)}
     for item, number in numbers.items():
-        found = [numbers[each["id"]] for each in decode(rows[f"item:{item}"])]
-        assert found
-        assert {other % 2 for other in found} == {number % 2}
+        similar_items = [numbers[entry["id"]] for entry in decode(rows[f"item:{item}"])]
+        assert similar_items
+        assert {other % 2 for other in similar_items} == {number % 2}
 
 
-def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
+def test_keep_seen_lists_use_the_users_own_counts() -> None:
     model = checkerboard_model()
     has = model.matrix.user_items
     history = History.of(has, np.zeros(has.nnz, dtype=np.int64))
@@ -128,20 +128,20 @@ def test_lists_that_keep_what_users_have_count_their_own_rows() -> None:
     name = model.matrix.user_ids[user]
     item = model.matrix.item_ids[4]
     assert decode(kept[f"user:{name}"])[0]["id"] == item
-    assert item not in [each["id"] for each in decode(without[f"user:{name}"])]
+    assert item not in [entry["id"] for entry in decode(without[f"user:{name}"])]
 
 
-async def test_releases_and_copies_say_whether_they_are_of_one_model() -> None:
+async def test_releases_and_copies_of_one_model_are_recognised() -> None:
     model = checkerboard_model()
     target = MemoryStore()
     later = replace(model, created_at=model.created_at + timedelta(days=1))
     stores = [MemoryStore() for _ in range(4)]
     first, second, shorter, other = [
-        (await publish(ModelLists.of(made, ListSettings(length=length)), store)).result.manifest
-        for store, made, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
+        (await publish(ModelLists.of(published, ListSettings(length=length)), store)).result.manifest
+        for store, published, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
     ]
     assert (first.release != second.release, first.origin.model, second.origin.model) == (True, model.id, model.id)
-    assert [first.has_lists_of(each) for each in (second, shorter, other)] == [True, False, False]
+    assert [first.has_lists_of(manifest) for manifest in (second, shorter, other)] == [True, False, False]
     await copy(stores[0], target, first.release)
     copied = await load_manifest(target, (await target.catalogue()).find(first.release).ref)
     assert copied.has_lists_of(first)

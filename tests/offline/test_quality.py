@@ -58,10 +58,10 @@ def test_a_recipe_gives_its_matrix_and_als_beats_popularity_on_it(
     log = read_interactions(file, columns=recipe.columns, where=recipe.where, weighting="binary").log
     matrix = to_matrix(log, 5, 5)
     assert (*matrix.user_items.shape, matrix.user_items.nnz) == shape
-    found = evaluate(matrix, params, SplitOptions("by-item"))
-    assert found is not None
-    metrics = found.model.metrics
-    reached = {"lead": metrics.ndcg / found.baselines[0].metrics.ndcg}
+    evaluation = evaluate(matrix, params, SplitOptions("by-item"))
+    assert evaluation is not None
+    metrics = evaluation.model.metrics
+    reached = {"lead": metrics.ndcg / evaluation.baselines[0].metrics.ndcg}
     reached |= {name: getattr(metrics, name) for name in least.keys() - {"lead"}}
     assert all(reached[name] >= bound for name, bound in least.items()), reached
 
@@ -88,10 +88,10 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     figures = np.array([[float(cell.split()[0]) for cell in line[3:]] for line in lines])
     assert [float(cell.split()[0]) for cell in mean[3:]] == pytest.approx(figures.mean(axis=0), abs=1e-4)
     assert figures[:, -2] - figures[:, len(FIXED)] == pytest.approx(figures[:, -1], abs=2e-4)
-    for piece, others in zip(measured.values(), other_rows(data, measured), strict=True):
+    for piece, compared in zip(measured.values(), other_rows(data, measured), strict=True):
         assert set(piece.similar) == set(SIMILAR_COLUMNS)
         assert set(piece.repeats) == set(REPEAT_COLUMNS), "users choose things again"
-        written = [float(cell) for cell in others[2:]]
+        written = [float(cell) for cell in compared[2:]]
         assert written == pytest.approx([*piece.similar.values(), *piece.repeats.values()], abs=1e-4)
 
 
@@ -152,12 +152,12 @@ def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float
     taste = max(
         (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
     ).params
-    found = {
+    metrics = {
         params: evaluate_engine(parts, params, 10, popular=search.popular).as_served.ndcg
         for params in (chosen, taste, search.popular)
     }
-    assert found[chosen] > 0.98 * max(found.values()), found
+    assert metrics[chosen] > 0.98 * max(metrics.values()), metrics
     if drift:
-        assert found[chosen] > 1.1 * found[taste]
+        assert metrics[chosen] > 1.1 * metrics[taste]
     else:
-        assert found[chosen] > 1.5 * found[search.popular]
+        assert metrics[chosen] > 1.5 * metrics[search.popular]

@@ -41,7 +41,7 @@ def neighbours_model() -> Model:
     return replace(MODEL, ranker=fit_neighbours(MODEL.matrix.user_items, params), params=params)
 
 
-def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> None:
+def test_lists_have_exactly_the_available_items() -> None:
     available = frozenset(IDS[:8]) | {"gone"}
     lists = lists_of(Rules(available=available, excluded=frozenset({IDS[0], "never"})), length=5, force=True)
     left = set(IDS[1:8])
@@ -50,7 +50,7 @@ def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> No
         has = {IDS[item] for item in MODEL.matrix.user_items[index].indices}
         assert set(lists[f"user:{user}"]) <= left - has
         assert len(lists[f"user:{user}"]) == min(5, len(left - has))
-    assert lists["popular:"] == [one for one in sorted(IDS) if one in left][:5]
+    assert lists["popular:"] == [item for item in sorted(IDS) if item in left][:5]
 
 
 def test_availability_that_removes_most_items_needs_force() -> None:
@@ -81,23 +81,23 @@ def test_available_items_are_those_with_stock(tmp_path: Path, rows: str, left: f
 
 
 @pytest.mark.parametrize(("stock", "shown"), [("many", "'many'"), ("", "None")])
-def test_a_stock_that_is_no_number_is_refused_with_its_item(tmp_path: Path, stock: str, shown: str) -> None:
+def test_non_numeric_stock_is_refused_with_its_item(tmp_path: Path, stock: str, shown: str) -> None:
     path = tmp_path / "stock.csv"
     path.write_text(f"item,stock\na,3\nb,{stock}\n")
     with pytest.raises(DataError, match=f"{shown} as the stock of item 'b'; write a number, true or false"):
         read_rules(RuleFiles(available=path))
 
 
-def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -> None:
+def test_category_cap_holds_and_lists_are_refilled() -> None:
     lists = lists_of(Rules(categories={item: parity(item) for item in IDS}, max_per_category=2), length=4)
     for user in MODEL.matrix.user_ids:
-        found = lists[f"user:{user}"]
+        recommended = lists[f"user:{user}"]
         own = parity(f"i{user}")
         # The one that the user lacks comes first, and of the other parity as many as may.
-        assert [parity(item) for item in found] == [own, *[{"even": "odd", "odd": "even"}[own]] * 2]
+        assert [parity(item) for item in recommended] == [own, *[{"even": "odd", "odd": "even"}[own]] * 2]
     for item in IDS:
-        found = [parity(one) for one in lists.get(f"item:{item}", [])]
-        assert max(found.count("even"), found.count("odd")) <= 2
+        recommended = [parity(entry) for entry in lists.get(f"item:{item}", [])]
+        assert max(recommended.count("even"), recommended.count("odd")) <= 2
     assert [parity(item) for item in lists["popular:"]].count("even") == 2
 
 
@@ -109,9 +109,9 @@ def test_lists_shortened_by_rules_are_filled_with_unseen_popular_items() -> None
     assert min(len(short.get(f"user:{user}", ())) for user in model.matrix.user_ids) < 6
     for index, user in enumerate(model.matrix.user_ids):
         has = {IDS[item] for item in model.matrix.user_items[index].indices}
-        found = full[f"user:{user}"]
-        assert len(found) == len(set(found)) == 6
-        assert not set(found) & (has | set(IDS[:2]))
+        filled = full[f"user:{user}"]
+        assert len(filled) == len(set(filled)) == 6
+        assert not set(filled) & (has | set(IDS[:2]))
 
 
 def test_a_user_with_a_short_history_gets_no_list() -> None:
@@ -140,21 +140,21 @@ def test_pinned_items_come_first_if_unseen_and_still_obey_other_rules() -> None:
     pins = (IDS[4], "gone", IDS[3], IDS[8])
     rules = Rules(excluded=frozenset({IDS[8]}), categories=dict.fromkeys(IDS[:6], "x"), max_per_category=2)
     rules = replace(rules, pinned=pins)
-    found = lists_of(rules, length=5)
+    pinned_lists = lists_of(rules, length=5)
     for index, user in enumerate(MODEL.matrix.user_ids):
         has = {IDS[item] for item in MODEL.matrix.user_items[index].indices}
         first = [item for item in (IDS[4], IDS[3]) if item not in has]
-        items = found[f"user:{user}"]
+        items = pinned_lists[f"user:{user}"]
         assert items[: len(first)] == first
         assert len(items) == len(set(items)) == 5
         assert sum(item in IDS[:6] for item in items) <= 2
-    assert found["popular:"][:2] == [IDS[4], IDS[3]]
+    assert pinned_lists["popular:"][:2] == [IDS[4], IDS[3]]
     kept = lists_of(rules, length=5, keep_seen=True)
     assert all(items[:2] == [IDS[4], IDS[3]] for key, items in kept.items() if key.startswith("user:"))
     assert lists_of(rules)[f"item:{IDS[0]}"] == lists_of(replace(rules, pinned=()))[f"item:{IDS[0]}"]
 
 
-def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
+def test_manifest_has_the_rules_and_their_unknown_items() -> None:
     rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2, {"gone": 2.0}, pinned=(IDS[0],))
     assert RuledLists.of(MODEL, rules, 5, keep_seen=False).about() == {
         "available": {"items": SIZE + 1, "unknown": 1},
@@ -166,7 +166,7 @@ def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
     }
 
 
-def test_rules_that_leave_nothing_or_make_no_sense_are_a_sentence() -> None:
+def test_empty_or_invalid_rules_are_reported() -> None:
     with pytest.raises(DataError, match="None of the 20 items of the model may be recommended"):
         lists_of(Rules(available=frozenset({"gone"})))
     with pytest.raises(SettingError, match="A cap needs both"):
@@ -193,7 +193,7 @@ def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> Non
         read_rules(RuleFiles(available=rows))
 
 
-def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
+def test_unusable_rule_files_are_reported(tmp_path: Path) -> None:
     rows = tmp_path / "catalogue.csv"
     rows.write_text("item,category\ni,x\nj,x\ni,y\n")
     with pytest.raises(DataError, match="has item 'i' in two categories"):

@@ -63,7 +63,7 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
     (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
     report = train(TrainSettings(tmp_path / "fashions.csv", params=PARAMS, k=5), tmp_path / "model")
     assert report.evaluation is not None
-    (baseline,) = (each for each in report.evaluation.baselines if each.engine == "popularity")
+    (baseline,) = (baseline for baseline in report.evaluation.baselines if baseline.engine == "popularity")
     assert baseline.name == "recent popularity"
     popular = baseline.params
     assert isinstance(popular, PopularityParams)
@@ -83,7 +83,7 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
 
 
 @pytest.mark.parametrize("split", ["random", "by-item"])
-def test_data_too_few_for_an_evaluation_still_make_a_model(split: SplitKind, tmp_path: Path) -> None:
+def test_small_data_give_a_model_without_evaluation(split: SplitKind, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item\nu,i\nv,j\n")
     settings = TrainSettings(tmp_path / "a.csv", split=SplitOptions(split), params=PARAMS)
     report = train(settings, tmp_path / "model")
@@ -91,7 +91,7 @@ def test_data_too_few_for_an_evaluation_still_make_a_model(split: SplitKind, tmp
     assert load(tmp_path / "model").matrix.user_ids == ["u", "v"]
 
 
-def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
+def test_bad_data_keep_the_existing_model(tmp_path: Path) -> None:
     sample(50, 20).write_csv(tmp_path / "a.csv")
     train(TrainSettings(tmp_path / "a.csv", split=None, params=PARAMS), tmp_path / "model")
     with pytest.raises(DataError, match="Nothing is left"):
@@ -104,7 +104,7 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
 CELLS: tuple[Params, ...] = (PARAMS, NeighbourParams(neighbours=30), PopularityParams())
 
 
-def test_a_search_never_touches_the_test_and_the_model_keeps_its_trials(tmp_path: Path) -> None:
+def test_search_does_not_use_test_data_and_trials_are_saved(tmp_path: Path) -> None:
     sample(150, 60).write_csv(tmp_path / "sample.csv")
     reports: list[tuple[str, int, int]] = []
     drawn = SplitOptions("by-item")
@@ -115,16 +115,16 @@ def test_a_search_never_touches_the_test_and_the_model_keeps_its_trials(tmp_path
     alone = tune(parts.train, parts.history, drawn, TuneOptions(CELLS))
     assert alone is not None
     assert model.tuning is not None
-    found = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]
-    assert found == [{**trial, "seconds": 0} for trial in alone.to_json()["trials"]]
+    trials = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]
+    assert trials == [{**trial, "seconds": 0} for trial in alone.to_json()["trials"]]
     assert model.params == CELLS[model.tuning["best"]]
     assert report.evaluation is not None
-    assert {each.params for each in (report.evaluation.model, *report.evaluation.baselines)} == set(CELLS)
+    assert {evaluated.params for evaluated in (report.evaluation.model, *report.evaluation.baselines)} == set(CELLS)
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["tuning"] == model.tuning
     assert facts["tuning_note"] is None
     assert ("tune", 3, 3) in reports
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sample.csv"]
 
 
 def test_stopped_search_keeps_its_trials_next_to_the_model_path(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_stopped_search_keeps_its_trials_next_to_the_model_path(tmp_path: Path) 
     assert not (tmp_path / ".model.kept").exists()
 
 
-def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> None:
+def test_small_data_are_not_searched(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("user,item\nu,i\nv,j\n")
     few = TrainSettings(tmp_path / "b.csv", params=PARAMS, tuning=TuneOptions(CELLS), split=None)
     report = train(few, tmp_path / "model")
@@ -153,12 +153,12 @@ def test_too_few_pairs_to_hold_some_back_are_not_searched(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["polars", "arrow", "pandas"])
-def test_a_data_frame_is_learnt_from_and_a_notebook_shows_the_report(kind: str, tmp_path: Path) -> None:
+def test_data_frame_is_accepted_and_report_renders_in_a_notebook(kind: str, tmp_path: Path) -> None:
     frame = sample(60, 30)
     frame.write_parquet(tmp_path / "sample.parquet")
     of_file = train(TrainSettings(tmp_path / "sample.parquet", params=PARAMS), tmp_path / "of-file")
-    given = {"polars": lambda: frame, "arrow": frame.to_arrow, "pandas": frame.to_pandas}[kind]()
-    report = train(TrainSettings(given, params=PARAMS), tmp_path / "model")
+    source = {"polars": lambda: frame, "arrow": frame.to_arrow, "pandas": frame.to_pandas}[kind]()
+    report = train(TrainSettings(source, params=PARAMS), tmp_path / "model")
     assert (report.model.matrix.user_items != of_file.model.matrix.user_items).nnz == 0
     assert report.model.data["source"] == "the data frame"
     shown = report._repr_html_()

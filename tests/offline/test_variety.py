@@ -107,8 +107,8 @@ class Oracle:
         table = self.model.similar.similarity.toarray()
         shares = [[value / (max(row) or 1) for value in row] for row in table]
         self.similarities = [
-            [max(shares[one][other], shares[other][one]) for other in range(len(self.ids))]
-            for one in range(len(self.ids))
+            [max(shares[item][other], shares[other][item]) for other in range(len(self.ids))]
+            for item in range(len(self.ids))
         ]
         pairs = self.model.matrix.user_items.tocoo()
         assert self.model.matrix.times is not None
@@ -122,8 +122,8 @@ class Oracle:
         ranking = self.rankings[user]
         pool_size = 5 * min(self.length, 100)
         needs_pool = self.rules.diversity > 0 or self.rules.showings is not None
-        pool, rest = (ranking[:pool_size], ranking[pool_size:]) if needs_pool else ([], ranking)
-        order = [*self.reordered(user, pool, min(pool_size, len(self.ids))), *rest]
+        pool, remaining = (ranking[:pool_size], ranking[pool_size:]) if needs_pool else ([], ranking)
+        order = [*self.reordered(user, pool, min(pool_size, len(self.ids))), *remaining]
         if self.rules.explore is not None and order:
             order = self.explored(user, order, self.rules.explore)
         return list(self.capped(dict.fromkeys(order)))[: self.length]
@@ -177,8 +177,8 @@ class Oracle:
             if item not in order[: self.length]
         }
         drawn = iter(sorted(keys, key=lambda item: -keys[item])[: len(slots)])
-        others = iter(order)
-        lists = [next(drawn if place in slots else others, -1) for place in range(len(order) + 10 * tens)]
+        unchosen = iter(order)
+        lists = [next(drawn if place in slots else unchosen, -1) for place in range(len(order) + 10 * tens)]
         return [item for item in lists if item >= 0]
 
     def new_items(self, user: int, explore: Explore) -> Iterator[int]:
@@ -285,7 +285,7 @@ def some_model(users: int = 40, items: int = 30) -> Model:
     )
 
 
-def test_one_of_ten_places_has_a_new_item() -> None:
+def test_exploration_fills_one_of_ten_places() -> None:
     model = some_model()
     new = set(range(25, 30))
     ruled = RuledLists.of(model, Rules(explore=Explore()), 10, keep_seen=True)
@@ -326,7 +326,7 @@ def test_items_are_drawn_by_the_users_of_the_segment() -> None:
     assert 850 < sum(item == 25 for item in drawn) < 1_150
 
 
-def test_new_items_need_times_and_something_new() -> None:
+def test_exploration_needs_times_and_new_items() -> None:
     model = some_model()
     untimed = replace(model, matrix=replace(model.matrix, history=None))
     with pytest.raises(SettingError, match="New items need times"):
@@ -341,7 +341,7 @@ def test_new_items_need_times_and_something_new() -> None:
 @pytest.mark.parametrize(
     "text", ["", "1", "old=1", "days=3", "new=0", "new=6", "new=x", "new=1,days=0", "new=1,seed=-1"]
 )
-def test_places_for_new_items_that_make_no_sense_are_refused(text: str) -> None:
+def test_invalid_exploration_places_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match="--explore"):
         read_explore(text)
 
@@ -371,23 +371,23 @@ def test_showings_are_read_from_segments_of_events(tmp_path: Path) -> None:
     ]
     for part in (shown[:3], shown[3:]):
         segment = LogSegment(tmp_path)
-        segment.append([line_of(json.dumps(each).encode()) for each in part])
+        segment.append([line_of(json.dumps(event).encode()) for event in part])
         segment.close()
-    found = read_showings(tmp_path)
+    showings = read_showings(tmp_path)
     model = some_model()
     old = replace(model.matrix.history, times=model.matrix.history.times - 60 * DAY_US)  # type: ignore[union-attr,type-var]
-    days = found.days_without_click(replace(model.matrix, history=old)).toarray()
+    days = showings.days_without_click(replace(model.matrix, history=old)).toarray()
     expected = np.zeros_like(days)
     expected[0, 1] = 3
     expected[0, 2] = 1
     assert (days == expected).all()
-    early = found.until(TODAY * DAY_US + 7).days_without_click(replace(model.matrix, history=old)).toarray()
+    early = showings.until(TODAY * DAY_US + 7).days_without_click(replace(model.matrix, history=old)).toarray()
     expected[0, 1] = 2
     expected[0, 2] = 0
     assert (early == expected).all()
 
 
-def test_an_interaction_starts_the_count_of_days_anew() -> None:
+def test_interaction_resets_the_day_count() -> None:
     model = some_model()
     rows = [("u000", "i003", TODAY - day, False) for day in range(40)]
     frame = pl.DataFrame(rows, schema=["user", "item", "day", "clicked"], orient="row")
@@ -408,7 +408,7 @@ def test_other_files_than_events_are_refused(tmp_path: Path) -> None:
         read_showings(tmp_path)
 
 
-def test_an_item_shown_on_many_days_sinks_and_stays_among_the_candidates() -> None:
+def test_often_shown_item_sinks_and_remains_a_candidate() -> None:
     model = some_model()
     rows = [("u001", "i000", TODAY - day, False) for day in range(7)]
     frame = pl.DataFrame(rows, schema=["user", "item", "day", "clicked"], orient="row")
@@ -422,7 +422,7 @@ def test_an_item_shown_on_many_days_sinks_and_stays_among_the_candidates() -> No
     assert sorted(whole[1]) == sorted(plain[1])
 
 
-def test_the_manifest_says_the_rules_of_the_order() -> None:
+def test_manifest_has_the_ordering_rules() -> None:
     model = some_model()
     frame = pl.DataFrame([("u001", "i000", TODAY, False)], schema=["user", "item", "day", "clicked"], orient="row")
     shown = Showings(frame.cast({"user": pl.Categorical(), "item": pl.Categorical()}))
@@ -442,8 +442,8 @@ def test_segments_of_users_are_kept_with_the_model(tmp_path: Path) -> None:
     settings = TrainSettings(log, columns=Columns(segment="country"), params=PopularityParams())
     train(settings, tmp_path / "model")
     model = load(tmp_path / "model")
-    found = dict(zip(model.matrix.user_ids, model.user_segments or [], strict=True))
-    assert found == {f"u{n}": "north" if n < 4 else "south" for n in range(9)} | {"u10": None}
+    segments = dict(zip(model.matrix.user_ids, model.user_segments or [], strict=True))
+    assert segments == {f"u{n}": "north" if n < 4 else "south" for n in range(9)} | {"u10": None}
     users = tmp_path / "model" / "users.parquet"
     pl.read_parquet(users).select("user").write_parquet(users)  # as an older version did
     description = json.loads((tmp_path / "model" / "model.json").read_text())
@@ -456,10 +456,10 @@ def test_variety_is_the_similarity_within_lists_and_the_share_of_new_items() -> 
     model = some_model()
     parts = Parts(model.matrix.user_items, model.matrix.history, model.matrix.user_items, model.matrix.user_items)
     lists = np.array([[0, 1, 25], [26, 3, -1], [4, -1, -1], [-1, -1, -1]], dtype=np.int32)
-    found = Variety.of(lists, parts, model.similar, 7)
+    variety = Variety.of(lists, parts, model.similar, 7)
     within = ItemSimilarity(model.similar).within(lists)
-    assert found.new_items == pytest.approx(2 / 6)
-    assert found.list_similarity == pytest.approx((within[0].sum() / 6 + within[1].sum() / 2) / 2)
+    assert variety.new_items == pytest.approx(2 / 6)
+    assert variety.list_similarity == pytest.approx((within[0].sum() / 6 + within[1].sum() / 2) / 2)
     assert Variety.of(lists[2:], parts, model.similar, 7).list_similarity is None
 
 
@@ -470,10 +470,10 @@ def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
     age_days = np.random.default_rng(7).uniform(begin, 60)
     history = History.of(user_items, (age_days * DAY_US).astype(np.int64))
     model = replace(model, matrix=replace(model.matrix, history=history))
-    found = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
-    assert found is not None
-    model = replace(model, metrics=found.to_json())
-    plain = found.to_json()
+    evaluation = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
+    assert evaluation is not None
+    model = replace(model, metrics=evaluation.to_json())
+    plain = evaluation.to_json()
     diverse = as_published(model, Rules(diversity=0.5), 20, keep_seen=False)
     explored = as_published(model, Rules(explore=Explore(1, 20)), 20, keep_seen=False)
     assert diverse is not None

@@ -19,8 +19,8 @@ def memory(clock: FakeClock) -> MemoryStore:
 @pytest.fixture(params=[RemoteStore, SendingRemote])
 def remote_type(request: pytest.FixtureRequest) -> type[RemoteStore]:
     """Stores over a network that are read by tasks, and those that send."""
-    found: type[RemoteStore] = request.param
-    return found
+    store_type: type[RemoteStore] = request.param
+    return store_type
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def command(*arguments: str) -> None:
     [("als", ["--fold-in"]), ("als", []), ("ease", []), ("neighbours", []), ("popularity", [])],
     ids=["als-factors", "als", "ease", "neighbours", "popularity"],
 )
-def test_weights_and_recency_count_with_each_engine_in_every_way(
+def test_weights_and_recency_count_for_each_engine_and_caller(
     clicks: Path, tmp_path: Path, engine: str, options: list[str]
 ) -> None:
     model = str(tmp_path / "model")
@@ -51,7 +51,7 @@ def test_weights_and_recency_count_with_each_engine_in_every_way(
 
         def folded(basket: Mapping[str, float], recency: float, n: int = N) -> list[str]:
             """Return the list for a basket, which client and library agree upon."""
-            by_http, by_library = (one.fold_in(basket, n, recency=recency) for one in (client, lists))
+            by_http, by_library = (caller.fold_in(basket, n, recency=recency) for caller in (client, lists))
             assert by_http.source == by_library.source == "fold-in"
             assert by_http.items == by_library.items
             return [item["id"] for item in by_http.items]

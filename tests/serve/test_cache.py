@@ -34,7 +34,7 @@ def a_release() -> ServedRelease:
     return ServedRelease(ReleaseRef(release, "0"), "", manifest, {}, lambda _, value: value)
 
 
-def test_what_was_used_last_stays_and_no_more_than_the_bytes_it_may_hold() -> None:
+def test_cache_evicts_least_recently_used_within_its_bytes() -> None:
     cache = Cache(MAX_BYTES, FakeClock())
     release = a_release()
     cache.put(release, ["user:hot"], [b"hot"])
@@ -100,7 +100,7 @@ async def test_a_hot_key_under_concurrent_load_costs_the_store_one_read(store: R
     store.delay_s = 0.01
     for _ in range(20):
         answers = await asyncio.gather(*(reader.personal("1") for _ in range(50)))
-        assert {text(one) for one in answers} == {"first for 1"}
+        assert {text(answer) for answer in answers} == {"first for 1"}
     assert reads(store) == 1
     cached = {labels[1]: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.cached.items()}
     assert cached == {"miss": 1, "shared": 49, "hit": 19 * 50}
@@ -116,15 +116,15 @@ async def test_cached_lists_are_served_during_store_outage_and_others_fall_throu
     await publish(local, "second", users=range(5))
     reader = await over(remote=store, local=local)
     alone = await over(remote=store)
-    for each in (reader, alone):
-        assert text(await each.personal("1")) == "first for 1"
+    for cached in (reader, alone):
+        assert text(await cached.personal("1")) == "first for 1"
     store.failure = StoreUnavailable("gone")
     many = await alone.personal_many(["1", "2"])
-    assert [(one.source, one.status) for one in many] == [("personal", "ok"), ("popular", "error")]
+    assert [(answer.source, answer.status) for answer in many] == [("personal", "ok"), ("popular", "error")]
     with pytest.raises(StoreUnavailable):
         await alone.personal_many(["1", "2"], must_read=True)
     answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
-    assert [(one.tier, text(one)) for one in answers] == [("remote", "first for 1"), ("local", "second for 2")]
+    assert [(answer.tier, text(answer)) for answer in answers] == [("remote", "first for 1"), ("local", "second for 2")]
 
 
 @virtual
@@ -151,7 +151,7 @@ async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(sto
     await reader.personal_many(["0", "1"])
     store.broken_keys = {"user:4"}
     many = await reader.personal_many(["0", "1", "2", "nobody", "4"])
-    assert [one.status for one in many] == ["ok", "ok", "ok", "unknown", "error"]
+    assert [answer.status for answer in many] == ["ok", "ok", "ok", "unknown", "error"]
     assert reads(store) == 5
     await reader.personal_many(["1", "0", "nobody"])
     assert reads(store) == 5
@@ -161,7 +161,7 @@ async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(sto
     second = await publish(store.inner, "second")
     await store.inner.erase(await ref_of(store.inner, first), unchecked)
     many = await reader.personal_many(["0", "3"])
-    assert [(one.served.id, text(one)) for one in many] == [(second, "second for 0"), (second, "second for 3")]
+    assert [(answer.served.id, text(answer)) for answer in many] == [(second, "second for 0"), (second, "second for 3")]
 
 
 @virtual
@@ -173,10 +173,10 @@ async def test_deny_list_applies_before_the_cache_and_item_filters_after_it(stor
     denied.write_text("user:1\n")
     reader.deny_list = DenyListFile(denied)
     assert (await reader.personal("1")).source == "popular"
-    assert [one.status for one in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
+    assert [answer.status for answer in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
 
 
-def test_a_service_shows_what_its_cache_spares_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_service_shows_reads_saved_by_its_cache(tmp_path: Path, redis_server: RedisServer) -> None:
     url = redis_server.url(prefix="cached")
     asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")}))
     with serving(tmp_path, "--store", url, "--cache-mb", "1", "--budget", "60") as service:

@@ -57,8 +57,8 @@ def report(service: Service, kind: str, user: str, *items: str, **fields: float)
 def shown(service: Service, path: str) -> list[str]:
     """Return the items that all of several connections, which the workers share, get."""
     answers = [service.get(path).json["items"] for _ in range(8)]
-    (found,) = {tuple(item["id"] for item in items) for items in answers}
-    return list(found)
+    (ids,) = {tuple(item["id"] for item in items) for items in answers}
+    return list(ids)
 
 
 @given(EVENTS)
@@ -73,8 +73,8 @@ def test_items_are_hidden_until_the_last_event_of_their_type_is_old(events: list
             expected[user].add(item)
     for user in ("1", "2", "é", "a,b", 'quo"te', "other"):
         hidden = consumed.hidden_from(user)
-        found = {item for item in ("1", "2", "é", "a,b", 'quo"te') if hidden and encode_id(item) in hidden}
-        assert found == expected[user]
+        hidden_items = {item for item in ("1", "2", "é", "a,b", 'quo"te') if hidden and encode_id(item) in hidden}
+        assert hidden_items == expected[user]
 
 
 def test_a_full_table_forgets_the_pairs_that_expire_first() -> None:
@@ -102,11 +102,11 @@ def test_consumed_items_disappear_at_once_from_lists_of_that_user(service: Servi
     assert shown(service, f"{path}/nobody") == ["p1", "p2", "p3"]
     body = b'{"users": ["stranger", "nobody", "1", "2", "nobody"], "n": 2}'
     results = service.request("POST", path, body).json["results"]
-    assert [[item["id"] for item in one["items"]] for one in results] == [
+    assert [[item["id"] for item in result["items"]] for result in results] == [
         ["a", "p1"], ["p1", "p2"], ["b", "p2"], ["a", "b"], ["p1", "p2"],
     ]  # fmt: skip
     scored = service.request("POST", "/score", b'{"data": [["1", 1], ["nobody", 1]]}').json
-    assert [[item["id"] for item in one["items"]] for one in scored] == [["b"], ["p1"]]
+    assert [[item["id"] for item in result["items"]] for result in scored] == [["b"], ["p1"]]
 
 
 def test_events_that_are_too_old_hide_nothing(service: Service) -> None:
@@ -133,7 +133,7 @@ def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> N
         assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]
 
 
-def test_a_restart_reads_segments_that_others_close_or_ship(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_restart_reads_segments_closed_or_shipped_by_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     segment = LogSegment(tmp_path)
     event = {"id": "1", "time": time.time(), "type": "buy", "user": "1", "items": ["a"], "role": "live"}
     segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])
@@ -226,6 +226,6 @@ def test_users_find_names_kept_events(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["buy", "buy=", "=24", "buy=0", "buy=nan", "buy=99999"])
-def test_an_option_that_cannot_be_meant_is_refused(text: str) -> None:
+def test_contradictory_option_is_refused(text: str) -> None:
     with pytest.raises(ServiceMisused, match="as buy=24"):
         consumed_items(text)

@@ -200,7 +200,7 @@ class Drill:
 
 
 @pytest.mark.parametrize("appends", ["yes", "no"])
-def test_no_list_shows_what_was_bought_through_either_service(
+def test_no_list_shows_items_bought_through_either_service(
     tmp_path: Path, appends: str, record_property: Callable[[str, object], None]
 ) -> None:
     lists = {f"user:u{number}": a_list(*ITEMS) for number in range(USERS)}
@@ -216,9 +216,9 @@ def test_no_list_shows_what_was_bought_through_either_service(
         port = stack.enter_context(unrouted(tmp_path, *(service.port for service in services)))
         drill = Drill(port, services, server)
         buyers = [threading.Thread(target=drill.buy) for _ in range(BUYERS)]
-        others = [threading.Thread(target=drill.check) for _ in range(CHECKERS)]
-        others.append(threading.Thread(target=drill.kill_services))
-        for thread in (*buyers, *others):
+        checkers = [threading.Thread(target=drill.check) for _ in range(CHECKERS)]
+        checkers.append(threading.Thread(target=drill.kill_services))
+        for thread in (*buyers, *checkers):
             thread.start()
         with suppress(AssertionError):
             until(lambda: drill.sold >= PURCHASES // 2)
@@ -227,7 +227,7 @@ def test_no_list_shows_what_was_bought_through_either_service(
             thread.join()
         time.sleep(GRACE_S)
         drill.over.set()
-        for thread in others:
+        for thread in checkers:
             thread.join()
         time.sleep(2 * GRACE_S)
         checked = drill.checked

@@ -48,24 +48,24 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
     assert ids(service.get("/v1/similar/7")) == ["2", "x", "p1", "p2"]
     assert ids(service.get("/v1/popular?fields=id")) == ["p1", "p2"]
     answer = service.get("/v1/recommendations/2")
-    found = ids(answer), answer.json["source"], answer.headers["cache-control"]
-    assert found == (["p1", "p2"], "popular", "no-store")
+    shown = ids(answer), answer.json["source"], answer.headers["cache-control"]
+    assert shown == (["p1", "p2"], "popular", "no-store")
     many = service.request("POST", "/v1/recommendations", json.dumps({"users": ["2", "1", "2"], "n": 2}).encode())
-    assert [(one["status"], [item["id"] for item in one["items"]]) for one in many.json["results"]] == [
+    assert [(result["status"], [item["id"] for item in result["items"]]) for result in many.json["results"]] == [
         ("unknown", ["p1", "p2"]),
         ("ok", ["0", "2"]),
         ("unknown", ["p1", "p2"]),
     ]
     only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
-    assert [(one["source"], one["items"][0]["id"]) for one in only] == [("popular", "v1")]
+    assert [(result["source"], result["items"][0]["id"]) for result in only] == [("popular", "v1")]
     scored = service.request("POST", "/score", b'{"data": [["2", 1], ["1", 2]]}').json
-    assert [(one["status"], [item["id"] for item in one["items"]]) for one in scored] == [
+    assert [(result["status"], [item["id"] for item in result["items"]]) for result in scored] == [
         ("unknown", ["p1"]),
         ("ok", ["0", "2"]),
     ]
 
 
-def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service: Service, denied: Path) -> None:
+def test_changed_file_is_followed_and_broken_file_is_reported(service: Service, denied: Path) -> None:
     replace(denied, "item:0\nuser:1\n")
     until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
     assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
@@ -133,25 +133,25 @@ def test_a_restarted_admin_process_keeps_the_last_valid_deny_list(service: Servi
     assert service.admin("/console/user?id=1").json["source"] == "popular"
 
 
-def test_ids_are_understood_as_they_are_written() -> None:
+def test_deny_list_ids_match_as_written() -> None:
     text = '\ufeff# comment\r\nitem: a b \r\nuser:#1\nuser:x:y\nitem:"quo\\"te"\nitem:quo"te2\nuser:"\\n "\n'
-    found = parse(text.encode())
-    assert [user for user in ("#1", "x:y", "\n ", "x", "1", "") if user in found.users] == ["#1", "x:y", "\n "]
+    denied = parse(text.encode())
+    assert [user for user in ("#1", "x:y", "\n ", "x", "1", "") if user in denied.users] == ["#1", "x:y", "\n "]
     items = ["a b", 'quo"te', 'quo"te2']
-    assert [one for one in (*items, "quo", "a") if encode_id(one) in found.items] == items
+    assert [item for item in (*items, "quo", "a") if encode_id(item) in denied.items] == items
 
 
 @pytest.mark.parametrize("line", [b"item:", b"user", b"Item:1", b"\xff", b"item:" + b"x" * 257, b'item:"x', b'user:""'])
-def test_a_line_that_is_no_entry_is_named(line: bytes) -> None:
+def test_invalid_line_is_named(line: bytes) -> None:
     with pytest.raises(DenyListInvalid, match="line 2 is not an entry") as raised:
         parse(b"item:1\n" + line + b"\n")
     assert "xxx" not in str(raised.value)
 
 
 @pytest.mark.parametrize("identifier", ["1", 'quo"te', 'quo"', "\\", "é", "a,b", "},\n{"])
-def test_any_item_can_be_denied_and_none_beside_it(identifier: str) -> None:
-    others = ["11", "quo", 'quo"te2', 'quo\\"te', "e"]
-    listed = a_list(*others[:3], identifier, *others[3:])
+def test_any_item_can_be_denied_without_affecting_others(identifier: str) -> None:
+    similar_ids = ["11", "quo", 'quo"te2', 'quo\\"te', "e"]
+    listed = a_list(*similar_ids[:3], identifier, *similar_ids[3:])
     denied = parse(b"item:" + encode_id(identifier))
     for body in (NO_OFFSET + listed, body_of(listed)):
-        assert [item["id"] for item in decode(cut_without(body, 10, denied.items))] == others
+        assert [item["id"] for item in decode(cut_without(body, 10, denied.items))] == similar_ids

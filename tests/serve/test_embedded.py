@@ -53,7 +53,7 @@ def test_the_script_prints_a_list(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "['a', 'b']\n", "")
 
 
-async def test_the_notebook_has_a_loop_of_its_own_that_runs(tmp_path: Path) -> None:
+async def test_notebook_with_a_running_loop_works(tmp_path: Path) -> None:
     await publish_lists(tmp_path, {"user:42": a_list("a", "b")})
     *lines, last = on(tmp_path, NOTEBOOK).strip().splitlines()
     cell: dict[str, Any] = {}
@@ -81,12 +81,12 @@ def test_flask_serves_the_live_release_in_every_forked_gunicorn_worker(folder: P
     with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         try:
             until(lambda: log.exists() and "Listening at" in log.read_text())
-            found = re.search(r"Listening at: (\S+)", log.read_text())
-            assert found is not None
+            match = re.search(r"Listening at: (\S+)", log.read_text())
+            assert match is not None
             seen = dict[int, list[str]]()
 
             def ask() -> dict[int, list[str]]:
-                with urlopen(f"{found[1]}/worker?user=42", timeout=UNTIL_S) as response:
+                with urlopen(f"{match[1]}/worker?user=42", timeout=UNTIL_S) as response:
                     pid, *items = json.load(response)
                 seen[pid] = [item["id"] for item in items]
                 return seen
@@ -103,8 +103,8 @@ def test_flask_serves_the_live_release_in_every_forked_gunicorn_worker(folder: P
 LISTS = {"user:42": a_list("a", "b", "c"), "item:a": a_list("b", "c"), "popular:France": a_list("vin", "pain")}
 
 
-def ids(found: hotplate.Recommendations) -> list[str]:
-    return [item["id"] for item in found.items]
+def ids(answer: hotplate.Recommendations) -> list[str]:
+    return [item["id"] for item in answer.items]
 
 
 def modules_after(program: str) -> set[str]:
@@ -127,7 +127,7 @@ def test_importing_hotplate_loads_nothing_and_opening_lists_no_web_framework() -
     assert not modules_after("import hotplate; hotplate.open('file:///nowhere')") & (heavy - needed)
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_public_names_are_complete() -> None:
     for name in hotplate.__all__:
         assert getattr(hotplate, name) is getattr(hotplate, name)
     assert dir(hotplate) == sorted(hotplate.__all__)

@@ -43,10 +43,10 @@ async def answers(reader: TieredReader) -> dict[str, tuple[ReleaseId, str]]:
     """Return the release and the first item of each user's list, read alone and in a batch."""
     await reader.tiers[0].follower.refresh()
     alone = [await reader.personal(name) for name in NAMES]
-    for found in (alone, await reader.personal_many(NAMES)):
-        assert [one.served.id for one in found] == [one.served.id for one in alone]
-    items = [json.loads(one.body[OFFSET_BYTES:].split(b"\n")[0])["id"] for one in alone]
-    return {name: (one.served.id, item) for name, one, item in zip(NAMES, alone, items, strict=True)}
+    for batch in (alone, await reader.personal_many(NAMES)):
+        assert [answer.served.id for answer in batch] == [answer.served.id for answer in alone]
+    items = [json.loads(answer.body[OFFSET_BYTES:].split(b"\n")[0])["id"] for answer in alone]
+    return {name: (answer.served.id, item) for name, answer, item in zip(NAMES, alone, items, strict=True)}
 
 
 @pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
@@ -68,8 +68,8 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
             name: f"{arm}{night}" for name, arm in arms.items()
         }
         await life.prune(store, grace_s=0)
-    found = await store.catalogue()
-    assert (len(found.committed), found.experiment and found.experiment.salt) == (4, first)
+    catalogue = await store.catalogue()
+    assert (len(catalogue.committed), catalogue.experiment and catalogue.experiment.salt) == (4, first)
     await erase_users(store, NAMES[:2])
     await life.rollback(store)
     now = await answers(reader)
@@ -85,9 +85,7 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
     [("redis", "erased"), ("file", "erased"), ("file", "cut"), ("file", "removed while mapped")],
     indirect=["open_store"],
 )
-async def test_arm_a_answers_for_an_arm_b_that_cannot_be_served(
-    open_store: OpenStore, tmp_path: Path, harm: str
-) -> None:
+async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tmp_path: Path, harm: str) -> None:
     store = open_store()
     await publish(store, rows("A"))
     await life.start_canary(store, await publish(store, rows("B"), live=False), 50, 14)
@@ -123,7 +121,7 @@ def sample(values: np.ndarray) -> Sample:
 
 
 @pytest.mark.parametrize(("kind", "percent"), [("clicks", 50), ("value", 50), ("value", 10)])
-def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str, percent: float) -> None:
+def test_experiments_without_an_effect_have_few_winners(kind: str, percent: float) -> None:
     rng = np.random.default_rng(7)
     users = [str(number) for number in range(1500)]
     winners = 0
@@ -140,7 +138,7 @@ def test_a_thousand_experiments_without_an_effect_have_few_winners(kind: str, pe
     assert (30 if percent == 50 else 0) <= winners <= 70
 
 
-def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> None:
+def test_experiments_with_enough_users_have_80_percent_power() -> None:
     rng = np.random.default_rng(7)
     share = 0.3
     change = 0.1
@@ -148,14 +146,14 @@ def test_with_the_users_needed_four_of_five_experiments_find_the_change() -> Non
     needed = users_needed(drawn, drawn._replace(variance=drawn.variance * (1 + change) ** 2), share, change)
     assert needed is not None
     assert needed[1] / sum(needed) == pytest.approx(share, abs=0.001)
-    found = 0
+    winners = 0
     for _ in range(400):
         a, b = (
             sample(factor * rng.lognormal(1.0, 1.0, users))
             for users, factor in zip(needed, (1, 1 + change), strict=True)
         )
-        found += welch_interval(a, b)[0] > 0
-    assert 0.74 <= found / 400 <= 0.86
+        winners += welch_interval(a, b)[0] > 0
+    assert 0.74 <= winners / 400 <= 0.86
 
 
 def report(experiment: Experiment, now: float, bought: dict[Arm, float], only: str = "AB", goal: str = "") -> ArmReport:
@@ -173,7 +171,7 @@ def report(experiment: Experiment, now: float, bought: dict[Arm, float], only: s
     return events.report(0.05)
 
 
-def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> None:
+def test_verdict_needs_the_horizon_and_configured_shares() -> None:
     running = Experiment("salt", 50, START, END)
     equal: dict[Arm, float] = {"A": 5.0, "B": 5.0}
     better: dict[Arm, float] = {"A": 5.0, "B": 9.0}
@@ -187,10 +185,10 @@ def test_a_verdict_needs_the_horizon_and_the_shares_of_users_that_were_set() -> 
         (Experiment("salt", 50, START, END, ended_at=END - 1), END, better, "AB", "no verdict: ended"),
         (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, better, "AB", "B has more"),
     ):
-        found = report(experiment, now, bought, only)
-        assert found.verdict.startswith(verdict)
-        assert (found.interval is None) == verdict.startswith("no verdict")
-        assert sum(found.users) == sum(running.arm_of(f"u{n}") in only for n in range(400))
+        arm_report = report(experiment, now, bought, only)
+        assert arm_report.verdict.startswith(verdict)
+        assert (arm_report.interval is None) == verdict.startswith("no verdict")
+        assert sum(arm_report.users) == sum(running.arm_of(f"u{n}") in only for n in range(400))
     few = ArmEvents(running, "buy", END)
     for number in range(40):
         few.add("impression", f"u{number}", START, None)
@@ -241,8 +239,8 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
         segment.append([line_of(json.dumps(event | {"type": "buy", "id": f"b{number}", "value": number % 7}).encode())])
     segment.close()
     assert "no verdict: before the horizon; horizon 20" in succeeded(*command)
-    found = json_of(*command)["arms"]
-    assert (found["interval"], found["experiment"]["salt"], sum(found["users"])) == (None, other, 200)
+    arms = json_of(*command)["arms"]
+    assert (arms["interval"], arms["experiment"]["salt"], sum(arms["users"])) == (None, other, 200)
     assert succeeded("releases", "activate", other, "--arm", "B", "--store", store).startswith(f"{other} is arm B")
     succeeded("releases", "promote", other, "--store", store)
     assert json_of(*command)["arms"]["verdict"] == "no verdict: ended before the horizon"

@@ -51,7 +51,9 @@ async def late(_: RedisServer, proxy: Proxy) -> AsyncIterator[None]:
     proxy.delay_s = 0.0
 
 
-with_and_without_another_tier = pytest.mark.parametrize("others", [(), ("file",)], ids=["alone", "with a local tier"])
+with_and_without_another_tier = pytest.mark.parametrize(
+    "other_tiers", [(), ("file",)], ids=["alone", "with a local tier"]
+)
 
 
 def url_through(proxy: Proxy, redis: RedisServer) -> str:
@@ -60,25 +62,25 @@ def url_through(proxy: Proxy, redis: RedisServer) -> str:
 
 @pytest.mark.parametrize("fault", [killed, stopped, late])
 @with_and_without_another_tier
-async def test_others_answer_during_a_fault_and_redis_after_it(
+async def test_other_tiers_answer_during_a_redis_fault_and_redis_after_it(
     tmp_path: Path,
     redis: RedisServer,
     fault: Callable[[RedisServer, Proxy], AbstractAsyncContextManager[None]],
-    others: tuple[str, ...],
+    other_tiers: tuple[str, ...],
 ) -> None:
     await publish_to(redis.url(), lists("r0"))
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
     async with through(redis.port) as proxy:
-        urls = [url_through(proxy, redis), *(f"{scheme}://{tmp_path}/store" for scheme in others)]
+        urls = [url_through(proxy, redis), *(f"{scheme}://{tmp_path}/store" for scheme in other_tiers)]
         async with reading(*urls) as reader:
             await until_read(reader, "redis")
             async with fault(redis, proxy):
-                await until_read(reader, *(("file", "personal") if others else ("redis", "popular")))
+                await until_read(reader, *(("file", "personal") if other_tiers else ("redis", "popular")))
             await until_read(reader, "redis")
         assert proxy.accepted < 60, "a storm of connections"
 
 
-async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publish(redis: RedisServer) -> None:
+async def test_emptied_redis_leaves_popular_lists_until_next_publish(redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
     async with reading(redis.url()) as reader:
         redis.execute_command("FLUSHALL")
@@ -87,9 +89,7 @@ async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publi
         assert (await until_read(reader, "redis")).served.id == second
 
 
-async def test_redis_that_is_down_at_the_start_or_later_is_seen_and_survived(
-    tmp_path: Path, redis: RedisServer
-) -> None:
+async def test_redis_outage_at_start_or_later_is_reported_and_survived(tmp_path: Path, redis: RedisServer) -> None:
     await publish_to(redis.url(), {"user:1": a_list("far")})
     await publish_to(f"file://{tmp_path}/store", {"user:1": a_list("local")})
     redis.kill()
@@ -124,8 +124,8 @@ COSMOS_FAULTS: dict[str, dict[str, object]] = {
 @pytest.fixture(scope="module")
 def cosmos() -> Iterator[Account]:
     """An account of this file's own, as it is disturbed; each test takes a database of its own."""
-    with emulated_account(None) as one:
-        yield one
+    with emulated_account(None) as account:
+        yield account
 
 
 @pytest.fixture
@@ -136,18 +136,18 @@ def url(cosmos: Account) -> Iterator[str]:
 
 @pytest.mark.parametrize("fault", COSMOS_FAULTS)
 @with_and_without_another_tier
-async def test_others_answer_during_a_fault_of_an_account_and_the_account_after_it(
-    tmp_path: Path, cosmos: Account, url: str, fault: str, others: tuple[str, ...]
+async def test_other_tiers_answer_during_an_account_fault_then_the_account(
+    tmp_path: Path, cosmos: Account, url: str, fault: str, other_tiers: tuple[str, ...]
 ) -> None:
     await publish_to(url, lists("r0"))
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
-    async with reading(url, *(f"{scheme}://{tmp_path}/store" for scheme in others)) as reader:
+    async with reading(url, *(f"{scheme}://{tmp_path}/store" for scheme in other_tiers)) as reader:
         await until_read(reader, TIER)
         cosmos.inject_faults(COSMOS_FAULTS[fault])
         async with asyncio.timeout(WAIT_S):
             while not reader.tiers[0].breaker.is_open:
                 await reader.personal("1")
-        await until_read(reader, *(("file", "personal") if others else (TIER, "popular")))
+        await until_read(reader, *(("file", "personal") if other_tiers else (TIER, "popular")))
         assert reader.tiers[0].error is not None
         cosmos.inject_faults()
         await until_read(reader, TIER)

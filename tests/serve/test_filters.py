@@ -90,8 +90,10 @@ def quoted(value: str) -> str:
 
 @given(st.lists(CONDITIONS, min_size=1, max_size=4))
 @example([Condition("price", "<=", ("5",)), Condition("b", ":", ('a"|,', "\\", ""))])
-def test_any_conditions_are_parsed_as_they_were_written(conditions: list[Condition]) -> None:
-    text = ",".join(f"{each.column}{each.operator}{'|'.join(map(quoted, each.values))}" for each in conditions)
+def test_conditions_parse_to_their_written_form(conditions: list[Condition]) -> None:
+    text = ",".join(
+        f"{condition.column}{condition.operator}{'|'.join(map(quoted, condition.values))}" for condition in conditions
+    )
     assert parse_where(text) == tuple(conditions)
 
 
@@ -99,7 +101,7 @@ def test_any_conditions_are_parsed_as_they_were_written(conditions: list[Conditi
 @example('a:"' + '\\"' * 400)
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     with suppress(StoreMisused):
-        assert all(each.values for each in parse_where(text))
+        assert all(condition.values for condition in parse_where(text))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         ("colour:red,price>0", "i3"),
     ],
 )
-def test_items_without_a_value_meet_no_condition(where: str, expected: str) -> None:
+def test_items_without_a_value_match_no_condition(where: str, expected: str) -> None:
     rejected = Rejected(TABLE, where)
     assert [item for item in [*IDS, "unheard-of"] if encode_id(item) not in rejected] == expected.split()
 
@@ -130,8 +132,8 @@ def test_items_without_a_value_meet_no_condition(where: str, expected: str) -> N
 def test_overrides_replace_values_of_some_items(replaced: list[bool], where: str) -> None:
     changed = list(compress(IDS, replaced))
     values = {"price": {encode_id(item): "20" for item in changed}, "colour": {encode_id(i): "blue" for i in changed}}
-    prices = [20.0 if one else old for one, old in zip(replaced, PRICES, strict=True)]
-    colours = ["blue" if one else old for one, old in zip(replaced, COLOURS, strict=True)]
+    prices = [20.0 if is_replaced else old for is_replaced, old in zip(replaced, PRICES, strict=True)]
+    colours = ["blue" if is_replaced else old for is_replaced, old in zip(replaced, COLOURS, strict=True)]
     live = Rejected(TABLE, where, values)
     published = Rejected(table_of(price=prices, colour=colours), where)
     assert [encode_id(item) in live for item in IDS] == [encode_id(item) in published for item in IDS]
@@ -174,13 +176,13 @@ def test_lists_are_filtered_and_filled_with_popular_items_under_the_filter(servi
     assert ids(service.get("/v1/popular?where=category:hats")) == ["top2"]
 
 
-def test_excluded_items_are_replaced_up_to_n_however_short_the_list_is(service: Service) -> None:
+def test_excluded_items_are_replaced_up_to_n_for_short_lists(service: Service) -> None:
     assert ids(service.get("/v1/similar/shoe1?n=3")) == ["shoe2", "hat1"]
     assert ids(service.get("/v1/similar/shoe1?n=3&exclude=hat1")) == ["shoe2", "top1+", "hat2+"]
     assert ids(service.get("/v1/similar/shoe1?n=3&exclude=nothing")) == ["shoe2", "hat1", "top1+"]
 
 
-def test_popular_items_that_the_request_names_fill_nothing(tmp_path: Path) -> None:
+def test_items_named_in_the_request_are_not_used_as_fillers(tmp_path: Path) -> None:
     publish(tmp_path / "store", lists=LISTS | {"item:top1": a_list("hat1", "top2")})
     basket = {"items": ["top1", "unheard-of"], "where": "stock>0"}
     options: dict[str, Any] = {"exclude": ["hat1"]}
@@ -196,15 +198,15 @@ def test_popular_items_that_the_request_names_fill_nothing(tmp_path: Path) -> No
         for query in ("", "?n=2&fields=id"):  # by the fast lane and not
             assert ids(service.get(f"/v1/similar/top1{query}")) == ["top2", "hat2+"]
     with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
-        for found in (lists.similar("top1", **options), lists.fold_in(["top1"], **options)):
-            assert [item["id"] for item in found.items] == ["top2", "hat2"]
+        for answer in (lists.similar("top1", **options), lists.fold_in(["top1"], **options)):
+            assert [item["id"] for item in answer.items] == ["top2", "hat2"]
         assert "top2" not in [item["id"] for item in lists.fold_in(["top2"]).items]
 
 
-def test_bodies_take_conditions_too(service: Service) -> None:
+def test_batch_bodies_accept_conditions(service: Service) -> None:
     many = {"users": ["1", "nobody"], "where": "category:shoes,price<50", "n": 3}
     answer = service.request("POST", "/v1/recommendations", json.dumps(many).encode()).json["results"]
-    assert [[item["id"] for item in one["items"]] for one in answer] == [["shoe1", "shoe3", "top1"], ["top1"]]
+    assert [[item["id"] for item in result["items"]] for result in answer] == [["shoe1", "shoe3", "top1"], ["top1"]]
     folded = service.request(
         "POST", "/v1/recommendations/fold-in", b'{"items": ["shoe1"], "n": 2, "where": "category:hats"}'
     )
@@ -243,14 +245,14 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
     url = f"file://{folder}"
     with hotplate.open_sync(url) as lists, hotplate.Client(service.url, timeout_s=60) as client:
         options: dict[str, Any] = {"where": "category:shoes,price<50", "exclude": ["shoe3"]}
-        for found in (lists.personal("1", **options), client.recommendations("1", **options)):
-            assert [item["id"] for item in found.items] == ["shoe1", "top1"]
+        for answer in (lists.personal("1", **options), client.recommendations("1", **options)):
+            assert [item["id"] for item in answer.items] == ["shoe1", "top1"]
         for many in (lists.personal_many(["1"], 1, **options), client.batch(["1"], 1, **options)):
             assert [item["id"] for item in many[0].items] == ["shoe1"]
-        for found in (lists.fold_in(["shoe1"], where="stock:1"), client.fold_in(["shoe1"], where="stock:1")):
-            assert [item["id"] for item in found.items] == ["shoe2"]
-        for found in (lists.similar("shoe1", where="stock:1"), lists.popular(where="category:shoes")):
-            assert len(found.items) == 1
+        for answer in (lists.fold_in(["shoe1"], where="stock:1"), client.fold_in(["shoe1"], where="stock:1")):
+            assert [item["id"] for item in answer.items] == ["shoe2"]
+        for answer in (lists.similar("shoe1", where="stock:1"), lists.popular(where="category:shoes")):
+            assert len(answer.items) == 1
         with pytest.raises(hotplate.StoreMisused, match="no attribute 'size'"):
             lists.popular(where="size:4")
         with pytest.raises(hotplate.RequestRefused, match="no attribute 'size'"):
@@ -258,7 +260,7 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
 
 
 @pytest.mark.parametrize("most", [0, 2, 1_000])
-def test_what_is_remembered_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(filters, "MAX_VERDICTS", most)
     monkeypatch.setattr(filters, "MAX_BOUND", most)
     bound = ReleaseFilters(TABLE)
@@ -324,14 +326,14 @@ def test_overrides_mean_the_same_as_csv_and_as_json_lines(rows: list[dict[str, A
     assert from_csv.items == {encode_id(row["item"]) for row in rows if row.get("deny")}
 
 
-def test_a_file_of_overrides_without_a_column_of_items_is_refused() -> None:
+def test_overrides_without_an_item_column_are_refused() -> None:
     for content in (b'[{"item": "a", "stock": 0}]', b"sku,stock\n"):
         with pytest.raises(DenyListInvalid):
             parse_overrides(content)
 
 
 @given(st.binary(max_size=60) | st.text('{}[]":,itemdny01\n', max_size=60).map(str.encode))
-def test_any_file_of_overrides_is_parsed_or_refused(content: bytes) -> None:
+def test_any_overrides_file_is_parsed_or_refused(content: bytes) -> None:
     with suppress(DenyListInvalid):
         parse_overrides(content)
 

@@ -97,12 +97,12 @@ BASKETS = st.dictionaries(st.integers(0, ITEMS - 1), st.floats(0.125, 50, width=
 
 @few
 @given(BASKETS)
-def test_scores_are_those_of_implicit(basket: dict[int, float]) -> None:
+def test_scores_match_implicit(basket: dict[int, float]) -> None:
     theirs = of_implicit()
     expected = theirs.item_factors @ theirs.recalculate_user(0, row_of(basket))
-    found = loaded_once().recommend(basket, ITEMS)
-    assert len(found) == ITEMS - len(basket)
-    for item, score in scores_of(found).items():
+    recommended = loaded_once().recommend(basket, ITEMS)
+    assert len(recommended) == ITEMS - len(basket)
+    for item, score in scores_of(recommended).items():
         assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
 
 
@@ -123,7 +123,7 @@ def loaded_once(of: Callable[[], Model] = model) -> ItemFactors:
 
 @few
 @given(BASKETS)
-def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: dict[int, float]) -> None:
+def test_scores_of_spark_factors_match_its_last_step(basket: dict[int, float]) -> None:
     ranker = of_spark().ranker
     assert isinstance(ranker, Factors)
     assert isinstance(ranker.params, SparkParams)
@@ -132,8 +132,8 @@ def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: 
     confidence = np.where(weights, confidences(weights, ranker.params.alpha), 1)
     left = items.T @ (confidence[:, None] * items) + ranker.params.reg_param * len(basket) * np.eye(FACTORS_EACH)
     expected = items @ np.linalg.solve(left, items.T @ np.where(weights, confidence, 0))
-    found = loaded_once(of_spark).recommend(basket, ITEMS)
-    for item, score in scores_of(found).items():
+    recommended = loaded_once(of_spark).recommend(basket, ITEMS)
+    for item, score in scores_of(recommended).items():
         assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
 
 
@@ -162,12 +162,12 @@ def test_weights_of_an_item_add_up_and_order_counts_only_with_recency(
     assert summed_weights(items, 2.0, recency) == pytest.approx(dict(weights))
     shuffled = list(items)
     draw.shuffle(shuffled)
-    baskets = [factors.known(summed_weights(each, 1.0, 1.0)) for each in (items, shuffled)]
+    baskets = [factors.known(summed_weights(ordered, 1.0, 1.0)) for ordered in (items, shuffled)]
     if baskets[0]:
-        found, again = (factors.recommend(basket, 10) for basket in baskets)
-        assert scores_of(found) == pytest.approx(scores_of(again), abs=2 * TOLERANCE)
-        assert not {item["id"] for item in found} & {item for item, _ in items}
-        scores = [item["score"] for item in found]
+        scored, again = (factors.recommend(basket, 10) for basket in baskets)
+        assert scores_of(scored) == pytest.approx(scores_of(again), abs=2 * TOLERANCE)
+        assert not {item["id"] for item in scored} & {item for item, _ in items}
+        scores = [item["score"] for item in scored]
         assert scores == sorted(scores, reverse=True)
 
 
@@ -188,8 +188,8 @@ def test_each_category_has_its_best_items_up_to_its_cap(left_out: set[int], n: i
         if category == "none" or taken[category] <= most:
             expected.append(item["id"])
     half = frozenset(sorted(excluded)[::2])
-    found = factors.recommend({0: 1.0}, n, half, excluded - half)
-    assert [item["id"] for item in found] == expected[:n]
+    recommended = factors.recommend({0: 1.0}, n, half, excluded - half)
+    assert [item["id"] for item in recommended] == expected[:n]
 
 
 def test_scores_are_multiplied_by_recency_and_boosts() -> None:
@@ -197,10 +197,10 @@ def test_scores_are_multiplied_by_recency_and_boosts() -> None:
     recent = np.linspace(0.1, 1, ITEMS, dtype=np.float32)
     assert isinstance(ranker, Factors)
     factors = loaded(replace(model(), ranker=replace(ranker, recent=recent)), Rules(boosts={"i005": 3.0}))
-    found = scores_of(factors.recommend({0: 1.0}, ITEMS))
+    scores = scores_of(factors.recommend({0: 1.0}, ITEMS))
     for item, score in scores_of(loaded_once().recommend({0: 1.0}, ITEMS)).items():
         boost = 3 if item == "i005" else 1
-        assert found[item] == pytest.approx(score * recent[int(item[1:])] * boost, abs=2 * TOLERANCE)
+        assert scores[item] == pytest.approx(score * recent[int(item[1:])] * boost, abs=2 * TOLERANCE)
 
 
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
@@ -216,29 +216,29 @@ async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> Tier
     return reader
 
 
-def ids(found: FoldedIn) -> list[str]:
-    return [item["id"] for item in decode(found.found.body[OFFSET_BYTES:])]
+def ids(folded: FoldedIn) -> list[str]:
+    return [item["id"] for item in decode(folded.found.body[OFFSET_BYTES:])]
 
 
-async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory: MemoryStore, tmp_path: Path) -> None:
+async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memory: MemoryStore, tmp_path: Path) -> None:
     (tmp_path / "denied").write_text("item:i007\n")
     release = await publish_model(memory, model())
     reader = await opened(memory, deny_list=DenyListFile(tmp_path / "denied"))
     everything = [item["id"] for item in loaded_once().recommend({3: RECENCY**3, 4: 2 * RECENCY}, ITEMS)]
-    found = await reader.fold_in(
+    answer = await reader.fold_in(
         [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, ItemFilter(frozenset([b'"i008"']))
     )
-    assert (found.found.source, found.found.served.id, found.known, found.unknown) == ("fold-in", release, 2, 1)
-    assert ids(found) == [item for item in everything if item not in {"i007", "i008"}][:5]
-    assert decode(found.found.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(found)[0]}"
+    assert (answer.found.source, answer.found.served.id, answer.known, answer.unknown) == ("fold-in", release, 2, 1)
+    assert ids(answer) == [item for item in everything if item not in {"i007", "i008"}][:5]
+    assert decode(answer.found.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(answer)[0]}"
     for strangers in ([], [("who", None)]):
-        found = await reader.fold_in(strangers, 5)
-        assert (found.found.source, found.known, found.unknown) == ("popular", 0, len(strangers))
+        answer = await reader.fold_in(strangers, 5)
+        assert (answer.found.source, answer.known, answer.unknown) == ("popular", 0, len(strangers))
     assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [1]
 
 
-async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: MemoryStore) -> None:
+async def test_without_factors_similar_lists_are_summed(memory: MemoryStore) -> None:
     await publish_model(memory, model(), fold_in=False)
     basket = [("i003", None), ("who", 2.0), ("i007", 3.0), ("i003", None)]
     reader = await opened(memory)
@@ -247,26 +247,26 @@ async def test_without_factors_the_lists_of_similar_items_are_summed_up(memory: 
         for other in decode((await reader.similar(item)).body[OFFSET_BYTES:]):
             expected[other["id"]] = expected.get(other["id"], 0.0) + weight * other["score"]
     best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
-    for each in (reader, await opened(RemoteStore(memory))):
-        found = await each.fold_in(basket, 5, ItemFilter(frozenset([encode_id(best[1])])))
-        assert (found.found.source, found.known, found.unknown) == ("fold-in", 2, 1)
-        assert ids(found) == [best[0], *best[2:6]]
+    for tiered in (reader, await opened(RemoteStore(memory))):
+        answer = await tiered.fold_in(basket, 5, ItemFilter(frozenset([encode_id(best[1])])))
+        assert (answer.found.source, answer.known, answer.unknown) == ("fold-in", 2, 1)
+        assert ids(answer) == [best[0], *best[2:6]]
 
 
-async def test_a_large_basket_lets_others_run_and_takes_equal_parts_of_its_lists() -> None:
+async def test_large_basket_yields_the_loop_and_uses_all_lists_equally() -> None:
     lists = {f"i{n}": encode([Item(id=f"{n}-{rank}", score=1 / (rank + 1)) for rank in range(500)]) for n in range(200)}
     turns = list[int]()
 
-    async def others() -> None:
+    async def other_work() -> None:
         while True:
             turns.append(1)
             await asyncio.sleep(0)
 
-    task = asyncio.create_task(others())
-    found = await from_similar(lists, dict.fromkeys(lists, 1.0), 100_000)
+    task = asyncio.create_task(other_work())
+    summed = await from_similar(lists, dict.fromkeys(lists, 1.0), 100_000)
     task.cancel()
     assert len(turns) >= 4
-    assert {item["id"] for item in found} == {f"{n}-{rank}" for n in range(200) for rank in range(25)}
+    assert {item["id"] for item in summed} == {f"{n}-{rank}" for n in range(200) for rank in range(25)}
 
 
 async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> None:
@@ -275,12 +275,12 @@ async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> No
         row = release.rows[ITEM + "i003"]
         release.rows[ITEM + "i003"] = row[:-1] + bytes([row[-1] ^ 1])
     reader = await opened(memory)
-    found = await reader.fold_in([("i003", None), ("who", None)], 5)
-    assert (found.found.source, found.found.status, found.known, found.unknown) == ("popular", "error", 0, 2)
+    answer = await reader.fold_in([("i003", None), ("who", None)], 5)
+    assert (answer.found.source, answer.found.status, answer.known, answer.unknown) == ("popular", "error", 0, 2)
     assert ids(await reader.fold_in([("i003", None), ("i007", None)], 5))
 
 
-async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: MemoryStore) -> None:
+async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> None:
     await publish_model(memory, model())
     key = f"{FACTORS}/000000"
     for release in memory.releases.values():
@@ -290,7 +290,7 @@ async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: Memory
     assert (await reader.fold_in([("i003", None)], 5)).found.source == "fold-in", "from similar items"
 
 
-async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live(memory: MemoryStore) -> None:
+async def test_factors_of_the_live_release_are_in_memory_once(memory: MemoryStore) -> None:
     await publish_model(memory, model())
     reader = await opened(memory, RemoteStore(memory))
     first, second = (tier.follower.served for tier in reader.tiers)
@@ -306,7 +306,9 @@ async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live
     assert former() is None
 
 
-async def test_what_the_thread_has_no_time_for_is_refused(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fold_in_beyond_the_thread_capacity_is_refused(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fold_in, "MAX_WAITING", 3)
     await publish_model(memory, model())
     reader = await opened(memory)
@@ -315,7 +317,7 @@ async def test_what_the_thread_has_no_time_for_is_refused(memory: MemoryStore, m
     assert isinstance(await reader.fold_in([("i003", None)], 5), FoldedIn)
 
 
-async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path: Path) -> None:
+async def test_service_answers_fold_in_in_every_form_and_explains_errors(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
     release = await publish_model(store, model())
     await store.close()

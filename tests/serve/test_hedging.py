@@ -67,12 +67,12 @@ async def opened(store: TwoPlaces) -> TieredReader:
 async def timed(reader: TieredReader, user: str) -> tuple[str, bytes, float]:
     """Return status and body of a list, and the time to read it in seconds."""
     began = asyncio.get_running_loop().time()
-    found = await reader.personal(user)
-    return found.status, found.body, asyncio.get_running_loop().time() - began
+    answer = await reader.personal(user)
+    return answer.status, answer.body, asyncio.get_running_loop().time() - began
 
 
 @virtual
-async def test_a_late_read_is_answered_by_the_replica_and_the_slower_is_cancelled(store: TwoPlaces) -> None:
+async def test_late_read_is_answered_by_the_replica(store: TwoPlaces) -> None:
     reader = await opened(store)
     store.late = 100
     before = store.cancelled
@@ -102,7 +102,7 @@ async def test_only_an_intact_list_of_the_release_is_taken_from_a_replica(store:
     else:
         rows = {} if replica == "lags" else release.rows
         store.replica = RemoteStore(other)
-        other.releases = {name: type(found)(found.writer, rows, sealed=True) for name, found in inner.items()}
+        other.releases = {name: type(stored)(stored.writer, rows, sealed=True) for name, stored in inner.items()}
     store.late = 100
     before = store.calls_elsewhere
     status, body, took_s = await timed(reader, "2")
@@ -113,7 +113,7 @@ async def test_only_an_intact_list_of_the_release_is_taken_from_a_replica(store:
 
 
 @virtual
-async def test_at_most_a_tenth_of_the_reads_is_sent_again_whatever_the_store_does(store: TwoPlaces) -> None:
+async def test_at_most_a_tenth_of_reads_is_hedged(store: TwoPlaces) -> None:
     reader = await opened(store)
     for late in (3, 50, 100, 0, 100):
         store.late = late
@@ -125,7 +125,7 @@ async def test_at_most_a_tenth_of_the_reads_is_sent_again_whatever_the_store_doe
 
 
 @virtual
-async def test_a_few_late_reads_in_a_hundred_no_longer_show(store: TwoPlaces) -> None:
+async def test_hedging_hides_a_few_late_reads_in_a_hundred(store: TwoPlaces) -> None:
     reader = await opened(store)
     store.late = 3
     slow = [await timed(reader, "1") for _ in range(500)]

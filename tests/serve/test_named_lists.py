@@ -50,8 +50,8 @@ async def over(*stores: Reader) -> TieredReader:
     return reader
 
 
-def first(found: object) -> tuple[str, str, str]:
-    return decode(found.body[OFFSET_BYTES:])[0]["id"], found.source, found.name  # type: ignore[attr-defined]
+def first(answer: object) -> tuple[str, str, str]:
+    return decode(answer.body[OFFSET_BYTES:])[0]["id"], answer.source, answer.name  # type: ignore[attr-defined]
 
 
 @virtual
@@ -71,7 +71,7 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     assert first(reader.popular("Spain", "basket")) == ("basket popular", "popular", "basket")
     assert first((await reader.fold_in([("a", None)], 5, name="basket")).found)[2] == "basket"
     many = await reader.personal_many(["1", "2", "9", "1"], name="basket")
-    assert [first(one)[0] for one in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
+    assert [first(answer)[0] for answer in many] == ["basket 1", "basket 2", "basket popular", "basket 1"]
     selection = Selection(2, filter_of(["basket 1"], ""))
     shortened = Shaper(reader.deny_list).shape(await reader.personal("1", name="basket"), selection)
     assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
@@ -93,12 +93,12 @@ async def test_an_erased_or_denied_user_is_unknown_in_each_list(memory: MemorySt
     reader = await over(memory)
     assert first(await reader.personal("1", name="basket")) == ("basket popular", "popular", "basket")
     many = await reader.personal_many(["1", "2", "1"], name="basket")
-    assert [first(one)[0] for one in many] == ["basket popular", "basket 2", "basket popular"]
+    assert [first(answer)[0] for answer in many] == ["basket popular", "basket 2", "basket popular"]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [2]
 
 
 @virtual
-async def test_a_tier_or_canary_without_the_list_never_answers_with_another(
+async def test_tier_or_canary_without_the_named_list_is_skipped(
     memory: MemoryStore, remote: RemoteStore, clock: FakeClock
 ) -> None:
     await release(memory)
@@ -130,7 +130,7 @@ async def test_a_release_with_another_default_list_answers_by_name(memory: Memor
     await asyncio.sleep(0)
     await publish(memory, rows, about=about)
     await reader.tiers[0].follower.refresh()
-    assert {first(found)[2] for found in await asyncio.gather(*asked)} == {"home"}
+    assert {first(answer)[2] for answer in await asyncio.gather(*asked)} == {"home"}
     late = asyncio.ensure_future(reader.personal("1", name="home"))
     remote.delay_s = 0.05
     await asyncio.sleep(0.001)
@@ -144,13 +144,13 @@ async def test_a_release_with_another_default_list_answers_by_name(memory: Memor
     reader = await over(memory)
     for name in ("home", "basket"):
         assert first(await reader.personal("1", name=name)) == (f"{name} 1", "personal", name)
-        many = [first(one)[:2] for one in await reader.personal_many(["1", "9"], name=name)]
+        many = [first(answer)[:2] for answer in await reader.personal_many(["1", "9"], name=name)]
         assert many == [(f"{name} 1", "personal"), (f"{name} popular", "popular")]
         assert first((await reader.fold_in([("a", None)], 5, name=name)).found)[2] == name
 
 
 @virtual
-async def test_a_list_that_goes_while_it_is_read_is_unknown(memory: MemoryStore, remote: RemoteStore) -> None:
+async def test_list_removed_during_a_read_is_unknown(memory: MemoryStore, remote: RemoteStore) -> None:
     await release(memory)
     reader = await over(remote)
     remote.delay_s = 5
@@ -171,7 +171,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-def test_a_list_is_asked_for_by_name(service: Service) -> None:
+def test_list_is_requested_by_name(service: Service) -> None:
     plain = service.get("/v1/recommendations/1").json
     named = service.get("/v1/recommendations/1?list=basket").json
     assert (plain["items"][0]["id"], plain["list"]) == ("home 1", "home")
@@ -181,7 +181,7 @@ def test_a_list_is_asked_for_by_name(service: Service) -> None:
     assert service.get("/v1/popular?list=basket&segment=France").json["items"][0]["id"] == "vin"
     body = json.dumps({"users": ["2", "9"], "list": "basket"}).encode()
     many = service.request("POST", "/v1/recommendations", body).json["results"]
-    assert [(one["items"][0]["id"], one["list"]) for one in many] == [
+    assert [(result["items"][0]["id"], result["list"]) for result in many] == [
         ("basket 2", "basket"),
         ("basket popular", "basket"),
     ]
@@ -196,7 +196,7 @@ def test_an_unknown_name_is_404_and_no_other_list(service: Service, path: str) -
     assert "home, basket" in answer.json["detail"]
 
 
-def test_metrics_console_and_events_know_the_name(service: Service) -> None:
+def test_metrics_console_and_events_have_the_list_name(service: Service) -> None:
     for _ in range(3):
         assert service.get("/v1/recommendations/2?list=basket").status == 200
     shown = service.admin("/console/user?id=2&list=basket").json
@@ -204,10 +204,10 @@ def test_metrics_console_and_events_know_the_name(service: Service) -> None:
     assert service.admin("/console/user?id=2&list=nothing").status == 404
 
 
-def test_client_and_library_take_the_name(service: Service, tmp_path: Path) -> None:
+def test_client_and_library_accept_the_list_name(service: Service, tmp_path: Path) -> None:
     with Client(service.url, timeout_s=30) as client:
         assert client.recommendations("1", list="basket").items[0]["id"] == "basket 1"
-        assert [one.list for one in client.batch(["1", "9"], list="basket")] == ["basket", "basket"]
+        assert [answer.list for answer in client.batch(["1", "9"], list="basket")] == ["basket", "basket"]
         assert client.popular(list="basket", segment="France").items[0]["id"] == "vin"
         with pytest.raises(RequestRefused, match="unknown-list"):
             client.recommendations("1", list="nothing")

@@ -207,14 +207,14 @@ async def walk(world: World, walks: int) -> dict[str, int]:
                 seen = set()
                 place = -1
             assert page.release == release
-            rest = [pair for pair in everything(world, world.releases[release], request) if pair[0] > place]
-            assert page.items == [item for _, item in rest[:n]]
+            remaining = [pair for pair in everything(world, world.releases[release], request) if pair[0] > place]
+            assert page.items == [item for _, item in remaining[:n]]
             assert seen.isdisjoint(page.items)
             seen.update(page.items)
-            assert (page.after is not None) == (len(rest) > n)
+            assert (page.after is not None) == (len(remaining) > n)
             if page.after is None:
                 break
-            place = rest[n - 1][0]
+            place = remaining[n - 1][0]
             after = page.after
         else:
             pytest.fail("the walk does not end")
@@ -233,23 +233,23 @@ class ShownPage:
 async def next_page(world: World, request: Request, after: str, n: int) -> ShownPage:
     cursor = parse_cursor(after)
     if request.row.kind == POPULAR:
-        found = continued_popular(world.reader, cursor, segment=request.segment)
+        read = continued_popular(world.reader, cursor, segment=request.segment)
     elif request.row.kind == USER and world.draws.random() < 0.5:
         users = [world.draws.choice(USERS), request.row.id]
-        _, found = await continued_many(world.reader, users, [None, cursor], segment=request.segment, name="")
+        _, read = await continued_many(world.reader, users, [None, cursor], segment=request.segment, name="")
     else:
-        found = await continued(world.reader, cursor, request.row, segment=request.segment)
+        read = await continued(world.reader, cursor, request.row, segment=request.segment)
     selection = Selection(n, filter_of(request.excluded, request.where))
-    page = page_of(world.shaper, found.encoded, selection, found.cursor, user=request.user, beside=request.beside)
+    page = page_of(world.shaper, read.encoded, selection, read.cursor, user=request.user, beside=request.beside)
     return ShownPage(
         items=[item["id"] for item in decode(page.items)],
         after=None if page.following is None else page.following.encoded(),
-        release=found.encoded.served.id,
-        restarted=found.restarted,
+        release=read.encoded.served.id,
+        restarted=read.restarted,
     )
 
 
-def test_a_cursor_reads_back() -> None:
+def test_cursor_round_trips() -> None:
     cursor = Cursor(9, "20261120T064200Z-7f3a", "0123456789abcdef")
     assert cursor.encoded() == "9.20261120T064200Z-7f3a.0123456789abcdef"
     assert parse_cursor(cursor.encoded()) == cursor
@@ -291,7 +291,7 @@ def flip(service: Service, folder: Path) -> str:
     return release
 
 
-def test_a_service_answers_page_after_page_over_a_flip(tmp_path: Path) -> None:
+def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
     first = asyncio.run(publish_lists(tmp_path / "store", LISTS))
     with running(tmp_path / "store") as service:
         plain = service.get("/v1/recommendations/1?n=2")
@@ -339,23 +339,23 @@ def batch(service: Service, users: Sequence[object], n: int) -> Any:  # noqa: AN
     return service.request("POST", "/v1/recommendations", json.dumps({"users": users, "n": n}).encode()).json
 
 
-def test_a_batch_has_pages_of_the_users_who_have_a_cursor(tmp_path: Path) -> None:
+def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:
     first = asyncio.run(publish_lists(tmp_path / "store", {**LISTS, "user:2": a_list("x", "y", "z")}))
     with running(tmp_path / "store") as service:
-        one, two, plain = batch(service, [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"], 2)["results"]
-        assert [ids(page) for page in (one, two, plain)] == [["a", "b"], ["p1", "p2"], ["x", "y"]]
-        assert [page["status"] for page in (one, two, plain)] == ["ok", "unknown", "ok"]
+        known, two, plain = batch(service, [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"], 2)["results"]
+        assert [ids(page) for page in (known, two, plain)] == [["a", "b"], ["p1", "p2"], ["x", "y"]]
+        assert [page["status"] for page in (known, two, plain)] == ["ok", "unknown", "ok"]
         assert "next" not in plain
         second = flip(service, tmp_path / "store")
         users = [
-            {"id": "1", "after": one["next"]},
+            {"id": "1", "after": known["next"]},
             {"id": "9", "after": two["next"]},
-            {"id": "2", "after": one["next"]},
+            {"id": "2", "after": known["next"]},
         ]
-        one, two, other = batch(service, users, 3)["results"]
-        assert [ids(page) for page in (one, two)] == [["c", "d", "e"], ["p3"]]
-        assert {page["release"] for page in (one, two)} == {first}
-        assert not {"next", "restarted"} & (one.keys() | two.keys())
+        known, two, other = batch(service, users, 3)["results"]
+        assert [ids(page) for page in (known, two)] == [["c", "d", "e"], ["p3"]]
+        assert {page["release"] for page in (known, two)} == {first}
+        assert not {"next", "restarted"} & (known.keys() | two.keys())
         assert ids(other) == ["z"]  # of a list of the same name and kind
 
         flip(service, tmp_path / "store")
@@ -366,7 +366,7 @@ def test_a_batch_has_pages_of_the_users_who_have_a_cursor(tmp_path: Path) -> Non
         assert batch(service, [{"id": "1"}], 1)["status"] == 400
 
 
-def test_pages_end_while_redis_is_down_and_go_on_once_it_is_back(tmp_path: Path) -> None:
+def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> None:
     with redis_running(tmp_path, "--appendonly", "yes") as server:
         release = asyncio.run(publish_to(server.url(), LISTS))
         with serving(tmp_path, "--store", server.url()) as service:
@@ -390,7 +390,7 @@ def test_pages_end_while_redis_is_down_and_go_on_once_it_is_back(tmp_path: Path)
             assert (ids(back), back["release"], back.get("restarted")) == (["c", "d"], release, None)
 
 
-def test_the_client_and_the_library_page_alike(tmp_path: Path) -> None:
+def test_client_and_library_page_equally(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
     with running(tmp_path / "store") as service, Client(service.url, timeout_s=5) as client:
         with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
@@ -404,11 +404,11 @@ def test_the_client_and_the_library_page_alike(tmp_path: Path) -> None:
             for popular in (client.popular, lists.popular):
                 assert ids(popular(2, after=following(popular(2, after="0")))) == ["p3"]
             for many in (client.batch, lists.personal_many):
-                one, stranger = many({"1": "0", "9": "0"}, 2)
-                assert [ids(page) for page in (one, stranger)] == [["a", "b"], ["p1", "p2"]]
-                one, stranger = many({"1": following(one), "9": following(stranger)}, 3)
-                assert [ids(page) for page in (one, stranger)] == [["c", "d", "e"], ["p3"]]
-                assert (one.next, stranger.next) == (None, None)
+                known, stranger = many({"1": "0", "9": "0"}, 2)
+                assert [ids(page) for page in (known, stranger)] == [["a", "b"], ["p1", "p2"]]
+                known, stranger = many({"1": following(known), "9": following(stranger)}, 3)
+                assert [ids(page) for page in (known, stranger)] == [["c", "d", "e"], ["p3"]]
+                assert (known.next, stranger.next) == (None, None)
             with pytest.raises(StoreMisused, match="give the `next` of a page"):
                 lists.popular(after="?")
         with pytest.raises(RequestRefused, match="give the `next` of a page, or 0 for the first"):

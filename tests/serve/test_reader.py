@@ -67,7 +67,7 @@ def brief(answer: EncodedList) -> tuple[str, str, bytes]:
 
 
 @virtual
-async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
+async def test_slow_or_failing_store_gives_popular_lists_in_the_budget(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
@@ -81,14 +81,14 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
     remote.failure = None
     remote.broken_keys = {"user:2"}
     answers = await reader.personal_many(["1", "2", "3", "nobody"])
-    assert [one.source for one in answers] == ["personal", "popular", "personal", "popular"]
+    assert [answer.source for answer in answers] == ["personal", "popular", "personal", "popular"]
     assert reader.counted("popular", "error") == 3
     assert reader.counted("popular", "miss") == 1
     assert reader.counted("personal", "hit") == 3
 
 
 @virtual
-async def test_sent_reads_that_fail_are_read_again_and_late_ones_are_not(memory: MemoryStore) -> None:
+async def test_failed_reads_are_repeated_and_late_reads_are_not(memory: MemoryStore) -> None:
     await publish(memory, "first")
     remote = SendingRemote(memory)
     reader = await over(remote)
@@ -111,7 +111,7 @@ async def test_sent_reads_that_fail_are_read_again_and_late_ones_are_not(memory:
 
 
 @virtual
-async def test_reader_closes_after_a_turn_that_is_not_sent_yet(memory: MemoryStore) -> None:
+async def test_reader_closes_with_an_unsent_batch(memory: MemoryStore) -> None:
     await publish(memory, "first")
     remote = SendingRemote(memory)
     async with Counting(remote) as reader:
@@ -134,7 +134,7 @@ async def test_caller_deadline_below_the_budget_is_kept_and_opens_no_circuit(
         started = loop_time()
         with read_within(BUDGET_S / 4):
             assert (await reader.personal("1")).source == "popular"
-            assert [one.status for one in await reader.personal_many(["1", "2"])] == ["error", "error"]
+            assert [answer.status for answer in await reader.personal_many(["1", "2"])] == ["error", "error"]
         assert loop_time() - started < BUDGET_S  # two answers, each in a quarter of the budget
     with read_within(60):
         assert (await reader.personal("1")).source == "personal"
@@ -160,9 +160,7 @@ async def test_release_is_read_from_the_next_tier_in_its_share_of_the_budget(
 
 
 @virtual
-async def test_caller_who_stops_waiting_for_a_release_opens_no_circuit(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
+async def test_caller_that_gives_up_on_a_release_opens_no_circuit(memory: MemoryStore, remote: RemoteStore) -> None:
     release = await publish(memory, "first")
     reader = await over(remote)
     remote.delay_s = BUDGET_S / 2
@@ -185,7 +183,7 @@ async def test_the_next_tier_answers_a_caller_with_little_time(
         started = loop_time()
         with read_within(BUDGET_S):
             answers = await reader.personal_many([str(n % 9) for n in range(700)])
-        assert {(one.tier, one.source) for one in answers} == {("tier1", "personal")}
+        assert {(answer.tier, answer.source) for answer in answers} == {("tier1", "personal")}
         assert loop_time() - started < BUDGET_S
     assert not reader.tiers[0].breaker.is_open
     if local:
@@ -195,7 +193,7 @@ async def test_the_next_tier_answers_a_caller_with_little_time(
 
 @pytest.mark.parametrize("local", [True, False])
 @virtual
-async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
+async def test_missing_release_is_replaced_by_the_live_one(
     memory: MemoryStore, remote: RemoteStore, *, local: bool
 ) -> None:
     first = await publish(memory, "first")
@@ -205,7 +203,7 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
     answer = await reader.personal("1")
     assert (answer.served.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
     many = await reader.personal_many(["1", "2", "3"])
-    assert {one.served.id for one in many} == {second}
+    assert {answer.served.id for answer in many} == {second}
     await memory.erase(await ref_of(memory, second), unchecked)
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
 
@@ -225,7 +223,7 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
         answer = await reader.personal("1")
         assert brief(answer) == ("tier1", "personal", b"second for 1")
         assert answer.served.id == reader.tiers[1].follower.served.id  # type: ignore[union-attr]  # it follows one
-        assert {one.tier for one in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
+        assert {answer.tier for answer in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
     assert ("IndexError" if isinstance(failure, IndexError) else "gone") in str(reader.tiers[0].error)
 
 
@@ -244,7 +242,7 @@ async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
 
 
 @virtual
-async def test_large_batch_may_take_its_time_and_local_store_is_never_late(
+async def test_large_batch_has_no_short_deadline_and_local_store_is_never_late(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
@@ -253,22 +251,23 @@ async def test_large_batch_may_take_its_time_and_local_store_is_never_late(
     for store in (remote, memory):
         reader = await over(store)
         batches = await asyncio.gather(*(reader.personal_many(users) for _ in range(5)))
-        assert {one.source for answers in batches for one in answers} == {"personal"}
-        assert [one.body[OFFSET_BYTES:] for one in batches[0]] == [f"first for {user}".encode() for user in users]
+        assert {answer.source for answers in batches for answer in answers} == {"personal"}
+        assert [answer.body[OFFSET_BYTES:] for answer in batches[0]] == [f"first for {user}".encode() for user in users]
 
 
 @virtual
 async def test_an_answer_for_many_is_of_one_release(remote: RemoteStore, fallback: RemoteStore) -> None:
     reader = await over_two_releases(remote, fallback, users=range(9))
     answers = await reader.personal_many(["1", "8"])
-    assert [brief(one) for one in answers] == [("tier0", "personal", b"first for 1"), ("tier0", "popular", b"first")]
-    assert len({one.served.id for one in answers}) == 1
+    assert [brief(answer) for answer in answers] == [
+        ("tier0", "personal", b"first for 1"),
+        ("tier0", "popular", b"first"),
+    ]
+    assert len({answer.served.id for answer in answers}) == 1
 
 
 @virtual
-async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
-    remote: RemoteStore, fallback: RemoteStore
-) -> None:
+async def test_failing_store_gets_no_requests_until_it_recovers(remote: RemoteStore, fallback: RemoteStore) -> None:
     reader = await over_two_releases(remote, fallback)
     remote.delay_s = 30
     for _ in range(FAILURES):
@@ -302,7 +301,7 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
     assert brief(await reader.personal("2")) == ("tier0", "personal", b"first for 2")
     many = await reader.personal_many(["0", "1", "2"])
-    assert [brief(one) for one in many] == [
+    assert [brief(answer) for answer in many] == [
         ("tier0", "personal", b"first for 0"), ("tier0", "popular", b"first"), ("tier0", "personal", b"first for 2"),
     ]  # fmt: skip
     assert "is damaged in this store" in str(reader.tiers[0].error)
@@ -346,7 +345,7 @@ async def personal(reader: TieredReader, *users: object) -> list[EncodedList]:
 
 
 def texts(answers: Sequence[EncodedList]) -> list[str]:
-    return [one.body[OFFSET_BYTES:].decode() for one in answers]
+    return [answer.body[OFFSET_BYTES:].decode() for answer in answers]
 
 
 @virtual
@@ -358,7 +357,7 @@ async def test_lookups_of_one_loop_turn_are_batched_and_split_into_parallel_call
     assert store.reads == [[f"user:{n}" for n in range(8)]]
     store.delay_s = BUDGET_S / 2
     started = loop_time()
-    assert {one.source for one in await personal(reader, *range(20))} == {"personal"}
+    assert {answer.source for answer in await personal(reader, *range(20))} == {"personal"}
     assert loop_time() - started == pytest.approx(store.delay_s)
     assert [len(keys) for keys in store.reads[1:]] == [8, 8, 4]
 
@@ -391,7 +390,7 @@ async def test_a_lookup_after_a_flip_does_not_share_a_read_from_before_it(store:
 
 
 @virtual
-async def test_a_caller_that_hangs_up_leaves_the_others_their_lists(store: RemoteStore) -> None:
+async def test_cancelled_caller_does_not_cancel_shared_reads(store: RemoteStore) -> None:
     await publish(store.inner, "first")
     reader = await over(store)
     store.delay_s = BUDGET_S / 2
@@ -404,7 +403,7 @@ async def test_a_caller_that_hangs_up_leaves_the_others_their_lists(store: Remot
 
 
 @virtual
-async def test_one_slow_point_read_holds_up_only_its_own_key(clock: FakeClock) -> None:
+async def test_slow_point_read_delays_only_its_own_key(clock: FakeClock) -> None:
     store = SlowPoints(MemoryStore(clock))
     await publish(store.inner, "first")
     reader = await over(store)
@@ -416,22 +415,20 @@ async def test_one_slow_point_read_holds_up_only_its_own_key(clock: FakeClock) -
 
 
 @virtual
-async def test_each_key_of_a_turn_falls_through_by_itself(store: RemoteStore, other: RemoteStore) -> None:
+async def test_each_key_of_a_batch_falls_through_separately(store: RemoteStore, other: RemoteStore) -> None:
     await publish(store.inner, "first", users=range(3))
     await publish(other.inner, "second", users=range(5))
     reader = await over(store, other)
     store.broken_keys = {"user:1"}
     answers = await personal(reader, 0, 1, 2, 3, "nobody")
     assert texts(answers) == ["first for 0", "second for 1", "first for 2", "second for 3", "first"]
-    assert [one.tier for one in answers] == ["tier0", "tier1", "tier0", "tier1", "tier0"]
-    assert [one.status for one in answers] == ["ok"] * 4 + ["unknown"]
+    assert [answer.tier for answer in answers] == ["tier0", "tier1", "tier0", "tier1", "tier0"]
+    assert [answer.status for answer in answers] == ["ok"] * 4 + ["unknown"]
     assert other.reads == [["user:1", "user:3", "user:nobody"]]
 
 
 @virtual
-async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
-    store: RemoteStore, other: RemoteStore
-) -> None:
+async def test_one_lookup_probes_a_store_and_the_rest_do_not_wait(store: RemoteStore, other: RemoteStore) -> None:
     await publish(store.inner, "first")
     await publish(other.inner, "second")
     reader = await over(store, other)
@@ -442,8 +439,8 @@ async def test_one_lookup_per_loop_turn_probes_a_store_and_others_do_not_wait(
     store.delay_s = BUDGET_S / 4
     await asyncio.sleep(PROBE_PAUSES_S[0])
     started = loop_time()
-    probe, *others = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]
-    assert {one.tier for one in await asyncio.gather(*others)} == {"tier1"}
+    probe, *waiting = [asyncio.create_task(reader.personal(str(n))) for n in range(5)]
+    assert {answer.tier for answer in await asyncio.gather(*waiting)} == {"tier1"}
     assert loop_time() == started
     assert (await probe).tier == "tier0"
     assert not reader.tiers[0].breaker.is_open
@@ -456,10 +453,10 @@ async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: Memor
     assert (await reader.personal("1")).source == "personal"
     await erase_users(memory, ["1"])  # the last tier; what the first one holds is not served, either
     await reader.refresh()
-    one, two, three = await reader.personal("1"), *await reader.personal_many(["1", "2"])
-    for answer in (one, two):
+    erased, two, three = await reader.personal("1"), *await reader.personal_many(["1", "2"])
+    for answer in (erased, two):
         assert (answer.source, answer.status) == ("popular", "unknown")
     assert three.source == "personal"
-    found = reader.get_nowait(RowKey(USER, "1"))
-    assert found is not None
-    assert (found.source, found.status) == ("popular", "unknown")
+    cached = reader.get_nowait(RowKey(USER, "1"))
+    assert cached is not None
+    assert (cached.source, cached.status) == ("popular", "unknown")

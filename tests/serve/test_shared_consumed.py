@@ -99,7 +99,7 @@ def test_entry_that_is_not_utf_8_is_left_out() -> None:
     assert decode_pairs(b"\x93\x00\xa2\x00\x80") is None
 
 
-def test_entry_that_is_nested_too_deep_is_left_out() -> None:
+def test_too_deeply_nested_entry_is_left_out() -> None:
     assert decode_pairs(b"\x94\x01\xa1u\xc4\x00" + b"\x91" * 5000 + b"\x01") is None
 
 
@@ -204,7 +204,7 @@ async def test_workers_wait_until_the_stream_was_read() -> None:
     await waiting
 
 
-def test_what_one_service_sold_is_hidden_by_the_other_and_after_restarts(shop: Shop) -> None:
+def test_items_sold_by_one_service_are_hidden_by_the_other(shop: Shop) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
         buy(first, 1, "a")
@@ -225,7 +225,7 @@ def test_what_one_service_sold_is_hidden_by_the_other_and_after_restarts(shop: S
     assert len(shop.stream) == 3
 
 
-def test_items_are_hidden_while_redis_is_away_and_shared_once_it_is_back(shop: Shop) -> None:
+def test_items_are_hidden_during_a_redis_outage_and_shared_after_it(shop: Shop) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(shop.service(name)) for name in ("first", "second"))
         buy(first, 1, "a")

@@ -79,7 +79,7 @@ def number_of(value: bytes) -> int:
 
 
 @given(WRITTEN)
-def test_records_are_read_back_and_leave_their_neighbours_alone(written: list[tuple[int, bytes]]) -> None:
+def test_records_round_trip_without_touching_neighbours(written: list[tuple[int, bytes]]) -> None:
     table = table_of()
     before = table.integers("before")
     behind = table.floats("behind")
@@ -100,9 +100,7 @@ def test_records_are_read_back_and_leave_their_neighbours_alone(written: list[tu
 
 
 @given(st.lists(VALUE, max_size=3), VALUE, VALUE, st.data())
-def test_any_part_of_a_write_leaves_the_old_record(
-    earlier: list[bytes], old: bytes, new: bytes, data: st.DataObject
-) -> None:
+def test_partial_write_leaves_the_old_record(earlier: list[bytes], old: bytes, new: bytes, data: st.DataObject) -> None:
     region = Region("records", Kind.RECORD, SIZE)
     memory = mmap.mmap(-1, region.bytes)
     records = Records(memory, 0, region)
@@ -169,7 +167,7 @@ def test_records_that_are_too_large_and_rows_that_do_not_exist_are_refused() -> 
     assert records.read(1) == bytes(SIZE)
 
 
-def test_a_table_that_cannot_be_declared_is_refused() -> None:
+def test_invalid_table_declaration_is_refused() -> None:
     with pytest.raises(ValueError, match="the same name"):
         SharedTable([Region("twice", Kind.UINT32, 1), Region("twice", Kind.FLOAT64, 1)])
     for size, rows in ((0, 1), (1, 0), (-1, 1)):
@@ -185,7 +183,7 @@ def test_a_table_that_cannot_be_declared_is_refused() -> None:
         table.floats("other")
 
 
-def test_numbers_are_read_whole_and_outlive_their_writer() -> None:
+def test_counters_are_read_atomically_and_outlive_their_writer() -> None:
     table = table_of()
     own, other = table.integers("before"), table.integers("before")
     high, low = 0xFFFFFFFF_00000000, 0x00000000_FFFFFFFF
@@ -227,7 +225,7 @@ def total_of(metrics: Metrics) -> float:
     return total
 
 
-def test_memory_that_the_machine_lacks_is_a_misuse_that_says_what_to_do() -> None:
+def test_missing_shared_memory_is_a_misuse_with_advice() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
     try:
@@ -257,7 +255,7 @@ def shared_kb() -> int:
 @pytest.mark.parametrize(
     ("workers", "tiers"), [(1, ["file"]), (16, ["file", "redis"]), (256, ["a", "b", "c", "d", "e"])]
 )
-def test_a_service_of_any_size_can_declare_its_memory_and_takes_none_of_it(workers: int, tiers: list[str]) -> None:
+def test_declared_memory_is_not_allocated_for_any_size(workers: int, tiers: list[str]) -> None:
     declared = regions(workers, tiers)
     before = shared_kb()
     table = SharedTable(declared)

@@ -104,15 +104,15 @@ def python(example: str, harness: str, port: int) -> Iterator[Ask]:
     """Run an application of Python; yields a function that returns the ids of a page."""
     command = [sys.executable, "-c", "\n".join([patient(example, port), harness, ANSWERING])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        given = process.stdin
+        stdin = process.stdin
         answers = process.stdout
-        assert given is not None
+        assert stdin is not None
         assert answers is not None
 
         def ask(path: str, query: dict[str, str] | None = None, lines: object = None) -> list[str]:
-            print(json.dumps([path, query or {}, lines]), file=given, flush=True)
-            found: list[str] = json.loads(answers.readline())
-            return found
+            print(json.dumps([path, query or {}, lines]), file=stdin, flush=True)
+            printed: list[str] = json.loads(answers.readline())
+            return printed
 
         yield ask
     assert process.returncode == 0

@@ -17,7 +17,7 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState
     )
 
 
-def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:
+def test_longest_state_of_all_tiers_fits() -> None:
     for tiers in (1, 5):
         states = shared_states(2, tiers)
         longest = state_of("\U0001f600" * 1000, tiers)
@@ -27,14 +27,14 @@ def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:
         assert states.all() == [None, None]
 
 
-def test_a_state_that_does_not_fit_leaves_its_neighbour_alone() -> None:
+def test_too_long_state_does_not_touch_its_neighbour() -> None:
     states = shared_states(2)
     states.write(1, state_of("b"))
     states.write(0, state_of("\U0001f600" * 1000, tiers=1, findings=100))
     assert states.all() == [None, state_of("b")]
 
 
-def test_a_state_is_never_read_half() -> None:
+def test_state_is_read_atomically() -> None:
     states = shared_states(1)
     both = [state_of("a" * 400), state_of("b" * 30)]
     states.write(0, both[0])
@@ -47,10 +47,10 @@ def test_a_state_is_never_read_half() -> None:
     reads = 0
     try:
         while reads < 20_000 or len(seen) < len(both):  # a busy machine may stop the writer for long
-            found = states.read(0)
+            read_state = states.read(0)
             reads = reads + 1
-            assert found is None or found in both  # None where it was written to all the while
-            seen |= {both.index(found)} if found is not None else set()
+            assert read_state is None or read_state in both  # None where it was written to all the while
+            seen |= {both.index(read_state)} if read_state is not None else set()
     finally:
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)

@@ -32,8 +32,8 @@ def publish(folder: Path) -> str:
     return asyncio.run(publish_lists(folder, LISTS))
 
 
-def ids(found: hotplate.Recommendations) -> list[str]:
-    return [item["id"] for item in found.items]
+def ids(answer: hotplate.Recommendations) -> list[str]:
+    return [item["id"] for item in answer.items]
 
 
 def uses(lists: hotplate.SyncLists) -> list[Callable[[], object]]:
@@ -58,13 +58,13 @@ def threads() -> list[str]:
 
 def descriptors() -> set[str]:
     """Return what this process has open."""
-    found = set[str]()
+    opened = set[str]()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            found.add(f"{link.name} {link.readlink()}")
+            opened.add(f"{link.name} {link.readlink()}")
         except FileNotFoundError:  # the one that lists them
             continue
-    return found
+    return opened
 
 
 def output_of(program: str, *arguments: object) -> str:
@@ -75,7 +75,7 @@ def output_of(program: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_every_method_answers_as_that_of_the_async_lists_does(url: str) -> None:
+def test_sync_methods_answer_like_async_methods(url: str) -> None:
     async def with_await() -> list[object]:
         async with hotplate.open(url) as lists:
             return [
@@ -120,8 +120,8 @@ def test_remote_lists_are_read_and_next_tier_replaces_an_unreachable_store(
     with hotplate.open_sync(remote, f"file://{tmp_path}", budget_s=1.0) as lists:
         assert (ids(lists.personal("42")), lists.similar("a").tier) == (["a", "b", "c"], "redis")
         with ThreadPoolExecutor(8) as callers:
-            found = list(callers.map(lists.personal, ["42"] * 200))
-        assert {one.source for one in found} == {"personal"}
+            answers = list(callers.map(lists.personal, ["42"] * 200))
+        assert {answer.source for answer in answers} == {"personal"}
         assert threads() == ["hotplate"]
         second = asyncio.run(publish_to(remote, LISTS))
         until(lambda: lists.personal("42").release == second)
@@ -148,7 +148,7 @@ def test_resources_are_opened_on_first_use_and_released_after_the_last(url: str,
             use()
 
 
-def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
+def test_open_sync_raises_the_errors_of_open(tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
     with pytest.raises(hotplate.StoreMisused, match="known schemes"):
         hotplate.open_sync("ftp://nowhere")
@@ -175,7 +175,7 @@ def test_what_cannot_be_opened_raises_what_open_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["file", "redis-that-refuses", "redis-that-is-silent"])
-def test_the_first_call_ends_in_its_time_when_nothing_is_live(tmp_path: Path, scheme: str) -> None:
+def test_first_call_without_a_live_release_keeps_its_deadline(tmp_path: Path, scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if scheme == "redis-that-is-silent" else 1
         url = f"file://{tmp_path}" if scheme == "file" else f"redis://127.0.0.1:{port}/0"
@@ -187,7 +187,7 @@ def test_the_first_call_ends_in_its_time_when_nothing_is_live(tmp_path: Path, sc
         lists.close()
 
 
-def test_a_process_that_never_closes_them_ends_all_the_same(url: str) -> None:
+def test_process_with_unclosed_lists_exits(url: str) -> None:
     program = "import hotplate, sys; lists = hotplate.open_sync(sys.argv[1]); print(lists.personal('42').source)"
     assert output_of(program, url) == "personal\n"
 

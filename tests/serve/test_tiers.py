@@ -66,15 +66,15 @@ def exposed(reader: TieredReader) -> str:
 
 
 @virtual
-async def test_keys_that_cannot_be_read_cost_the_rest_of_their_request_nothing(store: KeyByKeyStore) -> None:
+async def test_unreadable_keys_do_not_affect_other_keys_of_a_request(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.slow_keys = {"user:1"}
     answers = await reader.personal_many(["0", "1", "2", "3"])
-    assert [one.source for one in answers] == ["personal", "popular", "personal", "personal"]
+    assert [answer.source for answer in answers] == ["personal", "popular", "personal", "personal"]
     store.slow_keys = set()
     store.broken_keys = {"user:0", "user:1"}  # a whole batch: this store takes two keys at once
     answers = await reader.personal_many(["0", "1", "2", "3"])
-    assert [one.source for one in answers] == ["popular", "popular", "personal", "personal"]
+    assert [answer.source for answer in answers] == ["popular", "popular", "personal", "personal"]
     assert not tier.breaker.is_open
 
 
@@ -92,7 +92,7 @@ async def test_circuit_opens_for_a_store_that_never_answers(
 
 
 @virtual
-async def test_calls_that_their_callers_cancel_leave_the_circuit_closed(store: KeyByKeyStore) -> None:
+async def test_cancelled_calls_leave_the_circuit_closed(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.slow_keys = {"user:0", "user:1"}
     for _ in range(FAILURES_OF_PARTS + 1):
@@ -101,7 +101,7 @@ async def test_calls_that_their_callers_cancel_leave_the_circuit_closed(store: K
                 await reader.personal_many(["0", "1"])
     assert not tier.breaker.is_open
     store.slow_keys = set()
-    assert [one.source for one in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+    assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
 
 
 @virtual
@@ -115,7 +115,7 @@ async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStor
         async with asyncio.timeout(BUDGET_S / 100):
             await reader.personal_many(["0", "1"])
     store.slow_keys = set()
-    assert [one.source for one in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
+    assert [answer.source for answer in await reader.personal_many(["0", "1"])] == ["personal", "personal"]
     assert not tier.breaker.is_open
 
 
@@ -161,7 +161,7 @@ def fail(breaker: Breaker, times: int) -> None:
         breaker.failed()
 
 
-def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(breaker: Breaker, clock: FakeClock) -> None:
+def test_probe_pause_doubles_to_its_bound_and_resets_on_success(breaker: Breaker, clock: FakeClock) -> None:
     fail(breaker, FAILURES)
     pauses = list[float]()
     for _ in range(8):
@@ -180,7 +180,7 @@ def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(break
 
 
 @given(st.lists(st.sampled_from(["allow", "ok", "fail", "wait"]), max_size=200))
-def test_whatever_happens_a_store_that_is_well_again_is_used_again(events: list[str]) -> None:
+def test_recovered_store_is_used_after_any_history(events: list[str]) -> None:
     clock = FakeClock()
     breaker = Breaker(clock)
     waiting = 0

@@ -74,7 +74,7 @@ def without_root() -> Iterator[None]:
         os.seteuid(before)
 
 
-def test_a_file_that_may_be_read_again_is_used_without_another_change() -> None:
+def test_file_is_used_once_it_is_readable_again() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         file = Path(folder) / "file"
@@ -123,7 +123,7 @@ def test_last_valid_content_is_shared_with_processes_that_start_later(tmp_path: 
     assert uses == [[b"first", b"second", b"third", b""], [b"first", b""]]
 
 
-def test_files_that_do_not_fit_into_shared_memory_are_refused_at_the_start(tmp_path: Path) -> None:
+def test_files_larger_than_shared_memory_are_refused_at_start(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"good")
     watched = WatchedFiles([file], list[bytes]().extend, max_bytes=200)

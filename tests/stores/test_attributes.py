@@ -50,7 +50,7 @@ def test_each_item_has_the_values_that_were_published(ids: list[str], data: st.D
         assert [value_of(table, name, item) for item in ids] == [None, *values[1:]]
 
 
-def test_too_large_a_table_and_a_repeated_item_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_table_and_repeated_items_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreMisused, match="two rows"):
         encode_attributes(["a", "b", "a"], {"price": [1.0, 2.0, 3.0]})
     monkeypatch.setattr(attributes, "MAX_BYTES", 1_000)
@@ -83,12 +83,12 @@ async def test_attributes_are_read_at_most_16_pieces_at_a_time(monkeypatch: pyte
     rows, about = encode_attributes(ITEMS, COLUMNS)
     store = MemoryStore()
     read = list[int]()
-    found = await ref_of(store, await publish(store, [Row("popular:", b'{"id":"i1"}'), *rows], about=about))
+    release_ref = await ref_of(store, await publish(store, [Row("popular:", b'{"id":"i1"}'), *rows], about=about))
 
     async def counted(release: ReleaseRef, keys: Sequence[str], **_: object) -> list[Slot]:
         read.append(sum(key in piece_keys(len(rows)) for key in keys))
         return [store.get(release, key) for key in keys]
 
     monkeypatch.setattr(store, "get_many", counted)
-    assert (await read_servable(store, found)).attributes is not None
+    assert (await read_servable(store, release_ref)).attributes is not None
     assert sum(read) == len(rows) > max(read) == 16

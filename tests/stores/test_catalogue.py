@@ -29,10 +29,10 @@ def draft(release: ReleaseId, incarnation: str = "", writer: str = "writer") -> 
 
 
 def evolved() -> Catalogue:
-    found = Catalogue(store_id="s", generation=4, token="t", now=100.0)
+    catalogue = Catalogue(store_id="s", generation=4, token="t", now=100.0)
     for release in (A, B):
-        found = changes.activate(changes.commit(changes.begin(found, draft(release)), draft(release)), release)
-    return changes.begin(found, draft(C))
+        catalogue = changes.activate(changes.commit(changes.begin(catalogue, draft(release)), draft(release)), release)
+    return changes.begin(catalogue, draft(C))
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_a_record_that_contradicts_itself_is_refused(change: dict[str, object]) 
         parse(orjson.dumps(orjson.loads(dump(with_canary())) | change), now=0, where="nowhere")
 
 
-def test_a_record_in_which_a_byte_has_changed_is_refused_with_what_to_do() -> None:
+def test_record_with_a_changed_byte_is_refused_with_advice() -> None:
     """A blank may change, and the name of a field that is not read; a record never reads as another one."""
-    found = with_canary(2.5)
-    record = dump(found)
+    catalogue = with_canary(2.5)
+    record = dump(catalogue)
     misread = list[bytes]()
     advised = 0
     for place in range(len(record)):
         changed = record[:place] + bytes([record[place] ^ 1]) + record[place + 1 :]
         try:
-            if parse(changed, now=100.0, where="here") != found:
+            if parse(changed, now=100.0, where="here") != catalogue:
                 misread.append(changed)
         except CatalogueUnreadable as error:
             advised += "hotplate store rebuild" in str(error)
@@ -85,7 +85,7 @@ def test_readers_follow_newer_rewritten_and_restored_catalogues_only() -> None:
     assert not follows(Catalogue(), None)
 
 
-def test_a_rollback_is_for_what_the_operator_saw() -> None:
+def test_rollback_requires_the_live_release_the_operator_saw() -> None:
     with pytest.raises(ReleaseConflict, match="no longer live"):
         changes.rollback(evolved(), A)
     back = changes.rollback(evolved(), B)
@@ -105,11 +105,11 @@ def test_a_draft_cannot_go_live_and_a_dropped_release_is_gone() -> None:
 
 
 def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> None:
-    found = evolved()
+    catalogue = evolved()
     other = draft(C, writer="other")
     with pytest.raises(ReleaseConflict, match="whose lease runs for 60 s more"):
-        changes.take_over(found, other)
-    lapsed = replace(found, now=100.0 + LEASE_S)
+        changes.take_over(catalogue, other)
+    lapsed = replace(catalogue, now=100.0 + LEASE_S)
     taken = changes.take_over(lapsed, other)
     assert changes.take_over(taken, other) == taken
     for step in (changes.renew, changes.end_lease, changes.commit, changes.abandon):
@@ -119,9 +119,9 @@ def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> 
     assert changes.take_over(changes.end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
 
 
-def test_ready_releases_stay_until_they_are_older_than_what_was_said() -> None:
-    found = changes.commit(evolved(), draft(C))
-    after = changes.activate(replace(found, now=200.0), A)
+def test_ready_releases_are_kept_for_the_given_age() -> None:
+    catalogue = changes.commit(evolved(), draft(C))
+    after = changes.activate(replace(catalogue, now=200.0), A)
     years_later = replace(after, now=1e9)
     assert changes.prune(years_later).find(C).state is State.READY
     assert changes.prune(replace(after, now=250.0), keep_ready_s=200.0).find(C).state is State.READY
@@ -135,18 +135,18 @@ def with_canary(percent: float = 5) -> Catalogue:
 
 
 def test_records_of_hotplate_0_2_are_read() -> None:
-    found = changes.start_canary(changes.commit(evolved(), draft(C)), C, 5)
-    fields = orjson.loads(dump(found))
+    catalogue = changes.start_canary(changes.commit(evolved(), draft(C)), C, 5)
+    fields = orjson.loads(dump(catalogue))
     for entry in fields["entries"]:
         del entry["refused_by"], entry["live_since"]
-    assert parse(orjson.dumps(fields), now=100.0, where="here") == found
+    assert parse(orjson.dumps(fields), now=100.0, where="here") == catalogue
 
 
 HUGE = b'{"format":2,"store_id":"","generation":%d,"token":"","live":null,"canary":null,"entries":[],"checksum":""}'
 DEEP = b'{"format": 2, "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
-def test_the_canary_is_complete_beside_a_live_release_and_there_is_one() -> None:
+def test_canary_needs_a_live_release_and_is_complete() -> None:
     with pytest.raises(ReleaseConflict, match="still being written"):
         changes.start_canary(evolved(), C, 5)
     with pytest.raises(ReleaseConflict, match="is live"):
@@ -169,14 +169,14 @@ def test_a_canary_is_promoted_aborted_or_ends_with_the_live_release() -> None:
     aborted = changes.abort(with_canary(), C)
     assert (aborted.live, aborted.canary, aborted.find(C).state) == (B, None, State.READY)
     for step in (changes.promote, changes.abort):
-        for found in (aborted, changes.start_canary(aborted, A, 5)):
+        for catalogue in (aborted, changes.start_canary(aborted, A, 5)):
             with pytest.raises(ReleaseConflict, match="not the canary any more"):
-                step(found, C)
+                step(catalogue, C)
     for ended in (changes.activate(with_canary(), A, end_canary=True), changes.rollback(with_canary(), B)):
         assert (ended.live, ended.canary, ended.find(C).state) == (A, None, State.READY)
 
 
-def test_while_a_canary_runs_no_other_release_goes_live_but_by_a_rollback() -> None:
+def test_during_a_canary_only_a_rollback_changes_the_live_release() -> None:
     with pytest.raises(ReleaseConflict, match=r"is the canary, of 5 %, so .* stays superseded; promote or abort"):
         changes.activate(with_canary(), A)
     assert changes.activate(with_canary(), B) == with_canary(), "it is live already"
@@ -189,39 +189,42 @@ def with_arms() -> Catalogue:
     return changes.start_canary(changes.commit(evolved(), draft(C), ("ndcg",)), C, 50, 14)
 
 
-def renewed(found: Catalogue, release: str, arm: Arm) -> Catalogue:
+def renewed(catalogue: Catalogue, release: str, arm: Arm) -> Catalogue:
     """Publish another release for an arm, 20 minutes later."""
     new = draft(ReleaseId(release))
-    written = changes.commit(changes.begin(replace(found, now=found.now + 1200), new), new)
+    written = changes.commit(changes.begin(replace(catalogue, now=catalogue.now + 1200), new), new)
     return changes.activate(written, new.id, arm=arm)
 
 
-def test_both_arms_get_new_releases_while_assignment_and_horizon_stay() -> None:
-    found = with_arms()
+def test_new_releases_of_arms_keep_assignment_and_horizon() -> None:
+    catalogue = with_arms()
     for night in range(3):
         for arm in ("A", "B"):
-            found = changes.prune(renewed(found, f"{arm}{night}", arm))
-            assert parse(dump(replace(found, generation=1)), now=found.now, where="here").canary == found.canary
-    assert (found.live, found.canary) == ("A2", Canary(ReleaseId("B2"), 50, salt="c"))
-    assert replace(found.experiment, previous="") == with_arms().experiment  # type: ignore[type-var]  # is running
-    left = {entry.id: entry.state for entry in found.releases if entry.state is not State.DROPPING}
+            catalogue = changes.prune(renewed(catalogue, f"{arm}{night}", arm))
+            assert (
+                parse(dump(replace(catalogue, generation=1)), now=catalogue.now, where="here").canary
+                == catalogue.canary
+            )
+    assert (catalogue.live, catalogue.canary) == ("A2", Canary(ReleaseId("B2"), 50, salt="c"))
+    assert replace(catalogue.experiment, previous="") == with_arms().experiment  # type: ignore[type-var]  # is running
+    left = {entry.id: entry.state for entry in catalogue.releases if entry.state is not State.DROPPING}
     assert left == {"A1": "superseded", "A2": "live", "B1": "withdrawn", "B2": "ready"}
-    back = changes.activate(found, ReleaseId("B1"), arm="B")
+    back = changes.activate(catalogue, ReleaseId("B1"), arm="B")
     assert (back.canary_entry, back.live) == (replace(back.find(ReleaseId("B1")), state=State.READY), "A2")
 
 
-def test_a_rollback_concerns_arm_a_and_promote_or_abort_end_experiments() -> None:
-    found = renewed(with_arms(), "b2", "B")
-    back = changes.rollback(found, B)
-    assert (back.live, back.canary, back.running) == (A, found.canary, found.experiment)
+def test_rollback_changes_arm_a_and_promote_or_abort_end_experiments() -> None:
+    catalogue = renewed(with_arms(), "b2", "B")
+    back = changes.rollback(catalogue, B)
+    assert (back.live, back.canary, back.running) == (A, catalogue.canary, catalogue.experiment)
     b2 = ReleaseId("b2")
-    for ended, live in ((changes.promote(found, b2), b2), (changes.abort(found, b2), B)):
+    for ended, live in ((changes.promote(catalogue, b2), b2), (changes.abort(catalogue, b2), B)):
         assert (ended.live, ended.canary, ended.running) == (live, None, None)
-        assert ended.experiment == replace(found.experiment, ended_at=found.now)  # type: ignore[type-var]  # it was
+        assert ended.experiment == replace(catalogue.experiment, ended_at=catalogue.now)  # type: ignore[type-var]  # it was
         with pytest.raises(HeldBack):
             changes.activate(ended, C, arm="B")
-    assert changes.rollback(changes.promote(found, b2), b2).live == B
-    assert changes.activate(found, A, end_canary=True).running is None
+    assert changes.rollback(changes.promote(catalogue, b2), b2).live == B
+    assert changes.activate(catalogue, A, end_canary=True).running is None
 
 
 def test_an_experiment_has_a_fixed_share_and_arms_of_different_releases() -> None:
@@ -237,36 +240,36 @@ def test_an_experiment_has_a_fixed_share_and_arms_of_different_releases() -> Non
 
 def test_a_canary_is_not_pruned_before_its_grace_is_over() -> None:
     for canary in (C, A):
-        found = changes.start_canary(changes.commit(evolved(), draft(C)), canary, 5)
-        later = replace(found, now=1e6)
-        assert changes.prune(later, keep=0, keep_ready_s=0).canary_entry == found.canary_entry
+        catalogue = changes.start_canary(changes.commit(evolved(), draft(C)), canary, 5)
+        later = replace(catalogue, now=1e6)
+        assert changes.prune(later, keep=0, keep_ready_s=0).canary_entry == catalogue.canary_entry
         ended = changes.abort(later, canary)
-        assert changes.prune(ended, keep=0, keep_ready_s=0).find(canary).state is found.find(canary).state
+        assert changes.prune(ended, keep=0, keep_ready_s=0).find(canary).state is catalogue.find(canary).state
         with pytest.raises(ReleaseNotFound):
             changes.prune(replace(ended, now=1e6 + GRACE_S), keep=0, keep_ready_s=0).find(canary)
 
 
 def test_a_repaired_canary_is_the_canary() -> None:
-    found = with_canary(2.5)
+    catalogue = with_canary(2.5)
     healed = draft(C, "healed")
-    assert (found.canary, found.served) == (Canary(C, 2.5, salt="c"), (draft(B).release, draft(C).release))
-    assert parse(dump(found), now=5.0, where="here").now == 5.0
-    done = changes.commit(changes.begin(found, healed, repairs=draft(C).incarnation), healed)
-    assert (done.canary, done.served) == (found.canary, (draft(B).release, healed.release))
+    assert (catalogue.canary, catalogue.served) == (Canary(C, 2.5, salt="c"), (draft(B).release, draft(C).release))
+    assert parse(dump(catalogue), now=5.0, where="here").now == 5.0
+    done = changes.commit(changes.begin(catalogue, healed, repairs=draft(C).incarnation), healed)
+    assert (done.canary, done.served) == (catalogue.canary, (draft(B).release, healed.release))
     assert parse(dump(done), now=100.0, where="here") == done
 
 
 def test_a_lease_further_ahead_than_a_writer_takes_has_lapsed() -> None:
     """As when the clock of the store is set back while a draft is written."""
-    found = replace(evolved(), now=100.0 - 6 * 3600)
-    taken = changes.take_over(found, draft(C, writer="another"))
+    catalogue = replace(evolved(), now=100.0 - 6 * 3600)
+    taken = changes.take_over(catalogue, draft(C, writer="another"))
     assert taken.find_draft(C).writer == "another"
-    assert changes.prune(found).entry(draft(C).incarnation).state is State.DROPPING  # type: ignore[union-attr]  # it is there
+    assert changes.prune(catalogue).entry(draft(C).incarnation).state is State.DROPPING  # type: ignore[union-attr]  # it is there
     with pytest.raises(ReleaseConflict, match="written by another"):
-        changes.take_over(replace(found, now=100.0 - 20.0), draft(C, writer="another"))
+        changes.take_over(replace(catalogue, now=100.0 - 20.0), draft(C, writer="another"))
 
 
-def test_a_record_of_the_first_format_is_told_from_damage() -> None:
+def test_first_format_record_is_distinguished_from_damage() -> None:
     with pytest.raises(CatalogueUnreadable, match="new store") as caught:
         parse(orjson.dumps(orjson.loads(dump(evolved())) | {"format": 1}), now=0, where="here")
     assert "rebuild" not in str(caught.value)

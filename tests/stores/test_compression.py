@@ -56,8 +56,8 @@ def lists(count: int, seed: int = 1) -> list[bytes]:
 
 
 def rows_of(count: int) -> list[Row]:
-    popular, *rest = lists(count + 1)
-    return [Row("popular:", popular), *(Row(f"user:{n:05}", value) for n, value in enumerate(rest))]
+    popular, *personal = lists(count + 1)
+    return [Row("popular:", popular), *(Row(f"user:{n:05}", value) for n, value in enumerate(personal))]
 
 
 async def publish_compressed(store: Store, rows: Sequence[Row]) -> ReleaseId:
@@ -72,7 +72,7 @@ DICTIONARIES = (b"", train(lists(1_000)))
 
 
 @explored(100, 5_000, value=st.binary(max_size=2_000), dictionary=st.sampled_from(DICTIONARIES))
-def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None:
+def test_any_value_round_trips(value: bytes, dictionary: bytes) -> None:
     (row,) = Encoder(CHECKSUM, dictionary).rows([Row("user:1", body_of(value))])
     assert decompressor(dictionary)(row.value[HEADER_BYTES:]) == value
     body = CHECKSUM.open("user:1", row.value)
@@ -85,12 +85,16 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size() -> None:
     store = MemoryStore()
     first, second = [await publish_compressed(store, rows) for _ in range(2)]
     refs = [await ref_of(store, release) for release in (first, second)]
-    one, other = [await load_manifest(store, ref) for ref in refs]
-    assert (one.bytes, one.counts, one.encoding) == (other.bytes, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
-    assert one.bytes < sum(len(row.value) for row in rows) / 2
+    manifest_of_first, other = [await load_manifest(store, ref) for ref in refs]
+    assert (manifest_of_first.bytes, manifest_of_first.counts, manifest_of_first.encoding) == (
+        other.bytes,
+        {"meta": 1, "popular": 1, "user": 1_000},
+        "zstd",
+    )
+    assert manifest_of_first.bytes < sum(len(row.value) for row in rows) / 2
     keys = [row.key for row in rows[:50]]
     bodies = list[list[bytes]]()
-    for ref, manifest in zip(refs, (one, other), strict=True):
+    for ref, manifest in zip(refs, (manifest_of_first, other), strict=True):
         decode = await load_decode(store, ref, manifest)
         slots = await store.get_many(ref, keys)
         values = [(key, slot) for key, slot in zip(keys, slots, strict=True) if isinstance(slot, bytes)]
@@ -99,14 +103,14 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size() -> None:
     assert bodies[0] == bodies[1]
 
 
-async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
+async def test_reserved_space_is_close_to_needed_space() -> None:
     rows = rows_of(2_000)
     store = MemoryStore()
     plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
     manifest = (await publication.publish(store, batches(rows, 500), plan=plan, about={}, encoding="zstd")).manifest
-    made = await encode_rows(batches(rows, 500), plan, "zstd", CHECKSUM)
-    assert made.plan.rows == manifest.rows
-    assert made.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
+    encoded = await encode_rows(batches(rows, 500), plan, "zstd", CHECKSUM)
+    assert encoded.plan.rows == manifest.rows
+    assert encoded.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
 
 
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
@@ -126,7 +130,7 @@ def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
             continue
 
 
-def test_a_bomb_is_refused_before_it_is_opened() -> None:
+def test_decompression_bomb_is_refused_before_expanding() -> None:
     decompress = decompressor(b"")
     with pytest.raises(ReleaseCorrupt, match="at most"):
         decompress(zstandard.ZstdCompressor().compress(b"\x00" * (MAX_LIST_BYTES + 1)))
@@ -136,7 +140,7 @@ def test_a_bomb_is_refused_before_it_is_opened() -> None:
 
 
 @pytest.mark.parametrize("dictionary", [None, b""])
-def test_what_no_reader_would_open_is_not_published(dictionary: bytes | None) -> None:
+def test_too_large_value_is_not_published(dictionary: bytes | None) -> None:
     with pytest.raises(StoreMisused, match="the list of 'user:1' has"):
         Encoder(CHECKSUM, dictionary).rows([Row("user:1", b"0000" + b"x" * (MAX_LIST_BYTES + 1))])
     with pytest.raises(StoreMisused, match="fewer segments"):

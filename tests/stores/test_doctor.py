@@ -27,39 +27,39 @@ from tests.support.service import a_list
 from tests.support.stores import LISTS, OpenStore, publish
 
 
-async def one(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
+async def finding_of(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
     findings = await examine(cast("Store", store), clock)  # the doctor only reads, which is all that some of them offer
-    (found,) = [each for each in findings if each.subject == subject]
-    return found.level, found.sentence
+    (finding,) = [candidate for candidate in findings if candidate.subject == subject]
+    return finding.level, finding.sentence
 
 
-async def test_a_store_that_nothing_was_published_to_has_nothing_live_and_no_error(open_store: OpenStore) -> None:
+async def test_new_store_has_no_live_release_and_no_error(open_store: OpenStore) -> None:
     store = open_store()
     findings = await examine(store)
-    assert [each.level for each in findings if each.subject == "live"] == [Level.WARNING]
-    assert Level.ERROR not in {each.level for each in findings}, findings
+    assert [finding.level for finding in findings if finding.subject == "live"] == [Level.WARNING]
+    assert Level.ERROR not in {finding.level for finding in findings}, findings
     assert (await store.catalogue()).generation == 0, "it changed something"
 
 
 async def test_age_of_the_release_and_of_its_newest_event_is_shown(open_store: OpenStore) -> None:
     store = open_store()
     release = await publish(store)
-    (finding,) = [each for each in await examine(store) if each.subject == "freshness"]
+    (finding,) = [finding for finding in await examine(store) if finding.subject == "freshness"]
     assert finding == Finding(Level.OK, "freshness", f"{release} is 0.0 hours old")
     now = datetime.fromtimestamp((await store.catalogue()).now, UTC)
     release = await publish(store, about={"learnt_until": (now - timedelta(hours=30)).isoformat()})
-    (finding,) = [each for each in await examine(store) if each.subject == "freshness"]
+    (finding,) = [finding for finding in await examine(store) if finding.subject == "freshness"]
     assert finding.sentence == f"{release} is 0.0 hours old, its newest event 30.0 hours"
 
 
-async def test_a_sound_store_has_no_error_and_what_is_live_is_read(open_store: OpenStore) -> None:
+async def test_sound_store_has_no_error_and_its_live_release_is_read(open_store: OpenStore) -> None:
     store = open_store()
     first = await publish(store)
     second = await publish(store)
     before = await store.catalogue()
     findings = await examine(store)
-    by_subject = {each.subject: each for each in findings}
-    assert Level.ERROR not in {each.level for each in findings}, findings
+    by_subject = {finding.subject: finding for finding in findings}
+    assert Level.ERROR not in {finding.level for finding in findings}, findings
     assert by_subject["live"].sentence.startswith(f"{second}, live since ")
     assert "20 point reads: median" in by_subject["reading"].sentence
     assert by_subject["left over"] == Finding(Level.OK, "left over", "nothing")
@@ -69,41 +69,41 @@ async def test_a_sound_store_has_no_error_and_what_is_live_is_read(open_store: O
     assert {entry.id for entry in after.releases} == {first, second}
 
 
-async def test_the_clock_of_a_store_is_compared_with_ours(clock: FakeClock) -> None:
+async def test_store_clock_is_compared_with_the_local_clock(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     now = clock()
-    assert (await one(store, "clock", lambda: now))[0] == Level.OK
-    assert (await one(store, "clock", lambda: now - 1.5))[0] == Level.OK
+    assert (await finding_of(store, "clock", lambda: now))[0] == Level.OK
+    assert (await finding_of(store, "clock", lambda: now - 1.5))[0] == Level.OK
     for ours, sentence in ((now - 3.0, "3.0 s ahead of ours"), (now + 40.0, "40.0 s behind ours")):
-        level, said = await one(store, "clock", lambda ours=ours: ours)  # type: ignore[misc]  # mypy infers no lambda's default
+        level, said = await finding_of(store, "clock", lambda ours=ours: ours)  # type: ignore[misc]  # mypy infers no lambda's default
         assert (level, sentence in said, "NTP" in said) == (Level.WARNING, True, True)
 
 
-async def test_what_was_left_over_is_named_with_what_to_do(clock: FakeClock, tmp_path: Path) -> None:
+async def test_leftovers_are_named_with_advice(clock: FakeClock, tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, clock)
     live = await publish(store)
     draft = (await publication.begin(store, ReleaseId("20260101T000000Z-0001"))).id
-    assert (await one(store, "left over"))[0] == Level.OK
+    assert (await finding_of(store, "left over"))[0] == Level.OK
     clock.now += 61
-    level, sentence = await one(store, "left over")
+    level, sentence = await finding_of(store, "left over")
     assert (level, draft in sentence, "--resume" in sentence) == (Level.WARNING, True, True)
     catalogue = await store.catalogue()
     dropping = tuple(
         replace(entry, state=State.DROPPING) if entry.id == draft else entry for entry in catalogue.releases
     )
     await store.swap(catalogue, replace(catalogue, generation=catalogue.generation + 1, token="t", releases=dropping))
-    level, sentence = await one(store, "left over")
+    level, sentence = await finding_of(store, "left over")
     assert (level, "hotplate releases prune" in sentence) == (Level.WARNING, True)
-    assert live in (await one(store, "live"))[1]
+    assert live in (await finding_of(store, "live"))[1]
     await store.close()
 
 
-async def test_data_that_no_catalogue_names_are_listed(open_store: OpenStore) -> None:
+async def test_unreferenced_data_are_listed(open_store: OpenStore) -> None:
     store = open_store()
     live = await publish(store)
     draft = DraftRef(ReleaseId("20250101T000000Z-0000"), "0123456789ab", "someone")
     await store.create(draft, Plan(1, 100))
-    level, sentence = await one(store, "left over")
+    level, sentence = await finding_of(store, "left over")
     assert (level, "0123456789ab" in sentence, "prune" in sentence, live in sentence) == (
         Level.WARNING, True, True, False,
     )  # fmt: skip
@@ -113,10 +113,12 @@ async def test_lost_catalogue_gives_one_error_with_a_remedy_and_no_other_advice(
     store = LmdbStore(tmp_path)
     await publish(store)
     (tmp_path / "catalogue.json").unlink()
-    found = await examine(store)
-    assert [each.subject for each in found if each.level is Level.ERROR] == ["catalogue"]
-    assert [each.subject for each in found if "store rebuild" in each.sentence] == ["catalogue"]
-    assert not [each for each in found if "prune" in each.sentence or "first publish" in each.sentence], found
+    findings = await examine(store)
+    assert [finding.subject for finding in findings if finding.level is Level.ERROR] == ["catalogue"]
+    assert [finding.subject for finding in findings if "store rebuild" in finding.sentence] == ["catalogue"]
+    assert not [
+        finding for finding in findings if "prune" in finding.sentence or "first publish" in finding.sentence
+    ], findings
     await store.close()
 
 
@@ -124,26 +126,26 @@ async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> No
     store = RemoteStore(MemoryStore())
     store.failure = StoreUnavailable("the cable is cut")
     findings = await examine(cast("Store", store))
-    assert [each.sentence for each in findings if each.level == Level.ERROR] == ["the cable is cut"]
+    assert [finding.sentence for finding in findings if finding.level == Level.ERROR] == ["the cable is cut"]
 
 
-async def test_rows_that_the_live_release_and_the_canary_have_lost_are_counted() -> None:
+async def test_lost_rows_of_live_release_and_canary_are_counted() -> None:
     store = MemoryStore()
     rows = [LISTS[0], *(Row(f"user:{n:03}", a_list("a")) for n in range(200))]
     for live in (True, False):
         release = await publish(store, rows, live=live)
     await life.start_canary(store, release, 5)
-    assert {one.level for one in await examine(store)} == {Level.OK}
+    assert {error.level for error in await examine(store)} == {Level.OK}
     for stored in store.releases.values():
         for n in range(0, 200, 5):
             del stored.rows[f"user:{n:03}"]
-    found = [one for one in await examine(store) if one.level is Level.ERROR]
-    assert len(found) == 2
-    for entry, one in zip((await store.catalogue()).served, found, strict=True):
-        assert f"of {entry.id}, rows are missing or damaged: " in one.sentence
+    error_findings = [error for error in await examine(store) if error.level is Level.ERROR]
+    assert len(error_findings) == 2
+    for entry, finding in zip((await store.catalogue()).served, error_findings, strict=True):
+        assert f"of {entry.id}, rows are missing or damaged: " in finding.sentence
     for stored in store.releases.values():
         del stored.rows["popular:"]
-    sentences = [one.sentence for one in await examine(store) if one.level is Level.ERROR]
+    sentences = [error.sentence for error in await examine(store) if error.level is Level.ERROR]
     assert any("has lost its row 'popular:'" in sentence for sentence in sentences), sentences
 
 
@@ -162,16 +164,16 @@ async def test_read_only_folder_serves_and_an_unreadable_one_is_an_error(open_fo
     await publish(store)
     os.seteuid(65534)
     try:
-        level, sentence = await one(store, "may publish")
+        level, sentence = await finding_of(store, "may publish")
         assert (level, "right for a service" in sentence, str(open_folder) in sentence) == (Level.WARNING, True, True)
-        assert await one(store, "may read") == (Level.OK, "yes")
+        assert await finding_of(store, "may read") == (Level.OK, "yes")
     finally:
         os.seteuid(0)
-    assert await one(store, "may publish") == (Level.OK, "yes")
+    assert await finding_of(store, "may publish") == (Level.OK, "yes")
     (open_folder / "store" / "catalogue.json").chmod(0o600)
     os.seteuid(65534)
     try:
-        level, sentence = await one(store, "may read")
+        level, sentence = await finding_of(store, "may read")
         assert (level, "catalogue.json" in sentence) == (Level.ERROR, True)
     finally:
         os.seteuid(0)
@@ -187,12 +189,12 @@ async def test_live_since_is_the_activation_time_and_not_the_end_of_a_canary(clo
     await life.start_canary(store, canary, 5.0)
     clock.now += 5400
     await life.abort(store)
-    said = (await one(store, "live", clock))[1]
+    said = (await finding_of(store, "live", clock))[1]
     assert f"{live}, live since {datetime.fromtimestamp(went_live, UTC):%Y-%m-%d %H:%M:%S}Z" in said
 
 
-async def test_a_folder_that_does_not_exist_is_said_to(tmp_path: Path) -> None:
-    level, sentence = await one(LmdbStore(tmp_path / "typo"), "may read")
+async def test_missing_folder_is_reported(tmp_path: Path) -> None:
+    level, sentence = await finding_of(LmdbStore(tmp_path / "typo"), "may read")
     assert (level, sentence) == (Level.OK, f"{tmp_path / 'typo'} does not exist yet; the first publish makes it")
 
 
@@ -202,5 +204,5 @@ async def test_a_damaged_record_of_erased_users_is_counted(tmp_path: Path) -> No
     await erase_users(store, ["7"])
     for path in (tmp_path / "records").iterdir():
         path.write_bytes(path.read_bytes().replace(b"groups", b"grouqs"))
-    level, sentence = await one(LmdbStore(tmp_path), "erased users")
+    level, sentence = await finding_of(LmdbStore(tmp_path), "erased users")
     assert (level, "has lost 1 of them" in sentence) == (Level.WARNING, True)

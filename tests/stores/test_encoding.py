@@ -75,7 +75,7 @@ def test_any_changed_byte_another_key_or_another_release_is_found(
             other.open(other_key, value)
 
 
-def test_a_usual_cut_that_four_digits_cannot_say_is_found_item_by_item() -> None:
+def test_cut_beyond_four_digits_is_found_item_by_item() -> None:
     content = [Item(id=str(n), score=1.0, title="x" * 10_000) for n in range(12)]
     body = encode(content)
     assert body[:OFFSET_BYTES] == NO_OFFSET
@@ -84,13 +84,13 @@ def test_a_usual_cut_that_four_digits_cannot_say_is_found_item_by_item() -> None
     assert cut(NO_OFFSET, 10) == b""
 
 
-def test_a_line_is_one_item_whatever_its_title_holds() -> None:
+def test_item_is_one_line_for_any_title() -> None:
     value = encode([Item(id="a,\nb", score=1, title='"},\n{"'), Item(id="c", score=0.5)])[OFFSET_BYTES:]
     assert value.split(b",\n") == [orjson.dumps(item) for item in decode(value)]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_score_that_json_cannot_say_is_refused(score: float) -> None:
+def test_non_finite_score_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         encode([Item(id="a", score=score)])
 
@@ -99,7 +99,7 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 @explored(100, 2_000, batch=st.lists(keys, min_size=1))
-def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
+def test_packed_keys_round_trip_with_bounds(batch: list[str]) -> None:
     packed = pack(batch)
     assert unpack(packed) == batch
     assert bounds(packed) == (min(batch, key=str.encode), max(batch, key=str.encode))
@@ -111,11 +111,11 @@ async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
         return [pack(batches[span.place]) for span in spans]
 
     spans = [KeySpan(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
-    return [found async for found in merged(spans, fetch)]
+    return [keys async for keys in merged(spans, fetch)]
 
 
 @given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
 @example([[f"{place:03}"] for place in range(PACKED_AT_ONCE + 1)])
 async def test_merged_keys_are_complete_and_ascend_without_repetition(batches: list[list[str]]) -> None:
-    found = [key for some in await merged_keys(batches) for key in some]
-    assert found == sorted({key for batch in batches for key in batch}, key=str.encode)
+    merged_list = [key for some in await merged_keys(batches) for key in some]
+    assert merged_list == sorted({key for batch in batches for key in batch}, key=str.encode)

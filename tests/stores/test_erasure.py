@@ -81,7 +81,7 @@ async def erased_of(store: Store) -> list[str]:
 
 @on_every_store
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_an_erasure_cut_off_at_any_call_is_finished_by_the_next(
+async def test_erasure_cut_off_at_any_call_is_finished_by_the_next(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, *, after: bool
 ) -> None:
     store = open_store()
@@ -125,7 +125,7 @@ async def test_a_repeated_erasure_counts_no_row_twice(open_store: OpenStore) -> 
     await verify(store, release)
 
 
-async def test_rows_that_come_back_hide_no_loss() -> None:
+async def test_returning_rows_do_not_hide_a_loss() -> None:
     """As from the node of a cluster that restarted with older data, while the record stayed."""
     store = MemoryStore()
     release = await ref_of(store, await publish(store, ROWS))
@@ -171,12 +171,12 @@ async def without_records(store: Store, names: Sequence[str] = NAMES) -> None:
     damaged = [
         RecordChange(name, value, b"lost") for name, value in zip(names, values, strict=True) if value is not None
     ]
-    found = await store.catalogue()
-    await store.swap(found, replace(found, generation=found.generation + 1, token="lost"), damaged)
+    catalogue = await store.catalogue()
+    await store.swap(catalogue, replace(catalogue, generation=catalogue.generation + 1, token="lost"), damaged)
 
 
 @on_every_store
-async def test_a_lost_record_freezes_nothing_and_says_what_to_erase_again(
+async def test_lost_record_blocks_nothing_and_lists_users_to_erase_again(
     open_store: OpenStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store()
@@ -196,8 +196,8 @@ async def test_a_lost_record_freezes_nothing_and_says_what_to_erase_again(
     assert {finding.subject: finding.sentence for finding in await examine(store)}["erased users"].startswith(
         "the record of erased users has lost 3"
     )
-    found = await find_users(store, ["1"])
-    assert (found.erased, found.lost) == ((), 3)
+    locations = await find_users(store, ["1"])
+    assert (locations.erased, locations.lost) == ((), 3)
     assert (await erase_users(store, ["1", "4"])).lost == 1
     assert (await erase_users(store, ["2"])).lost == 0
     assert await erased_of(store) == ["1", "2", "4"]
@@ -212,12 +212,12 @@ async def test_an_accepted_loss_is_not_reported_again(open_store: OpenStore) -> 
     await erase_users(store, ["3"])
     assert await accept_loss(store) == 1
     assert await accept_loss(store) == 0
-    found = await erased_from(store)
-    assert (found.lost, found.count, found.covers("user:3")) == (0, 1, True)
+    erased = await erased_from(store)
+    assert (erased.lost, erased.count, erased.covers("user:3")) == (0, 1, True)
 
 
 @pytest.mark.parametrize("name", [BASE, f"{BASE}-02"])
-async def test_the_records_that_are_left_are_read(name: str) -> None:
+async def test_remaining_records_are_read(name: str) -> None:
     store = MemoryStore()
     await publish(store, ROWS)
     for user in ("1", "2"):
@@ -236,7 +236,7 @@ async def with_first_format(store: Store) -> None:
     await store.create(draft, Plan(1, 1000))
     await store.put(draft, [Row(KEY, FIRST_FORMAT)])
     await store.seal(draft)
-    await change(store, lambda found: replace(found, erased=Erased("0" * 12, 2)))
+    await change(store, lambda catalogue: replace(catalogue, erased=Erased("0" * 12, 2)))
 
 
 @on_every_store
@@ -263,7 +263,7 @@ async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) 
     store = open_store()
     await publish(store, ROWS)
     await with_first_format(store)
-    await change(store, lambda found: replace(found, erased=Erased("gone", 3)))
+    await change(store, lambda catalogue: replace(catalogue, erased=Erased("gone", 3)))
     assert (await erased_from(store)).lost == 3
     await prune(store, keep=0, grace_s=0.0)
     assert "0" * 12 in await store.incarnations()
@@ -274,9 +274,9 @@ async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) 
 
 
 def test_rows_counted_by_the_first_format_are_a_bound() -> None:
-    found = parse_first_format(FIRST_FORMAT)
-    assert [user for user in "5678" if found.covers(f"user:{user}")] == ["6", "7"]
-    assert found.rows["20261120T064200Z-aaaa"].unsummed == 2
+    parsed = parse_first_format(FIRST_FORMAT)
+    assert [user for user in "5678" if parsed.covers(f"user:{user}")] == ["6", "7"]
+    assert parsed.rows["20261120T064200Z-aaaa"].unsummed == 2
 
 
 async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:
@@ -288,13 +288,13 @@ async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next()
     _, records = log.appended(log.users.with_users(["2"]))
     store.beside |= {change.name: change.after for change in records}
     await erase_users(store, ["2"])
-    found = await store.catalogue()
-    assert found.erased is not None
-    assert found.erased.last == (await read_log(store)).last
-    assert (found.erased.count, await erased_of(store)) == (2, ["1", "2"])
+    catalogue = await store.catalogue()
+    assert catalogue.erased is not None
+    assert catalogue.erased.last == (await read_log(store)).last
+    assert (catalogue.erased.count, await erased_of(store)) == (2, ["1", "2"])
 
 
-def test_rows_beyond_those_that_a_store_keeps_are_a_bound() -> None:
+def test_rows_beyond_the_stored_limit_are_a_bound() -> None:
     release = ReleaseRef(ReleaseId("r"), "i")
     seal = Checksum(release.id).seal
     rows = [Row(f"user:{number}", seal(f"user:{number}", NO_OFFSET)) for number in range(MAX_ROWS + 3)]
@@ -307,7 +307,7 @@ def test_rows_beyond_those_that_a_store_keeps_are_a_bound() -> None:
 
 
 @on_every_store
-async def test_erasures_and_a_publish_beside_each_other_count_each_row_once(open_store: OpenStore) -> None:
+async def test_concurrent_erasures_and_publish_count_each_row_once(open_store: OpenStore) -> None:
     store = open_store()
     release = await ref_of(store, await publish(store, ROWS))
     users = [[str(number), str(number + 1)] for number in range(6)]  # also the same users at once

@@ -30,7 +30,7 @@ def descriptor_of(path: Path) -> int:
 def frames(commits: list[list[str]]) -> list[bytes]:
     """Return the frames of a segment."""
     lines = (b"".join(line_of(json.dumps(text).encode()) for text in texts) for texts in commits)
-    return [zstandard.compress(each, event_log.LEVEL) for each in lines]
+    return [zstandard.compress(line, event_log.LEVEL) for line in lines]
 
 
 def read(content: bytes) -> tuple[list[str], int]:
@@ -40,7 +40,7 @@ def read(content: bytes) -> tuple[list[str], int]:
 
 @settings(max_examples=15)
 @given(commits=COMMITS, data=st.data())
-def test_a_torn_segment_has_its_whole_frames_and_is_cut_to_them(commits: list[list[str]], data: st.DataObject) -> None:
+def test_torn_segment_is_cut_to_its_complete_frames(commits: list[list[str]], data: st.DataObject) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         ends = [0]
@@ -64,19 +64,17 @@ def test_a_torn_segment_has_its_whole_frames_and_is_cut_to_them(commits: list[li
 
 
 @given(commits=COMMITS, data=st.data())
-def test_a_damaged_byte_costs_its_own_frame_and_nothing_false_is_read(
-    commits: list[list[str]], data: st.DataObject
-) -> None:
+def test_damaged_byte_loses_only_its_own_frame(commits: list[list[str]], data: st.DataObject) -> None:
     whole = frames(commits)
     content = bytearray(b"".join(whole))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     hit = sum(end <= place for end in accumulate(map(len, whole)))
-    others = [text for number, texts in enumerate(commits) if number != hit for text in texts]
-    found, damaged = read(bytes(content))
-    assert len(found) >= len(others)
-    assert set(found) <= {text for texts in commits for text in texts}
-    if len(found) < sum(map(len, commits)):
+    undamaged = [text for number, texts in enumerate(commits) if number != hit for text in texts]
+    lines, damaged = read(bytes(content))
+    assert len(lines) >= len(undamaged)
+    assert set(lines) <= {text for texts in commits for text in texts}
+    if len(lines) < sum(map(len, commits)):
         assert damaged
 
 

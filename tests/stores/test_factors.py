@@ -33,8 +33,8 @@ ENTRIES = st.builds(
 
 
 def rows_of_factors() -> list[Row]:
-    found = list(pieces(ITEMS))
-    return [*found, description_row(Description("als", len(ITEMS), 256, len(found), 30.0, 4.0, 1.0))]
+    rows = list(pieces(ITEMS))
+    return [*rows, description_row(Description("als", len(ITEMS), 256, len(rows), 30.0, 4.0, 1.0))]
 
 
 async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) -> publication.WriteResult:
@@ -51,7 +51,7 @@ async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) 
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(ENTRIES, st.binary(min_size=8, max_size=8)), max_size=40))
-def test_any_items_come_back_as_they_were(items: list[tuple[ItemEntry, bytes]]) -> None:
+def test_any_items_round_trip(items: list[tuple[ItemEntry, bytes]]) -> None:
     read = [read_piece(row.value, 2) for row in pieces(items)]
     assert [entry for entries, _ in read for entry in entries] == [entry for entry, _ in items]
     assert b"".join(rows for _, rows in read) == b"".join(row for _, row in items)
@@ -66,7 +66,7 @@ def test_a_piece_that_is_cut_is_corrupt(cut: int) -> None:
 
 
 @on_every_store
-async def test_factors_are_stored_copied_checked_and_erased_as_all_rows_are(open_store: OpenStore) -> None:
+async def test_factors_are_stored_copied_verified_and_erased_like_rows(open_store: OpenStore) -> None:
     store = open_store()
     target = MemoryStore()
     written = await publish(store, "zstd")

@@ -51,7 +51,7 @@ def test_folder_of_a_killed_owner_is_removed_but_not_that_of_a_running_one(tmp_p
         assert set(tmp_path.iterdir()) == {living}
 
 
-def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
+def test_foreign_folders_are_never_touched(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("lists-mine", "lists-", "lists-1-0123abcd.bak", "other-1-0123abcd"):
         (tmp_path / name).mkdir()
@@ -64,7 +64,7 @@ def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_lock_whose_file_was_removed_keeps_nobody_from_the_new_one(tmp_path: Path) -> None:
+def test_lock_of_a_removed_file_does_not_block_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.lock"
     first = take_lock(path, 0o600, 1.0)
     waiting = list[int]()

@@ -93,27 +93,27 @@ A, B = ReleaseId("a"), ReleaseId("b")
 
 def expected(kind: str) -> Catalogue:
     """Return the catalogue that was written as one of RECORDS."""
-    found = Catalogue(store_id="s", generation=4, token="t", now=100.0)
+    catalogue = Catalogue(store_id="s", generation=4, token="t", now=100.0)
     for release in (A, B):
         draft = DraftRef(release, f"of-{release}", "writer")
-        found = changes.commit(
-            changes.begin(found, draft), draft, ("ndcg",) if (release, kind) == (B, "refused") else ()
+        catalogue = changes.commit(
+            changes.begin(catalogue, draft), draft, ("ndcg",) if (release, kind) == (B, "refused") else ()
         )
-        found = changes.activate(found, A) if release == A else found
+        catalogue = changes.activate(catalogue, A) if release == A else catalogue
     if kind != "refused":
-        found = changes.start_canary(found, B, 5.0, 14 if "experiment" in kind else None)
-    return replace(found, erased=Erased("e", 2)) if "erased" in kind else found
+        catalogue = changes.start_canary(catalogue, B, 5.0, 14 if "experiment" in kind else None)
+    return replace(catalogue, erased=Erased("e", 2)) if "erased" in kind else catalogue
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records_of_earlier_versions_are_read(name: str) -> None:
-    found = parse(RECORDS[name], now=100.0, where="here")
-    assert found == expected(name.partition(" ")[2])
-    assert parse(dump(found), now=100.0, where="here") == found
+    catalogue = parse(RECORDS[name], now=100.0, where="here")
+    assert catalogue == expected(name.partition(" ")[2])
+    assert parse(dump(catalogue), now=100.0, where="here") == catalogue
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_change_in_a_record_of_an_earlier_version_is_damage(name: str) -> None:
+def test_changed_record_of_an_earlier_version_is_damage(name: str) -> None:
     for old, new in ((b'"percent":5.0', b'"percent":6.0'), (b'"ndcg"', b'"ndcq"'), (b'"count":2', b'"count":3')):
         changed = RECORDS[name].replace(old, new)
         if changed != RECORDS[name]:
@@ -151,7 +151,7 @@ async def test_a_restore_over_a_catalogue_of_a_newer_format_is_refused(tmp_path:
     await target.close()
 
 
-async def test_a_rebuild_leaves_out_no_release_of_a_newer_format(tmp_path: Path) -> None:
+async def test_rebuild_keeps_releases_of_a_newer_format(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await publish(store)
     release = ReleaseId("newer")

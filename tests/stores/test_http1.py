@@ -44,7 +44,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     ("said", "kind"),
     [(b"nonsense\r\n\r\n", "malformed"), (b"HTTP/1.1 100 Continue\r\n\r\n", "malformed"), (b"", "timeout")],
 )
-async def test_no_answer_has_a_kind_and_the_next_request_a_new_connection(said: bytes, kind: str) -> None:
+async def test_missing_answer_has_a_kind_and_next_request_reconnects(said: bytes, kind: str) -> None:
     async with serving(said, ANSWER) as (pool, _):
         with pytest.raises(RequestFailed, match=kind) as failed:
             await pool.request(REQUEST, LATE_S if kind == "timeout" else 5)
@@ -116,7 +116,7 @@ async def test_connection_that_may_be_closing_is_not_used_again(
     assert opened == 2
 
 
-async def test_after_a_reset_connections_that_were_idle_as_well_are_not_used_again(
+async def test_idle_connections_are_dropped_after_a_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hotplate.stores.http1.STALE_S", 0.0)

@@ -80,7 +80,7 @@ def started(program: str, url: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("acknowledged", [1, *(pytest.param(number, marks=pytest.mark.soak) for number in (12, 29))])
-async def test_a_killed_publish_is_continued_where_it_was_acknowledged(url: str, acknowledged: int) -> None:
+async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknowledged: int) -> None:
     store = connect(url)
     live = await publish(store)
     with started(PUBLISHER, url) as publisher:
@@ -91,9 +91,9 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(url: str,
             publisher.stdin.write("go on\n")
             publisher.stdin.flush()
         publisher.send_signal(signal.SIGKILL)
-    found = await store.catalogue()
-    assert found.live == live
-    (draft,) = [entry.id for entry in found.releases if entry.state is State.DRAFT]
+    catalogue = await store.catalogue()
+    assert catalogue.live == live
+    (draft,) = [entry.id for entry in catalogue.releases if entry.state is State.DRAFT]
     await lapse(store)
     written = await publication.publish(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={}, resume=draft)
     assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
@@ -105,7 +105,7 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(url: str,
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(scaled(30), marks=pytest.mark.soak)])
-async def test_a_killed_erasure_leaves_each_release_exact_and_is_finished(url: str, kills: int) -> None:
+async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills: int) -> None:
     store = connect(url)
     users = [Row(f"user:{number}", b'{"id":"a"}') for number in range(1000)]
     releases = [await ref_of(store, await publish(store, [*LISTS[:1], *users])) for _ in range(2)]

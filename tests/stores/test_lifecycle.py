@@ -33,7 +33,7 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
     ],
     indirect=["interleaved"],
 )
-def test_the_rules_hold_between_any_two_primitives(
+def test_rules_hold_between_any_two_primitives(
     interleaved: type[Interleaved], examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     run_state_machine_as_test(seed(SEED)(interleaved), settings=depth(examples, 30))

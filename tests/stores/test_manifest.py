@@ -67,7 +67,7 @@ def test_rows_of_any_kinds_in_any_order_are_counted_by_kind(content: list[Row]) 
 
 
 @given(st.sampled_from(["user:1", "user:2"]), st.binary(min_size=1))
-def test_any_changed_lost_or_added_row_is_found(key: str, value: bytes) -> None:
+def test_changed_lost_and_added_rows_are_found(key: str, value: bytes) -> None:
     stated = manifest(Row("user:1", b""))
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         compare(stated, tally([Row("popular:", b"{}"), Row(key, value)]))
@@ -75,7 +75,7 @@ def test_any_changed_lost_or_added_row_is_found(key: str, value: bytes) -> None:
         compare(stated, tally([Row("popular:", b"{}")]))
 
 
-def test_a_manifest_reads_back() -> None:
+def test_manifest_round_trips() -> None:
     written = manifest(Row("user:1", b"x"), Row("popular:France", b"{}"))
     assert read_manifest(ID, written.key_row.value) == written
     assert written.segments == ("France",)
@@ -102,7 +102,7 @@ def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], 
         read_manifest(ID, Checksum(ID).seal(MANIFEST, NO_OFFSET + orjson.dumps(fields)))
 
 
-def test_age_of_what_a_release_learnt_is_that_of_its_oldest_list() -> None:
+def test_age_of_a_release_is_that_of_its_oldest_list() -> None:
     rows = [Row("popular:", b"{}"), Row("popular@basket:", b"{}")]
     basket = {"learnt_until": "2026-11-01T00:00:00+00:00", "rules": {"diversity": {}}}
     about = {"learnt_until": "2026-11-02T00:00:00+00:00", "rules": {"explore": {}}, "lists": {"basket": basket}}

@@ -20,10 +20,10 @@ from tests.support.stores import OpenStore, on_every_store, publish, ref_of, unc
 
 NAMES = ("", "basket", "email")
 ROWS = sorted(
-    Row(prefix_of(kind, name) + each, a_list(f"{name} {each}"))
+    Row(prefix_of(kind, name) + row_id, a_list(f"{name} {row_id}"))
     for name in NAMES
     for kind, ids in (("item:", "ab"), ("popular:", ["", "France"]), ("user:", map(str, range(40))))
-    for each in ids
+    for row_id in ids
 )
 
 
@@ -38,12 +38,12 @@ async def test_a_release_of_three_lists_is_served_copied_and_pruned_as_one(
 ) -> None:
     store = open_store()
     release = await publish(store, ROWS, about={"list": "home", "lists": {"basket": {}, "email": {}}})
-    found = await read_servable(store, await ref_of(store, release))
-    manifest = found.manifest
+    servable = await read_servable(store, await ref_of(store, release))
+    manifest = servable.manifest
     assert manifest.named == {"basket": ("France",), "email": ("France",)}
     assert [manifest.stored_name(name) for name in ("", "home", "basket", "nothing")] == ["", "", "basket", None]
     assert (manifest.count("user"), manifest.counts["user@email"]) == (120, 40)
-    assert sorted(found.popular) == sorted(row.key for row in ROWS if row.key.startswith("popular"))
+    assert sorted(servable.popular) == sorted(row.key for row in ROWS if row.key.startswith("popular"))
     assert read_manifest(release, manifest.key_row.value) == manifest
     await copy(store, memory, release)
     assert (await verify(memory, await ref_of(memory, release))).digest == manifest.digest
@@ -58,7 +58,7 @@ async def test_a_list_without_a_popular_list_is_not_published(memory: MemoryStor
     assert (await memory.catalogue()).live is None
 
 
-async def test_a_name_that_was_announced_and_not_written_is_not_published(memory: MemoryStore) -> None:
+async def test_planned_but_unwritten_list_is_not_published(memory: MemoryStore) -> None:
     with pytest.raises(ReleaseCorrupt, match="the list 'search' of release"):
         await publish(memory, ROWS, about={"lists": {"search": {}}})
     with pytest.raises(ReleaseCorrupt, match="two of one name"):

@@ -33,12 +33,12 @@ async def write_all(stores: Sequence[Store], context: PartContext) -> WrittenPar
 
     Of each, what one attempt returned counts.
     """
-    one, two, three = stores
+    crashed, two, three = stores
     with pytest.raises(StoreUnavailable):
-        await write_part(one, context, 1, cut_off(PARTS[0]))
+        await write_part(crashed, context, 1, cut_off(PARTS[0]))
     first = await write_part(two, context, 1, batches(PARTS[0], 7))
     second, _ = await asyncio.gather(
-        write_part(one, context, 2, batches(PARTS[1], 10)), write_part(two, context, 2, batches(PARTS[1], 10))
+        write_part(crashed, context, 2, batches(PARTS[1], 10)), write_part(two, context, 2, batches(PARTS[1], 10))
     )
     third = await write_part(three, context, 3, batches(PARTS[2], 25))
     assert first.rows == 30
@@ -50,14 +50,12 @@ async def write_all(stores: Sequence[Store], context: PartContext) -> WrittenPar
 
 @on_shared_stores
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
-async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
-    open_store: OpenStore, encoding: str
-) -> None:
+async def test_lost_and_repeated_parts_add_up_to_one_release(open_store: OpenStore, encoding: str) -> None:
     store = open_store()
     writers = [open_store() for _ in range(3)]
     sample = as_bodies([row for rows in PARTS for row in rows])
-    others = ParallelWriters(sample, lambda context: write_all(writers, context))
-    result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=others)
+    parallel = ParallelWriters(sample, lambda context: write_all(writers, context))
+    result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=parallel)
     assert result.manifest.counts == {"popular": 1, "user": 180} | ({"meta": 1} if encoding == "zstd" else {})
     assert (await store.catalogue()).live == result.manifest.release
     if encoding == "json":
@@ -65,7 +63,7 @@ async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
 
 
 @on_shared_stores
-async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(open_store: OpenStore) -> None:
+async def test_draft_of_dead_writers_resumes_each_part(open_store: OpenStore) -> None:
     store = open_store()
 
     async def die(context: PartContext) -> WrittenPart:
@@ -102,7 +100,7 @@ async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(ope
         ("redis://127.0.0.1:6379/0?prefix=x", "prefix=x"),
     ],
 )
-def test_what_may_be_spent_is_divided_among_writers(url: str, share: str) -> None:
-    found = share_of(url, 8)
-    assert share in found.partition("?")[2].split("&")
-    assert found.count("max_ru") <= 1
+def test_max_ru_is_divided_among_writers(url: str, share: str) -> None:
+    url_of_writer = share_of(url, 8)
+    assert share in url_of_writer.partition("?")[2].split("&")
+    assert url_of_writer.count("max_ru") <= 1

@@ -54,10 +54,10 @@ async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_
     first = await publish(store, "first")
     second = await publish(store, "second", **refused_by("ndcg"))
     before = await spoil(store)
-    found = await survey(open_store())
-    assert {one.ref for one in found.releases} == {entry.ref for entry in before.releases}
-    assert [one.damage for one in found.releases] == [None] * 2
-    written = await rebuild(store, found, first)
+    surveyed = await survey(open_store())
+    assert {release.ref for release in surveyed.releases} == {entry.ref for entry in before.releases}
+    assert [release.damage for release in surveyed.releases] == [None] * 2
+    written = await rebuild(store, surveyed, first)
     after = await open_store().catalogue()
     assert after == written
     assert (after.live_ref, after.find(second).state) == (before.find(first).ref, State.READY)
@@ -74,12 +74,12 @@ async def test_release_refused_by_gates_is_not_live_unless_forced(tmp_path: Path
     await publish(store, "good")
     bad = await publish(store, "bad", **refused_by("ndcg"))
     await spoil(store)
-    found = await survey(store)
+    surveyed = await survey(store)
     with pytest.raises(StoreMisused, match="say with --live ID"):
-        found.only()
+        surveyed.only()
     with pytest.raises(RefusedByGates, match="was refused by ndcg"):
-        await rebuild(store, found, bad)
-    assert (await rebuild(store, found, bad, force=True)).live == bad
+        await rebuild(store, surveyed, bad)
+    assert (await rebuild(store, surveyed, bad, force=True)).live == bad
 
 
 @on_every_rebuildable_store
@@ -91,9 +91,9 @@ async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(op
     await writer.create(draft, Plan(3, 1000))
     await writer.put(draft, rows("late"))
     before = await spoil(store)
-    found = await survey(store)
-    assert (found.only(), list(found.others)) == (live, [draft.incarnation])
-    written = await rebuild(store, found, live)
+    surveyed = await survey(store)
+    assert (surveyed.only(), list(surveyed.others)) == (live, [draft.incarnation])
+    written = await rebuild(store, surveyed, live)
     with pytest.raises(ReleaseConflict):
         await writer.swap(before, changes.succeed(before, before, "late", ""))
     with pytest.raises(ReleaseNotFound):
@@ -121,19 +121,19 @@ async def test_damaged_releases_are_named(open_store: OpenStore) -> None:
     await half_lost(store, live, "f" * 12, MANIFEST)
     await half_lost(store, other, "e" * 12, "popular:")
     before = await spoil(store)
-    found = await survey(store)
-    assert {one.ref.incarnation: one.damage is None for one in found.releases} == {
+    surveyed = await survey(store)
+    assert {release.ref.incarnation: release.damage is None for release in surveyed.releases} == {
         before.find(live).incarnation: True,
         before.find(other).incarnation: True,
         "0" * 12: False,
         "e" * 12: False,
     }
-    assert list(found.others) == ["f" * 12]
+    assert list(surveyed.others) == ["f" * 12]
     with pytest.raises(StoreMisused, match=r"holds 2 releases; say with --live ID "):
-        found.only()
+        surveyed.only()
     with pytest.raises(ReleaseNotFound, match="it holds "):
         await survey(store, ReleaseId("another"))
-    written = await rebuild(store, found, live)
+    written = await rebuild(store, surveyed, live)
     states = {entry.incarnation: entry.state for entry in written.releases}
     assert states == {
         before.find(live).incarnation: State.LIVE,
@@ -146,19 +146,19 @@ async def test_damaged_releases_are_named(open_store: OpenStore) -> None:
 
 
 @on_every_rebuildable_store
-async def test_a_damaged_release_becomes_live_only_by_force(open_store: OpenStore) -> None:
+async def test_damaged_release_goes_live_only_if_forced(open_store: OpenStore) -> None:
     store = open_store()
     live = await publish(store, "live")
     await half_lost(store, live, "e" * 12, "popular:")
     await store.erase(await ref_of(store, live), unchecked)
     await spoil(store)
-    found = await survey(store)
-    assert found.only() == live
+    surveyed = await survey(store)
+    assert surveyed.only() == live
     with pytest.raises(ReleaseCorrupt, match=r"rows are missing.*--force"):
-        await rebuild(store, found, live)
+        await rebuild(store, surveyed, live)
     with pytest.raises(CatalogueUnreadable):
         await store.catalogue()
-    assert (await rebuild(store, found, live, force=True)).live_ref == (live, "e" * 12)
+    assert (await rebuild(store, surveyed, live, force=True)).live_ref == (live, "e" * 12)
 
 
 async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged(tmp_path: Path) -> None:
@@ -177,14 +177,14 @@ async def test_missing_catalogue_is_written_and_a_newer_format_is_left_unchanged
 
 
 @on_every_rebuildable_store
-async def test_a_release_that_cannot_be_served_becomes_live_only_by_force(open_store: OpenStore) -> None:
+async def test_unservable_release_goes_live_only_if_forced(open_store: OpenStore) -> None:
     store = open_store()
     empty = await publish_rows(store, [Row("popular:", b""), *rows("whole")[1:]], live=False)
     await spoil(store)
-    found = await survey(store)
+    surveyed = await survey(store)
     with pytest.raises(ReleaseCorrupt, match=r"empty popular list.*--force"):
-        await rebuild(store, found, empty)
-    assert (await rebuild(store, found, empty, force=True)).live == empty
+        await rebuild(store, surveyed, empty)
+    assert (await rebuild(store, surveyed, empty, force=True)).live == empty
 
 
 @on_every_rebuildable_store
@@ -193,6 +193,6 @@ async def test_rows_of_erased_users_are_not_damage(open_store: OpenStore) -> Non
     live = await publish(store, "whole")
     await erase_users(store, ["1", "2"])
     await spoil(store)
-    found = await survey(store)
-    assert [one.damage for one in found.releases] == [None]
-    assert (await rebuild(store, found, live)).live == live
+    surveyed = await survey(store)
+    assert [release.damage for release in surveyed.releases] == [None]
+    assert (await rebuild(store, surveyed, live)).live == live

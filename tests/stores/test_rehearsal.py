@@ -24,14 +24,16 @@ async def publish(store: Store, *, plan: Plan = PLAN, rows: list[Row] = ROWS) ->
     return (await publication.publish(store, batches(rows, 100), plan=plan, about={})).manifest
 
 
-async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_path: Path) -> None:
+async def test_rehearsal_counts_rows_and_bytes_and_writes_nothing(tmp_path: Path) -> None:
     for store in (LmdbStore(tmp_path / "new", lambda: 1.5), MemoryStore(lambda: 1.5)):
-        found = await rehearse(store, publish)
+        rehearsal = await rehearse(store, publish)
         manifest = await publish(MemoryStore(lambda: 1.5))
         key, value = manifest.key_row
-        assert found.rows == len(ROWS) + 1
+        assert rehearsal.rows == len(ROWS) + 1
         payload_bytes = PLAN.payload_bytes + HEADER_BYTES * PLAN.rows + len(key) + len(value)
-        assert found.payload_bytes == pytest.approx(payload_bytes, abs=20)  # the time in the manifest has more digits
+        assert rehearsal.payload_bytes == pytest.approx(
+            payload_bytes, abs=20
+        )  # the time in the manifest has more digits
         assert (await store.catalogue()).releases == ()
     assert not (tmp_path / "new").exists()
 
@@ -43,9 +45,7 @@ async def test_users_who_were_erased_are_not_in_a_rehearsal(tmp_path: Path) -> N
         assert (await rehearse(store, publish)).rows == len(ROWS) + 1 - 2
 
 
-async def test_what_does_not_fit_or_cannot_be_served_is_refused_as_by_a_publish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rehearsal_refuses_what_a_publish_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def too_much(store: Store) -> Manifest:
         return await publish(store, plan=Plan(10**9, 10**18))
 

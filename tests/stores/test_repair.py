@@ -48,8 +48,8 @@ async def test_verify_counts_missing_and_damaged_rows_and_names_some(monkeypatch
     with pytest.raises(ReleaseCorrupt, match=r"50 of 202 rows are missing; .*repair"):
         await verify(store, ref)
     await damaged(store, live, *(f"user:{n:03}" for n in range(9)))
-    found = "50 of 202 rows are missing and 9 of 152 rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
-    with pytest.raises(ReleaseCorrupt, match=re.escape(f"of release {live}, {found}")):
+    damage = "50 of 202 rows are missing and 9 of 152 rows are damaged: 'user:000', 'user:001', 'user:002' and 6 more; "
+    with pytest.raises(ReleaseCorrupt, match=re.escape(f"of release {live}, {damage}")):
         await verify(store, ref)
 
 
@@ -81,15 +81,15 @@ async def test_a_copy_onto_a_release_that_lost_rows_repairs_it(lost: list[str], 
     done = await copy(source, target, release, live=live)
     assert (done.rows, done.repaired) == (len(ROWS), True)
     assert await published_rows(target, release) == await published_rows(source, release)
-    found = await target.catalogue()
-    assert (found.live, found.find(release).state) == (newest, State.LIVE if live else State.SUPERSEDED)
-    assert found.find(release).ref != before
+    catalogue = await target.catalogue()
+    assert (catalogue.live, catalogue.find(release).state) == (newest, State.LIVE if live else State.SUPERSEDED)
+    assert catalogue.find(release).ref != before
     again = await copy(source, target, release, live=live)
     assert (again.rows, again.repaired) == (0, False)
 
 
 @on_every_store
-async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_store: OpenStore) -> None:
+async def test_release_is_repaired_in_place_while_it_is_served(open_store: OpenStore) -> None:
     store = open_store()
     source = MemoryStore()
     first = await publish(store)
@@ -112,7 +112,7 @@ async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_stor
     assert await published_rows(store, first) == ROWS
 
 
-async def test_what_heals_a_release_must_be_that_release() -> None:
+async def test_repair_source_must_be_the_same_release() -> None:
     store = MemoryStore()
     source = MemoryStore()
     live = await publish(store)
@@ -123,7 +123,7 @@ async def test_what_heals_a_release_must_be_that_release() -> None:
     impostor = await publication.begin(source, live)
     source.releases[impostor.incarnation] = rows
     rows.writer = impostor.writer
-    await life.change(source, lambda found: changes.commit(found, impostor))
+    await life.change(source, lambda catalogue: changes.commit(catalogue, impostor))
     with pytest.raises((ReleaseConflict, ReleaseCorrupt)):
         await repair(store, source, live)
     assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
@@ -155,7 +155,7 @@ async def test_draft_is_taken_over_after_its_lease_expired_but_not_while_renewed
     async def keep() -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            await life.change(store, lambda found: changes.renew(found, taken))
+            await life.change(store, lambda catalogue: changes.renew(catalogue, taken))
 
     keeping = asyncio.create_task(keep())
     with pytest.raises(ReleaseConflict, match="is being written by another process"):

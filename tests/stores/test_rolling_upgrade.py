@@ -105,14 +105,14 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def checkouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return a folder for each earlier version; skips if git does not know one."""
-    found = dict[str, Path]()
+    folders = dict[str, Path]()
     for commit in VERSIONS:
-        folder = found[commit] = tmp_path_factory.mktemp(commit)
+        folder = folders[commit] = tmp_path_factory.mktemp(commit)
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
         if archive.returncode:
             pytest.skip(f"no commit {commit}: {archive.stderr.decode().strip()[:80]}")
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-    return found
+    return folders
 
 
 @pytest.fixture(params=["file", "redis", "cosmos"])
@@ -138,7 +138,7 @@ def expected(*, erased: bool) -> dict[str, str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("state", ["canary", "cut_prune", "experiment", "refused", "erase"])
-async def test_an_earlier_version_reads_a_store_or_says_to_upgrade(
+async def test_earlier_version_reads_a_store_or_asks_for_an_upgrade(
     checkouts: dict[str, Path], url: str, version: str, state: str
 ) -> None:
     written = run(ROOT, url, ["put", "put", state])

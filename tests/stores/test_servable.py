@@ -97,13 +97,13 @@ async def test_release_without_manifest_popular_list_or_most_rows_must_be_forced
         await verb(store, target)
     assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
     await verb(store, target, force=True)
-    found = await store.catalogue()
-    assert target in (found.live, found.canary and found.canary.release)
+    catalogue = await store.catalogue()
+    assert target in (catalogue.live, catalogue.canary and catalogue.canary.release)
 
 
 @verbs
 @pytest.mark.parametrize("is_lost", [False, True])
-async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
+async def test_one_bad_sample_row_is_reported_and_release_goes_live(
     caplog: pytest.LogCaptureFixture, verb: Verb, *, is_lost: bool
 ) -> None:
     store = MemoryStore()
@@ -117,8 +117,8 @@ async def test_one_bad_row_of_the_sample_is_said_and_the_release_goes_live(
     with caplog.at_level(logging.WARNING):
         await verb(store, target)
     assert f"release {target} can be served, but is damaged: 1 of" in caplog.text
-    found = await store.catalogue()
-    assert target in (found.live, found.canary and found.canary.release)
+    catalogue = await store.catalogue()
+    assert target in (catalogue.live, catalogue.canary and catalogue.canary.release)
 
 
 @virtual
@@ -146,16 +146,20 @@ async def publish_refused(store: Store) -> ReleaseId:
 
 
 @on_every_store
-async def test_a_refused_release_is_marked_and_each_verb_wants_to_be_forced(open_store: OpenStore) -> None:
+async def test_refused_release_is_marked_and_each_verb_needs_force(open_store: OpenStore) -> None:
     store = open_store()
     good = await publish(store)
     bad = await publish_refused(store)
-    found = await open_store().catalogue()
-    assert (found.find(bad).state, found.find(bad).refused_by, found.find(good).refused_by) == (State.READY, GATES, ())
+    catalogue = await open_store().catalogue()
+    assert (catalogue.find(bad).state, catalogue.find(bad).refused_by, catalogue.find(good).refused_by) == (
+        State.READY,
+        GATES,
+        (),
+    )
     for verb in (life.activate(store, bad), life.start_canary(store, bad, 5)):
         with pytest.raises(RefusedByGates, match=r"refused by ndcg, overlap@10 when it was published.*--force"):
             await verb
-    assert await store.catalogue() == found
+    assert await store.catalogue() == catalogue
     await life.start_canary(store, bad, 5, though_refused=True)
     with pytest.raises(RefusedByGates):
         await life.promote(store)
@@ -197,7 +201,7 @@ async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock
         await life.activate(store, release)
 
 
-async def test_a_rollback_to_what_was_forced_live_is_not_refused(clock: FakeClock) -> None:
+async def test_rollback_to_a_forced_release_is_not_refused(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     await publish(store)
     bad = await publish_refused(store)
@@ -218,8 +222,8 @@ async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
     held = await copy(source, target, bad)
     assert isinstance(held.held_back, RefusedByGates)
     assert "--force of activate, canary and promote" in str(held.held_back)
-    found = await open_store().catalogue()
-    assert (found.live, found.find(bad).refused_by) == (good, GATES)
+    catalogue = await open_store().catalogue()
+    assert (catalogue.live, catalogue.find(bad).refused_by) == (good, GATES)
     await life.activate(source, bad, though_refused=True)
     assert (await copy(source, target, bad)).held_back is None
     assert (await open_store().catalogue()).live == bad

@@ -37,7 +37,7 @@ class Lossy:
 
 @on_every_store
 @pytest.mark.parametrize("requests", [False, True], ids=["the reply", "the request"])
-async def test_a_rollback_of_which_something_was_lost_is_made_once(
+async def test_rollback_with_a_lost_message_is_made_once(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, *, requests: bool
 ) -> None:
     store = open_store()
@@ -51,15 +51,15 @@ async def test_a_rollback_of_which_something_was_lost_is_made_once(
 
 @on_every_store
 @pytest.mark.parametrize("lost", [1, 2, 3])
-async def test_a_publish_with_a_lost_reply_ends_as_any_other(
+async def test_publish_with_a_lost_reply_succeeds(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, lost: int
 ) -> None:
     store = open_store()
     lossy = Lossy(store, monkeypatch)
     lossy.lose = {lost}  # of begin, commit and activate
     live = await publish(store)
-    found = await store.catalogue()
-    assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
+    catalogue = await store.catalogue()
+    assert [(entry.id, entry.state) for entry in catalogue.releases] == [(live, State.LIVE)]
     assert lossy.swaps == 3
 
 
@@ -94,7 +94,7 @@ async def test_store_lost_after_a_swap_reports_an_unknown_outcome(monkeypatch: p
     async def gone(*_: object) -> None:
         raise StoreUnavailable("the server is gone")
 
-    found = await store.catalogue()
+    catalogue = await store.catalogue()
 
     async def swap_and_go(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
         monkeypatch.setattr(store, "catalogue", gone)
@@ -104,7 +104,7 @@ async def test_store_lost_after_a_swap_reports_an_unknown_outcome(monkeypatch: p
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.rollback(store)
     monkeypatch.undo()
-    assert await store.catalogue() == found
+    assert await store.catalogue() == catalogue
 
 
 def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], Awaitable[object]]) -> None:
@@ -120,10 +120,10 @@ def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], A
     monkeypatch.setattr(store, "swap", overtaken)
 
 
-async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_overtaken_rollback_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     _, second, third = [await publish(store) for _ in range(3)]
-    overtake(store, monkeypatch, lambda: life.change(store, lambda found: changes.prune(found, 0, 0.0)))
+    overtake(store, monkeypatch, lambda: life.change(store, lambda catalogue: changes.prune(catalogue, 0, 0.0)))
     with pytest.raises(ReleaseConflict, match=f"{third} is no longer live"):
         await life.rollback(store)
     assert (await store.catalogue()).live == second
@@ -135,5 +135,5 @@ async def test_overtaken_activation_does_not_undo_later_changes(monkeypatch: pyt
     overtake(store, monkeypatch, lambda: life.activate(store, second))
     with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.activate(store, first)
-    found = await store.catalogue()
-    assert ([entry.id for entry in found.releases], found.live) == ([third, first, second], second)
+    catalogue = await store.catalogue()
+    assert ([entry.id for entry in catalogue.releases], catalogue.live) == ([third, first, second], second)

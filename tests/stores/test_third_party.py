@@ -56,14 +56,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_example_keeps_the_contract(installed: Path) -> None:
+def test_example_store_keeps_the_contract(installed: Path) -> None:
     done = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
     assert " 2 skipped" in done.stdout, "what is for a LocalReader and for a SendingReader"
 
 
-def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> None:
+def test_command_finds_the_store_by_its_url(installed: Path, tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/lists.db"
     empty = run(installed, "-m", "hotplate", "releases", "list", "--store", url)
     assert (empty.returncode, f"was ever published to {url}" in empty.stderr) == (1, True)

@@ -18,7 +18,7 @@ def test_pauses_keep_a_writer_to_its_share_of_the_time() -> None:
     assert all(pause_s == 0 or pause_s >= MIN_PAUSE_S for pause_s in pauses_s)
 
 
-async def test_a_step_is_retried_while_its_store_is_down_but_not_for_other_errors() -> None:
+async def test_step_is_retried_only_while_its_store_is_down() -> None:
     lost = StoreUnavailable("rows are gone")
     lost.permanent = True
     failures = [StoreUnavailable("down"), lost]
@@ -42,7 +42,7 @@ def after(seconds: float) -> float:
 
 
 @virtual
-async def test_what_takes_too_long_is_ended_and_cancelled() -> None:
+async def test_late_task_is_ended_and_cancelled() -> None:
     deadlines = TaskDeadlines()
     ended = list[str]()
 
@@ -60,7 +60,7 @@ async def test_what_takes_too_long_is_ended_and_cancelled() -> None:
 
 
 @virtual
-async def test_a_task_goes_on_after_its_read_was_ended() -> None:
+async def test_task_continues_after_its_read_timed_out() -> None:
     deadlines = TaskDeadlines()
     with pytest.raises(TimeoutError):
         await deadlines.until(after(0.01), asyncio.sleep(30))
@@ -72,7 +72,7 @@ async def test_a_task_goes_on_after_its_read_was_ended() -> None:
 
 
 @virtual
-async def test_cancellation_and_timeouts_from_outside_are_not_its_own() -> None:
+async def test_outer_cancellations_and_timeouts_are_passed_on() -> None:
     deadlines = TaskDeadlines()
     task = asyncio.create_task(deadlines.until(after(30), asyncio.sleep(30)))
     await asyncio.sleep(0)

@@ -73,9 +73,7 @@ async def resume(
 
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 5, 11])
-async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
-    clock: FakeClock, calls: int, encoding: str
-) -> None:
+async def test_interrupted_publish_resumes_without_rewriting(clock: FakeClock, calls: int, encoding: str) -> None:
     store = await interrupted(clock, calls, encoding)
     draft = await draft_in(store)
     acknowledged = set(store.puts)
@@ -92,7 +90,7 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
 
 @on_every_store
 @pytest.mark.parametrize("step", ["hotplate.stores.publication.verify", "hotplate.stores.catalogue.commit"])
-async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_row(
+async def test_publish_killed_after_its_last_row_resumes_without_rows(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def die(*_: object) -> None:
@@ -163,7 +161,7 @@ async def test_a_copy_is_the_same_release_row_for_row(
     assert (again.rows, again.skipped) == (0, total)
 
 
-async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock) -> None:
+async def test_impossible_copy_is_refused_with_a_message(clock: FakeClock) -> None:
     source = MemoryStore(clock)
     target = MemoryStore(clock)
     with pytest.raises(ReleaseNotFound):
@@ -178,7 +176,7 @@ async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock
     assert (await target.catalogue()).releases == ()
 
 
-async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock: FakeClock) -> None:
+async def test_interrupted_copy_cannot_resume_with_other_lists(clock: FakeClock) -> None:
     source = MemoryStore(clock)
     target = Watched(clock)
     live = await publish(source)
@@ -199,7 +197,7 @@ async def test_one_of_concurrent_copies_into_an_empty_store_writes_and_others_wa
     release = await publish(source)
     ends = await asyncio.gather(*(copy(source, open_store(), release) for _ in range(3)))
     assert sorted(end.rows for end in ends) == [0, 0, TOTAL]
-    found = await open_store().catalogue()
-    assert [(entry.id, entry.state) for entry in found.releases] == [(release, State.LIVE)]
-    assert await open_store().incarnations() == [found.releases[0].incarnation]
+    catalogue = await open_store().catalogue()
+    assert [(entry.id, entry.state) for entry in catalogue.releases] == [(release, State.LIVE)]
+    assert await open_store().incarnations() == [catalogue.releases[0].incarnation]
     assert await published_rows(open_store(), release) == ROWS

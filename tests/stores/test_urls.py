@@ -29,9 +29,7 @@ HOSTS = st.sampled_from(("host", "host:6370", "host/0", "[::1]:6370/db", "", "ho
 @example("redis", "://", "987#987", "host:6370/0")
 @example("redis", "://", "[987", "host:6370/0")
 @example("cosmos", "://", "987℀987", "host/db")
-def test_nothing_before_the_last_at_is_shown_but_the_scheme(
-    scheme: str, separator: str, secret: str, host: str
-) -> None:
+def test_only_the_scheme_is_shown_before_the_last_at(scheme: str, separator: str, secret: str, host: str) -> None:
     url = f"{scheme}{separator}{secret}@{host}"
     start = f"{scheme.lower()}://" if separator.startswith("://") and scheme else ""
     assert redacted(url).startswith(start)
@@ -77,7 +75,7 @@ def test_no_error_of_opening_a_store_shows_a_secret(scheme: str, separator: str,
         ("/var/lib/hotplate", "/var/lib/hotplate"),
     ],
 )
-def test_what_can_do_no_harm_is_shown(url: str, shown: str) -> None:
+def test_harmless_url_parts_are_shown(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
@@ -89,7 +87,7 @@ def test_a_store_for_an_earlier_hotplate_is_refused(monkeypatch: pytest.MonkeyPa
         connect("earlier:///lists")
 
 
-def test_a_secret_that_is_not_escaped_is_refused_with_how_to_write_it() -> None:
+def test_unescaped_secret_is_refused_with_its_escaped_form() -> None:
     for url in ("redis://:a/b@cache/0", "redis://:a?b@cache/0", "redis://:a#b@cache/0", "redis://:a[b@cache/0"):
         with pytest.raises(StoreMisused, match=r"ends in redis://cache/0 cannot be understood: write / \? # .* as %2F"):
             connect(url)

@@ -51,7 +51,7 @@ async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> No
     assert (await read_servable(store, release)).damaged == ()
 
 
-async def test_rows_that_are_lost_show_beside_those_that_were_erased(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_rows_are_reported_beside_erased_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     release = await ref_of(store, await published(store))
     for _ in range(3):
@@ -68,7 +68,7 @@ async def test_rows_that_are_lost_show_beside_those_that_were_erased(monkeypatch
 
 
 @on_every_store
-async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore) -> None:
+async def test_copy_leaves_out_erased_users_and_verifies(open_store: OpenStore) -> None:
     store = open_store()
     target = MemoryStore()
     release = await published(store)
@@ -81,7 +81,7 @@ async def test_a_copy_leaves_erased_users_out_and_is_whole(open_store: OpenStore
     assert (again.rows, again.repaired) == (0, False)
 
 
-async def test_a_copy_of_a_release_that_is_there_takes_erasures_along() -> None:
+async def test_copy_of_an_existing_release_applies_erasures() -> None:
     store = MemoryStore()
     target = MemoryStore()
     release = await published(store)
@@ -108,7 +108,7 @@ class Erasing(MemoryStore):
 
 
 @on_every_store
-async def test_a_user_who_is_erased_during_a_copy_is_erased_in_the_target(open_store: OpenStore) -> None:
+async def test_user_erased_during_a_copy_is_erased_in_the_target(open_store: OpenStore) -> None:
     target = Erasing()
     target.source = open_store()
     release = await published(target.source)
@@ -149,9 +149,9 @@ async def test_a_rebuilt_catalogue_names_the_erased_users(folder: LmdbStore) -> 
     await erase_users(folder, ["7"])
     await erase_users(folder, ["6"])
     (folder.folder / "catalogue.json").write_text("{")
-    found = await survey(folder)
-    assert found.others == {}
-    await rebuild(folder, found, release)
+    surveyed = await survey(folder)
+    assert surveyed.others == {}
+    await rebuild(folder, surveyed, release)
     assert [user for user in "567" if await is_erased(folder, user)] == ["6", "7"]
 
 
@@ -173,25 +173,25 @@ async def test_older_hotplate_refuses_erased_users_and_lost_record_is_reported()
     await published(store)
     assert b'"format": 2' in dump(await store.catalogue())
     await erase_users(store, ["7"])
-    found = await store.catalogue()
-    assert b'"format": 4' in dump(found)
-    assert parse(dump(found), now=found.now, where="here") == found
+    catalogue = await store.catalogue()
+    assert b'"format": 4' in dump(catalogue)
+    assert parse(dump(catalogue), now=catalogue.now, where="here") == catalogue
     with pytest.raises(CatalogueUnreadable):
-        parse(dump(found).replace(b'"count": 1', b'"count": 2'), now=0, where="here")
-    assert (await erased_from(MemoryStore(catalogue=found))).lost == 1
+        parse(dump(catalogue).replace(b'"count": 1', b'"count": 2'), now=0, where="here")
+    assert (await erased_from(MemoryStore(catalogue=catalogue))).lost == 1
 
 
 async def test_find_names_releases_and_drafts(folder: LmdbStore) -> None:
     release = await published(folder)
     assert (await find_users(folder, ["7", "nobody"])).holding == {release: ("7",)}
     await erase_users(folder, ["7"])
-    found = await find_users(folder, ["7"])
-    assert (found.erased, found.holding) == (("7",), {release: ("7",)})  # until its file is pruned
+    locations = await find_users(folder, ["7"])
+    assert (locations.erased, locations.holding) == (("7",), {release: ("7",)})  # until its file is pruned
     assert Catalogue().erased is None
     assert (await folder.catalogue()).find(release).state is State.LIVE
 
 
-async def test_a_row_that_a_publish_wrote_meanwhile_is_deleted_by_the_next_erasure() -> None:
+async def test_row_written_during_an_erasure_is_deleted_by_the_next() -> None:
     store = MemoryStore()
     await published(store)
 
@@ -211,7 +211,7 @@ async def test_a_row_that_a_publish_wrote_meanwhile_is_deleted_by_the_next_erasu
     await verify(store, await ref_of(store, release))
 
 
-async def test_a_prune_beside_an_erasure_takes_no_record_that_is_named_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prune_during_an_erasure_keeps_records_named_later(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     await published(store)
 
@@ -227,7 +227,7 @@ async def test_a_prune_beside_an_erasure_takes_no_record_that_is_named_later(mon
     assert await is_erased(store, "7")
 
 
-async def test_a_rebuild_without_a_record_that_is_damaged_is_refused(folder: LmdbStore) -> None:
+async def test_rebuild_with_one_damaged_record_is_refused(folder: LmdbStore) -> None:
     await published(folder)
     await erase_users(folder, ["7"])
     draft = DraftRef(ReleaseId("erased-users"), "0" * 12, "writer")
@@ -238,7 +238,7 @@ async def test_a_rebuild_without_a_record_that_is_damaged_is_refused(folder: Lmd
     await assert_rebuilt_by_force(folder)
 
 
-async def test_a_rebuild_without_records_that_are_damaged_is_refused(folder: LmdbStore) -> None:
+async def test_rebuild_with_damaged_records_is_refused(folder: LmdbStore) -> None:
     await published(folder)
     await erase_users(folder, ["7"])
     (folder.folder / "records" / "erased-01.json").write_bytes(b"damaged")
@@ -247,13 +247,13 @@ async def test_a_rebuild_without_records_that_are_damaged_is_refused(folder: Lmd
 
 
 async def assert_rebuilt_by_force(folder: LmdbStore) -> None:
-    found = await survey(folder)
+    surveyed = await survey(folder)
     with pytest.raises(ReleaseCorrupt, match=r"record of erased users cannot be read.*--force"):
-        await rebuild(folder, found, found.only())
-    assert (await rebuild(folder, found, found.only(), force=True)).live == found.only()
+        await rebuild(folder, surveyed, surveyed.only())
+    assert (await rebuild(folder, surveyed, surveyed.only(), force=True)).live == surveyed.only()
 
 
-async def test_a_prune_during_a_restore_takes_no_record_that_is_named_later(folder: LmdbStore, tmp_path: Path) -> None:
+async def test_prune_during_a_restore_keeps_records_named_later(folder: LmdbStore, tmp_path: Path) -> None:
     await published(folder)
     await erase_users(folder, ["7"])
     await backup(folder, tmp_path / "backup")

@@ -112,11 +112,11 @@ class Issuer:
 
     def page(self, request: Request, now: float) -> HttpResponse:
         """Answer as the endpoint of managed identities does; `roles` are all unless some are named."""
-        given = parse_qs(request.query)
-        roles = tuple(given["roles"][0].split(",")) if "roles" in given else ROLES
-        token = self.issue(given["resource"][0], roles, now)
-        found = {"token_type": "Bearer", "resource": given["resource"][0], "expires_on": int(now + TOKEN_LIFE_S)}
-        return HttpResponse(200, orjson.dumps(found | {"expires_in": TOKEN_LIFE_S, "access_token": token}))
+        parameters = parse_qs(request.query)
+        roles = tuple(parameters["roles"][0].split(",")) if "roles" in parameters else ROLES
+        token = self.issue(parameters["resource"][0], roles, now)
+        answer = {"token_type": "Bearer", "resource": parameters["resource"][0], "expires_on": int(now + TOKEN_LIFE_S)}
+        return HttpResponse(200, orjson.dumps(answer | {"expires_in": TOKEN_LIFE_S, "access_token": token}))
 
 
 class TokenAuthenticator(Authenticator):
@@ -194,9 +194,9 @@ class ResourceManager:
 
     def answer(self, request: Request) -> HttpResponse:
         path = unquote(request.path)
-        found = RESOURCE.fullmatch(path)
+        match = RESOURCE.fullmatch(path)
         change = STATUS.fullmatch(path)
-        resource = ArmResource(**found.groupdict("")) if found else None
+        resource = ArmResource(**match.groupdict("")) if match else None
         operation = f"manage {resource.kind if resource else 'operation'}"
         try:
             # Faults that name no operation are for the account.
@@ -228,13 +228,13 @@ class ResourceManager:
             sentence = f"does not have authorization to perform action '{action}' over scope '{resource.id}'"
             raise ArmError(403, "AuthorizationFailed", f"The client 'test' {sentence} or the scope is invalid.")
         host = request.header(b"host").partition(":")[0].partition(".")[0]
-        for given, there, what in (
+        for values, there, subject in (
             (resource.subscription, PLACE["subscription"], "Subscription"),
             (resource.group, PLACE["resource_group"], "ResourceGroup"),
             (resource.account, host, "Resource"),
         ):
-            if given.lower() != there:
-                raise ArmError(404, f"{what}NotFound", f"The {what} '{given}' could not be found.")
+            if values.lower() != there:
+                raise ArmError(404, f"{subject}NotFound", f"The {subject} '{values}' could not be found.")
 
     def _run(self, request: Request, resource: ArmResource | None) -> HttpResponse:
         if resource is None:
@@ -271,10 +271,10 @@ class ResourceManager:
         account = self.service.account
         if resource.feed:
             containers = account.database(resource.database).containers
-            found = [
+            offers = [
                 _described(f"{resource.id}/{name}", "container", containers[name].to_json()) for name in containers
             ]
-            return {"value": found}
+            return {"value": offers}
         if resource.kind == "throughput":
             offer = account.container(*resource.names).offer
             ru = offer.throughput.ru
@@ -283,29 +283,29 @@ class ResourceManager:
                 settings = {"throughput": ru // 10, "autoscaleSettings": {"maxThroughput": ru}}
             settings = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru} | settings
             return _described(resource.id, resource.kind, settings)
-        made = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names)
-        return _described(resource.id, resource.kind, made.to_json())
+        response = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names)
+        return _described(resource.id, resource.kind, response.to_json())
 
     def _put(self, resource: ArmResource, request: Request) -> None:
         account = self.service.account
         properties = request.object()["properties"]
-        given = properties["resource"]
+        requested = properties["resource"]
         options = properties.get("options") or {}
         if resource.kind == "throughput":
-            throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
+            throughput = resources.throughput_of(requested.get("throughput"), requested.get("autoscaleSettings"))
             resources.replace_throughput(account.container(*resource.names).offer, throughput)
         elif resource.kind == "database":
             if resource.database not in account.databases:
-                resources.create_database(account, given)
+                resources.create_database(account, requested)
         else:
             database = account.database(resource.database, is_owner=True)
             if resource.container not in database.containers:
                 manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
-                resources.create_container(account, database, given, manual, autoscale)
+                resources.create_container(account, database, requested, manual, autoscale)
 
 
-def _described(arm_id: str, kind: str, found: dict[str, Any]) -> dict[str, Any]:
-    return {"id": arm_id, "type": TYPES[kind], "name": arm_id.rpartition("/")[2], "properties": {"resource": found}}
+def _described(arm_id: str, kind: str, offer: dict[str, Any]) -> dict[str, Any]:
+    return {"id": arm_id, "type": TYPES[kind], "name": arm_id.rpartition("/")[2], "properties": {"resource": offer}}
 
 
 def _error_body(error: HttpError) -> dict[str, object]:
@@ -343,8 +343,8 @@ def azure_account(certificate: Path) -> Iterator[AzureAccount]:
 
         return answer
 
-    with emulator_thread(EmulatorSettings(port=0, tls=True, certificate=certificate), extend) as (made, _):
-        yield AzureAccount(made.endpoint, made.pid, made.key, made.certificate, issuer)
+    with emulator_thread(EmulatorSettings(port=0, tls=True, certificate=certificate), extend) as (emulator, _):
+        yield AzureAccount(emulator.endpoint, emulator.pid, emulator.key, emulator.certificate, issuer)
 
 
 class Identity(AsyncTokenCredential):

@@ -15,8 +15,8 @@ EVERY = "*"
 def unknown(model: Any, value: object, path: str = "") -> Iterator[str]:  # noqa: ANN401 -- see `Fields`
     """Yield where *value* has a field, or a word of an enumeration, that *model* does not know."""
     if isinstance(value, list):
-        for one in value:
-            yield from unknown(model, one, f"{path}[]")
+        for element in value:
+            yield from unknown(model, element, f"{path}[]")
     elif isinstance(value, Mapping) and "operator" in value:
         yield from _of_condition(model, value["operator"].get("operands"), path)
     elif isinstance(model, type) and issubclass(model, Enum):
@@ -68,11 +68,11 @@ def _inner(hint: Any) -> Any:  # noqa: ANN401 -- see `Fields`
 def _fields_by_map(model: type) -> Fields:
     """Read an older model, whose names have dots where a document has a folder, and whose types are words."""
     fields: dict[str, Any] = {}
-    for one in model._attribute_map.values():  # type: ignore[attr-defined]  # as above
-        *folders, name = one["key"].replace("\\.", "\0").split(".")
+    for attribute in model._attribute_map.values():  # type: ignore[attr-defined]  # as above
+        *folders, name = attribute["key"].replace("\\.", "\0").split(".")
         place = fields
         for folder in folders:
             place = place.setdefault(folder, {})
-        kind = getattr(sys.modules[model.__module__], one["type"].strip("[]{}"), None)
-        place[name.replace("\0", ".")] = {EVERY: kind} if one["type"].startswith("{") else kind
+        kind = getattr(sys.modules[model.__module__], attribute["type"].strip("[]{}"), None)
+        place[name.replace("\0", ".")] = {EVERY: kind} if attribute["type"].startswith("{") else kind
     return fields

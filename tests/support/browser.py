@@ -24,12 +24,12 @@ FLAGS = (
 
 def chromium() -> str:
     """Return the browser; the test is skipped, or fails, where there is none."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
             pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
         pytest.skip("chromium is not here")
-    return found
+    return program
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
         port = await _debugging_port(profile / "DevToolsActivePort")
         async with ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                target = next(one for one in await response.json() if one["type"] == "page")
+                target = next(candidate for candidate in await response.json() if candidate["type"] == "page")
             async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 page = Page(socket)
                 listening = asyncio.create_task(page.listen())

@@ -52,7 +52,7 @@ class Account:
     def requests(self, operation: str) -> int:
         """Return how many requests for an operation there were, whatever the response."""
         requests = self.metric("hotplate_cosmos_emulator_requests_total")
-        return round(sum(number for (what, _), number in requests.items() if what == operation))
+        return round(sum(number for (requested, _), number in requests.items() if requested == operation))
 
     def spent_ru(self) -> float:
         return sum(self.metric("hotplate_cosmos_emulator_request_units_total").values())

@@ -36,12 +36,12 @@ class ScriptedServer:
     def account(self) -> bytes:
         place = [{"name": "Here", "databaseAccountEndpoint": f"http://127.0.0.1:{self.port}/"}]
         policy = {"defaultConsistencyLevel": "Session"}
-        found = {
+        account = {
             "writableLocations": place,
             "readableLocations": place,
             "userConsistencyPolicy": policy,
         } | self.properties
-        return answer(200, orjson.dumps(found))
+        return answer(200, orjson.dumps(account))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await reader.readuntil(b"\r\n\r\n"):
@@ -63,6 +63,6 @@ CUT = b"<the connection ends here>"
 @asynccontextmanager
 async def scripted(*responses: bytes) -> AsyncIterator[ScriptedServer]:
     """Give the n-th request over all connections the n-th of *responses*, and further ones the last."""
-    made = ScriptedServer(responses=list(responses))
-    async with listening(made.serve) as made.port:
-        yield made
+    server = ScriptedServer(responses=list(responses))
+    async with listening(server.serve) as server.port:
+        yield server

@@ -44,10 +44,10 @@ def emulator(*options: str) -> Iterator[Emulator]:
         output.touch()
         process = Forked("cosmos-emulator", "--port", "0", "--json", *options, output=output)
         try:
-            while not (found := re.search(r"^\{.*\}$", output.read_text(), re.MULTILINE)):
+            while not (match := re.search(r"^\{.*\}$", output.read_text(), re.MULTILINE)):
                 assert process.poll() is None, output.read_text()
                 time.sleep(0.01)
-            yield Emulator(orjson.loads(found[0])["endpoint"], process.pid)
+            yield Emulator(orjson.loads(match[0])["endpoint"], process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -62,8 +62,8 @@ def emulator_thread(
     stopped = asyncio.Event()
 
     async def serve() -> None:
-        async with running(settings, extend=extend) as made:
-            started.put((asyncio.get_running_loop(), made))
+        async with running(settings, extend=extend) as service:
+            started.put((asyncio.get_running_loop(), service))
             await stopped.wait()
 
     def work() -> None:

@@ -88,14 +88,22 @@ class SimulatedAccount:
 
     def answers(self, status: int, operation: str = "") -> int:
         counted = self.service.counts.requests.items()
-        return sum(number for (what, found), number in counted if found == status and operation in what)
+        return sum(
+            number
+            for (counted_operation, counted_status), number in counted
+            if counted_status == status and operation in counted_operation
+        )
 
     def spent_ru(self, operation: str = "") -> float:
-        return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
+        return sum(
+            ru
+            for (counted_operation, _), ru in self.service.counts.charges_ru.items()
+            if operation in counted_operation
+        )
 
     def throughput(self, release: ReleaseId) -> Throughput:
-        found = self._container(release).offer.throughput
-        return Throughput(found.ru, found.autoscale)
+        throughput = self._container(release).offer.throughput
+        return Throughput(throughput.ru, throughput.autoscale)
 
     def admitted_ru(self, release: ReleaseId) -> float:
         """Return what a release's container has spent, by the service's own count."""
@@ -108,10 +116,10 @@ class SimulatedAccount:
             [document.parsed() for document in containers[CONTROL].documents.after()] if CONTROL in containers else []
         )
         catalogues = [item["catalogue"] for item in known if "catalogue" in item]
-        entries = [entry for each in catalogues for entry in each["entries"] if entry["id"] == release]
+        entries = [entry for content in catalogues for entry in content["entries"] if entry["id"] == release]
         incarnations = [entry["incarnation"] for entry in entries]
-        found = ref(release)._replace(incarnation=incarnations[-1]) if incarnations else ref(release)
-        return containers[container_of(found)]
+        release_ref = ref(release)._replace(incarnation=incarnations[-1]) if incarnations else ref(release)
+        return containers[container_of(release_ref)]
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
         head, _, body = message.partition(b"\r\n\r\n")
@@ -173,8 +181,8 @@ class SimulatedContainers:
         await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers)
 
     async def list_containers(self) -> list[str]:
-        found = orjson.loads((await self._send("GET", "colls", "dbs/d", "dbs/d/colls/")).body)
-        return [one["id"] for one in found["DocumentCollections"]]
+        document = orjson.loads((await self._send("GET", "colls", "dbs/d", "dbs/d/colls/")).body)
+        return [collection["id"] for collection in document["DocumentCollections"]]
 
     async def delete_container(self, container: str) -> None:
         link = f"dbs/d/colls/{container}"
@@ -204,10 +212,10 @@ class SimulatedContainers:
 
     async def _offer(self, container: str) -> dict[str, Any]:
         link = f"dbs/d/colls/{container}"
-        found = await self._send("GET", "colls", link, f"{link}/")
+        response = await self._send("GET", "colls", link, f"{link}/")
         query = {
             "query": "SELECT * FROM root r WHERE r.resource=@link",
-            "parameters": [{"name": "@link", "value": orjson.loads(found.body)["_self"]}],
+            "parameters": [{"name": "@link", "value": orjson.loads(response.body)["_self"]}],
         }
         headers = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
         offers: dict[str, list[dict[str, Any]]] = orjson.loads(

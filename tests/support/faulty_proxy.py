@@ -65,10 +65,10 @@ class FaultyProxy:
         elif fault == SILENT:
             self.over.wait()
         elif fault in TRICKLES:
-            first, rest = TRICKLES[fault]
+            first, remaining = TRICKLES[fault]
             connection.sendall(first)
             while not self.over.wait(0.01):
-                connection.sendall(rest)
+                connection.sendall(remaining)
 
     def _relayed(self, line: bytes, headers: http.client.HTTPMessage, body: bytes) -> bytes:
         method, path, _ = line.decode().split()

@@ -55,7 +55,7 @@ def checkerboard_model(size: int = 20) -> Model:
     """A model of a checkerboard, with two titles and a segment."""
     user_items = checkerboard(size)
     ids = sorted(f"n{n}" for n in range(size))
-    matrix = Matrix(ids, [f"i{one}" for one in ids], user_items)
+    matrix = Matrix(ids, [f"i{name}" for name in ids], user_items)
     params = ALSParams(factors=8, regularization=0.1, alpha=2.0, iterations=20)
     segments = {"North & South": Popular(np.array([3], dtype=np.int32), np.array([7], dtype=np.float32))}
     return Model(

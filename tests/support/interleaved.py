@@ -113,8 +113,8 @@ class Replica(MemoryStore):
         return replace(await super().catalogue(), primary=False)
 
     async def catch_up(self, store: Store) -> None:
-        found = await store.catalogue()
-        wanted = {entry.incarnation: entry.ref for entry in found.releases if entry.state is not State.DRAFT}
+        catalogue = await store.catalogue()
+        wanted = {entry.incarnation: entry.ref for entry in catalogue.releases if entry.state is not State.DRAFT}
         for gone in self.releases.keys() - wanted.keys():
             del self.releases[gone]
         for incarnation, release in wanted.items():
@@ -125,7 +125,7 @@ class Replica(MemoryStore):
             else:
                 await self.create(draft := DraftRef(*release, writer="replica"), PLAN)
                 await self.put(draft, rows)
-        self.current = found
+        self.current = catalogue
 
 
 class ServerLike(MemoryStore):
@@ -133,25 +133,25 @@ class ServerLike(MemoryStore):
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         check(await self.catalogue())
-        if (found := self.releases.get(release.incarnation)) is None:
+        if (stored := self.releases.get(release.incarnation)) is None:
             return
-        found.writer = ERASED
-        found.sealed = False
-        found.points = {}
-        while found.rows:
-            found.rows.popitem()
+        stored.writer = ERASED
+        stored.sealed = False
+        stored.points = {}
+        while stored.rows:
+            stored.rows.popitem()
             await asyncio.sleep(0)
             if (now := self.releases.get(release.incarnation)) is None:
                 return
             if now.writer != ERASED:
                 raise ReleaseConflict("it is there again")
-            found = now
+            stored = now
         del self.releases[release.incarnation]
 
     def find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a type of its own
-        if (found := super().find(release)).writer == ERASED:
+        if (stored := super().find(release)).writer == ERASED:
             raise not_found(release)
-        return found
+        return stored
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -266,25 +266,25 @@ class Interleaved(RuleBasedStateMachine):
     def something_is_live(self, past: list[str], stops: int, goes_on: int) -> None:
         """Live through a past in which a publisher stopped, and its heir is amid what it left, after so many steps."""
         publisher = self.processes[0]
-        for what in ("publish", *past):
-            if what == "grace passes":
+        for verb in ("publish", *past):
+            if verb == "grace passes":
                 self.loop.advance(GRACE_S)
-            elif what == "a copy is made":
+            elif verb == "a copy is made":
                 self.make_copy()
-            elif what in ("killed", "paused"):
+            elif verb in ("killed", "paused"):
                 self.stop_amid_publish(stops)
-                if what == "killed":
+                if verb == "killed":
                     self.kill(1)
-            elif what.startswith("resume"):
+            elif verb.startswith("resume"):
                 self.run_to_end(publisher)
                 self.stop_amid_publish(stops)
-                self.publish(publisher, what, 0)
+                self.publish(publisher, verb, 0)
                 for _ in range(goes_on):
                     if publisher.is_waiting:
                         publisher.step()
             else:
                 self.run_to_end(publisher)
-                self.publish(publisher, what, 0)
+                self.publish(publisher, verb, 0)
                 self.run_to_end(publisher)
             self.look()
         self.make_copy()
@@ -303,46 +303,46 @@ class Interleaved(RuleBasedStateMachine):
                 process.step()
         self.loop.advance(LEASE_S)
 
-    @rule(publisher=st.sampled_from(publishing), what=st.sampled_from(PUBLISHES), which=st.integers(0, 3), turns=TURNS)
-    def a_publisher_starts(self, publisher: int, what: str, which: int, turns: bytes) -> None:
+    @rule(publisher=st.sampled_from(publishing), verb=st.sampled_from(PUBLISHES), which=st.integers(0, 3), turns=TURNS)
+    def a_publisher_starts(self, publisher: int, verb: str, which: int, turns: bytes) -> None:
         self.go_on(turns)
         if not self.processes[publisher].tasks:
-            self.publish(self.processes[publisher], what, which)
+            self.publish(self.processes[publisher], verb, which)
 
-    def publish(self, process: Process, what: str, which: int) -> None:
+    def publish(self, process: Process, verb: str, which: int) -> None:
         assert self.source is not None
         store = process.store
         content = f"c{next(self.contents)}"
         drafts = [entry for entry in self.truth.releases if entry.state is State.DRAFT]
         copied = list(self.source.contents)[which % 2]
-        if what.startswith("resume") and not drafts:
-            what = "publish"
+        if verb.startswith("resume") and not drafts:
+            verb = "publish"
         self.publishes[process] = content
-        if what.startswith("resume"):
+        if verb.startswith("resume"):
             draft = drafts[which % len(drafts)]
-            if what == "resume":
+            if verb == "resume":
                 content = self.begun.get(draft.incarnation, content)
             else:
                 self.mixed.add(draft.id)
             process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, resume=draft.id))
-        elif what == "copy":
+        elif verb == "copy":
             process.start(transfer.copy(self.source, store, copied))
-        elif what == "repair":
+        elif verb == "repair":
             process.start(transfer.repair(store, self.source, copied))
         else:
-            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, live=what == "publish"))
+            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, live=verb == "publish"))
 
-    @rule(what=st.sampled_from(OPERATIONS), which=st.integers(0, 5), turns=TURNS)
-    def the_operator_starts(self, what: str, which: int, turns: bytes) -> None:
+    @rule(verb=st.sampled_from(OPERATIONS), which=st.integers(0, 5), turns=TURNS)
+    def the_operator_starts(self, verb: str, which: int, turns: bytes) -> None:
         self.go_on(turns)
         process = self.processes[self.operator]
         if process.tasks:
             return
-        if what in ("rollback", "promote", "abort"):
-            process.start(getattr(life, what)(process.store))
+        if verb in ("rollback", "promote", "abort"):
+            process.start(getattr(life, verb)(process.store))
         elif self.truth.releases:
             release = self.truth.releases[which % len(self.truth.releases)].id
-            if what == "activate":
+            if verb == "activate":
                 process.start(life.activate(process.store, release))
             else:
                 process.start(life.start_canary(process.store, release, percent=which + 1))
@@ -418,8 +418,8 @@ class Interleaved(RuleBasedStateMachine):
     def time_passes(self, seconds: float, running: set[int], turns: bytes) -> None:
         self.go_on(turns)
         if running:
-            first, *others = (self.processes[who] for who in sorted(running))
-            first.run(seconds, *others)
+            first, *later = (self.processes[who] for who in sorted(running))
+            first.run(seconds, *later)
         else:
             self.loop.advance(seconds)
         self.look()
@@ -468,7 +468,7 @@ class Interleaved(RuleBasedStateMachine):
             if entry.state in (State.DRAFT, State.DROPPING):
                 self.excused.add(entry.incarnation)
         present = await self.store.incarnations()
-        self.excused |= {one for one in present if catalogue.entry(one) is None}
+        self.excused |= {release for release in present if catalogue.entry(release) is None}
         self.notify(self.store)
 
     @rule(turns=TURNS)

@@ -18,13 +18,13 @@ Object = dict[str, Any]
 
 def tool(name: str) -> str:
     """Return the path of an executable beside this Python or on the PATH; skips, or fails where it is required."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if found is None:
+    program = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
         reason = f"{name} is not here (make k8s-check brings it where it can)"
         if name in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
             pytest.fail(f"HOTPLATE_REQUIRE says {name}: {reason}")
         pytest.skip(reason)
-    return found
+    return program
 
 
 @functools.cache
@@ -38,4 +38,4 @@ def build(folder: str) -> str:
 def built(folder: str) -> list[Object]:
     """Return the objects that kustomize builds of a folder below k8s/; each caller gets objects of its own."""
     # libyaml, ten times as fast as the loader in Python
-    return [found for found in yaml.load_all(build(folder), yaml.CSafeLoader) if found]
+    return [resource for resource in yaml.load_all(build(folder), yaml.CSafeLoader) if resource]

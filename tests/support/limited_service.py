@@ -70,14 +70,14 @@ def sockets(service: Service, count: int = 1, receive_bytes: int = 0) -> Iterato
     """Open so many connections; they are reset at the end of the block, so that no port is left waiting."""
     with ExitStack() as stack:
         opened = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for place, one in enumerate(opened):
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for place, connection in enumerate(opened):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             if receive_bytes:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-            one.settimeout(WAIT_S)
-            one.connect(("127.0.0.1", service.port))
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            connection.settimeout(WAIT_S)
+            connection.connect(("127.0.0.1", service.port))
             if service.tls:
-                opened[place] = stack.enter_context(UNVERIFIED.wrap_socket(one))
+                opened[place] = stack.enter_context(UNVERIFIED.wrap_socket(connection))
         yield opened
 
 

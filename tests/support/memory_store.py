@@ -85,18 +85,18 @@ class MemoryStore(LocalReader, RowEraser):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
-        found = self.releases.setdefault(draft.incarnation, _StoredRelease(draft.writer))
-        if found.sealed:
+        stored = self.releases.setdefault(draft.incarnation, _StoredRelease(draft.writer))
+        if stored.sealed:
             raise sealed(draft)
-        found.writer = draft.writer
+        stored.writer = draft.writer
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        found = self._claimed(draft)
-        if found.sealed:
+        stored = self._claimed(draft)
+        if stored.sealed:
             raise sealed(draft)
-        found.rows.update(rows)
+        stored.rows.update(rows)
         if keys := [key for key, _ in rows if not key.startswith(META)]:
-            found.points[part] = max(keys)
+            stored.points[part] = max(keys)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         return self._claimed(draft).points.get(part)
@@ -106,10 +106,10 @@ class MemoryStore(LocalReader, RowEraser):
             self._claimed(draft).sealed = True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        found = self.find(release)
-        if not found.sealed:
+        stored = self.find(release)
+        if not stored.sealed:
             raise not_found(release)
-        for key, value in sorted(found.rows.items(), key=lambda row: row[0].encode()):
+        for key, value in sorted(stored.rows.items(), key=lambda row: row[0].encode()):
             yield Row(key, value)
 
     async def prepare(self, release: ReleaseRef) -> None:
@@ -141,10 +141,10 @@ class MemoryStore(LocalReader, RowEraser):
         raise ReleaseConflict("the catalogue can be read")
 
     def _claimed(self, draft: DraftRef) -> _StoredRelease:
-        found = self.find(draft)
-        if found.writer != draft.writer:
+        stored = self.find(draft)
+        if stored.writer != draft.writer:
             raise taken_over(draft)
-        return found
+        return stored
 
     def find(self, release: ReleaseRef | DraftRef) -> _StoredRelease:
         try:

@@ -41,15 +41,15 @@ class Selector:
         )
 
 
-def _matches(found: str, operator: str, value: str) -> bool:
-    equal = found == value if operator in ("=", "!=") else re.fullmatch(value, found) is not None
+def _matches(label: str, operator: str, value: str) -> bool:
+    equal = label == value if operator in ("=", "!=") else re.fullmatch(value, label) is not None
     return equal != operator.startswith("!")
 
 
 def groups() -> list[Object]:
     """Return the groups of rules, as Prometheus takes them."""
-    found: list[Object] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
-    return found
+    rule_groups: list[Object] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
+    return rule_groups
 
 
 def rules(kind: str) -> dict[str, Object]:

@@ -14,7 +14,7 @@ def installed(config: pytest.Config, *packages: str) -> Path:
     Skips where they cannot be installed, or fails where HOTPLATE_REQUIRE says node.
     """
     folder = config.cache.mkdir("hotplate-npm-" + "-".join(packages).replace("@", "-").replace("/", "-"))
-    if all((folder / "node_modules" / each.rpartition("@")[0]).is_dir() for each in packages):
+    if all((folder / "node_modules" / package.rpartition("@")[0]).is_dir() for package in packages):
         return folder
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     reason = f"{' and '.join(missing)} not on the PATH" if missing else _install(folder, packages)

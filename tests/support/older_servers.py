@@ -80,8 +80,8 @@ class OneServer(AgeingDeployment):
         self._snapshots.restart(draws)
 
     def keys(self) -> list[str]:
-        found: list[str] = self._snapshots.server.execute_command("KEYS", "*")
-        return found
+        keys: list[str] = self._snapshots.server.execute_command("KEYS", "*")
+        return keys
 
 
 class ThreeNodes(AgeingDeployment):
@@ -130,8 +130,8 @@ class BehindSentinels(AgeingDeployment):
         wait(self._deployment.is_healthy, "the deployment does not recover")
 
     def keys(self) -> list[str]:
-        found: list[str] = self._deployment.primary.execute_command("KEYS", "*")
-        return found
+        keys: list[str] = self._deployment.primary.execute_command("KEYS", "*")
+        return keys
 
 
 @contextmanager

@@ -14,5 +14,5 @@ LEAST: dict[str, object] = {
 
 def a_plan(**inputs: object) -> CapacityPlan:
     """Plan with these inputs over LEAST; None takes one of those away."""
-    given = {name: value for name, value in (LEAST | inputs).items() if value is not None}
-    return calculate(merge([InputSource("test", given, "--{flag}")]), prices.load(), cosmos_charges.load())
+    stated = {name: value for name, value in (LEAST | inputs).items() if value is not None}
+    return calculate(merge([InputSource("test", stated, "--{flag}")]), prices.load(), cosmos_charges.load())

@@ -65,16 +65,16 @@ class Cluster:
         self.objects = objects
 
     def of(self, *kinds: str) -> list[Object]:
-        return [found for found in self.objects if found["kind"] in kinds]
+        return [resource for resource in self.objects if resource["kind"] in kinds]
 
     def named(self, kind: str, name: str) -> Object | None:
-        return next((found for found in self.of(kind) if found["metadata"]["name"] == name), None)
+        return next((resource for resource in self.of(kind) if resource["metadata"]["name"] == name), None)
 
     @cached_property
     def pods(self) -> list[Pod]:
-        templates = [(one, one["spec"]["template"]) for one in self.of(*SERVICES, "Job")]
-        templates += [(one, one["spec"]["jobTemplate"]["spec"]["template"]) for one in self.of("CronJob")]
-        return [Pod(owner, made["metadata"]["labels"], made["spec"]) for owner, made in templates]
+        templates = [(owner, owner["spec"]["template"]) for owner in self.of(*SERVICES, "Job")]
+        templates += [(owner, owner["spec"]["jobTemplate"]["spec"]["template"]) for owner in self.of("CronJob")]
+        return [Pod(owner, template["metadata"]["labels"], template["spec"]) for owner, template in templates]
 
     def selected(self, selector: Object) -> list[Pod]:
         """Return the pods that a label selector matches."""
@@ -82,11 +82,11 @@ class Cluster:
 
     def environment(self, container: Object) -> dict[str, str]:
         """Return the environment of a container as far as the manifests set it."""
-        found = dict[str, str]()
+        variables = dict[str, str]()
         for source in container.get("envFrom", []):
             settings = self.named("ConfigMap", source.get("configMapRef", {}).get("name", ""))
-            found |= settings["data"] if settings else {}
-        return found | {one["name"]: one.get("value", "") for one in container.get("env", [])}
+            variables |= settings["data"] if settings else {}
+        return variables | {variable["name"]: variable.get("value", "") for variable in container.get("env", [])}
 
     @property
     def containers(self) -> Iterator[tuple[str, Pod, Object]]:
@@ -99,14 +99,19 @@ class Cluster:
 Checks = Iterator[tuple[object, str]]
 
 
-def name_of(found: Object) -> str:
-    return f"{found['kind']}/{found['metadata']['name']}"
+def name_of(resource: Object) -> str:
+    return f"{resource['kind']}/{resource['metadata']['name']}"
 
 
 def objections(objects: list[Object], *policies: str) -> list[str]:
     """Return what breaks the named rules, by default all."""
     cluster = Cluster(objects)
-    return [f"{name}: {what}" for name in policies or POLICIES for broken, what in POLICIES[name](cluster) if broken]
+    return [
+        f"{name}: {objection}"
+        for name in policies or POLICIES
+        for broken, objection in POLICIES[name](cluster)
+        if broken
+    ]
 
 
 def confined(cluster: Cluster) -> Checks:
@@ -120,11 +125,13 @@ def confined(cluster: Cluster) -> Checks:
         yield {"hostNetwork", "hostPID", "hostIPC"} & set(spec), f"{pod} shares a namespace of its host"
         yield any("hostPath" in volume for volume in pod.volumes), f"{pod} mounts a folder of its host"
         unlimited = [
-            one["name"] for one in pod.volumes if "emptyDir" in one and not (one["emptyDir"] or {}).get("sizeLimit")
+            volume["name"]
+            for volume in pod.volumes
+            if "emptyDir" in volume and not (volume["emptyDir"] or {}).get("sizeLimit")
         ]
         yield unlimited, f"{pod}: {unlimited} may fill the disk of its node"
         yield spec.get("automountServiceAccountToken") is not False, f"{pod} mounts a token of the Kubernetes API"
-        yield any("serviceAccountToken" in str(one) for one in pod.volumes), f"{pod} mounts a token"
+        yield any("serviceAccountToken" in str(volume) for volume in pod.volumes), f"{pod} mounts a token"
         # The Service `hotplate` would set HOTPLATE_PORT.
         yield spec.get("enableServiceLinks") is not False, f"{pod} has Services in its environment"
     for name, _, container in cluster.containers:
@@ -138,8 +145,8 @@ def bounded(cluster: Cluster) -> Checks:
     """Containers have requests, limits, a pinned image and labels; services also probes."""
     for name, pod, container in cluster.containers:
         for bound in ("requests", "limits"):
-            given = container.get("resources", {}).get(bound, {})
-            yield {"cpu", "memory"} - set(given), f"{name} has no {bound} of CPU and memory"
+            resources = container.get("resources", {}).get(bound, {})
+            yield {"cpu", "memory"} - set(resources), f"{name} has no {bound} of CPU and memory"
         pinned = re.search(r"(:v?\d[\w.-]*|@sha256:[0-9a-f]{64})$", container["image"])
         yield not pinned, f"{name}: {container['image']} is not pinned"
         yield LABELS - set(pod.labels), f"{pod} lacks labels"
@@ -158,30 +165,32 @@ def behind_network_policies(cluster: Cluster) -> Checks:
             for direction in policy["spec"]["policyTypes"]
         }
         yield covered != {"Ingress", "Egress"}, f"{pod}: no network policy covers what it sends and receives"
-    for found in cluster.objects:
-        if found["kind"] == "Namespace":
-            enforced = found["metadata"]["labels"].get("pod-security.kubernetes.io/enforce")
-            yield enforced != "restricted", f"{name_of(found)} accepts any pod"
+    for resource in cluster.objects:
+        if resource["kind"] == "Namespace":
+            enforced = resource["metadata"]["labels"].get("pod-security.kubernetes.io/enforce")
+            yield enforced != "restricted", f"{name_of(resource)} accepts any pod"
         else:
-            yield found["metadata"].get("namespace") != "hotplate", f"{name_of(found)} is in another namespace"
+            yield resource["metadata"].get("namespace") != "hotplate", f"{name_of(resource)} is in another namespace"
 
 
 def secrets_as_files(cluster: Cluster) -> Checks:
     """No secret is in a manifest or an environment; files of secrets are for their user only."""
     for secret in cluster.of("Secret"):
         yield True, f"{name_of(secret)} is part of the manifests"
-    texts = [(name_of(one), key, text) for one in cluster.of("ConfigMap") for key, text in one.get("data", {}).items()]
+    texts = [
+        (name_of(entry), key, text) for entry in cluster.of("ConfigMap") for key, text in entry.get("data", {}).items()
+    ]
     for name, _, container in cluster.containers:
-        texts += [(name, one["name"], one.get("value", "")) for one in container.get("env", [])]
-        refers = [one.get("valueFrom", {}).get("secretKeyRef") for one in container.get("env", [])]
-        refers += [one.get("secretRef") for one in container.get("envFrom", [])]
+        texts += [(name, entry["name"], entry.get("value", "")) for entry in container.get("env", [])]
+        refers = [entry.get("valueFrom", {}).get("secretKeyRef") for entry in container.get("env", [])]
+        refers += [entry.get("secretRef") for entry in container.get("envFrom", [])]
         yield any(refers), f"{name} has a secret in its environment"
     for name, key, text in texts:
         is_secret = re.search(r"PASSWORD|SECRET|TOKEN|_KEYS?$", key) and not re.match(r"/|prod$", text)
         has_secret = re.search(r"://[^/\s@]*:[^/\s@]+@|-----BEGIN|requirepass|AccountKey=", text)
         yield is_secret or has_secret, f"{name} has a secret in {key}"
     for pod in cluster.pods:
-        modes = {one["secret"].get("defaultMode") for one in pod.volumes if "secret" in one}
+        modes = {entry["secret"].get("defaultMode") for entry in pod.volumes if "secret" in entry}
         yield modes - {0o440}, f"{pod}: everybody in the container may read a secret"
 
 
@@ -197,8 +206,8 @@ def connected(cluster: Cluster) -> Checks:
     for policy in cluster.of("NetworkPolicy"):
         pods = cluster.selected(policy["spec"]["podSelector"])
         ports = [port["port"] for rule in policy["spec"].get("ingress", []) for port in rule["ports"]]
-        found = pods and all(port in pod.ports for pod in pods for port in ports)
-        yield not found, f"{name_of(policy)} is for pods or ports that do not exist"
+        is_connected = pods and all(port in pod.ports for pod in pods for port in ports)
+        yield not is_connected, f"{name_of(policy)} is for pods or ports that do not exist"
     for workload in cluster.of(*SERVICES):
         own = workload["spec"]["template"]["metadata"]["labels"]
         yield not _matches(workload["spec"]["selector"], own), f"{name_of(workload)} does not select its own pods"
@@ -213,12 +222,12 @@ def existing_references(cluster: Cluster) -> Checks:
     """What a pod takes from other objects exists, but secrets, which their owner makes."""
     for pod in cluster.pods:
         wanted = [("ServiceAccount", pod.spec["serviceAccountName"])] if "serviceAccountName" in pod.spec else []
-        wanted += [("ConfigMap", one["configMap"]["name"]) for one in pod.volumes if "configMap" in one]
-        claims = [one["persistentVolumeClaim"] for one in pod.volumes if "persistentVolumeClaim" in one]
+        wanted += [("ConfigMap", entry["configMap"]["name"]) for entry in pod.volumes if "configMap" in entry]
+        claims = [entry["persistentVolumeClaim"] for entry in pod.volumes if "persistentVolumeClaim" in entry]
         wanted += [("PersistentVolumeClaim", claim["claimName"]) for claim in claims]
         for container in pod.containers:
-            sources = [one["configMapRef"] for one in container.get("envFrom", []) if "configMapRef" in one]
-            wanted += [("ConfigMap", one["name"]) for one in sources]
+            sources = [entry["configMapRef"] for entry in container.get("envFrom", []) if "configMapRef" in entry]
+            wanted += [("ConfigMap", entry["name"]) for entry in sources]
         for kind, name in wanted:
             yield not cluster.named(kind, name), f"{pod} wants {kind}/{name}, which does not exist"
 
@@ -233,7 +242,10 @@ def careful_changes(cluster: Cluster) -> Checks:
             grace = pod.spec.get("terminationGracePeriodSeconds", 30)
             yield float(waits) + delay + drain >= grace, f"{name} may be killed before it has drained"
             yield float(waits) + delay < 2, f"{name} closes its port before the cluster can know"
-    scaled = {one["spec"]["scaleTargetRef"]["name"]: one["spec"] for one in cluster.of("HorizontalPodAutoscaler")}
+    scaled = {
+        autoscaler["spec"]["scaleTargetRef"]["name"]: autoscaler["spec"]
+        for autoscaler in cluster.of("HorizontalPodAutoscaler")
+    }
     for workload in cluster.of("Deployment"):
         name = name_of(workload)
         spec = workload["spec"]
@@ -260,13 +272,13 @@ def bounded_jobs(cluster: Cluster) -> Checks:
         yield {"backoffLimit", "activeDeadlineSeconds"} - set(spec), f"{pod} may run for ever"
         verbs = {container.get("args", [""])[0] for container in pod.containers}
         codes = [rule.get("onExitCodes", {}) for rule in spec.get("podFailurePolicy", {}).get("rules", [])]
-        final = any({2, 3} <= set(one.get("values", ())) for one in codes)
+        final = any({2, 3} <= set(code.get("values", ())) for code in codes)
         yield verbs & {"run", "publish"} and not final, f"{pod} repeats what a gate has refused"
 
 
 def accepted_settings(cluster: Cluster) -> Checks:
     """The parser accepts every container's command and environment; files of settings are in mounted folders."""
-    runs = {each.variable for each in settings_of(RunSettings) if each.variable}
+    runs = {setting.variable for setting in settings_of(RunSettings) if setting.variable}
     known = {*_variables(VERBS), *runs, *SECRET_FILES}
     for name, _, container in cluster.containers:
         environment = cluster.environment(container)
@@ -275,7 +287,7 @@ def accepted_settings(cluster: Cluster) -> Checks:
         yield unknown, f"{name}: no verb has {unknown}"
         for key, text in environment.items():
             if text.startswith("/etc/hotplate/"):  # changes are not seen through `subPath`
-                folders = [one["mountPath"] for one in mounts if "subPath" not in one]
+                folders = [mount["mountPath"] for mount in mounts if "subPath" not in mount]
                 followed = any(text.startswith(f"{folder}/") for folder in folders)
                 yield not followed, f"{name} cannot follow the file of {key}"
         script = next((line for line in container.get("command", []) if "bin/hotplate " in line), None)
@@ -294,20 +306,20 @@ POLICIES: dict[str, Callable[[Cluster], Checks]] = {
 
 
 def _matches(selector: Object, labels: dict[str, str]) -> bool:
-    for one in selector.get("matchExpressions", []):
-        if one["operator"] != "In":
-            raise NotImplementedError(one["operator"])
-        if labels.get(one["key"]) not in one["values"]:
+    for expression in selector.get("matchExpressions", []):
+        if expression["operator"] != "In":
+            raise NotImplementedError(expression["operator"])
+        if labels.get(expression["key"]) not in expression["values"]:
             return False
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
 def _refusals(name: str, words: list[str], environment: dict[str, str]) -> Checks:
-    given = {key: text for key, text in environment.items() if key not in SECRET_FILES}
-    with patch.dict(os.environ, given):
+    settings = {key: text for key, text in environment.items() if key not in SECRET_FILES}
+    with patch.dict(os.environ, settings):
         try:
             _parse(VERBS, words)
-            for url in (url for key in ("STORE", "FROM", "TO") for url in given.get(f"HOTPLATE_{key}", "").split()):
+            for url in (url for key in ("STORE", "FROM", "TO") for url in settings.get(f"HOTPLATE_{key}", "").split()):
                 connect(url)
         except (TyperException, StoreMisused) as error:
             yield True, f"{name} would not start: {error}"

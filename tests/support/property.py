@@ -30,7 +30,7 @@ def explored(
             explore(check, examples, **strategies)
 
         signature = inspect.signature(holds)
-        fixtures = [one for name, one in signature.parameters.items() if name not in strategies]
+        fixtures = [parameter for name, parameter in signature.parameters.items() if name not in strategies]
         number = inspect.Parameter("examples", inspect.Parameter.KEYWORD_ONLY)
         test.__signature__ = signature.replace(parameters=[*fixtures, number])  # type: ignore[attr-defined]  # pytest reads it
         return depths(quick, soak)(test)  # type: ignore[no-any-return]  # a mark returns what it marks

@@ -21,14 +21,14 @@ def lists(mark: str) -> dict[str, bytes]:
     }
 
 
-async def until(is_so: Callable[[], Awaitable[object]], what: str) -> None:
+async def until(is_so: Callable[[], Awaitable[object]], event: str) -> None:
     """Wait until a condition holds; *what* says in a failure what did not come about."""
     try:
         async with asyncio.timeout(WAIT_S):
             while not await is_so():
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"in {WAIT_S:.0f} s, {what}") from None
+        raise AssertionError(f"in {WAIT_S:.0f} s, {event}") from None
 
 
 @asynccontextmanager

@@ -101,7 +101,7 @@ class RedisCluster:
             node.server.execute_command("CONFIG", "SET", "cluster-announce-port", str(own_port))
 
         def is_known(shown: int) -> bool:
-            tables = [each.server.execute_command("CLUSTER", "SLOTS") for each in self.alive]
+            tables = [node.server.execute_command("CLUSTER", "SLOTS") for node in self.alive]
             return all(any(primary[1] == shown for _, _, primary, *_ in table) for table in tables)
 
         announce(node.server.tls_port, port)
@@ -120,7 +120,7 @@ class RedisCluster:
 
     def is_named(self, node: ClusterNode) -> bool:
         """Whether any node that is alive says that *node* serves slots."""
-        ranges = [ranges for each in self.alive for ranges in each.server.execute_command("CLUSTER", "SLOTS")]
+        ranges = [ranges for node in self.alive for ranges in node.server.execute_command("CLUSTER", "SLOTS")]
         return any(primary[1] == node.port for _, _, primary, *_ in ranges)
 
     def keys(self, pattern: str) -> list[str]:
@@ -166,10 +166,10 @@ class RedisCluster:
         target.server.execute_command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.id)
         source.server.execute_command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.id)
         while keys := source.server.execute_command("CLUSTER", "GETKEYSINSLOT", str(slot), "5"):
-            for each in keys:
-                source.server.execute_command("MIGRATE", "127.0.0.1", str(target.server.tls_port), each, "0", "5000")
+            for name in keys:
+                source.server.execute_command("MIGRATE", "127.0.0.1", str(target.server.tls_port), name, "0", "5000")
                 between()
-        for node in (target, source, *(one for one in self.primaries if one not in (source, target))):
+        for node in (target, source, *(primary for primary in self.primaries if primary not in (source, target))):
             node.server.execute_command("CLUSTER", "SETSLOT", str(slot), "NODE", target.id)
 
 

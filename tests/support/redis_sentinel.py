@@ -57,8 +57,8 @@ class SentinelDeployment:
     def url(self, prefix: str = "test") -> str:
         user = "" if self.password is None else f":{self.password}@"
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        given = {"prefix": prefix, **({"ca": str(self.folder / "ca.pem")} if self.tls else {})}
-        parameters = "&".join(f"{name}={value}" for name, value in given.items())
+        options = {"prefix": prefix, **({"ca": str(self.folder / "ca.pem")} if self.tls else {})}
+        parameters = "&".join(f"{name}={value}" for name, value in options.items())
         return f"redis{'s' * self.tls}+sentinel://{user}{hosts}/{NAME}/0?{parameters}"
 
     def port(self, server: RedisServer) -> int:
@@ -120,7 +120,7 @@ class SentinelDeployment:
         try:
             for number in range(len(self.sentinels)):
                 seen = self.ask("REPLICAS", NAME, of=number)
-                if [(one["flags"], one["master-link-status"]) for one in seen] != [("slave", "ok")] * 2:
+                if [(state["flags"], state["master-link-status"]) for state in seen] != [("slave", "ok")] * 2:
                     return False
                 self.ask("CKQUORUM", NAME, of=number)
         except redis.RedisError:
@@ -147,8 +147,8 @@ class SentinelDeployment:
             lines += [f"requirepass {self.password}", f"sentinel sentinel-pass {self.password}"]
             lines.append(f"sentinel auth-pass {NAME} {self.password}")
         lines += [f"sentinel known-replica {NAME} 127.0.0.1 {self.port(server)}" for server in self.servers[1:]]
-        others = [other for other in self.sentinels if other is not sentinel]
-        lines += [f"sentinel known-sentinel {NAME} 127.0.0.1 {other.port} {other.id}" for other in others]
+        other_sentinels = [other for other in self.sentinels if other is not sentinel]
+        lines += [f"sentinel known-sentinel {NAME} 127.0.0.1 {other.port} {other.id}" for other in other_sentinels]
         config = sentinel.folder / "sentinel.conf"
         config.write_text("\n".join(lines) + "\n")
         with (sentinel.folder / "sentinel.log").open("ab") as log:
@@ -156,11 +156,11 @@ class SentinelDeployment:
             sentinel.process = subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def wait(is_so: Callable[[], bool], what: str) -> None:
+def wait(is_so: Callable[[], bool], event: str) -> None:
     """Wait until a condition holds; *what* says in a failure what did not come about."""
     deadline = time.monotonic() + TIMEOUT_S
     while not is_so():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, event
         time.sleep(0.02)
 
 
@@ -190,10 +190,10 @@ def sentinel_deployment(
     for server in servers[1:]:
         server.options += ("--replicaof", "127.0.0.1", of)
     sentinels = [Sentinel(folder / f"sentinel-{number}") for number in range(3)]
-    made = SentinelDeployment(folder, servers, sentinels, tls, password, down_after_ms)
+    deployment = SentinelDeployment(folder, servers, sentinels, tls, password, down_after_ms)
     try:
-        made.start()
-        yield made
+        deployment.start()
+        yield deployment
     finally:
         for sentinel in sentinels:
             sentinel.kill()

@@ -51,8 +51,8 @@ class RemoteStore(Diagnosed):
     async def changes(self) -> AsyncIterator[Catalogue]:
         if self.failure:
             raise self.failure
-        async for found in self.inner.changes():
-            yield replace(found, primary=self.primary)
+        async for change in self.inner.changes():
+            yield replace(change, primary=self.primary)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Always room."""

@@ -129,7 +129,7 @@ POSTS = [
     for chunked in (False, True)
 ]
 _BEHIND = (GET, REAL, b"", GET + POSTS[0], POSTS[1] + GET)
-CORPUS += [one + two for one, two in zip(POSTS[::7], _BEHIND * 2, strict=False)]
+CORPUS += [post + two for post, two in zip(POSTS[::7], _BEHIND * 2, strict=False)]
 
 # Requests whose end servers have been known to find in two places: framing headers, and a body.
 SECRET = b"GET /v1/recommendations/2 HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -221,10 +221,10 @@ def pieces(random: Random, known: Sequence[bytes] = ()) -> list[bytes]:
     if not random.randrange(3):
         return whole
     joined = b"".join(whole)
-    lines = [found.start() + random.randrange(5) for found in re.finditer(b"\r\n", joined)]
+    lines = [match.start() + random.randrange(5) for match in re.finditer(b"\r\n", joined)]
     starts = [0, *accumulate(map(len, whole))]
     places = (range(len(joined) + 1), lines or [0], starts)
     cuts = sorted(min(len(joined), random.choice(random.choice(places))) for _ in range(random.randrange(6)))
     cut = [piece for start, end in zip([0, *cuts], [*cuts, len(joined)], strict=True) if (piece := joined[start:end])]
     wait = [b""] * random.choice((0, 4, 12))
-    return [one for piece in cut for one in (piece, *(wait if random.randrange(2) else ()))]
+    return [sent for piece in cut for sent in (piece, *(wait if random.randrange(2) else ()))]

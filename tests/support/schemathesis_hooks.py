@@ -16,7 +16,10 @@ def fits(value: object) -> bool:
     """Return whether no string has too many bytes, which it may have without having too many characters."""
     if isinstance(value, str):
         ids = [value, *value.split(",")]  # a list comes out of a query as one string
-        return all(len(one) > MAX_ID_BYTES or len(one.encode(errors="replace")) <= MAX_ID_BYTES for one in ids)
+        return all(
+            len(identifier) > MAX_ID_BYTES or len(identifier.encode(errors="replace")) <= MAX_ID_BYTES
+            for identifier in ids
+        )
     if isinstance(value, Mapping):
         return all(map(fits, value.values()))
     return not isinstance(value, list) or all(map(fits, value))

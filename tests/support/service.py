@@ -188,8 +188,8 @@ def _ports(process: subprocess.Popen[bytes] | Forked, log: Path) -> tuple[int, i
     url = r"https?://[][0-9.:]+:(\d+)"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
-        if found := re.search(rf"serving .* on {url}, and for operators on {url}; .* on {url}", log.read_text()):
-            return int(found[1]), int(found[2]), int(found[3])
+        if match := re.search(rf"serving .* on {url}, and for operators on {url}; .* on {url}", log.read_text()):
+            return int(match[1]), int(match[2]), int(match[3])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     raise AssertionError(f"the service did not come up: {log.read_text()}")

@@ -41,11 +41,11 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
     )
 
 
-def assert_same_lists(found: Sequence[Row], expected: Sequence[Row]) -> None:
+def assert_same_lists(rows: Sequence[Row], expected: Sequence[Row]) -> None:
     """Hold rows of lists, without offsets, to others: the last digit of a score depends on what is computed with it."""
-    assert [row.key for row in found] == [row.key for row in expected]
-    for (key, one), (_, other) in zip(found, expected, strict=True):
-        ours = decode(one)
+    assert [row.key for row in rows] == [row.key for row in expected]
+    for (key, value), (_, other) in zip(rows, expected, strict=True):
+        ours = decode(value)
         theirs = decode(other)
         assert [item["id"] for item in ours] == [item["id"] for item in theirs], key
         assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=3e-6)

@@ -84,13 +84,13 @@ class _StepwiseSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
         opening = any(key.events & selectors.EVENT_WRITE for key in self.get_map().values())
-        if timeout != 0 and opening and (found := super().select(PATIENCE_S)):
-            return found
+        if timeout != 0 and opening and (events := super().select(PATIENCE_S)):
+            return events
         if self._loop.working:
-            found = super().select(PAUSE_S if timeout and timeout < SHORT_S else timeout)
-            if timeout and not found:
+            events = super().select(PAUSE_S if timeout and timeout < SHORT_S else timeout)
+            if timeout and not events:
                 self._loop.now_s += timeout
-            return found
+            return events
         if timeout is None or timeout > 0:
             self._loop.next_in_s = timeout
             self._loop.stop()
@@ -140,16 +140,16 @@ class Process:
             gate.set_result(None)
         self.loop.settle()
 
-    def run(self, seconds: float, *others: "Process") -> None:
+    def run(self, seconds: float, *beside: "Process") -> None:
         """Let this process and *others* run for some time."""
-        running = (self, *others)
-        for one in running:
-            one.free = True
-            while one._gates:
-                one.step()
+        running = (self, *beside)
+        for process in running:
+            process.free = True
+            while process._gates:
+                process.step()
         self.loop.advance(seconds)
-        for one in running:
-            one.free = False
+        for process in running:
+            process.free = False
 
     def run_to_end(self) -> None:
         """Let this process run until its tasks are done, whatever time that takes."""
@@ -265,8 +265,8 @@ class Stepped:
         return await self._do(lambda: self._store.records(names))
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
-        def checked(found: Catalogue) -> None:
-            check(found)
+        def checked(catalogue: Catalogue) -> None:
+            check(catalogue)
             self._process.watch.erasing(self._process, release)
 
         async def erase() -> None:

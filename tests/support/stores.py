@@ -48,8 +48,8 @@ async def publish(
 ) -> ReleaseId:
     """Publish rows of lists, *size* at a time, by a plan that is exact; return the release."""
     payload_bytes = sum(len(key) + len(value) for key, value in rows)
-    given: dict[str, Any] = {"plan": Plan(len(rows), payload_bytes), "about": {}, **options}
-    done = await publication.publish(store, batches(rows, size), **given)
+    arguments: dict[str, Any] = {"plan": Plan(len(rows), payload_bytes), "about": {}, **options}
+    done = await publication.publish(store, batches(rows, size), **arguments)
     return done.manifest.release
 
 
@@ -76,7 +76,7 @@ async def look(url: str) -> dict[str, Finding]:
     """Examine the store at *url*; by subject."""
     store = connect(url)
     try:
-        return {each.subject: each for each in await examine(store)}
+        return {finding.subject: finding for finding in await examine(store)}
     finally:
         await store.close()
 
@@ -84,8 +84,11 @@ async def look(url: str) -> dict[str, Finding]:
 async def lapse(store: Store) -> None:
     """Let the leases of all drafts lapse now, as a minute without their writers would."""
 
-    def lapsed(found: Catalogue) -> Catalogue:
-        entries = (replace(one, lease_until=0.0) if one.state is State.DRAFT else one for one in found.releases)
-        return replace(found, releases=tuple(entries))
+    def lapsed(catalogue: Catalogue) -> Catalogue:
+        entries = (
+            replace(release, lease_until=0.0) if release.state is State.DRAFT else release
+            for release in catalogue.releases
+        )
+        return replace(catalogue, releases=tuple(entries))
 
     await life.change(store, lapsed)

@@ -56,9 +56,9 @@ class Process:
     def run(self) -> None:
         """Do the work, in a thread of this process."""
         try:
-            for each in self._work:
+            for work in self._work:
                 try:
-                    self.outcomes.append(each())
+                    self.outcomes.append(work())
                 except Exception as error:  # noqa: BLE001 -- the test judges it
                     self.outcomes.append(error)
         except Killed:
@@ -109,8 +109,8 @@ class _Run:
         self._kills = kills
 
     def start(self) -> None:
-        first, *others = self._processes
-        threads = [threading.Thread(target=self._run, args=(process,), daemon=True) for process in others]
+        first, *later = self._processes
+        threads = [threading.Thread(target=self._run, args=(process,), daemon=True) for process in later]
         for thread in threads:
             thread.start()
         going = self._processes[self._schedule.choose(len(self._processes))]
@@ -133,8 +133,8 @@ class _Run:
         """Let others try again that wait for a lock."""
         if descriptor in process.locks:
             process.locks.discard(descriptor)
-            for each in self._processes:
-                each.waits_for_lock = False
+            for waiting in self._processes:
+                waiting.waits_for_lock = False
 
     def _run(self, process: Process) -> None:
         assert process.may_go_on.acquire(timeout=DEADLINE_S)
@@ -144,13 +144,13 @@ class _Run:
             process.run()
         finally:
             del _current.run, _current.process
-        for each in self._processes:
-            each.waits_for_lock = False
+        for ended in self._processes:
+            ended.waits_for_lock = False
         self._go_on(process)
 
     def _go_on(self, process: Process) -> None:
-        living = [each for each in self._processes if not each.ended]
-        able = [each for each in living if not each.waits_for_lock] or living
+        living = [other for other in self._processes if not other.ended]
+        able = [other for other in living if not other.waits_for_lock] or living
         if not able:
             return
         if process not in able:
@@ -158,7 +158,7 @@ class _Run:
         elif self._switches == 0:
             going = process
         else:
-            going = [process, *(each for each in able if each is not process)][self._schedule.choose(len(able))]
+            going = [process, *(other for other in able if other is not process)][self._schedule.choose(len(able))]
             if self._switches is not None and going is not process:
                 self._switches -= 1
         going.killed = self._schedule.choose(1 + (self._kills > 0)) == 1
@@ -194,16 +194,16 @@ def patch_calls(patch: pytest.MonkeyPatch) -> None:
     _patch_writes(patch)
     _patch_locks(patch)
 
-    async def to_thread(work: Callable[..., T], *given: Any) -> T:  # noqa: ANN401 -- as asyncio's
-        return work(*given)
+    async def to_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- as asyncio's
+        return work(*arguments)
 
     patch.setattr("asyncio.to_thread", to_thread)
 
 
 def _stepped(name: str, call: Callable[..., T]) -> Callable[..., T]:
-    def stepped(*given: Any, **named: Any) -> T:  # noqa: ANN401 -- whatever the call takes
+    def stepped(*arguments: Any, **named: Any) -> T:  # noqa: ANN401 -- whatever the call takes
         _before(name)
-        return call(*given, **named)
+        return call(*arguments, **named)
 
     return stepped
 
@@ -218,15 +218,15 @@ def _patch_files(patch: pytest.MonkeyPatch) -> None:
             _before("stat")
         return system_stat(path, **named)
 
-    def open_(path: Any, flags: int, *given: Any, **named: Any) -> int:  # noqa: ANN401 -- as `os.open` has it
+    def open_(path: Any, flags: int, *arguments: Any, **named: Any) -> int:  # noqa: ANN401 -- as `os.open` has it
         if flags & os.O_CREAT:
             _before("open")
-        return system_open(path, flags, *given, **named)
+        return system_open(path, flags, *arguments, **named)
 
-    def open_file(file: Any, mode: str = "r", *given: Any, **named: Any) -> Any:  # noqa: ANN401 -- as `io.open` has it
+    def open_file(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- as `io.open` has it
         if "b" in mode:
             _before("open")
-        return file_open(file, mode, *given, **named)
+        return file_open(file, mode, *arguments, **named)
 
     patch.setattr(os, "stat", stat)
     patch.setattr(os, "open", open_)

@@ -133,12 +133,12 @@ def simulate(
         at_start(loop)
         return await generator.run()
 
-    found = in_virtual_time(work)  # in which nobody waits for a core, however busy the machine is
-    return replace(found, cpu_share=0.0)
+    simulated = in_virtual_time(work)  # in which nobody waits for a core, however busy the machine is
+    return replace(simulated, cpu_share=0.0)
 
 
 def delayed(result: Result, late_s: float = 0.03) -> Result:
     """Return *result* as of a generator that sent each request *late_s* late."""
     late = np.float32(late_s)
-    seconds = tuple(replace(each, latencies_s=each.latencies_s + late) for each in result.seconds)
+    seconds = tuple(replace(second, latencies_s=second.latencies_s + late) for second in result.seconds)
     return replace(result, seconds=seconds, lags_s=result.lags_s + late)

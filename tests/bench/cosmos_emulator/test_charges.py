@@ -32,21 +32,21 @@ def test_charges_are_within_a_tenth_of_the_documented(entry: dict[str, Any]) -> 
         assert ours[entry["operation"]]() == pytest.approx(documented_ru, rel=0.1), size_kb
 
 
-def item_of(name: str, size: int, made: int = 0) -> dict[str, Any]:
+def item_of(name: str, size: int, created: int = 0) -> dict[str, Any]:
     """Return an item that is stored in *size* bytes, of which the system properties take *made*."""
     item = {"id": name, "pad": ""}
-    item["pad"] = "x" * (size - made - len(orjson.dumps(item)))
+    item["pad"] = "x" * (size - created - len(orjson.dumps(item)))
     return item
 
 
 @pytest.mark.parametrize(("size_kb", "read_ru", "write_ru"), [(1, 1.0, 5.0), (4, 1.14, 6.67), (64, 4.76, 22.67)])
-def test_the_wire_says_what_the_formulas_say(clock: FakeClock, size_kb: int, read_ru: float, write_ru: float) -> None:
+def test_measured_charges_match_the_formulas(clock: FakeClock, size_kb: int, read_ru: float, write_ru: float) -> None:
     direct = Direct(clock, indexingPolicy={"indexingMode": "none"})
-    made = direct.item("POST", "a", {"id": "a"})
-    item = item_of("a", size_kb * KB, len(made.body) - len(b'{"id":"a"}'))
+    response = direct.item("POST", "a", {"id": "a"})
+    item = item_of("a", size_kb * KB, len(response.body) - len(b'{"id":"a"}'))
     assert direct.item("DELETE", "a").status == 204
-    made = direct.item("POST", "a", item)
-    assert (len(made.body), made.charge_ru) == (size_kb * KB, write_ru)
+    response = direct.item("POST", "a", item)
+    assert (len(response.body), response.charge_ru) == (size_kb * KB, write_ru)
     assert direct.item("GET", "a").charge_ru == read_ru
     assert direct.item("PUT", "a", item).charge_ru == 2 * write_ru
     assert direct.item("DELETE", "a").charge_ru == write_ru

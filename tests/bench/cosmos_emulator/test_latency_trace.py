@@ -46,10 +46,10 @@ def test_reads_are_recorded_by_operation_region_and_hour(tmp_path: Path) -> None
     trace.save(tmp_path / "trace.json")
     assert read_trace(tmp_path / "trace.json") == trace
     assert trace.count == 300
-    (latencies,) = {(each.operation, each.region) for each in trace.latencies}
+    (latencies,) = {(latency.operation, latency.region) for latency in trace.latencies}
     assert latencies == ("read_item", "Emulated West")
-    assert all(0 <= each.hour < 24 for each in trace.latencies)
-    assert min(latency_us for each in trace.latencies for latency_us, _ in each.counts) > 0
+    assert all(0 <= latency.hour < 24 for latency in trace.latencies)
+    assert min(latency_us for latency in trace.latencies for latency_us, _ in latency.counts) > 0
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

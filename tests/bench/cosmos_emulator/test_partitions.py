@@ -31,7 +31,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
 
 @pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
 @pytest.mark.parametrize("charge_ru", [pytest.param(1.0, marks=pytest.mark.soak), 1.14, 10.8, 145.9])
-def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
+def test_provisioned_throughput_is_admitted(ru: int, charge_ru: float) -> None:
     partitions = Partitions(Throughput(ru), 1)
     keys = [f"user-{n}" for n in range(997)]
     seconds = 100 if charge_ru > 100 else 10
@@ -47,14 +47,14 @@ def test_a_hot_key_gets_the_share_of_its_partition() -> None:
     assert total == pytest.approx(9 * 5_500, rel=0.01)
 
 
-def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
+def test_full_partitions_split_and_never_merge() -> None:
     partitions = Partitions(Throughput(400), 1)
     partitions.provision(Throughput(10_000))
-    assert [one.id for one in partitions.all] == ["0"]
+    assert [partition.id for partition in partitions.all] == ["0"]
     partitions.provision(Throughput(20_000))
-    assert [(one.id, one.parents) for one in partitions.all] == [("1", ("0",)), ("2", ("0",))]
+    assert [(partition.id, partition.parents) for partition in partitions.all] == [("1", ("0",)), ("2", ("0",))]
     partitions.provision(Throughput(400))
-    assert [one.budgets[0].rate for one in partitions.all] == [200, 200]
+    assert [partition.budgets[0].rate for partition in partitions.all] == [200, 200]
     with pytest.raises(HttpError) as error:
         partitions.with_id("0")
     assert error.value.status == 410
@@ -67,10 +67,10 @@ def test_keys_spread_evenly_over_ranges_that_have_no_gap() -> None:
     for left, right in zip(partitions.all, partitions.all[1:], strict=False):
         assert left.maximum == right.minimum
     held = [partitions.of(encode(f"user-{n}")).id for n in range(9000)]
-    assert all(850 < held.count(one.id) < 1150 for one in partitions.all)
+    assert all(850 < held.count(partition.id) < 1150 for partition in partitions.all)
 
 
-def test_hashes_are_the_sdks_own() -> None:
+def test_partition_hashes_match_the_sdk() -> None:
     chosen = random.Random(3)
     values: list[Any] = [None, True, False, 0, 1, -1, 1.5, -2.25, 1e300, 2**31, 2**40, "x", "ü" * 60]
     values += ["a" * length for length in range(1, 110)]

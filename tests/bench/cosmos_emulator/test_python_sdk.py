@@ -25,8 +25,8 @@ ACROSS: dict[str, Any] = {"enable_cross_partition_query": True}
 
 @pytest.fixture
 def server() -> Iterator[Emulator]:
-    with emulator_thread(EmulatorSettings(port=0)) as (made, _):
-        yield made
+    with emulator_thread(EmulatorSettings(port=0)) as (emulator, _):
+        yield emulator
 
 
 def charge(result: object) -> float:
@@ -45,7 +45,7 @@ def test_the_sync_sdk(server: Emulator) -> None:
     client = CosmosClient(server.endpoint, server.key)
     database = client.create_database_if_not_exists("sync")
     assert client.create_database_if_not_exists("sync").id == "sync"
-    assert [one["id"] for one in client.list_databases()] == ["sync"]
+    assert [database["id"] for database in client.list_databases()] == ["sync"]
     with refused(409):
         client.create_database("sync")
     container = database.create_container("lists", PartitionKey("/id"), offer_throughput=11_000)
@@ -68,16 +68,16 @@ def test_the_sync_sdk(server: Emulator) -> None:
 
 
 def _check_items(container: ContainerProxy) -> None:
-    made = container.create_item({"id": "u0", "n": 0, "name": "ü€ 'quoted\""})
-    assert charge(made) == 5.6
+    item = container.create_item({"id": "u0", "n": 0, "name": "ü€ 'quoted\""})
+    assert charge(item) == 5.6
     assert charge(container.read_item("u0", "u0")) == 1.0
     assert container.read_item("u0", "u0")["name"] == "ü€ 'quoted\""
     with refused(409):
         container.create_item({"id": "u0"})
     again = container.upsert_item({"id": "u0", "n": 1})
-    assert again["_rid"] == made["_rid"]
+    assert again["_rid"] == item["_rid"]
     with refused(412):
-        container.replace_item("u0", {"id": "u0"}, etag=made["_etag"], match_condition=UNCHANGED)
+        container.replace_item("u0", {"id": "u0"}, etag=item["_etag"], match_condition=UNCHANGED)
     container.replace_item("u0", {"id": "u0", "n": 2}, etag=again["_etag"], match_condition=UNCHANGED)
     container.delete_item("u0", "u0")
     with refused(404):
@@ -99,7 +99,7 @@ def _check_queries(container: ContainerProxy) -> None:
         list(container.query_items("SELECT udf.f(c) FROM c", **ACROSS))
 
 
-def test_the_emulators_own_pages_and_options() -> None:
+def test_emulator_pages_and_options() -> None:
     trusting = ssl.create_default_context()
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE

@@ -43,7 +43,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         headers = signed("GET", "docs", link, now=clock() + skew_s)
         assert direct.request("GET", ITEM, headers=key | headers).status == status
     headers = signed("GET", "docs", link, now=clock())
-    headers["authorization"] = re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), headers["authorization"])
+    headers["authorization"] = re.sub(r"%[0-9A-F]{2}", lambda match: match[0].lower(), headers["authorization"])
     assert direct.request("GET", ITEM, headers=key | headers).status == 404
     wrong = [
         signed("GET", "docs", link, now=clock(), key="d3Jvbmc="),
@@ -60,7 +60,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         assert EMULATOR_KEY.encode() not in refused.body
 
 
-def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
+def test_exhausted_second_gives_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
     clock.now += 0.25
     direct.item("POST", "a", {"id": "a"})
     direct.container.partitions.all[0].charge(clock(), 4000)
@@ -79,13 +79,11 @@ def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) 
         ("", 0, ["http://127.0.0.1:8081/", "http://127.0.0.1:8082/"]),
     ],
 )
-def test_the_account_names_the_hosts_that_callers_can_reach(
-    clock: FakeClock, host: str, region: int, endpoints: list[str]
-) -> None:
+def test_account_names_reachable_hosts(clock: FakeClock, host: str, region: int, endpoints: list[str]) -> None:
     direct = Direct(clock, regions=2)
     headers = signed("GET", "", "", now=clock()) | {"host": host}
     account = body_of(direct.request("GET", "/", headers=headers, region=region))
-    assert [one["databaseAccountEndpoint"] for one in account["readableLocations"]] == endpoints
+    assert [location["databaseAccountEndpoint"] for location in account["readableLocations"]] == endpoints
     assert account["writableLocations"] == account["readableLocations"][:1]
 
 
@@ -108,7 +106,7 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     ("mode", "condition", "scanned"),
     [("none", "c.n = @n", 60), ("none", "c.n = @n AND c.id IN (@id)", 0), ("consistent", "c.n = @n", 0)],
 )
-def test_a_condition_without_an_index_costs_what_it_loads(
+def test_unindexed_condition_is_charged_for_loaded_documents(
     clock: FakeClock, mode: str, condition: str, scanned: int
 ) -> None:
     direct = Direct(clock, indexingPolicy={"indexingMode": mode})
@@ -116,7 +114,7 @@ def test_a_condition_without_an_index_costs_what_it_loads(
         direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n})
     parameters = [{"name": "@n", "value": 7}, {"name": "@id", "value": "u7"}]
     response = direct.query(f"SELECT * FROM c WHERE {condition}", parameters)
-    assert [one["n"] for one in body_of(response)["Documents"]] == [7]
+    assert [document["n"] for document in body_of(response)["Documents"]] == [7]
     assert response.charge_ru == pytest.approx(1.8 + 1 + 0.0529 * scanned, abs=0.01)
 
 
@@ -132,9 +130,7 @@ def test_a_condition_without_an_index_costs_what_it_loads(
         ("forbidden", 403, 0),
     ],
 )
-def test_faults_answer_in_place_of_the_service(
-    direct: Direct, clock: FakeClock, kind: str, status: int, sub: int
-) -> None:
+def test_injected_faults_replace_answers(direct: Direct, clock: FakeClock, kind: str, status: int, sub: int) -> None:
     direct.service.faults.replace([{"kind": kind, "operation": "read item", "for_s": 5}], clock())
     assert substatus(direct.item("GET", "a")) == (status, sub)
     assert direct.item("POST", "a", {"id": "a"}).status == 201
@@ -146,8 +142,8 @@ def test_a_slow_fault_can_be_of_one_partition_and_a_reset_of_one_region(clock: F
     direct = Direct(clock, ru=11_000, regions=2)
     faults = [{"kind": "slow", "partition": "0", "delay_ms": 40}, {"kind": "region-gone", "region": 1}]
     direct.service.faults.replace(faults, clock())
-    made = [direct.item("POST", f"u{n}", {"id": f"u{n}"}) for n in range(20)]
-    delays = {one.headers["x-ms-documentdb-partitionkeyrangeid"]: one.delay_s for one in made}
+    responses = [direct.item("POST", f"u{n}", {"id": f"u{n}"}) for n in range(20)]
+    delays = {response.headers["x-ms-documentdb-partitionkeyrangeid"]: response.delay_s for response in responses}
     assert delays == {"0": 0.04, "1": 0.0}
     assert direct.request("GET", "/", region=1).reset
     assert not direct.request("GET", "/", region=0).reset
@@ -156,14 +152,14 @@ def test_a_slow_fault_can_be_of_one_partition_and_a_reset_of_one_region(clock: F
 WANTED = "p50=4ms,p99=10ms"
 
 
-def test_drawn_delays_have_the_percentiles_that_were_given() -> None:
+def test_drawn_delays_have_the_requested_percentiles() -> None:
     delay_s = parse_latency(WANTED)
     drawn = quantiles((delay_s() for _ in range(100_000)), n=100)
     assert drawn[49] == pytest.approx(0.004, rel=0.02)
     assert drawn[98] == pytest.approx(0.010, rel=0.03)
 
 
-def test_only_the_data_plane_is_delayed_and_refusals_with_it() -> None:
+def test_data_plane_answers_and_refusals_are_delayed() -> None:
     direct = Direct(lambda: 1_000_000_000.5)
     direct.service.latency = parse_latency(WANTED)
     assert direct.request("GET", "/dbs/d/colls/c").delay_s == 0

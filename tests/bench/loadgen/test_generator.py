@@ -41,11 +41,11 @@ class Server(asyncio.Protocol):
 @asynccontextmanager
 async def serving(act: Act) -> AsyncIterator[str]:
     counter = list[int]()
-    made = list[Server]()
+    servers = list[Server]()
 
     def accept() -> Server:
-        made.append(Server(act, counter))
-        return made[-1]
+        servers.append(Server(act, counter))
+        return servers[-1]
 
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -53,8 +53,8 @@ async def serving(act: Act) -> AsyncIterator[str]:
     finally:
         server.close()
         await server.wait_closed()
-        for each in made:
-            each.transport.abort()
+        for started in servers:
+            started.transport.abort()
         await asyncio.sleep(0)
 
 
@@ -146,9 +146,7 @@ def say(*answers: bytes) -> Act:
         ),
     ],
 )
-async def test_what_a_server_does_is_counted_and_adds_up(
-    act: Act, load: dict[str, Any], expected: dict[str, Any]
-) -> None:
+async def test_every_server_behaviour_is_counted(act: Act, load: dict[str, Any], expected: dict[str, Any]) -> None:
     usual: dict[str, Any] = {"requests": Gets("/"), "rate": 100, "duration_s": 0.1, "connections": 2}
     async with serving(act) as url:
         result = await drive(Load(**({"url": url} | usual | load)))
@@ -190,7 +188,7 @@ async def test_a_closed_loop_is_invalid_if_the_generator_had_no_cpu_to_spare() -
         ({"rate": 0.0}, "rate"),
     ],
 )
-def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], word: str) -> None:
+def test_impossible_load_is_refused_with_a_message(wrong: dict[str, Any], word: str) -> None:
     options: dict[str, Any] = {"url": "http://127.0.0.1:1", "path": "/", "rate": 1.0, "duration_s": 1.0, **wrong}
     with pytest.raises(ValueError, match=word):
         Load(requests=Gets(options.pop("path")), **options)

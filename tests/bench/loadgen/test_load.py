@@ -14,9 +14,9 @@ from hotplate.bench.options import HttpOptions
 
 
 def test_poisson_arrivals_match_the_requested_rate_spread_and_seed() -> None:
-    found = np.array(list(dues(500, 200, seed=3)))
-    assert len(found) == pytest.approx(100_000, rel=0.02)
-    gaps = np.diff(found)
+    arrivals_s = np.array(list(dues(500, 200, seed=3)))
+    assert len(arrivals_s) == pytest.approx(100_000, rel=0.02)
+    gaps = np.diff(arrivals_s)
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
     assert list(dues(50, 2, seed=3)) == list(dues(50, 2, seed=3))
     assert list(dues(50, 2, seed=3)) != list(dues(50, 2, seed=4))
@@ -29,9 +29,9 @@ def drawn(draw: KeyDraw, count: int, size: int = 40_000) -> Counter[str]:
 
 def test_unknown_users_have_their_share() -> None:
     keys = RequestKeys(["a", "b"], Uniform(), unknown=0.25)
-    found = list(itertools.islice(keys, 20_000))
-    assert sum(key.startswith("unknown-") for key in found) == pytest.approx(5_000, rel=0.05)
-    assert list(itertools.islice(keys, 100)) == found[:100]
+    users = list(itertools.islice(keys, 20_000))
+    assert sum(key.startswith("unknown-") for key in users) == pytest.approx(5_000, rel=0.05)
+    assert list(itertools.islice(keys, 100)) == users[:100]
 
 
 def test_requests_go_over_the_wire_whole() -> None:
@@ -56,10 +56,10 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         headers=("X-API-Key: s3cret",),
         store="redis://me:s3cret@h:1/0",
     )
-    made = make_plan(options)
-    assert made.load.headers == {"X-API-Key": "s3cret"}
-    assert "s3cret" not in str(made.options.to_json())
-    assert made.load.sample_every
+    plan = make_plan(options)
+    assert plan.load.headers == {"X-API-Key": "s3cret"}
+    assert "s3cret" not in str(plan.options.to_json())
+    assert plan.load.sample_every
     assert make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests == Gets("/livez")
 
 
@@ -77,6 +77,6 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"duration": "0s"}, "above zero"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_sentence(wrong: dict[str, object], words: str) -> None:
+def test_invalid_load_options_are_refused_with_a_message(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(BenchMisused, match=words):
         make_plan(HttpOptions(**({"url": "http://127.0.0.1:1", "users": 10} | wrong)))  # type: ignore[arg-type]  # wrong on purpose

@@ -16,7 +16,7 @@ from tests.support.property import depths, explore
 
 FUNCTIONS = {
     "ceil": lambda value: math.ceil(round(value, 9)),
-    **{each.__name__: each for each in (max, min, round, round_up, math.log, math.sqrt)},
+    **{function.__name__: function for function in (max, min, round, round_up, math.log, math.sqrt)},
 }
 VARIED: dict[str, st.SearchStrategy[Any]] = {
     "users": st.integers(1, 50_000_000),
@@ -43,7 +43,7 @@ VARIED: dict[str, st.SearchStrategy[Any]] = {
     "pod_rps": st.none() | st.floats(1, 10_000),
 }
 varied = st.fixed_dictionaries(VARIED).map(
-    lambda each: each | {"region_share": max(each["region_share"], 1 / each["regions"])}
+    lambda inputs: inputs | {"region_share": max(inputs["region_share"], 1 / inputs["regions"])}
 )
 Inputs = dict[str, object]
 
@@ -55,7 +55,7 @@ def evaluated(figure: PlanFigure) -> float | None:
     except SyntaxError:
         return None
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    values = {each.name: each.value for each in figure.operands}
+    values = {operand.name: operand.value for operand in figure.operands}
     assert names <= values.keys() | FUNCTIONS.keys(), f"{figure.name} names what is no figure: {figure.formula}"
     return float(eval(compile(tree, figure.name, "eval"), {"__builtins__": {}} | FUNCTIONS, values))
 
@@ -73,7 +73,7 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
                 assert calculated == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
                 counted += 1
         assert counted > 60
-        assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {
+        assert {figure.name for _, figure in explain(plan.figures, "cosmos_total")} >= {
             "peak_rps",
             "users",
             "price_ru_hour",
@@ -109,9 +109,7 @@ def test_cost_never_falls_with_load_size_or_regions_nor_rises_with_a_cache(examp
 
 
 @depths(60, 200)
-def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
-    tmp_path_factory: pytest.TempPathFactory, examples: int
-) -> None:
+def test_saved_plan_round_trips_without_growth(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
     def check(inputs: Inputs) -> None:
         plan = a_plan(**inputs)
         path = tmp_path_factory.getbasetemp() / "saved.toml"
@@ -139,6 +137,6 @@ def test_growth_within_the_bound_passes_and_a_lost_option_does_not(tmp_path: Pat
     plan = a_plan(peak_rps=700)
     path.write_text(to_toml(plan))
     baseline = read_baseline(path)
-    assert not [each for each in growth(plan.with_inputs(peak_rps=770), baseline) if each.startswith("serve_ru")]
-    (gone,) = [each for each in growth(plan.with_inputs(regions=2), baseline) if each.startswith("serverless_cost")]
+    assert not [line for line in growth(plan.with_inputs(peak_rps=770), baseline) if line.startswith("serve_ru")]
+    (gone,) = [line for line in growth(plan.with_inputs(regions=2), baseline) if line.startswith("serverless_cost")]
     assert "is not possible: 2 regions" in gone

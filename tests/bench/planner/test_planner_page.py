@@ -143,8 +143,8 @@ async def test_inputs_change_the_answer_to_that_of_the_command(address: str, tmp
         expected = json_of(*command[1:])
         assert await page.evaluate("document.getElementById('answer').textContent") == expected["sentence"]
         assert await shown_table(page, "#summary") == table_of(expected)
-        others = [row["figure"] for row in expected["rows"] if row["figure"] not in OPTIONS]
-        assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == others
+        other_figures = [row["figure"] for row in expected["rows"] if row["figure"] not in OPTIONS]
+        assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == other_figures
 
 
 async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp
     assert figures(by_query) == figures(by_file)
 
 
-async def test_pictures_are_of_cost_a_day_and_the_measured_sweep(address: str, tmp_path: Path) -> None:
+async def test_plots_show_daily_cost_and_the_measured_sweep(address: str, tmp_path: Path) -> None:
     async with planner(address, tmp_path) as page:
         labels = await page.evaluate("[...document.querySelectorAll('#plots .wide svg')].map((plot) => plot.ariaLabel)")
         assert labels == [

@@ -58,7 +58,7 @@ class RetailList(BaseHTTPRequestHandler):
         condition = query["$filter"][0]
         skip = int(query.get("$skip", ["0"])[0])
         names = {"Azure Cosmos DB": COSMOS, "Virtual Machines": MACHINES, "Redis Cache": REDIS}
-        items = next(found for name, found in names.items() if name in condition)
+        items = next(prices for name, prices in names.items() if name in condition)
         port = self.headers["Host"].partition(":")[2]
         more = f"http://127.0.0.1:{port}{self.path.partition('&$skip')[0]}&$skip={skip + 2}"
         following = more if skip + 2 < len(items) else None
@@ -119,7 +119,7 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
         ({"CustomerEntityId": "x" * 5_000_000}, "more than 4,000,000 bytes"),
     ],
 )
-def test_an_answer_that_makes_no_sense_is_refused(change: dict[str, Any], sentence: str) -> None:
+def test_malformed_price_answer_is_refused(change: dict[str, Any], sentence: str) -> None:
     with retail_list(**change) as url, pytest.raises(BenchFailed, match=sentence):
         read(url)
 
@@ -127,12 +127,12 @@ def test_an_answer_that_makes_no_sense_is_refused(change: dict[str, Any], senten
 @pytest.mark.parametrize(
     ("region", "currency"), [("West Europe", "EUR"), ("x' or 1 eq 1", "EUR"), ("westeurope", "eur")]
 )
-def test_what_is_no_region_or_currency_is_not_asked_for(region: str, currency: str) -> None:
+def test_invalid_region_or_currency_is_not_requested(region: str, currency: str) -> None:
     with pytest.raises(BenchMisused, match="--prices-from-azure"):
         fetch_prices(region, currency, TODAY, "http://127.0.0.1:1/")
 
 
-def test_the_command_writes_a_file_that_a_plan_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_writes_a_price_file_for_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "prices.toml"
     with retail_list() as url:
         monkeypatch.setattr(azure_prices, "RETAIL", url)

@@ -168,7 +168,7 @@ SCENARIOS: dict[str, tuple[dict[str, object], dict[str, float]]] = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_plan_says_what_the_sum_says(name: str) -> None:
+def test_plan_matches_independent_sums(name: str) -> None:
     inputs, expected = SCENARIOS[name]
     plan = a_plan(**inputs)
     for figure, value in expected.items():
@@ -176,7 +176,7 @@ def test_a_plan_says_what_the_sum_says(name: str) -> None:
         assert plan.number(figure) == pytest.approx(value, rel=within), figure
 
 
-def test_what_is_not_possible_has_no_price() -> None:
+def test_impossible_plan_has_no_price() -> None:
     def reason(cost: str, **inputs: object) -> str:
         return str(a_plan(**inputs).figures[cost].value)
 
@@ -186,15 +186,15 @@ def test_what_is_not_possible_has_no_price() -> None:
     assert "more than B1000" in reason("redis_cost", users=1_000_000_000)
     plan = a_plan(users=1_000_000_000)
     assert plan.figures["redis_total"].value == plan.figures["redis_cost"].value
-    made = report(plan, "prices.toml")
-    assert "Redis is not possible" in made.sentence
-    assert made.row("in all, USD/month", "redis").value is None  # type: ignore[union-attr]  # it has one
-    assert made.verdicts["no"].endswith(
+    plan_report = report(plan, "prices.toml")
+    assert "Redis is not possible" in plan_report.sentence
+    assert plan_report.row("in all, USD/month", "redis").value is None  # type: ignore[union-attr]  # it has one
+    assert plan_report.verdicts["no"].endswith(
         "Redis: 2,667 GB, uneven over its shards, or its reads/s are more than B1000, the largest, holds"
     )
 
 
-def test_a_difference_within_what_prices_are_known_to_is_a_tie() -> None:
+def test_difference_within_price_uncertainty_is_a_tie() -> None:
     # Redis: two B0 at 0.016, ±20 %: 19 to 28 USD. Cosmos DB by serverless: listed prices, ±10 %.
     def at(reads_s: float) -> str:
         return report(a_plan(peak_rps=reads_s), "prices.toml").sentence.partition(". ")[2]
@@ -209,9 +209,9 @@ def test_a_difference_within_what_prices_are_known_to_is_a_tie() -> None:
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 
-def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> None:
+def test_container_for_a_fast_publish_keeps_its_partitions() -> None:
     fast = a_plan(publish_ru=50_000)
-    assert any("9 partitions for life, and 1 would do" in each for each in warnings(fast))
+    assert any("9 partitions for life, and 1 would do" in warning for warning in warnings(fast))
     assert a_plan(publish_ru=6_000).number("new_partitions") == 1
     assert a_plan(publish_ru=6_100).number("new_partitions") == 2
     assert a_plan(publish_ru=10_000, capacity="autoscale").number("new_partitions") == 1
@@ -219,11 +219,11 @@ def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> N
     # 7,000 / 0.7 = 10,000 RU/s: a new container of them has 2, though 1 could carry them
     serving = a_plan(peak_rps=7_000)
     assert (serving.number("serve_ru"), serving.number("partitions")) == (10_000, 2)
-    assert not any("for life" in each for each in warnings(serving))
+    assert not any("for life" in warning for warning in warnings(serving))
 
 
 @pytest.mark.parametrize(("encoding", "titles"), [("json", 0), ("json", 12), ("zstd", 0)])
-def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -> None:
+def test_planned_item_size_matches_the_store(encoding: str, titles: int) -> None:
     line = b'{"id":"12345678","score":0.1234' + (b',"title":"' + b"t" * titles + b'"' if titles else b"") + b"}"
     value = b",\n".join([line] * 20) if encoding == "json" else bytes(range(128, 256)) + b"\xff" * 42
     plan = a_plan(
@@ -234,16 +234,16 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
         assert plan.number("json_bytes") == len(value)
 
 
-def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
+def test_redis_overhead_of_a_row_matches_the_store() -> None:
     redis = pytest.importorskip("hotplate.stores.redis.examination")
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
     assert pytest.importorskip("hotplate.stores.redis.keys").BUCKETS == REDIS_BUCKETS
 
 
-def test_the_shortage_follows_from_what_reads_need() -> None:
+def test_shortage_follows_from_reads() -> None:
     # Without headroom, what is provisioned is what reads need.
-    made = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
-    assert made.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
+    plan_report = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
+    assert plan_report.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.
     split = report(a_plan(peak_rps=4_000, have_ru=6_100, hot_share=0.9), "prices.toml")
     assert split.sentence.startswith("6,100 RU/s are split over 2 partitions: 19 of 100 reads get 429. ")
@@ -256,7 +256,7 @@ def test_the_shortage_follows_from_what_reads_need() -> None:
     assert refused_share(400, 400, 1, 3) == pytest.approx(0)
 
 
-def test_ru_alone_tell_what_they_carry() -> None:
+def test_provisioned_ru_alone_give_the_possible_load() -> None:
     carries = report(a_plan(users=None, peak_rps=None, hot_share=None, have_ru=9_000), "prices.toml")
     assert (
         carries.sentence
@@ -268,13 +268,13 @@ def test_ru_alone_tell_what_they_carry() -> None:
 
 def test_reads_and_money_are_of_all_regions() -> None:
     plan = a_plan(users=None, peak_rps=None, hot_share=None, have_ru=4_000, regions=3)
-    made = report(plan, "prices.toml")
-    figures = {row.note: row.value for row in made.rows}
+    plan_report = report(plan, "prices.toml")
+    figures = {row.note: row.value for row in plan_report.rows}
     assert figures["carried_region_reads"] == 4_000
     assert figures["carried_reads"] == 12_000
     assert figures["carried_cost"] == pytest.approx(3 * 4_000 * RU_MONTH)
-    assert made.sentence.startswith("4,000 RU/s in each of 3 regions carry 12,000 reads/s in all, 8,400 ")
-    assert made.sentence.endswith("or 667 lists published/s, for 701 USD a month")
+    assert plan_report.sentence.startswith("4,000 RU/s in each of 3 regions carry 12,000 reads/s in all, 8,400 ")
+    assert plan_report.sentence.endswith("or 667 lists published/s, for 701 USD a month")
 
 
 def test_files_are_priced_by_the_disks_and_the_memory_of_pods() -> None:
@@ -294,12 +294,12 @@ def test_reads_that_the_integrated_cache_answers_cost_no_request_units() -> None
     assert plan.number("manual_total") - plan.number("manual_cost") > 200
     assert plan.number("redis_total") - plan.number("redis_cost") < 200
     assert not [*warnings(plan)]
-    assert any("--gateway-month" in each for each in warnings(a_plan(gateway_hit_rate=0.5)))
+    assert any("--gateway-month" in warning for warning in warnings(a_plan(gateway_hit_rate=0.5)))
     with pytest.raises(PlanMisused, match="answers session and eventual reads only"):
         a_plan(gateway_hit_rate=0.5, consistency="strong")
 
 
-def test_redis_costs_less_from_the_rate_that_is_named() -> None:
+def test_redis_is_cheaper_from_the_stated_rate() -> None:
     plan = a_plan(users=1_000_000, zipf=0.9, hot_share=None)
     from_rps = break_even_rps(plan)
     assert from_rps is not None
@@ -310,7 +310,7 @@ def test_redis_costs_less_from_the_rate_that_is_named() -> None:
     assert break_even_rps(a_plan(users=100_000_000)) is None
 
 
-def test_the_summary_is_complete_at_80_columns_and_short() -> None:
+def test_summary_is_short_and_complete_at_80_columns() -> None:
     for inputs in ({}, {"users": 2_663_308, "regions": 2, "have_ru": 11_000, "capacity": "autoscale", "zipf": 0.9}):
         out = io.StringIO()
         print_report(report(a_plan(**{"users": 1_000_000, **inputs}), "prices.toml"), Console(file=out, width=80))
@@ -330,15 +330,15 @@ def test_ru_that_azure_does_not_provision_are_refused(have_ru: str) -> None:
 
 
 @pytest.mark.parametrize("hot_share", [0.3, 0.27])  # 4,500 RU/s of 15,000 are in no plan; 4,050 multiply it
-def test_a_user_who_needs_a_partition_is_named(hot_share: float) -> None:
+def test_hottest_user_beyond_a_partition_is_a_warning(hot_share: float) -> None:
     (first, *_) = warnings(a_plan(peak_rps=15_000, hot_share=hot_share))
     assert first.startswith(f"the hottest user alone takes {15_000 * hot_share:,.0f} RU/s; as each of ")
-    assert not any("hottest" in each for each in warnings(a_plan(peak_rps=15_000, hot_share=0.1)))
+    assert not any("hottest" in warning for warning in warnings(a_plan(peak_rps=15_000, hot_share=0.1)))
 
 
 def test_a_publish_is_billed_by_the_hours_of_the_clock() -> None:
     plan = a_plan(users=10_000_000, window_hours=2)
     took_s = plan.number("publish_hours") * 3600
     starts = [database_cost(400, 1, plan.prices, now, took_s)[1] for now in range(0, 3600, 10)]
-    hours = fmean(int(each.rpartition(" ")[2]) for each in starts)
+    hours = fmean(int(start.rpartition(" ")[2]) for start in starts)
     assert plan.number("publish_billed_hours") == pytest.approx(hours, rel=0.01)

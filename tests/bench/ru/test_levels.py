@@ -101,24 +101,24 @@ def measured(
         pytest.param(1_000, 1.14, 0.0, marks=pytest.mark.soak),
     ],
 )
-def test_a_window_of_ten_seconds_gains_no_second_of_budget(ru: int, charge_ru: float, offset_s: float) -> None:
-    found = measured(ru, charge_ru, offset_s=offset_s)
-    assert not found.computed
-    assert found.reads_s == pytest.approx(ru / charge_ru, rel=0.02)
-    assert found.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
-    assert found.at(CALM).throttled == 0
-    assert found.at(CALM).refused < 0.001
+def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offset_s: float) -> None:
+    level = measured(ru, charge_ru, offset_s=offset_s)
+    assert not level.computed
+    assert level.reads_s == pytest.approx(ru / charge_ru, rel=0.02)
+    assert level.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
+    assert level.at(CALM).throttled == 0
+    assert level.at(CALM).refused < 0.001
 
 
-def test_a_level_that_spends_saved_up_capacity_is_refused_with_the_reason() -> None:
-    found = measured(400, emulated=False, saved_ru=400 * 300)
-    assert found.at(OVERLOAD).accepted_s > BURST * 400
-    assert found.computed
-    assert "burst capacity" in found.failed
-    assert found.reads_s == 400  # by the charge, not by what was saved up
-    made = reported(found)
-    assert made.exit_code == 1
-    assert any("burst capacity" in each for each in made.complaints)
+def test_level_that_used_burst_capacity_is_refused() -> None:
+    level = measured(400, emulated=False, saved_ru=400 * 300)
+    assert level.at(OVERLOAD).accepted_s > BURST * 400
+    assert level.computed
+    assert "burst capacity" in level.failed
+    assert level.reads_s == 400  # by the charge, not by what was saved up
+    reported_run = reported(level)
+    assert reported_run.exit_code == 1
+    assert any("burst capacity" in complaint for complaint in reported_run.complaints)
 
 
 def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
@@ -126,34 +126,34 @@ def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
     attempt = Account(10 * level.ru, level.charge_ru).attempt(level, 3)
 
     def tried(share: float) -> Trial:
-        made = attempt(share)
+        trial = attempt(share)
         seconds = tuple(
-            replace(each, latencies_s=each.latencies_s[: int(len(each.latencies_s) * share_through)])
-            for each in made.result.seconds
+            replace(second, latencies_s=second.latencies_s[: int(len(second.latencies_s) * share_through)])
+            for second in trial.result.seconds
         )
-        return replace(made, result=replace(made.result, seconds=seconds))
+        return replace(trial, result=replace(trial.result, seconds=seconds))
 
     return tried
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_what_this_machine_cannot_drive_is_computed_not_the_accounts_limit(*, emulated: bool) -> None:
+def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
-    found = measure_level(level, throttling(level, 0.5), emulated=emulated, time_left=lambda: True)
-    assert found.computed
-    assert found.reads_s == 400
-    assert "this machine" in found.unproven
-    made = reported(found)
-    assert made.exit_code == 0
-    rows = {row.figure: row for row in made.rows if row.main}
+    measured_level = measure_level(level, throttling(level, 0.5), emulated=emulated, time_left=lambda: True)
+    assert measured_level.computed
+    assert measured_level.reads_s == 400
+    assert "this machine" in measured_level.unproven
+    reported_run = reported(measured_level)
+    assert reported_run.exit_code == 0
+    rows = {row.figure: row for row in reported_run.rows if row.main}
     assert rows["reads/s"].note == "computed"
     assert rows["p99"].value is None
     assert rows["p99"].note == "computed"
     assert all(row.value is not None for name, row in rows.items() if name not in {"p50", "p99"})
-    assert [curve.y for curve in made.plots[0].below.curves] == [(None,) * 4]  # type: ignore[union-attr]  # as the table
+    assert [curve.y for curve in reported_run.plots[0].below.curves] == [(None,) * 4]  # type: ignore[union-attr]  # as the table
 
 
-def test_a_level_that_is_nearly_reached_keeps_what_was_measured() -> None:
+def test_nearly_reached_level_keeps_its_measurement() -> None:
     """On two slow cores no level from 4,000 RU/s on had a p99, and the headline ended at 1,000 RU/s."""
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     levels = list[float]()
@@ -164,63 +164,65 @@ def test_a_level_that_is_nearly_reached_keeps_what_was_measured() -> None:
         levels.append(share)
         return slow(share) if share == OVERLOAD else idle(share)
 
-    found = measure_level(level, attempt, emulated=True, time_left=lambda: True)
+    measured_level = measure_level(level, attempt, emulated=True, time_left=lambda: True)
     assert levels[:3] == [OVERLOAD] * 3  # it is tried again
-    assert not found.computed
-    made = reported(found)
-    reads = row(made, "reads/s")
+    assert not measured_level.computed
+    reported_run = reported(measured_level)
+    reads = row(reported_run, "reads/s")
     assert (reads.note, reads.mark) == ("at least", "+")
     assert reads.value == pytest.approx(0.87 * 1.1 * 400, rel=0.02)
-    assert row(made, "p99").value == pytest.approx(4_000, rel=0.01)
-    assert row(made, "429s at 110 % load").mark == "="
-    assert "400 RU/s carry at least 382 for 23 USD, p99 4 ms" in made.sentence
-    assert made.exit_code == 0
+    assert row(reported_run, "p99").value == pytest.approx(4_000, rel=0.01)
+    assert row(reported_run, "429s at 110 % load").mark == "="
+    assert "400 RU/s carry at least 382 for 23 USD, p99 4 ms" in reported_run.sentence
+    assert reported_run.exit_code == 0
 
 
-def test_a_deadline_that_no_read_meets_is_named() -> None:
+def test_unreachable_deadline_is_reported() -> None:
     """An account 70 ms away gave 0 of 400 reads/s, computed, and exit code 0."""
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     attempt = throttling(level, 0.0)
 
     def far(share: float) -> Trial:
-        made = attempt(share)
-        return replace(made, timeouts=made.due)
+        trial = attempt(share)
+        return replace(trial, timeouts=trial.due)
 
-    made = reported(measure_level(level, far, emulated=False, time_left=lambda: True), account="cosmos://account/db")
-    assert made.exit_code == 1
-    assert "met the service's deadline of 50 ms: the account is too far away" in made.failures[0]
+    reported_run = reported(
+        measure_level(level, far, emulated=False, time_left=lambda: True), account="cosmos://account/db"
+    )
+    assert reported_run.exit_code == 1
+    assert "met the service's deadline of 50 ms: the account is too far away" in reported_run.failures[0]
 
 
-def test_the_answer_speaks_of_the_highest_level_that_was_asked_for() -> None:
+def test_answer_is_about_the_highest_requested_level() -> None:
     small = measured(400)
-    made = reported(small, replace(small, ru=11_000, trials=(), unproven="this machine is slow"))
-    assert made.sentence == (
+    reported_run = reported(small, replace(small, ru=11_000, trials=(), unproven="this machine is slow"))
+    assert reported_run.sentence == (
         "100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; 11,000 RU/s carry (computed) 11,000 for 642 USD."
     )
 
 
-def test_a_level_at_which_the_generator_is_late_has_no_latency() -> None:
+def test_level_with_a_late_generator_has_no_latency() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     attempt = Account(400, 1.0).attempt(level, 3)
 
     def late(share: float) -> Trial:
-        return replace(made := attempt(share), result=delayed(made.result))
+        return replace(trial := attempt(share), result=delayed(trial.result))
 
-    made = reported(measure_level(level, late, emulated=True, time_left=lambda: False))
-    assert row(made, "p99").value is None
-    assert any("the generator itself was 30 ms late" in note for note in made.notes)
+    reported_run = reported(measure_level(level, late, emulated=True, time_left=lambda: False))
+    assert row(reported_run, "p99").value is None
+    assert any("the generator itself was 30 ms late" in note for note in reported_run.notes)
 
 
 def test_popular_lists_at_90_percent_load_break_the_run_of_an_account() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     full = Account(400, 1.0).attempt(level, 3)
     lossy = throttling(level, 0.8)
-    found = measure_level(
+    measured_level = measure_level(
         level, lambda share: full(share) if share == OVERLOAD else lossy(share), emulated=False, time_left=lambda: False
     )
-    made = reported(found, account="cosmos://account/db")
-    assert made.exit_code == 3
-    assert row(made, "p99").value is None
+    reported_run = reported(measured_level, account="cosmos://account/db")
+    assert reported_run.exit_code == 3
+    assert row(reported_run, "p99").value is None
 
 
 def reported(*levels: Level, account: str | None = None) -> Report:
@@ -228,20 +230,20 @@ def reported(*levels: Level, account: str | None = None) -> Report:
     return report(Sweep(options, levels, {1: 6.25}, 1, interrupted=False), load_prices())
 
 
-def row(made: Report, figure: str, subject: str = "400 RU/s") -> Row:
-    found = made.row(subject, figure)
-    assert found is not None
-    return found
+def row(report: Report, figure: str, subject: str = "400 RU/s") -> Row:
+    report_row = report.row(subject, figure)
+    assert report_row is not None
+    return report_row
 
 
-def test_the_database_is_our_own_in_the_account_that_was_named() -> None:
-    made = own_url("cosmos://account.example/theirs?ru=400&max_ru=500&region=West+US&ca=/a.pem", Throughput(11_000))
-    assert made.startswith("cosmos://account.example/hotplate-bench-")
-    assert made.endswith("?region=West+US&ca=%2Fa.pem&failover=no&ru=11000")
+def test_sweep_uses_a_separate_database_in_the_account() -> None:
+    url = own_url("cosmos://account.example/theirs?ru=400&max_ru=500&region=West+US&ca=/a.pem", Throughput(11_000))
+    assert url.startswith("cosmos://account.example/hotplate-bench-")
+    assert url.endswith("?region=West+US&ca=%2Fa.pem&failover=no&ru=11000")
     assert own_url("cosmos://a/db", Throughput(4_000, autoscale=True)).endswith("&ru=autoscale-4000")
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     wrong = {
         "levels": ("450", "300", "fast", "400,100k"),
         "item_kb": ("0", "a"),
@@ -256,10 +258,10 @@ def test_options_that_make_no_sense_are_refused() -> None:
             plan(replace(SweepOptions(), **{name: value}))  # type: ignore[arg-type]  # fields by name
 
 
-def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
+def test_each_started_hour_is_charged() -> None:
     planned = plan(SweepOptions(account=URL, levels="400,1k,11k"))
-    made, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0)
-    assert "11,400 RU/s in 2 region(s), for some" in made
+    total, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0)
+    assert "11,400 RU/s in 2 region(s), for some" in total
     assert "touches 1" in price
     _, price, _ = cost(planned, 2, load_prices(), now=3600 * 100.0 - 1)
     assert "touches 2" in price

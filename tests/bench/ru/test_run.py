@@ -38,19 +38,19 @@ SHORT = ("--levels", "400", "--duration", "2s")
 @pytest.fixture
 def account() -> Iterator[Emulator]:
     """An account in which somebody has a container already."""
-    with emulator() as made:
-        asyncio.run(fill(url_of(made)))
-        yield made
+    with emulator() as emulated:
+        asyncio.run(fill(url_of(emulated)))
+        yield emulated
 
 
 async def fill(url: str) -> None:
     address = parse(url, {})
     client = SignedClient(address)
-    made = CosmosAccount(address)
-    await made.create_database()
-    await made.create_container("theirs", Throughput(400))
+    containers = CosmosAccount(address)
+    await containers.create_database()
+    await containers.create_container("theirs", Throughput(400))
     await client.create("theirs", {"id": "a"})
-    await made.close()
+    await containers.close()
     await client.close()
 
 
@@ -63,8 +63,8 @@ def containers(account: Emulator, certificate: Path | None = None) -> set[tuple[
     context = ssl.create_default_context(cafile=certificate) if certificate else None
     with urllib.request.urlopen(account.endpoint + "__emulation/metrics", context=context) as answer:
         text = answer.read().decode()
-    found = re.findall(r'emulator_partition_(\w+)\{container="([^"]+)",partition="\d+"\} (\S+)', text)
-    return {(container, name, value) for name, container, value in found}
+    samples = re.findall(r'emulator_partition_(\w+)\{container="([^"]+)",partition="\d+"\} (\S+)', text)
+    return {(container, name, value) for name, container, value in samples}
 
 
 def databases(account: Emulator) -> set[str]:
@@ -82,7 +82,9 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_confirmation_nothing_is_created(
+    account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = containers(account)
     for answer, code in (("n\n", 1), ("", 2)):
         arguments = ("--account", url_of(account), *SHORT, "--out", tmp_path / "found")
@@ -113,7 +115,7 @@ def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Pa
     assert json.loads((tmp_path / "found.json").read_text())["interrupted"] is True
 
 
-def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
+def test_created_resources_are_dropped_after_an_error(account: Emulator) -> None:
     before = databases(account)
 
     class OddError(Exception):
@@ -131,7 +133,7 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
 
 def test_an_account_of_two_regions_is_read_in_one() -> None:
     """Hedged reads spent the RU/s of the other region: 410 of 400."""
-    with emulator("--second-region", "0") as made, sandbox(url_of(made), 400, {}) as opened:
+    with emulator("--second-region", "0") as account, sandbox(url_of(account), 400, {}) as opened:
         names = opened.regions()
         assert len(names) == 2
         assert "failover=no" in opened.url
@@ -191,18 +193,20 @@ def test_an_account_beyond_the_deadline_is_not_computed(tmp_path: Path) -> None:
 def test_a_low_level_through_a_service_is_within_2_percent_of_ru_by_charge(tmp_path: Path) -> None:
     done = run("--levels", "400", "--json", "--out", tmp_path / "found")
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    found = row(made, "400 RU/s", "reads/s")
-    assert found["note"] == "", made["notes"]
-    assert found["value"] == pytest.approx(400 / row(made, "400 RU/s", "charge of a read")["value"], rel=0.02)
-    assert row(made, "400 RU/s", "429s at 110 % load")["value"] == pytest.approx(1 - 1 / 1.1, abs=0.02)
-    assert row(made, "400 RU/s", "p99")["value"] > row(made, "400 RU/s", "p50")["value"] > 4_000
+    report = json.loads(done.stdout)
+    reads = row(report, "400 RU/s", "reads/s")
+    assert reads["note"] == "", report["notes"]
+    assert reads["value"] == pytest.approx(400 / row(report, "400 RU/s", "charge of a read")["value"], rel=0.02)
+    assert row(report, "400 RU/s", "429s at 110 % load")["value"] == pytest.approx(1 - 1 / 1.1, abs=0.02)
+    assert row(report, "400 RU/s", "p99")["value"] > row(report, "400 RU/s", "p50")["value"] > 4_000
     assert (tmp_path / "found.html").exists()
 
 
-def row(made: dict[str, Any], subject: str, figure: str) -> dict[str, Any]:
-    (found,) = (each for each in made["rows"] if (each["subject"], each["figure"]) == (subject, figure))
-    return dict(found)
+def row(report: dict[str, Any], subject: str, figure: str) -> dict[str, Any]:
+    (matching,) = (
+        candidate for candidate in report["rows"] if (candidate["subject"], candidate["figure"]) == (subject, figure)
+    )
+    return dict(matching)
 
 
 OURS = load()
@@ -236,8 +240,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(theirs: Path) -> Iterator[str]:
-    with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (made, _):
-        url = f"cosmos+{made.endpoint}db"
+    with emulator_thread(EmulatorSettings(port=0, charges=theirs)) as (emulator, _):
+        url = f"cosmos+{emulator.endpoint}db"
         yield url
 
 
@@ -246,16 +250,16 @@ def measured(url: str) -> MeasuredCharges:
     return measure(plan(url, "1,2"), OURS, lambda _: None)
 
 
-def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
+def test_measured_charge_file_matches_the_account(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
     path = tmp_path / "charges.toml"
     path.write_text(measured.to_toml())
-    found = load(path)
+    charges = load(path)
     expected = load(theirs)
-    assert found.read_points[:2] == expected.read_points
-    assert found.write_points[:2] == expected.write_points
+    assert charges.read_points[:2] == expected.read_points
+    assert charges.write_points[:2] == expected.write_points
     for name in ("write_replace_share", "read_missing"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.02), name
-    assert found.query_base == OURS.query_base
-    assert found.size_system_properties is OURS.size_system_properties
-    assert found.create(2048, 0) == expected.create(2048, 0)
-    assert found.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)
+        assert getattr(charges, name) == pytest.approx(getattr(expected, name), abs=0.02), name
+    assert charges.query_base == OURS.query_base
+    assert charges.size_system_properties is OURS.size_system_properties
+    assert charges.create(2048, 0) == expected.create(2048, 0)
+    assert charges.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)

@@ -27,44 +27,46 @@ def board(users: int = 60, items: int = 30, seed: int = 1) -> UserItems:
 
 
 def matrix_of(user_items: UserItems) -> Matrix:
-    users, items = ([f"{what}{at:04}" for at in range(size)] for what, size in zip("ui", user_items.shape, strict=True))
+    users, items = (
+        [f"{prefix}{at:04}" for at in range(size)] for prefix, size in zip("ui", user_items.shape, strict=True)
+    )
     times = np.random.default_rng(2).integers(0, 10**9, user_items.nnz)
     return Matrix(users, items, user_items, History.of(user_items, times))
 
 
 def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     matrix = matrix_of(board())
-    found = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
-    assert found is not None
+    evaluation = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
+    assert evaluation is not None
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
-    for result in (found.model, *found.baselines):
+    for result in (evaluation.model, *evaluation.baselines):
         assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
         low, high = result.metrics.intervals["ndcg"]
         assert low <= result.metrics.ndcg <= high
         assert result.metrics.intervals.keys() == set(RANKING)
-    for result, lead in zip(found.baselines, found.leads, strict=True):
-        assert lead.ndcg == pytest.approx(found.model.as_served.ndcg - result.as_served.ndcg)
+    for result, lead in zip(evaluation.baselines, evaluation.leads, strict=True):
+        assert lead.ndcg == pytest.approx(evaluation.model.as_served.ndcg - result.as_served.ndcg)
         assert lead.interval is not None
         assert lead.interval[0] <= lead.ndcg <= lead.interval[1]
-    assert [each.engine for each in found.baselines] == ["popularity", "neighbours"]
+    assert [baseline.engine for baseline in evaluation.baselines] == ["popularity", "neighbours"]
 
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
-    found = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
-    assert found is not None
-    facts = json.loads(json.dumps(found.to_json()))
-    assert facts["model"]["ndcg"] == found.model.metrics.ndcg
-    assert facts["model"]["coverage"] == found.model.metrics.coverage
-    assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
-    assert facts["intervals"]["ndcg"] == list(found.model.metrics.intervals["ndcg"])
+    report = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
+    assert report is not None
+    facts = json.loads(json.dumps(report.to_json()))
+    assert facts["model"]["ndcg"] == report.model.metrics.ndcg
+    assert facts["model"]["coverage"] == report.model.metrics.coverage
+    assert facts["as_served"]["ndcg"] == report.model.as_served.ndcg
+    assert facts["intervals"]["ndcg"] == list(report.model.metrics.intervals["ndcg"])
     assert facts["split"] == asdict(SplitOptions())
     assert {table: set(facts[table]) - {"intervals"} for table in metric_names()} == {
         table: set(names) for table, names in metric_names().items()
     }
     popular = facts["baselines"]["popularity"]
-    assert popular["ndcg"] == found.baselines[0].metrics.ndcg
+    assert popular["ndcg"] == report.baselines[0].metrics.ndcg
     assert popular["as_served"]["intervals"].keys() == set(RANKING)
-    assert popular["model_leads_by"]["ndcg"] == found.leads[0].ndcg
+    assert popular["model_leads_by"]["ndcg"] == report.leads[0].ndcg
 
 
 def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
@@ -77,10 +79,10 @@ def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
     )
     days = np.array([0, 1, 0, 1, 2, 2, 50, 51]) * 86_400_000_000
     parts = Parts.of(train, test, History.of(train, days))
-    found = {days: evaluate_engine(parts, PARAMS, 2, popular=PopularityParams(days)) for days in (None, 3.0)}
-    assert [each.metrics.ndcg for each in found.values()] == [0, 0]
-    assert found[None].as_served.ndcg == 0, "items 0 and 1 have been chosen most"
-    assert found[3.0].as_served.ndcg == 1, "item 3 was chosen last"
+    evaluations = {days: evaluate_engine(parts, PARAMS, 2, popular=PopularityParams(days)) for days in (None, 3.0)}
+    assert [evaluation.metrics.ndcg for evaluation in evaluations.values()] == [0, 0]
+    assert evaluations[None].as_served.ndcg == 0, "items 0 and 1 have been chosen most"
+    assert evaluations[3.0].as_served.ndcg == 1, "item 3 was chosen last"
 
 
 def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
@@ -89,21 +91,21 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     train = csr_matrix(np.where(cold, 0, whole))
     test = csr_matrix(np.where(cold, whole, 0))
     parts = Parts.of(train, test)
-    found = evaluate_parts(parts, PARAMS, k=5)
-    assert found.split is None
-    assert found.to_json()["split"] == {"kind": "given"}
-    assert found.model.metrics.users == 10
-    assert found.model.metrics.users_with_lists == 0
-    assert found.model.metrics.ndcg == 0
-    assert found.model.as_served == found.baselines[0].as_served
-    assert found.model.as_served.ndcg > 0
+    evaluation = evaluate_parts(parts, PARAMS, k=5)
+    assert evaluation.split is None
+    assert evaluation.to_json()["split"] == {"kind": "given"}
+    assert evaluation.model.metrics.users == 10
+    assert evaluation.model.metrics.users_with_lists == 0
+    assert evaluation.model.metrics.ndcg == 0
+    assert evaluation.model.as_served == evaluation.baselines[0].as_served
+    assert evaluation.model.as_served.ndcg > 0
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
     lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
-    assert measure_users(lists, parts.test).metrics == found.model.as_served
+    assert measure_users(lists, parts.test).metrics == evaluation.model.as_served
 
 
-def test_pairs_of_items_that_nobody_has_are_counted() -> None:
+def test_item_pairs_without_users_are_counted() -> None:
     train = board().toarray()
     test = np.zeros((60, 30), dtype=np.float32)
     train[:, 3] = train[0, 4] = 0
@@ -112,14 +114,14 @@ def test_pairs_of_items_that_nobody_has_are_counted() -> None:
     assert evaluate_parts(parts, PopularityParams(), k=5).cold_pairs == 7
 
 
-def test_of_many_users_a_draw_is_tested_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tests_use_a_reported_draw_of_users(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(matrix_of(board()), PARAMS, k=5)
     monkeypatch.setattr("hotplate.offline.evaluate.evaluation.MOST_TESTED", 20)
     drawn = evaluate(matrix_of(board()), PARAMS, k=5)
     assert whole is not None
     assert drawn is not None
     assert whole.drawn_from is None
-    assert [each.metrics.users for each in (drawn.model, *drawn.baselines)] == [20, 20, 20]
+    assert [evaluated.metrics.users for evaluated in (drawn.model, *drawn.baselines)] == [20, 20, 20]
     assert drawn.drawn_from == drawn.to_json()["users_drawn_from"] == whole.model.metrics.users
     assert drawn.train_pairs == whole.train_pairs, "all users are learnt from"
     low, high = drawn.model.metrics.intervals["ndcg"]

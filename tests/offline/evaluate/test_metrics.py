@@ -34,18 +34,18 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def matrix_of(liked: list[set[int]], items: int) -> UserItems:
-    made = np.zeros((len(liked), items), dtype=np.float32)
+    weights = np.zeros((len(liked), items), dtype=np.float32)
     for user, wanted in enumerate(liked):
-        made[user, list(wanted)] = 1
-    return csr_matrix(made)
+        weights[user, list(wanted)] = 1
+    return csr_matrix(weights)
 
 
 @explored(100, 500, case=cases())
-def test_ranking_metrics_are_those_of_trec_eval(case: Case) -> None:
+def test_ranking_metrics_match_trec_eval(case: Case) -> None:
     lists, liked, k, items = case
     recommended = np.array(lists, dtype=np.int32).reshape(len(liked), k)
     test = matrix_of(liked, items)
-    found = measure_users(recommended, test)
+    measured = measure_users(recommended, test)
     truth = {str(user): {str(item): 1 for item in wanted} for user, wanted in enumerate(liked) if wanted}
     # A run needs something of each user: what nobody likes is no hit.
     run = {
@@ -60,10 +60,10 @@ def test_ranking_metrics_are_those_of_trec_eval(case: Case) -> None:
     wanted = {ours: [expected[user][theirs] for user in truth] for ours, theirs in names.items()}
     possible = [min(k, len(items)) / len(items) for items in truth.values()]
     wanted["recall_at_k"] = [recall / share for recall, share in zip(wanted["recall"], possible, strict=True)]
-    assert set(wanted) == set(RANKING) == set(found.values)
-    metrics = found.metrics
+    assert set(wanted) == set(RANKING) == set(measured.values)
+    metrics = measured.metrics
     for name, values in wanted.items():
-        assert found.values[name].tolist() == pytest.approx(values, rel=1e-12)
+        assert measured.values[name].tolist() == pytest.approx(values, rel=1e-12)
         assert asdict(metrics)[name] == pytest.approx(np.mean(values), rel=1e-12)
     assert (metrics.k, metrics.users) == (k, len(truth))
     assert metrics.users_with_lists == sum(max(lists[int(user)]) >= 0 for user in truth)
@@ -72,11 +72,11 @@ def test_ranking_metrics_are_those_of_trec_eval(case: Case) -> None:
 @given(cases())
 def test_coverage_is_the_share_of_items_in_any_list(case: Case) -> None:
     lists, _, k, items = case
-    listed = {item for each in lists for item in each if item >= 0}
+    listed = {item for items in lists for item in items if item >= 0}
     assert coverage(np.array(lists, dtype=np.int32).reshape(len(lists), k), items) == len(listed) / items
 
 
-def test_an_interval_is_the_textbooks() -> None:
+def test_interval_matches_the_textbook() -> None:
     # t(4 degrees of freedom, 0.975) = 2.776445
     expected = pytest.approx((3 - 2.776445 * 0.7071068, 3 + 2.776445 * 0.7071068))
     assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) == expected
@@ -90,19 +90,19 @@ ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4,
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(ratings)
-def test_metrics_of_ratings_are_those_of_scikit_learn(pairs: list[tuple[float, float]]) -> None:
+def test_rating_metrics_match_scikit_learn(pairs: list[tuple[float, float]]) -> None:
     # Not above, because to import it takes a second, which every worker that collects the tests would spend.
     from sklearn.metrics import explained_variance_score, mean_absolute_error, mean_squared_error, r2_score  # type: ignore[import-untyped]  # noqa: PLC0415 -- published without types; as said
 
     predicted, actual = np.array(pairs).T
-    found = measure_ratings(predicted, actual)
-    assert found.rmse == pytest.approx(np.sqrt(mean_squared_error(actual, predicted)), rel=1e-9, abs=1e-9)
-    assert found.mae == pytest.approx(mean_absolute_error(actual, predicted), rel=1e-9, abs=1e-9)
-    assert found.r2 == pytest.approx(r2_score(actual, predicted), rel=1e-9, abs=1e-9)
-    assert found.explained_variance == pytest.approx(explained_variance_score(actual, predicted), rel=1e-9, abs=1e-9)
+    metrics = measure_ratings(predicted, actual)
+    assert metrics.rmse == pytest.approx(np.sqrt(mean_squared_error(actual, predicted)), rel=1e-9, abs=1e-9)
+    assert metrics.mae == pytest.approx(mean_absolute_error(actual, predicted), rel=1e-9, abs=1e-9)
+    assert metrics.r2 == pytest.approx(r2_score(actual, predicted), rel=1e-9, abs=1e-9)
+    assert metrics.explained_variance == pytest.approx(explained_variance_score(actual, predicted), rel=1e-9, abs=1e-9)
 
 
-def test_ratings_that_do_not_vary_are_explained_wholly_or_not_at_all() -> None:
+def test_r2_of_constant_ratings_is_one_or_zero() -> None:
     constant = np.full(3, 4.0)
     assert measure_ratings(constant, constant).r2 == 1
     assert measure_ratings(constant + 1, constant).r2 == 0

@@ -43,17 +43,19 @@ def written(path: Path, rows: list[Row]) -> Path:
 def trained(folder: Path, params: Params, rows: list[Row] | None = None, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- as TrainSettings
     """Train, and return what the folder says."""
     path = written(folder / "log.csv", log() if rows is None else rows)
-    given = TrainSettings(path, columns=Columns(user="user", item="item", time="time"), params=params, **settings)
-    report = train(given, folder / "model")
+    train_settings = TrainSettings(
+        path, columns=Columns(user="user", item="item", time="time"), params=params, **settings
+    )
+    report = train(train_settings, folder / "model")
     assert report.evaluation is not None
-    found: dict[str, Any] = json.loads(json.dumps(report.evaluation.to_json()))
-    return found
+    metrics: dict[str, Any] = json.loads(json.dumps(report.evaluation.to_json()))
+    return metrics
 
 
 def published(folder: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 -- as ListSettings
     about = ModelLists.of(load(folder / "model"), ListSettings(**settings)).measure().about()
-    found: dict[str, Any] = json.loads(json.dumps(about))["metrics"]
-    return found
+    metrics: dict[str, Any] = json.loads(json.dumps(about))["metrics"]
+    return metrics
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_rules_that_change_nothing_change_no_figure(tmp_path: Path, settings: di
     assert (after["split"], after["train_pairs"]) == (before["split"], before["train_pairs"])
 
 
-def test_lists_that_were_measured_already_are_not_measured_again(tmp_path: Path) -> None:
+def test_unchanged_lists_are_not_measured_again(tmp_path: Path) -> None:
     before = trained(tmp_path, NeighbourParams())
     assert published(tmp_path, length=20) == before
     assert published(tmp_path, length=9)["as_trained"]["k"] == 10, "shorter than k"
@@ -104,7 +106,7 @@ def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_pat
         first.setdefault((user, item), hour)
     cut = sorted(first.values())[round(0.75 * len(first)) - 1]
     past = {pair for pair, hour in first.items() if hour <= cut}
-    counts = {item: sum(each == item for _, each in past) for item in model.matrix.item_ids}
+    counts = {item: sum(other == item for _, other in past) for item in model.matrix.item_ids}
     newest = max(hour for *_, hour in rows if hour <= cut)
 
     def score(user: str, item: str) -> float:
@@ -113,8 +115,8 @@ def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_pat
 
     values = []
     for user in sorted({user for user, _, hour in rows if hour > cut}):
-        wanted = {item for each, item, hour in rows if each == user and hour > cut}
-        known = any(each == user for each, _ in past)
+        wanted = {item for other, item, hour in rows if other == user and hour > cut}
+        known = any(other == user for other, _ in past)
         scores = {item: score(user, item) if known else counts[item] for item in model.matrix.item_ids}
         ranked = sorted(scores, key=lambda item: (-scores[item], item))[:10]
         gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if item in wanted)

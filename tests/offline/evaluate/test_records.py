@@ -55,7 +55,7 @@ def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert len(report.rows) == 32
 
 
-def test_metrics_that_are_no_evaluation_are_reported() -> None:
+def test_malformed_evaluation_is_reported() -> None:
     assert read_evaluation(None) is None
     assert read_evaluation({"k": 10}) is None
     with pytest.raises(DataError, match="train it again"):

@@ -21,9 +21,9 @@ def written(folder: Path, **texts: str) -> list[Path]:
 
 def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
     truth, lists, train = written(folder, truth=TRUTH, lists=LISTS, train=HISTORY)
-    found = read_truth(truth, {"rating": "rating"})
-    made = from_files(lists, found.pairs, k, {})
-    return Evaluator(found, [made], k, read_history(train, {})), made
+    read = read_truth(truth, {"rating": "rating"})
+    imported = from_files(lists, read.pairs, k, {})
+    return Evaluator(read, [imported], k, read_history(train, {})), imported
 
 
 def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> None:
@@ -46,26 +46,26 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     assert rows["lists", "recall"] == ranking["recall"]
     assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
     assert rows["popularity, as served", "ndcg"] == facts["popularity"]["ndcg"]
-    (one,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
-    sparse = evaluator.evaluate(from_files(one, evaluator.truth.pairs, 2, {}))
+    (path,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
+    sparse = evaluator.evaluate(from_files(path, evaluator.truth.pairs, 2, {}))
     assert sparse.notes[0] == "2 of 3 users have no list"
     assert not any("the popular items rank better" in note for note in sparse.notes), "both serve them"
 
 
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
-    found = read_truth(truth, {"rating": "stars"})
-    made = from_files(lists, found.pairs, 2, {})
+    read = read_truth(truth, {"rating": "stars"})
+    imported = from_files(lists, read.pairs, 2, {})
     with pytest.raises(DataError, match="Of 1 pairs in the truth, none has a score"):
-        Evaluator(found, [made], 2, None).evaluate(made)
+        Evaluator(read, [imported], 2, None).evaluate(imported)
 
 
-def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
+def test_truth_is_read_and_left_out_rows_are_counted(tmp_path: Path) -> None:
     (path,) = written(tmp_path, truth="user,item,rating\na,x,5\na,x,2\n,x,1\na,,1\nb,x,\n")
-    found = read_truth(path, {"rating": "rating"})
-    assert found.pairs.rows() == [("a", "x", 3.5)]
-    assert found.rows == 5
-    assert found.left_out == {"no user": 1, "no item": 1, "no rating": 1}
+    read = read_truth(path, {"rating": "rating"})
+    assert read.pairs.rows() == [("a", "x", 3.5)]
+    assert read.rows == 5
+    assert read.left_out == {"no user": 1, "no item": 1, "no rating": 1}
     assert read_truth(path, {}).pairs.columns == ["user", "item"]
     path.write_text("user,item,rating\na,x,good\n")
     with pytest.raises(DataError, match="row 2, column 'rating': 'good' is not a finite number"):

@@ -38,7 +38,7 @@ def weights(matrix: UserItems) -> dict[int, float]:
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
 @explored(20, 120, case=cases())
-def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
+def test_every_pair_is_in_exactly_one_part(kind: SplitKind, case: Case) -> None:
     user_items, times, test_share, seed = case
     options = SplitOptions(kind, test_share, seed=seed)
     parts = split(user_items, History.of(user_items, times), options)
@@ -53,10 +53,10 @@ def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
     assert parts.train_times is not None
     when = dict(zip(cells_of(user_items).tolist(), times.tolist(), strict=True))
     assert parts.train_times.tolist() == [when[pair] for pair in cells_of(parts.train).tolist()]
-    for made in (parts.train, parts.seen, parts.test):
-        assert made.shape == user_items.shape
-        assert made.dtype == np.float32
-        assert made.has_canonical_format
+    for part in (parts.train, parts.seen, parts.test):
+        assert part.shape == user_items.shape
+        assert part.dtype == np.float32
+        assert part.has_canonical_format
     again = split(user_items, History.of(user_items, times), options)
     assert weights(again.test) == test
     assert weights(again.train) == learnt
@@ -85,7 +85,7 @@ def test_log_pieces_end_earlier_and_train_only_on_data_before_their_cut() -> Non
     user_items = csr_matrix(np.ones((5, 20), dtype=np.float32))
     times = np.random.default_rng(1).permutation(100)
     history = History.of(user_items, times)
-    pieces = [split(user_items, history, each) for each in SplitOptions("by-time", pieces=3).draws]
+    pieces = [split(user_items, history, draw) for draw in SplitOptions("by-time", pieces=3).draws]
     for parts, learnt, end in zip(pieces, (45, 60, 75), (60, 80, 100), strict=True):
         assert sorted(times_of(parts.train, user_items, times)) == list(range(learnt))
         assert sorted(times_of(parts.test, user_items, times)) == list(range(learnt, end))
@@ -101,7 +101,7 @@ def test_core_is_computed_from_the_training_part_and_limits_the_test_part() -> N
     assert parts.test.nnz == 0, "nobody else has items 2 and 3 before the cut"
 
 
-def test_what_a_user_has_already_is_tested_only_if_repeats_are() -> None:
+def test_known_items_are_tested_only_with_repeats() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [("u", f"i{day}", start + timedelta(days=day)) for day in range(8)]
     matrix = matrix_of([*rows, ("u", "i0", start + timedelta(days=9)), ("v", "i1", start)], Weighing())
@@ -132,13 +132,13 @@ def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> 
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
-def test_another_seed_splits_otherwise_unless_time_decides(kind: SplitKind) -> None:
+def test_seed_changes_the_split_unless_it_is_by_time(kind: SplitKind) -> None:
     user_items = csr_matrix(np.ones((30, 30), dtype=np.float32))
     times = np.arange(900, dtype=np.int64)[::-1].copy()
-    one, two = (
+    first, two = (
         weights(split(user_items, History.of(user_items, times), SplitOptions(kind, seed=seed)).test) for seed in (1, 2)
     )
-    assert (one == two) == (kind == "by-time")
+    assert (first == two) == (kind == "by-time")
 
 
 def test_a_split_in_time_of_pairs_without_times_is_refused() -> None:
@@ -146,14 +146,14 @@ def test_a_split_in_time_of_pairs_without_times_is_refused() -> None:
         split(csr_matrix(np.ones((3, 3), dtype=np.float32)), None, SplitOptions("by-time"))
 
 
-def test_pairs_without_a_time_are_the_first() -> None:
+def test_undated_pairs_come_first() -> None:
     user_items = csr_matrix(np.ones((2, 4), dtype=np.float32))
     times = np.array([7, NO_TIME, 9, 8, NO_TIME, NO_TIME, 3, NO_TIME])
     by_time = split(user_items, History.of(user_items, times), SplitOptions("by-time", 0.25))
     assert cells_of(by_time.test).tolist() == [2, 3]
 
 
-def test_given_parts_test_nothing_that_is_learnt_from() -> None:
+def test_given_parts_share_no_pairs() -> None:
     train = csr_matrix(np.array([[1, 0, 2], [0, 1, 0]], dtype=np.float32))
     test = csr_matrix(np.array([[1, 3, 0], [0, 1, 1]], dtype=np.float32))
     parts = Parts.of(train, test)
@@ -172,6 +172,6 @@ def test_given_parts_test_nothing_that_is_learnt_from() -> None:
         (lambda: SplitOptions("random", seed=-1), "seed is -1"),
     ],
 )
-def test_options_that_make_no_split_are_refused(make: Callable[[], SplitOptions], sentence: str) -> None:
+def test_invalid_split_options_are_refused(make: Callable[[], SplitOptions], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         make()

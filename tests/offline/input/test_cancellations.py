@@ -54,14 +54,14 @@ def test_cancellation_reverts_the_latest_earlier_purchase_and_is_reported(tmp_pa
     assert ("u", "a", 1.0) in pairs_of(kept)
 
 
-def test_quantities_that_are_weights_and_counts_are_taken_back_too(tmp_path: Path) -> None:
-    made = {Columns(weight="quantity"): [3.0, 1.0, 1.0], Columns(count="invoice"): [0.75, 1.0, 2.0, 1.0]}
-    for columns, weights in made.items():
+def test_cancellations_reduce_weights_and_counts(tmp_path: Path) -> None:
+    expected = {Columns(weight="quantity"): [3.0, 1.0, 1.0], Columns(count="invoice"): [0.75, 1.0, 2.0, 1.0]}
+    for columns, weights in expected.items():
         read = read_interactions(written(tmp_path), columns=columns)
         assert [weight for _, _, weight in pairs_of(read)] == weights
 
 
-def test_without_times_quantities_are_added_up(tmp_path: Path) -> None:
+def test_quantities_without_times_are_summed(tmp_path: Path) -> None:
     text = "user,item,qty\nu,a,-1\nu,a,3\nu,b,2\nu,b,-2\nv,a,1\nv,c,1\n"
     read = read_interactions(written(tmp_path, text))
     assert pairs_of(read) == [("u", "a", pytest.approx(2 / 3)), ("v", "a", 1.0), ("v", "c", 1.0)]
@@ -71,7 +71,7 @@ def test_without_times_quantities_are_added_up(tmp_path: Path) -> None:
         read_interactions(written(tmp_path, "user;item;qty\nu;a;2\nu;a;-2,00\n"))
 
 
-def test_the_popular_list_of_a_segment_counts_nobody_who_cancelled(tmp_path: Path) -> None:
+def test_segment_popular_list_ignores_cancelled_purchases(tmp_path: Path) -> None:
     rows = "u,a,1,x\nu,a,-1,x\nv,a,1,x\nv,b,1,x\nu,b,1,x\nw,c,1,y\nw,c,-1,y\n"
     read = read_interactions(written(tmp_path, "user,item,quantity,segment\n" + rows))
     assert read.segments is not None
@@ -101,8 +101,8 @@ def read(log: Log, minimum: int, how: Weighting, half_life: timedelta | None) ->
     with TemporaryDirectory() as folder:
         path = Path(folder, "log.parquet")
         frame.with_columns(pl.from_epoch(pl.col("time") + 20_000, "d")).write_parquet(path)
-        found = read_interactions(path, weighting=how, half_life=half_life)
-        return to_matrix(found.log, minimum, minimum, found.weighing)
+        interactions = read_interactions(path, weighting=how, half_life=half_life)
+        return to_matrix(interactions.log, minimum, minimum, interactions.weighing)
 
 
 def check_rows_after_the_cut(

@@ -28,9 +28,9 @@ def event(number: int, kind: str, user: str, *items: str, **more: object) -> Eve
 
 def segment(folder: Path, *events: Event) -> Path:
     folder.mkdir(exist_ok=True)
-    made = LogSegment(folder)
-    made.append([line_of(json.dumps(each).encode()) for each in events])
-    made.close()
+    log = LogSegment(folder)
+    log.append([line_of(json.dumps(event).encode()) for event in events])
+    log.close()
     return segments(folder)[-1]
 
 
@@ -43,7 +43,7 @@ EVENTS = (
 PAIRS = [("u1", "b", 1.0), ("u2", "a", 6.0), ("u2", "c", 5.0)]
 
 
-def test_events_are_weighed_by_type_and_what_was_sent_twice_counts_once(tmp_path: Path) -> None:
+def test_events_are_weighed_by_type_and_duplicates_count_once(tmp_path: Path) -> None:
     segment(tmp_path, *EVENTS)
     segment(tmp_path, *EVENTS[2:])
     (tmp_path / ".20261121T000000Z-00000000-00000000.events.zst").touch()  # one that is being written
@@ -56,7 +56,7 @@ def test_events_are_weighed_by_type_and_what_was_sent_twice_counts_once(tmp_path
     assert read.time_range[0] == datetime.fromtimestamp(1.79e9 + 2, UTC).replace(tzinfo=None)
 
 
-def test_a_damaged_segment_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
+def test_damaged_segment_gives_its_intact_events_and_a_note(tmp_path: Path) -> None:
     path = segment(tmp_path, *EVENTS)
     path.write_bytes(path.read_bytes() + path.read_bytes()[:-5] + path.read_bytes())
     read = read_interactions(path, event_weights=WEIGHTS)
@@ -81,7 +81,7 @@ def test_events_filter_by_role_and_need_weights(tmp_path: Path) -> None:
     ],
     ids=["pairs", "weights", "events of its own", "times, titles and segments"],
 )
-def test_events_are_read_beside_a_log_whatever_its_columns(
+def test_events_are_combined_with_a_log_of_any_columns(
     tmp_path: Path, log: str, expected: list[tuple[str, str, float]]
 ) -> None:
     folder = tmp_path / "events"
@@ -93,7 +93,7 @@ def test_events_are_read_beside_a_log_whatever_its_columns(
     assert read.titles == ({"b": "Bee"} if "Bee" in log else {})
 
 
-def test_a_filter_of_the_log_leaves_the_events_alone(tmp_path: Path) -> None:
+def test_log_filter_does_not_apply_to_events(tmp_path: Path) -> None:
     segment(tmp_path / "events", *EVENTS)
     (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
     read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["quantity>0"])

@@ -104,14 +104,14 @@ def test_unusable_file_is_one_sentence(name: str, content: str | bytes, sentence
         (GOOD, {"titles": Path("gone.csv")}, "gone.csv does not exist"),
     ],
 )
-def test_settings_that_do_not_fit_a_file_are_one_sentence(
+def test_settings_that_contradict_a_file_are_one_sentence(
     content: str, settings: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     assert sentence in error_of(write(tmp_path / "a.csv", content), **settings)
 
 
 @pytest.mark.parametrize(("name", "compress"), [("a.csv.gz", gzip.compress), ("a.csv.zst", zstandard.compress)])
-def test_compressed_data_that_are_cut_or_damaged_are_refused(
+def test_truncated_or_damaged_compressed_data_are_refused(
     tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
 ) -> None:
     whole = compress(GOOD.encode())
@@ -122,7 +122,7 @@ def test_compressed_data_that_are_cut_or_damaged_are_refused(
         assert name in error_of(write(tmp_path / name, content))
 
 
-def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
+def test_mixed_folders_are_refused(tmp_path: Path) -> None:
     assert "holds no files" in error_of(tmp_path)
     file = write(tmp_path / "a.csv", GOOD)
     write(tmp_path / "b.csv", "user,product\na,b\n")
@@ -158,14 +158,14 @@ def test_missing_fields_at_the_end_of_a_row_are_missing_values(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "\ufeffsep=;\n"])
-def test_a_line_that_names_the_delimiter_is_no_row(first: str, tmp_path: Path) -> None:
+def test_separator_declaration_line_is_not_a_row(first: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", f"{first}user;item;weight\nu;i;1\nv;k;2\nv;j;x\n")
     assert "a.csv, row 5, column 'weight': 'x' is not" in error_of(file)
     read = read_interactions(file, form=Format(max_bad_rows=1))
     assert pairs_of(read) == [("u", "i", 1.0), ("v", "k", 2.0)]
 
 
-def test_bars_are_delimiters_if_there_are_no_others(tmp_path: Path) -> None:
+def test_bars_are_delimiters_if_no_others_occur(tmp_path: Path) -> None:
     expected = [("u", "i", 1.0), ("v", "j", 1.0)]
     bars = write(tmp_path / "a.csv", "user|item\nu|i\nv|j\n")
     assert pairs_of(read_interactions(bars)) == expected
@@ -173,7 +173,7 @@ def test_bars_are_delimiters_if_there_are_no_others(tmp_path: Path) -> None:
     assert pairs_of(read_interactions(commas, columns=Columns(item="item|or|more"))) == expected
 
 
-def test_uuids_and_unmarked_texts_of_parquet_are_texts(tmp_path: Path) -> None:
+def test_parquet_uuids_and_binary_texts_are_read_as_text(tmp_path: Path) -> None:
     users = [uuid.UUID(int=number * 0x123456789ABCDEF0123456789AB) for number in (1, 2, 3)]
     frame = pl.DataFrame({"user": [user.bytes for user in users], "item": [b"a", b"b", "caf\u00e9".encode()]})
     frame.write_parquet(tmp_path / "a.parquet")

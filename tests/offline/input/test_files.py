@@ -55,7 +55,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
-def test_objects_on_lines_are_rows(name: str, tmp_path: Path) -> None:
+def test_json_lines_are_rows(name: str, tmp_path: Path) -> None:
     content = "\n".join(map(json.dumps, LINES)).encode()
     if name.endswith(".gz"):
         content = gzip.compress(content)
@@ -66,7 +66,7 @@ def test_objects_on_lines_are_rows(name: str, tmp_path: Path) -> None:
     assert read.left_out == {"no user": 1, "no weight": 1}
 
 
-def test_malformed_json_lines_are_bad_rows_that_are_left_out_and_shown(tmp_path: Path) -> None:
+def test_malformed_json_lines_are_skipped_and_shown(tmp_path: Path) -> None:
     lines = [f'{{"user": {at % 99}, "item": {at % 7}}}\n' for at in range(3000)]
     bad = ['{"user": 1, "item"', "", "[1, 2]", '{"user": "a\\ud83d", "item": 1}']
     for row, line in zip((5, 6, 700, 2999), bad, strict=True):
@@ -81,7 +81,7 @@ def test_malformed_json_lines_are_bad_rows_that_are_left_out_and_shown(tmp_path:
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_urls_are_read_as_files_and_folders_are(kind: type, tmp_path: Path) -> None:
+def test_urls_are_read_like_files_and_folders(kind: type, tmp_path: Path) -> None:
     write(tmp_path / "log" / "date=2026-01-01" / "a.csv", "user,item\nu,i\nv,j\n")
     write(tmp_path / "log" / "date=2026-01-02" / "b.csv", "user,item\nu,j\n")
     memory = fsspec.filesystem("memory")
@@ -185,7 +185,7 @@ def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
         read_interactions(first, second, tmp_path / "c.parquet", where=["user=x"])
 
 
-def test_ids_that_are_no_text_in_json_are_refused_and_nul_is_kept_apart(tmp_path: Path) -> None:
+def test_non_text_json_ids_are_refused_and_nul_is_distinct(tmp_path: Path) -> None:
     texts = ["a", "a\\u0000", "a\\ud83d\\ude00", "\\\\ud83d"]
     lines = [f'{{"user": "{text}", "item": "x"}}' for text in texts]
     path = tmp_path / "clicks.jsonl"

@@ -113,7 +113,7 @@ def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
     assert pairs_of(interactions) == [("u1,y", "i1", 1.0), ("u2,y", "i2", 1.0)]
 
 
-def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Path) -> None:
+def test_ids_are_unchanged_and_whole_floats_become_integers(tmp_path: Path) -> None:
     text = write(tmp_path / "a.csv", "user,item\n 007 ,1.0\n7,NA\n1.5,1e3\n")
     assert pairs_of(read_interactions(text)) == [(" 007 ", "1.0", 1), ("1.5", "1e3", 1), ("7", "NA", 1)]
     frame = pl.DataFrame({"user": [17850.0, None, 12.5, math.nan], "item": pl.Series([1, 2, 3, 4], dtype=pl.UInt16)})
@@ -123,7 +123,7 @@ def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Pa
     assert interactions.left_out == {"no user": 2}
 
 
-def test_missing_values_are_no_users_items_or_weights(tmp_path: Path) -> None:
+def test_missing_values_are_not_users_items_or_weights(tmp_path: Path) -> None:
     rows = "u,i,1\nv,j,2\nNULL,i,1\nnan,i,1\n  ,i,1\nu,None,1\nu,NaN,1\nu,i,\nu,i,NaN\nu,NA,1\n"
     file = write(tmp_path / "a.csv", "user,item,weight\n" + rows)
     read = read_interactions(file)
@@ -131,7 +131,7 @@ def test_missing_values_are_no_users_items_or_weights(tmp_path: Path) -> None:
     assert read.left_out == {"no user": 3, "no item": 2, "no weight": 2}
 
 
-def test_a_rating_is_a_weight_only_where_it_is_named_as_one(tmp_path: Path) -> None:
+def test_rating_is_a_weight_only_if_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,rating\nu,i,5\nv,j,1\nv,i,3\n")
     read = read_interactions(file)
     assert pairs_of(read) == [("u", "i", 1.0), ("v", "i", 1.0), ("v", "j", 1.0)]
@@ -154,7 +154,7 @@ def test_rows_in_the_future_are_bad_rows(tmp_path: Path) -> None:
         read_interactions(tmp_path / "a.csv")
 
 
-def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None:
+def test_left_out_rows_are_counted_by_their_first_reason(tmp_path: Path) -> None:
     long_id = "é" * 129
     file = write(
         tmp_path / "a.csv",
@@ -175,7 +175,7 @@ def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None
     assert pairs_of(interactions) == [("u", "i", 1.0), ("v", "j", 2.0)]
 
 
-def test_a_count_column_counts_its_different_values(tmp_path: Path) -> None:
+def test_count_column_counts_distinct_values(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,invoice,quantity\nu,i,1,9\nu,i,1,9\nu,i,2,9\nv,j,3,9\nv,j,,9\n")
     interactions = read_interactions(file, columns=Columns(count="invoice"))
     assert pairs_of(interactions) == [("u", "i", 2.0), ("v", "j", 1.0)]
@@ -195,7 +195,7 @@ def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
     assert named.left_out == {"weight zero or less": 1}
 
 
-def test_a_segment_of_too_many_values_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
+def test_segment_with_too_many_values_is_ignored_unless_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,segment\n" + "".join(f"u{n},i,{n}\n" for n in range(1001)))
     read = read_interactions(file)
     assert (read.segments, read.columns.segment) == (None, None)
@@ -324,12 +324,12 @@ def test_unknown_events_are_named_with_the_most_frequent_first(tmp_path: Path) -
     assert "events without a weight are 'View', none, 'cart'; weigh those that count" in read.notes[0]
 
 
-def test_a_header_that_is_repeated_is_no_user(tmp_path: Path) -> None:
+def test_repeated_header_is_not_a_user(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item\nu,i\nuser,item\nv,i\n")
     assert read_interactions(file).left_out == {"header again": 1}
 
 
-def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:
+def test_two_weight_sources_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,weight,event\nu,i,1,view\nv,j,1,view\n")
     with pytest.raises(SettingError, match="A row's weight has several sources"):
         read_interactions(file, columns=Columns(weight="weight"), event_weights={"view": 1})
@@ -345,18 +345,18 @@ def test_weight_is_halved_per_half_life_relative_to_the_newest_row(
     weighting: Literal["sum", "binary"], weights: list[float], tmp_path: Path
 ) -> None:
     half_life = timedelta(seconds=100)
-    found = read_interactions(written(tmp_path, "csv"), weighting=weighting, half_life=half_life)
+    interactions = read_interactions(written(tmp_path, "csv"), weighting=weighting, half_life=half_life)
     plain = [weight for _, _, weight in pairs_of(read_interactions(tmp_path / "rows.csv", weighting=weighting))]
     scale = sum(plain) / sum(weights)  # the mean stays what it is without a half-life
-    assert [weight for _, _, weight in pairs_of(found)] == pytest.approx([scale * weight for weight in weights])
+    assert [weight for _, _, weight in pairs_of(interactions)] == pytest.approx([scale * weight for weight in weights])
     aged = read_interactions(tmp_path / "rows.csv", weighting=weighting, half_life=timedelta(seconds=1))
     assert min(weight for _, _, weight in pairs_of(aged)) > 0, "what is old is still an interaction"
 
 
 def test_half_life_requires_times_and_undated_rows_count_as_oldest(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", "user,item,ts\nu,i,1700000100\nv,j,1700000000\nu,j,\n")
-    found = read_interactions(file, half_life=timedelta(seconds=100))
-    assert pairs_of(found) == [("u", "i", 1.5), ("u", "j", 0.75), ("v", "j", 0.75)]
+    interactions = read_interactions(file, half_life=timedelta(seconds=100))
+    assert pairs_of(interactions) == [("u", "i", 1.5), ("u", "j", 0.75), ("v", "j", 0.75)]
     file = write(tmp_path / "timeless.csv", "user,item\nu,i\nv,j\n")
     with pytest.raises(DataError, match="has no times for the half-life; name their column with --time"):
         read_interactions(file, half_life=timedelta(days=1))
@@ -393,7 +393,7 @@ def test_a_misspelt_event_is_named_with_the_events_of_the_data(tmp_path: Path) -
     assert not any("'buy'" in note for note in notes)
 
 
-def test_ids_that_were_rounded_are_refused(tmp_path: Path) -> None:
+def test_rounded_ids_are_refused(tmp_path: Path) -> None:
     big = [2.0**53 + 2 * step for step in range(4)]
     pl.DataFrame({"user": big, "item": list("abab")}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"row 1, column 'user': 9007199254740992.0 is a rounded number"):
@@ -406,13 +406,13 @@ def test_ids_that_were_rounded_are_refused(tmp_path: Path) -> None:
         read_interactions(file)
 
 
-def test_ids_that_only_resemble_rounded_numbers_are_kept(tmp_path: Path) -> None:
+def test_ids_resembling_rounded_numbers_are_kept(tmp_path: Path) -> None:
     ids = ["12E4", "1e5", "9007199254740993", "123456789012345678", "7.5e", "1.5"]
     file = write(tmp_path / "a.csv", "user,item\n" + "".join(f"{user},i{at}\n" for at, user in enumerate(ids)))
     assert {user for user, _, _ in pairs_of(read_interactions(file))} == {*ids}
 
 
-def test_whole_decimals_lose_their_point(tmp_path: Path) -> None:
+def test_whole_decimals_become_integers(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": [Decimal("7.00"), Decimal("7.50")], "item": ["a", "b"]})
     frame.write_parquet(tmp_path / "a.parquet")
     assert {user for user, _, _ in pairs_of(read_interactions(tmp_path / "a.parquet"))} == {"7", "7.50"}

@@ -37,7 +37,7 @@ some_pairs = st.dictionaries(st.tuples(ids, ids), st.floats(0.1, 1e6), min_size=
 
 
 @explored(40, 500, pairs=some_pairs, min_per_user=st.integers(1, 4), min_per_item=st.integers(1, 4))
-def test_the_core_is_what_leaving_out_one_by_one_gives(
+def test_core_equals_repeated_removal(
     pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
 ) -> None:
     wanted = naive_core(set(pairs), min_per_user, min_per_item)
@@ -61,7 +61,7 @@ def test_the_core_is_what_leaving_out_one_by_one_gives(
     assert matrix.left_out.items_left_out == len({item for _, item in pairs}) - len(matrix.item_ids)
 
 
-def test_nothing_left_and_one_left_are_errors() -> None:
+def test_empty_and_single_row_matrices_are_errors() -> None:
     pairs = frame({("u", "i"): 1, ("u", "j"): 1, ("v", "i"): 1})
     with pytest.raises(DataError, match=r"Nothing is left of 3 pairs .* lower --min-per-user"):
         to_matrix(pairs, 3, 1)
@@ -79,7 +79,7 @@ def test_a_weight_beyond_32_bits_is_refused(weight: float) -> None:
         to_matrix(frame({("u", "i"): weight, ("v", "j"): 1}))
 
 
-def test_rows_that_all_lack_a_time_are_a_matrix_without_times() -> None:
+def test_undated_rows_give_a_matrix_without_times() -> None:
     log = frame({("u", "i"): 1.0, ("v", "j"): 1.0})
     timeless = log.with_columns(time=pl.lit(None, pl.Datetime("us")))
     assert to_matrix(timeless).times is None

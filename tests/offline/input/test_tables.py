@@ -24,7 +24,7 @@ FRAME = pl.DataFrame(
 
 def kept(*texts: str) -> list[int]:
     table = Table(DataFile(Path("a.csv"), "text"), FRAME.lazy(), dict(FRAME.schema))
-    conditions = [each.expression(table) for each in map(parse_filter, texts)]
+    conditions = [condition.expression(table) for condition in map(parse_filter, texts)]
     return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 
@@ -53,18 +53,18 @@ def test_a_filter_keeps_the_rows_that_meet_it(text: str, rows: list[int]) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x", "quantity>", "quantity>many", "code!~[z-a]"])
-def test_a_filter_that_makes_no_sense_is_refused_by_name(text: str) -> None:
+def test_invalid_filter_is_refused_by_name(text: str) -> None:
     with pytest.raises(SettingError, match="The filter ") as raised:
         parse_filter(text)
     assert repr(text) in str(raised.value)
 
 
-def test_a_filter_on_a_column_that_is_not_there_names_the_columns() -> None:
+def test_filter_on_a_missing_column_names_the_columns() -> None:
     with pytest.raises(DataError, match=r"a\.csv has no column 'nmber' for the filter .* Its columns are: text, num"):
         kept("nmber>1")
 
 
-def test_event_weights_are_read_and_those_that_make_no_sense_refused() -> None:
+def test_event_weights_are_parsed_and_invalid_ones_refused() -> None:
     assert parse_event_weights("view=1, cart = 3,buy=5.5") == {"view": 1.0, "cart": 3.0, "buy": 5.5}
     for text in ("", "view", "view=", "=1", "view=x", "view=-1", "view=nan", "a=1,,b=2", "a=1,a=2"):
         with pytest.raises(SettingError, match="cannot be used"):

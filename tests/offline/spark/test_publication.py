@@ -59,7 +59,7 @@ def rows_here(model: Model) -> list[Row]:
 def executors(session: SparkSession) -> list[int]:
     """Return the processes of the executors of a session on this machine."""
     application = session.sparkContext.applicationId
-    found = []
+    processes = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -67,8 +67,8 @@ def executors(session: SparkSession) -> list[int]:
             except OSError:
                 continue
             if "org.apache.spark.executor.CoarseGrainedExecutorBackend" in words and application in words:
-                found.append(int(folder.name))
-    return found
+                processes.append(int(folder.name))
+    return processes
 
 
 def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
@@ -114,7 +114,7 @@ async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(ses
     await store.close()
 
 
-async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
+async def test_rerun_after_a_killed_driver_writes_nothing_twice(
     session: SparkSession, redis_server: RedisServer, url: str, tmp_path: Path
 ) -> None:
     model = model_of(20_000)
@@ -125,7 +125,7 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
     await asyncio.to_thread(kill_driver, [*command, "--encoding", "json"], redis_server, 4_000)
     catalogue = await store.catalogue()
     assert catalogue.live == live.manifest.release
-    (draft,) = (one.id for one in catalogue.releases if one.id != catalogue.live)
+    (draft,) = (release.id for release in catalogue.releases if release.id != catalogue.live)
     await lapse(store)
     again = await publish(SparkLists(lists_of(model), session, url), store, PublishSettings("json", resume=draft))
     assert again.result.skipped >= 2_000
@@ -135,9 +135,7 @@ async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
 
 
 @pytest.mark.usefixtures("small_blocks")
-async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
-    session: SparkSession, cosmos_http: Account
-) -> None:
+async def test_executors_write_cosmos_and_charges_are_counted(session: SparkSession, cosmos_http: Account) -> None:
     model = model_of(300)
     url = cosmos_http.url(secrets.token_hex(4), ru="30000")
     charged = ChargeCounter()

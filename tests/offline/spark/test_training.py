@@ -73,7 +73,7 @@ def checkerboard_lines(size: int) -> list[str]:
     ]
 
 
-def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
+def test_command_under_spark_submit_writes_an_ordinary_model(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\n".join(["user,item", *checkerboard_lines(30)]))
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent))
     assert submit is not None
@@ -88,7 +88,7 @@ def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_
     assert model.metrics["baselines"].keys() == {"popularity", "neighbours"}
 
 
-def test_a_master_has_to_be_one_or_that_of_spark_submit() -> None:
+def test_master_is_given_or_of_spark_submit() -> None:
     for master in (None, "submitted"):
         with pytest.raises(SettingError, match="spark-submit"):
             check_master(master, {})

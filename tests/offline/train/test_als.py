@@ -39,13 +39,13 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
             fit(board, ALSParams(factors=3, alpha=alpha))
 
 
-def test_a_pair_weighs_what_it_does_for_implicit_and_always_more_than_none() -> None:
+def test_confidence_matches_implicit_and_is_above_no_interaction() -> None:
     weights = np.array([0.001, 0.25, 1, 3], dtype=np.float32)
     assert confidences(weights, 4.0)[2:].tolist() == [4, 12]
     assert (confidences(weights, 4.0) > 1).all()
 
 
-def test_spark_folds_no_users_in() -> None:
+def test_spark_model_folds_in_no_users() -> None:
     factors = np.zeros((6, 2), dtype=np.float32)
     with pytest.raises(SettingError, match="another split than held-out-users"):
         Factors(factors, factors, SparkParams(factors=2)).fold_in(checkerboard(6))

@@ -103,13 +103,13 @@ def test_a_list_is_the_best_of_what_a_user_does_not_have(ranker: Ranker) -> None
     users = everyone()[::-1]
     items, listed = ranker.recommend(user_items, users, 5)
     scores = scores_of(ranker, user_items, users)
-    for row, row_scores, found, own in zip(items, listed, scores, has[users], strict=True):
+    for row, row_scores, user_scores, own in zip(items, listed, scores, has[users], strict=True):
         some = row >= 0
         assert not own[row[some]].any()
-        assert found[row[some]] == pytest.approx(row_scores[some], rel=1e-5, abs=ROUNDING)
-        rest = np.delete(np.where(own, -np.inf, found), row[some])
-        assert rest.max() <= found[row[some]].min(initial=np.inf) + ROUNDING
-        assert some.all() or len(np.unique(rest[np.isfinite(rest)])) <= 1, "nothing else is listed"
+        assert user_scores[row[some]] == pytest.approx(row_scores[some], rel=1e-5, abs=ROUNDING)
+        unlisted = np.delete(np.where(own, -np.inf, user_scores), row[some])
+        assert unlisted.max() <= user_scores[row[some]].min(initial=np.inf) + ROUNDING
+        assert some.all() or len(np.unique(unlisted[np.isfinite(unlisted)])) <= 1, "nothing else is listed"
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
@@ -130,14 +130,14 @@ def test_any_users_in_any_order_get_their_own_lists(ranker: Ranker, board: UserI
     assert ranker.recommend(board, users[:0], 4)[0].shape == (0, 4)
 
 
-def test_users_who_were_not_learnt_from_are_folded_in_by_what_they_have(personal: Ranker, board: UserItems) -> None:
+def test_unseen_users_are_folded_in(personal: Ranker, board: UserItems) -> None:
     strangers = csr_matrix(board[[7, 20]])
     items, _ = personal.fold_in(strangers).recommend(strangers, np.arange(2, dtype=np.int32), 1)
     assert items[:, 0].tolist() == [7, 20]
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
-def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: UserItems) -> None:
+def test_unusable_matrix_is_refused(params: Params, board: UserItems) -> None:
     with pytest.raises(TypeError, match="csr_matrix"):
         fit(board.tocsc(), params)
     with pytest.raises(DataError, match="learning needs two"):
@@ -150,16 +150,16 @@ def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: U
 
 
 @pytest.mark.parametrize("params", ENGINES, ids=described)
-def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None:
+def test_described_parameters_round_trip(params: Params) -> None:
     values = {name: getattr(params, name) for name in params.__slots__}
     assert params_from(engine_of(params), values) == params
     assert as_options(NeighbourParams()) == "--engine neighbours --params weighting=tfidf,neighbours=10"
     recent = PopularityParams(2) if isinstance(params, PopularityParams) else replace(params, recency=Recency(7, 0.5))
-    for each in (params, recent):
-        engine, _, chosen = as_options(each).removeprefix("--engine ").partition(" --params ")
+    for expected in (params, recent):
+        engine, _, chosen = as_options(expected).removeprefix("--engine ").partition(" --params ")
         assert engine == engine_of(params)
-        iterations = f",iterations={each.iterations}" if isinstance(each, ALSParams | SparkParams) else ""
-        assert read_params(engine, chosen + iterations, getattr(each, "seed", 0)) == each
+        iterations = f",iterations={expected.iterations}" if isinstance(expected, ALSParams | SparkParams) else ""
+        assert read_params(engine, chosen + iterations, getattr(expected, "seed", 0)) == expected
     with pytest.raises(DataError, match="'svd' is not known"):
         params_from("svd", {})
 
@@ -195,19 +195,19 @@ def test_recency_multiplies_the_scores_of_lists(params: Params, board: UserItems
     plain = fit(board, params)
     ranker = fit(board, replace(params, recency=recency), times=times)
     strangers = csr_matrix(board[[7, 20]])
-    for user_items, one, other in (
+    for user_items, plain_ranker, other in (
         (board, plain, ranker),
         (strangers, plain.fold_in(strangers), ranker.fold_in(strangers)),
     ):
         users = np.arange(user_items.shape[0], dtype=np.int32)
-        wanted = scores_of(one, user_items, users) * weights
+        wanted = scores_of(plain_ranker, user_items, users) * weights
         assert scores_of(other, user_items, users) == pytest.approx(wanted, rel=1e-4, abs=ROUNDING)
         items, listed = other.recommend(user_items, users, 6, keep_seen=True)
         best = np.sort(wanted, axis=1)[:, ::-1][:, :6]
         assert listed == pytest.approx(np.where(items < 0, 0, best), rel=1e-4, abs=ROUNDING)
 
 
-def test_recency_and_a_half_life_need_times_and_make_sense(board: UserItems) -> None:
+def test_recency_and_half_life_need_times_and_valid_values(board: UserItems) -> None:
     for params in (EASEParams(recency=Recency(7, 1)), PopularityParams(7)):
         with pytest.raises(DataError, match="A half-life needs times, and the data have none"):
             fit(board, params)
@@ -237,7 +237,7 @@ def test_the_most_users_come_first_and_ties_are_in_order_of_id() -> None:
     assert most_popular(matrix, 2).items.tolist() == popular.items[:2].tolist()
 
 
-def test_with_a_half_life_what_was_chosen_of_late_comes_first() -> None:
+def test_half_life_ranks_recent_items_first() -> None:
     times = pl.Series([0, 1, 2, 90, 91, 92, 93], dtype=pl.Int64) * 86_400_000_000
     matrix = to_matrix(PAIRS.with_columns(time=times.cast(pl.Datetime("us"))))
     popular = most_popular(matrix, 10, half_life_days=1)
@@ -259,7 +259,7 @@ def test_each_segment_has_its_own_list_of_known_items() -> None:
     assert lists["y"].items.tolist() == [1]
 
 
-def test_lists_of_segments_are_as_recent_as_the_overall_one() -> None:
+def test_segment_lists_use_recency_like_the_overall_list() -> None:
     days = pl.DataFrame(
         {"segment": "x", "item": ["a", "a", "b", "c"], "day": [100, 90, 100, None], "weight": [1.0, 9.0, 2.0, 9.0]}
     )
@@ -275,14 +275,14 @@ def test_too_short_popular_lists_are_refused() -> None:
         most_popular(to_matrix(PAIRS), 0)
 
 
-def matrix(users: int, items: int, each: int) -> UserItems:
+def matrix(users: int, items: int, items_per_user: int) -> UserItems:
     """Users who all have the first items."""
-    ends = np.arange(users + 1) * each
-    indices = np.tile(np.arange(each, dtype=np.int32), users)
-    return csr_matrix((np.ones(users * each, dtype=np.float32), indices, ends), shape=(users, items))
+    ends = np.arange(users + 1) * items_per_user
+    indices = np.tile(np.arange(items_per_user, dtype=np.int32), users)
+    return csr_matrix((np.ones(users * items_per_user, dtype=np.float32), indices, ends), shape=(users, items))
 
 
-def test_no_fit_begins_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_fit_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     user_items = checkerboard(20)
     monkeypatch.setattr(engine, "room_bytes", lambda: 100.0)
     for params, instead in ((ALSParams(factors=2), "with --engine spark"), (EASEParams(), "with --engine als")):
@@ -290,9 +290,7 @@ def test_no_fit_begins_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> Non
             fit(user_items.astype(np.float32), params)
 
 
-def test_popular_lists_are_heads_of_one_ranking_without_a_table_of_scores(
-    board: UserItems, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_popular_lists_are_heads_of_one_ranking(board: UserItems, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("hotplate.offline.train.popularity.Popularity.score")
     popular = fit(board, PopularityParams())
     has = board.toarray() > 0

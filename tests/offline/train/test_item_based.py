@@ -21,7 +21,7 @@ USERS = np.arange(40, dtype=np.int32)
 
 @pytest.mark.parametrize("weighting", ["tfidf", "bm25", "cosine"])
 @pytest.mark.parametrize("neighbours", [3, 30])
-def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: int) -> None:
+def test_lists_match_implicit(weighting: NeighbourWeighting, neighbours: int) -> None:
     generator = np.random.default_rng(5)
     weights = generator.random((40, 30)) * (generator.random((40, 30)) < 0.3)
     user_items = csr_matrix(weights.astype(np.float32))
@@ -41,12 +41,12 @@ def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: 
 
 
 @pytest.mark.parametrize(("alpha", "beta", "neighbours"), [(0.7, 0.3, 4), (1.0, 0.0, 30), (1.3, 0.9, 30)])
-def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighbours: int) -> None:
+def test_random_walk_weights_match_the_formula(alpha: float, beta: float, neighbours: int) -> None:
     generator = np.random.default_rng(5)
     weights = (generator.integers(1, 4, (40, 30)) * (generator.random((40, 30)) < 0.3)).astype(np.float32)
     weights[:, 7] = 0  # nobody has it
     with np.errstate(invalid="ignore"):
-        to_users, to_items = (np.nan_to_num(each / each.sum(axis=1, keepdims=True)) for each in (weights.T, weights))
+        to_users, to_items = (np.nan_to_num(edges / edges.sum(axis=1, keepdims=True)) for edges in (weights.T, weights))
     users = np.maximum((weights > 0).sum(axis=0), 1)
     similarity = (to_users.astype(np.float64) ** alpha) @ (to_items.astype(np.float64) ** alpha) / users**beta
     ranker = fit_neighbours(csr_matrix(weights), NeighbourParams("rp3beta", neighbours, alpha, beta))
@@ -60,7 +60,7 @@ def test_random_walks_are_those_of_the_formula(alpha: float, beta: float, neighb
         assert not (weights[user][items[items >= 0]] > 0).any()
 
 
-def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None:
+def test_item_of_all_users_has_no_weight() -> None:
     user_items = csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=np.float32))
     for weighting in get_args(NeighbourWeighting):
         ranker = fit_neighbours(user_items, NeighbourParams(weighting, 3))
@@ -78,24 +78,24 @@ def regressions(weights: Floats) -> npt.NDArray[np.float64]:
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     scaled = values / np.sqrt(np.where(norms > 0, norms, 1))
     penalty = REGULARIZATION + 0.25 * (scaled**2).sum(axis=0)
-    found = np.zeros((weights.shape[1], weights.shape[1]))
+    coefficients = np.zeros((weights.shape[1], weights.shape[1]))
     for item in range(weights.shape[1]):
-        others = np.delete(np.arange(weights.shape[1]), item)
-        inputs = scaled[:, others]
-        gram = inputs.T @ inputs + np.diag(penalty[others])
-        found[others, item] = np.linalg.solve(gram, inputs.T @ scaled[:, item])
-    return found
+        other_items = np.delete(np.arange(weights.shape[1]), item)
+        inputs = scaled[:, other_items]
+        gram = inputs.T @ inputs + np.diag(penalty[other_items])
+        coefficients[other_items, item] = np.linalg.solve(gram, inputs.T @ scaled[:, item])
+    return coefficients
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(2, 12))
-def test_weights_are_those_of_a_regression_for_each_item(seed: int, users: int, items: int) -> None:
+def test_ease_weights_match_item_regressions(seed: int, users: int, items: int) -> None:
     generator = np.random.default_rng(seed)
     weights = (generator.random((users, items)) * 9 + 1) * (generator.random((users, items)) < 0.4)
     weights[0, 0] = 1  # nothing can be learnt from no pair
     matrix = csr_matrix(weights.astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hotplate.offline.train.item_based._AT_ONCE", 5)
-        found = fit_ease(matrix, EASEParams(REGULARIZATION)).weights
-    assert found.dtype == np.float32
-    assert np.allclose(found, regressions(matrix.toarray()), atol=1e-5)
-    assert (np.diag(found) == 0).all()
+        fitted = fit_ease(matrix, EASEParams(REGULARIZATION)).weights
+    assert fitted.dtype == np.float32
+    assert np.allclose(fitted, regressions(matrix.toarray()), atol=1e-5)
+    assert (np.diag(fitted) == 0).all()

@@ -32,22 +32,22 @@ def groceries() -> Matrix:
     return matrix_of(rows, Weighing("binary"))
 
 
-def test_a_users_own_counts_find_more_of_what_is_bought_again(groceries: Matrix) -> None:
+def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
     parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
     ranker = fit(parts.train, NeighbourParams())
-    found = search(parts, ranker, 5)
-    assert found is not None
-    assert 0.3 < found.share <= 1
-    assert found.blended > 1.2 * found.alone
+    chosen = search(parts, ranker, 5)
+    assert chosen is not None
+    assert 0.3 < chosen.share <= 1
+    assert chosen.blended > 1.2 * chosen.alone
     assert parts.history is not None
-    own = own_counts(parts.history, found.params)
+    own = own_counts(parts.history, chosen.params)
     lists = for_tested(
         parts, 5, lambda users: ranking.recommend(ranker, parts.seen, users, 5, keep_seen=True, own=own)[0]
     )
-    assert measure_users(lists, parts.test).metrics.ndcg == found.blended
+    assert measure_users(lists, parts.test).metrics.ndcg == chosen.blended
 
 
-def test_repeats_are_searched_only_where_there_are_times_and_repeats(groceries: Matrix) -> None:
+def test_repeats_are_searched_only_with_times_and_repeats(groceries: Matrix) -> None:
     by_time = SplitOptions("by-time")
     assert search_repeats(groceries.user_items, groceries.history, by_time, PopularityParams(), k=5) is not None
     assert search_repeats(groceries.user_items, None, by_time, PopularityParams(), k=5) is None
@@ -57,21 +57,21 @@ def test_repeats_are_searched_only_where_there_are_times_and_repeats(groceries: 
     )
 
 
-def test_the_engine_is_left_alone_where_own_rows_mislead() -> None:
+def test_misleading_own_counts_are_not_used() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     often = [(f"u{user:02}", "a", start + timedelta(hours=hour)) for user in range(10) for hour in range(5)]
     once = [(f"u{user:02}", "b", start + timedelta(days=1)) for user in range(30)]
     again = [(f"u{user:02}", "b" if user < 10 else "c", start + timedelta(days=20)) for user in range(20)]
     matrix = matrix_of([*often, *once, *again], Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.2, repeats=True))
-    found = search(parts, fit(parts.train, PopularityParams()), 1)
-    assert found is not None
-    assert found.blended == found.alone == 0.5
-    assert found.without == 0
-    assert found.params.weight == 0
+    chosen = search(parts, fit(parts.train, PopularityParams()), 1)
+    assert chosen is not None
+    assert chosen.blended == chosen.alone == 0.5
+    assert chosen.without == 0
+    assert chosen.params.weight == 0
 
 
-def test_own_counts_are_multiplied_by_recent_popularity_and_tried_so(groceries: Matrix) -> None:
+def test_own_counts_with_recent_popularity_are_tried(groceries: Matrix) -> None:
     parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
     history = parts.history
     assert history is not None

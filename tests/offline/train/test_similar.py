@@ -52,11 +52,11 @@ def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None
     assert np.allclose(recent, plain * recency.weights(user_items, times))
 
 
-def test_the_hit_rate_is_of_the_next_items_for_the_last_ones(series: Matrix) -> None:
+def test_hit_rate_counts_next_items_for_last_items(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-time"))
     params = SimilarParams(shrink=0)
-    found, nothing = (measure(fit(each, params), params, parts, 7) for each in (series.user_items, parts.train))
-    assert found == SimilarResult(params, 7, 1.0, (1.0, 1.0), 40), "what was learnt from all data knows the series"
+    measured, nothing = (measure(fit(train, params), params, parts, 7) for train in (series.user_items, parts.train))
+    assert measured == SimilarResult(params, 7, 1.0, (1.0, 1.0), 40), "what was learnt from all data knows the series"
     assert nothing == SimilarResult(params, 7, 0.0, (0.0, 0.0), 40), "the next parts were not known yet"
     held_out = split(series.user_items, series.history, SplitOptions("held-out-users"))
     assert measure(fit(held_out.train, params), params, held_out, 7) is None, "no user is in both parts"
@@ -70,15 +70,15 @@ def test_an_item_without_a_time_is_the_first_of_a_user() -> None:
 
 
 def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
-    found = evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5, similar=SimilarParams())
-    assert found is not None
-    assert found.similar is not None
-    facts = found.to_json()["similar"]
-    assert facts["hit_rate"] == found.similar.hit_rate > 0.8
+    evaluation = evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5, similar=SimilarParams())
+    assert evaluation is not None
+    assert evaluation.similar is not None
+    facts = evaluation.to_json()["similar"]
+    assert facts["hit_rate"] == evaluation.similar.hit_rate > 0.8
     assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).to_json()["similar"] is None  # type: ignore[union-attr]  # there are pairs
 
 
-def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
+def test_recency_is_chosen_for_recent_next_items() -> None:
     rng = np.random.default_rng(1)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [
@@ -93,7 +93,7 @@ def test_recency_is_chosen_where_the_next_items_are_of_late() -> None:
     assert choose([parts._replace(history=None)], 2.0, 10).recency is None, "there are no times"
 
 
-def test_the_usual_power_of_recency_stays_unless_another_leads(series: Matrix) -> None:
+def test_default_recency_power_stays_unless_another_is_better(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-item"))
     assert choose([parts], 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), "all powers find all parts of a series"
     assert choose([parts], None, 7) == SimilarParams(20.0, None)

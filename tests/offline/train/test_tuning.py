@@ -34,9 +34,9 @@ def matrix() -> Matrix:
 
 def search(matrix: Matrix, options: SplitOptions | None = None, **settings: object) -> Search:
     tuning = settings.pop("tuning", TuneOptions(CELLS))
-    found = tune(matrix.user_items, matrix.history, options or SplitOptions("by-item"), tuning, **settings)  # type: ignore[arg-type]  # as the test says
-    assert found is not None
-    return found
+    tuned = tune(matrix.user_items, matrix.history, options or SplitOptions("by-item"), tuning, **settings)  # type: ignore[arg-type]  # as the test says
+    assert tuned is not None
+    return tuned
 
 
 def trial(params: Params, *per_user: float) -> Trial:
@@ -48,33 +48,33 @@ def ranked(*trials: Trial) -> Search:
 
 
 @pytest.mark.parametrize("kind", ["by-item", "held-out-users"])
-def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: Matrix) -> None:
+def test_trial_metrics_match_an_evaluation(kind: SplitKind, matrix: Matrix) -> None:
     options = SplitOptions(kind, seed=7)
-    found = search(matrix, options, k=5)
-    assert found.split == replace(options, seed=8, pieces=2)
-    assert [trial.params for trial in found.trials] == list(CELLS)
-    assert [trial.iterations for trial in found.trials] == [3, 3, None, None]
-    parts = split(matrix.user_items, matrix.history, found.split)
-    for each in found.trials:
-        measured = evaluate_engine(parts, each.params, 5).per_user
+    tuned = search(matrix, options, k=5)
+    assert tuned.split == replace(options, seed=8, pieces=2)
+    assert [trial.params for trial in tuned.trials] == list(CELLS)
+    assert [trial.iterations for trial in tuned.trials] == [3, 3, None, None]
+    parts = split(matrix.user_items, matrix.history, tuned.split)
+    for tried in tuned.trials:
+        measured = evaluate_engine(parts, tried.params, 5).per_user
         assert measured is not None
-        assert each.ndcg == pytest.approx(measured.mean(), abs=1e-6)
-        assert each.se == pytest.approx(measured.std() / len(measured) ** 0.5, rel=1e-4)
-    assert found.trials[0].ndcg < found.trials[1].ndcg
+        assert tried.ndcg == pytest.approx(measured.mean(), abs=1e-6)
+        assert tried.se == pytest.approx(measured.std() / len(measured) ** 0.5, rel=1e-4)
+    assert tuned.trials[0].ndcg < tuned.trials[1].ndcg
 
 
-def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(matrix: Matrix) -> None:
+def test_default_cells_extend_beyond_a_best_edge(matrix: Matrix) -> None:
     reports: list[tuple[int, int]] = []
     notices: list[str] = []
-    found = search(
+    tuned = search(
         matrix,
         tuning=TuneOptions(),
         defaults=replace(SMALL, seed=5),
         on_trial=lambda done, total: reports.append((done, total)),
         on_notice=notices.append,
     )
-    assert found.trials[0].params == replace(SMALL, seed=5)
-    tried = [trial.params for trial in found.trials]
+    assert tuned.trials[0].params == replace(SMALL, seed=5)
+    tried = [trial.params for trial in tuned.trials]
     assert len(set(tried)) == len(tried) > reports[0][1]
     assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
     assert reports[0][0] == 0
@@ -82,12 +82,10 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
     assert list(dict.fromkeys(done for done, _ in reports)) == list(range(len(tried) + 1))
     assert len(notices) == 1
     assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split, the ")
-    assert found.users is None
+    assert tuned.users is None
 
 
-def test_a_search_that_was_stopped_goes_on_where_it_was(
-    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "new" / "trials"
     options = TuneOptions(CELLS)
     whole = search(matrix, tuning=options)
@@ -98,17 +96,17 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
 
     with pytest.raises(KeyboardInterrupt):
         search(matrix, tuning=options, kept=kept, on_trial=stop)
-    latest = max(kept.iterdir(), key=lambda each: each.stat().st_mtime_ns)
+    latest = max(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     latest.write_bytes(latest.read_bytes()[:100])
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[1:]))
     resumed = search(matrix, tuning=options, kept=kept)
-    assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
-    assert [(each.ndcg, each.se) for each in resumed.trials] == [(each.ndcg, each.se) for each in whole.trials]
+    assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
+    assert [(trial.ndcg, trial.se) for trial in resumed.trials] == [(trial.ndcg, trial.se) for trial in whole.trials]
     assert resumed.best == whole.best
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
-    left = [each.params for each in allowed]
+    left = [cell.params for cell in allowed]
 
     def only(parts: Parts, params: Params) -> object:
         assert params == left.pop(0), "a trial was made again"
@@ -139,25 +137,25 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"tuning": TuneOptions(engine="ease"), "kept": tmp_path / "trials", "k": 5}
-    found = search(fashions, SplitOptions("by-time"), **settings)
-    recent = [each for each in found.trials if recency_of(each.params) is not None]
-    tried = {recency_of(each.params) for each in recent}
+    tuned = search(fashions, SplitOptions("by-time"), **settings)
+    recent = [cell for cell in tuned.trials if recency_of(cell.params) is not None]
+    tried = {recency_of(cell.params) for cell in recent}
     assert {Recency(days, 1) for days in (2, 8)} <= tried
-    assert 16 in {each.gamma for each in tried if each is not None}
-    assert {each.gamma for each in tried if each is not None} >= {0.5, 1, 2}
+    assert 16 in {recency.gamma for recency in tried if recency is not None}
+    assert {recency.gamma for recency in tried if recency is not None} >= {0.5, 1, 2}
     assert len(tried) == len(recent), "no recency is tried twice"
-    plain = max(each.ndcg for each in found.trials if recency_of(each.params) is None)
-    best = max(found.trials, key=lambda each: each.ndcg)
-    assert recency_of(found.trials[found.best].params) is not None
+    plain = max(cell.ndcg for cell in tuned.trials if recency_of(cell.params) is None)
+    best = max(tuned.trials, key=lambda trial: trial.ndcg)
+    assert recency_of(tuned.trials[tuned.best].params) is not None
     assert best.ndcg > 1.2 * plain
-    drawn = [split(fashions.user_items, fashions.history, each) for each in found.split.draws]
+    drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.draws]
     metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
-    ndcg = np.average([each.ndcg for each in metrics], weights=[each.users for each in metrics])
+    ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(()))
-    assert search(fashions, SplitOptions("by-time"), **settings).to_json() == found.to_json()
-    chosen = found.trials[found.best].params
-    assert params_from("ease", found.to_json()["trials"][found.best]["params"]) == chosen
+    assert search(fashions, SplitOptions("by-time"), **settings).to_json() == tuned.to_json()
+    chosen = tuned.trials[tuned.best].params
+    assert params_from("ease", tuned.to_json()["trials"][tuned.best]["params"]) == chosen
 
 
 def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
@@ -170,9 +168,9 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
         return fit_parts(parts, params)
 
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", counted)
-    found = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
-    plain = {each.params for each in found.trials if recency_of(each.params) is None}
-    assert len(plain) < len(found.trials), "recency was tried"
+    tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
+    plain = {trial.params for trial in tuned.trials if recency_of(trial.params) is None}
+    assert len(plain) < len(tuned.trials), "recency was tried"
     assert sorted(map(repr, fits)) == sorted(map(repr, [*plain, *plain])), "there are two splits"
 
 
@@ -199,7 +197,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
     assert not any(alive)
 
 
-def test_the_announced_cost_counts_what_follows_the_search(fashions: Matrix) -> None:
+def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
     cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
     announced = [
@@ -216,18 +214,18 @@ def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
     fashions: Matrix,
 ) -> None:
     options = TuneOptions(engine="popularity")
-    found = search(fashions, SplitOptions("by-time"), tuning=options, k=5)
-    assert found.popular.half_life_days is not None
-    assert found.popular.half_life_days < 30
-    assert found.popular == max(found.trials, key=lambda trial: trial.ndcg).params
+    tuned = search(fashions, SplitOptions("by-time"), tuning=options, k=5)
+    assert tuned.popular.half_life_days is not None
+    assert tuned.popular.half_life_days < 30
+    assert tuned.popular == max(tuned.trials, key=lambda trial: trial.ndcg).params
     at_random = search(fashions, SplitOptions("by-item"), tuning=options, k=5)
-    assert [each.params for each in at_random.trials] == [PopularityParams()]
+    assert [trial.params for trial in at_random.trials] == [PopularityParams()]
     assert at_random.popular == PopularityParams()
     own = search(fashions, SplitOptions("by-time"), tuning=TuneOptions((EASEParams(),)), k=5)
-    assert [each.params for each in own.trials] == [EASEParams()], "a grid is searched as it is"
+    assert [trial.params for trial in own.trials] == [EASEParams()], "a grid is searched as it is"
 
 
-def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tmp_path: Path) -> None:
+def test_trials_of_other_data_or_splits_are_repeated(matrix: Matrix, tmp_path: Path) -> None:
     kept = tmp_path / "trials"
     tuning = TuneOptions((PopularityParams(),))
     search(matrix, tuning=tuning, kept=kept)
@@ -244,7 +242,7 @@ def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tm
         search(matrix, tuning=tuning, kept=tmp_path / "file")
 
 
-def test_popularity_is_recommended_only_beyond_the_interval_of_its_lead() -> None:
+def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
     ease = trial(EASEParams(), 0.1, 0.9, 0.2)
     popular = trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
     assert popular.leads_by(ease) == pytest.approx(1 / 2**0.5 * 3**0.5)
@@ -255,7 +253,7 @@ def test_popularity_is_recommended_only_beyond_the_interval_of_its_lead() -> Non
     assert ranked(ease, popular, replace(ease, per_user=ease.per_user / 2)).best_of_each == (1, 0)
 
 
-def test_among_equals_recency_then_als_then_the_simplest_is_recommended() -> None:
+def test_ties_prefer_recency_then_als_then_the_simplest() -> None:
     slow, fast = Recency(8.0, 1.0), Recency(2.0, 1.0)
     trials = [
         trial(EASEParams(20.0, fast), 0.4, 0.3, 0.2),
@@ -273,7 +271,7 @@ def test_among_equals_recency_then_als_then_the_simplest_is_recommended() -> Non
     assert ranked(trial(replace(SMALL, recency=slow), 0.4, 0.41, 0.42), better).best == 1, "each user is better"
 
 
-def test_of_equal_cells_of_one_engine_the_most_recent_is_recommended() -> None:
+def test_equal_cells_of_an_engine_prefer_most_recency() -> None:
     weak, strong = (
         trial(replace(SMALL, recency=Recency(2.0, gamma)), *values)
         for gamma, values in ((1.0, (0.4, 0.3, 0.2)), (4.0, (0.3, 0.4, 0.2)))
@@ -294,7 +292,7 @@ def test_of_equal_cells_of_one_engine_the_most_recent_is_recommended() -> None:
         assert ranked(trial(weak.params, *level), equal).best == best, "equal means within 1.5 standard errors"
 
 
-def test_where_popularity_beats_taste_alone_only_the_highest_power_is_compared() -> None:
+def test_only_highest_recency_power_is_compared_if_popularity_wins() -> None:
     taste = trial(SMALL, 0.30, 0.32, 0.34)
     weak = trial(replace(SMALL, recency=Recency(2.0, 1.0)), 0.50, 0.52, 0.54)
     recent = trial(replace(SMALL, recency=Recency(2.0, 16.0)), 0.48, 0.50, 0.52)
@@ -307,65 +305,65 @@ def test_where_popularity_beats_taste_alone_only_the_highest_power_is_compared()
     assert ranked(taste, weak, near).best == 1, "no such power was tried"
 
 
-def test_what_is_too_dear_is_left_out_and_said(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.budget.BUDGET_BYTES", 5_000)
     notices: list[str] = []
-    found = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
-    assert {engine_of(each) for each in found.left_out} == {"als", "ease", "neighbours"}
-    assert {engine_of(each.params) for each in found.trials} == {"popularity"}
+    tuned = search(matrix, tuning=TuneOptions(), defaults=SMALL, on_notice=notices.append)
+    assert {engine_of(cell) for cell in tuned.left_out} == {"als", "ease", "neighbours"}
+    assert {engine_of(cell.params) for cell in tuned.trials} == {"popularity"}
     assert notices[1].startswith("not tried within 36 s of a core, 0.0 GB, and ")
     assert ": 5 of als, 3 of ease, 4 of neighbours; " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
-    assert {each["engine"] for each in found.to_json()["left_out"]} == {"als", "ease", "neighbours"}
+    assert {cell["engine"] for cell in tuned.to_json()["left_out"]} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
         assert search(matrix, tuning=bounded, defaults=SMALL).left_out, "a search of one engine is bounded, too"
 
 
 def test_a_budget_of_seconds_bounds_the_search(matrix: Matrix) -> None:
-    found = search(matrix, tuning=TuneOptions(budget_s=0.001), defaults=SMALL)
-    assert EASEParams(20.0) in [each.params for each in found.trials]
-    assert ALSParams(40, 30.0, 6.0, 3) in found.left_out
-    assert len(set(found.left_out)) == len(found.left_out)
+    tuned = search(matrix, tuning=TuneOptions(budget_s=0.001), defaults=SMALL)
+    assert EASEParams(20.0) in [trial.params for trial in tuned.trials]
+    assert ALSParams(40, 30.0, 6.0, 3) in tuned.left_out
+    assert len(set(tuned.left_out)) == len(tuned.left_out)
     assert search(matrix, tuning=TuneOptions(budget_s=9.0), defaults=SMALL).left_out == ()
     assert search(matrix, tuning=TuneOptions(CELLS), defaults=SMALL).left_out == ()
     with pytest.raises(SettingError, match="tune is -1"):
         TuneOptions(budget_s=-1)
 
 
-def test_a_cell_whose_last_fit_is_too_long_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cell_with_a_too_long_final_fit_is_left_out(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.budget.LAST_FIT_S", 1.0)
-    found = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
-    assert {engine_of(each) for each in found.left_out} == {"als"}
+    tuned = search(matrix, tuning=TuneOptions(), defaults=replace(SMALL, iterations=1_000_000))
+    assert {engine_of(params) for params in tuned.left_out} == {"als"}
 
 
-def test_a_large_log_is_searched_on_a_draw_of_its_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_log_is_searched_on_sampled_users(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotplate.offline.train.tuning._SEARCHED_PAIRS", matrix.user_items.nnz // 2)
     notices: list[str] = []
-    found = search(matrix, SplitOptions("by-time", min_per_user=2, min_per_item=20), on_notice=notices.append)
-    assert found.users is not None
-    assert (found.split.min_per_user, found.split.min_per_item) == (2, 1), "the minimum per item is of all users"
-    assert 30 <= found.users <= 50
-    assert found.to_json()["users_searched"] == found.users
-    assert f"the search is of {found.users} of 80 users" in notices[1]
-    assert [each.params for each in found.trials] == list(CELLS)
-    assert all(each.ndcg > 0 for each in found.trials)
+    tuned = search(matrix, SplitOptions("by-time", min_per_user=2, min_per_item=20), on_notice=notices.append)
+    assert tuned.users is not None
+    assert (tuned.split.min_per_user, tuned.split.min_per_item) == (2, 1), "the minimum per item is of all users"
+    assert 30 <= tuned.users <= 50
+    assert tuned.to_json()["users_searched"] == tuned.users
+    assert f"the search is of {tuned.users} of 80 users" in notices[1]
+    assert [trial.params for trial in tuned.trials] == list(CELLS)
+    assert all(trial.ndcg > 0 for trial in tuned.trials)
 
 
 def test_the_powers_of_random_walks_are_searched() -> None:
-    found = search(to_matrix(sample(80, 120)), tuning=TuneOptions(engine="neighbours"))
+    tuned = search(to_matrix(sample(80, 120)), tuning=TuneOptions(engine="neighbours"))
     walks = {
-        (each.params.walk_alpha, each.params.walk_beta)
-        for each in found.trials
-        if isinstance(each.params, NeighbourParams) and each.params.weighting == "rp3beta"
+        (trial.params.walk_alpha, trial.params.walk_beta)
+        for trial in tuned.trials
+        if isinstance(trial.params, NeighbourParams) and trial.params.weighting == "rp3beta"
     }
     assert {(0.7, 0.3), (0.8, 0.3), (0.6, 0.3), (0.7, 0.4), (0.7, 0.2)} <= walks
 
 
-def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matrix) -> None:
+def test_cell_that_fails_to_fit_ranks_last(matrix: Matrix) -> None:
     heavy = replace(matrix, user_items=1e37 * matrix.user_items)
-    found = search(heavy, tuning=TuneOptions((SMALL, PopularityParams())))
-    assert found.trials[0].ndcg == 0
-    assert found.trials[found.best].params == PopularityParams()
+    tuned = search(heavy, tuning=TuneOptions((SMALL, PopularityParams())))
+    assert tuned.trials[0].ndcg == 0
+    assert tuned.trials[tuned.best].params == PopularityParams()
 
 
 def als(factors: int, regularization: float, alpha: float) -> ALSParams:

@@ -18,7 +18,7 @@ def client(name: str, rate: float | None = RATE) -> KeyHolder:
     return KeyHolder(name, ("read",), rate)
 
 
-def test_a_rate_is_one_for_all_workers_of_a_service(folder: Path) -> None:
+def test_rate_limit_is_shared_by_all_workers(folder: Path) -> None:
     keys = folder.parent / "keys.json"
     key = create(keys, "web", ["read"], 0.01).key
     with running(folder, "--keys", str(keys), "--workers", "4") as service:
@@ -32,12 +32,12 @@ def test_buckets_are_per_client_and_consistent_across_workers_in_any_order() -> 
     clients = [client(f"c{n}", 1.0) for n in range(50)]
     first = shared.buckets(clients)
     second = shared.buckets(reversed(clients))
-    for each in clients:
-        assert first[each.name].take() == 0.0
-        assert second[each.name].take() > 0.0
+    for client_id in clients:
+        assert first[client_id.name].take() == 0.0
+        assert second[client_id.name].take() > 0.0
 
 
-def test_a_client_with_a_new_rate_begins_with_a_full_bucket() -> None:
+def test_client_with_a_new_rate_starts_with_a_full_bucket() -> None:
     shared = SharedRates(private_floats(CELLS))
     slow = shared.buckets([client("c", 0.02)])["c"]
     assert slow.take() == 0.0

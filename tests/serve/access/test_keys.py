@@ -73,7 +73,7 @@ def test_a_name_that_could_break_a_header_or_a_log_is_refused(keys: Path, name: 
     assert not keys.exists()
 
 
-def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None:
+def test_concurrent_changes_of_the_key_file_are_all_kept(keys: Path) -> None:
     create_one = ("keys", "create", "--scope", "read", "--keys", keys)
     processes = [Forked(*create_one, f"client-{index}", output=Path(os.devnull)) for index in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
@@ -81,7 +81,7 @@ def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None
     assert {path.name for path in keys.parent.iterdir()} == {"keys.json", "keys.json.lock"}
 
 
-def test_a_link_to_the_file_stays_a_link_and_keeps_its_rights(keys: Path, tmp_path: Path) -> None:
+def test_key_file_link_and_permissions_survive_a_change(keys: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     keys.symlink_to(tmp_path / "real" / "keys.json")
     create(keys, "web", ["read"])
@@ -117,7 +117,7 @@ def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, o
         (" " * (1 << 20) + a_file(), "more than"),
     ],
 )
-def test_a_file_that_is_not_one_of_keys_is_refused_without_being_quoted(keys: Path, text: str, sentence: str) -> None:
+def test_file_without_keys_is_refused_without_quoting_it(keys: Path, text: str, sentence: str) -> None:
     keys.write_text(text, errors="surrogateescape")
     with pytest.raises(KeysUnreadable, match=sentence) as caught:
         load(keys)

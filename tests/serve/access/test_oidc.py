@@ -74,14 +74,14 @@ USER = "/v1/recommendations/42"
 @pytest.fixture
 def issuer() -> Iterator[Issuer]:
     def respond(path: str, *_: object) -> tuple[int, bytes]:
-        made.fetched.append(path)
-        time.sleep(made.pause_s)
-        body = made.document(path)
+        served.fetched.append(path)
+        time.sleep(served.pause_s)
+        body = served.document(path)
         return 200 if body else 500, body
 
     with http_server(respond) as url:
-        made = Issuer(url)
-        yield made
+        served = Issuer(url)
+        yield served
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def status_of(guard: Guard, token: str, scope: str = READ) -> int:
 
 
 @pytest.mark.parametrize("claim", ["scp", "scope", "roles"])
-async def test_scopes_are_words_or_a_list_by_any_of_their_names(issuer: Issuer, guard: Guard, claim: str) -> None:
+async def test_scopes_are_read_as_text_or_list_from_each_claim_name(issuer: Issuer, guard: Guard, claim: str) -> None:
     issuer.keys["curve"] = ec.generate_private_key(ec.SECP256R1())
     for scopes in ("openid read", ["openid", "read"]):
         claims: dict[str, Any] = {"scp": None, "aud": ["other", AUDIENCE], claim: scopes}
@@ -119,7 +119,7 @@ async def test_scopes_are_words_or_a_list_by_any_of_their_names(issuer: Issuer, 
     assert (await refusal(guard, issuer.token(scp=None))).status == 403
 
 
-async def test_a_token_with_claims_that_mean_nothing_is_refused(issuer: Issuer, guard: Guard) -> None:
+async def test_token_with_malformed_claims_is_refused(issuer: Issuer, guard: Guard) -> None:
     claims: list[dict[str, Any]] = [{"exp": 10**400}, {"exp": {}}, {"exp": "soon"}, {"aud": None}, {"iss": None}]
     for odd in (*claims, {"roles": [{"read": 1}]}, {"scp": 1}, {"scp": [[]]}):
         assert await status_of(guard, issuer.token(**odd)) == 401, odd
@@ -177,7 +177,7 @@ async def test_issuer_keys_are_fetched_once_for_many_concurrent_tokens(issuer: I
     assert issuer.fetched == ["/.well-known/openid-configuration", "/keys"]
 
 
-async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten(
+async def test_new_issuer_key_is_used_and_withdrawn_key_is_dropped(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = issuer.token()
@@ -190,7 +190,7 @@ async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten
     assert "does not publish" in (await refusal(guard, old)).detail
 
 
-async def test_a_key_replaced_under_the_same_id_ends_what_the_old_one_verified(
+async def test_replacing_a_key_under_its_id_invalidates_cached_tokens(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (kid,) = issuer.keys
@@ -203,16 +203,14 @@ async def test_a_key_replaced_under_the_same_id_ends_what_the_old_one_verified(
 
 
 @pytest.mark.parametrize("about", [{"use": "enc"}, {"alg": "RS512"}])
-async def test_a_key_that_is_for_something_else_verifies_no_token(
-    issuer: Issuer, guard: Guard, about: dict[str, str]
-) -> None:
+async def test_key_for_another_use_verifies_no_token(issuer: Issuer, guard: Guard, about: dict[str, str]) -> None:
     ((kid, key),) = issuer.keys.items()
     other = {"keys": [_public(kid, key) | about, _public("other", rsa_key())]}
     issuer.documents["/keys"] = json.dumps(other).encode()
     assert await status_of(guard, issuer.token()) == 401
 
 
-async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
+async def test_failing_issuer_gives_503_only_before_keys_were_fetched(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "REFRESH_S", 0.0)
@@ -241,7 +239,7 @@ async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
     assert len(caplog.records) == 1
 
 
-async def test_requests_share_one_fetch_from_a_hanging_issuer_and_end_with_it(
+async def test_requests_share_one_fetch_from_a_hanging_issuer(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hotplate.serve.access.oidc, "FETCH_S", 0.5)
@@ -251,7 +249,7 @@ async def test_requests_share_one_fetch_from_a_hanging_issuer_and_end_with_it(
     assert issuer.fetched == ["/.well-known/openid-configuration"]
 
 
-async def test_a_fetch_goes_on_for_others_when_the_caller_who_began_it_is_gone(issuer: Issuer, guard: Guard) -> None:
+async def test_fetch_survives_cancellation_of_the_request_that_started_it(issuer: Issuer, guard: Guard) -> None:
     issuer.pause_s = 0.1
     first = asyncio.create_task(status_of(guard, issuer.token()))
     await asyncio.sleep(0)
@@ -284,7 +282,7 @@ async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     assert (await refusal(guard, late)).status == 401
 
 
-def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: Path) -> None:
+def test_service_accepts_both_keys_and_tokens(issuer: Issuer, tmp_path: Path) -> None:
     store = tmp_path / "store"
     keys = tmp_path / "keys.json"
     asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
@@ -303,7 +301,7 @@ def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: 
     assert bad not in log
 
 
-def test_an_issuer_that_cannot_be_trusted_stops_the_start() -> None:
+def test_untrusted_issuer_prevents_the_start() -> None:
     for url in ("http://example.com", "example.com", "https://", "http://127.0.0.1.x"):
         with pytest.raises(ServiceMisused, match="must be an https:// URL"):
             TokenVerifier(url, AUDIENCE)

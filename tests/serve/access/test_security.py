@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def keyed(folder: Path) -> Iterator[Keyed]:
     keys = folder.parent / "keys.json"
-    made = [create(keys, name, [name]).key for name in ("read", "admin")]
+    created = [create(keys, name, [name]).key for name in ("read", "admin")]
     with running(folder, "--keys", str(keys), "--admin-host", "0.0.0.0") as service:
-        yield Keyed(service, *made)
+        yield Keyed(service, *created)
 
 
 def refused(answer: Answer, status: int, problem: str) -> str:
@@ -74,7 +74,7 @@ def test_either_key_header_is_accepted_and_responses_are_cached_privately(keyed:
     assert keyed.service.get("/v1/popular", X_API_Key=keyed.read).headers["cache-control"] == "private, max-age=60"
 
 
-def test_a_wrong_key_is_refused_however_near_it_is(keyed: Keyed, folder: Path) -> None:
+def test_wrong_key_is_refused_even_if_nearly_right(keyed: Keyed, folder: Path) -> None:
     stored = json.loads((folder.parent / "keys.json").read_text())["clients"][0]["primary"]["sha256"]
     swapped = keyed.read[:-1] + ("A" if keyed.read[-1] != "A" else "B")
     near = (keyed.read[:-1], keyed.read + "A", keyed.read.swapcase(), swapped, stored, f"{keyed.read}\t,")
@@ -83,7 +83,7 @@ def test_a_wrong_key_is_refused_however_near_it_is(keyed: Keyed, folder: Path) -
             assert "invalid_token" in refused(keyed.service.get(USER, **headers), 401, "unknown-key")
 
 
-def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed: Keyed) -> None:
+def test_key_without_the_scope_is_refused_naming_the_scope(keyed: Keyed) -> None:
     answer = keyed.service.admin("/metrics", X_API_Key=keyed.read)
     assert refused(answer, 403, "missing-scope").endswith('error="insufficient_scope", scope="admin"')
     assert "the scope admin, which the key or token of read lacks" in answer.json["detail"]
@@ -91,7 +91,7 @@ def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed:
     assert keyed.service.admin("/metrics", X_API_Key=keyed.admin).status == 200
 
 
-def test_log_names_who_changed_something_and_whose_attempt_was_refused(keyed: Keyed) -> None:
+def test_log_names_the_client_of_each_change_and_refusal(keyed: Keyed) -> None:
     admin = keyed.service.admin
     log = keyed.service.log.read_text
     assert admin("/console/keys?name=new", "POST", X_API_Key=keyed.admin).status == 200
@@ -101,7 +101,7 @@ def test_log_names_who_changed_something_and_whose_attempt_was_refused(keyed: Ke
     assert log().count("was refused") < 50
 
 
-def test_no_spelling_of_a_path_goes_around_the_key_or_out_of_the_docs(keyed: Keyed) -> None:
+def test_path_spelling_bypasses_neither_keys_nor_docs_folder(keyed: Keyed) -> None:
     for path in (
         "/livez/../v1/popular", "/livez%2f..%2fv1%2fpopular", "//v1/popular", "/v1/popular%00", "/v1/./popular",
         "/livez/%2e%2e/v1/popular", "/livez/%c0%ae%c0%ae/v1/popular", "/livez%00/v1/popular", "/livez;/../v1/popular",
@@ -116,7 +116,7 @@ def test_no_spelling_of_a_path_goes_around_the_key_or_out_of_the_docs(keyed: Key
         assert keyed.service.get(f"/docs/{name}").status == 404, name
 
 
-def test_a_line_end_in_an_id_or_a_parameter_becomes_no_header(keyed: Keyed) -> None:
+def test_newline_in_id_or_parameter_injects_no_header(keyed: Keyed) -> None:
     split = "x%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
     paths = (USER, "/v1/similar/", "/v1/popular?segment=", "/v1/popular?fields=", "/v1/popular?", "/", "/docs/")
     for path in (f"{path}{split}" for path in paths):
@@ -126,7 +126,7 @@ def test_a_line_end_in_an_id_or_a_parameter_becomes_no_header(keyed: Keyed) -> N
         assert not any("a=b" in value for value in answer.headers.values())
 
 
-def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folder: Path, keyed: Keyed) -> None:
+def test_anonymous_access_allows_reading_only(folder: Path, keyed: Keyed) -> None:
     keys = str(folder.parent / "keys.json")
     everywhere = ("--host", "0.0.0.0", "--admin-host", "0.0.0.0")
     with running(folder, *everywhere, "--anonymous", "--keys", keys) as service:
@@ -137,7 +137,7 @@ def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folde
         assert service.admin("/metrics", X_API_Key=keyed.admin).status == 200
 
 
-async def test_without_keys_everybody_on_this_machine_may_do_everything() -> None:
+async def test_without_keys_loopback_callers_have_all_rights() -> None:
     for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
         for scope in SCOPES:
             await guard_of(ServiceSettings(("file:///x",), host), None).admit({}, scope)
@@ -154,7 +154,7 @@ async def test_service_on_public_address_requires_an_explicit_access_policy(host
             await anonymous.admit({}, scope)
 
 
-def test_a_service_does_not_start_on_keys_that_it_cannot_read(folder: Path, tmp_path: Path) -> None:
+def test_service_with_unreadable_keys_does_not_start(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ServiceMisused, match=r"none\.json cannot be read"):
         guard_of(ServiceSettings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
     done = hotplate_process("serve", "--store", f"file://{folder}", "--port", "0", HOTPLATE_KEYS="")
@@ -162,7 +162,7 @@ def test_a_service_does_not_start_on_keys_that_it_cannot_read(folder: Path, tmp_
 
 
 @pytest.mark.parametrize("odd", ["a\\nb", "a\tb", "x" * 129, '"}{"', "\x1b[2J", "é", "a b", "%0a", "<script>"])
-def test_an_odd_request_id_ends_neither_in_a_header_nor_in_the_log(keyed: Keyed, odd: str) -> None:
+def test_malformed_request_id_is_neither_returned_nor_logged(keyed: Keyed, odd: str) -> None:
     answer = keyed.service.get(USER, X_API_Key=keyed.read, X_Request_Id=odd)
     assert answer.status in (200, 400)  # what is no header value at all is not HTTP
     assert re.fullmatch("[0-9a-f]{20}", answer.headers["x-request-id"])

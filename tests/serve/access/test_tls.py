@@ -56,16 +56,16 @@ def until_counted(service: Service, unusable: int, certificate: bytes) -> None:
 
 def signed(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, year: int) -> bytes:
     """Return a certificate as PEM."""
-    made = (
+    certificate = (
         x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
         .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
         .not_valid_after(datetime(year, 2, 28, 23, 59, 58, tzinfo=UTC))
         .sign(key, hashes.SHA256())
     )
-    return made.public_bytes(serialization.Encoding.PEM)
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def test_a_chain_expires_with_the_first_of_its_certificates() -> None:
+def test_chain_expires_with_its_earliest_certificate() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     for years in ((2030, 2049), (2049, 2030), (2050, 2120)):
         # A key's file may have parameters in front.
@@ -130,7 +130,7 @@ def test_renewed_certificate_is_used_for_new_clients_without_failed_requests(fol
     assert (statuses, errors) == ({200}, [])
 
 
-def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder: Path, tmp_path: Path) -> None:
+def test_broken_certificate_keeps_the_previous_one_and_is_reported(folder: Path, tmp_path: Path) -> None:
     pair = certified(tmp_path / "pair")
     other = certified(tmp_path / "other")
     first = der(pair)
@@ -196,7 +196,7 @@ def test_a_renewed_certificate_of_another_key_type_replaces_the_old_one(tmp_path
     assert shown_by(certificate.context, only_rsa=True) == (None if renewed == "ec" else der(pair))
 
 
-def test_what_is_no_certificate_with_its_key_stops_the_start(tmp_path: Path) -> None:
+def test_invalid_certificate_or_key_prevents_the_start(tmp_path: Path) -> None:
     pair = certified(tmp_path / "pair")
     other = certified(tmp_path / "other")
     with pytest.raises(ServiceMisused, match=r"server\.key cannot be read: No such file"):

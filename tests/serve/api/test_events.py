@@ -58,7 +58,11 @@ def open_service(folder: Path, tmp_path: Path, release: str) -> Iterator[Service
 
 
 def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-    return {tuple(one.labels[label] for label in labels): one.value for one in samples(service, name) if one.value}
+    return {
+        tuple(sample.labels[label] for label in labels): sample.value
+        for sample in samples(service, name)
+        if sample.value
+    }
 
 
 def test_event_of_the_future_happened_now(open_service: Service, tmp_path: Path) -> None:
@@ -69,7 +73,7 @@ def test_event_of_the_future_happened_now(open_service: Service, tmp_path: Path)
     assert abs(kept["time"] - time.time()) < 60
 
 
-def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
+def test_accepted_events_are_durable_and_counted_by_role_and_position(
     open_service: Service, tmp_path: Path, release: str
 ) -> None:
     shown = [str(item) for item in range(12)]
@@ -113,7 +117,7 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
         (body(*map(str, range(1001))), "length <= 1000"),
     ],
 )
-def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
+def test_request_with_one_invalid_event_is_refused_entirely(
     report: Report, folder: Path, sent: bytes, said: str
 ) -> None:
     before = len(written(folder / "log"))
@@ -125,7 +129,7 @@ def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
     assert len(written(folder / "log")) == before
 
 
-def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]) -> None:
+def test_events_require_the_events_scope(service: Service, keys: dict[str, str]) -> None:
     assert service.request("POST", "/v1/events", body("1")).status == 401
     assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["read"]).status == 403
     assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["events"]).status == 200
@@ -176,4 +180,4 @@ async def test_beacon_of_a_page_in_chromium_is_durable(folder: Path, release: st
             assert await page.evaluate(f'navigator.sendBeacon("{url}", {blob})')
             await asyncio.to_thread(until, lambda: counted(service, "hotplate_events_total", "type", "outcome"))
         assert counted(service, "hotplate_events_total", "type", "outcome") == {("click", "durable"): 1.0}
-    assert [one["id"] for one in written(tmp_path / "log")] == ["beacon"]
+    assert [event["id"] for event in written(tmp_path / "log")] == ["beacon"]

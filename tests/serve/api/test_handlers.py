@@ -74,7 +74,7 @@ def test_any_id_reaches_its_own_list(service: Service) -> None:
         assert answer.json["user"] == user
 
 
-def test_unknown_and_exhausted_users_get_the_popular_list_marked_so(service: Service) -> None:
+def test_unknown_and_exhausted_users_get_a_marked_popular_list(service: Service) -> None:
     for user in ("nobody", "empty", "42%20"):
         answer = service.get(f"/v1/recommendations/{user}")
         assert ids(answer) == ["p1", "p2", "p3"]
@@ -83,7 +83,7 @@ def test_unknown_and_exhausted_users_get_the_popular_list_marked_so(service: Ser
     assert ids(service.get("/v1/recommendations/nobody?segment=Atlantis")) == ["p1", "p2", "p3"]
 
 
-def test_ids_that_cannot_be_are_refused_with_a_sentence(service: Service) -> None:
+def test_impossible_ids_are_refused_with_a_message(service: Service) -> None:
     assert "UTF-8" in refused(service.get("/v1/recommendations/%FF"), 400, "bad-parameter")
     assert "256 bytes" in refused(service.get(f"/v1/recommendations/{'x' * 257}"), 400, "bad-parameter")
     assert "256 bytes" in refused(service.get("/v1/recommendations/"), 400, "bad-parameter")
@@ -104,10 +104,11 @@ def test_similar_items_and_the_popular_list(service: Service) -> None:
 def test_many_users_are_answered_in_order(service: Service, release: tuple[Path, str]) -> None:
     answer = batch(service, users=["42", "nobody", "a/b", "42"], n=2)
     assert answer["release"] == release[1]
-    found = [
-        (one["user"], one["status"], one["source"], [item["id"] for item in one["items"]]) for one in answer["results"]
+    results = [
+        (result["user"], result["status"], result["source"], [item["id"] for item in result["items"]])
+        for result in answer["results"]
     ]
-    assert found == [
+    assert results == [
         ("42", "ok", "personal", ["0", "1"]),
         ("nobody", "unknown", "popular", ["p1", "p2"]),
         ("a/b", "ok", "personal", ["for a/b", "second"]),
@@ -137,11 +138,11 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
         (b'{"users": [' + b",".join([b'"1"'] * 2001) + b"]}", "length <= 2000"),
     ],
 )
-def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, sentence: str) -> None:
+def test_malformed_body_is_refused(service: Service, body: bytes, sentence: str) -> None:
     assert re.search(sentence, refused(service.request("POST", "/v1/recommendations", body), 400, "bad-parameter"))
 
 
-def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
+def test_unknown_paths_and_methods_get_problem_documents(service: Service) -> None:
     for path in ("/nothing", "/metrics"):
         refused(service.get(path), 404, "no-such-route")
     answer = service.request("DELETE", "/v1/popular")
@@ -150,7 +151,7 @@ def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
     assert service.get("/v1/recommendations").headers["allow"] == "POST"
 
 
-def test_excluded_items_are_left_out_and_n_is_filled_from_what_is_stored(service: Service) -> None:
+def test_excluded_items_are_replaced_from_the_stored_list(service: Service) -> None:
     path = "/v1/recommendations/42"
     assert ids(service.get(f"{path}?exclude=0,3,nothing")) == ["1", "2", *map(str, range(4, 12))]
     assert ids(service.get(f"{path}?n=2&exclude={','.join(map(str, range(17)))}")) == ["17", "18"]
@@ -160,15 +161,15 @@ def test_excluded_items_are_left_out_and_n_is_filled_from_what_is_stored(service
 
 
 @pytest.mark.parametrize("fields", ["id", "id,score,title"])
-def test_popular_items_fill_what_exclude_leaves_and_are_marked(service: Service, fields: str) -> None:
+def test_popular_items_fill_lists_shortened_by_exclude(service: Service, fields: str) -> None:
     most = ",".join(map(str, range(15)))
     path = f"/v1/recommendations/42?n=10&fields={fields}"
     answer = service.get(f"{path}&exclude={most},p2&segment=France").json
     assert answer["source"] == "personal"
-    found = [(item["id"], item.get("source")) for item in answer["items"]]
+    items = [(item["id"], item.get("source")) for item in answer["items"]]
     own = [(str(number), None) for number in range(15, 20)]
     popular = [(name, "popular") for name in ("vin", "pain", "p1", "p3")]
-    assert found == own + popular
+    assert items == own + popular
     assert all(set(item) - {"source"} == set(fields.split(",")) for item in answer["items"])
     (result,) = batch(service, users=["42"], exclude=[*most.split(","), "p2"], fields=fields, segment="France")[
         "results"
@@ -181,20 +182,20 @@ def test_a_popular_list_names_its_segment(service: Service) -> None:
     assert service.get("/v1/recommendations/nobody?segment=Frnace").json["segment"] == ""
     assert service.get("/v1/popular").json["segment"] == ""
     assert "segment" not in service.get("/v1/recommendations/42?segment=France").json
-    found = batch(service, users=["nobody", "42"], segment="France")["results"]
-    assert [result.get("segment") for result in found] == ["France", None]
+    results = batch(service, users=["nobody", "42"], segment="France")["results"]
+    assert [result.get("segment") for result in results] == ["France", None]
 
 
 def test_any_id_can_be_excluded(service: Service) -> None:
     n = len(ODD) - 1
     for odd in ODD:
-        rest = [one for one in ODD if one != odd]
-        assert ids(service.get(f"/v1/recommendations/odd?n={n}&exclude={quote(odd, safe='')}")) == rest
+        remaining = [item for item in ODD if item != odd]
+        assert ids(service.get(f"/v1/recommendations/odd?n={n}&exclude={quote(odd, safe='')}")) == remaining
         (result,) = batch(service, users=["odd"], n=n, exclude=[odd])["results"]
-        assert [item["id"] for item in result["items"]] == rest
+        assert [item["id"] for item in result["items"]] == remaining
 
 
-def test_fields_says_what_of_an_item_is_returned(service: Service) -> None:
+def test_fields_parameter_selects_item_fields(service: Service) -> None:
     path = "/v1/recommendations/42?n=1"
     assert service.get(f"{path}&fields=id").json["items"] == [{"id": "0"}]
     assert service.get(f"{path}&fields=id,score").json["items"] == [{"id": "0", "score": 1.0}]
@@ -204,7 +205,7 @@ def test_fields_says_what_of_an_item_is_returned(service: Service) -> None:
     assert batch(service, users=["42"], n=1, fields="id")["results"][0]["items"] == [{"id": "0"}]
 
 
-def test_what_stands_in_for_a_list_is_kept_nowhere(service: Service) -> None:
+def test_fallback_answers_are_not_cacheable(service: Service) -> None:
     def cache_of(path: str) -> str:
         return service.get(path).headers["cache-control"]
 
@@ -216,17 +217,17 @@ def test_what_stands_in_for_a_list_is_kept_nowhere(service: Service) -> None:
 
 def test_every_list_has_an_etag_and_head_gives_the_same_headers(service: Service) -> None:
     for path in ("/v1/recommendations/42", "/v1/recommendations/nobody", "/v1/similar/7?n=2"):
-        got = service.get(path)
+        answer = service.get(path)
         head = service.request("HEAD", path, None)
         assert (head.status, head.body) == (200, b"")
         varying = dict.fromkeys(("date", "x-request-id", "server-timing"))
-        assert got.headers | varying == head.headers | varying
-        again = service.get(path, If_None_Match=f'"other", W/{got.headers["etag"]}')
+        assert answer.headers | varying == head.headers | varying
+        again = service.get(path, If_None_Match=f'"other", W/{answer.headers["etag"]}')
         assert (again.status, again.body, again.headers["vary"]) == (304, b"", "Origin")
-        assert service.get("/v1/popular?n=1", If_None_Match=got.headers["etag"]).status == 200
+        assert service.get("/v1/popular?n=1", If_None_Match=answer.headers["etag"]).status == 200
 
 
-def test_pages_of_listed_origins_may_read_answers_and_refusals(service: Service) -> None:
+def test_allowed_origins_may_read_answers_and_refusals(service: Service) -> None:
     for path, status in (("/v1/popular", 200), ("/v1/popular?n=0", 400), ("/nowhere", 404)):
         answer = service.get(path, Origin=ORIGIN)
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, ORIGIN)
@@ -238,7 +239,7 @@ def test_pages_of_listed_origins_may_read_answers_and_refusals(service: Service)
             assert "Origin" in answer.headers["vary"]
 
 
-def test_a_preflight_names_what_a_page_may_send(service: Service) -> None:
+def test_preflight_lists_allowed_methods_and_headers(service: Service) -> None:
     asks = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-api-key"}
     answer = service.request("OPTIONS", "/v1/recommendations", None, Origin="http://localhost:3000", **asks)
     assert (answer.status, answer.body) == (204, b"")

@@ -38,12 +38,12 @@ def decoded(answer: Answer) -> Any:  # noqa: ANN401 -- JSON is whatever it is
     return answer.json if answer.headers["content-type"] == JSON else msgspec.msgpack.decode(answer.body)
 
 
-def test_both_forms_of_a_batch_say_the_same_and_large_ones_are_whole(service: Service) -> None:
+def test_json_and_msgpack_batches_are_equal_and_large_ones_complete(service: Service) -> None:
     for users in (["42", "nobody", "bare", *ODD, "42"], [], MANY):
         plain, packed = (decoded(post(service, media, users)) for media in (JSON, MSGPACK))
         assert plain == packed
-        assert [one["user"] for one in plain["results"]] == users
-    assert [one["items"][0]["id"] for one in plain["results"][100:]] == [f"{user}-0" for user in MANY[100:]]
+        assert [result["user"] for result in plain["results"]] == users
+    assert [result["items"][0]["id"] for result in plain["results"][100:]] == [f"{user}-0" for user in MANY[100:]]
     assert [item["id"] for item in decoded(post(service, MSGPACK, ["42"]))["results"][0]["items"]] == ODD
 
 
@@ -51,7 +51,7 @@ def packed(service: Service, body: bytes, **headers: str) -> Answer:
     return service.request("POST", "/v1/recommendations", body, Content_Type=MSGPACK, **headers)
 
 
-def test_both_forms_of_the_body_of_a_batch_get_the_same(service: Service) -> None:
+def test_json_and_msgpack_bodies_get_equal_answers(service: Service) -> None:
     for fields in (
         {"users": ["42", *ODD, "nobody"]},
         {"users": MANY, "n": 10},
@@ -80,14 +80,14 @@ def test_both_forms_of_the_body_of_a_batch_get_the_same(service: Service) -> Non
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_invalid_msgpack_body_is_refused_with_its_place(service: Service, body: bytes, reason: str) -> None:
+def test_invalid_msgpack_body_is_refused_with_the_position(service: Service, body: bytes, reason: str) -> None:
     answer = packed(service, body)
     assert answer.status == 400
     assert reason in answer.json["detail"]
     assert "Traceback" not in service.log.read_text()
 
 
-def test_a_reader_that_leaves_a_large_answer_harms_nobody(service: Service) -> None:
+def test_client_that_leaves_a_large_answer_disturbs_no_other(service: Service) -> None:
     body = json.dumps({"users": MANY, "n": 10}).encode()
     for _ in range(20):
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
@@ -98,7 +98,7 @@ def test_a_reader_that_leaves_a_large_answer_harms_nobody(service: Service) -> N
     assert "Traceback" not in service.log.read_text()
 
 
-def test_whoever_names_no_msgpack_gets_json(service: Service) -> None:
+def test_clients_that_do_not_accept_msgpack_get_json(service: Service) -> None:
     for accept in ("text/html", "application/json;q=0.5, text/csv", "x" * 3_000):
         assert service.get("/v1/popular", Accept=accept).json["source"] == "popular"
         answer = service.request("POST", "/v1/recommendations", b'{"users": ["42"]}', Accept=accept)

@@ -49,9 +49,7 @@ def service(folder: Path) -> Iterator[Service]:
         yield running_service
 
 
-async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewhere(
-    service: Service, tmp_path: Path
-) -> None:
+async def test_docs_page_sends_a_working_request_and_no_other_host_is_asked(service: Service, tmp_path: Path) -> None:
     block = "document.getElementById('operations-Lists-get_v1_recommendations_user')"
     async with opened(f"{service.url}/docs", tmp_path) as page:
         await page.until(f"{block} !== null")
@@ -71,7 +69,7 @@ async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewher
         assert await page.evaluate("window.hurt === undefined")
 
 
-def test_every_public_route_is_described_with_a_key_where_it_takes_one() -> None:
+def test_every_public_route_is_described_with_its_key_requirement() -> None:
     keyed = document(takes_key=True, takes_events=True)
     anonymous = document(takes_key=False)
     assert keyed["paths"].keys() == {
@@ -89,7 +87,7 @@ def test_the_examples_work(service: Service) -> None:
     described = service.get("/openapi.json").json
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
-            parameters = {one["name"]: one.get("example") for one in operation.get("parameters", [])}
+            parameters = {parameter["name"]: parameter.get("example") for parameter in operation.get("parameters", [])}
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             sent = None if body is None else json.dumps(body).encode()
             headers = {} if sent is None else {"Content_Type": "application/json"}
@@ -97,7 +95,7 @@ def test_the_examples_work(service: Service) -> None:
             assert answer.status == 200, (path, answer.body)
 
 
-def test_the_document_is_asked_for_again_and_saved_by_its_etag(service: Service) -> None:
+def test_document_is_revalidated_by_its_etag(service: Service) -> None:
     for path, media in (("/openapi.json", "application/json"), ("/docs", "text/html; charset=utf-8")):
         answer = service.get(path)
         assert (answer.status, answer.headers["content-type"]) == (200, media)
@@ -138,12 +136,12 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on the PATH")
-def test_the_lines_for_curl_get_a_list_and_a_batch(service: Service) -> None:
+def test_documented_curl_commands_get_a_list_and_a_batch(service: Service) -> None:
     first, second = (line for line in program("sh", service).splitlines() if line)
     if "--json" not in run("curl", "--help", "all"):
         pytest.skip("this curl is older than 7.82")
     assert [item["id"] for item in json.loads(run("sh", "-c", first))["items"]] == ["0", "1", "2"]
-    assert [one["source"] for one in json.loads(run("sh", "-c", second))["results"]] == ["personal", "popular"]
+    assert [result["source"] for result in json.loads(run("sh", "-c", second))["results"]] == ["personal", "popular"]
 
 
 def test_the_python_program_prints_a_list(service: Service) -> None:

@@ -26,19 +26,19 @@ FIELDS = st.sampled_from(["id", "id,score", "id,score,title"])
 @EXAMPLES
 @given(n=st.integers(1, 1000), exclude=st.lists(IDS, max_size=5), fields=FIELDS, segment=IDS)
 @example(n=1, exclude=["a,b", "%2C", "+", "a b", "&", "="], fields="id", segment="?&=+%")
-def test_whatever_is_encoded_properly_is_understood(n: int, exclude: list[str], fields: str, segment: str) -> None:
-    ids = ",".join(quote(one, safe="") for one in exclude)
+def test_properly_encoded_parameters_are_understood(n: int, exclude: list[str], fields: str, segment: str) -> None:
+    ids = ",".join(quote(item, safe="") for item in exclude)
     query = PARSER.parse(f"exclude={ids}&n={n}&fields={fields}&segment={quote(segment, safe='')}")
     assert (query.n, query.fields, query.segment) == (n, fields, segment)
     assert set(exclude) <= set(query.exclude)
-    with_commas = {one for one in exclude if "," in one}
-    assert set(query.exclude) == set(exclude) | {part for one in with_commas for part in one.split(",") if part}
+    with_commas = {item for item in exclude if "," in item}
+    assert set(query.exclude) == set(exclude) | {part for item in with_commas for part in item.split(",") if part}
 
 
 @EXAMPLES
-@given(st.lists(IDS.filter(lambda one: "," not in one), max_size=5))
+@given(st.lists(IDS.filter(lambda item: "," not in item), max_size=5))
 @example([str(number) for number in range(1000, 1200)])
-def test_it_makes_no_difference_whether_the_commas_between_ids_are_encoded(ids: list[str]) -> None:
+def test_encoded_and_plain_commas_between_ids_are_equal(ids: list[str]) -> None:
     query = PARSER.parse(urlencode({"exclude": ",".join(ids)}))
     assert set(query.exclude) - {",".join(ids)} == set(ids) - {",".join(ids)}
     assert set(ids) <= set(query.exclude)
@@ -83,7 +83,7 @@ def test_a_refusal_names_the_parameter_and_its_bound(raw: str, sentence: str) ->
     assert raised.value.status == 400
 
 
-def test_a_route_refuses_the_parameters_of_others() -> None:
+def test_route_refuses_parameters_of_other_routes() -> None:
     with pytest.raises(Problem, match=r"`segment`; GET /v1/similar/\{item\} takes n, exclude, where, fields"):
         QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
     with pytest.raises(Problem, match="`n`; POST /v1/recommendations takes nothing in its query"):

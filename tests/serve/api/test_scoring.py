@@ -47,21 +47,25 @@ async def discover(session: ClientSession, origin: str) -> Endpoint:
         assert (response.status, response.content_type) == (200, "application/json")
         document = await response.json()
     assert document["swagger"] == "2.0"
-    found = {
+    fields = {
         operation["operationId"]: (place, method, operation)
         for place, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    health_path, health_method, _ = found["ServiceHealthCheck"]
-    score_path, score_method, score = found["RunMLService"]
+    health_path, health_method, _ = fields["ServiceHealthCheck"]
+    score_path, score_method, score = fields["RunMLService"]
     assert (health_method, score_method) == ("get", "post")
     assert score["security"] == [{"Bearer": []}]
     (parameter,) = score["parameters"]
     assert (parameter["name"], parameter["in"]) == ("serviceInputPayload", "body")
     definitions = document["definitions"]
-    given = definitions[parameter["schema"]["$ref"].removeprefix("#/definitions/")]
+    definition = definitions[parameter["schema"]["$ref"].removeprefix("#/definitions/")]
     answer = definitions[score["responses"]["200"]["schema"]["$ref"].removeprefix("#/definitions/")]
-    assert (given["type"], given["properties"]["data"]["type"], answer["type"]) == ("object", "array", "array")
+    assert (definition["type"], definition["properties"]["data"]["type"], answer["type"]) == (
+        "object",
+        "array",
+        "array",
+    )
     return Endpoint(origin + score_path, origin + health_path)
 
 
@@ -133,8 +137,8 @@ def service(folder: Path) -> Iterator[Service]:
         yield running_service
 
 
-def scored(service: Service, data: object, **others: object) -> list[Any]:
-    answer = post(service, {"data": data, **others})
+def scored(service: Service, data: object, **parameters: object) -> list[Any]:
+    answer = post(service, {"data": data, **parameters})
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json"), answer.body
     msgspec.json.decode(answer.body, type=list[Score])
     return list(answer.json)
@@ -164,7 +168,7 @@ def check(elements: list[dict[str, Any]], rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-async def test_a_job_gets_every_answer_in_order_whatever_its_batches(service: Service, batch: int) -> None:
+async def test_scoring_job_gets_every_answer_in_order_for_any_batches(service: Service, batch: int) -> None:
     async with ClientSession() as session:
         endpoint = await discover(session, service.url)
         assert await endpoint.is_healthy(session)
@@ -187,13 +191,13 @@ def test_rows_come_as_records_or_lists_and_values_as_strings_or_numbers(service:
     check(scored(service, without_a_count, GlobalParameters=1.0), [("7", 10)] * 6)
 
 
-def test_a_row_that_makes_no_sense_spoils_only_its_own_element(service: Service) -> None:
+def test_invalid_row_fails_only_its_own_element(service: Service) -> None:
     nonsense: list[object] = [
         None, True, 1.5, "", [], {}, {"n": "5"}, {"user": None}, {"user": ["7"]}, {"user": ""}, {"user": "x" * 257},
         ["é" * 129], 2**64, int("9" * 300), ["7", "Mon"], ["7", 0], {"user": "7", "n": 1001}, {"user": "7", "n": ""},
         [[[["7"]]]],
     ]  # fmt: skip
-    rows = [row for one in nonsense for row in (one, {"user": "7", "n": 2})]
+    rows = [row for bad in nonsense for row in (bad, {"user": "7", "n": 2})]
     assert scored(service, []) == []
     elements = scored(service, rows)
     check(elements[1::2], [("7", 2)] * len(nonsense))
@@ -215,17 +219,17 @@ def test_a_row_that_makes_no_sense_spoils_only_its_own_element(service: Service)
         (b'{"data": [' + b",".join([b'["7", 1000]'] * 21) + b"]}", "20000 items"),
     ],
 )
-def test_a_body_that_makes_no_sense_is_400(service: Service, body: bytes, said: str) -> None:
+def test_malformed_scoring_body_is_400(service: Service, body: bytes, said: str) -> None:
     assert said in refused(service, body)
 
 
-def test_large_bodies_and_other_methods_are_refused_in_the_words_of_scoring(service: Service) -> None:
+def test_large_bodies_and_other_methods_get_scoring_errors(service: Service) -> None:
     assert "1048576" in refused(service, b" " * (1 << 20) + b'{"data": []}', 413)
     answer = service.get("/score")
     assert (answer.status, answer.headers["allow"], answer.json["status_code"]) == (405, "POST", 405)
 
 
-async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> None:
+async def test_scoring_job_survives_a_store_that_stops_answering(tmp_path: Path) -> None:
     with running_redis(tmp_path) as server:
         await publish_to(server.url(), lists())
         with serving(tmp_path, "--store", server.url()) as service:
@@ -243,7 +247,7 @@ async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> No
             check(await running_job, ROWS)
 
 
-async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folder: Path, tmp_path: Path) -> None:
+async def test_scoring_job_waits_for_its_rate_and_stops_at_unknown_key(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     key = create(keys, "job", ["read"], 40).key
     with running(folder, "--keys", str(keys)) as service:
@@ -257,7 +261,7 @@ async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folde
         assert raised.group_contains(JobFailed, match="401: ")
 
 
-async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) -> None:
+async def test_scoring_job_does_not_wait_for_damaged_lists(tmp_path: Path) -> None:
     store = tmp_path / "store"
     damaged = {f"user:{user}": a_list("damaged list") for user in ("15", "150")}
     whole = {f"user:{user}": a_list(*map(str, range(10))) for user in range(1000, 3000)}  # many blocks
@@ -266,15 +270,15 @@ async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) ->
         file.write_bytes(file.read_bytes().replace(b"damaged list", b"DAMAGED LIST"))
     with running(store) as service:
         elements = scored(service, ["15", "150"])
-    assert [(one["status"], one["source"]) for one in elements] == [("error", "popular")] * 2
+    assert [(element["status"], element["source"]) for element in elements] == [("error", "popular")] * 2
 
 
-def test_the_signature_says_what_the_types_say() -> None:
+def test_signature_matches_the_types() -> None:
     defined = SIGNATURE["definitions"]
     row = defined["ServiceInput"]["properties"]["data"]["items"]
-    one = defined["ServiceOutput"]["items"]
+    element = defined["ServiceOutput"]["items"]
     assert defined["ServiceInput"]["properties"]["data"]["maxItems"] == MAX_USERS
-    for kind, described in ((ScoreRow, row), (Score, one), (ScoreError, defined["ErrorResponse"])):
+    for kind, described in ((ScoreRow, row), (Score, element), (ScoreError, defined["ErrorResponse"])):
         fields = msgspec.structs.fields(kind)
         assert [*described["properties"]] == [field.name for field in fields]
         assert described["required"] == [field.name for field in fields if field.required]

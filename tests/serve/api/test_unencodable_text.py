@@ -49,9 +49,9 @@ def status(port: int, line: bytes, *headers: bytes, body: bytes = b"") -> int:
         answer = b""
         while piece := client.recv(65_536):
             answer += piece
-    found = re.match(rb"HTTP/1.1 (\d+)", answer)
-    assert found is not None, answer
-    return int(found[1])
+    match = re.match(rb"HTTP/1.1 (\d+)", answer)
+    assert match is not None, answer
+    return int(match[1])
 
 
 def check(service: Service, code: int, *request: object) -> None:
@@ -62,7 +62,7 @@ def check(service: Service, code: int, *request: object) -> None:
 
 
 @pytest.mark.parametrize("text", ODD, ids=repr)
-def test_odd_text_is_no_internal_error(service: Service, text: bytes) -> None:
+def test_unencodable_text_causes_no_internal_error(service: Service, text: bytes) -> None:
     for path in PATHS:
         check(service, status(service.port, path % text), path)
     for path in ADMIN_PATHS:
@@ -80,6 +80,6 @@ def test_odd_text_is_no_internal_error(service: Service, text: bytes) -> None:
             check(service, status(service.port, b"POST " + path, json, body=body % text), path, body)
 
 
-def test_an_event_of_an_odd_origin_is_refused(service: Service) -> None:
+def test_event_with_an_unencodable_origin_is_refused(service: Service) -> None:
     headers = (b"Content-Type: application/json", b"Origin: http://\xff")
     assert status(service.port, b"POST /v1/events", *headers, body=EVENT) == 403

@@ -56,7 +56,7 @@ async def gate() -> AsyncIterator[Gate]:
     gate.admission.stop()
 
 
-async def test_more_batches_begin_where_those_that_run_only_wait_for_a_store(gate: Gate) -> None:
+async def test_more_batches_start_while_running_ones_wait_for_a_store(gate: Gate) -> None:
     async with asyncio.timeout(20):
         while len(gate.begun) < 4:
             batches = [gate.batch(str(n)) for n in range(4)]
@@ -64,20 +64,22 @@ async def test_more_batches_begin_where_those_that_run_only_wait_for_a_store(gat
     gate.end.set()
 
 
-async def test_a_batch_that_waits_too_long_is_refused_and_says_when_to_come_back(gate: Gate) -> None:
+async def test_batch_that_waits_too_long_is_refused_with_retry_after(gate: Gate) -> None:
     waiting = [gate.batch(str(n)) for n in range(100)]
     async with asyncio.timeout(30):
         while not gate.counted["batch_delay"]:
             await asyncio.sleep(0.01)
     gate.end.set()
-    errors = [one for one in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(one, Problem)]
+    errors = [
+        outcome for outcome in await asyncio.gather(*waiting, return_exceptions=True) if isinstance(outcome, Problem)
+    ]
     assert {(error.status, error.name) for error in errors} == {(503, "overloaded")}
     pauses = {error.headers["Retry-After"] for error in errors}
     assert len(pauses) > 1, "they would all come back together"
     assert pauses <= {"1", "2", "3", "4"}
 
 
-async def test_work_whose_client_has_gone_or_waits_no_longer_is_not_begun(gate: Gate) -> None:
+async def test_batch_of_a_gone_or_expired_client_is_not_started(gate: Gate) -> None:
     with pytest.raises(ClientGone):
         await gate.batch("gone", is_gone=lambda: True)
     with pytest.raises(Problem, match="has passed"):
@@ -88,7 +90,7 @@ async def test_work_whose_client_has_gone_or_waits_no_longer_is_not_begun(gate: 
     assert gate.counted == {"gone": 1, "deadline": 1}
 
 
-async def test_a_turn_is_not_lost_with_a_task_that_is_cancelled(gate: Gate) -> None:
+async def test_cancelled_task_gives_its_turn_to_the_next(gate: Gate) -> None:
     first, second = gate.batch("first"), gate.batch("second")
     await asyncio.sleep(0)
     second.cancel()
@@ -98,7 +100,7 @@ async def test_a_turn_is_not_lost_with_a_task_that_is_cancelled(gate: Gate) -> N
     assert await gate.batch("third") == "third"
 
 
-async def test_one_batch_runs_however_late_the_loop_is(gate: Gate) -> None:
+async def test_one_batch_always_runs_on_a_late_loop(gate: Gate) -> None:
     def work() -> None:
         until_s = time.thread_time() + 4 * TICK_S
         while time.thread_time() < until_s:
@@ -110,7 +112,7 @@ async def test_one_batch_runs_however_late_the_loop_is(gate: Gate) -> None:
         await asyncio.sleep(0)
     waiting = [gate.batch(str(n)) for n in range(20)]
     gate.end.set()
-    while not all(one.done() for one in waiting):
+    while not all(task.done() for task in waiting):
         work()
         await asyncio.sleep(0)
     assert gate.counted["batch_delay"], "the loop is not late"
@@ -119,7 +121,7 @@ async def test_one_batch_runs_however_late_the_loop_is(gate: Gate) -> None:
     assert gate.begun.count("first") == 1
 
 
-async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: Gate) -> None:
+async def test_loop_without_cpu_time_refuses_no_batch(gate: Gate) -> None:
     gate.batch("first")
     for _ in range(5):
         time.sleep(0.08)  # noqa: ASYNC251 -- the loop is to be late, as if others had the core
@@ -129,7 +131,7 @@ async def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing(gate: G
     assert not gate.counted
 
 
-async def test_a_batch_is_refused_at_once_if_those_before_it_take_too_long(gate: Gate) -> None:
+async def test_batch_is_refused_at_once_if_the_queue_takes_too_long(gate: Gate) -> None:
     def work() -> None:
         until_s = time.thread_time() + 0.02
         while time.thread_time() < until_s:
@@ -140,16 +142,16 @@ async def test_a_batch_is_refused_at_once_if_those_before_it_take_too_long(gate:
     was_full = gate.admission.is_full
     assert not was_full, "nothing is known of the pace"
     gate.end.set()
-    while not all(one.done() for one in waiting):
+    while not all(task.done() for task in waiting):
         work()
         await asyncio.sleep(0)
     gate.end.clear()
     more = [gate.batch(str(n)) for n in range(20)]
     await asyncio.sleep(0)
     assert gate.admission.is_full
-    refused = [one for one in more if one.done()]
+    refused = [task for task in more if task.done()]
     assert 0 < len(refused) < 20
-    assert all(isinstance(one.exception(), Problem) for one in refused)
+    assert all(isinstance(task.exception(), Problem) for task in refused)
     assert not more[0].done(), "one always runs"
     gate.end.set()
     await asyncio.gather(*more, return_exceptions=True)
@@ -203,7 +205,7 @@ async def test_a_batch_is_refused_before_its_body_is_read(full: Pair, path: byte
     assert routes.count((path.decode(), 503)) == 2
 
 
-async def test_wherever_a_refused_batch_is_cut_the_next_request_is_answered(full: Pair) -> None:
+async def test_next_request_is_answered_for_any_cut_of_a_refused_batch(full: Pair) -> None:
     sent = HEAD % b"/v1/recommendations" + BATCH + GET
     for at in range(1, len(sent)):
         _, transport = connected(full.plain)
@@ -226,14 +228,14 @@ async def test_other_requests_are_not_refused_for_a_full_queue(full: Pair) -> No
         assert (await written(transport, 1)).startswith(b"HTTP/1.1 %d " % status)
 
 
-async def test_a_body_that_does_not_follow_its_refusal_is_not_waited_for(full: Pair) -> None:
+async def test_missing_body_of_a_refused_batch_is_not_awaited(full: Pair) -> None:
     connection, transport = connected(full.plain)
     transport.feed(HEAD % b"/v1/recommendations")
     connection.check(monotonic() + 60)
     assert transport.closed
 
 
-async def test_some_of_the_batches_that_many_clients_pipeline_are_answered() -> None:
+async def test_pipelined_batches_of_many_clients_are_partly_answered() -> None:
     store = MemoryStore()
     await publish(store, "first")
     body = b'{"users":[%b],"n":10}' % b",".join(b'"%d"' % n for n in range(200))
@@ -249,15 +251,15 @@ async def test_some_of_the_batches_that_many_clients_pipeline_are_answered() -> 
         assert statuses.total() == 1000
 
 
-async def test_lists_are_read_for_no_longer_than_their_caller_waits() -> None:
+async def test_reads_end_at_the_callers_deadline() -> None:
     store = RemoteStore(MemoryStore())
     await publish(store.inner, "first")
     async with Pair(TieredReader({"far": store}, budget_s=3)) as pair:
         store.delay_s = 120
         headers = "HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 1000\r\nContent-Length:"
-        one = f"GET /v1/recommendations/1 {headers} 0\r\n\r\n".encode()
+        get = f"GET /v1/recommendations/1 {headers} 0\r\n\r\n".encode()
         many = f'POST /v1/recommendations {headers} 15\r\n\r\n{{"users":["1"]}}'.encode()
-        assert b'"source":"popular"' in await exchange(pair.plain, [one], 0.2)
+        assert b'"source":"popular"' in await exchange(pair.plain, [get], 0.2)
         assert b'"status":"error"' in await exchange(pair.plain, [many], 0.2)
 
 

@@ -91,7 +91,7 @@ async def test_a_body_that_arrives_with_its_header_is_counted_once(pair: Pair) -
     assert pair.plain.registry.bytes_in_flight == 0
 
 
-async def test_the_time_for_a_body_begins_with_the_turn_of_its_request(pair: Pair) -> None:
+async def test_body_timeout_starts_when_its_request_is_handled(pair: Pair) -> None:
     connection, transport = connected(pair.plain)
     transport.feed(GET)
     connection.since -= 100  # as if its answer had taken long
@@ -104,7 +104,7 @@ async def test_the_time_for_a_body_begins_with_the_turn_of_its_request(pair: Pai
     await until_answered(transport, 2)
 
 
-async def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead(pair: Pair) -> None:
+async def test_pipelined_requests_are_read_ahead_up_to_a_bound(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(GET * 3000)
     assert not transport.is_reading()
@@ -114,7 +114,7 @@ async def test_of_requests_that_do_not_wait_for_answers_only_some_are_read_ahead
 
 
 @needs_lane
-async def test_requests_that_come_at_once_let_others_have_their_turn(pair: Pair) -> None:
+async def test_pipelined_requests_yield_to_other_connections(pair: Pair) -> None:
     _, transport = connected(pair.lane)
     transport.feed(LIST * 500)
     assert 1 < transport.written.count(b"HTTP/1.1 200 ") < 100
@@ -198,7 +198,7 @@ async def test_delivery_without_a_release_is_not_ready(memory: MemoryStore, capl
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_batch_counts_as_in_flight_until_a_slow_reader_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     users = [str(n) for n in range(500)]
     lists = a_list(*(f"{n} {'x' * 100}" for n in range(20)))
@@ -241,7 +241,7 @@ async def test_a_batch_counts_as_in_flight_until_a_slow_reader_has_it(monkeypatc
         assert registry.bytes_in_flight < least / 100, "they still count though their reader is gone"
 
 
-def test_aiohttp_has_every_name_that_is_not_in_its_reference() -> None:
+def test_undocumented_aiohttp_names_in_use_exist() -> None:
     for owner, names in UNDOCUMENTED.items():
         known = {*dir(owner), *signature(owner).parameters} if owner is web.BaseRequest else dir(owner)
         assert set(names) <= set(known), f"aiohttp lacks a name of {owner.__name__} that connections use"
@@ -252,7 +252,7 @@ def test_every_state_is_in_the_table_and_can_be_reached() -> None:
     assert set().union(*TRANSITIONS.values()) == set(State) - {State.OPENING, State.CLOSED}
 
 
-async def test_connections_pending_in_the_backlog_at_close_are_accepted_not_reset() -> None:
+async def test_backlog_connections_are_accepted_on_close() -> None:
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
         taken = list[socket.socket]()

@@ -52,11 +52,11 @@ def test_required_lane_is_compiled() -> None:
 def test_compiled_lane_is_of_the_present_source() -> None:
     lane = importlib.import_module(MODULE)
     program = "import sys; sys.path.insert(0, sys.argv[1]); import hatch_build; print(hatch_build.source_hash())"
-    found = subprocess.run([sys.executable, "-c", program, ROOT], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == lane.SOURCE, "compile it again: .venv/bin/python hatch_build.py"
+    printed = subprocess.run([sys.executable, "-c", program, ROOT], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == lane.SOURCE, "compile it again: .venv/bin/python hatch_build.py"
 
 
-def test_without_a_compiler_the_build_goes_on_unless_required(tmp_path: Path) -> None:
+def test_build_without_a_compiler_succeeds_unless_required(tmp_path: Path) -> None:
     done = hook(tmp_path / "optional", CC="no-such-compiler")
     assert done.returncode == 0
     assert "The fast lane is not compiled" in done.stdout
@@ -76,7 +76,7 @@ def test_unknown_extension_mode_is_an_error(tmp_path: Path) -> None:
 
 @needs_a_compiler
 @pytest.mark.soak
-def test_two_builds_are_equal_and_a_platform_wheel_has_the_extension(tmp_path: Path) -> None:
+def test_builds_are_reproducible_and_platform_wheel_has_the_lane(tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert hook(tmp_path / name, HOTPLATE_EXTENSION="require").returncode == 0
     (first,), (second,) = ((tmp_path / name).iterdir() for name in ("first", "second"))
@@ -97,7 +97,7 @@ def test_two_builds_are_equal_and_a_platform_wheel_has_the_extension(tmp_path: P
         assert archive.read(f"{PACKAGE}/{first.name}") == first.read_bytes()
 
 
-def test_service_without_the_extension_says_so_and_answers(folder: Path) -> None:
+def test_service_without_the_extension_reports_it_and_answers(folder: Path) -> None:
     launcher = (sys.executable, "-c", WITHOUT, "serve")
     with running(folder, launcher=launcher) as service:
         assert service.get("/v1/recommendations/42").json["source"] == "personal"

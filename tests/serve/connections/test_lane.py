@@ -111,7 +111,7 @@ def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
 
 @depths(400, 15_000)  # 100,500 with SOAK_MINUTES=67
 @pytest.mark.timeout(3600)
-def test_whatever_comes_is_answered_as_aiohttp_answers_it(
+def test_lane_and_aiohttp_answer_random_requests_equally(
     takes: Callable[[bytes], bool],
     same: Callable[..., None],
     known: list[bytes],
@@ -134,9 +134,7 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(
 
 @pytest.mark.parametrize("number", range(len(CORPUS)))
 @pytest.mark.parametrize("step", [pytest.param(5, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
-def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
-    same: Callable[..., None], number: int, step: int
-) -> None:
+def test_lane_and_aiohttp_answer_ambiguous_requests_equally(same: Callable[..., None], number: int, step: int) -> None:
     whole = CORPUS[number]
     same(whole)
     same(whole, GET)
@@ -145,7 +143,7 @@ def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
         same(whole[:at], whole[at:])
 
 
-def test_a_body_is_never_read_as_a_request(same: Callable[..., None]) -> None:
+def test_request_body_is_never_parsed_as_a_request(same: Callable[..., None]) -> None:
     next_one = b"GET /livez HTTP/1.1\r\nX: "
     wait = [b""] * 12
     for at in range(8):
@@ -158,7 +156,7 @@ def test_a_body_is_never_read_as_a_request(same: Callable[..., None]) -> None:
                 same(GET, head[:cut], head[cut:] + body, begun, *wait, GET, GET[:20], turns=turns)
 
 
-def test_the_plainest_requests_are_the_lanes(
+def test_plain_requests_are_answered_by_the_lane(
     runner: asyncio.Runner, pair: Pair, takes: Callable[[bytes], bool], known: list[bytes]
 ) -> None:
     similar, popular = GET.replace(b"recommendations", b"similar"), GET.replace(b"recommendations/1", b"popular?n=2")
@@ -179,7 +177,7 @@ def test_the_plainest_requests_are_the_lanes(
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-async def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: Path, *, awaited: bool) -> None:
+async def test_lane_enforces_keys_rates_deny_list_and_origins(tmp_path: Path, *, awaited: bool) -> None:
     keys = tmp_path / "keys.json"
     denied = tmp_path / "denied"
     good = create(keys, "web", ["read"]).key
@@ -224,8 +222,8 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     sent.append(sent[3].replace(b"/1 ", b"/1?list=nothing ").replace(good.encode(), once.encode()))
 
     def counted(reader: TieredReader) -> Counter[tuple[str, ...]]:
-        found = reader.metrics.counted(REQUEST_TIMES)
-        return Counter({labels: int(sum(cells[:-1])) for labels, cells in found.items()})
+        histograms = reader.metrics.counted(REQUEST_TIMES)
+        return Counter({labels: int(sum(cells[:-1])) for labels, cells in histograms.items()})
 
     reader = await reader_of(MemoryStore())
     async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, users="hashed")) as pair:
@@ -255,7 +253,7 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     assert {len(line["user"]) for line in lines if line["status"] == 200 and "user" in line} == {32}
 
 
-async def test_each_change_of_a_policy_reaches_the_next_request_of_the_lane(tmp_path: Path) -> None:
+async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     denied = tmp_path / "denied"
     denied.write_text("")
@@ -327,7 +325,7 @@ async def gated() -> AsyncIterator[tuple[Pair, GatedStore]]:
             store.gate.set()
 
 
-async def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded() -> None:
+async def test_requests_during_a_store_read_wait_in_a_bounded_queue() -> None:
     async with gated() as (pair, store):
         some = GET, GET.replace(b"/1 ", b"/2 "), REAL
         _, transport = await waiting(pair, store.gate, *some)
@@ -344,8 +342,8 @@ async def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded
         assert cut.is_closing()
         assert not store.gate.is_set()
         store.gate.set()
-        for one, count in ((transport, 3), (full, 253)):
-            while one.written.count(b"HTTP/1.1 200 ") < count:
+        for written_to, count in ((transport, 3), (full, 253)):
+            while written_to.written.count(b"HTTP/1.1 200 ") < count:
                 await asyncio.sleep(0)
         users = re.findall(rb'"user":"(\d)"', bytes(transport.written))
         assert users == [b"1", b"2", b"2"]
@@ -353,7 +351,7 @@ async def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded
         assert pair.lane.registry.bytes_in_flight < held
 
 
-async def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> None:
+async def test_client_that_hangs_up_during_a_read_disturbs_no_other() -> None:
     async with gated() as (pair, store):
         connection, transport = await waiting(pair, store.gate, GET)
         transport.close()
@@ -363,7 +361,7 @@ async def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() 
         assert not transport.written
 
 
-async def test_a_named_list_is_counted_once_and_unknown_once_it_is_gone() -> None:
+async def test_removed_named_list_is_counted_as_unknown() -> None:
     async with gated() as (pair, store):
         await exchange(pair.lane, [GET.replace(b"recommendations/1", b"popular?list=basket")])
         assert [*Reporter(pair.reader.tiers).state().by_list.values()] == [{"basket": [1, 0, 0]}]
@@ -378,7 +376,7 @@ async def test_a_named_list_is_counted_once_and_unknown_once_it_is_gone() -> Non
         assert b"has no list 'basket'" in transport.written
 
 
-async def test_defect_in_delivering_a_list_is_answered(
+async def test_error_while_delivering_a_list_is_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception was logged, and the request waited until its client gave up."""

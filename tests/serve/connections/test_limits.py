@@ -87,7 +87,7 @@ def said(service: Service, *parts: bytes) -> Answer:
     return answer
 
 
-def test_a_header_that_does_not_end_in_time_is_answered_408(service: Service) -> None:
+def test_slow_header_is_answered_408(service: Service) -> None:
     before = shed(service, "slow_header")
     assert said(service, b"GET /v1/popular HTTP/1.1\r\nHos").json["type"] == "urn:hotplate:problem:slow-header"
     with sockets(service) as (connection,):  # the second header of a connection, in pieces that are in time themselves
@@ -102,13 +102,13 @@ def test_a_header_that_does_not_end_in_time_is_answered_408(service: Service) ->
     assert shed(service, "slow_header") == before + 2
 
 
-def test_a_header_that_is_too_large_is_answered_431_in_one_piece_or_in_many(service: Service) -> None:
+def test_too_large_header_is_answered_431_in_any_pieces(service: Service) -> None:
     large = b"GET /v1/popular HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(20))
     assert said(service, large + b"\r\n").status == 431
     assert said(service, *(large[at : at + 3000] for at in range(0, 18_000, 3000))).status == 431
 
 
-def test_a_body_that_does_not_come_is_answered_408_and_holds_nobody_up(service: Service) -> None:
+def test_missing_body_is_answered_408_and_delays_no_other(service: Service) -> None:
     before = shed(service, "slow_body")
     with sockets(service, 20) as slow:
         for connection in slow:
@@ -120,7 +120,7 @@ def test_a_body_that_does_not_come_is_answered_408_and_holds_nobody_up(service: 
 
 
 @over_both
-def test_a_slow_reader_of_http_1_0_gets_all_of_a_large_answer(service: Service) -> None:
+def test_slow_http_1_0_client_gets_all_of_a_large_answer(service: Service) -> None:
     head = b"POST /v1/recommendations HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BATCH)
     with sockets(service, receive_bytes=16_384) as (connection,):
         connection.sendall(head + BATCH)
@@ -131,13 +131,13 @@ def test_a_slow_reader_of_http_1_0_gets_all_of_a_large_answer(service: Service) 
     assert len(parse_answer(received).json["results"]) == 1000
 
 
-def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
+def test_idle_connection_is_closed_silently(service: Service) -> None:
     with sockets(service, 2) as (silent, used):
         assert answers(used)
         assert silent.recv(1) == used.recv(1) == b""
 
 
-def test_the_time_of_idle_connections_is_an_option(store: Path) -> None:
+def test_idle_timeout_is_an_option(store: Path) -> None:
     with running(store, "--idle-timeout", "1") as service, sockets(service) as (client,):
         assert client.recv(1) == b""
 
@@ -156,7 +156,7 @@ def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) ->
 
 
 @over_both
-def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(service: Service) -> None:
+def test_clients_that_never_read_take_bounded_memory_and_delay_no_other(service: Service) -> None:
     before = shed(service, "slow_reader")
 
     def is_cut() -> bool:
@@ -178,7 +178,7 @@ def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(serv
         until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
 
 
-def test_memory_of_answers_that_nobody_read_is_returned(store: Path) -> None:
+def test_memory_of_unread_answers_is_returned(store: Path) -> None:
     with limited(store, write_s=2.0) as service, ExitStack() as readers:
         before_mb = memory_mb(service)
         until(lambda: service.request("POST", "/v1/recommendations", BATCH).status == 200)
@@ -193,12 +193,12 @@ def test_memory_of_answers_that_nobody_read_is_returned(store: Path) -> None:
         until(lambda: memory_mb(service) < before_mb + 30, "the memory is kept")
 
 
-def test_what_is_held_for_clients_takes_a_quarter_of_the_memory() -> None:
+def test_memory_held_for_clients_is_at_most_a_quarter() -> None:
     for workers, room, share in ((1, 512 * MB, 128 * MB), (4, 2048 * MB, 128 * MB), (1, float("inf"), 256 * MB)):
         assert within_memory(Limits(), workers, room).bytes_in_flight == share
 
 
-def test_bodies_beyond_the_room_for_them_are_refused_with_503(store: Path) -> None:
+def test_bodies_beyond_the_memory_bound_are_refused_with_503(store: Path) -> None:
     with limited(store, bytes_in_flight=2 * MB) as service, sockets(service, 4) as senders:
         for connection in senders:
             connection.sendall(POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 700_000)
@@ -212,7 +212,7 @@ def test_bodies_beyond_the_room_for_them_are_refused_with_503(store: Path) -> No
         )
 
 
-def test_beyond_the_most_connections_others_are_closed_until_there_is_room(store: Path) -> None:
+def test_connections_beyond_the_limit_are_closed(store: Path) -> None:
     with limited(store, connections=20) as service, sockets(service, 20) as held:
         until(lambda: status_of(service.port, "/v1/popular") == 0, "none is refused")
         assert status_of(service.port, "/livez") == 0, "a probe has no place of its own"
@@ -249,7 +249,7 @@ def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: f
         assert memory_mb(service) < most_mb
 
 
-def test_without_descriptors_connections_wait_and_all_is_well_afterwards(store: Path) -> None:
+def test_connections_wait_while_descriptors_are_exhausted(store: Path) -> None:
     with limited(store) as service:
         worker = worker_of(service)
         fds = Path(f"/proc/{worker}/fd")
@@ -269,7 +269,7 @@ def test_without_descriptors_connections_wait_and_all_is_well_afterwards(store: 
         assert memory_mb(service) < MOST_MB
 
 
-def test_an_encoded_body_is_refused_before_it_grows(service: Service) -> None:
+def test_compressed_body_is_refused_before_it_is_expanded(service: Service) -> None:
     bomb = gzip.compress(b"a" * (50 * MB))
     for coding in ("gzip", "deflate", "br", "x-unknown", "gzip, identity"):
         answer = said(service, post(bomb, f"Content-Encoding: {coding}"))
@@ -320,13 +320,13 @@ NOT_HTTP = [
 ]
 
 
-def test_what_is_not_http_or_could_be_read_in_two_ways_is_refused_and_closed(service: Service) -> None:
+def test_malformed_and_ambiguous_requests_are_refused_and_closed(service: Service) -> None:
     for sent in NOT_HTTP:
         answer = said(service, sent)
         assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-request"), sent
 
 
-def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service: Service) -> None:
+def test_too_large_content_length_is_refused_before_the_body(service: Service) -> None:
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n").status == 400
     answer = said(service, POST + b"Content-Length: 99999999999\r\n\r\n")
     assert (answer.status, answer.json["type"]) == (413, "urn:hotplate:problem:body-too-large")
@@ -334,7 +334,7 @@ def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service:
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
 
 
-def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(service: Service) -> None:
+def test_client_that_sends_the_whole_body_first_sees_the_refusal(service: Service) -> None:
     body = b" " * (8 * MB)
     path = "/v1/recommendations"
     for _ in range(3):
@@ -344,10 +344,10 @@ def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(service: 
         assert service.request("POST", "/livez", body).status == 405
 
 
-def test_a_deadline_that_has_passed_is_not_worked_for(service: Service) -> None:
+def test_expired_request_deadline_is_refused(service: Service) -> None:
     body = b'{"users": ["1"]}'
-    for status, given in ((200, "1000"), (503, "0"), (400, "soon")):
-        assert service.get("/v1/popular", X_Request_Timeout_Ms=given).status == status
-        answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=given)
+    for status, deadline in ((200, "1000"), (503, "0"), (400, "soon")):
+        assert service.get("/v1/popular", X_Request_Timeout_Ms=deadline).status == status
+        answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=deadline)
         assert answer.status == status
     assert shed(service, "deadline") >= 2

@@ -71,7 +71,7 @@ def get(*headers: bytes) -> bytes:
     ],
     ids=lambda sent: sent[:4].decode().strip() + sent.partition(b"Host: a\r\n")[2][:40].decode(),
 )
-async def test_odd_requests_with_a_certain_end_keep_their_connection(pair: Pair, sent: bytes) -> None:
+async def test_unusual_requests_with_a_certain_end_keep_the_connection(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
         connection, transport = connected(server)
         for _ in range(2):
@@ -85,7 +85,7 @@ async def test_odd_requests_with_a_certain_end_keep_their_connection(pair: Pair,
         assert connection.state is State.IDLE
 
 
-async def test_a_chunked_body_ends_in_the_same_place_wherever_it_is_cut(pair: Pair) -> None:
+async def test_chunked_body_end_is_found_for_any_cut(pair: Pair) -> None:
     sent = chunked() + GET
     for at in range(1, len(sent)):
         _, transport = connected(pair.plain)
@@ -99,7 +99,7 @@ async def test_a_chunked_body_ends_in_the_same_place_wherever_it_is_cut(pair: Pa
         transport.close()
 
 
-async def test_trailers_of_a_body_are_no_headers_of_the_next_request(pair: Pair) -> None:
+async def test_trailers_are_not_headers_of_the_next_request(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(chunked(trailers=b"X-Request-Id: from-a-trailer\r\n") + GET + get(b"X-Other: y"))
     async with asyncio.timeout(30):
@@ -119,7 +119,7 @@ async def test_trailers_of_a_body_are_no_headers_of_the_next_request(pair: Pair)
     ],
     ids=["1.0", "expect", "upgrade", "chunked", "coded"],
 )
-async def test_the_connection_of_other_odd_requests_closes_after_the_answer(pair: Pair, sent: bytes) -> None:
+async def test_other_unusual_requests_close_the_connection(pair: Pair, sent: bytes) -> None:
     for server in (pair.lane, pair.plain):
         _, transport = connected(server)
         transport.feed(sent)
@@ -129,7 +129,7 @@ async def test_the_connection_of_other_odd_requests_closes_after_the_answer(pair
         assert b"keep-alive" not in written
 
 
-async def test_a_refused_request_that_waits_to_send_its_body_closes(pair: Pair) -> None:
+async def test_refused_request_with_expect_closes_the_connection(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     head, _, _ = post(b"1.1", b"Expect: 100-continue", b"Content-Encoding: gzip").partition(USERS)
     transport.feed(head)
@@ -142,7 +142,7 @@ async def test_a_refused_request_that_waits_to_send_its_body_closes(pair: Pair) 
 @pytest.mark.parametrize("step", [pytest.param(23, id="quick"), pytest.param(1, id="soak", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("line", METHOD_LINES, ids=["list", "batch", "upgrade"])
 @pytest.mark.timeout(3600)
-async def test_requests_with_two_ends_are_refused_and_close(pair: Pair, line: bytes, step: int) -> None:
+async def test_requests_with_ambiguous_length_are_refused_and_closed(pair: Pair, line: bytes, step: int) -> None:
     for headers, body in AMBIGUOUS:
         sent = line + headers + b"\r\n\r\n" + body
         for server in (pair.lane, pair.plain):
@@ -164,7 +164,7 @@ async def test_expect_of_http_1_0_is_ignored(pair: Pair) -> None:
     assert b"100 Continue" not in await answered(transport)
 
 
-async def test_a_request_before_a_malformed_one_gets_its_answer(pair: Pair) -> None:
+async def test_request_before_a_malformed_one_is_answered(pair: Pair) -> None:
     for server in (pair.lane, pair.plain):
         _, transport = connected(server)
         transport.feed(GET + b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
@@ -172,7 +172,7 @@ async def test_a_request_before_a_malformed_one_gets_its_answer(pair: Pair) -> N
         assert re.findall(rb"HTTP/1.1 (\d+)", written) == [b"200", b"400"]
 
 
-async def test_a_client_that_sends_no_more_gets_the_answer_it_waits_for(pair: Pair) -> None:
+async def test_half_closed_client_gets_its_answer(pair: Pair) -> None:
     for server in (pair.lane, pair.plain):
         connection, transport = connected(server)
         transport.feed(GET)
@@ -180,7 +180,7 @@ async def test_a_client_that_sends_no_more_gets_the_answer_it_waits_for(pair: Pa
         assert b" 200 OK" in await answered(transport)
 
 
-async def test_a_list_refused_as_too_late_counts_by_its_route(pair: Pair) -> None:
+async def test_refusal_of_a_late_list_counts_for_its_route(pair: Pair) -> None:
     _, transport = connected(pair.plain)
     transport.feed(GET.replace(b"Host: a", b"Host: a\r\nX-Request-Timeout-Ms: 0\r\nConnection: close"))
     assert b" 503 " in await answered(transport)

@@ -31,8 +31,8 @@ def proxied(folder: Path, *services: Service, settings: str = "") -> Iterator[in
     """
     port = free_port()
     certify(folder)
-    for made, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
-        (folder / made).rename(folder / named)
+    for source, named in (("server.pem", "tls.crt"), ("server.key", "tls.key")):
+        (folder / source).rename(folder / named)
     example = EXAMPLE.read_text()
     limits = "max_fails=20 fail_timeout=1s"
     for stated, used in {
@@ -93,17 +93,17 @@ async def test_example_proxy_serves_http2_and_keeps_upstream_connections_alive(t
         batch = ("--data", '{"users": ["1", "2"]}', "--header", "content-type: application/json")
         version, status, body = curl(tmp_path, port, "/v1/recommendations", *batch)
         assert (version, status) == ("2", 200)
-        assert [one["source"] for one in json.loads(body)["results"]] == ["personal", "popular"]
+        assert [result["source"] for result in json.loads(body)["results"]] == ["personal", "popular"]
         assert curl(tmp_path, port, "/readyz")[1] == 200
         assert curl(tmp_path, port, "/metrics")[1] == 404, "what is for operators is not passed on"
         service.stop()
         assert curl(tmp_path, port, "/v1/popular")[1] == 502, "an error of a service that is away is the proxy's"
 
 
-async def test_hashing_sends_a_user_to_one_service_and_spreads_batches(tmp_path: Path) -> None:
+async def test_hashing_pins_a_user_to_one_service_and_spreads_batches(tmp_path: Path) -> None:
     store = tmp_path / "store"
     await publish_lists(store, {})
-    with running(store) as one, running(store) as other, proxied(tmp_path, one, other) as port:
+    with running(store) as first, running(store) as other, proxied(tmp_path, first, other) as port:
         for user in range(12):
             for n in (1, 2):
                 assert curl(tmp_path, port, f"/v1/recommendations/{user}?n={n}")[1] == 200
@@ -112,7 +112,7 @@ async def test_hashing_sends_a_user_to_one_service_and_spreads_batches(tmp_path:
     lines = {tuple(line.split()) for line in (tmp_path / "access.log").read_text().splitlines()}
     requested = [(method, path) for method, path, _ in lines]
     assert len({service for method, _, service in lines if method == "GET"}) == 2
-    assert {each: requested.count(each) for each in requested} == {
+    assert {target: requested.count(target) for target in requested} == {
         ("POST", "/v1/recommendations"): 2,
         **{("GET", f"/v1/recommendations/{user}"): 1 for user in range(12)},
     }
@@ -121,7 +121,7 @@ async def test_hashing_sends_a_user_to_one_service_and_spreads_batches(tmp_path:
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("settings", ["", "proxy_request_buffering off;"], ids=["buffered", "streamed"])
-async def test_ambiguous_requests_take_no_answer_of_other_clients(tmp_path: Path, settings: str) -> None:
+async def test_ambiguous_requests_get_no_answers_of_other_clients(tmp_path: Path, settings: str) -> None:
     await publish_lists(tmp_path / "store", {"user:1": a_list("a"), "user:2": a_list("b")})
     with running(tmp_path / "store") as service, proxied(tmp_path, service, settings=settings) as port:
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))

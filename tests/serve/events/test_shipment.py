@@ -17,11 +17,11 @@ from tests.support.event_log import ids, written
 
 def segment(folder: Path, *names: str, **more: object) -> None:
     """Write a segment with events of these ids."""
-    made = LogSegment(folder)
+    log = LogSegment(folder)
     for name in names:
         event = {"id": name, "time": 1.0, "type": "click", "user": "u", "items": ["i"], "role": "live"} | more
-        made.append([line_of(json.dumps(event).encode())])
-    made.close()
+        log.append([line_of(json.dumps(event).encode())])
+    log.close()
 
 
 def killed_at(step: int, source: Path, target: Path) -> bool:
@@ -54,8 +54,8 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
     contents = {path.name: path.read_bytes() for path in segments(source)}
     step = 0
     while killed_at(step, source, target):
-        found = [event["id"] for place in (source, target) if place.exists() for event in written(place)]
-        assert set(found) == {"a", "b", "c", "d"}
+        ids = [event["id"] for place in (source, target) if place.exists() for event in written(place)]
+        assert set(ids) == {"a", "b", "c", "d"}
         contents |= {path.name: path.read_bytes() for path in segments(source)}
         assert all(path.read_bytes() == contents[path.name] for path in (segments(target) if target.exists() else ()))
         step += 1
@@ -64,7 +64,7 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
     assert (segments(source), len(list(target.iterdir()))) == ([], 3)
 
 
-def test_what_is_there_already_is_not_copied_again(tmp_path: Path) -> None:
+def test_existing_segments_are_not_copied_again(tmp_path: Path) -> None:
     source = tmp_path / "source"
     target = tmp_path / "target"
     source.mkdir()
@@ -81,7 +81,7 @@ def test_what_is_there_already_is_not_copied_again(tmp_path: Path) -> None:
     assert ship(source, "memory://events").segments == report("memory://events").events == 1
 
 
-def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: Path) -> None:
+def test_invalid_target_is_reported_and_nothing_is_removed(tmp_path: Path) -> None:
     segment(tmp_path, "a")
     (tmp_path / "file").touch()
     with pytest.raises(EventsFailed, match="failed at"):
@@ -109,14 +109,14 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     segment(tmp_path, "e", "f", type="buy")
     still_open = LogSegment(tmp_path)
     still_open.append([b"{}"])
-    found = report(str(tmp_path))
-    assert found.open_segments == 1
-    assert (found.segments, found.events, found.duplicates, found.damaged) == (6, 6, 1, 0)
-    assert found.types == {"impression": 2, "click": 2, "buy": 2}
-    assert [row for row in found.rows if row.position == "all"] == [
+    counted = report(str(tmp_path))
+    assert counted.open_segments == 1
+    assert (counted.segments, counted.events, counted.duplicates, counted.damaged) == (6, 6, 1, 0)
+    assert counted.types == {"impression": 2, "click": 2, "buy": 2}
+    assert [row for row in counted.rows if row.position == "all"] == [
         ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)
     ]  # fmt: skip
-    positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.rows}
+    positions = {(row.release, row.position): (row.impressions, row.clicks) for row in counted.rows}
     assert positions["r1", "2"] == (1, 1)
     assert positions["r2", "more"] == (2, 1)
     assert "8.33%" in hotplate("events", "report", tmp_path).stdout

@@ -45,7 +45,7 @@ async def test_pending_events_are_committed_together_and_all_of_them_on_stop(tmp
     assert segment.read_bytes().count(b"\x28\xb5\x2f\xfd") < 100
 
 
-async def test_more_than_fits_into_the_queue_is_refused_until_that_has_drained(tmp_path: Path) -> None:
+async def test_events_beyond_the_queue_are_refused_until_it_drained(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     line = line_of(b'"' + b"x" * MB + b'"')
     # The loop does not turn meanwhile, so that nothing is known to be written.
@@ -59,7 +59,7 @@ async def test_more_than_fits_into_the_queue_is_refused_until_that_has_drained(t
 
 
 @pytest.mark.parametrize("call", ["append", "close"])
-async def test_any_error_of_a_segment_is_a_refusal_and_the_next_events_are_written(
+async def test_segment_error_refuses_events_and_later_ones_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def fails(*_: object) -> None:
@@ -100,7 +100,7 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
     await writer.close()
 
 
-async def test_others_have_turns_while_the_items_of_many_events_are_hidden(tmp_path: Path) -> None:
+async def test_loop_is_not_blocked_while_items_of_many_events_are_hidden(tmp_path: Path) -> None:
     consumed = consumed_items("buy=24")
     turns = 0
     headers = {"Content-Type": "application/json"}
@@ -178,7 +178,7 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
 
 
 @depths(2, 10)
-def test_nothing_that_was_answered_is_lost_by_kills(tmp_path: Path, examples: int) -> None:
+def test_acknowledged_events_survive_kills(tmp_path: Path, examples: int) -> None:
     asyncio.run(publish_lists(tmp_path / "store", {}))
     over = threading.Event()
     durable = [set[str]() for _ in range(CALLERS)]

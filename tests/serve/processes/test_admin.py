@@ -39,7 +39,7 @@ def service(store: Path, releases: list[str]) -> Iterator[Service]:
 
 def metric(service: Service, name: str, **labels: str) -> dict[str, float]:
     """Return a metric's value by worker."""
-    return {one.labels["worker"]: one.value for one in samples(service, name, **labels)}
+    return {sample.labels["worker"]: sample.value for sample in samples(service, name, **labels)}
 
 
 def test_operators_read_what_each_worker_serves(service: Service, releases: list[str]) -> None:
@@ -78,12 +78,12 @@ def test_every_worker_is_seen_in_the_metrics(service: Service) -> None:
     until(lambda: counted("hit") >= 20 and counted("miss") >= 20)
 
 
-def test_methods_that_nobody_knows_add_no_series(service: Service) -> None:
+def test_unknown_methods_add_no_metric_series(service: Service) -> None:
     refused = {"PURGE": 405, "PROPFIND": 405, "M-SEARCH": 405, "BREW": 400, "x" * 500: 400}
     for method, status in refused.items():
         assert service.request(method, "/v1/popular").status == status
     text = service.admin("/metrics").body.decode()
-    assert {one.labels["method"] for one in samples(service) if "method" in one.labels} <= {*METHODS}
+    assert {sample.labels["method"] for sample in samples(service) if "method" in sample.labels} <= {*METHODS}
     assert '"42"' not in text
     assert 'code="405",method="other",route="/v1/popular"' in text
     assert 'code="400",method="other",route="other"' in text
@@ -106,7 +106,7 @@ def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: S
     assert (misspelt.status, misspelt.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
 
 
-def test_operators_show_a_release_to_some_users_and_promote_or_abort_it(service: Service, releases: list[str]) -> None:
+def test_operators_start_promote_and_abort_a_canary(service: Service, releases: list[str]) -> None:
     first, second = releases
     service.admin(f"/v1/releases/{second}/activate", "POST")
     shown = service.admin(f"/v1/releases/{first}/canary?percent=2.5", "POST")
@@ -150,7 +150,7 @@ def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path
         assert tier["live"] == bad
 
 
-def test_what_cannot_be_done_is_a_problem(service: Service) -> None:
+def test_impossible_changes_are_problems(service: Service) -> None:
     for method, path, status, name in (
         ("POST", "/v1/releases/20990101T000000Z-0000/activate", 404, "no-such-release"),
         ("POST", "/v1/releases/%00%ff/activate", 404, "no-such-release"),
@@ -163,7 +163,7 @@ def test_what_cannot_be_done_is_a_problem(service: Service) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_name_that_a_page_made_point_here_is_refused(service: Service) -> None:
+def test_foreign_host_name_is_refused(service: Service) -> None:
     for host in ("evil.example", "evil.example:8090", "127.0.0.1.evil.example", "", "[", "10.0.0.1"):
         for method, path in (("GET", "/metrics"), ("POST", "/v1/releases/rollback")):
             answer = service.admin(path, method, Host=host)
@@ -172,7 +172,7 @@ def test_a_name_that_a_page_made_point_here_is_refused(service: Service) -> None
         assert service.admin("/livez", Host=own).status == 200
 
 
-def test_a_page_of_another_site_changes_nothing(service: Service, releases: list[str]) -> None:
+def test_cross_site_page_changes_nothing(service: Service, releases: list[str]) -> None:
     before = service.admin("/v1/releases").json
     for origin in ("https://evil.example", "null", "http://localhost", "http://127.0.0.1:1", ""):
         answer = service.admin(f"/v1/releases/{releases[0]}/activate", "POST", Origin=origin)
@@ -194,13 +194,11 @@ def test_a_page_of_another_site_changes_nothing(service: Service, releases: list
         (("--tls-cert", "server.pem"), "both --tls-cert"),
     ],
 )
-def test_a_service_that_cannot_start_says_why_in_one_sentence(
-    folder: Path, options: tuple[str, ...], sentence: str
-) -> None:
+def test_failed_start_is_explained_in_one_sentence(folder: Path, options: tuple[str, ...], sentence: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        given = [option.format(taken=port, folder=folder) for option in options]
-        command = [*LAUNCHER, *DEFAULTS, "--store", f"file://{folder}", *given]
+        arguments = [option.format(taken=port, folder=folder) for option in options]
+        command = [*LAUNCHER, *DEFAULTS, "--store", f"file://{folder}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode in {1, 2}
     assert sentence in " ".join(done.stderr.split())

@@ -21,9 +21,9 @@ def held(service: Service, count: int, sent: bytes = b"") -> Iterator[list[socke
     with ExitStack() as stack:
         opened = list[socket.socket]()
         for _ in range(count):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", service.admin_port), WAIT_S))
-            opened.append(one)
-            one.sendall(sent)
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.admin_port), WAIT_S))
+            opened.append(connection)
+            connection.sendall(sent)
         yield opened
 
 
@@ -33,22 +33,22 @@ def status(service: Service) -> int:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_an_operator_gets_in_beside_as_many_connections_as_there_may_be(folder: Path, sent: bytes) -> None:
+def test_operator_connects_beside_the_maximum_of_connections(folder: Path, sent: bytes) -> None:
     with limited(folder, header_s=600) as service, held(service, MOST, sent):
         # The first may come while all that was sent is being answered.
         until(lambda: {status(service) for _ in range(5)} == {200}, "no operator gets in")
 
 
-def test_the_connection_that_is_idle_for_longest_gives_way(folder: Path) -> None:
+def test_longest_idle_connection_is_closed_first(folder: Path) -> None:
     with limited(folder, header_s=600) as service, held(service, MOST + 16) as opened:
-        for one in opened[:16]:
-            assert one.recv(1) == b""
+        for connection in opened[:16]:
+            assert connection.recv(1) == b""
         opened[-1].setblocking(False)
         with pytest.raises(BlockingIOError):
             opened[-1].recv(1)
 
 
-def test_handshakes_that_never_end_keep_no_operator_out(folder: Path, tmp_path: Path) -> None:
+def test_unfinished_handshakes_do_not_block_operators(folder: Path, tmp_path: Path) -> None:
     certify(tmp_path)
     key = create(tmp_path / "keys.json", "operator", ["admin"]).key
     options = ("--admin-host", "0.0.0.0", "--keys", str(tmp_path / "keys.json"))

@@ -31,7 +31,7 @@ def releases(folder: Path) -> list[str]:
     """Two releases, the second of which is live."""
     lists = [{"user:42": a_list(mark, "b"), "item:b": a_list("c")} for mark in "ab"]
     about = {"learnt_until": LEARNT_UNTIL, "rules": {"diversity": {"weight": 0.3}}}
-    return [asyncio.run(publish_lists(folder, each, about=about)) for each in lists]
+    return [asyncio.run(publish_lists(folder, rows, about=about)) for rows in lists]
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +40,27 @@ def service(folder: Path, releases: list[str]) -> Iterator[Service]:
     keys = folder.parent / "keys.json"
     create(keys, "web", ["read"])
     events = str(folder.parent / "events")
-    given = ("--admin-store", f"file://{folder}", "--keys", str(keys), "--anonymous", "--events", events)
-    with running(folder, *given) as service:
+    options = ("--admin-store", f"file://{folder}", "--keys", str(keys), "--anonymous", "--events", events)
+    with running(folder, *options) as service:
         yield service
 
 
 def test_the_page_and_its_files_are_served_under_a_strict_policy(service: Service) -> None:
     page = service.admin("/console")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    for each in FILES.iterdir():
-        answer = service.admin(f"/console/{each.name}")
+    for path in FILES.iterdir():
+        answer = service.admin(f"/console/{path.name}")
         assert (answer.status, answer.headers["content-security-policy"]) == (200, PAGE_POLICY)
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert service.admin(f"/console/{each.name}", If_None_Match=answer.headers["etag"]).status == 304
+        assert service.admin(f"/console/{path.name}", If_None_Match=answer.headers["etag"]).status == 304
         for banned in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "style="):
-            assert banned not in each.read_text(), each.name
+            assert banned not in path.read_text(), path.name
     assert service.admin("/console/console.py").status == 404
     assert service.admin("/console", Host="evil.example").status == 421
     assert service.admin("/").body == page.body
 
 
-def test_the_state_names_workers_tiers_and_the_latest_lines_of_the_log(service: Service, releases: list[str]) -> None:
+def test_state_has_workers_tiers_and_latest_log_lines(service: Service, releases: list[str]) -> None:
     state = service.admin("/console/state").json
     (worker,) = state["workers"]
     (tier,) = worker["tiers"]
@@ -91,30 +91,30 @@ def test_a_release_that_was_restored_is_listed_once(tmp_path: Path) -> None:
     assert [entry["id"] for entry in json_of("releases", "list", "--store", f"file://{store}")["releases"]] == [release]
 
 
-def test_what_a_canary_counts_is_shown_beside_the_live_release(tmp_path: Path) -> None:
+def test_canary_counts_are_shown_beside_the_live_release(tmp_path: Path) -> None:
     lists = {f"user:{user}": a_list("a") for user in range(100)}
     store = tmp_path / "store"
-    given = ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
-    live, canary = (asyncio.run(publish_lists(store, each, live=each is lists)) for each in (lists, {}))
-    with running(store, *given) as one:
-        one.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
-        until(lambda: "canary" in tier_of(one))
+    options = ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
+    live, canary = (asyncio.run(publish_lists(store, rows, live=rows is lists)) for rows in (lists, {}))
+    with running(store, *options) as service:
+        service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
+        until(lambda: "canary" in tier_of(service))
         for user in range(20):
-            one.get(f"/v1/recommendations/{user}")
+            service.get(f"/v1/recommendations/{user}")
         shown = {"type": "impression", "user": "1", "items": ["a"], "release": live}
         events = json.dumps({"events": [shown] * 4 + [shown | {"type": "click"}]}).encode()
-        assert one.request("POST", "/v1/events", events, Content_Type="application/json").status == 200
-        until(lambda: tier_of(one)["canary"]["live"]["clicks"])
-        found = tier_of(one)["canary"]
-        assert (found["release"], found["live"]["shown"], found["live"]["clicks"]) == (canary, 4, 1)
-        assert found["live"]["lookups"] + found["canary"]["lookups"] == 20
-        low, high = found["live"]["interval"]
+        assert service.request("POST", "/v1/events", events, Content_Type="application/json").status == 200
+        until(lambda: tier_of(service)["canary"]["live"]["clicks"])
+        state = tier_of(service)["canary"]
+        assert (state["release"], state["live"]["shown"], state["live"]["clicks"]) == (canary, 4, 1)
+        assert state["live"]["lookups"] + state["canary"]["lookups"] == 20
+        low, high = state["live"]["interval"]
         assert 0 == low < 0.25 < high
-        assert found["canary"]["interval"] is None
+        assert state["canary"]["interval"] is None
         for user in [*range(100)] * 3:
-            one.get(f"/v1/recommendations/{user}")
-        until(lambda: "not used any more" in str(tier_of(one)))
-        assert {one.admin(f"/console/user?id={user}").json["release"] for user in range(20)} == {live}
+            service.get(f"/v1/recommendations/{user}")
+        until(lambda: "not used any more" in str(tier_of(service)))
+        assert {service.admin(f"/console/user?id={user}").json["release"] for user in range(20)} == {live}
 
 
 def tier_of(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is
@@ -127,28 +127,28 @@ def client_of(service: Service, name: str) -> dict[str, Any] | None:
     return next((client for client in clients if client["name"] == name), None)
 
 
-def test_a_key_is_made_listed_and_revoked_by_the_console(service: Service, folder: Path) -> None:
-    made = service.admin("/console/keys?name=shop&scope=events", "POST").json
-    assert (made["client"], made["kind"]) == ("shop", "primary")
+def test_console_creates_lists_and_revokes_a_key(service: Service, folder: Path) -> None:
+    created = service.admin("/console/keys?name=shop&scope=events", "POST").json
+    assert (created["client"], created["kind"]) == ("shop", "primary")
     (web, shop) = (client_of(service, name) for name in ("web", "shop"))
     shown = service.admin("/console/keys").body
     assert (web is not None and web["scopes"], shop is not None and shop["scopes"]) == (["read"], ["events"])
     digests = json.loads((folder.parent / "keys.json").read_bytes())["clients"]
-    for secret in (made["key"], *(client["primary"]["sha256"] for client in digests)):
+    for secret in (created["key"], *(client["primary"]["sha256"] for client in digests)):
         assert secret.encode() not in shown
 
     def answer() -> int:
-        return service.request("POST", "/v1/events", b'{"events": []}', X_API_Key=made["key"]).status
+        return service.request("POST", "/v1/events", b'{"events": []}', X_API_Key=created["key"]).status
 
     until(lambda: answer() not in (401, 403))
-    assert made["key"] not in json.dumps(service.admin("/console/state").json["log"])
+    assert created["key"] not in json.dumps(service.admin("/console/state").json["log"])
     assert service.admin("/console/keys/revoke?name=shop", "POST").status == 200
     assert client_of(service, "shop") is None
     until(lambda: answer() == 401)
     assert service.admin("/console/keys/revoke?name=shop", "POST").status == 409
 
 
-def test_the_console_makes_no_key_of_an_operator(service: Service, folder: Path) -> None:
+def test_console_creates_no_admin_key(service: Service, folder: Path) -> None:
     create(folder.parent / "keys.json", "operator", ["admin"])
     assert service.admin("/console/keys?name=me&scope=admin", "POST").status == 400
     assert service.admin("/console/keys?name=operator", "POST").status == 409
@@ -157,7 +157,7 @@ def test_the_console_makes_no_key_of_an_operator(service: Service, folder: Path)
     assert service.admin("/console/keys?name=me", "POST", **origin).status == 403
 
 
-def test_without_keys_or_an_admin_store_operators_only_read(folder: Path, releases: list[str]) -> None:
+def test_operators_only_read_without_keys_or_admin_store(folder: Path, releases: list[str]) -> None:
     with running(folder) as service:
         workers = service.workers()
         (admin,) = set(service.processes()) - set(workers)

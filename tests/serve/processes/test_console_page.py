@@ -54,7 +54,7 @@ async def console(service: Service, folder: Path, *, theme: str = "light", width
         await page.until("document.querySelectorAll('#releases-body tbody tr').length > 0")
         yield page
         assert page.complaints == []
-        assert [each for each in page.requested if not each.startswith((service.admin_url, "about:"))] == []
+        assert [url for url in page.requested if not url.startswith((service.admin_url, "about:"))] == []
 
 
 async def click(page: Page, text: str, within: str = "document") -> None:
@@ -69,8 +69,8 @@ async def click(page: Page, text: str, within: str = "document") -> None:
 
 def live(service: Service) -> str:
     (tier,) = service.admin("/v1/releases").json["tiers"]
-    found: str = tier["live"]
-    return found
+    release: str = tier["live"]
+    return release
 
 
 async def test_an_operator_activates_rolls_back_and_tries_a_user(
@@ -117,8 +117,8 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
 async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases: list[str], tmp_path: Path) -> None:
     def canary() -> object:
         (tier,) = service.admin("/v1/releases").json["tiers"]
-        found: object = tier["canary"]
-        return found
+        state: object = tier["canary"]
+        return state
 
     assert canary() is None
     candidate = releases[0]
@@ -158,24 +158,26 @@ async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
             if is_open:
                 await click(page, "Roll back…")
                 await page.until("document.getElementById('confirm').open")
-            found = json.loads(await page.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
+            violations = json.loads(await page.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
             serious = [
-                (each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
+                (violation["id"], [node["html"] for node in violation["nodes"]])
+                for violation in violations
+                if violation["impact"] in SERIOUS
             ]
             assert serious == []
 
 
 @pytest.mark.soak
-async def test_beyond_loopback_the_page_takes_a_key_and_keeps_it_to_itself(folder: Path, tmp_path: Path) -> None:
+async def test_beyond_loopback_the_page_takes_a_key_and_does_not_leak_it(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     admin = create(keys, "operator", ["admin"]).key
     reader = create(keys, "web", ["read"]).key
-    given = ("--admin-host", "0.0.0.0", "--keys", str(keys), "--workers", "2")
-    with running(folder, *given) as service:
+    options = ("--admin-host", "0.0.0.0", "--keys", str(keys), "--workers", "2")
+    with running(folder, *options) as service:
         assert service.admin("/console").status == 200
         assert service.admin("/console/main.js").status == 200
-        for each in ("state", "keys", "user?id=42"):
-            assert service.admin(f"/console/{each}").status == 401
+        for path in ("state", "keys", "user?id=42"):
+            assert service.admin(f"/console/{path}").status == 401
         assert service.admin("/console/state", X_API_Key=reader).status == 403
         async with opened(f"{service.admin_url}/console", tmp_path) as page:
             for key in ("hp_nobody", reader, admin):
@@ -196,5 +198,5 @@ async def test_beyond_loopback_the_page_takes_a_key_and_keeps_it_to_itself(folde
             await page.until(f"!{rows}.includes('shop')")
             page_text = await page.evaluate("document.documentElement.outerHTML + JSON.stringify({...localStorage})")
             assert admin not in page_text
-            assert all(admin not in each for each in page.requested)
+            assert all(admin not in path for path in page.requested)
             assert "--admin-store" in await page.evaluate("document.getElementById('releases-body').innerText")

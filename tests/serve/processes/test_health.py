@@ -113,7 +113,7 @@ def test_draining_service_is_live_but_not_ready_for_either_signal(folder: Path, 
         service.process.wait(60)
 
 
-def test_a_service_under_nohup_goes_on_when_its_terminal_is_gone(folder: Path) -> None:
+def test_service_under_nohup_survives_its_terminal(folder: Path) -> None:
     with running(folder, launcher=("nohup", *LAUNCHER)) as service:
         for pid in (service.process.pid, *service.processes()):
             os.kill(pid, signal.SIGHUP)
@@ -205,13 +205,13 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
     assert health.silent_s[1] == 0.0
 
 
-def test_whatever_is_sent_gets_one_answer_and_the_oldest_of_many_is_dropped(folder: Path) -> None:
+def test_every_input_gets_one_answer_and_oldest_connection_is_dropped(folder: Path) -> None:
     with running(folder) as service, ExitStack() as stack:
 
         def connected(sent: bytes) -> socket.socket:
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", service.health_port), timeout=60))
-            one.sendall(sent)
-            return one
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.health_port), timeout=60))
+            connection.sendall(sent)
+            return connection
 
         for sent, status in (
             (b"GET /livez HTTP/1.0\r\n\r\n", 200),

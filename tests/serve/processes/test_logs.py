@@ -27,9 +27,9 @@ def read_all(descriptor: int) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
-def test_lines_that_nobody_reads_are_dropped_whole_and_counted(kind: str) -> None:
+def test_unread_log_lines_are_dropped_whole_and_counted(kind: str) -> None:
     if kind == "socket":
-        ours, theirs = (each.detach() for each in socket.socketpair())
+        ours, theirs = (end.detach() for end in socket.socketpair())
     elif kind == "terminal":
         theirs, ours = pty.openpty()
     else:
@@ -114,7 +114,7 @@ def test_any_text_can_be_logged_and_read_back(message: str, error: str) -> None:
         "https://x.blob/c?sv=1&sig=s3cret&se=2",
     ],
 )
-def test_what_looks_like_a_secret_is_not_kept(text: str) -> None:
+def test_secrets_are_not_kept_in_log_lines(text: str) -> None:
     shown = without_secrets(text)
     assert "s3cret" not in shown
     assert KEY not in shown

@@ -46,7 +46,7 @@ runpy.run_module("hotplate", run_name="__main__")
 
 
 @pytest.mark.parametrize("call", ["fork", "waitpid", "select"])
-def test_a_system_call_of_the_parent_that_fails_ends_nothing(folder: Path, call: str) -> None:
+def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str) -> None:
     marker = folder.parent / "failing"
     launcher = (sys.executable, "-c", FAILING, str(marker), call)
     with running(folder, "--workers", "2", launcher=launcher) as service:
@@ -74,9 +74,9 @@ def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> Non
     with running(folder, "--workers", "2") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         with sockets(service, 64) as opened:
-            for one in opened:
-                one.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert all(one.recv(65_536).startswith(b"HTTP/1.1 200") for one in opened)
+            for connection in opened:
+                connection.sendall(b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert all(connection.recv(65_536).startswith(b"HTTP/1.1 200") for connection in opened)
             until(lambda: sum(connections_by_worker(service)) >= len(opened))
             counts = connections_by_worker(service)
             assert min(counts) >= 26, counts
@@ -84,7 +84,7 @@ def test_connections_opened_at_once_are_spread_over_workers(folder: Path) -> Non
 
 @pytest.mark.alone  # it judges times
 @pytest.mark.soak
-def test_a_stopped_worker_holds_up_no_new_connection_and_is_replaced(folder: Path) -> None:
+def test_suspended_worker_is_replaced_and_blocks_no_connection(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         stopped, _ = service.workers()
@@ -148,7 +148,7 @@ def test_a_stopping_service_finishes_what_it_accepted(folder: Path) -> None:
         assert service.process.wait(timeout=60) == 0
 
 
-def test_a_request_that_does_not_go_on_holds_up_a_stop_for_the_drain_at_most(folder: Path) -> None:
+def test_stalled_request_delays_a_stop_by_the_drain_at_most(folder: Path) -> None:
     with running(folder, "--drain", "0") as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
             connection.sendall(b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
@@ -248,7 +248,7 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
             personal = service.get("/v1/recommendations/0001").json
             assert (personal["source"], [item["id"] for item in personal["items"]]) == ("popular", ["p1", "p2", "p3"])
         many = service.request("POST", "/v1/recommendations", b'{"users": ["0001", "0002"]}').json["results"]
-        assert [one["source"] for one in many] == ["popular"] * 2
+        assert [answer["source"] for answer in many] == ["popular"] * 2
         assert service.request("POST", "/score", b'{"data": [["0001", "1"]]}').status == 503
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
@@ -321,7 +321,7 @@ def file_of(folder: Path) -> Path:
     return path
 
 
-def test_after_a_reboot_a_release_is_in_memory_before_the_service_is_ready(store: Path) -> None:
+def test_release_is_in_memory_before_readiness_after_a_reboot(store: Path) -> None:
     assert absent_pages(file_of(store)) > 100
     evict(file_of(store))
     with running(store, "--workers", "2") as service:

@@ -35,10 +35,10 @@ NAMES = [str(n) for n in range(USERS)]
 
 def texts(answers: Sequence[EncodedList]) -> dict[ReleaseId, set[str]]:
     """Return which publishes the lists of each release are of."""
-    found = dict[ReleaseId, set[str]]()
-    for one in answers:
-        found.setdefault(one.served.id, set()).add(one.body[OFFSET_BYTES:].decode().partition(" ")[0])
-    return found
+    by_release = dict[ReleaseId, set[str]]()
+    for answer in answers:
+        by_release.setdefault(answer.served.id, set()).add(answer.body[OFFSET_BYTES:].decode().partition(" ")[0])
+    return by_release
 
 
 async def with_canary(store: MemoryStore, percent: float = 50, users: range = range(USERS)) -> list[ReleaseId]:
@@ -77,11 +77,11 @@ def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
         assert not canary.includes(EVERYBODY)
         return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}
 
-    one, other = (seen(salt, low) for salt in salts)
-    assert one <= seen(salts[0], low + more)
+    first, other = (seen(salt, low) for salt in salts)
+    assert first <= seen(salts[0], low + more)
     sigma = (1000 * low / 100 * (1 - low / 100)) ** 0.5
-    assert abs(len(one) - 10 * low) <= 6 * sigma
-    assert abs(len(one & other) - len(one) * len(other) / 1000) <= 6 * (len(one) * len(other) / 1000) ** 0.5 + 6
+    assert abs(len(first) - 10 * low) <= 6 * sigma
+    assert abs(len(first & other) - len(first) * len(other) / 1000) <= 6 * (len(first) * len(other) / 1000) ** 0.5 + 6
 
 
 @virtual
@@ -93,8 +93,8 @@ async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
     chosen = set(of_canary(reader))
 
     def check(answers: Sequence[EncodedList], source: str) -> None:
-        for name, one in zip(NAMES, answers, strict=True):
-            assert (one.served.id, one.source) == ((canary, "popular") if name in chosen else (live, source))
+        for name, answer in zip(NAMES, answers, strict=True):
+            assert (answer.served.id, answer.source) == ((canary, "popular") if name in chosen else (live, source))
 
     check(await reader.personal_many(NAMES), "personal")
     remote.failure = StoreUnavailable("gone")
@@ -117,11 +117,11 @@ async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
         await copy(memory, second, release, live=release == live)
     await life.start_canary(second, canary, 50)
     reader = await refreshed(TieredReader({"first": remote, "second": second}))
-    before = [one.served.id for one in await reader.personal_many(NAMES)]
+    before = [answer.served.id for answer in await reader.personal_many(NAMES)]
     remote.failure = StoreUnavailable("gone")
     for answers in (await reader.personal_many(NAMES), await asyncio.gather(*map(reader.personal, NAMES))):
-        assert {one.tier for one in answers} == {"second"}
-        assert [one.served.id for one in answers] == before
+        assert {answer.tier for answer in answers} == {"second"}
+        assert [answer.served.id for answer in answers] == before
 
 
 @virtual
@@ -131,11 +131,11 @@ async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads
     kept = memory.releases.pop(ref.incarnation)
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
         assert "cannot be loaded" in reader.tiers[0].follower.findings[0].sentence
         memory.releases[ref.incarnation] = kept
         await asyncio.sleep(2 * CANARY_S)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         assert reader.tiers[0].follower.findings == []
 
 
@@ -153,7 +153,7 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         with caplog.at_level(logging.WARNING):
             await asyncio.sleep(2 * CANARY_S)
         assert "lookups got the popular list, compared with 0.0% in the live release" in caplog.text
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
         text = Exposition(reader.metrics, lambda: [Reporter(reader.tiers).state()]).text().decode()
         assert 'hotplate_canary_stopped{store="tier",worker="0"} 1.0' in text
         assert 'role="canary"' in text
@@ -166,7 +166,7 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         good = await publish(memory, "good", live=False, users=range(USERS))
         await life.start_canary(memory, good, 50)
         await tier.follower.refresh()
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, good}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, good}
 
 
 def reads(fast: int, slow: int) -> ReleaseCounts:
@@ -190,11 +190,11 @@ def reads(fast: int, slow: int) -> ReleaseCounts:
         (reads(1000, 0), reads(40, 59), None),
     ],
 )
-def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
+def test_canary_regression_needs_the_bound_and_significance(
     live: ReleaseCounts, canary: ReleaseCounts, finding: str | None
 ) -> None:
-    found = find_regression(live, canary)
-    assert (found is None) if finding is None else (found is not None and finding in found)
+    regression = find_regression(live, canary)
+    assert (regression is None) if finding is None else (regression is not None and finding in regression)
 
 
 def test_an_interval_of_clicks_is_that_of_its_standard_error() -> None:
@@ -207,7 +207,7 @@ def request_of(path: str, *headers: str) -> bytes:
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
-async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
+async def test_fast_lane_and_aiohttp_agree_on_the_canary_release(
     memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch, *, is_remote: bool
 ) -> None:
     # It is not judged, because the canary lacks lists and would be stopped.
@@ -260,28 +260,26 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
     async with TieredReader({"tier": memory}, metrics=metrics) as reader:
         await reader.wait_until_ready(5)
         await asyncio.sleep(2 * CANARY_S)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
             metrics.use_slot(worker)
             metrics.count(metrics.canary["tier", LIVE, "hit"], 600)
             metrics.count(metrics.canary["tier", CANARY, "miss"], 60)
         await asyncio.sleep(2 * CANARY_S)
-        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
 
 
 @virtual
-async def test_a_canary_that_vanishes_costs_nobody_his_list_of_the_live_release(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
+async def test_vanished_canary_leaves_users_the_live_lists(memory: MemoryStore, remote: RemoteStore) -> None:
     live, canary = await with_canary(memory)
     async with TieredReader({"tier": remote}) as reader:
         await reader.wait_until_ready(5)
         assert of_canary(reader)
         memory.releases.pop((await ref_of(memory, canary)).incarnation)
         answers = [await reader.personal(name) for name in NAMES]
-        assert {(one.served.id, one.source) for one in answers} == {(live, "personal")}
+        assert {(answer.served.id, answer.source) for answer in answers} == {(live, "personal")}
         assert not reader.tiers[0].breaker.is_open
-        assert {one.source for one in await reader.personal_many(NAMES)} == {"personal"}
+        assert {answer.source for answer in await reader.personal_many(NAMES)} == {"personal"}
         await asyncio.sleep(2 * CANARY_S)
         assert f"release {canary} is the canary, and" in reader.tiers[0].follower.findings[0].sentence
 
@@ -293,12 +291,12 @@ async def test_users_of_a_missing_release_get_lists_of_the_live_one_or_canary(
 ) -> None:
     await publish(memory, "old", users=range(USERS))
     stores = {"tier": remote if is_remote else memory}
-    one, other = [await refreshed(TieredReader(stores, cache_bytes=1 << 20)) for _ in range(2)]
+    first, other = [await refreshed(TieredReader(stores, cache_bytes=1 << 20)) for _ in range(2)]
     live, canary = await with_canary(memory)
     clock.now += GRACE_S
     await life.prune(memory, keep=0)
-    answers = await asyncio.gather(*map(one.personal, NAMES)), await other.personal_many(NAMES)
-    assert of_canary(one) == of_canary(other)
-    for each in answers:
-        assert texts(each) == {live: {"live"}, canary: {"canary"}}
-        assert [name for name, found in zip(NAMES, each, strict=True) if found.served.is_canary] == of_canary(one)
+    answers = await asyncio.gather(*map(first.personal, NAMES)), await other.personal_many(NAMES)
+    assert of_canary(first) == of_canary(other)
+    for read in answers:
+        assert texts(read) == {live: {"live"}, canary: {"canary"}}
+        assert [name for name, answer in zip(NAMES, read, strict=True) if answer.served.is_canary] == of_canary(first)

@@ -34,12 +34,12 @@ WHO = st.lists(st.integers(0, USERS), min_size=1, max_size=4)
 WHICH = st.integers(0, 2)
 
 
-def seen_by(user: int, found: Catalogue) -> tuple[ReleaseId | None, bool]:
+def seen_by(user: int, catalogue: Catalogue) -> tuple[ReleaseId | None, bool]:
     """Return the release that a user sees by a catalogue, and whether that is the canary."""
-    canary = found.canary
+    canary = catalogue.canary
     if canary is not None and xxh3_64_intdigest(f"{user}{canary.salt}".encode()) / 2**64 < canary.percent / 100:
         return canary.release, True
-    return found.live, False
+    return catalogue.live, False
 
 
 class Canaries(RuleBasedStateMachine):
@@ -61,8 +61,8 @@ class Canaries(RuleBasedStateMachine):
         self.may_follow = set[int]()  # which processes follow amid a lookup, because a release is gone
         self.readers = list[TieredReader]()
 
-    def wait(self, what: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(what)
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
 
     def attempt(self, act: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
         with suppress(ReleaseConflict, ReleaseNotFound):
@@ -116,12 +116,12 @@ class Canaries(RuleBasedStateMachine):
         )
         if which in self.may_follow:
             self.followed[which].append(self.wait(self.store.catalogue()))
-        for user, one in zip(users, answers, strict=True):
-            may = {seen_by(user, found) for found in self.followed[which]}
-            assert (one.served.id, one.served.is_canary) in may
-        for user, one in zip(users, answers, strict=True):
-            name = self.names[one.served.id]
-            assert one.body[OFFSET_BYTES:].decode() == (f"{name} for {user}" if user < USERS else name)
+        for user, answer in zip(users, answers, strict=True):
+            may = {seen_by(user, catalogue) for catalogue in self.followed[which]}
+            assert (answer.served.id, answer.served.is_canary) in may
+        for user, answer in zip(users, answers, strict=True):
+            name = self.names[answer.served.id]
+            assert answer.body[OFFSET_BYTES:].decode() == (f"{name} for {user}" if user < USERS else name)
 
     async def each(self, reader: TieredReader, names: list[str]) -> list[EncodedList]:
         return await asyncio.gather(*map(reader.personal, names))

@@ -25,19 +25,19 @@ def spoil_page_of(path: Path, key: str) -> None:
     """Make the leaf page that holds *key*, and older versions of it that nobody reads, ones of no known kind."""
     content = path.read_bytes()
     with path.open("r+b") as file:
-        for found in re.finditer(key.encode(), content):
-            flags = found.start() // PAGE * PAGE + 10
+        for match in re.finditer(key.encode(), content):
+            flags = match.start() // PAGE * PAGE + 10
             if content[flags : flags + 2] == LEAF:
                 file.seek(flags)
                 file.write(bytes(byte ^ 0xFF for byte in LEAF))
 
 
-@pytest.mark.parametrize("others", [0, 1], ids=["alone", "with another tier"])
-async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Path, others: int) -> None:
+@pytest.mark.parametrize("other_tiers", [0, 1], ids=["alone", "with another tier"])
+async def test_unreadable_page_fails_only_its_own_lists(tmp_path: Path, other_tiers: int) -> None:
     await publish_lists(tmp_path / "store", MANY)
     await publish_lists(tmp_path / "other", MANY)
     (path,) = files(tmp_path / "store")
-    urls = [f"file://{tmp_path}/{name}" for name in ("store", "other")][: 1 + others]
+    urls = [f"file://{tmp_path}/{name}" for name in ("store", "other")][: 1 + other_tiers]
     named = [part for url in urls for part in ("--store", url)]
     with serving(tmp_path, *named) as service:
         before = service.workers()
@@ -48,7 +48,7 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
         lost = [key for key, origin in origins.items() if origin != ("file", "personal")]
         assert "user:0100" in lost
         assert len(lost) < 50
-        assert {origins[key] for key in lost} == {("file-2", "personal") if others else ("file", "popular")}
+        assert {origins[key] for key in lost} == {("file-2", "personal") if other_tiers else ("file", "popular")}
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
         until(lambda: "is damaged in this store" in str(service.states()[0]["tiers"][0]["detail"]), "nobody is told")
@@ -56,10 +56,10 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
         assert service.log.read_text().count('"level":"error"') == 1
         assert service.workers() == before
         second = await publish_lists(tmp_path / "store", MANY)
-        until(lambda: [(one["status"], one["release"]) for one in service.states()] == [("ready", second)])
+        until(lambda: [(state["status"], state["release"]) for state in service.states()] == [("ready", second)])
 
 
-async def test_a_list_that_lies_under_another_key_is_nobodys_list(memory: MemoryStore) -> None:
+async def test_list_stored_under_another_key_is_served_to_nobody(memory: MemoryStore) -> None:
     release = await publish(memory, "live")
     rows = memory.find(await ref_of(memory, release)).rows
     rows["user:1"], rows["user:2"] = rows["user:2"], rows["user:1"]

@@ -140,7 +140,7 @@ async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
 
 
 @virtual
-async def test_a_store_made_anew_is_followed_although_its_generation_is_lower(
+async def test_recreated_store_is_followed_at_a_lower_generation(
     memory: MemoryStore, remote: RemoteStore, clock: FakeClock
 ) -> None:
     async with following(remote) as follower:
@@ -196,7 +196,7 @@ async def test_store_restored_without_the_release_is_followed_and_logged_once(
     async with following(remote) as follower:
         first = await restored(memory, follower)
         assert await elapsed_until(follower, first) < STALE_POLL_S
-        assert [one.source for one in follower.findings] == ["restored"]
+        assert [answer.source for answer in follower.findings] == ["restored"]
         await asyncio.sleep(100)
     assert "restored from an older copy at generation" in follower.findings[0].sentence
     assert [record.getMessage() for record in caplog.records if "restored from" in record.getMessage()] == [
@@ -225,9 +225,7 @@ async def test_users_erased_before_a_restore_stay_hidden_and_are_counted(
 
 
 @virtual
-async def test_a_service_that_starts_without_the_record_of_erased_users_serves(
-    memory: MemoryStore, remote: RemoteStore
-) -> None:
+async def test_service_without_the_record_of_erased_users_serves(memory: MemoryStore, remote: RemoteStore) -> None:
     await publish(memory, "first")
     await erase_users(memory, ["1"])
     memory.beside.clear()
@@ -283,7 +281,7 @@ async def test_stale_replica_is_ignored_and_reported_while_it_alone_answers(
 
 @pytest.mark.parametrize(("key", "lost"), [("user:4", True), ("popular:s1", False)])
 @virtual
-async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
+async def test_partly_damaged_release_is_followed_and_reported(
     memory: MemoryStore, remote: RemoteStore, key: str, *, lost: bool
 ) -> None:
     async with following(remote) as follower:
@@ -342,7 +340,7 @@ async def test_data_missing_from_a_store_is_an_error_and_serving_continues(
 
 
 @virtual
-async def test_whatever_a_reader_raises_the_follower_goes_on_and_names_it(
+async def test_follower_survives_and_reports_any_reader_error(
     memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following(remote) as follower:

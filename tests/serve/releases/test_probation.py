@@ -195,9 +195,9 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
     await service.follow()
     assert service.state().before is not None
     await service.answer()
-    found = await memory.catalogue()
-    assert found.live == first
-    entry = found.find(bad)
+    catalogue = await memory.catalogue()
+    assert catalogue.live == first
+    entry = catalogue.find(bad)
     assert entry.state is State.WITHDRAWN
     reason = (
         "7.5% of its 400 lookups got the popular list, compared with less than 0.1% expected from the release before"
@@ -230,7 +230,7 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     assert started.state().before is None
 
 
-async def test_visitors_without_a_list_in_either_release_are_no_loss(memory: MemoryStore) -> None:
+async def test_visitors_without_a_list_in_both_releases_are_no_loss(memory: MemoryStore) -> None:
     service, _ = await rehearsed(memory)
     good = await publish(memory, "good", users=ALL)
     await service.follow()
@@ -272,7 +272,7 @@ async def test_rollback_and_first_release_are_not_on_probation(memory: MemorySto
     assert service.state().before is None
 
 
-async def test_release_that_was_left_for_a_moment_is_counted_anew(memory: MemoryStore) -> None:
+async def test_release_that_was_left_briefly_is_counted_from_zero(memory: MemoryStore) -> None:
     service, _ = await rehearsed(memory)
     service.now += HOUR_S
     await service.look()
@@ -335,9 +335,9 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     slow.remove(await ref_of(memory, first))
     service.now += RETRY_S
     await service.look()
-    found = await memory.catalogue()
-    assert found.live == first
-    assert "reads took more than 10 ms" in found.find(second).refused_by[0]
+    catalogue = await memory.catalogue()
+    assert catalogue.live == first
+    assert "reads took more than 10 ms" in catalogue.find(second).refused_by[0]
 
 
 async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
@@ -408,7 +408,7 @@ async def test_service_without_the_right_to_write_says_so(
     assert (service.state().before, service.state().blocked) == (None, "this user may not write")
 
 
-async def test_of_two_services_that_decide_at_once_one_withdraws(memory: MemoryStore) -> None:
+async def test_one_of_two_concurrent_services_withdraws(memory: MemoryStore) -> None:
     services = [(await rehearsed(memory))[0]]
     services.append(Rehearsal(memory))
     await services[1].follow()
@@ -515,8 +515,8 @@ def damage(url: str, release: str) -> None:
 
 
 def incarnation_of(url: str, release: str) -> str:
-    found = json_of("releases", "list", "--store", url)
-    return str(next(entry["incarnation"] for entry in found["releases"] if entry["id"] == release))
+    output = json_of("releases", "list", "--store", url)
+    return str(next(entry["incarnation"] for entry in output["releases"] if entry["id"] == release))
 
 
 def state_of(url: str, release: str) -> str:
@@ -556,9 +556,9 @@ def drill_losing_lists(logs: Path, url: str) -> None:
         assert done.returncode == 3
         assert "was withdrawn" in done.stderr
         assert "got the popular list" in done.stderr
-        found = json_of("releases", "list", "--store", url)
-        assert found["live"] == first
-        bad = next(entry["id"] for entry in found["releases"] if entry["state"] == "withdrawn")
+        output = json_of("releases", "list", "--store", url)
+        assert output["live"] == first
+        bad = next(entry["id"] for entry in output["releases"] if entry["state"] == "withdrawn")
         assert "refused by probation: " in state_of(url, bad)
         until(lambda: metric(service, "hotplate_releases_withdrawn_total") == 1)
         until(lambda: {worker["release"] for worker in service.states()} == {first})
@@ -603,9 +603,7 @@ def drill_killed_store(logs: Path, url: str, server: RedisServer) -> None:
 
 
 @pytest.mark.soak
-def test_user_without_rights_cannot_withdraw_but_that_of_the_admin_store_can(
-    tmp_path: Path, server: RedisServer
-) -> None:
+def test_only_the_admin_store_user_can_withdraw(tmp_path: Path, server: RedisServer) -> None:
     users = users_of_the_guide("test", server.execute_command, server.url)
     fewer = dict(list(LISTS.items())[: -MANY * 6 // 100])
     with on_trial(tmp_path, users["publish"], "5m", "--store", users["serve"]) as (service, _):

@@ -77,7 +77,7 @@ async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(
             until(lambda: {state["status"] for state in service.states()} == {"degraded"}, "a worker sees no loss")
             listed = hotplate("store", "rebuild", "--store", url, "--json")
             assert listed.returncode == 2, listed.stderr
-            assert [one["id"] for one in json.loads(listed.stdout)["releases"]] == [first, second]
+            assert [release["id"] for release in json.loads(listed.stdout)["releases"]] == [first, second]
             assert set(releases) == {second}
             rebuilt = hotplate("store", "rebuild", "--store", url, "--live", first)
             assert rebuilt.returncode == 0, rebuilt.stderr
@@ -92,7 +92,7 @@ async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(
         until_ready(service, third)
 
 
-async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(tmp_path: Path) -> None:
+async def test_deleted_folder_is_degraded_and_popular_lists_are_served(tmp_path: Path) -> None:
     store = tmp_path / "store"
     release = await publish_to(f"file://{store}", lists("r1"))
     with running(store, "--workers", "2") as service:
@@ -150,7 +150,7 @@ def release_in(status: int, body: bytes) -> str:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Path, workers: str) -> None:
+async def test_flips_and_rollbacks_under_load_lose_no_request(tmp_path: Path, workers: str) -> None:
     folder = tmp_path / "store"
     seen = [await publish_lists(folder, lists("r0"))]
     store = LmdbStore(folder)

@@ -56,8 +56,8 @@ def test_each_request_logs_one_line_without_ids_keys_or_queries(folder: Path) ->
     assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/recommendations/{user}", 200)
     assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
     assert 0 < first["duration_ms"] < 60_000
-    others = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
-    assert others == [
+    other_lines = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
+    assert other_lines == [
         ("POST", "/v1/recommendations", 200),
         ("GET", "other", 404),
         ("other", "/v1/popular", 405),
@@ -74,7 +74,7 @@ def test_a_share_of_requests_is_logged(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("users", ["hashed", "none", "plain"])
-def test_users_are_named_as_the_switch_says(users: Literal["hashed", "none", "plain"]) -> None:
+def test_users_are_logged_as_configured(users: Literal["hashed", "none", "plain"]) -> None:
     lines = list[str]()
     for secret in (b"one", b"one", b"two"):
         log = AccessLog(1.0, users=users, secret=secret, write=lines.append)

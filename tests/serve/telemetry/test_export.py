@@ -81,7 +81,7 @@ class Collector:
         for of_resource in request.resource_spans:
             self.resources.append(_plain(of_resource.resource.attributes))
             for span in (span for scope in of_resource.scope_spans for span in scope.spans):
-                trace, own, parent = (each.hex() for each in (span.trace_id, span.span_id, span.parent_span_id))
+                trace, own, parent = (span_id.hex() for span_id in (span.trace_id, span.span_id, span.parent_span_id))
                 more = span.trace_state, _plain(span.attributes)
                 self.spans.append(Received(span.name, span.kind, trace, own, parent, *more))
 
@@ -97,23 +97,23 @@ def collector() -> Iterator[Collector]:
     """Run a collector until the block ends."""
 
     def respond(path: str, headers: Message, body: bytes) -> tuple[int, bytes]:
-        if made.status == 200:
-            made.take(path, gzip.decompress(body) if headers["Content-Encoding"] == "gzip" else body)
-        return made.status, b'{"itemsReceived": 1, "itemsAccepted": 1, "errors": []}' if "track" in path else b""
+        if listener.status == 200:
+            listener.take(path, gzip.decompress(body) if headers["Content-Encoding"] == "gzip" else body)
+        return listener.status, b'{"itemsReceived": 1, "itemsAccepted": 1, "errors": []}' if "track" in path else b""
 
     with http_server(respond) as url:
-        made = Collector(url)
-        yield made
+        listener = Collector(url)
+        yield listener
 
 
 def _plain(attributes: Any) -> dict[str, Any]:  # noqa: ANN401 -- a container of protobuf's
-    return {one.key: _value(one.value) for one in attributes if isinstance(one, KeyValue)}
+    return {attribute.key: _value(attribute.value) for attribute in attributes if isinstance(attribute, KeyValue)}
 
 
 def _value(value: AnyValue) -> Any:  # noqa: ANN401 -- whatever it is
     kind = value.WhichOneof("value")
     if kind == "array_value":
-        return [_value(one) for one in value.array_value.values]
+        return [_value(value) for value in value.array_value.values]
     return getattr(value, str(kind))
 
 
@@ -189,12 +189,12 @@ def test_shared_read_is_a_child_span_of_the_first_linked_to_the_others(*, lane: 
     assert all(span.attributes["hotplate.source"] == "personal" for span in servers)
 
 
-def test_a_batch_from_files_has_no_span_of_a_store() -> None:
+def test_batch_from_files_has_no_store_span() -> None:
     reader = TieredReader({"file": asyncio.run(remote()).inner})
     assert [span.is_server for span in recorded(reader, post(b'{"users":["1","2"]}'))] == [True]
 
 
-def test_what_fails_says_why_and_what_stands_in_for_it() -> None:
+def test_failed_spans_have_the_reason_and_the_fallback() -> None:
     first = asyncio.run(remote())
     reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())})
 
@@ -231,13 +231,13 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     assert by_name["MGET"].attributes.items() >= {
         "db.system.name": "redis", "server.address": "127.0.0.1", "server.port": redis_server.port, "db.namespace": "0",
     }.items()  # fmt: skip
-    (one,) = [span for span in sink.clients if span.attributes["db.operation.name"] == "read_item"]
-    assert one.attributes.items() >= {
+    (client_span,) = [span for span in sink.clients if span.attributes["db.operation.name"] == "read_item"]
+    assert client_span.attributes.items() >= {
         "db.system.name": "azure.cosmosdb", "db.response.status_code": "200", "server.address": "127.0.0.1",
         "azure.cosmosdb.consistency.level": "Eventual", "azure.cosmosdb.connection.mode": "gateway",
         "azure.cosmosdb.operation.request_charge": 1.0,
     }.items()  # fmt: skip
-    assert len(one.attributes["azure.cosmosdb.operation.contacted_regions"]) == 1
+    assert len(client_span.attributes["azure.cosmosdb.operation.contacted_regions"]) == 1
     (many,) = [span for span in sink.clients if span.attributes["db.operation.name"] == "read_many_items"]
     assert many.attributes["azure.cosmosdb.operation.request_charge"] == 2.0
     MetricReport(SETTINGS, metrics, "http").send()
@@ -245,15 +245,15 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     assert all(count >= 3 and ru >= 3 for _, count, ru in charges)
 
 
-def test_metrics_are_the_shared_counters_whole_or_what_is_new_of_any_process() -> None:
+def test_metrics_are_cumulative_or_delta_shared_counters() -> None:
     metrics = Metrics(2, ["redis"])
     delta = TelemetrySettings("otlp", SETTINGS.sampling, delta=True)
-    whole, new = (MetricReport(one, metrics, "https") for one in (SETTINGS, delta))
+    whole, new = (MetricReport(settings, metrics, "https") for settings in (SETTINGS, delta))
     for worker in (0, 1):
         metrics.use_slot(worker)
         metrics.observe(request_cell("/score", "POST", 503), 0.25)
     assert counted(whole) == counted(new) == [("http.server.request.duration", 2, 0.5)]
-    replaced, anew = (MetricReport(one, metrics, "https") for one in (SETTINGS, delta))
+    replaced, anew = (MetricReport(settings, metrics, "https") for settings in (SETTINGS, delta))
     assert f'"start_time_unix_nano": {SETTINGS.started_ns},' in replaced.data().to_json()
     metrics.observe(metrics.store["redis", "get_many", "error"], 0.1)
     assert counted(anew) == counted(new) == [("db.client.operation.duration", 1, 0.1)]
@@ -261,12 +261,12 @@ def test_metrics_are_the_shared_counters_whole_or_what_is_new_of_any_process() -
 
 
 def counted(report: MetricReport) -> list[tuple[str, int, float]]:
-    (found,) = report.data().resource_metrics[0].scope_metrics
-    points: Any = [(metric.name, point) for metric in found.metrics for point in metric.data.data_points]
+    (scope,) = report.data().resource_metrics[0].scope_metrics
+    points: Any = [(metric.name, point) for metric in scope.metrics for point in metric.data.data_points]
     return [(name, point.count, point.sum) for name, point in points]
 
 
-def test_a_service_sends_traces_of_all_its_ways_and_flushes_them_at_its_end(
+def test_service_sends_traces_of_all_routes_and_flushes_at_exit(
     sink: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
@@ -290,9 +290,7 @@ def test_a_service_sends_traces_of_all_its_ways_and_flushes_them_at_its_end(
     assert [point[0]["db.system.name"] for point in sink.points["db.client.operation.duration"]] == ["lmdb"]
 
 
-def test_a_service_whose_collector_never_answers_serves_and_stops_as_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_service_is_unaffected_by_a_silent_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
@@ -318,7 +316,7 @@ def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
         report = MetricReport(settings, metrics, "http")
         metrics.observe(request_cell("/score", "POST", 200), 0.25)
         report.send()
-        sent: dict[str, Any] = {one["data"]["baseType"]: one for one in sink.envelopes}
+        sent: dict[str, Any] = {envelope["data"]["baseType"]: envelope for envelope in sink.envelopes}
         sink.status = 500
         assert not all_sent(settings, spans)
     assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
@@ -326,7 +324,7 @@ def test_azure_monitor_receives_spans_and_metrics_and_key_is_never_logged(
     assert INGESTION_KEY not in caplog.text + repr(settings)
 
 
-def test_a_connection_string_that_the_exporters_refuse_is_an_error() -> None:
+def test_invalid_connection_string_is_an_error() -> None:
     for wrong in ("InstrumentationKey=none", f"InstrumentationKey={INGESTION_KEY};whole"):
         with pytest.raises(ServiceMisused, match="is not a connection string") as refused:
             exporters_for(azure(wrong))

@@ -18,16 +18,16 @@ def test_a_scrape_adds_up_what_all_workers_counted() -> None:
     metrics.count_lookup("personal", "hit")
     reporter = Reporter([Tier("memory", MemoryStore(), metrics)])
     text = Exposition(metrics, lambda: [reporter.state(), None]).text().decode()
-    found = {
+    values = {
         sample.name: [(other.labels, other.value) for other in family.samples if other.name == sample.name]
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert "hotplate_release_info" not in found
+    assert "hotplate_release_info" not in values
     labels = {"route": ROUTES[0], "method": "GET", "code": "200"}
-    assert found["hotplate_http_request_duration_seconds_count"] == [(labels, 8.0)]
-    assert found["hotplate_http_request_duration_seconds_sum"][0][1] == 2 * (0.0001 + 0.00025 + 0.3 + 99.0)
-    buckets = {labels["le"]: value for labels, value in found["hotplate_http_request_duration_seconds_bucket"]}
+    assert values["hotplate_http_request_duration_seconds_count"] == [(labels, 8.0)]
+    assert values["hotplate_http_request_duration_seconds_sum"][0][1] == 2 * (0.0001 + 0.00025 + 0.3 + 99.0)
+    buckets = {labels["le"]: value for labels, value in values["hotplate_http_request_duration_seconds_bucket"]}
     assert (buckets["0.00025"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (4.0, 4.0, 6.0, 8.0)
     assert len(buckets) == len(BUCKETS_S) + 1
-    assert ({"source": "personal", "outcome": "hit"}, 1.0) in found["hotplate_lookups_total"]
+    assert ({"source": "personal", "outcome": "hit"}, 1.0) in values["hotplate_lookups_total"]

@@ -33,19 +33,19 @@ def settings(destination: str = "otlp", **environment: str) -> TelemetrySettings
     | st.text("0123456789abcdef-", max_size=60)
 )
 @example(SAMPLED)
-def test_a_traceparent_is_read_as_the_sdk_reads_it(value: str) -> None:
+def test_traceparent_is_parsed_like_the_sdk(value: str) -> None:
     context = TraceContextTextMapPropagator().extract({"traceparent": value.strip(" \t")})
     read = trace.get_current_span(context).get_span_context()
     always, never = (Tracer(Sampling(share, parent_based=share == 0), ignore) for share in (1.0, 0.0))
-    found = always.begin(value.strip(" \t"), None)
-    assert found is not None
-    assert (found.parent_id is not None) == read.is_valid
+    catalogue = always.begin(value.strip(" \t"), None)
+    assert catalogue is not None
+    assert (catalogue.parent_id is not None) == read.is_valid
     if read.is_valid:
-        assert (found.trace_id, found.parent_id) == (read.trace_id, read.span_id)
+        assert (catalogue.trace_id, catalogue.parent_id) == (read.trace_id, read.span_id)
     assert (never.begin(value.strip(" \t"), None) is not None) == (read.is_valid and read.trace_flags.sampled)
 
 
-def test_a_share_of_new_traces_is_sampled_and_the_context_goes_on() -> None:
+def test_share_of_new_traces_is_sampled_and_context_is_propagated() -> None:
     begun = Tracer(Sampling(0.0, parent_based=True), ignore).begin(SAMPLED, "vendor=1")
     assert begun is not None
     assert begun.headers(7) == f"traceparent: 00-{TRACE}-{7:016x}-01\r\ntracestate: vendor=1\r\n".encode()
@@ -56,13 +56,13 @@ def test_a_share_of_new_traces_is_sampled_and_the_context_goes_on() -> None:
 
 
 @pytest.mark.parametrize("state", ["", "a" * 513, "b=\r\nx: y", "b=\udce4"])
-def test_a_tracestate_that_cannot_go_on_in_a_header_ends_here(state: str) -> None:
+def test_invalid_tracestate_is_not_propagated(state: str) -> None:
     begun = Tracer(Sampling(1.0, parent_based=True), ignore).begin(SAMPLED, state)
     assert begun is not None
     assert begun.headers(1).count(b"\r\n") == 1
 
 
-def test_the_variables_of_every_sdk_are_settings() -> None:
+def test_standard_sdk_variables_are_settings() -> None:
     assert read_telemetry(None, {}) is None
     assert settings(OTEL_SDK_DISABLED="true") is None
     usual = settings()

@@ -30,5 +30,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureAccount]:
 @pytest.fixture
 async def raw() -> AsyncIterator[ScriptedServer]:
     """A server that responds as the test says."""
-    async with scripted() as made:
-        yield made
+    async with scripted() as server:
+        yield server

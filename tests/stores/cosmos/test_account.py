@@ -22,23 +22,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # th
 @pytest.fixture
 async def containers(cosmos_http: Account, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
     """A database of its own."""
-    made = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
+    account = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
     for _ in range(2):
-        await made.create_database()
-    yield made
-    await made.close()
-    await made.close()
+        await account.create_database()
+    yield account
+    await account.close()
+    await account.close()
 
 
 @pytest.fixture
 async def scripted_account(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
     """An account that responds as the test says."""
-    made = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
-    yield made
-    await made.close()
+    account = CosmosAccount(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
+    yield account
+    await account.close()
 
 
-async def test_containers_are_made_listed_and_dropped_once(containers: CosmosAccount) -> None:
+async def test_containers_are_created_listed_and_dropped(containers: CosmosAccount) -> None:
     assert await containers.list_containers() == []
     for _ in range(2):
         await containers.create_container("c", Throughput(400))
@@ -63,7 +63,7 @@ async def test_throughput_is_read_and_changed(containers: CosmosAccount, observe
     assert error.value.kind == "refused"
 
 
-async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccount, observer: ChargeCounter) -> None:
+async def test_missing_containers_are_reported(containers: CosmosAccount, observer: ChargeCounter) -> None:
     for work in (
         containers.scale("gone", Throughput(500)),
         containers.offer("gone"),
@@ -86,7 +86,7 @@ async def test_what_is_not_there_is_reported_as_missing(containers: CosmosAccoun
         (refusal(401, 0), "unauthorized"),
     ],
 )
-async def test_what_no_service_answers_is_an_error(
+async def test_malformed_control_responses_are_errors(
     raw: ScriptedServer, scripted_account: CosmosAccount, observer: ChargeCounter, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
@@ -95,7 +95,7 @@ async def test_what_no_service_answers_is_an_error(
     assert (error.value.kind, observer.failures) == (kind, [kind])
 
 
-async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
+async def test_containers_are_created_in_the_write_region() -> None:
     async with scripted(answer(201, b'{"id":"d"}')) as there, scripted() as here:
         location = [{"name": "There", "databaseAccountEndpoint": f"http://127.0.0.1:{there.port}/"}]
         here.properties = there.properties = {"writableLocations": location}
@@ -134,8 +134,8 @@ async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCount
 
 async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
     store, counted = stored
-    found = await store.get_many(ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
-    assert found == [ROWS[1].value, None, ROWS[0].value]
+    slots = await store.get_many(ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
+    assert slots == [ROWS[1].value, None, ROWS[0].value]
     before_ru = counted.ru
     before = cosmos_http.requests("read item")
     assert await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0) == [ROWS[1].value]
@@ -143,7 +143,7 @@ async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCo
     assert cosmos_http.requests("read item") == before + 1
 
 
-async def test_what_is_refused_and_what_is_late_fails_the_slot(
+async def test_refused_and_late_reads_fail_their_slot(
     stored: tuple[Store, ChargeCounter], cosmos_http: Account
 ) -> None:
     store, counted = stored

@@ -72,7 +72,7 @@ async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(
     assert next(iter(wrong.values())) in str(refused.value)
 
 
-async def test_a_busy_arm_may_be_retried(server: AzureAccount) -> None:
+async def test_busy_arm_error_is_retryable(server: AzureAccount) -> None:
     account = Account(server, server.certificate)
     async with managing(address_of(server), Identity(server)) as containers:
         account.inject_faults({"kind": "throttle", "operation": "manage database", "retry_after_ms": 7000})
@@ -96,7 +96,7 @@ async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server:
         assert await kind_of(containers.create_database()) == "connect"
 
 
-def test_a_url_names_where_the_account_is_managed(server: AzureAccount) -> None:
+def test_url_has_subscription_and_resource_group(server: AzureAccount) -> None:
     place = f"resource_group=rg&subscription={PLACE['subscription']}"
     managed = parse(f"cosmos://acct/db?{place}", {}).arm
     assert managed is not None

@@ -41,22 +41,22 @@ async def opened(server: AzureAccount, url: str, *roles: str) -> AsyncIterator[C
         await store.close()
 
 
-async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(server: AzureAccount) -> None:
+async def test_doctor_reports_rights_of_an_identity_without_changes(server: AzureAccount) -> None:
     url = server.url(f"db-{secrets.token_hex(4)}", **PLACE)
     async with opened(server, url, "contributor", "operator") as publisher:
         await publish(publisher, ROWS)
         before = await publisher.catalogue()
-        publishers = {each.subject: each for each in await publisher.examine()}
+        publishers = {finding.subject: finding for finding in await publisher.examine()}
         elsewhere = server.url(parse(url, {}).database)
         for readers, part in ((url, "Built-in Data Contributor"), (elsewhere, "resource_group=")):
             async with opened(server, readers, "reader") as reader:
-                found = {each.subject: each for each in await reader.examine()}["may publish"]
-            assert (found.level, part in found.sentence) == (Level.WARNING, True), found
+                publishing = {finding.subject: finding for finding in await reader.examine()}["may publish"]
+            assert (publishing.level, part in publishing.sentence) == (Level.WARNING, True), publishing
         assert (await publisher.catalogue()).version == before.version
-    assert {each.level for each in publishers.values()} == {Level.OK}
+    assert {finding.level for finding in publishers.values()} == {Level.OK}
 
 
-async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(server: AzureAccount) -> None:
+async def test_publishing_without_arm_parameters_is_refused_with_advice(server: AzureAccount) -> None:
     url = server.url(f"db-{secrets.token_hex(4)}")
     async with opened(server, url, "contributor", "operator") as store:
         with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL") as refused:
@@ -67,7 +67,7 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
         assert (await store.catalogue()).releases == ()
 
 
-async def test_who_makes_containers_follows_the_url(server: AzureAccount) -> None:
+async def test_container_client_is_chosen_by_the_url(server: AzureAccount) -> None:
     """A key that may not change containers leaves them to ARM, where the URL names it."""
     address = parse(server.url("db", **PLACE), {KEY: server.key})
     for requested, expected in (
@@ -82,7 +82,7 @@ async def test_who_makes_containers_follows_the_url(server: AzureAccount) -> Non
 
 
 @pytest.mark.soak
-def test_a_managed_identity_publishes_and_another_one_serves(
+def test_one_managed_identity_publishes_and_another_serves(
     server: AzureAccount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The emulator's page of tokens stands for a managed identity's: azure-identity finds it by the environment."""

@@ -34,8 +34,8 @@ async def test_deletion_is_not_repeated_once_the_catalogue_forbids_it(store: Sto
     cosmos_http.inject_faults(UNAVAILABLE)
     checks = list[Catalogue]()
 
-    def allow_once(found: Catalogue) -> None:
-        checks.append(found)
+    def allow_once(catalogue: Catalogue) -> None:
+        checks.append(catalogue)
         if len(checks) > 1:
             cosmos_http.inject_faults()
             raise ReleaseConflict("it is live again")
@@ -48,7 +48,7 @@ async def test_deletion_is_not_repeated_once_the_catalogue_forbids_it(store: Sto
     assert await store.incarnations() == []
 
 
-async def test_container_that_was_restored_meanwhile_stays(store: Store, url: str) -> None:
+async def test_container_restored_during_deletion_is_kept(store: Store, url: str) -> None:
     async def restore(other: Store) -> None:
         await other.erase(ref(FIRST), unchecked)
         await write(other, FIRST, ROWS)

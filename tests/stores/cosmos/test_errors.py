@@ -24,9 +24,9 @@ ITEM = b'{"id":"a","v":1}'
 
 @pytest.fixture
 async def client(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[SignedClient]:
-    made = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
-    yield made
-    await made.close()
+    scripted_client = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
+    yield scripted_client
+    await scripted_client.close()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def client(raw: ScriptedServer, observer: ChargeCounter) -> AsyncIterator[
         (refusal(401, 0), "unauthorized"),
     ],
 )
-async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
+async def test_malformed_items_are_typed_errors_and_counted(
     raw: ScriptedServer, client: SignedClient, observer: ChargeCounter, response: bytes, kind: str
 ) -> None:
     raw.responses = [response]
@@ -77,7 +77,7 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
     [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""],
     ids=["in its body", "in its head"],
 )
-async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
+async def test_truncated_response_is_a_timeout(
     raw: ScriptedServer, client: SignedClient, observer: ChargeCounter, response: bytes
 ) -> None:
     raw.responses = [response, answer(200, ITEM)]
@@ -87,7 +87,7 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-async def test_a_response_that_is_cut_anywhere_is_no_item(
+async def test_response_cut_at_any_byte_is_an_error(
     raw: ScriptedServer, client: SignedClient, observer: ChargeCounter
 ) -> None:
     whole = answer(200, ITEM)
@@ -108,7 +108,7 @@ async def test_a_response_that_is_cut_anywhere_is_no_item(
         {"readableLocations": [{"name": "Here", "databaseAccountEndpoint": "http://[::1/"}]},
     ],
 )
-async def test_an_account_that_makes_no_sense_is_malformed(
+async def test_malformed_account_is_an_error(
     raw: ScriptedServer, client: SignedClient, properties: dict[str, object]
 ) -> None:
     raw.properties = properties
@@ -116,7 +116,7 @@ async def test_an_account_that_makes_no_sense_is_malformed(
 
 
 @pytest.mark.parametrize("policy", [None, "Session", [1]])
-async def test_an_account_without_a_known_consistency_is_read_all_the_same(
+async def test_account_with_unknown_consistency_is_read(
     raw: ScriptedServer, client: SignedClient, policy: object
 ) -> None:
     raw.properties = {"userConsistencyPolicy": policy}
@@ -124,9 +124,7 @@ async def test_an_account_without_a_known_consistency_is_read_all_the_same(
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-async def test_a_session_is_requested_only_where_the_account_has_them(
-    raw: ScriptedServer, client: SignedClient
-) -> None:
+async def test_session_is_requested_only_under_session_consistency(raw: ScriptedServer, client: SignedClient) -> None:
     raw.responses = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
     await client.create("c", {"id": "a"})
     await client.read_fresh("c", "a")
@@ -150,7 +148,7 @@ def test_a_refusal_is_one_line_without_secrets() -> None:
     assert len(text) < 400
 
 
-def test_statuses_have_their_errors() -> None:
+def test_each_status_maps_to_its_error() -> None:
     throttled = error_for(Refusal(429, 3200, "", 0.25), "x")
     assert isinstance(throttled, CosmosThrottled)
     assert throttled.retry_after_s == 0.25

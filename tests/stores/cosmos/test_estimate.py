@@ -12,7 +12,7 @@ from tests.support.planning import a_plan
 from tests.support.stores import batches
 
 
-def test_a_publish_spends_what_the_plan_says_and_takes_that_time() -> None:
+def test_publish_costs_and_takes_what_the_plan_predicts() -> None:
     async def work(account: SimulatedAccount) -> tuple[float, float]:
         rows = [Row("popular:", b"p" * 700), *(Row(f"user:u{n:09}", b"l" * 700) for n in range(2500))]
         store = account.store(ru=400, max_ru=400)

@@ -16,28 +16,30 @@ async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Accoun
     empty = await look(url)
     assert (empty["may publish"].level, "is empty" in empty["may publish"].sentence) == (Level.OK, True)
     await publish_to(url, {"user:1": a_list("a")})
-    found = await look(url)
+    findings = await look(url)
     again = await look(url)
     timed = ("reading",)  # by this machine's load
-    assert [each for each in found.values() if each.level != Level.OK and each.subject not in timed] == []
-    assert found["may publish"].sentence == "yes"
-    assert found["catalogue"] == again["catalogue"]
-    assert "read in" in found["server"].sentence
-    assert "400 RU/s" in found["throughput"].sentence
-    assert {"server", "identity", "read", "may publish", "etag", "charge", "throughput"} <= found.keys()
+    assert [
+        finding for finding in findings.values() if finding.level != Level.OK and finding.subject not in timed
+    ] == []
+    assert findings["may publish"].sentence == "yes"
+    assert findings["catalogue"] == again["catalogue"]
+    assert "read in" in findings["server"].sentence
+    assert "400 RU/s" in findings["throughput"].sentence
+    assert {"server", "identity", "read", "may publish", "etag", "charge", "throughput"} <= findings.keys()
 
 
-async def test_a_charge_that_differs_from_our_table_is_warned_of(tmp_path: Path) -> None:
+async def test_unexpected_charge_is_a_warning(tmp_path: Path) -> None:
     table = tmp_path / "charges.toml"
     table.write_text(OURS.read_text().replace("[1, 1.00], [2, 1.04]", "[1, 2.00], [2, 2.04]"))
     with emulated_account(None, "--charges", str(table)) as dearer:
         url = dearer.url(secrets.token_hex(4))
         await publish_to(url, {"user:1": a_list("a")})
-        found = (await look(url))["charge"]
-    assert (found.level, "hotplate bench charges" in found.sentence) == (Level.WARNING, True)
+        finding = (await look(url))["charge"]
+    assert (finding.level, "hotplate bench charges" in finding.sentence) == (Level.WARNING, True)
 
 
 @simulated
 async def test_unencrypted_account_on_another_machine_is_a_warning(account: SimulatedAccount) -> None:
-    [found] = [each for each in await account.store().examine() if each.subject == "transport"]
-    assert (found.level, "use https" in found.sentence) == (Level.WARNING, True)
+    [transport] = [finding for finding in await account.store().examine() if finding.subject == "transport"]
+    assert (transport.level, "use https" in transport.sentence) == (Level.WARNING, True)

@@ -33,7 +33,7 @@ def partition_of(account: SimulatedAccount, key: str) -> str:
 
 
 @simulated
-async def test_a_slow_partition_holds_up_only_its_own_keys(account: SimulatedAccount) -> None:
+async def test_slow_partition_delays_only_its_own_keys(account: SimulatedAccount) -> None:
     store = await filled(account, ru=10_000)
     loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
@@ -65,7 +65,7 @@ async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(acc
 
 
 @simulated
-async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: SimulatedAccount) -> None:
+async def test_throttled_key_is_read_again_if_time_allows(account: SimulatedAccount) -> None:
     store = await filled(account)
     loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
@@ -81,7 +81,7 @@ async def test_a_throttled_key_is_read_once_more_where_the_time_allows(account: 
 
 @pytest.mark.parametrize("kind", ["unavailable", "retry-with", "gone", "reset"])
 @simulated
-async def test_a_failure_is_tried_once_more_at_once(account: SimulatedAccount, kind: str) -> None:
+async def test_failed_read_is_repeated_immediately(account: SimulatedAccount, kind: str) -> None:
     store = await filled(account)
     account.inject_faults({"kind": kind, "share": 0.3, "operation": READ})
     slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
@@ -106,7 +106,7 @@ async def test_container_dropped_during_reads_is_a_missing_release(account: Simu
     "fault", [{"kind": "retry-with"}, {"kind": "unavailable"}, {"kind": "throttle"}, {"kind": "slow", "delay_ms": 9000}]
 )
 @simulated
-async def test_a_read_without_a_deadline_is_as_patient_as_a_write(
+async def test_read_without_a_deadline_retries_like_a_write(
     account: SimulatedAccount, fault: dict[str, object], keys: list[str]
 ) -> None:
     store = await filled(account)
@@ -132,7 +132,7 @@ async def test_read_keeps_its_deadline_and_without_one_retries_are_bounded(accou
 
 
 @simulated
-async def test_what_is_cut_off_leaves_nothing_under_way(account: SimulatedAccount) -> None:
+async def test_cancelled_reads_leave_no_tasks(account: SimulatedAccount) -> None:
     store = await filled(account)
     account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
     before = asyncio.all_tasks()

@@ -36,11 +36,11 @@ async def client(two_regions: Account, observer: ChargeCounter) -> AsyncIterator
     """One that prefers the region that is not written, with an item in a container `c`."""
     two_regions.inject_faults()
     address = two_regions.address(f"d{secrets.token_hex(4)}", region=EAST)
-    made = SignedClient(address, observer)
+    regional = SignedClient(address, observer)
     async with container_in(address):
-        await made.create("c", {"id": NAME})
-    yield made
-    await made.close()
+        await regional.create("c", {"id": NAME})
+    yield regional
+    await regional.close()
     two_regions.inject_faults()
 
 
@@ -60,7 +60,7 @@ def location(name: str, port: int) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_each(
+async def test_lost_region_is_left_and_rejoined_with_log_lines(
     two_regions: Account, client: SignedClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await read_in(client) == EAST
@@ -72,9 +72,9 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
     assert await read_in(client) == WEST
     two_regions.inject_faults()
     await until_read_in(client, EAST)
-    left, found = [record.message.partition(": ")[2] for record in caplog.records]
+    left, returned = [record.message.partition(": ")[2] for record in caplog.records]
     assert left.startswith(f"{EAST} cannot be read (")
-    assert found == f"{EAST} can be read again"
+    assert returned == f"{EAST} can be read again"
 
 
 async def test_second_read_goes_to_the_region_after_the_nearest(two_regions: Account, client: SignedClient) -> None:
@@ -82,10 +82,10 @@ async def test_second_read_goes_to_the_region_after_the_nearest(two_regions: Acc
     call = TracedCall()
     reset = traced_call.set(call)
     try:
-        found = await client.read_elsewhere("c", NAME, 5.0)
+        item = await client.read_elsewhere("c", NAME, 5.0)
     finally:
         traced_call.reset(reset)
-    assert (found or {})["id"] == NAME
+    assert (item or {})["id"] == NAME
     assert call.attributes[REGIONS] == (WEST,)
     for _ in range(MAX_FAILURES):
         two_regions.inject_faults({"kind": "region-gone", "region": 1})
@@ -107,7 +107,7 @@ class Silent:
         if delay_s > timeout_s:
             raise RequestFailed("timeout", "here")
         locations = [{"name": f"at {port}", "databaseAccountEndpoint": f"http://x:{port}"} for port in (1, 2)]
-        listed = [one for one, port in zip(locations, "12", strict=True) if self.delays_s.get(port) != inf]
+        listed = [location for location, port in zip(locations, "12", strict=True) if self.delays_s.get(port) != inf]
         account = {"writableLocations": listed[-1:], "readableLocations": listed}
         body = orjson.dumps(account) if message.startswith(b"GET / ") else ITEM
         return Response(200, b"HTTP/1.1 200 OK\r\n\r\n", body)
@@ -136,7 +136,7 @@ def in_two_regions(work: Callable[[SignedClient, dict[str, float]], Coroutine[No
     [lambda client: client.replace("c", {"id": NAME}, "e"), lambda client: client.read_fresh("c", NAME)],
     ids=["write", "fresh read"],
 )
-def test_a_write_region_that_never_answers_is_replaced_by_the_listed_one(
+def test_silent_write_region_is_replaced_by_the_listed_one(
     act: Callable[[SignedClient], Awaitable[object]],
 ) -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
@@ -163,8 +163,8 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
         lost = 0
         for _ in range(1000):
             await asyncio.sleep(1)
-            found = await asyncio.gather(client.read_nearest("c", NAME, 0.05), return_exceptions=True)
-            lost += isinstance(found[0], CosmosUnavailable)
+            outcomes = await asyncio.gather(client.read_nearest("c", NAME, 0.05), return_exceptions=True)
+            lost += isinstance(outcomes[0], CosmosUnavailable)
         assert 100 < lost < 250, "one in SKIP_S"
         delays_s.clear()
         for _ in range(100):
@@ -175,7 +175,7 @@ def test_still_slow_region_is_probed_occasionally_until_it_is_fast() -> None:
     in_two_regions(work)
 
 
-def test_callers_that_soon_give_up_say_nothing_about_a_region() -> None:
+def test_short_caller_deadlines_do_not_count_against_a_region() -> None:
     async def work(client: SignedClient, delays_s: dict[str, float]) -> None:
         delays_s["1"] = 0.1
         for _ in range(2 * MAX_FAILURES):
@@ -199,9 +199,7 @@ async def test_a_traced_read_names_all_regions_that_it_contacted(observer: Charg
         await client.close()
 
 
-async def test_a_region_that_cannot_be_connected_is_left_at_once(
-    observer: ChargeCounter, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unreachable_region_is_left_at_once(observer: ChargeCounter, caplog: pytest.LogCaptureFixture) -> None:
     async with scripted(answer(200, ITEM)) as raw:
         raw.properties = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
@@ -235,7 +233,7 @@ async def test_regions_follow_what_the_account_lists(observer: ChargeCounter, ca
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: ChargeCounter) -> None:
+async def test_write_to_the_wrong_region_is_redirected_next_time(observer: ChargeCounter) -> None:
     async with scripted(refusal(403, 3)) as old, scripted(answer(201, ITEM)) as new:
         client = SignedClient(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), observer)
         await client.account()
@@ -263,7 +261,7 @@ async def test_account_is_read_through_its_regions_if_its_endpoint_is_down(
 
 
 @pytest.mark.parametrize("url", ["http://a-west.documents.azure.com/", "https://", "file:///etc", ""])
-def test_an_account_of_https_has_no_region_in_the_clear(url: str) -> None:
+def test_https_account_uses_no_plain_http_region(url: str) -> None:
     listed = [{"name": "Here", "databaseAccountEndpoint": url}]
 
     class Front:

@@ -23,7 +23,7 @@ def requests(clock: FakeClock, key: str = EMULATOR_KEY) -> RequestBuilder:
 def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
     head, _, body = request.partition(b"\r\n\r\n")
     line, *lines = head.decode("ascii").split("\r\n")
-    return line, dict(one.split(": ", 1) for one in lines), body
+    return line, dict(line.split(": ", 1) for line in lines), body
 
 
 @given(container=IDS, name=IDS, key=KEYS)
@@ -40,16 +40,16 @@ def test_a_read_is_signed_as_documented(container: str, name: str, key: str) -> 
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "ü", 'a"b', "a%2Fb", "a\r\nhost: b", ".", "..", "x" * 1024, "a\n"])
-def test_a_name_that_would_have_to_be_escaped_is_refused(clock: FakeClock, name: str) -> None:
-    made = requests(clock)
+def test_name_that_needs_escaping_is_refused(clock: FakeClock, name: str) -> None:
+    builder = requests(clock)
     with pytest.raises(StoreMisused):
-        made.item(b"GET", "c", name)
+        builder.item(b"GET", "c", name)
     with pytest.raises(StoreMisused):
-        made.item(b"POST", name, "a")
+        builder.item(b"POST", name, "a")
 
 
 @pytest.mark.parametrize("key", ["", "not base64!", "====", "abc"])
-def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
+def test_invalid_key_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(StoreMisused, match="HOTPLATE_COSMOS_KEY") as error:
         KeySigner(key, "cosmos://a/d")
     assert not key or f" {key}" not in str(error.value)

@@ -25,7 +25,7 @@ def account() -> Iterator[Account]:
         yield running
 
 
-async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: ChargeCounter) -> None:
+async def test_key_from_a_file_is_used_and_never_shown(tmp_path: Path, observer: ChargeCounter) -> None:
     path = tmp_path / "key"
     path.write_text(KEY + "\n")
     with emulated_account(None, "--key-file", str(path)) as account:
@@ -38,9 +38,7 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
         await client.close()
 
 
-async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
-    account: Account, observer: ChargeCounter
-) -> None:
+async def test_stale_idle_connection_does_not_fail_a_read(account: Account, observer: ChargeCounter) -> None:
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
@@ -53,7 +51,7 @@ async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothin
         await client.close()
 
 
-async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Account, observer: ChargeCounter) -> None:
+async def test_lost_server_is_probed_by_one_request_at_a_time(account: Account, observer: ChargeCounter) -> None:
     address = await filled(account)
     async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = SignedClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
@@ -83,7 +81,7 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
         await client.close()
 
 
-def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: ChargeCounter) -> None:
+def test_ca_file_without_certificates_is_refused(tmp_path: Path, observer: ChargeCounter) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         SignedClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)

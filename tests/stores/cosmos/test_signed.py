@@ -42,7 +42,7 @@ async def opened(observer: ChargeCounter) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def made(account: Account, opened: Open) -> AsyncIterator[tuple[SignedClient, CosmosAccount]]:
+async def client_and_containers(account: Account, opened: Open) -> AsyncIterator[tuple[SignedClient, CosmosAccount]]:
     """A client with a database and a container `c` of its own, and what made them."""
     account.inject_faults()
     address = account.address(f"d{secrets.token_hex(4)}")
@@ -53,13 +53,13 @@ async def made(account: Account, opened: Open) -> AsyncIterator[tuple[SignedClie
 
 
 @pytest.fixture
-def client(made: tuple[SignedClient, CosmosAccount]) -> SignedClient:
-    return made[0]
+def client(client_and_containers: tuple[SignedClient, CosmosAccount]) -> SignedClient:
+    return client_and_containers[0]
 
 
 @pytest.fixture
-def containers(made: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
-    return made[1]
+def containers(client_and_containers: tuple[SignedClient, CosmosAccount]) -> CosmosAccount:
+    return client_and_containers[1]
 
 
 async def test_every_answer_is_counted_with_its_charge(
@@ -79,7 +79,7 @@ async def test_every_answer_is_counted_with_its_charge(
 
 @pytest.mark.parametrize("operation", sorted(ATTEMPTS))
 @pytest.mark.parametrize("kind", ["throttle", "unavailable", "timeout", "retry-with", "gone", "reset"])
-async def test_a_write_is_one_attempt_a_read_two_and_no_line_in_a_log(
+async def test_write_is_tried_once_and_read_twice_without_logging(
     account: Account,
     client: SignedClient,
     observer: ChargeCounter,
@@ -103,7 +103,7 @@ async def test_a_write_is_one_attempt_a_read_two_and_no_line_in_a_log(
     assert account.emulator.key not in caplog.text
 
 
-async def test_the_error_of_a_wrong_key_names_what_to_do_and_not_the_key(
+async def test_wrong_key_error_has_advice_and_not_the_key(
     account: Account, opened: Open, observer: ChargeCounter
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"

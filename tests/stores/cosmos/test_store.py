@@ -35,7 +35,7 @@ R = ReleaseId("20261120T064200Z-aaaa")
 
 
 @simulated
-async def test_an_account_of_many_writers_is_neither_written_nor_followed(account: SimulatedAccount) -> None:
+async def test_multi_write_account_is_neither_written_nor_followed(account: SimulatedAccount) -> None:
     account.many_writers = True
     store = account.store()
     for refused in (
@@ -49,7 +49,7 @@ async def test_an_account_of_many_writers_is_neither_written_nor_followed(accoun
 
 
 @simulated
-async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(account: SimulatedAccount) -> None:
+async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccount) -> None:
     store = account.store()
     rival = account.store()
     old = await store.catalogue()
@@ -59,7 +59,7 @@ async def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one(accou
         await store.swap(old, first)
     assert await rival.catalogue() == first
     account.lose_answers = 1
-    renewed = await life.change(store, lambda found: changes.renew(found, draft_of(R)))
+    renewed = await life.change(store, lambda catalogue: changes.renew(catalogue, draft_of(R)))
     assert renewed.generation == 2
     assert await rival.catalogue() == renewed
     with pytest.raises(ReleaseConflict):
@@ -85,9 +85,9 @@ async def test_catalogue_after_a_lossy_failover_is_that_of_the_write_region(
         await step(rival, await rival.catalogue())
     now = await rival.catalogue()
     assert now.generation == lost.generation - (not rewritten)
-    found = await store.catalogue()
-    assert found == now
-    assert found.primary
+    catalogue = await store.catalogue()
+    assert catalogue == now
+    assert catalogue.primary
     with pytest.raises(ReleaseConflict):
         await store.swap(lost, changes.succeed(lost, lost, "t", "s"))
     assert await step(store, await store.catalogue()) == await rival.catalogue()
@@ -123,7 +123,7 @@ async def test_incarnations_in_the_account_are_listed_without_foreign_containers
     ],
 )
 @simulated
-async def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
+async def test_container_throughput_follows_its_lifecycle(
     account: SimulatedAccount, options: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
 ) -> None:
     store = account.store(**options)
@@ -151,7 +151,7 @@ async def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
     [range(-40, 41, 10), pytest.param(range(-40, 41), marks=pytest.mark.soak)],
     ids=["few head starts", "every head start"],
 )
-def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(head_starts_ms: range) -> None:
+def test_release_activated_during_scale_down_is_scaled_up(head_starts_ms: range) -> None:
     async def work(account: SimulatedAccount, head_start_s: float) -> None:
         operator = account.store(ru=1000)
         pruner = account.store(ru=1000)
@@ -173,7 +173,7 @@ def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(hea
 
 
 @simulated
-async def test_a_scaling_that_takes_hours_ends_with_a_sentence(account: SimulatedAccount) -> None:
+async def test_scaling_that_takes_hours_ends_with_an_error(account: SimulatedAccount) -> None:
     store = account.store(ru=1000, max_ru=4000)
     release = await publish(store, live=False)
     account.scales_for_ever = True
@@ -185,7 +185,7 @@ async def test_a_scaling_that_takes_hours_ends_with_a_sentence(account: Simulate
 
 
 @simulated
-async def test_erasing_takes_few_request_units_beyond_the_containers_own(account: SimulatedAccount) -> None:
+async def test_erasing_costs_few_request_units(account: SimulatedAccount) -> None:
     store = account.store()
     release = await publish(store)
     spent = account.spent_ru("item")
@@ -200,7 +200,7 @@ async def test_erasing_takes_few_request_units_beyond_the_containers_own(account
 
 
 @simulated
-async def test_rows_of_erased_users_are_deleted_and_the_release_is_whole(account: SimulatedAccount) -> None:
+async def test_erased_rows_are_deleted_and_the_release_verifies(account: SimulatedAccount) -> None:
     store = account.store()
     release = await publish(store)
     assert (await erase_users(store, ["1", "nobody"])).deleted == 1
@@ -247,7 +247,7 @@ print(*(name for name in sys.modules if name.startswith("azure")))
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @simulated
-async def test_an_erasure_that_ends_at_any_write_leaves_no_catalogue_without_its_record(
+async def test_erasure_killed_at_any_write_keeps_catalogue_and_record(
     account: SimulatedAccount, *, after: bool
 ) -> None:
     writer = account.store()
@@ -278,7 +278,7 @@ async def test_an_erasure_that_ends_at_any_write_leaves_no_catalogue_without_its
     "fault", [{"kind": "reset", "share": 0.2}, {"kind": "unavailable", "share": 0.2}], ids=["reset", "unavailable"]
 )
 @simulated
-async def test_erasures_beside_each_other_and_faults_lose_no_user(
+async def test_concurrent_erasures_with_faults_lose_no_user(
     account: SimulatedAccount, fault: dict[str, object]
 ) -> None:
     writer = account.store()

@@ -46,7 +46,7 @@ async def entra(
     assert credential.closed
 
 
-async def test_a_token_lets_in_is_kept_and_is_for_this_account(entra: Entra) -> None:
+async def test_token_is_accepted_cached_and_scoped_to_the_account(entra: Entra) -> None:
     client, credential, _ = entra
     for _ in range(5):
         assert await client.read("c", NAME, 5.0) is not None
@@ -79,7 +79,7 @@ async def test_token_is_renewed_in_background_and_kept_until_expiry_on_failure(
     assert Counter(observer.failures) == {TOKEN: 3, "unauthorized": 1}
 
 
-async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(
+async def test_token_timeout_of_one_caller_does_not_end_the_fetch(
     account: Account, server: AzureAccount, observer: ChargeCounter
 ) -> None:
     class Slow(Identity):

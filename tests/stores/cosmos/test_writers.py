@@ -55,7 +55,7 @@ async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(acc
 
 
 @simulated
-async def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count(account: SimulatedAccount) -> None:
+async def test_late_acknowledgement_of_a_former_writer_is_ignored(account: SimulatedAccount) -> None:
     late = account.store(ru=4000)
     new = account.store(ru=4000)
     await late.create(FIRST, PLAN)
@@ -91,7 +91,7 @@ async def test_row_with_a_lost_response_is_compared_and_a_difference_conflicts(a
 
 
 @simulated
-async def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer(account: SimulatedAccount) -> None:
+async def test_one_of_two_concurrent_takeovers_succeeds(account: SimulatedAccount) -> None:
     await account.store(ru=4000).create(FIRST, PLAN)
     stores = [account.store(ru=4000) for _ in range(2)]
     await asyncio.gather(*(store.create(draft, PLAN) for store, draft in zip(stores, (SECOND, THIRD), strict=True)))
@@ -111,7 +111,7 @@ async def test_writer_paused_before_claiming_its_draft_displaces_no_other(accoun
     await new.create(first, PLAN)
     second = first._replace(writer="two")
     await lapse(new)
-    await life.change(new, lambda found: changes.take_over(found, second))
+    await life.change(new, lambda catalogue: changes.take_over(catalogue, second))
     await new.create(second, PLAN)
     for late in (first, first._replace(writer="nobody")):
         with pytest.raises(ReleaseConflict, match="by another process now"):

@@ -49,7 +49,7 @@ each_fault = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("rows", "times"), [(300, 1), pytest.param(len(ROWS), scaled(1), id="soak", marks=pytest.mark.soak)]
 )
-def test_a_publish_bears_what_passes(fault: dict[str, object], rows: int, times: int) -> None:
+def test_publish_survives_transient_faults(fault: dict[str, object], rows: int, times: int) -> None:
     for _ in range(times):
         with_simulation(partial(publish_under, fault, ROWS[:rows]))
 
@@ -70,13 +70,13 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
 
 @each_fault
 @simulated
-async def test_a_verification_bears_what_passes(account: SimulatedAccount, fault: dict[str, object]) -> None:
+async def test_verification_survives_transient_faults(account: SimulatedAccount, fault: dict[str, object]) -> None:
     store = account.store(ru=4000)
     manifest = (await publication.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
     published = await ref_of(store, manifest.release)
     account.inject_faults(fault)
-    [found] = await asyncio.gather(verify(store, published), return_exceptions=True)
-    assert found == manifest
+    [outcome] = await asyncio.gather(verify(store, published), return_exceptions=True)
+    assert outcome == manifest
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
 
 
 @simulated
-async def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent(account: SimulatedAccount) -> None:
+async def test_too_large_row_fails_the_publish_before_sending(account: SimulatedAccount) -> None:
     store = account.store()
     await store.create(draft_of(R), Plan(1, 1))
     with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
@@ -128,7 +128,7 @@ async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount)
 
 
 @simulated
-async def test_reading_all_of_what_is_served_leaves_lookups_their_share(account: SimulatedAccount) -> None:
+async def test_verification_leaves_request_units_for_lookups(account: SimulatedAccount) -> None:
     store = account.store(ru=400, max_ru=4000)
     loop = asyncio.get_running_loop()
     manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
@@ -142,7 +142,7 @@ async def test_reading_all_of_what_is_served_leaves_lookups_their_share(account:
 
 
 @simulated
-async def test_a_replica_that_is_behind_is_read_again(account: SimulatedAccount) -> None:
+async def test_lagging_replica_is_read_again(account: SimulatedAccount) -> None:
     store = account.store(ru=4000)
     await store.create(draft_of(R), Plan(1, 1))
     await store.put(draft_of(R), ROWS[:300])
@@ -156,7 +156,7 @@ async def test_a_replica_that_is_behind_is_read_again(account: SimulatedAccount)
 @pytest.mark.parametrize("unseen_s", [0.5, 20.0])
 @pytest.mark.parametrize(("operation", "share"), [("create item", 1.0), ("create item", 0.3), ("read item", 0.3)])
 @simulated
-async def test_a_publish_waits_until_its_containers_are_seen(
+async def test_publish_waits_for_its_containers_to_appear(
     account: SimulatedAccount, operation: str, share: float, unseen_s: float
 ) -> None:
     account.inject_faults({"kind": "missing", "operation": operation, "for_s": unseen_s, "share": share})
@@ -167,7 +167,7 @@ async def test_a_publish_waits_until_its_containers_are_seen(
 
 
 @simulated
-async def test_a_container_that_never_appears_is_not_waited_for_for_ever(account: SimulatedAccount) -> None:
+async def test_wait_for_a_missing_container_is_bounded(account: SimulatedAccount) -> None:
     account.inject_faults({"kind": "missing", "operation": "create item"})
     began = account.now()
     with pytest.raises(ContainerMissing):
@@ -232,7 +232,7 @@ async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId
 
 
 @pytest.mark.parametrize(
-    ("what", "names"),
+    ("lost", "names"),
     [
         ("user rows", {name_of(row.key) for row in ROWS[100:150]}),
         ("a piece of the factors", {name_of("meta:factors-1")}),
@@ -241,13 +241,13 @@ async def lose(account: SimulatedAccount, store: CosmosStore, release: ReleaseId
     ],
 )
 @simulated
-async def test_what_an_account_has_lost_is_found_by_verify_and_healed_by_repair(
-    account: SimulatedAccount, what: str, names: set[str]
+async def test_lost_rows_are_found_by_verify_and_restored_by_repair(
+    account: SimulatedAccount, lost: str, names: set[str]
 ) -> None:
     store, live = await published(account)
     other = MemoryStore()
     await copy(store, other, live)
-    assert await lose(account, store, live, names) == len(names), what
+    assert await lose(account, store, live, names) == len(names), lost
     damaged = account.store(ru=10_000)
     released = await ref_of(damaged, live)
     with pytest.raises(ReleaseCorrupt):

@@ -46,13 +46,13 @@ def target(tmp_path: Path) -> Path:
 
 async def verified(folder: Path) -> LmdbStore:
     """Open a store of which every release adds up."""
-    found = LmdbStore(folder)
-    for entry in (await found.catalogue()).releases:
-        await verify(found, entry.ref)
-    return found
+    store = LmdbStore(folder)
+    for entry in (await store.catalogue()).releases:
+        await verify(store, entry.ref)
+    return store
 
 
-async def test_a_backup_is_a_store_of_all_that_is_complete(store: LmdbStore, target: Path) -> None:
+async def test_backup_is_a_store_of_complete_releases(store: LmdbStore, target: Path) -> None:
     first = await published(store, "first")
     second = await published(store, "second")
     third = await published(store, "third", live=False)
@@ -62,17 +62,17 @@ async def test_a_backup_is_a_store_of_all_that_is_complete(store: LmdbStore, tar
     result = await backup(store, target, lambda *done: progress.append(done))
     assert (result.live, result.releases) == (second, (first, second, third))
     assert progress[-1] == (result.copied_bytes, result.copied_bytes)
-    found = await verified(target)
-    assert await states(found) == {first: "superseded", second: "live", third: "ready"}
-    assert await published_rows(found, second) == rows("second")
-    await activate(found, third)
-    assert await rollback(found) == second
-    assert await rollback(found) == first
-    await found.close()
+    catalogue = await verified(target)
+    assert await states(catalogue) == {first: "superseded", second: "live", third: "ready"}
+    assert await published_rows(catalogue, second) == rows("second")
+    await activate(catalogue, third)
+    assert await rollback(catalogue) == second
+    assert await rollback(catalogue) == first
+    await catalogue.close()
     assert [path.name for path in target.parent.iterdir()] == ["monday"]
 
 
-async def test_a_backup_is_consistent_while_releases_come_and_go(store: LmdbStore, target: Path) -> None:
+async def test_backup_during_publishes_and_prunes_is_consistent(store: LmdbStore, target: Path) -> None:
     lists = {await published(store, "0"): "0"}
 
     async def churn() -> None:
@@ -87,15 +87,15 @@ async def test_a_backup_is_consistent_while_releases_come_and_go(store: LmdbStor
         await backup(store, target.with_name(f"{number}"))
     await churning
     for folder in target.parent.iterdir():
-        found = await verified(folder)
-        live = (await found.catalogue()).live
+        catalogue = await verified(folder)
+        live = (await catalogue.catalogue()).live
         assert live is not None
-        assert await published_rows(found, live) == rows(lists[live])
-        await found.close()
+        assert await published_rows(catalogue, live) == rows(lists[live])
+        await catalogue.close()
     assert number > 1
 
 
-async def test_a_backup_of_what_is_damaged_or_gone_or_absent_leaves_nothing(store: LmdbStore, target: Path) -> None:
+async def test_failed_backup_leaves_nothing_behind(store: LmdbStore, target: Path) -> None:
     with pytest.raises(ReleaseNotFound, match="holds no store"):
         await backup(store, target)
     release = await ref_of(store, await published(store, "first"))
@@ -111,7 +111,7 @@ async def test_a_backup_of_what_is_damaged_or_gone_or_absent_leaves_nothing(stor
     assert list(target.parent.iterdir()) == []
 
 
-async def test_a_disk_without_room_is_refused_with_the_numbers(
+async def test_full_backup_disk_is_refused_with_the_sizes(
     store: LmdbStore, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await published(store, "first")
@@ -164,37 +164,37 @@ async def test_killed_backup_is_absent_and_the_next_one_removes_its_leftovers(st
     await (await verified(target)).close()
 
 
-async def test_what_a_killed_restore_leaves_is_named_and_pruned(store: LmdbStore, target: Path) -> None:
+async def test_leftovers_of_a_killed_restore_are_named_and_pruned(store: LmdbStore, target: Path) -> None:
     await published(store, "first")
     await backup(store, target)
     left = store.folder / "releases" / "restored-1-0123abcd"
     (left / "releases").mkdir(parents=True)
     (left / ".lock").touch()
     (left / "releases" / "a.mdb").write_bytes(b"lists of users")
-    assert any(left.name in each.sentence for each in await examine(store))
+    assert any(left.name in finding.sentence for finding in await examine(store))
     assert await prune(store, grace_s=0) == [f"unknown-{left.name}"]
     assert not left.exists()
 
 
-async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, target: Path, tmp_path: Path) -> None:
+async def test_backup_is_restored_into_an_empty_folder(store: LmdbStore, target: Path, tmp_path: Path) -> None:
     first = await published(store, "first")
     second = await published(store, "second")
     await backup(store, target)
     elsewhere = LmdbStore(tmp_path / "elsewhere")
     result = await restore(target, elsewhere)
     assert result.live == second
-    found = await verified(elsewhere.folder)
-    assert await states(found) == {first: "superseded", second: "live"}
-    assert (await found.catalogue()).store_id == (await store.catalogue()).store_id
+    catalogue = await verified(elsewhere.folder)
+    assert await states(catalogue) == {first: "superseded", second: "live"}
+    assert (await catalogue.catalogue()).store_id == (await store.catalogue()).store_id
     assert sorted(path.name for path in elsewhere.folder.iterdir() if path.name[0] == ".") == []
-    await found.close()
+    await catalogue.close()
     with pytest.raises(ReleaseConflict, match="or give --over"):
         await restore(target, elsewhere)
     with pytest.raises(ReleaseNotFound, match="holds no store"):
         await restore(tmp_path / "nowhere", elsewhere, over=True)
 
 
-async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once(
+async def test_backup_restored_over_a_store_in_use_is_followed(
     store: LmdbStore, target: Path, clock: FakeClock
 ) -> None:
     first = await published(store, "first")
@@ -210,13 +210,13 @@ async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once
 
     result = await restore(target, store, over=True)
     assert result.live == second
-    found = await anext(watched)
-    assert follows(found, seen)
-    assert found.live == second
+    catalogue = await anext(watched)
+    assert follows(catalogue, seen)
+    assert catalogue.live == second
     assert await states(store) == {
         draft.id: "draft", third: "withdrawn", first: "superseded", second: "live",
     }  # fmt: skip
-    assert sorted(entry.id for entry in found.distinct) == sorted([draft.id, first, second, third])
+    assert sorted(entry.id for entry in catalogue.distinct) == sorted([draft.id, first, second, third])
     assert worker.get(await ref_of(worker, third), "user:001") == value
     assert await published_rows(worker, second) == rows("second")
     assert await rollback(store) == first
@@ -228,7 +228,7 @@ async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once
     await worker.close()
 
 
-async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStore, target: Path) -> None:
+async def test_damaged_backup_is_reported_and_not_restored(store: LmdbStore, target: Path) -> None:
     release = await ref_of(store, await published(store, "first"))
     await backup(store, target)
     path = target / "releases" / f"{release.incarnation}.mdb"
@@ -240,17 +240,17 @@ async def test_a_damaged_backup_is_named_and_nothing_is_put_back(store: LmdbStor
     assert list(elsewhere.folder.rglob("*")) == [elsewhere.folder / "releases"]
 
 
-async def test_a_canary_that_was_aborted_since_the_backup_is_not_started_again(store: LmdbStore, target: Path) -> None:
+async def test_canary_aborted_since_the_backup_is_not_restored(store: LmdbStore, target: Path) -> None:
     first = await published(store, "first")
     second = await published(store, "second", live=False)
     await start_canary(store, second, 50)
     await backup(store, target)
     await abort(store)
     await restore(target, store, over=True)
-    found = await store.catalogue()
-    assert (found.live, found.canary) == (first, None)
-    assert found.find(second).state is State.READY
-    assert [entry.state for entry in found.releases] == [State.WITHDRAWN, State.WITHDRAWN, State.LIVE, State.READY]
+    catalogue = await store.catalogue()
+    assert (catalogue.live, catalogue.canary) == (first, None)
+    assert catalogue.find(second).state is State.READY
+    assert [entry.state for entry in catalogue.releases] == [State.WITHDRAWN, State.WITHDRAWN, State.LIVE, State.READY]
 
 
 async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Path) -> None:
@@ -288,9 +288,7 @@ async def test_restore_interrupted_before_its_last_step_changes_no_readable_data
     await verify(store, await ref_of(store, first))
 
 
-async def test_releases_on_a_disk_of_their_own_are_restored_there(
-    store: LmdbStore, target: Path, tmp_path: Path
-) -> None:
+async def test_releases_on_a_separate_disk_are_restored_there(store: LmdbStore, target: Path, tmp_path: Path) -> None:
     await published(store, "first")
     await backup(store, target)
     disk = Path(tempfile.mkdtemp(dir="/dev/shm"))

@@ -54,7 +54,7 @@ def spoil_page_of(path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("warmings", [0, 2], ids=["not warmed", "warmed"])
-async def test_a_damaged_page_fails_its_own_keys_only(
+async def test_damaged_page_fails_only_its_own_keys(
     store: LmdbStore, caplog: pytest.LogCaptureFixture, warmings: int
 ) -> None:
     spoil_page_of(await sealed(store.folder, large=20), KEYS[1000])
@@ -74,7 +74,7 @@ async def test_a_damaged_page_fails_its_own_keys_only(
     assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
 
 
-async def test_damage_that_was_found_before_warming_was_ended_is_known(store: LmdbStore) -> None:
+async def test_damage_found_before_warming_ended_is_remembered(store: LmdbStore) -> None:
     path = await sealed(store.folder)
     flip(path, path.read_bytes().rindex(KEYS[1000].encode()))
     with pytest.raises(TimeoutError):
@@ -83,9 +83,7 @@ async def test_damage_that_was_found_before_warming_was_ended_is_known(store: Lm
     assert isinstance((await store.get_many(RELEASE, [KEYS[1000]]))[0], ReleaseCorrupt)
 
 
-async def test_a_block_that_the_disk_cannot_read_fails_its_own_keys_only(
-    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unreadable_disk_block_fails_only_its_own_keys(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     path = await sealed(store.folder, large=20)
     bad = path.read_bytes().index(KEYS[10].encode() * 800) // BLOCK_BYTES
     read = os.pread
@@ -103,7 +101,7 @@ async def test_a_block_that_the_disk_cannot_read_fails_its_own_keys_only(
     assert len(failed) < 1000
 
 
-async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_path: Path) -> None:
+async def test_damaged_page_read_by_one_thread_fails_no_other_thread(tmp_path: Path) -> None:
     spoil_page_of(await sealed(tmp_path), KEYS[1000])
     ended = threading.Event()
 
@@ -116,24 +114,24 @@ async def test_a_damaged_page_that_one_thread_reads_fails_no_key_of_another(tmp_
 
     def read() -> set[bytes | None]:
         """Open the file, read it and close it, many times."""
-        found = set[bytes | None]()
+        values = set[bytes | None]()
         for _ in range(200):
             store = LmdbStore(tmp_path)
-            found |= {store.get(RELEASE, key) for key in (*KEYS[:64] * 10, "user:999999")}
+            values |= {store.get(RELEASE, key) for key in (*KEYS[:64] * 10, "user:999999")}
             asyncio.run(store.close())
-        return found
+        return values
 
     with ThreadPoolExecutor(8) as threads:
         spoiling = [threads.submit(spoil) for _ in range(2)]
         reading = [threads.submit(read) for _ in range(6)]
         try:
-            assert [one.result() for one in reading] == [{*(key.encode() * 8 for key in KEYS[:64]), None}] * 6
+            assert [future.result() for future in reading] == [{*(key.encode() * 8 for key in KEYS[:64]), None}] * 6
         finally:
             ended.set()
-        assert [one.result() for one in spoiling] == [None, None]
+        assert [future.result() for future in spoiling] == [None, None]
 
 
-async def test_a_scan_and_a_check_of_a_damaged_file_say_where(store: LmdbStore) -> None:
+async def test_scan_and_check_locate_damage(store: LmdbStore) -> None:
     path = await sealed(store.folder)
     flip(path, path.read_bytes().index(b"user:001000") + 20)
     with pytest.raises(ReleaseCorrupt, match=r"0123456789ab\.mdb is damaged between bytes \d+ .*repair.*publish again"):
@@ -147,7 +145,7 @@ async def test_a_scan_and_a_check_of_a_damaged_file_say_where(store: LmdbStore) 
 @pytest.mark.parametrize(
     ("large", "changes"), [(20, 200), pytest.param(2, scaled(8_000), id="soak", marks=pytest.mark.soak)]
 )
-async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path, large: int, changes: int) -> None:
+async def test_any_changed_byte_is_detected(tmp_path: Path, large: int, changes: int) -> None:
     path = await sealed(tmp_path, large=large)
     draw = random.Random(SEED)
     size = path.stat().st_size
@@ -189,7 +187,7 @@ def flip_in_key(path: Path, change: int) -> None:
         pytest.param(lambda path: spoil_page_of(path, KEYS[1000]), r"is damaged.*b'user:000", id="a spoiled page"),
     ],
 )
-async def test_a_scan_ends_at_damage_also_between_two_looks_at_the_sums(
+async def test_scan_stops_at_damage_between_two_checksum_reads(
     store: LmdbStore, harm: Callable[[Path], None], message: str
 ) -> None:
     path = await sealed(store.folder)
@@ -219,7 +217,7 @@ async def test_files_that_must_not_be_mapped_are_refused(tmp_path: Path, harm: C
         LmdbStore(tmp_path).get(RELEASE, KEYS[0])
 
 
-async def test_damaged_sums_are_no_reason_not_to_serve_what_is_whole(store: LmdbStore) -> None:
+async def test_damaged_checksums_do_not_stop_serving_intact_rows(store: LmdbStore) -> None:
     path = await sealed(store.folder)
     flip(path, path.stat().st_size - 3)
     assert store.get(RELEASE, KEYS[7]) == KEYS[7].encode() * 8
@@ -260,7 +258,7 @@ asyncio.run(main(Path(sys.argv[1]), ReleaseRef(*sys.argv[2:4]), *map(int, sys.ar
 
 
 @pytest.mark.parametrize("changes", [30, pytest.param(scaled(150), id="soak", marks=pytest.mark.soak)])
-async def test_reading_a_damaged_file_that_was_warmed_ends_no_process(tmp_path: Path, changes: int) -> None:
+async def test_reading_a_damaged_warmed_file_crashes_no_process(tmp_path: Path, changes: int) -> None:
     await sealed(tmp_path, large=20)
     reader = [sys.executable, "-c", READER, str(tmp_path), *RELEASE, str(changes), str(SEED)]
     done = await asyncio.to_thread(subprocess.run, reader, capture_output=True, text=True, check=False)

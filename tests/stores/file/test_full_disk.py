@@ -79,13 +79,13 @@ async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(
     clock.now += LEASE_S + 10_000
     assert await prune(store) == [first]
     filler.unlink()
-    found = await store.catalogue()
-    assert {entry.id: entry.state for entry in found.releases} == {second: State.SUPERSEDED, third: State.LIVE}
-    assert found.live_ref is not None
-    assert await verify(store, found.live_ref)
+    catalogue = await store.catalogue()
+    assert {entry.id: entry.state for entry in catalogue.releases} == {second: State.SUPERSEDED, third: State.LIVE}
+    assert catalogue.live_ref is not None
+    assert await verify(store, catalogue.live_ref)
 
 
-async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some(disk: Path, store: LmdbStore) -> None:
+async def test_reserved_catalogue_space_is_taken_again_when_available(disk: Path, store: LmdbStore) -> None:
     first, second = [await publish(store, SMALL, 100, plan=UNDERSTATED) for _ in range(2)]
     spare = disk / "catalogue.spare"
     spare.unlink()
@@ -101,7 +101,7 @@ async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some
     await store.close()
 
 
-async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_full_disk(
+async def test_catalogue_beyond_its_reserve_is_pruned_on_a_full_disk(
     disk: Path, store: LmdbStore, clock: FakeClock
 ) -> None:
     await publish(store, SMALL, 100, plan=UNDERSTATED)
@@ -116,9 +116,7 @@ async def test_a_catalogue_that_outgrew_its_room_is_pruned_on_a_full_disk(
     assert len((await store.catalogue()).releases) == 1
 
 
-async def test_a_disk_that_fails_as_a_release_is_flushed_ends_the_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_disk_error_while_flushing_ends_the_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LmdbStore(tmp_path)
     fsync = os.fsync
 

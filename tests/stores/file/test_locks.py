@@ -40,22 +40,22 @@ def at_first_flush(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], No
     return arm
 
 
-async def test_swap_under_a_removed_lock_leaves_the_catalogue_of_the_other(
+async def test_swap_under_a_removed_lock_keeps_the_other_catalogue(
     tmp_path: Path, at_first_flush: Callable[[Callable[[], None]], None]
 ) -> None:
     store = LmdbStore(tmp_path)
     other = LmdbStore(tmp_path)
-    found = await begin(store, FIRST)
-    first = changes.succeed(found, changes.begin(found, draft_of(SECOND)), "first", "here")
-    second = changes.succeed(found, found, "second", "here")
+    catalogue = await begin(store, FIRST)
+    first = changes.succeed(catalogue, changes.begin(catalogue, draft_of(SECOND)), "first", "here")
+    second = changes.succeed(catalogue, catalogue, "second", "here")
 
     def replace_lock() -> None:
         (tmp_path / "catalogue.lock").unlink()
-        asyncio.run(other.swap(found, second))
+        asyncio.run(other.swap(catalogue, second))
 
     at_first_flush(replace_lock)
     with pytest.raises(StoreUnavailable, match=REMOVED):
-        await store.swap(found, first)
+        await store.swap(catalogue, first)
     assert (await store.catalogue()).token == "second"
     await store.swap(second, changes.succeed(second, second, "third", "here"))
 
@@ -91,7 +91,7 @@ async def test_writer_whose_lock_was_removed_leaves_the_draft_to_the_next(tmp_pa
     await other.close()
 
 
-def test_change_of_keys_under_a_removed_lock_leaves_those_of_the_other(
+def test_key_change_under_a_removed_lock_keeps_the_other_keys(
     tmp_path: Path, at_first_flush: Callable[[Callable[[], None]], None]
 ) -> None:
     path = tmp_path / "keys.json"

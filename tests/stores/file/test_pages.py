@@ -59,7 +59,7 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
-async def test_a_file_that_is_opened_while_it_is_unmapped_is_mapped_anew(cold: Published) -> None:
+async def test_file_opened_while_being_unmapped_is_mapped_again(cold: Published) -> None:
     for _ in range(20):
         file = ReleaseFile.open(cold.path)
         file.close()
@@ -80,7 +80,7 @@ async def test_a_warmed_file_is_in_memory(cold: Published) -> None:
     assert faults() == before
 
 
-async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
+async def test_file_larger_than_memory_is_not_populated(
     cold: Published, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(release_module, "room_bytes", lambda: 0.0)
@@ -90,7 +90,7 @@ async def test_what_cannot_stay_in_memory_is_not_read_before_it_is_requested(
     read_all(cold)
 
 
-def test_room_is_what_the_machine_and_the_cgroup_have_left_files_included(tmp_path: Path) -> None:
+def test_available_memory_counts_machine_cgroup_and_files(tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     groups = tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)

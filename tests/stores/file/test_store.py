@@ -26,7 +26,7 @@ async def published(store: LmdbStore) -> ReleaseRef:
     return await ref_of(store, await publish(store, ROWS[:50]))
 
 
-async def test_what_is_no_file_of_a_release_is_not_pruned(store: LmdbStore) -> None:
+async def test_foreign_files_are_not_pruned(store: LmdbStore) -> None:
     release = await published(store)
     (store.folder / "releases" / "README.txt").write_text("not ours")
     (store.folder / "releases" / "folder.mdb").mkdir()
@@ -38,7 +38,7 @@ def is_first(value: bytes | None) -> bool:
     return value is not None and value.endswith(b"x" * 500)
 
 
-async def test_the_map_of_a_pruned_release_is_given_back(store: LmdbStore, clock: FakeClock) -> None:
+async def test_mapping_of_a_pruned_release_is_released(store: LmdbStore, clock: FakeClock) -> None:
     reader = LmdbStore(store.folder, clock)
     for _ in range(3):
         assert is_first(reader.get(await ref_of(reader, await publish(store, ROWS[:5])), "user:000001"))
@@ -63,7 +63,7 @@ async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(s
     await reader.close()
 
 
-async def test_more_rows_than_planned_are_written_all_the_same(store: LmdbStore) -> None:
+async def test_more_rows_than_planned_are_written(store: LmdbStore) -> None:
     assert len(await published_rows(store, await publish(store, ROWS[:400], 1, plan=Plan(1, 1)))) == 400
 
 
@@ -86,7 +86,7 @@ async def test_a_stuck_lock_is_an_error_and_not_a_hang(store: LmdbStore, monkeyp
 @pytest.mark.parametrize(
     "url", ["file://relative/path", "nosuch://host", "", "/plain/path", "ftp://user:secret@host/x?key=secret"]
 )
-def test_a_wrong_url_is_a_sentence_without_secrets(url: str) -> None:
+def test_invalid_url_is_an_error_without_secrets(url: str) -> None:
     with pytest.raises(StoreMisused) as caught:
         connect(url)
     assert "secret" not in str(caught.value)

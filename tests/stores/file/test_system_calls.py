@@ -82,27 +82,27 @@ def names(folder: Path) -> set[str]:
 
 def check_swaps(folder: Path, processes: Sequence[Process]) -> None:
     """Of two swaps from one catalogue one was made, or perhaps none if one was killed."""
-    found = read(folder)
+    catalogue = read(folder)
     calls = [process.calls for process in processes]
     outcomes = [outcome for process in processes for outcome in process.outcomes]
-    made = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
+    swapped = [outcome for outcome in outcomes if isinstance(outcome, Catalogue)]
     failed = [outcome for outcome in outcomes if isinstance(outcome, Killed)]
-    assert found in (SECOND, ONES, OTHERS), (found, calls)
-    assert made == [found] or (failed and not made), (found, outcomes, calls)
-    assert len(made) + len(failed) + sum(isinstance(outcome, ReleaseConflict) for outcome in outcomes) == 2, outcomes
+    assert catalogue in (SECOND, ONES, OTHERS), (catalogue, calls)
+    assert swapped == [catalogue] or (failed and not swapped), (catalogue, outcomes, calls)
+    assert len(swapped) + len(failed) + sum(isinstance(outcome, ReleaseConflict) for outcome in outcomes) == 2, outcomes
 
 
 def check_next_swap(folder: Path) -> None:
     """Another process swaps, whatever happened before, and leaves nothing behind."""
-    found = CatalogueFile(folder).read(0.0)
-    later = grown(found, "later")
-    (process,) = run(Schedule(), [swapping(folder, found, later)])
+    catalogue = CatalogueFile(folder).read(0.0)
+    later = grown(catalogue, "later")
+    (process,) = run(Schedule(), [swapping(folder, catalogue, later)])
     assert (process.outcomes, read(folder)) == ([later], later)
     assert names(folder) - {"releases"} == {"catalogue.json", "catalogue.spare", "catalogue.lock"}
 
 
 @LIMITS
-def test_of_two_swaps_one_is_made_in_whatever_order_their_calls_come(folders: Folders, switches: int | None) -> None:
+def test_one_of_two_swaps_succeeds_in_any_order_of_calls(folders: Folders, switches: int | None) -> None:
     for schedule, folder in folders():
         works = [[swapping(folder, SECOND, new)] for new in (ONES, OTHERS)]
         check_swaps(folder, run(schedule, *works, switches=switches))
@@ -110,7 +110,7 @@ def test_of_two_swaps_one_is_made_in_whatever_order_their_calls_come(folders: Fo
 
 
 @pytest.mark.parametrize("switches", [2, pytest.param(3, id="soak", marks=pytest.mark.soak)])
-def test_reads_during_two_swaps_see_one_of_them_and_never_go_back(folders: Folders, switches: int) -> None:
+def test_reads_during_two_swaps_never_go_back(folders: Folders, switches: int) -> None:
     order: list[object] = [SECOND, ONES, THIRDS]
     for schedule, folder in folders():
         swaps = [swapping(folder, SECOND, ONES), swapping(folder, ONES, THIRDS)]
@@ -121,7 +121,7 @@ def test_reads_during_two_swaps_see_one_of_them_and_never_go_back(folders: Folde
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_a_user_swaps_in_its_folder_after_root() -> None:
+def test_user_swaps_in_its_folder_after_root() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         CatalogueFile(folder).swap(FIRST, lambda record: record is None)
@@ -153,7 +153,7 @@ def test_catalogue_can_be_swapped_after_a_kill_at_any_call_of_a_swap(folders: Fo
 
 
 @pytest.mark.parametrize("switches", [0, pytest.param(2, id="soak", marks=pytest.mark.soak)])
-def test_a_catalogue_is_never_without_its_record_after_a_kill_at_any_call(folders: Folders, switches: int) -> None:
+def test_catalogue_has_its_record_after_a_kill_at_any_call(folders: Folders, switches: int) -> None:
     written = {ONES.token: b"of one", OTHERS.token: b"of other"}
     kills = 0
     for schedule, folder in folders():
@@ -162,7 +162,9 @@ def test_a_catalogue_is_never_without_its_record_after_a_kill_at_any_call(folder
         processes = run(schedule, *works, switches=switches, kills=1)
         kills += any(process.killed for process in processes)
         check_swaps(folder, processes)
-        found = CatalogueFile(folder).read(0.0)
-        if found != SECOND:
-            assert CatalogueFile(folder).record("record") == written[found.token], [each.calls for each in processes]
+        catalogue = CatalogueFile(folder).read(0.0)
+        if catalogue != SECOND:
+            assert CatalogueFile(folder).record("record") == written[catalogue.token], [
+                process.calls for process in processes
+            ]
     assert kills > 20

@@ -54,7 +54,7 @@ async def is_complete(store: LmdbStore) -> bool:
     return [row async for row in store.scan(ONE.release)] == ROWS
 
 
-async def test_a_late_writer_cannot_write_into_what_another_has_sealed(store: LmdbStore) -> None:
+async def test_late_writer_cannot_write_into_a_sealed_release(store: LmdbStore) -> None:
     command = [sys.executable, "-c", WRITER, str(store.folder), *ONE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as late:  # noqa: ASYNC220 -- nothing else waits
         assert late.stdout is not None
@@ -81,7 +81,7 @@ async def test_a_late_writer_cannot_write_into_what_another_has_sealed(store: Lm
 
 
 @pytest.mark.parametrize("then", ["put", "resume_point", "seal"])
-async def test_a_writer_whose_draft_was_erased_brings_nothing_back(store: LmdbStore, then: str) -> None:
+async def test_writer_of_an_erased_draft_recreates_nothing(store: LmdbStore, then: str) -> None:
     await store.create(ONE, PLAN)
     await store.put(ONE, ROWS[:10])
     other = LmdbStore(store.folder)
@@ -98,7 +98,7 @@ async def test_a_writer_whose_draft_was_erased_brings_nothing_back(store: LmdbSt
     assert not [name for name in seen if f"{store.folder}/" in name and "0123456789ab" in name], "it keeps the space"
 
 
-async def test_a_draft_from_before_the_machine_started_is_begun_anew(store: LmdbStore) -> None:
+async def test_draft_from_before_a_reboot_is_started_again(store: LmdbStore) -> None:
     await store.create(ONE, PLAN)
     await store.put(ONE, ROWS[:10])
     await store.close()

@@ -119,16 +119,16 @@ async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
 ) -> None:
     await write(store, FIRST, USERS)
     lost = USERS[0].key
-    rest = USERS[1:50]
+    kept = USERS[1:50]
     name = names_of(prefix, lost)[0]
     node = redis_cluster.owner(name).server
     node.execute_command("DEL", name)
     node.execute_command("SET", state_beside(name), "draft:writer")
     with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
         await store.get_many(ref(FIRST), [lost])
-    slots = await store.get_many(ref(FIRST), [lost, *(row.key for row in rest)])
+    slots = await store.get_many(ref(FIRST), [lost, *(row.key for row in kept)])
     assert isinstance(slots[0], ReleaseNotFound)
-    assert slots[1:] == [row.value for row in rest]
+    assert slots[1:] == [row.value for row in kept]
     for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
         with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
             await call
@@ -182,7 +182,7 @@ async def write_by_another(url: str) -> None:
     await other.close()
 
 
-async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
+async def test_moved_and_migrating_slots_are_followed(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
@@ -203,9 +203,7 @@ async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
     assert await scanned(store, FIRST) == USERS
 
 
-async def test_an_erase_goes_on_once_a_slot_has_moved(
-    store: RedisStore, redis_cluster: RedisCluster, prefix: str
-) -> None:
+async def test_erase_continues_after_a_slot_moved(store: RedisStore, redis_cluster: RedisCluster, prefix: str) -> None:
     await write(store, FIRST, USERS)
     moved, target = to_be_moved(redis_cluster, prefix)
     erasing = list[Future[None]]()
@@ -221,13 +219,13 @@ async def test_an_erase_goes_on_once_a_slot_has_moved(
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
-async def test_scan_goes_on_once_all_slots_are_served(
+async def test_scan_continues_once_all_slots_are_served(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS)
     keys = Keys(prefix).release(ref(FIRST))
     rows = store.scan(ref(FIRST))
-    found = list[Row]()
+    scanned = list[Row]()
     lost = [(redis_cluster.owner(keys.heads[bucket]).server, str(keys.slots[bucket])) for bucket in (0, 9)]
 
     def change(verb: str) -> None:
@@ -237,11 +235,11 @@ async def test_scan_goes_on_once_all_slots_are_served(
     for wanted in (1, len(USERS) - 1):  # as during an election: of states, then of lists of keys and of rows
         change("DELSLOTS")
         asyncio.get_running_loop().call_later(0.1, change, "ADDSLOTS")
-        found += [await anext(rows) for _ in range(wanted)]
-    assert found == USERS
+        scanned += [await anext(rows) for _ in range(wanted)]
+    assert scanned == USERS
 
 
-async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
+async def test_silent_cluster_is_retried_with_pauses() -> None:
     asked = list[bytes]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -258,9 +256,7 @@ async def test_a_cluster_that_never_answered_is_asked_with_pauses() -> None:
     assert asked.count(b"CLUSTER") < 100
 
 
-async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
-    redis_cluster: RedisCluster, prefix: str
-) -> None:
+async def test_missing_seeds_are_skipped_and_no_seed_is_an_error(redis_cluster: RedisCluster, prefix: str) -> None:
     seed = f"127.0.0.1:{redis_cluster.nodes[4].port}"  # a replica will do
     store = connect(f"redis+cluster://127.0.0.1:1,{seed}/?prefix={prefix}")
     await write(store, FIRST, USERS[:10])
@@ -304,40 +300,38 @@ async def test_replicas_answer_a_service_while_no_primary_does(
     for node in primaries:
         node.server.send_signal(signal.SIGSTOP)
     try:
-        found = await service.get_many_elsewhere(ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
+        slots = await service.get_many_elsewhere(ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
     finally:
         for node in primaries:
             node.server.send_signal(signal.SIGCONT)
-    assert found == [row.value for row in USERS[:50]]
+    assert slots == [row.value for row in USERS[:50]]
     await service.close()
     redis_cluster.wait_until(redis_cluster.is_whole)
 
 
-async def test_the_doctor_sees_a_sound_cluster_with_the_rights_of_a_publisher(
-    redis_cluster: RedisCluster, prefix: str
-) -> None:
+async def test_doctor_finds_a_sound_cluster_as_publisher(redis_cluster: RedisCluster, prefix: str) -> None:
     publisher = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["publish"])
     await publish(publisher, [Row("popular:", b"{}"), *USERS[:2]])
     redis_cluster.execute_everywhere("CONFIG", "SET", "min-replicas-to-write", "1")
-    found = {each.subject: each for each in await examine(publisher)}
+    findings = {finding.subject: finding for finding in await examine(publisher)}
     redis_cluster.execute_everywhere("CONFIG", "SET", "min-replicas-to-write", "0")
-    assert {subject for subject, each in found.items() if each.level != Level.OK} == set(), found
-    assert found["cluster"].sentence.count("3 primaries of 6 nodes") == 3
-    assert "unknown" in found["coverage"].sentence, "CONFIG is not allowed"
-    assert {"replicas", "min-replicas", "may publish", "memory", "room"} <= found.keys()
+    assert {subject for subject, finding in findings.items() if finding.level != Level.OK} == set(), findings
+    assert findings["cluster"].sentence.count("3 primaries of 6 nodes") == 3
+    assert "unknown" in findings["coverage"].sentence, "CONFIG is not allowed"
+    assert {"replicas", "min-replicas", "may publish", "memory", "room"} <= findings.keys()
     await publisher.close()
 
 
-async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
-    store: RedisStore, redis_cluster: RedisCluster
-) -> None:
+async def test_doctor_warns_of_full_coverage_required(store: RedisStore, redis_cluster: RedisCluster) -> None:
     for setting, well, wrong in (("require-full-coverage", "no", "yes"), ("allow-reads-when-down", "yes", "no")):
         redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", wrong)
-        found = await store.examine()
+        findings = await store.examine()
         redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", well)
-        assert [each for each in found if setting in each.sentence]
-    warned = [each for each in found if each.level != Level.OK]
-    assert Counter(each.subject for each in warned) == dict.fromkeys(("coverage", "persistence", "min-replicas"), 3)
+        assert [finding for finding in findings if setting in finding.sentence]
+    warned = [finding for finding in findings if finding.level != Level.OK]
+    assert Counter(finding.subject for finding in warned) == dict.fromkeys(
+        ("coverage", "persistence", "min-replicas"), 3
+    )
 
 
 def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() -> None:

@@ -122,7 +122,7 @@ async def test_lookups_by_redis_py_alone_survive_rotations(place: Place) -> None
         await store.close()
 
 
-async def test_tokens_of_entra_id_take_the_place_of_user_and_password(
+async def test_entra_id_tokens_replace_user_and_password(
     redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("redis_entraid", reason="needs the extra redis-entra")
@@ -152,7 +152,7 @@ async def test_tokens_of_entra_id_take_the_place_of_user_and_password(
     assert token not in repr(store)
 
 
-async def test_a_missing_token_is_a_sentence_and_is_asked_for_again(redis_server: RedisServer, prefix: str) -> None:
+async def test_missing_token_is_an_error_and_requested_again(redis_server: RedisServer, prefix: str) -> None:
     provider = RotatingProvider([redis_server])
     refusing = True
 
@@ -239,7 +239,7 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
     assert identity.requests == requests, "a closed store asks for tokens"
 
 
-async def test_reads_go_on_while_the_server_refuses_a_renewed_token(redis_server: RedisServer, prefix: str) -> None:
+async def test_reads_continue_while_a_renewed_token_is_refused(redis_server: RedisServer, prefix: str) -> None:
     identity = FakeIdentity(redis_server, life_s=0.3)
     observer = ChargeCounter()
     store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
@@ -270,7 +270,7 @@ async def test_reads_go_on_while_the_server_refuses_a_renewed_token(redis_server
         ("redis://a/?client=sdk", "write multiplexed or redis-py"),
     ],
 )
-def test_wrong_options_of_the_client_are_sentences(url: str, complaint: str) -> None:
+def test_invalid_client_options_are_errors(url: str, complaint: str) -> None:
     with pytest.raises(StoreMisused, match=complaint) as caught:
         open_url(url)
     assert "secret" not in str(caught.value)

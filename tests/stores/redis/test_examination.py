@@ -14,18 +14,16 @@ from tests.support.service import a_list, publish_to, serving
 from tests.support.stores import look
 
 
-async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
-    redis_server: RedisServer, prefix: str
-) -> None:
+async def test_server_without_persistence_has_one_warning(redis_server: RedisServer, prefix: str) -> None:
     url = redis_server.url(prefix=prefix)
     await publish_to(url, {"user:1": a_list("a")})
     before = sorted(redis_server.execute_command("KEYS", f"*{prefix}*")), redis_server.calls("set")
-    found = await look(url)
-    flaws = {finding.subject for finding in found.values() if finding.level != Level.OK}
+    findings = await look(url)
+    flaws = {finding.subject for finding in findings.values() if finding.level != Level.OK}
     assert flaws - {"reading"} == {"persistence"}  # how fast a busy machine reads is its own
-    assert "appendonly" in found["persistence"].sentence
-    assert found["server"].sentence.startswith(("Redis", "Valkey"))
-    assert found["may publish"].sentence == "yes"
+    assert "appendonly" in findings["persistence"].sentence
+    assert findings["server"].sentence.startswith(("Redis", "Valkey"))
+    assert findings["may publish"].sentence == "yes"
     assert (sorted(redis_server.execute_command("KEYS", f"*{prefix}*")), redis_server.calls("set")) == before
 
 
@@ -38,35 +36,37 @@ async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
         ("rediss://u:secret@cache.example:6379/0", Level.OK, "TLS"),
     ],
 )
-def test_a_password_that_crosses_a_network_unencrypted_is_warned_of(url: str, level: Level, part: str) -> None:
-    found = examination._transport(parse(url, {}))
-    assert (found.level, part in found.sentence) == (level, True)
-    assert "secret" not in found.sentence
+def test_unencrypted_password_over_a_network_is_a_warning(url: str, level: Level, part: str) -> None:
+    transport = examination._transport(parse(url, {}))
+    assert (transport.level, part in transport.sentence) == (level, True)
+    assert "secret" not in transport.sentence
 
 
 async def test_eviction_memory_and_persistence_are_reported_per_server_config(tmp_path: Path, prefix: str) -> None:
     with running(tmp_path, "--maxmemory", "40mb", "--maxmemory-policy", "allkeys-lru", "--save", "60 1") as server:
         url = server.url(prefix=prefix)
         await publish_to(url, {"user:1": a_list("a")})
-        found = await look(url)
-        assert found["eviction"].level == Level.ERROR
-        assert "set maxmemory-policy to noeviction" in found["eviction"].sentence
-        assert (found["memory"].level, "of 40.0 MB" in found["memory"].sentence) == (Level.OK, False)
-        assert (found["persistence"].level, "60 1" in found["persistence"].sentence) == (Level.OK, True)
-        assert found["room"].level == Level.OK
+        findings = await look(url)
+        assert findings["eviction"].level == Level.ERROR
+        assert "set maxmemory-policy to noeviction" in findings["eviction"].sentence
+        assert (findings["memory"].level, "of 40.0 MB" in findings["memory"].sentence) == (Level.OK, False)
+        assert (findings["persistence"].level, "60 1" in findings["persistence"].sentence) == (Level.OK, True)
+        assert findings["room"].level == Level.OK
         server.execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction")
         server.execute_command("CONFIG", "SET", "appendonly", "yes")
         server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
-        found = await look(url)
-        assert found["eviction"].level == Level.OK
-        assert "appendonly" in found["persistence"].sentence
+        findings = await look(url)
+        assert findings["eviction"].level == Level.OK
+        assert "appendonly" in findings["persistence"].sentence
         for subject, part in (
             ("memory", "raise maxmemory"),
             ("may publish", "maxmemory"),
             ("room", "another release like the live one may not fit"),
         ):
-            assert (found[subject].level, part in found[subject].sentence) == (Level.WARNING, True), found[subject]
-        assert found["may read"].level == Level.OK
+            assert (findings[subject].level, part in findings[subject].sentence) == (Level.WARNING, True), findings[
+                subject
+            ]
+        assert findings["may read"].level == Level.OK
         server.execute_command("CONFIG", "SET", "appendonly", "no")
         (tmp_path / "dump.rdb").unlink(missing_ok=True)
         (tmp_path / "dump.rdb").mkdir()  # which no file can take the place of
@@ -97,7 +97,7 @@ async def test_server_without_config_is_published_to_served_and_examined(
     assert lists.json["items"][0]["id"] == "a"
 
 
-async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> None:
+async def test_missing_rights_of_a_user_are_reported(tmp_path: Path, prefix: str) -> None:
     with running(tmp_path) as server:
         await publish_to(server.url(prefix=prefix), {"user:1": a_list("a")})
         urls = users_of_the_guide(prefix, server.execute_command, server.url)
@@ -106,25 +106,25 @@ async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> Non
         seen = {user: await look(url) for user, url in urls.items()}
     reading = seen["publish"].pop("reading")
     assert reading.level == Level.OK or "spends 50 ms" in reading.sentence  # how fast a busy machine reads is its own
-    assert {subject for subject, found in seen["publish"].items() if found.level != Level.OK} == set()
+    assert {subject for subject, finding in seen["publish"].items() if finding.level != Level.OK} == set()
     assert seen["publish"]["may publish"].sentence == "yes"
     assert seen["serve"]["may read"].level == seen["serve"]["live"].level == Level.OK
     assert seen["serve"]["may publish"].level == Level.WARNING
     assert "right for a service" in seen["serve"]["may publish"].sentence
-    assert Level.ERROR not in {each.level for each in seen["serve"].values()}
+    assert Level.ERROR not in {finding.level for finding in seen["serve"].values()}
     assert seen["stranger"]["may read"].level == Level.ERROR
     assert "may not send INFO" in seen["stranger"]["server"].sentence
-    assert all("SECRET" not in each.sentence for each in seen["stranger"].values())
+    assert all("SECRET" not in finding.sentence for finding in seen["stranger"].values())
 
 
 async def test_a_replica_serves_and_is_not_published_to(tmp_path: Path, prefix: str) -> None:
     with running(tmp_path) as primary:
         await publish_to(primary.url(prefix=prefix), {"user:1": a_list("a")})
         with replica_of(primary, tmp_path / "replica") as replica:
-            found = await look(replica.url(prefix=prefix))
-            assert (found["role"].level, found["may publish"].level) == (Level.WARNING, Level.WARNING)
-            assert "replica" in found["may publish"].sentence
-            assert found["live"].level == Level.OK
+            findings = await look(replica.url(prefix=prefix))
+            assert (findings["role"].level, findings["may publish"].level) == (Level.WARNING, Level.WARNING)
+            assert "replica" in findings["may publish"].sentence
+            assert findings["live"].level == Level.OK
             primary.kill()
             deadline = time.monotonic() + 60
             while replica.execute_command("INFO", "replication")["master_link_status"] == "up":

@@ -85,14 +85,14 @@ async def try_read(store: RedisStore, row: Row = USERS[7], budget_s: float = 0.0
     """Read as the service does: the slots, the error, or None for nothing within the budget."""
     try:
         async with asyncio.timeout(budget_s):
-            found: list[Slot] | StoreError | None = await store.get_many(ref(FIRST), [row.key])
+            outcome: list[Slot] | StoreError | None = await store.get_many(ref(FIRST), [row.key])
     except TimeoutError:
-        found = None
+        outcome = None
     except StoreError as error:
-        found = error
-    if isinstance(found, list):
-        assert found == [row.value], "somebody else's list"
-    return found
+        outcome = error
+    if isinstance(outcome, list):
+        assert outcome == [row.value], "somebody else's list"
+    return outcome
 
 
 async def recovered(store: RedisStore) -> None:
@@ -103,9 +103,7 @@ async def recovered(store: RedisStore) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more(
-    redis: RedisStore, server: RedisServer
-) -> None:
+async def test_suspended_server_costs_callers_only_their_budget(redis: RedisStore, server: RedisServer) -> None:
     await write(redis, FIRST, USERS)
     await recovered(redis)
     server.send_signal(signal.SIGSTOP)
@@ -114,12 +112,13 @@ async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more
     while "StoreUnavailable" not in seen:
         assert time.monotonic() - started < RECOVERS_WITHIN_S
         reads = await asyncio.gather(*(try_read(redis, row) for row in USERS[:50]))
-        seen |= {type(found).__name__ for found in reads}
+        seen |= {type(outcome).__name__ for outcome in reads}
     server.send_signal(signal.SIGCONT)
     assert seen == {"NoneType", "StoreUnavailable"}
     await recovered(redis)
     assert all(
-        isinstance(found, list) for found in await asyncio.gather(*(try_read(redis, row, 10.0) for row in USERS[:50]))
+        isinstance(outcome, list)
+        for outcome in await asyncio.gather(*(try_read(redis, row, 10.0) for row in USERS[:50]))
     )
 
 
@@ -155,13 +154,13 @@ async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
     assert await rollback(redis) == old
     await activate(redis, new)
     assert await prune(redis, keep=0, grace_s=0) == [old]
-    found = await redis.catalogue()
-    assert found.releases == (found.find(new),)
-    assert await redis.incarnations() == [found.releases[0].incarnation]
-    await verify(redis, found.releases[0].ref)
+    catalogue = await redis.catalogue()
+    assert catalogue.releases == (catalogue.find(new),)
+    assert await redis.incarnations() == [catalogue.releases[0].incarnation]
+    await verify(redis, catalogue.releases[0].ref)
 
 
-async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path) -> None:
+async def test_wrong_password_error_does_not_show_it(tmp_path: Path) -> None:
     with running(tmp_path, password="right") as server:
         for user in ("", ":hunter2@", "nobody:hunter2@"):
             store = open_url(server.url(user=user))
@@ -195,7 +194,7 @@ async def test_password_file_may_end_with_a_line_feed(
         await store.close()
 
 
-async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
+async def test_replica_as_primary_serves_and_refuses_writes(
     redis: RedisStore, server: RedisServer, tmp_path: Path
 ) -> None:
     await begin(redis, FIRST)
@@ -203,11 +202,13 @@ async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
     with replica_of(server, tmp_path / "replica") as copy:
         replica = open_url(copy.url())
         await recovered(replica)
-        found = await replica.catalogue()
-        assert found == await redis.catalogue()
-        assert ((await redis.catalogue()).primary, found.primary) == (True, False)
+        catalogue = await replica.catalogue()
+        assert catalogue == await redis.catalogue()
+        assert ((await redis.catalogue()).primary, catalogue.primary) == (True, False)
         with pytest.raises(StoreUnavailable, match="read-only replica; give the URL of the primary"):
-            await replica.swap(found, changes.succeed(found, changes.renew(found, draft_of(FIRST)), "t", "s"))
+            await replica.swap(
+                catalogue, changes.succeed(catalogue, changes.renew(catalogue, draft_of(FIRST)), "t", "s")
+            )
         with pytest.raises(StoreUnavailable, match="read-only replica"):
             await replica.create(draft_of(SECOND), Plan(1, 1))
         await replica.close()
@@ -226,17 +227,17 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         proxy.target = replica.port
         proxy.reset()
         await recovered(remote)
-        found = await remote.catalogue()
-        assert (found.version, found.primary) == (first.version, True)
-        assert (found.store_id, found.generation) == (last.store_id, last.generation - 1)
+        catalogue = await remote.catalogue()
+        assert (catalogue.version, catalogue.primary) == (first.version, True)
+        assert (catalogue.store_id, catalogue.generation) == (last.store_id, last.generation - 1)
         with pytest.raises(ReleaseNotFound):
             await remote.get_many(ref(SECOND), [USERS[0].key])
         with pytest.raises(ReleaseConflict):
             await remote.swap(last, changes.succeed(last, last, "late", "s"))
-        assert await step(remote, changes.renew(found, draft_of(FIRST))) == await remote.catalogue()
+        assert await step(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
 
 
-async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: RedisStore, proxy: Proxy) -> None:
+async def test_publish_survives_a_reset_without_loss_or_repetition(remote: RedisStore, proxy: Proxy) -> None:
     async def interrupted() -> AsyncIterator[Sequence[Row]]:
         async for rows in lists(20_000):
             if rows[0].key.endswith(("4000", "9000", "9500")):

@@ -68,8 +68,8 @@ async def test_prune_never_erases_what_is_live_in_the_data_of_a_restarted_server
             proxy.arm(number, snapshots.restart, cut)
             with suppress(ReleaseConflict, StoreUnavailable):
                 await prune(store, keep=keep, grace_s=0)
-            found = await again(store)
-            assert found == release, f"{number}: {name}, {cut}"
+            catalogue = await again(store)
+            assert catalogue == release, f"{number}: {name}, {cut}"
             assert (await verify(store, await ref_again(store, release))).rows == len(ROWS), f"{number}: {name}, {cut}"
             await prune(store, keep=keep, grace_s=0)
             assert await store.incarnations() == [(await ref_again(store, release)).incarnation]
@@ -133,20 +133,20 @@ async def test_rebuild_names_nothing_that_a_restarted_server_lacks(
         server.execute_command("RENAME", "aside", catalogue)
         second = await publish(store, ROWS[:5])
         server.execute_command("DEL", catalogue)
-        found = await survey(store)
+        surveyed = await survey(store)
         proxy.arm(None if commands is None else number, snapshots.restart, Cut.AFTER)
         if commands is None:
-            assert (await rebuild(store, found, second)).live == second
+            assert (await rebuild(store, surveyed, second)).live == second
             commands = [*proxy.commands]
             continue
         with suppress(ReleaseConflict, ReleaseNotFound, StoreUnavailable):
-            await rebuild(store, found, second)
+            await rebuild(store, surveyed, second)
         assert await again(store) is None, f"{number}: {commands[number]}"
         number += 1
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, id="soak", marks=pytest.mark.soak)])
-async def test_erasure_leaves_no_row_missing_that_a_restarted_server_does_not_record(
+async def test_erasure_on_a_restarted_server_leaves_no_unrecorded_loss(
     store: Store, proxy: RedisProxy, server: RedisServer, step: int
 ) -> None:
     snapshots = Snapshots(server)

@@ -34,8 +34,8 @@ class Place:
     servers: list[redis.Redis]
 
     def names(self, pattern: str) -> list[bytes]:
-        found = [cast("list[bytes]", server.keys(pattern)) for server in self.servers]
-        return sorted(name for names in found for name in names)
+        names_by_server = [cast("list[bytes]", server.keys(pattern)) for server in self.servers]
+        return sorted(name for names in names_by_server for name in names)
 
     def of(self, release: ReleaseRef) -> list[bytes]:
         return self.names(f"{self.prefix}:{{{release.incarnation}.*")
@@ -47,7 +47,7 @@ class Place:
 
     def calls(self, command: str) -> int:
         stats = [cast("dict[str, dict[str, int]]", server.info("commandstats")) for server in self.servers]
-        return sum(each.get(f"cmdstat_{command}", {}).get("calls", 0) for each in stats)
+        return sum(stats_of_server.get(f"cmdstat_{command}", {}).get("calls", 0) for stats_of_server in stats)
 
     def copied(self) -> list[dict[bytes, bytes]]:
         return [copied(server, self.prefix) for server in self.servers]
@@ -92,24 +92,22 @@ class Pauses:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
-    made = Pauses()
+    gate = Pauses()
     sleep = asyncio.sleep
 
     async def paused(delay: float) -> None:
         if delay != PAUSE_S:
             await sleep(delay)
             return
-        made.reached.set()
-        await made.ended.wait()
+        gate.reached.set()
+        await gate.ended.wait()
 
-    monkeypatch.setattr("hotplate.stores.timing.Pacer.pause_s", lambda *_: PAUSE_S * made.are_made)
+    monkeypatch.setattr("hotplate.stores.timing.Pacer.pause_s", lambda *_: PAUSE_S * gate.are_made)
     monkeypatch.setattr(asyncio, "sleep", paused)
-    return made
+    return gate
 
 
-async def test_an_erase_takes_nothing_of_a_release_that_was_put_back_meanwhile(
-    place: Place, store: Store, pauses: Pauses
-) -> None:
+async def test_erase_spares_a_release_restored_during_it(place: Place, store: Store, pauses: Pauses) -> None:
     await write(store, FIRST, USERS)
     pauses.are_made = True
     copies = place.copied()
@@ -150,7 +148,7 @@ async def test_a_sealed_release_is_erased_without_a_search(place: Place, store: 
 
 
 @pytest.mark.parametrize("lost", [(), ("@keys",)], ids=["nothing is lost", "the list of its keys is lost"])
-async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
+async def test_interrupted_erase_is_finished_by_the_next(
     place: Place, store: Store, pauses: Pauses, lost: Sequence[str]
 ) -> None:
     await write(store, FIRST, USERS)
@@ -174,9 +172,7 @@ async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
 
 
 @pytest.mark.parametrize("lost", [("incarnations",), ("incarnations", "catalogue"), ("catalogue",)])
-async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
-    place: Place, store: Store, lost: Sequence[str]
-) -> None:
+async def test_stored_data_is_found_without_any_one_record(place: Place, store: Store, lost: Sequence[str]) -> None:
     for _ in range(2):
         await publish(store, [POPULAR, *USERS[:20]])
     await write(store, FIRST, USERS[:3], seal=False)
@@ -189,7 +185,7 @@ async def test_what_lies_in_a_store_is_found_whatever_record_of_it_is_lost(
     await other.close()
 
 
-async def test_what_no_record_names_is_pruned(place: Place, store: Store) -> None:
+async def test_unreferenced_data_is_pruned(place: Place, store: Store) -> None:
     await publish(store, [POPULAR, *USERS[:20]])
     await write(store, FIRST, USERS[:3], seal=False)
     place.execute("DEL", f"{{{place.prefix}}}:incarnations")

@@ -13,7 +13,7 @@ RELEASE = ReleaseRef(FIRST, INCARNATION)
 KEYS = ["user:1", "user:2", "item:a/b", "popular:", "user:é", "user:{x}", "meta:manifest"]
 
 
-def test_a_row_lies_in_the_bucket_of_its_key_whose_braces_name_one_slot() -> None:
+def test_row_is_in_the_bucket_of_its_key_and_one_slot() -> None:
     names = Keys("shop").release(RELEASE).rows(KEYS)
     assert names == [f"shop:{{{INCARNATION}.{xxh3_64_intdigest(key.encode()) % BUCKETS}}}:{key}" for key in KEYS]
     assert [name.encode() for name in names] == Keys("shop").release(RELEASE).located(KEYS)[0]
@@ -26,5 +26,5 @@ def test_redis_py_computes_slots_and_reads_layouts_as_servers_state_them() -> No
     ) * 2
     assert key_slot(b"123456789") == 0x31C3  # as the cluster's specification has it
     reply = [[0, 16383, [b"127.0.0.1", 7000, b"id", []], [b"", 7001, b"id", []]]]
-    (found,) = parse_cluster_slots(reply, current_host="asked").items()
-    assert found == ((0, 16383), {"primary": ("127.0.0.1", 7000), "replicas": [("asked", 7001)]})
+    (layout,) = parse_cluster_slots(reply, current_host="asked").items()
+    assert layout == ((0, 16383), {"primary": ("127.0.0.1", 7000), "replicas": [("asked", 7001)]})

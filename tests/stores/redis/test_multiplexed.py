@@ -58,9 +58,9 @@ class ScriptedServer:
 async def scripted(
     reply: Callable[[list[bytes]], bytes], greeting: bytes = b"+OK\r\n"
 ) -> AsyncIterator[ScriptedServer]:
-    made = ScriptedServer(reply, greeting)
-    async with listening(made.serve) as made.port:
-        yield made
+    server = ScriptedServer(reply, greeting)
+    async with listening(server.serve) as server.port:
+        yield server
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
         reads = await asyncio.gather(
             *(store.get_many(ref(FIRST), [f"user:{n}"]) for n in range(5)), return_exceptions=True
         )
-        assert {type(found) for found in reads} == {StoreUnavailable}
+        assert {type(read_slots) for read_slots in reads} == {StoreUnavailable}
         server.reply = well
         while True:
             try:
@@ -108,7 +108,7 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
     assert len(ours) == 1
 
 
-async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() -> None:
+async def test_unexpected_reply_closes_the_connection() -> None:
     async with reading(lambda command: well(command) + b"+OK\r\n") as (server, store):
         assert await store.get_many(ref(FIRST), ["user:1"]) == [b"1"]
         while not server.ended:
@@ -124,7 +124,7 @@ async def test_a_server_that_repeats_an_unknown_command_shows_no_password() -> N
         await store.close()
 
 
-async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> None:
+async def test_replies_to_another_command_are_no_catalogue() -> None:
     replies = {b"GET": b"+OK\r\n$-1\r\n", b"TIME": array(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
     async with reading(lambda command: replies[command[0]]) as (_, store):
         with pytest.raises(StoreUnavailable, match="unknown format"):
@@ -143,13 +143,11 @@ async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> Non
         (b"+OK\r\n", False),
     ],
 )
-async def test_a_server_that_does_not_say_that_it_is_a_primary_counts_as_a_replica(
-    greeting: bytes, *, primary: bool
-) -> None:
+async def test_server_without_a_stated_role_counts_as_a_replica(greeting: bytes, *, primary: bool) -> None:
     replies = {b"GET": b"$-1\r\n", b"TIME": array(b"1795202475", b"500000"), b"HELLO": greeting}
     async with reading(lambda command: replies[command[0]]) as (_, store):
-        found = await store.catalogue()
-    assert (found.generation, found.now, found.primary) == (0, 1795202475.5, primary)
+        catalogue = await store.catalogue()
+    assert (catalogue.generation, catalogue.now, catalogue.primary) == (0, 1795202475.5, primary)
 
 
 async def test_overlapping_calls_receive_the_values_of_their_own_commands(

@@ -62,7 +62,7 @@ def keys_of(cluster: RedisCluster, prefix: str, release: ReleaseRef) -> list[str
     return cluster.keys(f"{prefix}:{{{release.incarnation}.*")
 
 
-async def test_a_release_that_a_catalogue_gone_back_does_not_name_is_erased(
+async def test_release_unknown_to_a_reverted_catalogue_is_erased(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await publish(store, ROWS)
@@ -79,7 +79,7 @@ async def test_a_release_that_a_catalogue_gone_back_does_not_name_is_erased(
     assert keys_of(redis_cluster, prefix, first)
 
 
-async def test_a_pruned_release_that_an_older_node_brings_back_is_erased(
+async def test_pruned_release_brought_back_by_an_older_node_is_erased(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     for _ in range(2):
@@ -113,7 +113,7 @@ async def assert_unfrozen(store: RedisStore, user: str) -> None:
     assert (erased.covers(f"user:{user}"), erased.lost) == (True, 0)
 
 
-async def test_the_record_of_erased_users_goes_back_with_the_catalogue(
+async def test_erased_users_revert_together_with_the_catalogue(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     release = await ref_of(store, await publish(store, ROWS))
@@ -137,7 +137,7 @@ async def test_the_record_of_erased_users_goes_back_with_the_catalogue(
 
 
 @pytest.mark.parametrize("swap", [1, 2])
-async def test_a_server_that_goes_back_within_an_erasure_freezes_nothing(
+async def test_server_reverting_during_an_erasure_blocks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int
 ) -> None:
     with running(tmp_path) as server:
@@ -178,7 +178,7 @@ async def test_an_erasure_warns_of_a_server_without_an_append_only_file(
         await store.close()
 
 
-async def test_rows_beyond_those_that_a_node_gone_back_lists_are_erased(
+async def test_rows_missing_from_a_reverted_key_list_are_erased(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     draft = draft_of(FIRST)
@@ -195,9 +195,7 @@ async def test_rows_beyond_those_that_a_node_gone_back_lists_are_erased(
     assert keys_of(redis_cluster, prefix, ref(FIRST)) == []
 
 
-async def test_primaries_that_stayed_as_they_were_are_not_searched_again(
-    store: RedisStore, redis_cluster: RedisCluster
-) -> None:
+async def test_unchanged_primaries_are_not_searched_again(store: RedisStore, redis_cluster: RedisCluster) -> None:
     await publish(store, ROWS[:20])
     await prune(store)
     before = redis_cluster.calls("scan")
@@ -206,7 +204,7 @@ async def test_primaries_that_stayed_as_they_were_are_not_searched_again(
     assert redis_cluster.calls("scan") == before
 
 
-async def test_a_catalogue_gone_back_to_a_pruned_release_is_found_and_mended(
+async def test_catalogue_reverted_to_a_pruned_release_is_repaired(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     url = redis_cluster.url(prefix=prefix)
@@ -218,10 +216,10 @@ async def test_a_catalogue_gone_back_to_a_pruned_release_is_found_and_mended(
         assert await prune(store, keep=0, grace_s=0) == [first]
         restart_with(redis_cluster, home, older)
         other = open_url(url)
-        found = await other.catalogue()
-        assert found.live == first
+        catalogue = await other.catalogue()
+        assert catalogue.live == first
         with pytest.raises((ReleaseCorrupt, ReleaseNotFound)):
-            await verify(other, found.find(first).ref)
+            await verify(other, catalogue.find(first).ref)
         finding = (await look(url))["live"]
         assert (finding.level, "publish again" in finding.sentence) == (Level.ERROR, True)
         answers = await service.personal_many([f"{number:06}" for number in range(100)], 1)
@@ -231,8 +229,8 @@ async def test_a_catalogue_gone_back_to_a_pruned_release_is_found_and_mended(
         await prune(other, keep=0, grace_s=0)
         live = (await other.catalogue()).find(third).ref
         assert (await verify(other, live)).rows == len(LISTED)
-        assert {each.level for each in (await look(url)).values() if each.subject in ("live", "left over")} == {
-            Level.OK
-        }
+        assert {
+            finding.level for finding in (await look(url)).values() if finding.subject in ("live", "left over")
+        } == {Level.OK}
         assert redis_cluster.keys(f"*{prefix}*{{*.*}}:*") == keys_of(redis_cluster, prefix, live)
         await other.close()

@@ -146,23 +146,23 @@ class Harness:
 
     async def rebuild(self, store: Store) -> None:
         try:
-            found = await survey(store)
+            surveyed = await survey(store)
         except ReleaseNotFound:
             return  # nothing is whole: the next publish begins
-        await rebuild(store, found, list(found.candidates)[-1], force=True)
+        await rebuild(store, surveyed, list(surveyed.candidates)[-1], force=True)
 
     async def check_live(self, store: Store) -> None:
-        found = await store.catalogue()
-        if not found.generation:
+        catalogue = await store.catalogue()
+        if not catalogue.generation:
             await life.check_nothing_to_rebuild(store)
-        if found.live_ref is None:
+        if catalogue.live_ref is None:
             raise ReleaseNotFound("nothing is live")
-        await verify(store, found.live_ref)
+        await verify(store, catalogue.live_ref)
         erased = await erased_from(store)
         users = set[str]()
-        release = found.live_ref.id
+        release = catalogue.live_ref.id
         opened_with = Checksum(release).open
-        async for key, value in store.scan(found.live_ref):
+        async for key, value in store.scan(catalogue.live_ref):
             if key.startswith("meta:"):
                 continue
             label, _, of = str(orjson.loads(opened_with(key, value)[OFFSET_BYTES:])["id"]).partition(" ")
@@ -186,15 +186,15 @@ class Harness:
         """Prune, find nothing left over, publish, and wait until it is served."""
         async with opened(self.deployment.url) as store:
             await life.prune(store, keep=0, grace_s=0)
-            found = await store.catalogue()
-            drafts = [entry for entry in found.releases if entry.state is State.DRAFT]
-            left_over = {each.subject: each for each in await examine(store)}["left over"]
+            catalogue = await store.catalogue()
+            drafts = [entry for entry in catalogue.releases if entry.state is State.DRAFT]
+            left_over = {finding.subject: finding for finding in await examine(store)}["left over"]
             assert drafts or left_over.level is Level.OK, left_over.sentence
             named = ("}:catalogue", "}:incarnations", "}:erased")
             orphans = [
                 key
                 for key in await asyncio.to_thread(self.deployment.keys)
-                if not any(f"{{{entry.incarnation}." in key for entry in found.releases)
+                if not any(f"{{{entry.incarnation}." in key for entry in catalogue.releases)
                 and not any(name in key for name in named)
             ]
             assert orphans == []
@@ -220,7 +220,7 @@ async def opened(url: str) -> AsyncIterator[Store]:
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster", "sentinel"])
-async def test_no_list_is_wrong_and_a_new_release_restores_service(
+async def test_no_wrong_list_and_a_new_release_restores_service(
     kind: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with ageing(kind, tmp_path) as deployment:

@@ -97,10 +97,10 @@ async def test_replica_answers_while_the_primary_does_not(
     primary = deployment.primary
     primary.send_signal(signal.SIGSTOP)
     try:
-        found = await store.get_many_elsewhere(ref(FIRST), BOTH, timeout_s=5.0)
+        slots = await store.get_many_elsewhere(ref(FIRST), BOTH, timeout_s=5.0)
     finally:
         primary.send_signal(signal.SIGCONT)
-    assert found == [b"one", b"two", None]
+    assert slots == [b"one", b"two", None]
 
 
 async def test_the_doctor_names_what_a_failover_would_lack(
@@ -109,20 +109,20 @@ async def test_the_doctor_names_what_a_failover_would_lack(
     store = opened(stores, deployment.url(secrets.token_hex(4)))
 
     async def look() -> dict[str, Finding]:
-        return {each.subject: each for each in await examine(store)}
+        return {finding.subject: finding for finding in await examine(store)}
 
-    found = await look()
-    assert all(found[subject].level == Level.OK for subject in ("sentinels", "sentinel", "replicas"))
-    assert (found["min-replicas"].level, found["may publish"].level) == (Level.WARNING, Level.OK)
-    assert "min-replicas-to-write" in found["min-replicas"].sentence
+    by_subject = await look()
+    assert all(by_subject[subject].level == Level.OK for subject in ("sentinels", "sentinel", "replicas"))
+    assert (by_subject["min-replicas"].level, by_subject["may publish"].level) == (Level.WARNING, Level.OK)
+    assert "min-replicas-to-write" in by_subject["min-replicas"].sentence
     primary = deployment.primary
     primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "1")
     assert (await look())["min-replicas"].level == Level.OK
     primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "0")
     strange = opened(stores, deployment.url().replace(f"/{NAME}/", "/another/"))
     findings = await examine(strange)
-    assert [each.level for each in findings if each.subject == "sentinel"] == [Level.WARNING] * 3
-    assert any("No such master" in each.sentence for each in findings if each.subject == "servers")
+    assert [finding.level for finding in findings if finding.subject == "sentinel"] == [Level.WARNING] * 3
+    assert any("No such master" in finding.sentence for finding in findings if finding.subject == "servers")
 
 
 async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
@@ -140,7 +140,7 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
         await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
         calls = primary.calls("eval")
-        committing = asyncio.create_task(change(store, lambda found: commit(found, draft_of(FIRST))))
+        committing = asyncio.create_task(change(store, lambda catalogue: commit(catalogue, draft_of(FIRST))))
         while primary.calls("eval") == calls:
             await asyncio.sleep(0.01)
         assert not committing.done()
@@ -153,7 +153,7 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
-async def test_seal_on_a_replaced_primary_fails_until_it_is_made_again(
+async def test_seal_on_a_replaced_primary_fails_until_repeated(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
     primary = deployment.primary
@@ -184,7 +184,7 @@ async def test_seal_on_a_replaced_primary_fails_until_it_is_made_again(
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
 
 
-async def test_nothing_is_committed_while_most_sentinels_are_out_of_reach(
+async def test_no_commit_while_most_sentinels_are_unreachable(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
     sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
@@ -193,7 +193,7 @@ async def test_nothing_is_committed_while_most_sentinels_are_out_of_reach(
         await begin(store, FIRST)
         sentinels[0].up = sentinels[1].up = False
         with pytest.raises(StoreUnavailable, match="it may be another"):
-            await change(store, lambda found: commit(found, draft_of(FIRST)))
+            await change(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
         assert (await store.catalogue()).find(FIRST).state == "draft"
         await store.close()
 
@@ -212,17 +212,17 @@ async def test_sentinel_with_the_highest_failover_epoch_wins_until_it_is_reset()
         assert [node.port for node in sentinels.primaries] == [7001]
 
 
-async def test_sentinels_that_disagree_and_are_too_few_are_named() -> None:
+async def test_disagreeing_and_too_few_sentinels_are_reported() -> None:
     away = ScriptedSentinel(1, 7001)
     away.up = False
     async with asyncio.timeout(SOON_S), scripted(ScriptedSentinel(1, 7001), ScriptedSentinel(2, 7002), away) as all_of:
-        found = await all_of.examine()
-    assert [(each.level, each.subject) for each in found] == [
+        findings = await all_of.examine()
+    assert [(finding.level, finding.subject) for finding in findings] == [
         (Level.ERROR, "sentinel"), (Level.ERROR, "sentinel"), (Level.WARNING, "sentinel"), (Level.ERROR, "sentinels"),
     ]  # fmt: skip
-    assert "usable Sentinels" in found[0].sentence
-    assert "127.0.0.1:7001" in found[3].sentence
-    assert "127.0.0.1:7002" in found[3].sentence
+    assert "usable Sentinels" in findings[0].sentence
+    assert "127.0.0.1:7001" in findings[3].sentence
+    assert "127.0.0.1:7002" in findings[3].sentence
 
 
 async def test_without_a_sentinel_the_error_names_each() -> None:

@@ -22,7 +22,7 @@ from tests.support.tcp_proxy import through
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
 
 
-async def test_a_caller_that_is_cancelled_disturbs_no_other(redis: RedisStore) -> None:
+async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
     await write(redis, FIRST, USERS)
     for round_ in range(50):
         tasks = [asyncio.create_task(redis.get_many(ref(FIRST), [row.key])) for row in USERS[:9]]
@@ -35,7 +35,7 @@ async def test_a_caller_that_is_cancelled_disturbs_no_other(redis: RedisStore) -
             assert slot == [row.value] or (place % 3 == 0 and isinstance(slot, asyncio.CancelledError))
 
 
-async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) -> None:
+async def test_abandoned_put_leaves_the_connection_usable(redis: RedisStore) -> None:
     await redis.create(draft_of(FIRST), Plan(1, 1))
     for hops in range(12):
         task = asyncio.create_task(redis.put(draft_of(FIRST), USERS[:1000]))
@@ -49,7 +49,7 @@ async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) ->
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
-async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
+async def test_documented_redis_users_have_exactly_their_rights(
     request: pytest.FixtureRequest, place: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hotplate.stores.redis.store.POLL_S", 0.02)
@@ -68,10 +68,10 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     await rollback(publisher)
     await activate(publisher, new)
     assert await prune(publisher, keep=0, grace_s=0) == [old]
-    found = await server.catalogue()
-    assert found == await publisher.catalogue()
-    assert found.primary
-    live = found.find(new)
+    catalogue = await server.catalogue()
+    assert catalogue == await publisher.catalogue()
+    assert catalogue.primary
+    live = catalogue.find(new)
     assert None not in await server.get_many(live.ref, [row.key for row in rows])
     assert await server.warnings() == []
     await verify(server, live.ref)
@@ -80,7 +80,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
         server.create(draft, Plan(3, 100)),
         server.put(draft, rows),
         server.seal(draft),
-        server.swap(found, found),
+        server.swap(catalogue, catalogue),
         server.erase(live.ref, unchecked),
     ):
         with pytest.raises(StoreMisused, match="lacks a permission"):
@@ -93,7 +93,7 @@ async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
         await store.close()
 
 
-async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, redis_server: RedisServer) -> None:
+async def test_too_large_release_is_refused_with_the_sizes(redis: RedisStore, redis_server: RedisServer) -> None:
     redis_server.execute_command("CONFIG", "SET", "maxmemory", "500mb")
     try:
         with pytest.raises(
@@ -109,7 +109,7 @@ async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, re
         await redis.create(draft_of(SECOND), Plan(1_000_000_000, 10**15))
 
 
-async def test_the_estimated_memory_is_the_memory_taken(redis: RedisStore, redis_server: RedisServer) -> None:
+async def test_estimated_memory_matches_used_memory(redis: RedisStore, redis_server: RedisServer) -> None:
     def used() -> int:
         return int(redis_server.execute_command("INFO", "memory")["used_memory"])
 

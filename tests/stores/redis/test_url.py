@@ -9,7 +9,7 @@ from hotplate.stores.errors import StoreMisused
 from hotplate.stores.redis.url import parse, parse_sentinel
 
 
-def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
+def test_url_has_user_password_port_database_and_prefix() -> None:
     address = parse("redis://me:p%40ss@db.example:7000/3?prefix=shop.eu-1", {})
     assert (address.host, address.port, address.db, address.prefix) == ("db.example", 7000, 3, "shop.eu-1")
     assert (address.user, address.password, address.tls) == ("me", "p@ss", False)
@@ -33,8 +33,10 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
     server = behind.server
     assert behind.name == "the shop"
     assert (server.db, server.prefix, server.user, server.password, server.tls) == (3, "shop", "me", "p4ss", True)
-    assert [(one.host, one.port) for one in behind.sentinels] == [("a", 26379), ("::1", 7000)]
-    assert {(one.db, one.user, one.password, one.tls) for one in behind.sentinels} == {(0, "watch", "theirs", True)}
+    assert [(sentinel.host, sentinel.port) for sentinel in behind.sentinels] == [("a", 26379), ("::1", 7000)]
+    assert {(sentinel.db, sentinel.user, sentinel.password, sentinel.tls) for sentinel in behind.sentinels} == {
+        (0, "watch", "theirs", True)
+    }
     assert "p4ss" not in repr(behind)
 
 
@@ -63,7 +65,7 @@ def test_url_lists_sentinels_before_primary_name_with_a_separate_password() -> N
         ("redis+cluster://:secret@a/?read=replica", "no parameter 'read'"),
     ],
 )
-def test_a_wrong_url_is_a_sentence_without_the_password(url: str, complaint: str) -> None:
+def test_invalid_url_is_an_error_without_the_password(url: str, complaint: str) -> None:
     with pytest.raises(StoreMisused, match=complaint) as caught:
         connect(url)
     assert "secret" not in str(caught.value)

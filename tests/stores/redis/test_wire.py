@@ -61,15 +61,15 @@ async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wir
 
 
 async def test_change_of_the_catalogue_without_a_reply_is_sent_once(wire: Wire) -> None:
-    found = await begin(wire.store, FIRST)
+    catalogue = await begin(wire.store, FIRST)
     before = wire.calls("eval", "evalsha")
     wire.proxy.losing = b"EVAL"
     with pytest.raises(StoreUnavailable):
-        await step(wire.store, changes.renew(found, draft_of(FIRST)))
+        await step(wire.store, changes.renew(catalogue, draft_of(FIRST)))
     wire.proxy.losing = None
     assert wire.calls("eval", "evalsha") == before + 1
     async with asyncio.timeout(SOON_S):
-        assert (await wire.store.catalogue()).generation == found.generation + 1
+        assert (await wire.store.catalogue()).generation == catalogue.generation + 1
 
 
 async def test_erasure_of_rows_without_a_reply_is_sent_once(wire: Wire) -> None:
@@ -129,7 +129,7 @@ async def test_lost_batch_of_rows_is_completed_and_no_row_is_listed_twice(wire: 
     assert await scanned(wire.store, FIRST) == USERS
 
 
-async def test_the_sentinel_that_has_seen_the_latest_failover_is_believed(tmp_path: Path, prefix: str) -> None:
+async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, prefix: str) -> None:
     (tmp_path / "former").mkdir()
     with running(tmp_path) as current, running(tmp_path / "former") as former:
         async with AsyncExitStack() as stack:
@@ -145,7 +145,7 @@ async def test_the_sentinel_that_has_seen_the_latest_failover_is_believed(tmp_pa
         assert former.execute_command("KEYS", f"*{prefix}*") == []
 
 
-async def test_replicas_are_waited_for_on_the_connection_that_wrote(
+async def test_replicas_are_awaited_on_the_writing_connection(
     tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(tmp_path) as primary, replica_of(primary, tmp_path / "replica") as replica:

@@ -54,9 +54,9 @@ class SqliteStore(Diagnosed):
         return [self._get(release.incarnation, key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
-        found = self._get(*CATALOGUE)
+        record = self._get(*CATALOGUE)
         now = time.time()
-        return Catalogue(now=now) if found is None else parse_catalogue(found, now=now, where=str(self._path))
+        return Catalogue(now=now) if record is None else parse_catalogue(record, now=now, where=str(self._path))
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         return [self._get(CATALOGUE[0], name) for name in names]
@@ -64,10 +64,10 @@ class SqliteStore(Diagnosed):
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
         while True:
-            found = await self.catalogue()
-            if found != seen:
-                seen = found
-                yield found
+            catalogue = await self.catalogue()
+            if catalogue != seen:
+                seen = catalogue
+                yield catalogue
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
@@ -91,8 +91,8 @@ class SqliteStore(Diagnosed):
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         self._check_claim(draft)
-        found = self._get(draft.incarnation, f"@point {part}")
-        return None if found is None else found.decode()
+        key = self._get(draft.incarnation, f"@point {part}")
+        return None if key is None else key.decode()
 
     async def seal(self, draft: DraftRef) -> None:
         with self._transaction():
@@ -124,8 +124,8 @@ class SqliteStore(Diagnosed):
 
     async def incarnations(self) -> list[str]:
         with self._connection() as connection:
-            found = connection.execute("SELECT DISTINCT owner FROM rows WHERE owner != ''")
-            return [owner for (owner,) in found]
+            owners = connection.execute("SELECT DISTINCT owner FROM rows WHERE owner != ''")
+            return [owner for (owner,) in owners]
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         with self._transaction():
@@ -155,8 +155,8 @@ class SqliteStore(Diagnosed):
     def _get(self, owner: str, key: str) -> bytes | None:
         with self._connection() as connection:
             select = "SELECT value FROM rows WHERE owner = ? AND key = ?"
-            found = connection.execute(select, (owner, key.encode("utf-8", "surrogatepass"))).fetchone()
-        return None if found is None else found[0]
+            row = connection.execute(select, (owner, key.encode("utf-8", "surrogatepass"))).fetchone()
+        return None if row is None else row[0]
 
     def _set(self, owner: str, *rows: Row) -> None:
         with self._connection() as connection:
