@@ -35,7 +35,7 @@ from hotplate.stores.verification import verify
 
 __all__ = ("OpenStore", "StoreContract")
 
-# Opens another handle, as another process would.
+# Opens another handle on the same store, as another process would.
 OpenStore = Callable[[], Store]
 
 FIRST = ReleaseId("20261120T064200Z-aaaa")
@@ -54,7 +54,7 @@ ROWS = [
 
 
 def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
-    """Return a draft as stores receive it."""
+    """Return a draft as stores receive it: id, incarnation (the name of its data) and the token of its writer."""
     return DraftRef(release, f"incarnation-{release}", writer)
 
 
@@ -63,9 +63,9 @@ def ref(release: ReleaseId) -> ReleaseRef:
     return draft_of(release).release
 
 
-def unchecked(found: Catalogue) -> None:
+def unchecked(catalogue: Catalogue) -> None:
     """Allow an erase, whatever the catalogue says."""
-    del found
+    del catalogue
 
 
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
@@ -189,11 +189,13 @@ class StoreContract:
         for start in range(0, len(ROWS), 2):
             await store.put(draft_of(FIRST), ROWS[start : start + 2])
         await store.put(draft_of(FIRST), [meta])
+
         with pytest.raises(ReleaseNotFound):
             await scanned(store, FIRST)
         await store.seal(draft_of(FIRST))
         for _ in range(2):
             await store.prepare(ref(FIRST))
+
         assert await scanned(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
         if isinstance(store, Diagnosed):
             await store.check_size(ref(FIRST))
@@ -210,13 +212,13 @@ class StoreContract:
         await store.put(draft_of(FIRST), [Row("user:0", b"unsorted")])
         await store.put(draft_of(FIRST), [])
         await store.seal(draft_of(FIRST))
-        expected = {row.key: row.value for row in ROWS} | {"user:0": b"unsorted"}
-        each_once = sorted(expected.items(), key=lambda row: row[0].encode())
-        assert await scanned(store, FIRST) == each_once, "a scrub counts the rows of a scan"
+        expected = sorted([*ROWS, Row("user:0", b"unsorted")], key=lambda row: row.key.encode())
+        assert await scanned(store, FIRST) == expected, "a scrub counts the rows of a scan"
 
     async def test_each_part_of_a_killed_writer_is_continued_from_its_resume_point(
         self, open_handle: OpenStore
     ) -> None:
+        """Two processes of one writer each put a part: the rows with even keys, and those with odd ones."""
         even = [Row(f"user:{n:03}", b"even") for n in range(0, 100, 2)]
         odd = [Row(f"user:{n:03}", b"odd") for n in range(1, 100, 2)]
         first = open_handle()
@@ -224,20 +226,24 @@ class StoreContract:
         await first.create(draft, Plan(100, 1000))
         await first.put(draft, [Row("meta:dictionary", b"early")])
         assert await first.resume_point(draft) is None
+
         for start in range(0, 30, 10):
             await first.put(draft, even[start : start + 10], part=0)
             await first.put(draft, odd[start : start + 10], part=1)
         await first.put(draft, [Row("meta:dictionary", b"early")], part=1)
         await first.put(draft, even[30:40], part=0)
         await first.close()
+
         second = open_handle()
         await second.create(draft, Plan(100, 1000))
         points = [await second.resume_point(draft, part) for part in range(3)]
         assert points == [even[39].key, odd[29].key, None]
+
         await second.put(draft, odd[30:], part=1)
         assert await second.resume_point(draft, part=0) == even[39].key
         await second.put(draft, even[40:], part=0)
         await second.seal(draft)
+
         assert await scanned(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
         assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
@@ -248,6 +254,7 @@ class StoreContract:
         after = draft_of(FIRST, "after")
         await first.create(before, Plan(len(ROWS), 1000))
         await first.put(before, ROWS[:3])
+
         try:
             await second.create(after, Plan(len(ROWS), 1000))
         except ReleaseConflict:  # the store knows that the earlier writer is alive
@@ -258,9 +265,11 @@ class StoreContract:
             for step in (*late, first.resume_point(before), first.seal(before)):
                 with pytest.raises(ReleaseConflict):
                     await step
+
         assert await second.resume_point(after) == ROWS[2].key
         await second.put(after, ROWS[3:])
         await second.seal(after)
+
         third = open_handle()
         with pytest.raises(ReleaseConflict):
             await third.create(before, Plan(len(ROWS), 1000))
@@ -341,8 +350,8 @@ class StoreContract:
         await write(store, FIRST, ROWS, seal=sealed)
         seen = list[Catalogue]()
 
-        def refuse(found: Catalogue) -> None:
-            seen.append(found)
+        def refuse(catalogue: Catalogue) -> None:
+            seen.append(catalogue)
             raise ReleaseConflict("it is live again")
 
         for _ in range(2):
@@ -351,11 +360,14 @@ class StoreContract:
                 with pytest.raises(ReleaseConflict, match="live again"):
                     await handle.erase(ref(FIRST), refuse)
                 assert seen[-1] == await store.catalogue()
-        if not sealed:
-            await store.put(draft_of(FIRST), [Row("user:later", b"later")])
+
+        expected = ROWS
+        if not sealed:  # the draft takes rows as before
+            later = Row("user:later", b"later")
+            await store.put(draft_of(FIRST), [later])
             await store.seal(draft_of(FIRST))
-        rows = ROWS if sealed else sorted([*ROWS, Row("user:later", b"later")], key=lambda row: row.key.encode())
-        assert await scanned(open_handle(), FIRST) == rows
+            expected = sorted([*ROWS, later], key=lambda row: row.key.encode())
+        assert await scanned(open_handle(), FIRST) == expected
         assert await store.get_many(ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
@@ -391,19 +403,29 @@ class StoreContract:
         assert await reader.records(["one", "other"]) == [None, None]
         await begin(store, FIRST)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
-        for records in (first, [RecordChange("one", first[0].after, b"2")]):
+        second = [RecordChange("one", first[0].after, b"2")]
+        for records in (first, second):
             stored = await store.catalogue()
             await store.swap(stored, changes.succeed(stored, stored, records[0].after.hex(), "here"), records)
             assert await reader.records(["one", "absent"]) == [records[0].after, None]
         assert await reader.records(["other"]) == [first[1].after]
+
+    async def test_a_refused_swap_changes_no_record_and_a_repeated_one_is_done(self, store: Store) -> None:
+        await begin(store, FIRST)
+        stored = await store.catalogue()
+        await store.swap(stored, changes.succeed(stored, stored, "first", "here"), [RecordChange("one", None, b"2")])
+
         stored = await store.catalogue()
         outdated = replace(stored, token="outdated")
         with pytest.raises(ReleaseConflict):
             await store.swap(outdated, changes.succeed(stored, stored, "t", "here"), [RecordChange("one", b"2", b"3")])
-        assert await reader.records(["one"]) == [b"2"]
-        again = [RecordChange("one", b"1", b"2")]  # by an attempt whose reply was lost
-        await store.swap(stored, changes.succeed(stored, stored, "again", "here"), again)
-        assert (await reader.records(["one"]), (await reader.catalogue()).token) == ([b"2"], "again")
+        assert await store.records(["one"]) == [b"2"]
+
+        repeated = [RecordChange("one", b"1", b"2")]  # of an attempt that changed the record, and has lost its reply
+        successor = changes.succeed(stored, stored, "again", "here")
+        await store.swap(stored, successor, repeated)
+        assert await store.records(["one"]) == [b"2"]
+        assert await store.catalogue() == successor
 
     async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
         await begin(open_handle(), FIRST)
@@ -421,7 +443,7 @@ class StoreContract:
         await begin(store, FIRST)
         await write(store, FIRST, ROWS)
         committed = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
-        await step(store, replace(committed, releases=committed.releases * 2))  # which contradicts itself
+        await step(store, replace(committed, releases=committed.releases * 2))  # lists each release twice: invalid
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")
@@ -429,12 +451,14 @@ class StoreContract:
         record = unreadable.record
         rebuilt = changes.succeed(Catalogue(), committed, "rebuilt", "elsewhere")
         assert record is not None
+
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record + b" ", rebuilt)
         handles = [open_handle() for _ in range(3)]
         tries = (handle.replace_unreadable(record, rebuilt) for handle in handles)
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 2
+
         assert await open_handle().catalogue() == rebuilt
         with pytest.raises(ReleaseConflict):
             await store.replace_unreadable(record, rebuilt)
@@ -481,10 +505,12 @@ class StoreContract:
 
         release = (await publish(store, rows(), plan=Plan(len(keys), 400), about={})).manifest.release
         entry = (await store.catalogue()).find(release)
+
         assert (await verify(store, entry.ref)).named == {"basket": ("é",)}
         assert len([slot for slot in await store.get_many(entry.ref, keys) if isinstance(slot, bytes)]) == len(keys)
         assert [row.key async for row in store.scan(entry.ref)] == [*keys[:1], "meta:manifest", *keys[1:]]
         assert (await find_users(store, ["1"])).lists == {release: ("basket",)}
+
         await erase_users(store, ["1"])
         await verify(store, entry.ref)
         erased = await erased_from(store)

@@ -259,7 +259,13 @@ def copy(
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
         done = run_between(chosen_store(source), chosen_store(target), act, meter)
-    is_live = activate and done.held_back is None
+    _print_copied(done, target, meter, is_live=activate and done.held_back is None, as_json=as_json)
+    if done.held_back is not None:
+        raise done.held_back
+
+
+def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool) -> None:
+    """Print the rows that were copied to *target*, the release's state, and the request units spent."""
     facts = {
         "release": done.manifest,
         "live": is_live,
@@ -274,8 +280,6 @@ def copy(
     _print_done(target, facts | meter.to_json(), f"{rows}; {done.manifest.release} is {state}", as_json=as_json)
     if not as_json and done.rows:
         meter.print_totals(done.manifest.rows)
-    if done.held_back is not None:
-        raise done.held_back
 
 
 @app.command()

@@ -78,23 +78,23 @@ def lookup(
         await reader.tiers[0].follower.refresh()
         return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), Selection(n))
 
-    answer = with_store(store, read)
-    origin = answer.source
+    _print_list(user, with_store(store, read), as_json=as_json)
+
+
+def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
+    """Print a list with its source and release; in JSON, `canary` and `list` only if there is something to say."""
     facts: dict[str, object] = {"user": user, "release": answer.release}
+    source = answer.source
     if answer.canary:
         facts["canary"] = True
     if answer.list:
         facts["list"] = answer.list
-        origin += f" in {answer.list}"
+        source += f" in {answer.list}"
     facts |= {"source": answer.source, "items": answer.items}
     role = ", the canary" if answer.canary else ""
+    sentence = f"{user}: {source}, release {answer.release}{role}"
     rows = [(item["id"], item["score"], item.get("title")) for item in answer.items]
-    print_result(
-        facts,
-        f"{user}: {origin}, release {answer.release}{role}",
-        table(("item", "score", "title"), rows),
-        as_json=as_json,
-    )
+    print_result(facts, sentence, table(("item", "score", "title"), rows), as_json=as_json)
 
 
 def demo(
