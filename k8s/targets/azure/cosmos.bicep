@@ -1,5 +1,5 @@
-// The account and its database, which tokens alone open: one identity reads, the other publishes. docs/cosmos.md says
-// why the publisher has two roles. Containers are made by each publish, and are none of this file's business.
+// The account and its database, accessible by tokens only: one identity reads, the other publishes. docs/cosmos.md explains
+// the publisher's two roles. Each publish creates its containers, so they are not defined here.
 param account string
 param location string
 
@@ -78,7 +78,7 @@ resource writes 'Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments@2024-1
   }
 }
 
-// Cosmos DB Operator: makes, scales and drops containers, and sees neither keys nor data.
+// Cosmos DB Operator: creates, scales and deletes containers, without access to keys or data.
 resource operates 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   name: guid(cosmos.id, publisher, 'operator')
   scope: cosmos

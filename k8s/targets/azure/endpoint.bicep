@@ -1,4 +1,4 @@
-// The private endpoint of a store: an address of its own in a subnet, under the name that the store has everywhere.
+// The private endpoint of a store: an address in a subnet, with the store's usual DNS name.
 param name string
 param location string
 

@@ -1,5 +1,5 @@
-// What hotplate needs of Azure: a cluster whose pods have identities of their own, a store, and logs. Nothing here has a key
-// where Entra ID will do.
+// The Azure resources for hotplate: a cluster whose pods have identities, a store, and logs. It uses Entra ID instead of
+// keys wherever that is possible.
 //   az deployment group create --resource-group shop --template-file main.bicep --parameters withRedis=true
 targetScope = 'resourceGroup'
 
@@ -36,7 +36,7 @@ resource logs 'Microsoft.OperationalInsights/workspaces@2023-09-01' = {
   }
 }
 
-// Who serves, and who publishes: the service accounts of the same names in k8s/, as no pod needs the rights of the other.
+// The service and the publisher: identities of the service accounts of these names in k8s/, with separate rights.
 resource serve 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = {
   name: '${name}-serve'
   location: location
@@ -79,7 +79,7 @@ resource cluster 'Microsoft.ContainerService/managedClusters@2025-05-01' = {
       upgradeChannel: 'patch'
       nodeOSUpgradeChannel: 'NodeImage'
     }
-    // Network policies hold only where something enforces them.
+    // Without a policy engine, network policies have no effect.
     networkProfile: {
       networkPlugin: 'azure'
       networkPluginMode: 'overlay'

@@ -1,4 +1,5 @@
-// Azure Managed Redis, as one server: releases swap by scripts over several keys. It has one user with all rights, whose key
+// Azure Managed Redis without clustering: releases change by scripts over several keys. It has one user with all rights; its
+// key is what
 // `az redisenterprise database list-keys` prints; keep it in a secret, for HOTPLATE_REDIS_PASSWORD_FILE.
 param name string
 param location string
@@ -29,10 +30,10 @@ resource database 'Microsoft.Cache/redisEnterprise/databases@2025-07-01' = {
     clientProtocol: 'Encrypted'
     port: 10000
     clusteringPolicy: 'NoCluster'
-    // A list that is dropped is a user without one: a publish that finds no room has to fail instead.
+    // An evicted list would be missing for its user; without room, a publish must fail instead.
     evictionPolicy: 'NoEviction'
     accessKeysAuthentication: 'Enabled'
-    // A second of changes at most is lost with both nodes.
+    // If both nodes fail, at most one second of changes is lost.
     persistence: {
       aofEnabled: true
       aofFrequency: '1s'
