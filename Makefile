@@ -1,13 +1,13 @@
-# The verbs of this repository. `make demo` and `make test` do all their own set-up.
+# The targets of this repository. Each one sets up what it needs.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := .ci/pip-install $(BIN)/python
-# Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
-# for half of their time, so that there are more workers than cores.
+# Each worker starts its own servers; an idle worker takes tests from another one. The fast tests wait half of their time,
+# so there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal
 FAST := $(PYTEST) -m "not soak and not k8s and not spark" --ignore tests/k8s
-# The workers and hundreds of commands load the same modules, which would be compiled for each.
+# Workers and hundreds of commands load the same modules, which would be compiled again for each.
 unexport PYTHONDONTWRITEBYTECODE
 
 ENGINE ?= docker
@@ -17,19 +17,19 @@ LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url
 
 .PHONY: help demo test fast soak check lint types k8s-check spark-test wheel image image-check release-check sbom push notes bench figures quality site lock clean
 
-help: ## list the verbs
+help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: .venv/demo .venv/lane ## data, training, a release and a running service
+demo: .venv/demo .venv/lane ## sample data, training, a release and a running service
 	$(BIN)/hotplate demo
 
 test: lint ## every check and the fast tests
 	@.ci/debian-packages
 	@$(MAKE) --no-print-directory --jobs 2 types fast
 
-# What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
-# All is collected once before: in a fresh clone, each of the workers would else compile all tests for itself, and what
-# cannot be imported fails at once, where workers would say so after all other tests.
+# Types are checked while tests wait. tests/k8s is not even collected, because importing it takes seconds. Tests are
+# collected once before the workers start: otherwise, in a fresh clone, each worker would compile them all, and an import
+# error would be reported only after all other tests.
 fast: .venv/dev .venv/lane
 	@collected=$$($(FAST) --collect-only -qq 2>&1) || { echo "$$collected"; exit 1; }
 	$(FAST) -n 5 --durations 15
@@ -48,66 +48,66 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
+k8s-check: .venv/k8s ## build and validate manifests, and test images, alerts and dashboards
 	$(PYTEST) -n 3 -m k8s tests/k8s
 
-spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executors killed; takes Java, and skips without
+spark-test: .venv/dev ## train, rank and publish on Spark, and kill executors; skipped without Java
 	@.ci/debian-packages
 	@if .ci/java; then $(MAKE) .venv/spark && $(PYTEST) -n 1 -m spark --timeout 600 tests/offline/spark; \
 	    else case ",$$HOTPLATE_REQUIRE," in *,java,*) exit 1;; esac; fi
 
-# The first runs on any platform, without the fast lane; the second, with it, on this platform and this Python.
-wheel: .venv/demo ## the wheels, in dist/, installed and tried in environments of their own
+# The first wheel is for any platform and lacks the fast lane; the second has it, for this platform and this Python.
+wheel: .venv/demo ## build the wheels in dist/, and try each in new environments
 	@rm -f dist/hotplate-*.whl
 	HOTPLATE_EXTENSION=skip $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-py3-none-any.whl missing
 	HOTPLATE_EXTENSION=require $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	.ci/try-wheel $(PYTHON) dist/hotplate-$(VERSION)-cp*.whl compiled
 
-image: ## the images, by ENGINE=docker or podman
+image: ## build the images, with ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target offline --build-arg REVISION=$(REVISION) --tag hotplate-offline:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target spark --build-arg REVISION=$(REVISION) --tag hotplate-spark:$(VERSION) .
 
-image-check: ## the images built and run: train, publish, health check, a GET; their sizes and components
+image-check: ## build the images; train, publish, check health and request a list in them; print sizes
 	.ci/image-check $(VERSION) $(REVISION)
 
-# The soak has the sanitizers of the fast lane, and stores of earlier versions, whose commits a shallow clone lacks.
-release-check: ## all that a release needs: .ci/run, the wheels, both ends of redis-py's versions, the images
+# The soak includes the sanitizers of the fast lane, and stores of earlier versions, whose commits a shallow clone lacks.
+release-check: ## everything before a release: .ci/run, wheels, oldest and newest redis-py, images
 	.ci/run
 	$(MAKE) wheel
 	.ci/redis-versions
 	$(MAKE) image-check
 
-sbom: image ## what is in the images, as CycloneDX, in dist/
+sbom: image ## write the components of the images, as CycloneDX, to dist/
 	@mkdir -p dist
 	for name in hotplate hotplate-offline hotplate-spark; do \
 	    $(ENGINE) run --rm --entrypoint cat $$name:$(VERSION) /opt/hotplate/sbom.cdx.json > dist/$$name.cdx.json || exit; done
 
-push: sbom ## the images, to REGISTRY=HOST/FOLDER; their digests are in dist/digests
-	@[ -n "$(REGISTRY)" ] || { echo "Say where to: make push REGISTRY=HOST/FOLDER"; exit 2; }
+push: sbom ## push the images to REGISTRY=HOST/FOLDER; writes their digests to dist/digests
+	@[ -n "$(REGISTRY)" ] || { echo "Name the registry: make push REGISTRY=HOST/FOLDER"; exit 2; }
 	.ci/push-images $(ENGINE) $(REGISTRY) $(VERSION)
 
-notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, only if that is it
+notes: ## write this version's section of CHANGELOG.md to dist/; TAG=v1.2.3 must be this version
 	@[ -z "$(TAG)" ] || [ "$(TAG)" = "v$(VERSION)" ] || { echo "The tag is $(TAG), and pyproject.toml says $(VERSION)."; exit 1; }
 	@mkdir -p dist
 	@awk '/^## /{on = $$2 == "$(VERSION)"; next} on' CHANGELOG.md | grep . > dist/notes.md || \
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
-# By themselves: pytest-benchmark does not work beside xdist.
-bench: .venv/dev .venv/lane ## the benchmarks, saved below .benchmarks and compared with the last run; ONLY=bench/test_lookups.py
+# In one process: pytest-benchmark does not work with xdist.
+bench: .venv/dev .venv/lane ## run the benchmarks, and compare with the last run; ONLY=bench/test_lookups.py
 	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -p no:xdist -p no:schemathesis \
 	    $$(ls .benchmarks/*/*.json >/dev/null 2>&1 && echo --benchmark-compare) --timeout 1800 \
 	    --benchmark-storage file://.benchmarks --benchmark-autosave --benchmark-histogram .benchmarks/histogram \
 	    $(or $(ONLY),bench)
 
-figures: .venv/dev .venv/lane ## the tables of README and docs/measuring.md; KEEP="FILE …" adds results of make bench and reports first
+figures: .venv/dev .venv/lane ## write the tables of README and docs/measuring.md; KEEP="FILE …" adds results first
 	$(BIN)/python -m hotplate.bench.docs_figures $(KEEP)
 
-quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
+quality: .venv/dev ## measure the lists on both data sets and every split, and write the tables of the docs
 	$(BIN)/python -m hotplate.offline.quality
 
-site: .venv/site ## the documentation as a site, in dist/site
+site: .venv/site ## build the documentation as a site in dist/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lock: .venv/dev ## resolve the requirements again (needs uv)
@@ -126,7 +126,7 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Creating a virtual environment failed. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 
 .venv/demo: requirements/demo.lock pyproject.toml | .venv/bin/python
 	@echo "Installing what the demo needs (a minute on a first run) ..."
@@ -140,14 +140,14 @@ lock: .venv/dev ## resolve the requirements again (needs uv)
 	@HOTPLATE_EXTENSION=skip $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch .venv/demo $@
 
-# An editable install does not compile the fast lane again when its source changes. Without a compiler, the next verb
-# tries again.
+# An editable install does not recompile the fast lane when its source changes. Without a compiler, the next target tries
+# again.
 .venv/lane: serve/connections/lane.pyx hatch_build.py | .venv/bin/python
 	@echo "Compiling the fast lane ..."
 	@$(BIN)/python hatch_build.py
 	@! ls serve/connections/lane.*.so >/dev/null 2>&1 || touch $@
 
-# Few of the modules are imported, and those are compiled then.
+# Without compiling, because few of the modules are imported.
 .venv/k8s: requirements/k8s.lock .ci/k8s-tools | .venv/dev
 	@echo "Installing what the checks of k8s/ need (a minute on a first run) ..."
 	@$(PIP_INSTALL) --no-compile --require-hashes -r requirements/k8s.lock
