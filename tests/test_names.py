@@ -103,3 +103,19 @@ def test_page_of_tests_support_names_each_module() -> None:
     folder = ROOT / "tests/support"
     named = re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text())
     assert sorted(named) == sorted(path.name for path in folder.glob("*.py"))
+
+
+def test_test_files_are_named_after_a_module_or_listed_with_their_behaviour() -> None:
+    names: dict[str, set[str]] = {}
+    for path in (*modules(), *ROOT.glob("serve/**/*.pyx")):
+        room, *folders, _ = path.relative_to(ROOT).parts
+        names.setdefault("cli" if "cli" in folders else room, set()).update(folders, {path.stem})
+    tests = ROOT / "tests"
+    files = {path.relative_to(tests) for path in tests.rglob("test_*.py") if "third_party" not in path.parts}
+    behaviours = set[str]()
+    for path in files:
+        room = path.parts[0] if len(path.parts) > 1 else "hotplate"
+        if path.stem.removeprefix("test_") not in names.get(room, set()):
+            behaviours.add(str(path))
+    rows = [line for line in (tests / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)} == behaviours
