@@ -1,56 +1,41 @@
 """`hotplate.open` and `hotplate.open_sync`: lists of the live release inside another program."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
-import msgspec
-
 from hotplate.background import Background, blocking
 from hotplate.recommendations import FilterOptions, ListOptions, Recommendations
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.filters import filter_of
 from hotplate.serve.fold_in import RECENCY
-from hotplate.serve.paging import Continued, Cursor, continued, continued_many, continued_popular, page_of, parse_cursor
+from hotplate.serve.list_requests import (
+    ListAnswer,
+    ListRequest,
+    answer_list,
+    answer_nowait,
+    answer_popular,
+    read_lists,
+    shape_list,
+)
+from hotplate.serve.paging import parse_cursor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import follow
-from hotplate.stores.encoding import ITEM, OVERALL, USER, RowKey, check_id, decode
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, check_id, decode
 from hotplate.stores.errors import StoreMisused
 
 # Maximum wait for the first read of each store.
 FIRST_READ_S = 1.0
-
-
-class _Request(msgspec.Struct, frozen=True):
-    """The options of a call, checked. A Struct for the reason of `RowKey`."""
-
-    selection: Selection
-    segment: str = OVERALL
-    name: str = ""
-
-    @classmethod
-    def of(cls, n: int, options: ListOptions | FilterOptions) -> "_Request":
-        if n < 1:
-            raise StoreMisused(f"n must be at least 1, not {n}")
-        if not options:
-            return cls(Selection(n))
-        if wrong := options.keys() - ListOptions.__optional_keys__:
-            raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
-        excluded = [check_id(item) for item in options.get("exclude", ())]
-        selection = Selection(n, filter_of(excluded, options.get("where", "")))
-        return cls(selection, str(options.get("segment", OVERALL)), options.get("list", ""))
 
 
 class Lists:
@@ -109,14 +94,7 @@ class Lists:
         This, `similar` and `popular` return a page of *n* items with *after*: "0" for the first page, or the `next` of
         the page before. Pages stay in their release while that can be read.
         """
-        request = _Request.of(n, options)
-        if after:
-            row = RowKey(USER, check_id(user))
-            cursor = parse_cursor(after)
-            found = await continued(self._here, cursor, row, segment=request.segment, name=request.name)
-            return self._page(found, request.selection)
-        encoded = await self._here.personal(check_id(user), request.segment, request.name)
-        return self.decoded(encoded, request.selection)
+        return await self.answer(_list_request(USER, check_id(user), n, options=options, after=after))
 
     async def personal_many(
         self, users: Sequence[str] | Mapping[str, str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
@@ -125,26 +103,26 @@ class Lists:
 
         From a mapping of users to their `after`, returns pages as of `personal`.
         """
-        request = _Request.of(n, options)
-        if isinstance(users, Mapping):
-            cursors = [parse_cursor(after) for after in users.values()]
-            ids = [check_id(user) for user in users]
-            pages = await continued_many(self._here, ids, cursors, segment=request.segment, name=request.name)
-            return [self._page(found, request.selection) for found in pages]
-        lists = await self._here.personal_many([check_id(user) for user in users], request.segment, request.name)
-        return [self.decoded(encoded, request.selection) for encoded in lists]
+        selection = _selection(n, options)
+        segment = options.get("segment", OVERALL)
+        name = options.get("list", "")
+        requests = list[ListRequest]()
+        for user in users:
+            cursor = parse_cursor(users[user]) if isinstance(users, Mapping) else None
+            requests.append(
+                ListRequest(USER, check_id(user), selection=selection, segment=segment, name=name, after=cursor)
+            )
+        lists = await read_lists(self._here, requests)
+        return [
+            recommendations_of(shape_list(self._shaper, request, encoded))
+            for request, encoded in zip(requests, lists, strict=True)
+        ]
 
     async def similar(
         self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
     ) -> Recommendations:
         """Return the items similar to *item*, or for an unknown item the popular list."""
-        request = _Request.of(n, options)
-        if after:
-            row = RowKey(ITEM, check_id(item))
-            found = await continued(self._here, parse_cursor(after), row, name=request.name)
-            return self._page(found, request.selection, beside=[item])
-        encoded = await self._here.similar(check_id(item), request.name)
-        return self.decoded(encoded, request.selection, beside=[item])
+        return await self.answer(_list_request(ITEM, check_id(item), n, options=options, after=after))
 
     async def fold_in(
         self,
@@ -159,37 +137,35 @@ class Lists:
         The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. Without
         item factors, from the lists of similar items. Raises StoreThrottled if too many visitors wait.
         """
-        request = _Request.of(n, options)
+        selection = _selection(n, options)
         if not 0 < recency <= 1:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
         result = await self._here.fold_in(
-            basket, n, request.selection.only, segment=request.segment, recency=recency, name=request.name
+            basket,
+            n,
+            selection.only,
+            segment=options.get("segment", OVERALL),
+            recency=recency,
+            name=options.get("list", ""),
         )
-        return self.decoded(result.found, request.selection, beside=[item for item, _ in basket])
+        shown = self._shaper.shape(result.found, selection, beside=[item for item, _ in basket])
+        return recommendations_of(ListAnswer(result.found, shown))
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
-        request = _Request.of(n, options)
-        if after:
-            return self.popular_page(self._here, parse_cursor(after), request)
-        return self.decoded(self._here.popular(request.segment, request.name), request.selection)
+        request = _list_request(POPULAR, OVERALL, n, options=options, after=after)
+        return recommendations_of(answer_popular(self._here, self._shaper, request))
 
-    def decoded(self, encoded: EncodedList, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
-        """Return the items of a list that is shown *beside* some items."""
-        return _decoded(encoded, self._shaper.shape(encoded, selection, beside=beside))
+    async def answer(self, request: ListRequest) -> Recommendations:
+        """Read a list."""
+        return recommendations_of(await answer_list(self._here, self._shaper, request))
 
-    def popular_page(self, reader: TieredReader, cursor: Cursor | None, request: _Request) -> Recommendations:
-        """Return a page of a popular list."""
-        found = continued_popular(reader, cursor, segment=request.segment, name=request.name)
-        return self._page(found, request.selection)
-
-    def _page(self, found: Continued, selection: Selection, beside: Collection[str] = ()) -> Recommendations:
-        encoded, cursor, restarted = found
-        page = page_of(self._shaper, encoded, selection, cursor, beside=beside)
-        following = None if page.following is None else page.following.encoded()
-        return replace(_decoded(encoded, page.items), next=following, restarted=restarted)
+    def answer_nowait(self, request: ListRequest) -> Recommendations | None:
+        """Return a list if that needs no I/O, else None; in any thread while the event loop is halted."""
+        answer = answer_nowait(self.reader, self._shaper, request)
+        return None if answer is None else recommendations_of(answer)
 
     def prometheus_text(self) -> bytes:
         """Return the `/metrics` of this process, for operators only."""
@@ -208,16 +184,46 @@ class Lists:
         )
 
 
-def _decoded(encoded: EncodedList, items: bytes) -> Recommendations:
+def recommendations_of(answer: ListAnswer) -> Recommendations:
+    """Decode an answer."""
+    encoded = answer.encoded
     return Recommendations(
-        items=decode(items),
+        items=decode(answer.items),
         source=encoded.source,
         release=encoded.served.id,
         tier=encoded.tier,
         canary=encoded.served.is_canary,
         segment=encoded.segment if encoded.source == "popular" else None,
         list=encoded.name,
+        next=answer.next,
+        restarted=answer.restarted,
     )
+
+
+def _list_request(
+    kind: str, identifier: str, n: int, *, options: ListOptions | FilterOptions, after: str
+) -> ListRequest:
+    """Return the request of a call; *after* is empty for the whole list. Raises StoreMisused and TypeError."""
+    return ListRequest(
+        kind,
+        identifier,
+        selection=_selection(n, options),
+        segment=str(options.get("segment", OVERALL)),
+        name=options.get("list", ""),
+        after=parse_cursor(after) if after else None,
+    )
+
+
+def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
+    """Check the options of a call; raises StoreMisused and TypeError."""
+    if n < 1:
+        raise StoreMisused(f"n must be at least 1, not {n}")
+    if not options:
+        return Selection(n)
+    if wrong := options.keys() - ListOptions.__optional_keys__:
+        raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
+    excluded = [check_id(item) for item in options.get("exclude", ())]
+    return Selection(n, filter_of(excluded, options.get("where", "")))
 
 
 class SyncLists(Background[Lists]):
@@ -232,19 +238,13 @@ class SyncLists(Background[Lists]):
         self, user: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]
     ) -> Recommendations:
         """See `Lists.personal`."""
-        if after:
-            return self._run(lambda lists: lists.personal(user, n, after=after, **options))
-        recommendations = self._halted(_read_nowait, USER, check_id(user), _Request.of(n, options))
-        return recommendations or self._run(lambda lists: lists.personal(user, n, **options))
+        return self._answer(_list_request(USER, check_id(user), n, options=options, after=after))
 
     def similar(
         self, item: str, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[FilterOptions]
     ) -> Recommendations:
         """See `Lists.similar`."""
-        if after:
-            return self._run(lambda lists: lists.similar(item, n, after=after, **options))
-        recommendations = self._halted(_read_nowait, ITEM, check_id(item), _Request.of(n, options))
-        return recommendations or self._run(lambda lists: lists.similar(item, n, **options))
+        return self._answer(_list_request(ITEM, check_id(item), n, options=options, after=after))
 
     def fold_in(
         self,
@@ -260,28 +260,15 @@ class SyncLists(Background[Lists]):
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """See `Lists.popular`."""
-        request = _Request.of(n, options)
-        if after:
-            cursor = parse_cursor(after)
-            return self._halted(lambda lists: lists.popular_page(lists.reader, cursor, request))
-        return self._halted(
-            lambda lists: lists.decoded(lists.reader.popular(request.segment, request.name), request.selection)
-        )
+        return self._answer(_list_request(POPULAR, OVERALL, n, options=options, after=after))
 
     def prometheus_text(self) -> bytes:
         """See `Lists.prometheus_text`."""
         return self._halted(Lists.prometheus_text)
 
-
-def _read_nowait(lists: Lists, kind: str, identifier: str, request: _Request) -> Recommendations | None:
-    """Return a list if that needs no I/O, else None."""
-    reader = lists.reader
-    row = reader.row_of(kind, identifier, request.name)
-    encoded = reader.get_nowait(row, row.popular(request.segment))
-    if encoded is None:
-        return None
-    beside = [identifier] if kind == ITEM else []
-    return lists.decoded(reader.named(request.name, encoded), request.selection, beside)
+    def _answer(self, request: ListRequest) -> Recommendations:
+        recommendations = self._halted(Lists.answer_nowait, request)
+        return recommendations or self._run(lambda lists: lists.answer(request))
 
 
 class Options(TypedDict, total=False):

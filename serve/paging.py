@@ -5,16 +5,12 @@ everybody. They do not move when items are hidden, bought or filtered, so no ite
 """
 
 import re
-from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import msgspec
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.reader import TieredReader
-from hotplate.serve.shaping import Selection, Shaper
-from hotplate.stores.encoding import NO_OFFSET, OVERALL, SEPARATOR, USER, RowKey, ids_of
+from hotplate.stores.encoding import NO_OFFSET, SEPARATOR, ids_of
 from hotplate.stores.errors import StoreMisused
 
 # `after` of a first page.
@@ -50,10 +46,14 @@ class Cursor(NamedTuple):
         return self._replace(place=_BEGINNING) == Cursor.of(encoded)
 
 
-def parse_cursor(text: str) -> Cursor | None:
-    """Return a cursor, None for BEGIN; raises StoreMisused."""
+# Before the first item of any list. It has no release, so it continues no list.
+FIRST = Cursor(_BEGINNING, "", "")
+
+
+def parse_cursor(text: str) -> Cursor:
+    """Return a cursor, FIRST for BEGIN; raises StoreMisused."""
     if text == BEGIN:
-        return None
+        return FIRST
     if not _is_cursor(text):
         raise StoreMisused(f"after is {text[:40]!r}; give the `next` of a page, or {BEGIN} for the first")
     place, release, digest = text.split(".")
@@ -67,96 +67,24 @@ class Page(NamedTuple):
     following: Cursor | None
 
 
-class Continued(NamedTuple):
-    """A list to page through, from *cursor* on; *restarted* if it is another one than that of the page before."""
-
-    encoded: EncodedList
-    cursor: Cursor
-    restarted: bool
-
-
-async def continued(
-    reader: TieredReader, cursor: Cursor | None, row: RowKey, *, segment: str = OVERALL, name: str = ""
-) -> Continued:
-    """Read the list of a user or an item, in the release of *cursor* if that can still be read; raises as *reader*."""
-    if cursor is not None:
-        (kept,) = await reader.in_release(cursor.release, [row], segment, name)
-        if kept is not None and cursor.continues(kept):
-            return Continued(kept, cursor, restarted=False)
-    if row.kind == USER:
-        encoded = await reader.personal(row.id, segment, name)
-    else:
-        encoded = await reader.similar(row.id, name)
-    return _continued_or_begun(encoded, cursor)
-
-
-async def continued_many(
-    reader: TieredReader, users: Sequence[str], cursors: Sequence[Cursor | None], *, segment: str, name: str
-) -> list[Continued]:
-    """Read the lists of many users, in order, as of `continued`."""
-    places_in = dict[str, list[int]]()
-    for place, cursor in enumerate(cursors):
-        if cursor is not None:
-            places_in.setdefault(cursor.release, []).append(place)
-    lists = dict[int, Continued]()
-    for release, places in places_in.items():
-        rows = [RowKey(USER, users[place]) for place in places]
-        for place, kept in zip(places, await reader.in_release(release, rows, segment, name), strict=True):
-            cursor = cursors[place]
-            if kept is not None and cursor is not None and cursor.continues(kept):
-                lists[place] = Continued(kept, cursor, restarted=False)
-    others = [place for place in range(len(users)) if place not in lists]
-    if others:
-        read = await reader.personal_many([users[place] for place in others], segment, name)
-        for place, encoded in zip(others, read, strict=True):
-            lists[place] = _continued_or_begun(encoded, cursors[place])
-    return [lists[place] for place in range(len(users))]
-
-
-def _continued_or_begun(encoded: EncodedList, cursor: Cursor | None) -> Continued:
-    """Go on in a list that was read anew, as in a popular list while no store can be read; else begin it."""
-    if cursor is not None and cursor.continues(encoded):
-        return Continued(encoded, cursor, restarted=False)
-    return Continued(encoded, Cursor.of(encoded), restarted=cursor is not None)
-
-
-def continued_popular(
-    reader: TieredReader, cursor: Cursor | None, *, segment: str = OVERALL, name: str = ""
-) -> Continued:
-    """Return a popular list as of `continued`."""
-    if cursor is not None:
-        encoded = reader.popular_in_release(cursor.release, segment, name)
-        if encoded is not None and cursor.continues(encoded):
-            return Continued(encoded, cursor, restarted=False)
-    return _continued_or_begun(reader.popular(segment, name), cursor)
-
-
-def page_of(
-    shaper: Shaper,
-    encoded: EncodedList,
-    selection: Selection,
-    cursor: Cursor,
-    *,
-    user: str = "",
-    beside: Collection[str] = (),
-) -> Page:
-    """Return the items after *cursor*, a place of *encoded*; raises as `Shaper.shape`."""
-    everything = msgspec.structs.replace(selection, n=MAX_ITEMS)
-    items = shaper.shape(encoded, everything, user=user, beside=beside)
+def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
+    """Return the first *n* items after *cursor*, a place of *encoded*; *items* are all that are shown of the list."""
     places = _places(encoded)
-    rest = [
+    following_items = [
         (places[identifier], item)
         for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False)
         if places[identifier] > cursor.place
     ]
-    page = rest[: selection.n]
+    page = following_items[:n]
     following = None
-    if len(rest) > len(page):
-        following = cursor._replace(place=page[-1][0])
+    if len(following_items) > len(page):
+        last_place, _ = page[-1]
+        following = cursor._replace(place=last_place)
     return Page(SEPARATOR.join([item for _, item in page]), following)
 
 
 def _places(encoded: EncodedList) -> dict[bytes, int]:
+    """Return the places of the items of a list by their ids, those of its popular lists last."""
     popular = encoded.served.popular
     bodies = [encoded.body]
     bodies += [popular.get(key.text, NO_OFFSET) for key in (encoded.fallback, encoded.fallback.popular())]

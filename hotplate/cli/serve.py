@@ -9,7 +9,7 @@ from hotplate.cli.terminal import Json, StoreUrl, chosen_store, err, print_resul
 from hotplate.recommendations import Recommendations
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
-from hotplate.stores.encoding import check_id
+from hotplate.stores.encoding import USER, check_id
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
@@ -69,14 +69,16 @@ def lookup(
 
     A named list: hotplate lookup 12347 --list basket
     """
-    from hotplate.serve.embedded import Lists
+    from hotplate.serve.embedded import recommendations_of
+    from hotplate.serve.list_requests import ListRequest, answer_list
     from hotplate.serve.reader import TieredReader
-    from hotplate.serve.shaping import Selection
+    from hotplate.serve.shaping import Selection, Shaper
 
     async def read(opened: Store) -> Recommendations:
         reader = TieredReader({"store": opened}, budget_s=10.0)
         await reader.tiers[0].follower.refresh()
-        return Lists(reader).decoded(await reader.personal(check_id(user), segment, name), Selection(n))
+        request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
+        return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 
     _print_list(user, with_store(store, read), as_json=as_json)
 

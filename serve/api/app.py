@@ -28,12 +28,13 @@ from hotplate.serve.consumed import Consumed
 from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import OTHER, request_cell
-from hotplate.serve.problems import ClientGone, Problem, internal_error, not_ready, unknown_list
+from hotplate.serve.problems import ClientGone, Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
 from hotplate.serve.watched import WatchedFiles
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ TRACEPARENT = istr("traceparent")
 TRACESTATE = istr("tracestate")
 CALLER = web.RequestKey("caller", Caller)
 USER_ROUTE = "/v1/recommendations/{user}"
+# Errors of handlers that are answers: a wrong parameter, or a release or its item attributes that cannot be read.
+ANSWERED = (Problem, NotReady, StoreMisused, StoreUnavailable)
 # Other ids must not reach logs or headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
@@ -122,14 +125,18 @@ def handler_of(route: Route | None, method: str) -> RouteHandler:
     return handler
 
 
-def problem_of(error: Problem | NotReady | UnknownList) -> Problem:
-    """Return the problem that answers *error*."""
+def problem_of(error: Problem | StoreError) -> Problem:
+    """Return the problem that answers *error*: one of ANSWERED."""
+    if isinstance(error, Problem):
+        return error
     if isinstance(error, UnknownList):
         return unknown_list(str(error))
-    return error if isinstance(error, Problem) else not_ready(str(error))
+    if isinstance(error, StoreMisused):
+        return bad_parameter(str(error))
+    return not_ready(str(error))
 
 
-def _refused(route: Route | None, error: Problem | NotReady | UnknownList | ClientGone) -> web.Response:
+def _refused(route: Route | None, error: Problem | StoreError | ClientGone) -> web.Response:
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
     problem = problem_of(error)
@@ -261,7 +268,7 @@ class Dispatcher:
                     response = await self._respond(request, route, raw_id, query, gate)
                 else:
                     response = _refused(route, refusal)
-            except (Problem, NotReady, UnknownList, ClientGone) as error:
+            except (*ANSWERED, ClientGone) as error:
                 response = _refused(route, error)
             except Exception:
                 log.exception("request %s failed", request_id)

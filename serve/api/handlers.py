@@ -1,8 +1,7 @@
 """Route handlers: from parameters to response bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -27,27 +26,19 @@ from hotplate.serve.api.parameters import (
     parse_id,
     read_body,
 )
-from hotplate.serve.encoded_lists import EncodedList, NotReady
+from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import filter_of
-from hotplate.serve.paging import (
-    Continued,
-    Cursor,
-    Page,
-    continued,
-    continued_many,
-    continued_popular,
-    page_of,
-    parse_cursor,
-)
-from hotplate.serve.problems import bad_parameter, overloaded
+from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
+from hotplate.serve.paging import parse_cursor
+from hotplate.serve.problems import overloaded
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import FILTERED, Selection, Shaper
 from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
 from hotplate.serve.watched import WatchedFiles
-from hotplate.stores.encoding import ITEM, USER, RowKey
-from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
+from hotplate.stores.errors import StoreThrottled
 
 if TYPE_CHECKING:
     from hotplate.serve.events import EventWriter
@@ -67,7 +58,7 @@ PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
 FOLDED_IN = QueryParser(NoQuery, f"POST {FOLD_IN}")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
-POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
+POPULAR_QUERY = QueryParser(SegmentQuery, "GET /v1/popular")
 
 # Headers with the releases of the lists.
 RELEASE = "X-Hotplate-Release"
@@ -103,50 +94,34 @@ class Handlers:
         """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         user = parse_id(raw_id, "user")
         query = PERSONAL.parse(raw_query)
-        if query.after:
-            row = RowKey(USER, user)
-            found = await continued(self._reader, _cursor(query), row, segment=query.segment, name=query.list)
-            subject = b'"user":%b,' % orjson.dumps(user)
-            return self._page(request, subject, found, query, source="personal", cache=PRIVATE, user=user)
-        encoded = await self._reader.personal(user, query.segment, query.list)
-        headers = list_headers(encoded, "personal", PRIVATE)
-        body = self._body(request, b'"user":%b,' % orjson.dumps(user), encoded, query, user=user)
-        return conditional(request, body, headers)
+        wanted = _list_request(USER, user, query, query.segment)
+        return await self._answer(request, wanted, subject=b'"user":%b,' % orjson.dumps(user), cache=PRIVATE)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations`."""
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request), request.content_type)
-        selection = _selection(batch)
-        examined = max(batch.n, FILTERED) if selection.only.where else batch.n
-        if any(isinstance(user, UserPage) for user in batch.users):
-            pages = await self._pages(batch)
-            lists = [page.encoded for page in pages]
-            elements = page_results(batch.users, pages, selection, self._shaper)
-            examined = max(batch.n, FILTERED)
-        else:
-            lists = await self._reader.personal_many(batch.ids, batch.segment, batch.list)
-            elements = results(batch.ids, lists, [selection] * len(lists), self._shaper)
-        named = releases(lists) or {RELEASE: self._reader.release()}
+        requests = _requests_of(batch)
+        lists = await read_lists(self._reader, requests)
+        named = releases(lists)
+        if not lists:
+            self._reader.row_of(POPULAR, batch.segment, batch.list)  # raises UnknownList
+            named = {RELEASE: self._reader.release()}
         release = named[RELEASE]
+        elements = results(requests, lists, self._shaper)
+        is_paged = any(user_request.after is not None for user_request in requests)
+        examined = max(batch.n, FILTERED) if batch.where or is_paged else batch.n
         size = max(1, PIECE_ITEMS // examined)
-        with _refusing():
-            if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
-                media = MSGPACK
-                body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, size, _packed))
-            else:
-                media = JSON
-                joined = b",\n".join(await in_pieces(elements, size))
-                body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
+        if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
+            media = MSGPACK
+            body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, size, _packed))
+        else:
+            media = JSON
+            joined = b",\n".join(await in_pieces(elements, size))
+            body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
         return web.Response(
             body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **named}
         )
-
-    async def _pages(self, batch: BatchBody) -> list[Continued]:
-        """Read the lists to page through; those of users without `after` from their beginning."""
-        with _refusing():
-            cursors = [parse_cursor(user.after) if isinstance(user, UserPage) else None for user in batch.users]
-        return await continued_many(self._reader, batch.ids, cursors, segment=batch.segment, name=batch.list)
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in`."""
@@ -161,32 +136,24 @@ class Handlers:
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
+        encoded = result.found
+        items = self._shaper.shape(encoded, _selection(body), beside=[item for item, _ in basket])
+        request[FOUND] = found_in(encoded, items)
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        answer = self._body(request, subject, result.found, body, beside=[item for item, _ in basket])
-        return web.Response(body=answer, headers=list_headers(result.found, "fold-in", NO_STORE))
+        answer = list_body(subject, list_head(encoded), items)
+        return web.Response(body=answer, headers=list_headers(encoded, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=&after=`."""
         item = parse_id(raw_id, "item")
-        query = SIMILAR.parse(raw_query)
-        if query.after:
-            found = await continued(self._reader, _cursor(query), RowKey(ITEM, item), name=query.list)
-            subject = b'"item":%b,' % orjson.dumps(item)
-            return self._page(request, subject, found, query, source="similar", cache=self.shared, beside=[item])
-        encoded = await self._reader.similar(item, query.list)
-        headers = list_headers(encoded, "similar", self.shared)
-        body = self._body(request, b'"item":%b,' % orjson.dumps(item), encoded, query, beside=[item])
-        return conditional(request, body, headers)
+        wanted = _list_request(ITEM, item, SIMILAR.parse(raw_query))
+        return await self._answer(request, wanted, subject=b'"item":%b,' % orjson.dumps(item), cache=self.shared)
 
-    async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def popular(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=&after=`."""
-        query = POPULAR.parse(raw_query)
-        if query.after:
-            found = continued_popular(self._reader, _cursor(query), segment=query.segment, name=query.list)
-            return self._page(request, b"", found, query, source="popular", cache=self.shared)
-        encoded = self._reader.popular(query.segment, query.list)
-        headers = list_headers(encoded, "popular", self.shared)
-        return conditional(request, self._body(request, b"", encoded, query), headers)
+        query = POPULAR_QUERY.parse(raw_query)
+        wanted = _list_request(POPULAR, "", query, query.segment)
+        return await self._answer(request, wanted, subject=b"", cache=self.shared)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers."""
@@ -215,68 +182,45 @@ class Handlers:
             found.append(ServiceFinding("events", self._writer.warning))
         return found
 
-    def _page(
-        self,
-        request: web.BaseRequest,
-        subject: bytes,
-        found: Continued,
-        query: ListFields,
-        *,
-        source: str,
-        cache: str,
-        user: str = "",
-        beside: Collection[str] = (),
+    async def _answer(
+        self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
     ) -> web.Response:
-        """Answer with a page of a list of *source*; other arguments as of `_body`."""
-        encoded = found.encoded
-        with _refusing():
-            page = page_of(self._shaper, encoded, _selection(query), found.cursor, user=user, beside=beside)
-        request[FOUND] = found_in(encoded, page.items)
-        subject += _paging(found, page)
-        headers = list_headers(encoded, source, NO_STORE if found.restarted else cache)
-        return conditional(request, list_body(subject, list_head(encoded), page.items), headers)
+        """Answer with a list or a page.
 
-    def _body(
-        self,
-        request: web.BaseRequest,
-        subject: bytes,
-        encoded: EncodedList,
-        query: ListFields,
-        *,
-        user: str = "",
-        beside: Collection[str] = (),
-    ) -> bytes:
-        """Return the body of a list answer, shaped for *user*, or for the items that it is listed *beside*."""
-        with _refusing():
-            items = self._shaper.shape(encoded, _selection(query), user=user, beside=beside)
-        request[FOUND] = found_in(encoded, items)
-        return list_body(subject, list_head(encoded), items)
+        *subject* are the first members of the JSON object; *cache* is Cache-Control of a list of the requested source.
+        """
+        answer = await answer_list(self._reader, self._shaper, wanted)
+        request[FOUND] = found_in(answer.encoded, answer.items)
+        headers = list_headers(answer.encoded, wanted.source, NO_STORE if answer.restarted else cache)
+        body = list_body(subject + _paging(answer), list_head(answer.encoded), answer.items)
+        return conditional(request, body, headers)
+
+
+def _list_request(kind: str, identifier: str, query: ListQuery | SegmentQuery, segment: str = OVERALL) -> ListRequest:
+    after = parse_cursor(query.after) if query.after else None
+    return ListRequest(kind, identifier, selection=_selection(query), segment=segment, name=query.list, after=after)
+
+
+def _requests_of(batch: BatchBody) -> list[ListRequest]:
+    """Return one request per user: for the list of an id alone, for a page of a UserPage."""
+    selection = _selection(batch)
+    requests = list[ListRequest]()
+    for identifier, user in zip(batch.ids, batch.users, strict=True):
+        after = parse_cursor(user.after) if isinstance(user, UserPage) else None
+        requests.append(
+            ListRequest(USER, identifier, selection=selection, segment=batch.segment, name=batch.list, after=after)
+        )
+    return requests
 
 
 def _selection(query: ListFields) -> Selection:
     return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
 
 
-def _paging(found: Continued, page: Page) -> bytes:
+def _paging(answer: ListAnswer) -> bytes:
     """Return the members of an answer that only pages have."""
-    following = b"" if page.following is None else b'"next":"%b",' % page.following.encoded().encode()
-    return following + b'"restarted":true,' * found.restarted
-
-
-def _cursor(query: ListQuery | SegmentQuery) -> Cursor | None:
-    with _refusing():
-        return parse_cursor(query.after)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise a Problem for what shaping refuses."""
-    try:
-        yield
-    except StoreMisused as error:
-        raise bad_parameter(str(error)) from None
-    except StoreUnavailable as error:
-        raise NotReady(str(error)) from None
+    following = b"" if answer.next is None else b'"next":"%b",' % answer.next.encode()
+    return following + b'"restarted":true,' * answer.restarted
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
@@ -330,47 +274,32 @@ def is_known(etag: str, known: str) -> bool:
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
-def results(
-    users: Sequence[str], lists: Sequence[EncodedList], selections: Sequence[Selection], shaper: Shaper
-) -> Iterator[bytes]:
-    """Yield the result of each user."""
+def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shaper: Shaper) -> Iterator[bytes]:
+    """Yield the result of each user as JSON."""
     heads = dict[tuple[str, int], bytes]()
     """By status and release."""
 
     popular = dict[tuple[str, int, Selection], bytes]()
     """Shaped popular lists, which users without a list share unless items are hidden from them."""
 
-    for user, encoded, selection in zip(users, lists, selections, strict=True):
+    for request, encoded in zip(requests, lists, strict=True):
         origin = encoded.status, id(encoded.served)
         head = heads.get(origin)
         if head is None:
             head = heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-        if encoded.status == "ok" or shaper.consumed_by(user) is not None:
-            items = shaper.shape(encoded, selection, user=user)
-        else:
-            shared = popular.get((*origin, selection))
-            if shared is None:
-                shared = popular[*origin, selection] = shaper.shape(encoded, selection)
-            items = shared
-        yield b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, items)
-
-
-def page_results(
-    users: Sequence[str | UserPage], lists: Sequence[Continued], selection: Selection, shaper: Shaper
-) -> Iterator[bytes]:
-    """Yield the result of each user: a page, or for an id alone the list without `next`."""
-    for user, found in zip(users, lists, strict=True):
-        identifier = user if isinstance(user, str) else user.id
-        encoded = found.encoded
-        if isinstance(user, str):
-            paging = b""
-            items = shaper.shape(encoded, selection, user=identifier)
-        else:
-            page = page_of(shaper, encoded, selection, found.cursor, user=identifier)
-            paging = _paging(found, page)
+        paging = b""
+        if request.after is not None:
+            page = shape_list(shaper, request, encoded)
+            paging = _paging(page)
             items = page.items
-        head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(identifier), paging, head, items)
+        elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
+            items = shaper.shape(encoded, request.selection, user=request.id)
+        else:
+            shared = popular.get((*origin, request.selection))
+            if shared is None:
+                shared = popular[*origin, request.selection] = shaper.shape(encoded, request.selection)
+            items = shared
+        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(request.id), paging, head, items)
 
 
 async def in_pieces(

@@ -26,10 +26,11 @@ from hotplate.serve.api.parameters import (
     UsedSegment,
     read_body,
 )
+from hotplate.serve.list_requests import ListRequest
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
-from hotplate.stores.encoding import MAX_ID_BYTES, check_id
+from hotplate.stores.encoding import MAX_ID_BYTES, USER, check_id
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 
 # Swagger 2.0, with the names of Azure ML's servers.
@@ -118,16 +119,19 @@ class Scoring:
         """`POST /score`."""
         rows = _rows_in(await read_body(request))
         release = self._reader.release()  # raises NotReady
-        users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
+        requests = [
+            ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N))
+            for row in rows
+            if isinstance(row, ScoreRow)
+        ]
         try:
-            answers = await self._reader.personal_many(users, must_read=True)
+            lists = await self._reader.personal_many([wanted.id for wanted in requests], must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
-        selections = [Selection(row.n or DEFAULT_N) for row in rows if isinstance(row, ScoreRow)]
-        scored = results(users, answers, selections, self._shaper)
+        scored = results(requests, lists, self._shaper)
         elements = (row if isinstance(row, bytes) else next(scored) for row in rows)
         body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
-        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
+        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
 
     async def swagger(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:

@@ -35,6 +35,7 @@ from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.serve.list_requests import ListRequest, answer_list
 from hotplate.serve.metrics import OTHER, Metrics
 from hotplate.serve.problems import Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext
@@ -58,7 +59,7 @@ from hotplate.serve.tiers import tier_names
 from hotplate.serve.watched import catch_up, follow
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import opened
-from hotplate.stores.encoding import decode
+from hotplate.stores.encoding import USER, decode
 from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
@@ -129,7 +130,7 @@ class _KeyQuery(Struct, frozen=True):
 
 
 STATE = QueryParser(_StateQuery, "GET /console/state")
-USER = QueryParser(_UserQuery, "GET /console/user")
+USER_QUERY = QueryParser(_UserQuery, "GET /console/user")
 KEY = QueryParser(_KeyQuery, "POST /console/keys")
 
 
@@ -444,25 +445,26 @@ class Admin:
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/user?id=&list=`: a user's list and its origin."""
-        query = USER.parse(raw_query)
+        query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
         reader = await self._open()
+        shaper = Shaper(self._context.deny_list, self._memory.consumed)
+        wanted = ListRequest(USER, query.id, selection=Selection(), name=query.list)
         started = time.perf_counter()
         try:
-            encoded = await reader.personal(query.id, name=query.list)
+            answer = await answer_list(reader, shaper, wanted)
         except UnknownList as error:
             raise unknown_list(str(error)) from None
         took_ms = round((time.perf_counter() - started) * 1000, 3)
-        shaper = Shaper(self._context.deny_list, self._memory.consumed)
-        items = shaper.shape(encoded, Selection(), user=query.id)
+        encoded = answer.encoded
         view = UserView(
             source=encoded.source,
             status=encoded.status,
             release=encoded.served.id,
             tier=encoded.tier,
             took_ms=took_ms,
-            items=decode(items),
+            items=decode(answer.items),
             list=encoded.name,
         )
         return json_of(view)

@@ -15,7 +15,8 @@ import hotplate
 from hotplate.client import Client, RequestRefused
 from hotplate.serve.deny_list import NO_OVERRIDES, DenyList, DenyListFile
 from hotplate.serve.filters import filter_of
-from hotplate.serve.paging import BEGIN, Cursor, continued, continued_many, continued_popular, page_of, parse_cursor
+from hotplate.serve.list_requests import ListRequest, answer_list, answer_nowait, read_lists, shape_list
+from hotplate.serve.paging import BEGIN, FIRST, Cursor, parse_cursor
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Selection, Shaper
 from hotplate.stores.attributes import encode_attributes
@@ -231,21 +232,23 @@ class ShownPage:
 
 
 async def next_page(world: World, request: Request, after: str, n: int) -> ShownPage:
-    cursor = parse_cursor(after)
-    if request.row.kind == POPULAR:
-        read = continued_popular(world.reader, cursor, segment=request.segment)
-    elif request.row.kind == USER and world.draws.random() < 0.5:
-        users = [world.draws.choice(USERS), request.row.id]
-        _, read = await continued_many(world.reader, users, [None, cursor], segment=request.segment, name="")
-    else:
-        read = await continued(world.reader, cursor, request.row, segment=request.segment)
     selection = Selection(n, filter_of(request.excluded, request.where))
-    page = page_of(world.shaper, read.encoded, selection, read.cursor, user=request.user, beside=request.beside)
+    wanted = ListRequest(
+        request.row.kind, request.row.id, selection=selection, segment=request.segment, after=parse_cursor(after)
+    )
+    if request.row.kind == USER and world.draws.random() < 0.5:
+        whole = ListRequest(USER, world.draws.choice(USERS), selection=selection, segment=request.segment)
+        _, encoded = await read_lists(world.reader, [whole, wanted])
+        answer = shape_list(world.shaper, wanted, encoded)
+    else:
+        answer = await answer_list(world.reader, world.shaper, wanted)
+        if request.row.kind == POPULAR:
+            assert answer_nowait(world.reader, world.shaper, wanted) == answer
     return ShownPage(
-        items=[item["id"] for item in decode(page.items)],
-        after=None if page.following is None else page.following.encoded(),
-        release=read.encoded.served.id,
-        restarted=read.restarted,
+        items=[item["id"] for item in decode(answer.items)],
+        after=answer.next,
+        release=answer.encoded.served.id,
+        restarted=answer.restarted,
     )
 
 
@@ -419,5 +422,5 @@ def test_client_and_library_page_equally(tmp_path: Path) -> None:
         assert [page.restarted for page in client.batch({"1": following(first), "2": "0"})] == [True, False]
 
 
-def test_the_first_page_has_no_cursor() -> None:
-    assert parse_cursor(BEGIN) is None
+def test_the_first_page_begins_before_any_list() -> None:
+    assert parse_cursor(BEGIN) == FIRST

@@ -1,0 +1,155 @@
+"""List requests: what the service and the library ask for one list, and the answer: the list, or a page of it.
+
+A page is read in the release of the page before while that can be read. Otherwise the list is read anew, and paging
+starts again unless the list is the same.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.paging import FIRST, MAX_ITEMS, Cursor, page_of
+from hotplate.serve.reader import SOURCES, TieredReader
+from hotplate.serve.shaping import Selection, Shaper
+from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, RowKey
+
+
+class ListRequest(msgspec.Struct, frozen=True, gc=False):
+    """A request for one list.
+
+    A Struct for the reason of `RowKey`.
+    """
+
+    kind: str
+    """USER, ITEM or POPULAR."""
+
+    id: str
+    """Of the user or the item; empty for a popular list."""
+
+    selection: Selection
+    segment: str = OVERALL
+    """Of the popular list: the one requested, or the one that replaces a missing list."""
+
+    name: str = ""
+    """Of a named list; empty for the default list."""
+
+    after: Cursor | None = None
+    """The place before the first item of a page; None for the whole list."""
+
+    @property
+    def source(self) -> str:
+        """The source of the answer unless a popular list replaces the requested one."""
+        return SOURCES.get(self.kind, "popular")
+
+    @property
+    def user(self) -> str:
+        """The user whose consumed items are hidden, if any."""
+        return self.id if self.kind == USER else ""
+
+    @property
+    def beside(self) -> Sequence[str]:
+        """The items that the list is shown beside, which it must not contain."""
+        return (self.id,) if self.kind == ITEM else ()
+
+
+class ListAnswer(msgspec.Struct, frozen=True, gc=False):
+    """The answer to a ListRequest: the list that was read, and the items of it that are shown.
+
+    A Struct for the reason of `RowKey`.
+    """
+
+    encoded: EncodedList
+    items: bytes
+    next: str | None = None
+    """`after` of the next page; None after the last one, and for a whole list."""
+
+    restarted: bool = False
+    """Whether this is a first page because the list of the page before is gone."""
+
+
+async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
+    """Read and shape a list; raises as `TieredReader.personal` and `Shaper.shape`."""
+    if request.kind == POPULAR:
+        return answer_popular(reader, shaper, request)
+    encoded: EncodedList | None = None
+    if request.after is not None:
+        continued = await _read_continued(reader, [request])
+        encoded = continued.get(0)
+    if encoded is None and request.kind == USER:
+        encoded = await reader.personal(request.id, request.segment, request.name)
+    elif encoded is None:
+        encoded = await reader.similar(request.id, request.name)
+    return shape_list(shaper, request, encoded)
+
+
+def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
+    """Return a popular list, from memory; raises as `TieredReader.popular` and `Shaper.shape`."""
+    encoded: EncodedList | None = None
+    if request.after is not None:
+        encoded = reader.popular_in_release(request.after.release, request.segment, request.name)
+    if encoded is None or request.after is None or not request.after.continues(encoded):
+        encoded = reader.popular(request.segment, request.name)
+    return shape_list(shaper, request, encoded)
+
+
+def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
+    """Return the answer if that needs no I/O, as for popular lists; otherwise None, also for pages of other lists."""
+    if request.kind == POPULAR:
+        return answer_popular(reader, shaper, request)
+    if request.after is not None:
+        return None
+    row = reader.row_of(request.kind, request.id, request.name)
+    encoded = reader.get_nowait(row, row.popular(request.segment))
+    if encoded is None:
+        return None
+    return shape_list(shaper, request, reader.named(request.name, encoded))
+
+
+async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
+    """Read lists of users, all of the same segment and name, in order."""
+    continued = await _read_continued(reader, requests)
+    remaining = requests
+    if continued:
+        remaining = [request for place, request in enumerate(requests) if place not in continued]
+    lists = list[EncodedList]()
+    if remaining:
+        users = [request.id for request in remaining]
+        lists = await reader.personal_many(users, remaining[0].segment, remaining[0].name)
+    for place in sorted(continued):
+        lists.insert(place, continued[place])
+    return lists
+
+
+def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
+    """Return the items of a list that was read, or a page of them; raises as `Shaper.shape`."""
+    selection = request.selection
+    if request.after is not None:
+        selection = msgspec.structs.replace(selection, n=MAX_ITEMS)
+    items = shaper.shape(encoded, selection, user=request.user, beside=request.beside)
+    if request.after is None:
+        return ListAnswer(encoded, items)
+
+    is_continued = request.after.continues(encoded)
+    cursor = request.after if is_continued else Cursor.of(encoded)
+    page = page_of(items, request.selection.n, cursor, encoded)
+    following = None if page.following is None else page.following.encoded()
+    return ListAnswer(encoded, page.items, following, restarted=not is_continued and request.after != FIRST)
+
+
+async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:
+    """Return the lists that continue a page in its release, by their places among *requests*."""
+    places_in = dict[str, list[int]]()
+    for place, request in enumerate(requests):
+        if request.after is not None and request.after != FIRST:
+            places_in.setdefault(request.after.release, []).append(place)
+    lists = dict[int, EncodedList]()
+    for release, places in places_in.items():
+        rows = [RowKey(requests[place].kind, requests[place].id) for place in places]
+        first = requests[places[0]]
+        read = await reader.in_release(release, rows, first.segment, first.name)
+        for place, encoded in zip(places, read, strict=True):
+            cursor = requests[place].after
+            if encoded is not None and cursor is not None and cursor.continues(encoded):
+                lists[place] = encoded
+    return lists
