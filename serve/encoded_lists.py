@@ -79,7 +79,7 @@ class Fallbacks:
         """Return the popular list of the release that lacks *row*, or has an error in its *slot*, and count it."""
         is_error = isinstance(slot, StoreError)
         if not is_error:
-            origin.served.missed.append(row.text)
+            origin.served.tally.missed.append(row.text)
         origin.tier.count_lookup(origin.served, "popular", ERROR if is_error else MISS, row.kind)
         return self.of_release(origin.tier.name, origin.served, fallback, "error" if is_error else "unknown")
 
@@ -114,7 +114,7 @@ class Fallbacks:
         """
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
-        counts = encoded.served.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
+        counts = encoded.served.tally.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
         counts[OUTCOMES[encoded.status]] += 1
         return encoded
 

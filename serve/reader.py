@@ -5,7 +5,7 @@ lists where there is no row; `shaping` makes the items of an answer of a list.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -22,7 +22,6 @@ from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_reads import (
-    BUDGET_S_PER_USER,
     BatchLookups,
     BatchRead,
     RowRead,
@@ -35,8 +34,8 @@ from hotplate.serve.tiers import Origin, StoreObserver, Tier, loop_time, tier_na
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
-from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, Reader, Slot
+from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.store import LocalReader, Reader
 
 # How long a start waits for silent stores.
 FIRST_READ_S = 2.0
@@ -112,17 +111,17 @@ class TieredReader:
         """
         names = list(stores) if isinstance(stores, Mapping) else tier_names(stores)
         self.metrics = metrics or Metrics(1, names)
-        if not isinstance(stores, Mapping):
-            observers = [StoreObserver(name, self.metrics) for name in names]
-            stores = dict(zip(names, map(connect, stores, observers), strict=True))
-        self.deny_list = deny_list or DenyListFile()
-        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
-        part = cache_bytes // max(1, remote)
+        readers = stores if isinstance(stores, Mapping) else _connected(names, stores, self.metrics)
+        remote = sum(not isinstance(store, LocalReader) for store in readers.values())
+        tier_cache_bytes = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
         self.tiers = [
-            Tier(name, store, self.metrics, cache_bytes=part, fold_in=self._fold_in) for name, store in stores.items()
+            Tier(name, store, self.metrics, cache_bytes=tier_cache_bytes, fold_in=self._fold_in)
+            for name, store in readers.items()
         ]
+        self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
+        """Tasks that follow the live releases, while this is entered."""
         self.kept = kept
         self.warm = warm
         self._budget_s = budget_s
@@ -215,87 +214,66 @@ class TieredReader:
     async def in_release(
         self, release: str, rows: Sequence[RowKey], segment: str = OVERALL, name: str = ""
     ) -> list[EncodedList | None]:
-        """Read lists of users or items, in order, in a release that is live, the canary, or was live before.
+        """Read lists, in order, in a release that is live, the canary, or was live before.
 
-        One that cannot be read there is None. *name* is that of the lists; those of *rows* are ignored.
+        *rows* are all of users or all of items; *name* is that of their lists, and those of *rows* are ignored. A list
+        that cannot be read in this release is None.
         """
-        lists: list[EncodedList | None] = [None] * len(rows)
-        budget_s = self._budget_s + BUDGET_S_PER_USER * (len(rows) - 1)
-        batch = BatchRead(loop_time() + budget_s, caller_deadline())
-        origins = list(self._with_release(release, name))
-        for index, (origin, stored) in enumerate(origins):
-            places = [place for place, encoded in enumerate(lists) if encoded is None]
-            if not places:
-                break
-            wanted = [RowKey(rows[place].kind, rows[place].id, stored) for place in places]
-            read = await self._in_release(batch, len(origins) - index, origin, wanted, segment)
-            for place, encoded in zip(places, read, strict=True):
-                lists[place] = None if encoded is None else self.named(name, encoded)
-        return lists
+        origins = self._with_release(release, name)
+        if not origins:
+            return [None] * len(rows)
+        first = origins[0]
+        stored = first.served.manifest.stored_name(name) or ""
+        fallback = RowKey(POPULAR, segment, stored)
+        wanted = [RowKey(row.kind, row.id, stored) for row in dict.fromkeys(rows)]
+        hidden = [row for row in wanted if self._is_hidden(row)]
+        shown = [row for row in wanted if row not in hidden] if hidden else wanted
+        read = await self._batches.read_release(release, shown, [origin.tier for origin in origins])
+        lists = dict[str, EncodedList]()
+        for part in read.parts:
+            self._add_lists(lists, part, {stored: fallback})
+        for row in hidden:
+            self.metrics.count_lookup("popular", "miss")
+            lists[row.id] = self._fallbacks.of_release(first.tier.name, first.served, fallback, "unknown")
+        if name:
+            lists = {identifier: self.named(name, encoded) for identifier, encoded in lists.items()}
+        return [lists.get(row.id) for row in rows]
 
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
         """Return a popular list of a release as of `in_release`."""
-        for origin, stored in self._with_release(release, name):
-            self.metrics.count_lookup("popular", "hit")
-            row = RowKey(POPULAR, segment, stored)
-            encoded = self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok")
-            return self.named(name, encoded)
-        return None
+        origins = self._with_release(release, name)
+        if not origins:
+            return None
+        origin = origins[0]
+        row = RowKey(POPULAR, segment, origin.served.manifest.stored_name(name) or "")
+        self.metrics.count_lookup("popular", "hit")
+        return self.named(name, self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok"))
 
-    def _with_release(self, release: str, name: str) -> Iterator[tuple[Origin, str]]:
-        """Yield the tiers with a release that has the list *name*, and its name in keys."""
+    def _with_release(self, release: str, name: str) -> list[Origin]:
+        """Return where a release, by its id, can be read, if it has the list *name*."""
+        origins = list[Origin]()
         for tier in self.tiers:
             served = tier.follower.find(release)
-            stored = None if served is None else served.manifest.stored_name(name)
-            if served is not None and stored is not None:
-                yield Origin(tier, served), stored
-
-    async def _in_release(
-        self, batch: BatchRead, tiers: int, origin: Origin, rows: Sequence[RowKey], segment: str
-    ) -> list[EncodedList | None]:
-        tier = origin.tier
-        served = origin.served
-        shown = list(dict.fromkeys(row for row in rows if not self._is_hidden(row)))
-        read: Sequence[Slot] = []
-        try:
-            if shown:
-                read = await batch.read_from(origin, [row.text for row in shown], tiers)
-        except StoreError as error:  # reported by the tier
-            read = [error] * len(shown)
-        slots = dict(zip(shown, read, strict=True))
-        lists = list[EncodedList | None]()
-        for row in rows:
-            fallback = row.popular(segment)
-            slot = slots.get(row)
-            if row not in slots:
-                self.metrics.count_lookup("popular", "miss")
-                lists.append(self._fallbacks.of_release(tier.name, served, fallback, "unknown"))
-            elif isinstance(slot, StoreError):
-                lists.append(None)
-            elif slot is None or is_empty(slot):
-                lists.append(self._fallbacks.missed(origin, row, None, fallback))
-            else:
-                lists.append(self.hit(origin, row, slot, fallback))
-        return lists
+            if served is not None and served.manifest.stored_name(name) is not None:
+                origins.append(Origin(tier, served))
+        return origins
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
         """Return a list that was requested by *name*, if any: see `Fallbacks.named`."""
         return self._fallbacks.named(name, encoded) if name else encoded
 
-    def get_nowait(self, row: RowKey, fallback: RowKey = EVERYBODY, *, late: bool = False) -> EncodedList | None:
+    def get_nowait(
+        self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
+    ) -> EncodedList | None:
         """Return the list of *row*, or None (not counted) if that needs I/O; raises NotReady.
 
-        Local stores, cached rows and hidden users need no I/O. *late* passes over tiers that need it.
+        Local stores, cached rows and hidden users need no I/O. *missed* is where the row was not found already. *late*
+        passes over tiers that need I/O.
         """
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")
             return self._fallbacks.first(fallback, row, "unknown")
-        read = get_nowait(self.tiers, row, late=late)
-        return None if read is None else self._encoded(row, read, fallback)
-
-    def after_miss(self, row: RowKey, fallback: RowKey, missed: Origin) -> EncodedList | None:
-        """Go on like `get_nowait` after the first tier, whose release lacks *row*, which is not hidden."""
-        read = get_nowait(self.tiers[1:], row, missed)
+        read = get_nowait(self.tiers, row, missed, late=late)
         return None if read is None else self._encoded(row, read, fallback)
 
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
@@ -405,18 +383,25 @@ class TieredReader:
         return lists
 
     def _add_lists(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
-        """Add the lists of rows that one tier returned."""
+        """Add the lists of rows that one tier returned, by their id, and count them.
+
+        All rows are of one kind. *fallbacks* are by the name of the list in keys.
+        """
+        if not part.rows:
+            return
         tier = part.origin.tier
         served = part.origin.served
+        kind = part.rows[0].kind
+        source = SOURCES[kind]
         hits = 0
         for row, slot in zip(part.rows, part.slots, strict=True):
             fallback = fallbacks[row.list]
             if isinstance(slot, bytes) and not is_empty(slot):
-                lists[row.id] = EncodedList(tier.name, served, "personal", slot, "ok", fallback)
+                lists[row.id] = EncodedList(tier.name, served, source, slot, "ok", fallback)
                 hits += 1
             else:
                 lists[row.id] = self._fallbacks.missed(part.origin, row, slot, fallback)
-        tier.count_lookup(served, "personal", HIT, USER, hits)
+        tier.count_lookup(served, source, HIT, kind, hits)
 
     def _hidden_in_batch(self, row: RowKey, fallback: RowKey, batch: BatchRead) -> EncodedList:
         """Return the popular list for a hidden user, of the release that was read for the other users."""
@@ -469,6 +454,14 @@ class TieredReader:
             tier.count_lookup(served, "fold-in", HIT, ITEM)
             encoded = EncodedList(tier.name, served, "fold-in", encode(computed.items), "ok", fallback)
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
+
+
+def _connected(names: Sequence[str], urls: Sequence[str], metrics: Metrics) -> dict[str, Reader]:
+    """Connect to the stores at *urls*, which count their attempts; return them by the names of their tiers."""
+    readers = dict[str, Reader]()
+    for name, url in zip(names, urls, strict=True):
+        readers[name] = connect(url, StoreObserver(name, metrics))
+    return readers
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

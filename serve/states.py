@@ -186,15 +186,15 @@ class Reporter:
     def _lookups(self) -> dict[str, list[int]]:
         counts = dict[str, list[int]]()
         for served in (served for tier in self._tiers for served in tier.follower.all_served):
-            known = counts.get(served.id, [0] * len(served.lookups))
-            counts[served.id] = [a + b for a, b in zip(known, served.lookups, strict=True)]
+            known = counts.get(served.id, [0] * len(served.tally.lookups))
+            counts[served.id] = [a + b for a, b in zip(known, served.tally.lookups, strict=True)]
         return counts
 
     def _by_list(self) -> dict[str, dict[str, list[int]]]:
         counts = dict[str, dict[str, list[int]]]()
-        for served in (served for tier in self._tiers for served in tier.follower.all_served if served.by_list):
+        for served in (served for tier in self._tiers for served in tier.follower.all_served if served.tally.by_list):
             known = counts.setdefault(served.id, {})
-            for name, own in served.by_list.items():
+            for name, own in served.tally.by_list.items():
                 known[name] = [a + b for a, b in zip(known.get(name, [0] * len(own)), own, strict=True)]
         return counts
 

@@ -1,8 +1,15 @@
-"""Reads rows in tier after tier: at once where that needs no I/O, else by event-loop turn or by batch.
+"""Reads rows in tier after tier: without I/O (`get_nowait`), or in a walk (`TierWalk`) within a deadline.
 
-All single rows of one turn of the event loop share a deadline and a store call. A lookup joins a read of the same row.
-A store that can send the call without a task does (`SendingReader`): a turn costs 29 instead of 38 µs, because its
-reply runs no coroutines. After an error, a task reads the turn again.
+There are three walks. They differ in what a tier's answer settles:
+
+    turn          Single rows of one turn of the event loop share a deadline and a store call; a lookup joins a read of
+                  the same row. Each row falls through the tiers by itself (`TurnLookups`).
+    batch         The rows of one request. The first tier that can be read answers all (`BatchRead`).
+    release       Rows of pages, in one release by its id. The tiers that have the release are read until each row is
+                  answered (`ReleaseRead`).
+
+A store that can send the call of a turn without a task does (`SendingReader`): a turn costs 29 instead of 38 µs,
+because its reply runs no coroutines. After an error, a task reads the turn again.
 
 The time limits of a read from a remote store, in the order in which they are set:
 
@@ -23,12 +30,13 @@ Other limits belong to the store, and reads fail at once in their pauses:
     discovery     1 s for each node or sentinel that is asked for the servers, then pauses of 0.1 to 1 s
                   (DISCOVERY_TIMEOUT_S, DISCOVERY_PAUSES_S).
     breaker       After 5 failed reads in a row, or 50 of parts of a store, the circuit opens; one read probes the
-                  store after pauses of 0.1 to 1 s (`tiers.Breaker`).
+                  store after pauses of 0.1 to 1 s (`breaker.Breaker`).
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -68,7 +76,7 @@ def read_within(timeout_s: float) -> Iterator[None]:
 
 
 def caller_deadline() -> float | None:
-    """Return when the caller of this request stops waiting, by `loop_time`."""
+    """Return when the caller of this request stops waiting, by `loop_time`; None if it waits."""
     return _read_by.get()
 
 
@@ -87,7 +95,7 @@ class RowRead(msgspec.Struct, frozen=True):
 
 
 class RowsRead(msgspec.Struct, frozen=True):
-    """Rows that one tier returned."""
+    """Rows that one tier returned, with a slot each."""
 
     origin: Origin
     rows: Sequence[RowKey]
@@ -99,7 +107,8 @@ def get_nowait(
 ) -> RowRead | None:
     """Read *row* without I/O, or return None if a tier needs it; *late* passes over such tiers.
 
-    *missed* is a release before these tiers that lacks the row.
+    *missed* is where the row was not found already: no tier is read in the same release again. The result's origin is
+    the first that lacks the row, if all do.
     """
     lacking = [] if missed is None else [missed.served.id]
     for tier in tiers:
@@ -119,26 +128,123 @@ def get_nowait(
     return RowRead(missed, None)
 
 
-@dataclass(slots=True)
-class _Turn(Generic[Waiter]):
-    """Single rows that are read together."""
+@dataclass(kw_only=True)
+class TierWalk(ABC):
+    """One walk of rows over tiers, within a deadline.
 
+    Each tier gets an equal share of the time left for it and those after it. Rows are grouped by the release to read
+    them in: the live one, or the canary for its users. If a release is gone, its rows are read in the one that is
+    followed then.
+    """
+
+    tiers: Sequence[Tier]
     deadline: float
     """By `loop_time`."""
 
+    caller_deadline: float | None = None
+    """When the caller stops waiting. The tiers share that time, too; a read that it ends is no failure of a tier."""
+
+    failure: StoreError | None = None
+    """The last error of a tier, other than damage."""
+
+    @abstractmethod
+    def take(self, read: RowsRead) -> Sequence[RowKey]:
+        """Take what a tier returned; return the rows that are to be read in the tiers after it."""
+
+    def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
+        """Return the releases of a tier to read *rows* in; none if it serves none."""
+        return tier.follower.grouped(rows)
+
+    async def read(self, rows: Sequence[RowKey]) -> None:
+        """Read *rows* in tier after tier until all are taken."""
+        for place in range(len(self.tiers)):
+            if not rows:
+                return
+            rows = await self.read_tier(place, rows)
+
+    async def read_tier(self, place: int, rows: Sequence[RowKey]) -> Sequence[RowKey]:
+        """Read *rows* in the tier at *place*; return those that are to be read in the tiers after it."""
+        groups = self.groups(self.tiers[place], rows)
+        if not groups:
+            return rows
+        if len(groups) == 1:
+            return await self.read_group(place, groups[0])
+        rests = await asyncio.gather(*(self.read_group(place, group) for group in groups))
+        return [row for rest in rests for row in rest]
+
+    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+        """Read rows of one release like `read_tier`."""
+        tier = self.tiers[place]
+        keys = [row.text for row in group.rows]
+        reading = tier.read(group.served, keys, self.share_s(place))
+        if self.caller_deadline is not None:
+            reading = _within(_share_s(self.caller_deadline, len(self.tiers) - place), reading)
+        try:
+            slots = await reading
+        except ReleaseMoved:
+            return await self.read_tier(place, group.rows)
+        except StoreError as error:
+            if not isinstance(error, ReleaseCorrupt):
+                self.failure = error
+            return group.rows
+        return self.take(RowsRead(Origin(tier, group.served), group.rows, slots))
+
+    def share_s(self, place: int) -> float:
+        """Return the time for the tier at *place*."""
+        return _share_s(self.deadline, len(self.tiers) - place)
+
+
+@dataclass(kw_only=True)
+class _Turn(TierWalk, Generic[Waiter]):
+    """Single rows that are read together, each of which falls through the tiers by itself."""
+
+    complete: Complete[Waiter]
     waiting: dict[RowKey, list[Waiter]]
     """Waiters of incomplete rows, also of other turns."""
 
     spans: dict[RowKey, list[RequestSpan]]
+    """Of sampled requests, by the row that they wait for."""
+
     missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
-    """Releases that lack a row."""
+    """Releases that lack a row, which is not read in them again."""
 
-    def has_missed(self, row: RowKey, served: ServedRelease) -> bool:
+    def take(self, read: RowsRead) -> Sequence[RowKey]:
+        """Complete the rows with a list, and return the others."""
+        complete = self.complete
+        waiting = self.waiting
+        origin = read.origin
+        rest: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
+        for row, slot in zip(read.rows, read.slots, strict=True):
+            if isinstance(slot, bytes) and not is_empty(slot):
+                complete(row, waiting.pop(row, ()), origin, slot)
+            else:
+                rest.append(row)
+                if not isinstance(slot, StoreError):
+                    self.missed.setdefault(row, []).append(origin)
+        return rest
+
+    def complete_unread(self, rows: Sequence[RowKey]) -> None:
+        """Complete rows that no tier has, with the first release that lacks them, if any was read."""
+        for row in rows:
+            origins = self.missed.get(row)
+            self.complete(row, self.waiting.pop(row, ()), origins[0] if origins else None, None)
+
+    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+        """Read rows that this release does not lack, as a part of their sampled requests."""
+        lacking = list[RowKey]()
+        if self.missed:
+            unread = [row for row in group.rows if not self._has_missed(row, group.served)]
+            lacking = [row for row in group.rows if self._has_missed(row, group.served)]
+            group = RowsOfRelease(group.served, unread)
+        if not group.rows:
+            return lacking
+        if self.spans:
+            spans = [span for row in group.rows for span in self.spans.get(row, ())]
+            sampled_requests.set(tuple(spans))
+        return [*lacking, *await super().read_group(place, group)]
+
+    def _has_missed(self, row: RowKey, served: ServedRelease) -> bool:
         return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
-
-    def first_missed(self, row: RowKey) -> Origin | None:
-        origins = self.missed.get(row)
-        return origins[0] if origins else None
 
 
 class TurnLookups(Generic[Waiter]):
@@ -149,6 +255,7 @@ class TurnLookups(Generic[Waiter]):
     """
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
+        """*budget_s* limits the reads of a turn; *complete* is called once for each row."""
         self._tiers = tiers
         self._budget_s = budget_s
         self._complete = complete
@@ -195,7 +302,14 @@ class TurnLookups(Generic[Waiter]):
                 await asyncio.wait(self._reads)
 
     def _read_turn(self) -> None:
-        turn = _Turn(loop_time() + self._budget_s, self._waiting, self._turn_spans)
+        """Send the rows of this loop iteration, or read them in a task."""
+        turn = _Turn(
+            tiers=self._tiers,
+            deadline=loop_time() + self._budget_s,
+            complete=self._complete,
+            waiting=self._waiting,
+            spans=self._turn_spans,
+        )
         rows = self._turn
         self._turn = []
         self._turn_spans = {}
@@ -209,11 +323,10 @@ class TurnLookups(Generic[Waiter]):
     def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
         """Send a read of *rows* to the first tier, if that needs no task; return whether it is sent."""
         tier = self._tiers[0]
-        groups = tier.follower.grouped(rows)
+        groups = turn.groups(tier, rows)
         if len(groups) != 1 or turn.spans:
             return False
-        served = groups[0].served
-        read = tier.send(served, [row.text for row in rows], _share_s(turn.deadline, len(self._tiers)))
+        read = tier.send(groups[0].served, [row.text for row in rows], turn.share_s(0))
         if read is None:
             return False
         self._reads.add(read.replies)
@@ -221,7 +334,10 @@ class TurnLookups(Generic[Waiter]):
         return True
 
     def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
-        """Complete the rows of a sent read; a task reads the others in the tiers that are left."""
+        """Complete the rows of a sent read; a task reads the others in the tiers that are left.
+
+        After an error of the store, the task begins with the first tier again.
+        """
         self._reads.discard(replies)
         tier = self._tiers[0]
         following = 1
@@ -230,9 +346,9 @@ class TurnLookups(Generic[Waiter]):
             if slots is None:
                 following = 0
             else:
-                rows = self._take(turn, RowsRead(Origin(tier, read.served), rows, slots))
+                rows = turn.take(RowsRead(Origin(tier, read.served), rows, slots))
         except StoreUnavailable:
-            pass  # reported by the tier
+            pass  # late, which the tier has reported
         except Exception:
             log.exception("a lookup failed")
         if rows:
@@ -250,12 +366,11 @@ class TurnLookups(Generic[Waiter]):
                 rows = self._split(turn, rows, place)
                 if not rows:
                     break
-                rows = await self._complete_from_tier(turn, rows, place)
+                rows = await turn.read_tier(place, rows)
         except Exception:
             log.exception("a lookup failed")
         finally:
-            for row in rows:
-                self._complete(row, turn.waiting.pop(row, ()), turn.first_missed(row), None)
+            turn.complete_unread(rows)
 
     def _split(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
         """Return the rows that this task reads in one call of a tier; other tasks read the rest.
@@ -264,7 +379,7 @@ class TurnLookups(Generic[Waiter]):
         """
         tier = self._tiers[place]
         if tier.breaker.is_open:
-            rows = self._take_cached(turn, rows, tier)
+            rows = _take_cached(turn, rows, tier)
         size = tier.keys_a_call
         for start in range(size, len(rows), size):
             self._spawn(self._read_rows(turn, rows[start : start + size], place))
@@ -274,122 +389,72 @@ class TurnLookups(Generic[Waiter]):
             rows = rows[:1]
         return rows
 
-    def _take_cached(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
-        groups = tier.follower.grouped(rows)
-        if not groups:
-            return rows
-        rest = list[RowKey]()
-        for group in groups:
-            rest += self._take(turn, _read_nowait(tier, group))
-        return rest
 
-    async def _complete_from_tier(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
-        """Read rows, complete those that the tier has, and return the others."""
-        return await _by_release(self._tiers[place], rows, partial(self._complete_from_release, turn, place))
+@dataclass(kw_only=True)
+class BatchRead(TierWalk):
+    """The rows of one request. The first tier that can be read answers all.
 
-    async def _complete_from_release(self, turn: _Turn[Waiter], place: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        served = group.served
-        rows = group.rows
-        wanted = rows
-        missed = list[RowKey]()
-        if turn.missed:
-            wanted = [row for row in rows if not turn.has_missed(row, served)]
-            missed = [row for row in rows if turn.has_missed(row, served)]
-        if not wanted:
-            return rows
-        if turn.spans:
-            spans = [span for row in wanted for span in turn.spans.get(row, ())]
-            sampled_requests.set(tuple(spans))
-        tier = self._tiers[place]
-        try:
-            slots = await tier.read(
-                served, [row.text for row in wanted], _share_s(turn.deadline, len(self._tiers) - place)
-            )
-        except ReleaseMoved:
-            return await self._complete_from_tier(turn, rows, place)
-        except StoreError:
-            return rows
-        return [*missed, *self._take(turn, RowsRead(Origin(tier, served), wanted, slots))]
-
-    def _take(self, turn: _Turn[Waiter], read: RowsRead) -> Sequence[RowKey]:
-        """Complete the rows that were found, and return the others."""
-        complete = self._complete
-        waiting = turn.waiting
-        origin = read.origin
-        rest: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
-        for row, slot in zip(read.rows, read.slots, strict=True):
-            if isinstance(slot, bytes) and not is_empty(slot):
-                complete(row, waiting.pop(row, ()), origin, slot)
-            else:
-                rest.append(row)
-                if not isinstance(slot, StoreError):
-                    turn.missed.setdefault(row, []).append(origin)
-        return rest
-
-
-@dataclass(slots=True)
-class BatchRead:
-    """The rows of one request that were read; those that no tier could read are missing."""
-
-    deadline: float
-    """By `loop_time`."""
-
-    read_by: float | None
-    """When the caller stops waiting."""
+    Rows that no tier could read are in no part.
+    """
 
     parts: list[RowsRead] = field(default_factory=list)
-    failure: StoreError | None = None
-    """The last transient error."""
+    """A part for each release that was read."""
 
-    async def read_from(self, origin: Origin, keys: Sequence[str], tiers: int) -> list[Slot]:
-        """Read from one of the *tiers* that may be read yet, in an equal share of the time left."""
-        reading = origin.tier.read(origin.served, keys, _share_s(self.deadline, tiers))
-        if self.read_by is not None:
-            reading = _within(_share_s(self.read_by, tiers), reading)
-        return await reading
+    def take(self, read: RowsRead) -> Sequence[RowKey]:
+        """Take all rows."""
+        self.parts.append(read)
+        return ()
+
+
+@dataclass(kw_only=True)
+class ReleaseRead(BatchRead):
+    """Rows of one release. A row whose slot is an error is read in the next tier; after the last one, it is in no part."""
+
+    release: str
+    """Its id."""
+
+    def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
+        """Return the release if the tier serves it, or has served it before the live one."""
+        served = tier.follower.find(self.release)
+        return [] if served is None else [RowsOfRelease(served, rows)]
+
+    def take(self, read: RowsRead) -> Sequence[RowKey]:
+        """Take rows that were read or are absent, and return the others."""
+        failed = [row for row, slot in zip(read.rows, read.slots, strict=True) if isinstance(slot, StoreError)]
+        rows = [row for row, slot in zip(read.rows, read.slots, strict=True) if not isinstance(slot, StoreError)]
+        slots = [slot for slot in read.slots if not isinstance(slot, StoreError)]
+        self.parts.append(RowsRead(read.origin, rows, slots))
+        return failed
 
 
 class BatchLookups:
-    """Reads the rows of one request, which one tier answers all."""
+    """Reads the rows of one request."""
 
     def __init__(self, tiers: Sequence[Tier], budget_s: float) -> None:
+        """*budget_s* limits the reads of a batch of one user; see BUDGET_S_PER_USER."""
         self._tiers = tiers
         self._budget_s = budget_s
 
     async def read(self, rows: Sequence[RowKey], *, users: int = 0) -> BatchRead:
-        """Read *rows* from the first tier that can be read; the budget is for *users*, or for the rows.
-
-        Tiers also share the time until the caller stops waiting; a late one has not failed.
-        """
-        budget_s = self._budget_s + BUDGET_S_PER_USER * max(users, len(rows))
-        batch = BatchRead(loop_time() + budget_s, caller_deadline())
-        for place in range(len(self._tiers)):
-            if not rows:
-                break
-            rows = await self._add_from_tier(batch, rows, place)
+        """Read *rows* from the first tier that can be read; the budget is for *users*, at least as many as rows."""
+        deadline = self._deadline(max(users, len(rows)))
+        batch = BatchRead(tiers=self._tiers, deadline=deadline, caller_deadline=caller_deadline())
+        await batch.read(rows)
         return batch
 
-    async def _add_from_tier(self, batch: BatchRead, rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
-        """Add rows of one tier to *batch*, and return those that it could not read."""
-        return await _by_release(self._tiers[place], rows, partial(self._add_from_release, batch, place))
+    async def read_release(self, release: str, rows: Sequence[RowKey], tiers: Sequence[Tier]) -> ReleaseRead:
+        """Read *rows* in a release, by its id, from *tiers*, which have it."""
+        read = ReleaseRead(
+            tiers=tiers, deadline=self._deadline(len(rows)), caller_deadline=caller_deadline(), release=release
+        )
+        await read.read(rows)
+        return read
 
-    async def _add_from_release(self, batch: BatchRead, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        tier = self._tiers[place]
-        origin = Origin(tier, group.served)
-        keys = [row.text for row in group.rows]
-        try:
-            slots = await batch.read_from(origin, keys, len(self._tiers) - place)
-        except ReleaseMoved:
-            return await self._add_from_tier(batch, group.rows, place)
-        except StoreError as error:
-            if not isinstance(error, ReleaseCorrupt):
-                batch.failure = error
-            return group.rows
-        batch.parts.append(RowsRead(origin, group.rows, slots))
-        return ()
+    def _deadline(self, users: int) -> float:
+        return loop_time() + self._budget_s + BUDGET_S_PER_USER * users
 
     def cached(self, rows: Sequence[RowKey]) -> list[RowsRead]:
-        """Return slots of *rows* of the first tier with a release, read without I/O."""
+        """Return slots of *rows* of the first tier with a release, read without I/O; errors for those that need it."""
         for tier in self._tiers:
             groups = tier.follower.grouped(rows)
             if groups:
@@ -397,21 +462,19 @@ class BatchLookups:
         return []
 
 
-async def _by_release(
-    tier: Tier, rows: Sequence[RowKey], read: Callable[[RowsOfRelease], Awaitable[Sequence[RowKey]]]
-) -> Sequence[RowKey]:
-    """Call *read* with the rows of each release of a tier; return the rows that remain to be read."""
-    groups = tier.follower.grouped(rows)
+def _take_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
+    """Complete rows that a tier has in its cache, and return the others."""
+    groups = turn.groups(tier, rows)
     if not groups:
         return rows
-    if len(groups) == 1:
-        return await read(groups[0])
-    rests = await asyncio.gather(*map(read, groups))
-    return [row for rest in rests for row in rest]
+    rest = list[RowKey]()
+    for group in groups:
+        rest += turn.take(_read_nowait(tier, group))
+    return rest
 
 
 def _share_s(until: float, tiers: int) -> float:
-    """Return an equal share of the time left for each of the *tiers* that may be read yet."""
+    """Return an equal share of the time until *until* for each of the *tiers* that may be read yet."""
     return max(0.0, until - loop_time()) / tiers
 
 

@@ -1,9 +1,12 @@
-"""Tiers: stores of a service, each with a live release, a circuit breaker and a cache."""
+"""Tiers: stores of a service, each with a live release, a circuit breaker and a cache.
+
+A *slot* is the result for one key: bytes (decoded: the opened list), None if the store has no row, or a StoreError.
+"""
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -12,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
+from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
@@ -29,7 +34,6 @@ from hotplate.serve.metrics import (
     LIVE,
     LOOKUP_OUTCOMES,
     POSITIONS,
-    ROLES,
     Metrics,
     ReleaseRole,
 )
@@ -41,7 +45,7 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, is_empty
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, SendingReader, Slot
-from hotplate.stores.timing import Backoff, Deadlines, TaskDeadlines
+from hotplate.stores.timing import Deadlines, TaskDeadlines
 from hotplate.stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -56,22 +60,6 @@ _UNREADABLE = StoreError("the value cannot be read")
 # Time limit of a read that no request waits for.
 PRESENT_S = 1.0
 
-# Consecutive failures that open a breaker.
-FAILURES = 5
-# The same for failures of parts of a store: if half of them fail, five in a row happen six times a second at 200
-# requests/s.
-FAILURES_OF_PARTS = 50
-# First and longest pause before a probe.
-PROBE_PAUSES_S = (0.1, 1.0)
-
-# For missing keys: a replica may lag, or a list be repaired.
-ABSENT_S = 10.0
-# Overhead of a cached entry: two objects and a slot.
-ENTRY_BYTES = 250
-SHARD_BYTES = 2 << 20
-
-NOT_CACHED = StoreError("it is not in the cache")
-
 
 def loop_time() -> float:
     """Return the time of the running loop."""
@@ -80,134 +68,13 @@ def loop_time() -> float:
 
 def tier_names(urls: Sequence[str]) -> list[str]:
     """Return each store's scheme, numbered from its second use on."""
-    schemes = [scheme_of(url) for url in urls]
-    return [
-        scheme if schemes.index(scheme) == number else f"{scheme}-{schemes[:number].count(scheme) + 1}"
-        for number, scheme in enumerate(schemes)
-    ]
-
-
-class Breaker:
-    """A circuit breaker: closed, open, or half open with one probe.
-
-    *clock* returns seconds. The pause doubles after each probe, with jitter from *min_jitter* to 1.
-    """
-
-    def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
-        self._clock = clock
-        self._backoff = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
-        self._failures = 0
-        self._retry_at: float | None = None
-        self._probing = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether only probes are sent."""
-        return self._retry_at is not None
-
-    def allows(self) -> bool:
-        """Return whether to send a request, or a probe; then call `succeeded`, `failed`, or for a probe `undecided`."""
-        if self._retry_at is None:
-            return True
-        if self._probing or self._clock() < self._retry_at:
-            return False
-        self._probing = True
-        return True
-
-    def succeeded(self) -> None:
-        """Close the breaker."""
-        if self._failures == 0:
-            return  # fast path
-        self._failures = 0
-        self._backoff.reset()
-        self._retry_at = None
-        self._probing = False
-
-    def undecided(self) -> None:
-        """Allow another probe after one without an outcome."""
-        self._probing = False
-
-    def failed(self, threshold: int = FAILURES) -> None:
-        """Count a failure; open after *threshold* in a row, or after a failed probe."""
-        self._failures += 1
-        if self._retry_at is not None and not self._probing:
-            return  # sent before the breaker opened
-        if self._probing or self._failures >= threshold:
-            self._retry_at = self._clock() + self._backoff.next_s()
-            self._probing = False
-
-
-class Cache:
-    """A least-recently-used cache of lists, bounded in bytes. Lists do not expire: a release never changes.
-
-    It is made of shards, because one dictionary blocks the loop when it grows: for 7 ms at 64 MiB and 35 ms at 256 MiB,
-    but under a millisecond at SHARD_BYTES.
-    """
-
-    def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        count = max(1, max_bytes // SHARD_BYTES)
-        self._shards = [_Shard(max_bytes // count) for _ in range(count)]
-
-    @property
-    def bytes(self) -> int:
-        """The size of all entries."""
-        return sum(shard.bytes for shard in self._shards)
-
-    def get(self, served: ServedRelease, key: str) -> Slot:
-        """Return the list of *key*, or NOT_CACHED."""
-        entry = served.load_id + key  # unlike a tuple, no work for the garbage collector
-        value = self._shard_of(entry).get(entry)
-        if value is None:
-            return NOT_CACHED
-        if isinstance(value, bytes):
-            return value
-        return None if value > self._clock() else NOT_CACHED
-
-    def put(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> None:
-        """Store slots read from a release."""
-        absent_until = self._clock() + ABSENT_S
-        for key, slot in zip(keys, slots, strict=True):
-            if not isinstance(slot, StoreError):
-                entry = served.load_id + key
-                self._shard_of(entry).put(entry, absent_until if slot is None else slot)
-
-    def _shard_of(self, entry: str) -> "_Shard":
-        return self._shards[hash(entry) % len(self._shards)]
-
-
-class _Shard:
-    """A part of a cache, with its own bound."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._entries = OrderedDict[str, bytes | float]()
-        """Lists, or until when they are absent."""
-        self.bytes = 0
-
-    def get(self, entry: str) -> bytes | float | None:
-        value = self._entries.get(entry)
-        if value is not None:
-            self._entries.move_to_end(entry)
-        return value
-
-    def put(self, entry: str, value: bytes | float) -> None:
-        size = _size(entry, value)
-        if size > self._max_bytes:
-            return
-        self.bytes += size
-        before = self._entries.pop(entry, None)
-        if before is not None:
-            self.bytes -= _size(entry, before)
-        self._entries[entry] = value
-        while self.bytes > self._max_bytes:
-            oldest, gone = self._entries.popitem(last=False)
-            self.bytes -= _size(oldest, gone)
-
-
-def _size(entry: str, value: bytes | float) -> int:
-    length = len(value) if isinstance(value, bytes) else 0
-    return len(entry) + length + ENTRY_BYTES
+    uses = Counter[str]()
+    names = list[str]()
+    for url in urls:
+        scheme = scheme_of(url)
+        uses[scheme] += 1
+        names.append(scheme if uses[scheme] == 1 else f"{scheme}-{uses[scheme]}")
+    return names
 
 
 class ReleaseMoved(StoreError):
@@ -242,8 +109,8 @@ class SentRead(msgspec.Struct, frozen=True, eq=False):
     served: ServedRelease
     keys: Sequence[str]
     replies: asyncio.Future[list[Slot]]
-    due: set[asyncio.Future[list[Slot]]]
-    """Of `Deadlines`, which cancels the replies."""
+    expiring: set[asyncio.Future[list[Slot]]]
+    """The set of `Deadlines` that contains the replies until they arrive, and otherwise cancels them."""
 
     sent_at: float
     """By `perf_counter`."""
@@ -257,10 +124,12 @@ class Tier:
     def __init__(
         self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
     ) -> None:
-        """*cache_bytes* apply to remote stores."""
+        """*reader* reads the store, with a cache of *cache_bytes* if it is remote.
+
+        *fold_in* loads the item factors of each release.
+        """
         self.name = name
-        counts = partial(_canary_counts, metrics, name)
-        self.follower = Follower(reader, counts, fold_in=fold_in)
+        self.follower = Follower(reader, partial(_canary_counts, metrics, name), fold_in=fold_in)
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
@@ -274,8 +143,11 @@ class Tier:
         self._deadlines = TaskDeadlines()
         self._sent_deadlines = Deadlines[asyncio.Future[list[Slot]]](_cancel)
         self._fails_by_part = False
+        """Whether a part of the store has failed by itself, as one shard or one partition does."""
         self._damaged = set[ReleaseRef]()
+        """Followed releases of which a damaged value was read."""
         self._open_because = ""
+        """A sentence on the failure that opened the circuit last."""
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -328,6 +200,7 @@ class Tier:
         return slot
 
     def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
+        """Read, time and decode one key of a store in this process; damage is a StoreError."""
         started = perf_counter()
         try:
             value = reader.get(served.ref, key)
@@ -351,17 +224,18 @@ class Tier:
         if self._cache is None:
             return await self._read_in_time(served, keys, timeout_s)
         slots = [self.get(served, key) for key in keys]
-        missing = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
-        if missing:
-            read = await self._read_in_time(served, [keys[place] for place in missing], timeout_s)
-            for place, slot in zip(missing, read, strict=True):
+        uncached = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
+        if uncached:
+            read_slots = await self._read_in_time(served, [keys[place] for place in uncached], timeout_s)
+            for place, slot in zip(uncached, read_slots, strict=True):
                 slots[place] = slot
         return slots
 
     def send(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
-        """Send a read of *keys*, which are not cached; None if `read` is to be called.
+        """Send a read of *keys*, which are not cached, without a task; None if `read` must be called instead.
 
-        That is so if the store cannot send them at once, may have failed, or has replicas to read later.
+        That is so if the store cannot send them at once, if its circuit is open, and if it has replicas to read later.
+        The caller waits for `SentRead.replies`, and then calls `received`.
         """
         if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
             return None
@@ -371,15 +245,22 @@ class Tier:
         replies = self._sender.send(served.ref, keys)
         if replies is None:
             return None
-        due = self._sent_deadlines.add(replies, loop_time() + timeout_s)
-        return SentRead(self._sender, served, keys, replies, due, sent_at, timeout_s)
+        return SentRead(
+            sender=self._sender,
+            served=served,
+            keys=keys,
+            replies=replies,
+            expiring=self._sent_deadlines.add(replies, loop_time() + timeout_s),
+            sent_at=sent_at,
+            timeout_s=timeout_s,
+        )
 
     def received(self, read: SentRead) -> list[Slot] | None:
-        """Return the slots of a read that is done; None if `read` is to be called, because of an error.
+        """Return the slots of a read that is done; None after an error, and `read` must be called instead.
 
         Raises StoreUnavailable if the store did not answer in time.
         """
-        read.due.discard(read.replies)
+        read.expiring.discard(read.replies)
         if read.replies.cancelled():
             self._observe_read(read.served, read.sent_at, "error")
             raise self._late(read.timeout_s)
@@ -392,7 +273,10 @@ class Tier:
         return self._taken(read.served, read.keys, slots)
 
     async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* of a remote store within a time limit and by the circuit breaker."""
+        """Read *keys* of a remote store within a time limit, if the circuit breaker allows it, and tell it the outcome.
+
+        Raises StoreUnavailable if the circuit is open or the time is over, and as `_read_or_follow`.
+        """
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
         is_probe = self.breaker.is_open
@@ -415,18 +299,23 @@ class Tier:
         return slots
 
     def _succeeded(self) -> None:
+        """Tell the breaker of a read that succeeded."""
         if self.breaker.is_open:
             log.warning("%s: circuit closed, the store answers", self.name)
         self.breaker.succeeded()
 
     def _late(self, timeout_s: float) -> StoreUnavailable:
-        """Count a read that was not done in time, perhaps because of one part; return its error."""
+        """Tell the breaker of a read that was not done in time; return its error.
+
+        A store whose parts fail by themselves may be late because of one part.
+        """
         kind = PartUnavailable if self._fails_by_part else StoreUnavailable
         late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
         self._failed(late)
         return late
 
     def _failed(self, error: StoreError) -> None:
+        """Tell the breaker of a failed read, and log it if that opens the circuit."""
         was_open = self.breaker.is_open
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
@@ -437,7 +326,11 @@ class Tier:
             log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
     async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
-        """Read *keys* in calls of the store's size; follow the store if the release is gone."""
+        """Read *keys* in calls of the store's size.
+
+        If the release is gone, reads the catalogue; then raises ReleaseMoved if another release is followed now, and
+        ReleaseNotFound if the release is still the one to follow.
+        """
         try:
             if self._local is not None:
                 return await self._read_local(served, keys)
@@ -469,11 +362,14 @@ class Tier:
         return _unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
     async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
-        """Read one of several batches, whose failure is one of its keys."""
+        """Read one of several batches; its failure becomes the slot of each of its keys.
+
+        ReleaseNotFound is raised at once, to leave time for the next release.
+        """
         try:
             return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:
-            raise  # at once, to leave time for the next release
+            raise
         except StoreError as error:
             return [error] * len(keys)
 
@@ -496,12 +392,13 @@ class Tier:
         return self._taken(served, keys, slots)
 
     def _observe_read(self, served: ServedRelease, started: float, outcome: str) -> None:
+        """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
         took_s = perf_counter() - started
         self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
         self._observe_canary(served, took_s)
 
     def _taken(self, served: ServedRelease, keys: Sequence[str], values: Sequence[Slot]) -> list[Slot]:
-        """Return slots of *values* from the store, and cache them."""
+        """Decode the slots of a store, and cache them."""
         slots = self._decoded(served, keys, values)
         if self._cache is not None:
             self._cache.put(served, keys, slots)
@@ -511,7 +408,11 @@ class Tier:
     def _call(
         self, served: ServedRelease, keys: Sequence[str], deadline: float | None
     ) -> Coroutine[Any, Any, list[Slot]]:
-        """Return the call of the store: hedged if it has a replica, with a span if the requests are sampled."""
+        """Return the call of the store for *keys*, to be awaited.
+
+        It is hedged if the store has a replica, and has a span if the requests are sampled. Without a *deadline*, of
+        local stores, it has no time limit.
+        """
         if deadline is None:
             return self._reader.get_many(served.ref, keys)
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
@@ -527,7 +428,7 @@ class Tier:
         self._metrics.count_in(HEDGES, self.name, HEDGE_WON if won else HEDGE_LOST)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
-        """In one loop, because a call per slot doubles the time."""
+        """Decode slots, and count damage; in one loop, because a call per slot doubles the time."""
         decode = served.decode
         decoded: list[Slot] = []
         for key, slot in zip(keys, slots, strict=True):
@@ -541,11 +442,14 @@ class Tier:
         return decoded
 
     def _examined(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return an error as a slot, and count damage; errors other than StoreError are damage."""
+        """Return the slot of a key whose read raised *error*; count it if it is ReleaseCorrupt or unknown: damage.
+
+        The first damage of a release is logged.
+        """
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
         self._metrics.count_in(CORRUPT, self.name)
-        served.damage[0] += 1
+        served.tally.damaged += 1
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
             followed = {release.ref for release in self.follower.all_served}
@@ -554,9 +458,9 @@ class Tier:
         return damage
 
     async def share_present(self, served: ServedRelease, keys: Sequence[str]) -> float | None:
-        """Return the share of *keys* with a list in a release; None if it cannot be read.
+        """Return the share of *keys* (0 to 1) with a list in a release; None if it cannot be read.
 
-        This read is no request: it is neither counted nor cached.
+        This read is not a request's: it is neither counted nor cached.
         """
         present = 0
         try:
@@ -569,14 +473,18 @@ class Tier:
         return present / max(1, len(keys))
 
     def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
-        """Count lists of a release by an index of LOOKUP_OUTCOMES; *kind* is that of the rows."""
+        """Count *lists* from a *source*, one of SOURCES; *outcome* is an index of LOOKUP_OUTCOMES, *kind* of the rows.
+
+        During a canary, lists of users are also counted by role, for its judgement.
+        """
         self._metrics.count_lookup(source, LOOKUP_OUTCOMES[outcome], lists)
-        served.lookups[outcome] += lists
+        served.tally.lookups[outcome] += lists
         if self.follower.canary is not None and kind == USER:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self._metrics.count(self._metrics.canary[self.name, role, LOOKUP_OUTCOMES[outcome]], lists)
 
     def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
+        """During a canary, count the time of a read by role, for its judgement."""
         if self.follower.canary is not None:
             role: ReleaseRole = CANARY if served.is_canary else LIVE
             self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
@@ -622,13 +530,17 @@ def _damage_of(release: ReleaseId) -> str:
 
 
 def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Count lookups and reads of a tier, and events of all; a list is shown if its first place is."""
+    """Return the counts of a tier during a canary, of all workers; see `_role_counts`."""
+    return BothCounts(live=_role_counts(metrics, tier, LIVE), canary=_role_counts(metrics, tier, CANARY))
 
-    def counts_of(role: ReleaseRole) -> ReleaseCounts:
-        hit, miss, error = (metrics.total(metrics.canary[tier, role, one])[0] for one in LOOKUP_OUTCOMES)
-        *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
-        (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, POSITIONS[0]])
-        clicks = sum(metrics.total(metrics.cells[CLICKS][role, POSITIONS[0]], len(POSITIONS)))
-        return ReleaseCounts(hit, miss, error, tuple(reads), shown, clicks)
 
-    return BothCounts(*map(counts_of, ROLES))
+def _role_counts(metrics: Metrics, tier: str, role: ReleaseRole) -> ReleaseCounts:
+    """Return lookups and reads of a role in a tier, and its events in all tiers, which do not name a tier.
+
+    A list was shown if its first place was.
+    """
+    hit, miss, error = (metrics.total(metrics.canary[tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
+    *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
+    (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, POSITIONS[0]])
+    clicks = sum(metrics.total(metrics.cells[CLICKS][role, POSITIONS[0]], len(POSITIONS)))
+    return ReleaseCounts(hit=hit, miss=miss, error=error, reads=tuple(reads), shown=shown, clicks=clicks)

@@ -617,7 +617,7 @@ cdef class _Source:
         self.served = served
         self.rows = rows
         self.seed = Checksum(served.manifest.release).seed
-        self.lookups = served.lookups
+        self.lookups = served.tally.lookups
         self.read_cell = read_cell
 
 
@@ -911,7 +911,7 @@ cdef class Lane:
 
     cdef object _missed(self, _Request request, _Source source, double started):
         self._observe(source.read_cell, _monotonic() - started)
-        encoded = self._reader.after_miss(request.row(), EVERYBODY, Origin(source.tier, source.served))
+        encoded = self._reader.get_nowait(request.row(), missed=Origin(source.tier, source.served))
         return None if encoded is None else self._finish(request, encoded)
 
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
@@ -963,7 +963,7 @@ cdef class Lane:
             if items.end == NULL:
                 raise ValueError("the offset of a list is not a number")
             self._cells[route.hit_cell] += 1
-            served.lookups[HIT] += 1
+            served.tally.lookups[HIT] += 1
             return self._write(request, self._frame(route, served, route.source, origin.tier.name, EVERYBODY), items)
         finally:
             PyBuffer_Release(&view)

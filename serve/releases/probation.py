@@ -199,7 +199,8 @@ class ReleaseCounter:
             max(0.0, sum(cells[start + bucket] for start in starts) - cells[of_canary + bucket])
             for bucket in range(HISTOGRAM_CELLS - 1)
         )
-        return ReleaseCounts(served.lookups[HIT], served.lookups[MISS], served.damage[0], reads)
+        lookups = served.tally.lookups
+        return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, reads)
 
     async def _missing(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
         """Return how many of the unexamined misses are of lists that the release before has."""
@@ -209,11 +210,11 @@ class ReleaseCounter:
         previous = await tier.follower.release_before(before)
         if previous is None:
             return 0.0
-        keys = list(served.missed)
-        served.missed.clear()
+        keys = list(served.tally.missed)
+        served.tally.missed.clear()
         share = await tier.share_present(previous, keys)
         if share is None:
-            served.missed.extend(keys)  # examined later
+            served.tally.missed.extend(keys)  # examined later
             return 0.0
         self._unexamined[tier.name] = 0.0
         return misses * share

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hotplate.serve.filters import NO_FILTERS, ReleaseFilters
 from hotplate.serve.fold_in import FoldIn
+from hotplate.serve.metrics import LOOKUP_OUTCOMES
 from hotplate.stores.catalogue import Release, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import Decode
 from hotplate.stores.manifest import Manifest
@@ -25,6 +26,23 @@ _loads = count()
 
 def _new_load_id() -> str:
     return f"{next(_loads)} "
+
+
+@dataclass(slots=True, eq=False)
+class ReleaseTally:
+    """What a worker has counted while it answered from a release."""
+
+    lookups: list[int] = field(default_factory=lambda: [0] * len(LOOKUP_OUTCOMES))
+    """By the index of the outcome in LOOKUP_OUTCOMES, as are those of `by_list`."""
+
+    by_list: dict[str, list[int]] = field(default_factory=dict)
+    """The lookups of lists that were requested by name."""
+
+    damaged: int = 0
+    """Damaged values that were read."""
+
+    missed: deque[str] = field(default_factory=lambda: deque(maxlen=MISSED))
+    """Keys of the last missing rows, for the comparison with the release before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +67,7 @@ class ServedRelease:
     load_id: str = field(default_factory=_new_load_id, compare=False)
     """Differs for each load, which may have other lists; cached rows have it before their key."""
 
-    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
-    by_list: dict[str, list[int]] = field(default_factory=dict, compare=False)
-    """The lookups of lists that were requested by name."""
-
-    damage: list[int] = field(default_factory=lambda: [0], compare=False)
-    """The number of damaged values that were read."""
-
-    missed: deque[str] = field(default_factory=lambda: deque(maxlen=MISSED), compare=False)
-    """Keys of the last missing rows, for the comparison with the release before."""
+    tally: ReleaseTally = field(default_factory=ReleaseTally, compare=False)
 
     @property
     def id(self) -> ReleaseId:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from hotplate.serve.cache import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.tiers import ABSENT_S, NOT_CACHED, SHARD_BYTES, Cache
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES
 from hotplate.stores.errors import StoreUnavailable

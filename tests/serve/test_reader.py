@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from hotplate.serve.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.metrics import HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.tier_reads import read_within
-from hotplate.serve.tiers import FAILURES, PROBE_PAUSES_S, loop_time
+from hotplate.serve.tiers import loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
@@ -373,7 +374,7 @@ async def test_concurrent_lookups_of_a_key_share_one_read_across_loop_turns(stor
     answers = await asyncio.gather(*early, *late)
     assert texts(answers) == ["first for 1", "first for 1", "first", "first for 1", "0"]
     assert store.reads == [["user:1", "user:nobody"]]
-    assert [counts[:2] for counts in [answers[0].served.lookups]] == [[3, 2]]
+    assert [counts[:2] for counts in [answers[0].served.tally.lookups]] == [[3, 2]]
 
 
 @virtual

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S, Breaker, StoreObserver, Tier
+from hotplate.serve.tiers import StoreObserver, Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, Slot
@@ -148,51 +147,3 @@ async def test_scrape_shows_request_units_throttles_and_failures_once_reported(s
     assert 'hotplate_store_token_failures_total{store="cosmos"} 0.0' in text
     store.observer.failed(TOKEN)
     assert 'hotplate_store_token_failures_total{store="cosmos"} 1.0' in exposed(reader)
-
-
-@pytest.fixture
-def breaker(clock: FakeClock) -> Breaker:
-    return Breaker(clock, min_jitter=1.0)
-
-
-def fail(breaker: Breaker, times: int) -> None:
-    for _ in range(times):
-        assert breaker.allows()
-        breaker.failed()
-
-
-def test_probe_pause_doubles_to_its_bound_and_resets_on_success(breaker: Breaker, clock: FakeClock) -> None:
-    fail(breaker, FAILURES)
-    pauses = list[float]()
-    for _ in range(8):
-        started = clock.now
-        while not breaker.allows():
-            clock.now += 0.01
-        pauses.append(round(clock.now - started, 1))
-        breaker.failed()
-    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
-    clock.now += PROBE_PAUSES_S[1]
-    assert breaker.allows()
-    breaker.succeeded()
-    fail(breaker, FAILURES)
-    clock.now += PROBE_PAUSES_S[0]
-    assert breaker.allows()
-
-
-@given(st.lists(st.sampled_from(["allow", "ok", "fail", "wait"]), max_size=200))
-def test_recovered_store_is_used_after_any_history(events: list[str]) -> None:
-    clock = FakeClock()
-    breaker = Breaker(clock)
-    waiting = 0
-    for event in events:
-        if event == "wait":
-            clock.now += 0.5
-        elif event == "allow":
-            waiting += breaker.allows()
-        elif waiting:
-            waiting -= 1
-            (breaker.succeeded if event == "ok" else breaker.failed)()
-    for _ in range(waiting):
-        breaker.failed()
-    clock.now += PROBE_PAUSES_S[1]
-    assert breaker.allows()

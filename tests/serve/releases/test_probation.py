@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 
+from hotplate.serve.breaker import FAILURES
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.processes.context import regions
 from hotplate.serve.reader import TieredReader
@@ -31,7 +32,6 @@ from hotplate.serve.releases.probation import (
 from hotplate.serve.shared_table import SharedTable
 from hotplate.serve.states import Reporter, SharedStates
 from hotplate.serve.telemetry.exposition import Exposition
-from hotplate.serve.tiers import FAILURES
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from hotplate.serve.tiers import FAILURES
+from hotplate.serve.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
