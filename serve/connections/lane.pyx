@@ -115,12 +115,12 @@ ctypedef const unsigned char* Bytes
 
 cdef struct Span:
     # Part of a buffer that outlives the Span.
-    Bytes at
+    Bytes start
     Bytes end
 
 
 cdef struct Parsed:
-    # A plain request. Spans of absent parts are empty, and `at` is NULL.
+    # A plain request. Spans of absent parts are empty, and `start` is NULL.
     Py_ssize_t route
     Span identifier
     Span query
@@ -128,8 +128,8 @@ cdef struct Parsed:
 
 
 cdef struct Room:
-    # Memory of a new bytes object that is not written yet.
-    unsigned char* at
+    # Memory of a new bytes object: from the next byte to write to its end.
+    unsigned char* next
     unsigned char* end
 
 
@@ -163,7 +163,6 @@ cdef struct HeaderName:
 
 
 cdef HeaderName _names[MAX_NAMES]
-cdef Py_ssize_t _names_count = 0
 # Index of the first name by its size; names of a size are adjacent.
 cdef Py_ssize_t _first_of_size[MAX_NAME + 2]
 # Number of each name: below READ_COUNT the place of its value.
@@ -180,23 +179,31 @@ cdef double _buckets[32]
 cdef Py_ssize_t _bucket_count = len(BUCKETS_S)
 
 
-cdef int _fill_tables() except -1:
-    global _names_count
-    cdef Py_ssize_t size, place
+cdef int _fill_bytes() except -1:
+    """Set the properties of each byte, and its lower case."""
     cdef int byte
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     for byte in range(256):
-        text = chr(byte)
-        _kind[byte] = (
-            (OF_ID if text in letters + "_~.:@-" else 0)
-            | (OF_QUERY if text in letters + "_&=-" else 0)
-            | (VISIBLE if 0x21 <= byte <= 0x7E else 0)
-            | (OF_REQUEST_ID if text in letters + "._~+/=:-" else 0)
-        )
+        character = chr(byte)
+        _kind[byte] = 0
+        if character in letters + "_~.:@-":
+            _kind[byte] |= OF_ID
+        if character in letters + "_&=-":
+            _kind[byte] |= OF_QUERY
+        if 0x21 <= byte <= 0x7E:
+            _kind[byte] |= VISIBLE
+        if character in letters + "._~+/=:-":
+            _kind[byte] |= OF_REQUEST_ID
         _lower[byte] = byte + 32 if 65 <= byte <= 90 else byte
+    return 0
+
+
+cdef int _fill_names() except -1:
+    """Set the header names, ordered by size, and the number of each: its place in READ_HEADERS, then in IGNORED."""
+    cdef Py_ssize_t size, place
     names = sorted((len(name), number, name.lower().encode()) for number, name in enumerate((*READ_HEADERS, *IGNORED)))
-    if len(names) > MAX_NAMES or names[len(names) - 1][0] > MAX_NAME or _bucket_count > 32:
-        raise ImportError("lane.pyx has too little room for its tables")
+    if len(names) > MAX_NAMES or names[len(names) - 1][0] > MAX_NAME:
+        raise ImportError("lane.pyx has too little room for the names of headers")
     for size in range(MAX_NAME + 2):
         _first_of_size[size] = sum(1 for length, _, _ in names if length < size)
     for place, (length, number, name) in enumerate(names):
@@ -204,58 +211,67 @@ cdef int _fill_tables() except -1:
         _number[place] = number
         for size in range(length):
             _names[place].lower[size] = name[size]
-    _names_count = len(names)
+    return 0
+
+
+cdef int _fill_buckets() except -1:
+    """Set the bounds of the buckets of histograms."""
+    cdef Py_ssize_t place
+    if _bucket_count > 32:
+        raise ImportError("lane.pyx has too little room for the buckets of histograms")
     for place, bound in enumerate(BUCKETS_S):
         _buckets[place] = bound
     return 0
 
 
-_fill_tables()
+_fill_bytes()
+_fill_names()
+_fill_buckets()
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t _size(Span span) noexcept nogil:
-    return span.end - span.at
+    return span.end - span.start
 
 
 cdef inline bint _skip(Span* span, const char* text, Py_ssize_t size) noexcept nogil:
     """Return whether *span* begins with *text*, and move behind it."""
-    if span.end - span.at < size or memcmp(span.at, text, size) != 0:
+    if span.end - span.start < size or memcmp(span.start, text, size) != 0:
         return False
-    span.at += size
+    span.start += size
     return True
 
 
 cdef inline Span _take(Span* span, unsigned char kind, Py_ssize_t most) noexcept nogil:
     """Return the bytes of *kind* that *span* begins with, at most *most*, and move behind them."""
     cdef Span taken
-    taken.at = span.at
-    while span.at < span.end and span.at - taken.at < most and _kind[span.at[0]] & kind:
-        span.at += 1
-    taken.end = span.at
+    taken.start = span.start
+    while span.start < span.end and span.start - taken.start < most and _kind[span.start[0]] & kind:
+        span.start += 1
+    taken.end = span.start
     return taken
 
 
 cdef inline Span _until(Span* span, unsigned char byte) noexcept nogil:
     """Return the bytes before *byte*, and move behind that; without it, the end is NULL."""
     cdef Span taken
-    taken.at = span.at
+    taken.start = span.start
     taken.end = NULL
-    if span.at < span.end:
-        taken.end = <Bytes>memchr(span.at, byte, span.end - span.at)
+    if span.start < span.end:
+        taken.end = <Bytes>memchr(span.start, byte, span.end - span.start)
     if taken.end != NULL:
-        span.at = taken.end + 1
+        span.start = taken.end + 1
     return taken
 
 
 cdef inline bint _is_equal(Span span, const char* lower, Py_ssize_t size) noexcept nogil:
     """Return whether a span is *lower*, in any case."""
     cdef Py_ssize_t place
-    if span.end - span.at != size:
+    if span.end - span.start != size:
         return False
     for place in range(size):
-        if _lower[span.at[place]] != <unsigned char>lower[place]:
+        if _lower[span.start[place]] != <unsigned char>lower[place]:
             return False
     return True
 
@@ -275,13 +291,13 @@ cdef Py_ssize_t _name_number(Span name) noexcept nogil:
 cdef bint _read_value(Span* value) noexcept nogil:
     """Trim one space or tab before a header's value; return whether it is visible ASCII, with spaces inside."""
     cdef Bytes byte
-    if value.at < value.end and (value.at[0] == 32 or value.at[0] == 9):
-        value.at += 1
-    if value.at >= value.end or value.end - value.at > MAX_VALUE:
+    if value.start < value.end and (value.start[0] == 32 or value.start[0] == 9):
+        value.start += 1
+    if value.start >= value.end or value.end - value.start > MAX_VALUE:
         return False
-    if value.at[0] == 32 or (value.end - 1)[0] == 32:
+    if value.start[0] == 32 or (value.end - 1)[0] == 32:
         return False
-    byte = value.at
+    byte = value.start
     while byte < value.end:
         if not (_kind[byte[0]] & VISIBLE or byte[0] == 32):
             return False
@@ -319,12 +335,12 @@ cdef bint _read_line(Span* rest, Parsed* parsed) noexcept nogil:
         parsed.route = POPULAR
     else:
         return False
-    parsed.identifier.at = parsed.identifier.end = NULL
+    parsed.identifier.start = parsed.identifier.end = NULL
     if parsed.route != POPULAR:
         parsed.identifier = _take(rest, OF_ID, MAX_ID)
         if _size(parsed.identifier) == 0:
             return False
-    parsed.query.at = parsed.query.end = NULL
+    parsed.query.start = parsed.query.end = NULL
     if _skip(rest, b"?", 1):
         parsed.query = _take(rest, OF_QUERY, MAX_QUERY)
         if _size(parsed.query) == 0:
@@ -336,10 +352,10 @@ cdef bint _read_headers(Span* rest, Parsed* parsed) noexcept nogil:
     """Read the header block, which must end where *rest* ends; return whether it is plain."""
     cdef Span line, name
     cdef Py_ssize_t number
-    cdef uint64_t seen = 0
+    cdef uint64_t seen = 0  # bit N for the header of number N, below MAX_NAMES
     for number in range(READ_COUNT):
-        parsed.values[number].at = parsed.values[number].end = NULL
-    if rest.end - rest.at > MAX_BYTES:
+        parsed.values[number].start = parsed.values[number].end = NULL
+    if rest.end - rest.start > MAX_BYTES:
         return False
     while not _skip(rest, b"\r\n", 2):
         line = _until(rest, 13)
@@ -354,23 +370,23 @@ cdef bint _read_headers(Span* rest, Parsed* parsed) noexcept nogil:
         seen |= <uint64_t>1 << number
         if number < READ_COUNT:
             parsed.values[number] = line
-    if rest.at != rest.end or not seen & 1:  # HOST
+    if rest.start != rest.end or not seen & 1:  # HOST
         return False
     return not seen >> CONNECTION & 1 or _keeps_open(parsed.values[CONNECTION])
 
 
 cdef inline bytes _bytes(Span span):
-    return PyBytes_FromStringAndSize(<const char*>span.at, span.end - span.at)
+    return PyBytes_FromStringAndSize(<const char*>span.start, span.end - span.start)
 
 
 cdef inline str _text(Span span):
     """Return visible ASCII, or None for an absent part."""
-    return None if span.at == NULL else _bytes(span).decode("ascii")
+    return None if span.start == NULL else _bytes(span).decode("ascii")
 
 
 cdef inline bint _is_request_id(Span span) noexcept nogil:
     cdef Span rest = span
-    return _size(_take(&rest, OF_REQUEST_ID, 128)) > 0 and rest.at == rest.end
+    return _size(_take(&rest, OF_REQUEST_ID, 128)) > 0 and rest.start == rest.end
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -380,36 +396,40 @@ cdef const char* _base64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 
 cdef bint _is_whole(bytes key, Span row, object seed) except -1:
     """Return whether a row's checksum, 48 bits of the hash of key and body in base64, is right."""
-    cdef Py_ssize_t of_key = PyBytes_GET_SIZE(key)
-    cdef Py_ssize_t of_body = _size(row) - ROW_CHECKSUM
+    cdef Py_ssize_t key_size = PyBytes_GET_SIZE(key)
+    cdef Py_ssize_t body_size = _size(row) - ROW_CHECKSUM
     cdef bytes hashed
-    cdef uint64_t found
+    cdef uint64_t expected
     cdef Room room
     cdef int place
-    if of_body < ROW_HEADER - ROW_CHECKSUM:
+    if body_size < ROW_HEADER - ROW_CHECKSUM:
         return False
-    hashed = PyBytes_FromStringAndSize(NULL, of_key + of_body)
+    hashed = PyBytes_FromStringAndSize(NULL, key_size + body_size)
     room = _room(hashed)
     _put_bytes(&room, key)
-    _put(&room, row.at + ROW_CHECKSUM, of_body)
-    found = xxh3_64_intdigest(hashed, seed)
+    _put(&room, row.start + ROW_CHECKSUM, body_size)
+    expected = xxh3_64_intdigest(hashed, seed)
     for place in range(ROW_CHECKSUM):
-        if row.at[place] != <unsigned char>_base64[found >> (58 - 6 * place) & 63]:
+        if row.start[place] != <unsigned char>_base64[expected >> (58 - 6 * place) & 63]:
             return False
     return True
 
 
 cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
-    """Return the first *n* items of an opened body, as `encoding.cut`; the end is NULL if its offset is not one."""
+    """Return the first *n* items of an opened body, as `encoding.cut`.
+
+    A body begins with four hexadecimal digits: the size of its first USUAL_CUT items, or 0 if it has no more. If they
+    are not digits, the end is NULL. Items are separated by a comma and a line feed.
+    """
     cdef Span items
     cdef Py_ssize_t place, digit, offset = 0
     cdef Bytes byte
-    items.at = body.at + 4
+    items.start = body.start + 4
     items.end = NULL
-    if body.end - body.at < 4:
+    if body.end - body.start < 4:
         return items
     for place in range(4):
-        digit = body.at[place]
+        digit = body.start[place]
         if 48 <= digit <= 57:
             digit -= 48
         elif 97 <= digit <= 102:
@@ -418,16 +438,16 @@ cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
             return items
         offset = offset << 4 | digit
     items.end = body.end
-    if n == 10 and offset:
+    if n == 10 and offset:  # USUAL_CUT
         if offset < _size(items):
-            items.end = items.at + offset
+            items.end = items.start + offset
         return items
-    byte = items.at
+    byte = items.start
     while byte < items.end:
         byte = <Bytes>memchr(byte, 10, items.end - byte)
         if byte == NULL:
             break
-        if byte > items.at and (byte - 1)[0] == 44:  # a comma before the line feed
+        if byte > items.start and (byte - 1)[0] == 44:  # a comma before the line feed
             n -= 1
             if n == 0:
                 items.end = byte - 1
@@ -442,20 +462,31 @@ if USUAL_CUT != 10:
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
+# Parts of a header block, with their sizes.
+cdef const char* _ID_LINE = b'"\r\nServer: hotplate\r\nX-Request-Id: '
+cdef Py_ssize_t _ID_LINE_SIZE = 35
+cdef const char* _TIMING_LINE = b"\r\nServer-Timing: app;dur="
+cdef Py_ssize_t _TIMING_LINE_SIZE = 25
+cdef const char* _LENGTH_LINE = b"Content-Length: "
+cdef Py_ssize_t _LENGTH_LINE_SIZE = 16
+cdef const char* _DATE_LINE = b"Date: "
+cdef Py_ssize_t _DATE_LINE_SIZE = 6
+
 cdef inline Room _room(bytes new):
     """Return the memory of a new bytes object, which only the caller has."""
     cdef Room room
-    room.at = <unsigned char*>PyBytes_AS_STRING(new)
-    room.end = room.at + PyBytes_GET_SIZE(new)
+    room.next = <unsigned char*>PyBytes_AS_STRING(new)
+    room.end = room.next + PyBytes_GET_SIZE(new)
     return room
 
 
 cdef inline int _put(Room* room, const void* source, Py_ssize_t size) except -1:
-    if size < 0 or size > room.end - room.at:
+    """Copy *size* bytes of *source* to the next bytes of *room*; raise SystemError if they do not fit."""
+    if size < 0 or size > room.end - room.next:
         raise SystemError("an answer is larger than was computed")
     if size:
-        memcpy(room.at, source, size)
-    room.at += size
+        memcpy(room.next, source, size)
+    room.next += size
     return 0
 
 
@@ -464,7 +495,8 @@ cdef inline int _put_bytes(Room* room, bytes source) except -1:
 
 
 cdef inline int _check_full(Room* room) except -1:
-    if room.at != room.end:
+    """Raise SystemError if a byte of a new object was not written."""
+    if room.next != room.end:
         raise SystemError("an answer is smaller than was computed")
     return 0
 
@@ -527,7 +559,7 @@ cdef class _Route:
     cdef Py_ssize_t ok_cell
     cdef Py_ssize_t known_cell
     cdef Py_ssize_t hit_cell
-    # The last one that answered: mostly that of the next answer.
+    # That of the last answer, which mostly is that of the next one, too.
     cdef _Frame frame
 
     def __init__(self, place, name, source, kind, subject, cache):
@@ -599,7 +631,7 @@ cdef class _Frame:
 cdef class _Source:
     """The release from which rows are read without I/O and without Python code of ours in between.
 
-    There is one while the first tier is local, has no canary, and no user is hidden.
+    There is one while the first tier is local, no tier has a canary, and no user is hidden.
     """
 
     cdef object tier
@@ -610,7 +642,7 @@ cdef class _Source:
     cdef list lookups
     cdef Py_ssize_t read_cell
 
-    def __init__(self, tier, served, rows, read_cell):
+    def __init__(self, tier, served, rows):
         """*rows* has the attribute `read`, which is loaded for each row: it changes when the file is damaged."""
         self.tier = tier
         self.tier_name = tier.name
@@ -618,7 +650,7 @@ cdef class _Source:
         self.rows = rows
         self.seed = Checksum(served.manifest.release).seed
         self.lookups = served.tally.lookups
-        self.read_cell = read_cell
+        self.read_cell = tier.read_cell
 
 
 @cython.final
@@ -682,14 +714,16 @@ cdef class Lane:
     cdef object _writer
     cdef tuple _routes
     cdef bytes _vary
-    # Of this generation of policies, until `_frames`.
+    # The generation of policies of which the attributes until `_frames` are; `_renew` sets them all.
     cdef object _generation
     cdef bint _is_draining
-    # Whether a user may be hidden, and items denied.
-    cdef bint _hides
+    # Whether a tier has a canary, whose lookups are counted by role.
+    cdef bint _has_canary
+    # Whether a list may lose denied items.
     cdef bint _denies_items
-    # Where rows are read at once, or else whether each row needs I/O; with neither, the reader decides.
+    # Where rows are read without the reader; None if it must read them.
     cdef _Source _source
+    # Whether each row of the default list needs I/O, so that the reader need not be asked before.
     cdef bint _needs_io
     # Callers by the value of X-API-Key and of Authorization.
     cdef dict _by_key
@@ -745,8 +779,8 @@ cdef class Lane:
             return None
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            rest.at = <Bytes>view.buf
-            rest.end = rest.at + view.len
+            rest.start = <Bytes>view.buf
+            rest.end = rest.start + view.len
             if not _read_line(&rest, &parsed) or not _read_headers(&rest, &parsed):
                 return None
             return self._answer(&parsed, now, deliver)
@@ -754,12 +788,13 @@ cdef class Lane:
             PyBuffer_Release(&view)
 
     cdef int _renew(self) except -1:
-        """Take what is hot from the policies of a new generation."""
+        """Set what is kept of the policies of a new generation."""
         tiers = self._reader.tiers
-        self._generation = POLICIES.number  # before anything that it covers
+        self._generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
         denied = self._deny_list.current
+        hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
         self._is_draining = self._dispatcher.draining
-        self._hides = bool(denied.users) or any(tier.follower.erased for tier in tiers)
+        self._has_canary = any(tier.follower.canary is not None for tier in tiers)
         self._denies_items = bool(denied.items)
         self._by_key = {}
         self._by_authorization = {}
@@ -769,16 +804,18 @@ cdef class Lane:
             (<_Route>route).frame = None
         self._source = None
         self._needs_io = False
-        served = tiers[0].follower.served
-        if served is None or tiers[0].follower.canary is not None or self._hides:
+        first = tiers[0]
+        served = first.follower.served
+        if served is None or self._has_canary or hides_users:
             return 0
-        rows = tiers[0].local_rows(served)
+        rows = first.local_rows(served)
         if rows is not None and served.manifest.encoding == PLAIN:
-            self._source = _Source(tiers[0], served, rows, tiers[0].read_cell)
-        self._needs_io = tiers[0].needs_io
+            self._source = _Source(first, served, rows)
+        self._needs_io = first.needs_io
         return 0
 
     cdef object _answer(self, Parsed* parsed, double now, object deliver):
+        """Answer a plain request like `answer`: check its query and its caller, then read the list."""
         cdef _Request request
         cdef _Verdict verdict
         cdef object answer
@@ -790,7 +827,7 @@ cdef class Lane:
         request.route = <_Route>self._routes[parsed.route]
         request.n = query.n
         request.list_name = query.list_name
-        request.identifier = b"" if parsed.identifier.at == NULL else _bytes(parsed.identifier)
+        request.identifier = b"" if parsed.identifier.start == NULL else _bytes(parsed.identifier)
         request.request_id = _bytes(parsed.values[REQUEST_ID]) if _is_request_id(parsed.values[REQUEST_ID]) else None
         request.known = _text(parsed.values[KNOWN])
         if self._tracer is not None:
@@ -815,108 +852,108 @@ cdef class Lane:
 
     cdef _Query _query(self, Span span):
         """Return the query; None if it has parameters other than *n* and *list*."""
-        cdef object known
+        cdef object query
         cdef bytes raw
-        if span.at == NULL:
+        if span.start == NULL:
             return _WITHOUT_QUERY
         raw = _bytes(span)
-        known = self._queries.get(raw)
-        if known is not None:
-            return <_Query>known
+        query = self._queries.get(raw)
+        if query is not None:
+            return <_Query>query
         try:
-            query = SIMILAR.parse(raw.decode("ascii"))
+            parameters = SIMILAR.parse(raw.decode("ascii"))
         except Problem:
-            return None
-        if query != ListQuery(n=query.n, list=query.list):
+            return None  # aiohttp's handler answers it
+        if parameters != ListQuery(n=parameters.n, list=parameters.list):
             return None
         if len(self._queries) >= MAX_REMEMBERED:
             self._queries.clear()
-        known = _Query(query.n, query.list)
-        self._queries[raw] = known
-        return <_Query>known
+        query = _Query(parameters.n, parameters.list)
+        self._queries[raw] = query
+        return <_Query>query
 
     cdef _Verdict _verdict(self, Span key, Span authorization):
         """Return the caller; None for a token that must be verified. Raises Problem."""
-        cdef object found
+        cdef object verdict
         cdef dict table
         cdef bytes raw
-        if key.at != NULL:
+        if key.start != NULL:
             raw = _bytes(key)
             table = self._by_key
-        elif authorization.at != NULL:
+        elif authorization.start != NULL:
             raw = _bytes(authorization)
             table = self._by_authorization
         else:
             return self._anonymous
-        found = table.get(raw)
-        if found is not None:
-            return <_Verdict>found
-        credential = raw.decode("ascii") if key.at != NULL else bearer(raw.decode("ascii"))
+        verdict = table.get(raw)
+        if verdict is not None:
+            return <_Verdict>verdict
+        credential = raw.decode("ascii") if key.start != NULL else bearer(raw.decode("ascii"))
         caller = self._guard.caller(credential)
         if not isinstance(caller, Caller):
             return None
         if len(table) >= MAX_REMEMBERED:
             table.clear()
-        found = _Verdict(caller)
-        table[raw] = found
-        return <_Verdict>found
+        verdict = _Verdict(caller)
+        table[raw] = verdict
+        return <_Verdict>verdict
 
-    # The shortest way: a row of a local store ----------------------------------------------------------------------
+    # Lists that this module reads, or finishes, itself: of the default list, without a canary --------------------------
 
     cdef object _answer_from_source(self, _Request request):
         """Answer from a row of `_source`, or with the fallback; None if the row cannot be read in this way."""
         cdef _Source source = self._source
-        cdef _Route route = request.route
         cdef Py_buffer view
-        cdef Span row, items
-        cdef _Frame frame
+        cdef Span row
         cdef double started = _monotonic()
-        cdef bytes key = PyBytes_FromStringAndSize(
-            NULL, PyBytes_GET_SIZE(route.prefix) + PyBytes_GET_SIZE(request.identifier)
-        )
-        cdef Room room = _room(key)
+        cdef bytes key = request.route.prefix + request.identifier
         cdef object value
-        _put_bytes(&room, route.prefix)
-        _put_bytes(&room, request.identifier)
-        _check_full(&room)
         try:
             value = source.rows.read(key)
         except Exception:
             return None  # the reader reads it again, and finds out why
         if value is None:
-            return self._missed(request, source, started)
+            return self._answer_missed(request, source, started)
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         try:
-            row.at = <Bytes>view.buf
-            row.end = row.at + view.len
+            row.start = <Bytes>view.buf
+            row.end = row.start + view.len
             if not _is_whole(key, row, source.seed):
                 return None
             if _size(row) == ROW_HEADER:
-                return self._missed(request, source, started)
-            row.at += ROW_CHECKSUM
-            items = _cut(row, request.n)
-            if items.end == NULL:
-                return None
+                return self._answer_missed(request, source, started)
+            row.start += ROW_CHECKSUM
             self._observe(source.read_cell, _monotonic() - started)
-            self._cells[route.hit_cell] += 1
-            source.lookups[HIT] += 1
-            if self._must_shape(request):
-                return self._finish(request, EncodedList(
-                    source.tier_name, source.served, route.source, _bytes(row), "ok", EVERYBODY
-                ))
-            frame = self._frame(route, source.served, route.source, source.tier_name, EVERYBODY)
-            return self._write(request, frame, items)
+            return self._answer_hit(request, source.tier_name, source.served, source.lookups, row)
         finally:
             PyBuffer_Release(&view)
 
-    cdef object _missed(self, _Request request, _Source source, double started):
+    cdef object _answer_missed(self, _Request request, _Source source, double started):
+        """Answer from the tiers after `_source`, which lacks the row or has an empty list; None if they need I/O."""
         self._observe(source.read_cell, _monotonic() - started)
         encoded = self._reader.get_nowait(request.row(), missed=Origin(source.tier, source.served))
         return None if encoded is None else self._finish(request, encoded)
 
+    cdef object _answer_hit(self, _Request request, str tier, object served, list lookups, Span opened):
+        """Count a list that was read for a user or an item, and answer with it.
+
+        *lookups* are those of the tally of *served*, and *opened* the list as it is after its checksum. None if its
+        offset is damaged.
+        """
+        cdef _Route route = request.route
+        cdef Span items = _cut(opened, request.n)
+        if items.end == NULL:
+            return None
+        self._cells[route.hit_cell] += 1
+        lookups[HIT] += 1
+        if self._must_shape(request):
+            return self._finish(request, EncodedList(tier, served, route.source, _bytes(opened), "ok", EVERYBODY))
+        return self._write(request, self._frame(route, served, route.source, tier, EVERYBODY), items)
+
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
 
     cdef object _answer_by_reader(self, _Request request, object deliver):
+        """Answer with a list of the reader, now if that needs no I/O; otherwise return PENDING."""
         cdef _Route route = request.route
         cdef _Delivery delivery
         if route.place == POPULAR:
@@ -946,27 +983,24 @@ cdef class Lane:
     cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
         """Answer with a row that a store returned, and count it."""
         cdef _Request request = delivery.request
-        cdef _Route route = request.route
         cdef Py_buffer view
-        cdef Span opened, items
+        cdef Span opened
         cdef object served = origin.served
+        cdef object answer
         if POLICIES.number is not self._generation:
             self._renew()
-        if not self._needs_io or request.list_name or self._must_shape(request):
-            encoded = self._reader.hit(origin, row, body, delivery.fallback)
-            return self._answer_with(request, encoded)
+        if self._has_canary or request.list_name:
+            return self._answer_with(request, self._reader.hit(origin, row, body, delivery.fallback))
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
-            opened.at = <Bytes>view.buf
-            opened.end = opened.at + view.len
-            items = _cut(opened, request.n)
-            if items.end == NULL:
-                raise ValueError("the offset of a list is not a number")
-            self._cells[route.hit_cell] += 1
-            served.tally.lookups[HIT] += 1
-            return self._write(request, self._frame(route, served, route.source, origin.tier.name, EVERYBODY), items)
+            opened.start = <Bytes>view.buf
+            opened.end = opened.start + view.len
+            answer = self._answer_hit(request, origin.tier.name, served, served.tally.lookups, opened)
         finally:
             PyBuffer_Release(&view)
+        if answer is None:
+            raise ValueError("the offset of a list is not a number")
+        return answer
 
     cdef object _answer_with(self, _Request request, object encoded):
         """Answer with a list that was read for a user or an item."""
@@ -1000,8 +1034,8 @@ cdef class Lane:
             body = self._shaper.shape(encoded, selection)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
-            items.at = <Bytes>view.buf
-            items.end = items.at + view.len
+            items.start = <Bytes>view.buf
+            items.end = items.start + view.len
             return self._write(request, frame, items)
         finally:
             PyBuffer_Release(&view)
@@ -1032,14 +1066,15 @@ cdef class Lane:
     # Answers -------------------------------------------------------------------------------------------------------
 
     cdef object _write(self, _Request request, _Frame frame, Span items):
-        """Return the answer with these items, and count it."""
+        """Return the answer with these items, or that the caller knows it already, and count it."""
         cdef _Route route = request.route
         cdef bytes body = self._body(request, frame, items)
         cdef bytes head = frame.head
         cdef Py_ssize_t cell = route.ok_cell
-        cdef Py_ssize_t status = 200
+        cdef int status = 200
         cdef double took_s
         cdef char etag[ETAG]
+        cdef object origin = None
         _hexadecimal(etag, xxh3_64_intdigest(body), ETAG)
         if request.known is not None:
             tag = PyBytes_FromStringAndSize(etag, ETAG).decode("ascii")
@@ -1048,17 +1083,40 @@ cdef class Lane:
                 cell = route.known_cell
                 head = frame.not_modified
                 body = None
-        if request.request_id is None:
-            request.request_id = self._new_request_id()
-        took_s = _monotonic() - request.started
-        self._observe(cell, took_s)
         if self._access_log is not None or request.span is not None:
-            found = EncodedList(frame.tier, frame.served, frame.source, b"", "ok", frame.fallback)
-            size = 0 if body is None else PyBytes_GET_SIZE(body)
-            self._report(request, status, took_s, size, found_in(found, _bytes(items)))
+            encoded = EncodedList(frame.tier, frame.served, frame.source, b"", "ok", frame.fallback)
+            origin = found_in(encoded, _bytes(items))
+        took_s = self._count(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), origin)
         return self._join(head, etag, request.request_id, took_s, body)
 
+    cdef double _count(self, _Request request, int status, Py_ssize_t cell, Py_ssize_t size, object origin) except? -1:
+        """Count an answer, log it, and end its span; return the seconds since the request arrived.
+
+        *cell* is its histogram, *size* that of its body, and *origin* where its list comes from, None without one.
+        Gives the request an id if it has none.
+        """
+        cdef double took_s = _monotonic() - request.started
+        if request.request_id is None:
+            request.request_id = self._new_request_id()
+        self._observe(cell, took_s)
+        is_logged = self._access_log is not None and self._access_log.due()
+        if is_logged or request.span is not None:
+            record = RequestRecord(
+                route=request.route.name,
+                method="GET",
+                status=status,
+                took_s=took_s,
+                size=size,
+                request_id=request.request_id.decode("ascii"),
+                client=request.client,
+                user=request.text_id() if origin is not None and request.route.place == RECOMMENDATIONS else None,
+                found=origin,
+            )
+            report(record, self._access_log if is_logged else None, request.span)
+        return took_s
+
     cdef bytes _body(self, _Request request, _Frame frame, Span items):
+        """Return the body of an answer: an object with the subject, what the frame says of the list, and its items."""
         cdef bytes subject = request.route.subject
         cdef bytes identifier = request.identifier
         cdef Py_ssize_t quote = 2 if identifier else 0
@@ -1076,7 +1134,7 @@ cdef class Lane:
         _put_bytes(&room, identifier)
         _put(&room, b'",', quote)
         _put_bytes(&room, frame.middle)
-        _put(&room, items.at, _size(items))
+        _put(&room, items.start, _size(items))
         _put(&room, b"]}", 2)
         _check_full(&room)
         return body
@@ -1084,36 +1142,36 @@ cdef class Lane:
     cdef bytes _join(self, bytes head, char* etag, bytes request_id, double took_s, bytes body):
         """Return an answer; without a *body*, it has no Content-Length."""
         cdef char duration[MAX_DIGITS]
-        cdef Py_ssize_t of_duration = _milliseconds(duration, took_s)
+        cdef Py_ssize_t duration_size = _milliseconds(duration, took_s)
         cdef char length[MAX_DIGITS]
-        cdef Py_ssize_t of_length = 0
-        cdef Py_ssize_t of_body = 0
+        cdef Py_ssize_t length_size = 0
+        cdef Py_ssize_t body_size = 0
         cdef bytes date = self._date_now()
         cdef bytes answer
         cdef Room room
         if body is not None:
-            of_body = PyBytes_GET_SIZE(body)
-            of_length = _decimal(length, of_body)
+            body_size = PyBytes_GET_SIZE(body)
+            length_size = _decimal(length, body_size)
         answer = PyBytes_FromStringAndSize(
             NULL,
-            PyBytes_GET_SIZE(head) + ETAG + _OF_ID_LINE + PyBytes_GET_SIZE(request_id) + _OF_TIMING_LINE + of_duration
-            + 2 + PyBytes_GET_SIZE(self._vary) + (0 if body is None else _OF_LENGTH_LINE + of_length + 2)
-            + _OF_DATE_LINE + PyBytes_GET_SIZE(date) + 4 + of_body,
+            PyBytes_GET_SIZE(head) + ETAG + _ID_LINE_SIZE + PyBytes_GET_SIZE(request_id) + _TIMING_LINE_SIZE + duration_size
+            + 2 + PyBytes_GET_SIZE(self._vary) + (0 if body is None else _LENGTH_LINE_SIZE + length_size + 2)
+            + _DATE_LINE_SIZE + PyBytes_GET_SIZE(date) + 4 + body_size,
         )
         room = _room(answer)
         _put_bytes(&room, head)
         _put(&room, etag, ETAG)
-        _put(&room, _ID_LINE, _OF_ID_LINE)
+        _put(&room, _ID_LINE, _ID_LINE_SIZE)
         _put_bytes(&room, request_id)
-        _put(&room, _TIMING_LINE, _OF_TIMING_LINE)
-        _put(&room, duration, of_duration)
+        _put(&room, _TIMING_LINE, _TIMING_LINE_SIZE)
+        _put(&room, duration, duration_size)
         _put(&room, b"\r\n", 2)
         _put_bytes(&room, self._vary)
         if body is not None:
-            _put(&room, _LENGTH_LINE, _OF_LENGTH_LINE)
-            _put(&room, length, of_length)
+            _put(&room, _LENGTH_LINE, _LENGTH_LINE_SIZE)
+            _put(&room, length, length_size)
             _put(&room, b"\r\n", 2)
-        _put(&room, _DATE_LINE, _OF_DATE_LINE)
+        _put(&room, _DATE_LINE, _DATE_LINE_SIZE)
         _put_bytes(&room, date)
         _put(&room, b"\r\n\r\n", 4)
         if body is not None:
@@ -1155,41 +1213,13 @@ cdef class Lane:
         return self._refuse(request, internal_error(request_id))
 
     cdef object _refuse(self, _Request request, object problem):
-        cdef double took_s = _monotonic() - request.started
-        if request.request_id is None:
-            request.request_id = self._new_request_id()
-        self._observe(request_cell(request.route.name, "GET", problem.status), took_s)
-        self._report(request, problem.status, took_s, len(problem.body), None)
+        """Return a problem as the answer, and count it."""
+        cell = request_cell(request.route.name, "GET", problem.status)
+        cdef double took_s = self._count(request, problem.status, cell, len(problem.body), None)
         return self._writer.write_problem(problem, request.request_id.decode("ascii"), took_s)
-
-    cdef int _report(self, _Request request, status, took_s, size, found) except -1:
-        is_logged = self._access_log is not None and self._access_log.due()
-        if is_logged or request.span is not None:
-            user = request.text_id() if found is not None and request.route.place == RECOMMENDATIONS else None
-            record = RequestRecord(
-                route=request.route.name,
-                method="GET",
-                status=status,
-                took_s=took_s,
-                size=size,
-                request_id=request.request_id.decode("ascii"),
-                client=request.client,
-                user=user,
-                found=found,
-            )
-            report(record, self._access_log if is_logged else None, request.span)
-        return 0
 
 
 if HISTOGRAM_CELLS != len(BUCKETS_S) + 2:
     raise ImportError("the layout of histograms has changed; change Lane._observe with it")
 
 cdef _Query _WITHOUT_QUERY = _Query(DEFAULT_N, "")
-cdef const char* _ID_LINE = b'"\r\nServer: hotplate\r\nX-Request-Id: '
-cdef Py_ssize_t _OF_ID_LINE = 35
-cdef const char* _TIMING_LINE = b"\r\nServer-Timing: app;dur="
-cdef Py_ssize_t _OF_TIMING_LINE = 25
-cdef const char* _LENGTH_LINE = b"Content-Length: "
-cdef Py_ssize_t _OF_LENGTH_LINE = 16
-cdef const char* _DATE_LINE = b"Date: "
-cdef Py_ssize_t _OF_DATE_LINE = 6

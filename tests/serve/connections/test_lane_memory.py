@@ -19,7 +19,7 @@ SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 # Changes of the source that read one byte too many: of a request, and of a row.
 PLANTED = {
-    "request": ("if span.end - span.at < size or memcmp", "if span.end - span.at < size - 1 or memcmp"),
+    "request": ("if span.end - span.start < size or memcmp", "if span.end - span.start < size - 1 or memcmp"),
     "row": ("    items.end = body.end\n", "    items.end = body.end + 1\n"),
 }
 
