@@ -408,7 +408,7 @@ class BatchRead(TierWalk):
 
 @dataclass(kw_only=True)
 class ReleaseRead(BatchRead):
-    """Rows of one release. A row whose slot is an error is read in the next tier; after the last one, it is in no part."""
+    """Rows of one release. Only those whose slot is an error are read in the next tier."""
 
     release: str
     """Its id."""

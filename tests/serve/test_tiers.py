@@ -1,4 +1,4 @@
-"""Tiers of stores that report their attempts: a slow key fails alone, a scrape shows the cost; and their circuits."""
+"""Tiers of stores that report their attempts: a slow key fails alone, a scrape shows the cost; when circuits open."""
 
 import asyncio
 from collections.abc import Sequence
