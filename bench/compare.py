@@ -4,10 +4,13 @@ One figure decides, chosen beforehand: with four at 5 % each, one in six equal p
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
-from hotplate.bench.process import describe
+from hotplate.bench.outcome import Outcome
 from hotplate.bench.statistics import Figure, compared
 from hotplate.report import Column, Report, Row, format_value, from_json, rounded
 from hotplate.stores.errors import reason_of
@@ -24,6 +27,30 @@ MATTERS = 0.10  # smallest change
 MORE_ERRORS = 0.001  # largest increase of the error share
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure of both reports, and their ratio, B / A, with its interval."""
+
+    name: str
+    first: Figure
+    second: Figure
+    ratio: Figure
+
+    def rows(self, *, main: bool) -> list[Row]:
+        """Return the cells of a line of the table, which shows *main* lines only."""
+        subject = "good answers/s" if self.name == RATE else f"{self.name}, ms"
+        unit = "" if self.name == RATE else "us"
+        interval = self.ratio.note
+        if self.ratio.low is not None and self.ratio.high is not None:
+            interval = f"{rounded(self.ratio.low, 3)} to {rounded(self.ratio.high, 3)}"
+        return [
+            self.first.row(subject, "A", unit, main=main),
+            self.second.row(subject, "B", unit, main=main),
+            self.ratio.row(subject, "B / A", main=main),
+            Row(subject, "interval", note=interval, main=main),
+        ]
+
+
 def read(path: Path) -> Report:
     """Read a report. Raises BenchMisused for another file, BenchFailed for a missing one."""
     try:
@@ -36,72 +63,79 @@ def read(path: Path) -> Report:
         raise BenchMisused(f"{path} is not a report of hotplate bench http: {reason_of(error)}") from error
     if report.kind != "http" or not report.rows:
         raise BenchMisused(f"{path} holds no rounds of hotplate bench http")
-    if unusable := [*report.complaints]:
-        raise BenchMisused(f"{path} cannot be compared: {unusable[0]}")
+    if report.complaints:
+        raise BenchMisused(f"{path} cannot be compared: {report.complaints[0]}")
     return report
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare two reports; a regression makes the result `broken`. Raises BenchMisused if they do not tell."""
-    figures = {row.figure: _figure(row) for row in first.rows if row.unit in {"us", "/s"} and row.values}
-    others = {row.figure: _figure(row) for row in second.rows}
-    changes = {name: compared(one, others[name]) for name, one in figures.items() if name in others}
+    """Compare two reports by the figure *decides*; a regression makes the result `broken`.
+
+    Raises BenchMisused if they do not tell.
+    """
+    changes = {change.name: change for change in _changes(first, second)}
     if decides not in changes:
         raise BenchMisused(f"--metric {decides} is not in both reports; there are {', '.join(changes)}")
-    rows = [row for name in changes for row in _rows(name, figures[name], others[name], changes[name], decides)]
-    errors = _more_errors(first, second)
-    sentence, regression = (f"A regression: {errors}.", errors) if errors else _verdict(decides, changes[decides])
-    return Report(
+    shown = {decides, RATE, "p50", "p99"}
+    verdict = _more_errors(first, second) or _verdict(decides, changes[decides].ratio)
+    return Outcome(
         kind="compare",
-        sentence=sentence,
-        rows=tuple(rows),
+        answer=f"{verdict.sentence[:1].upper()}{verdict.sentence[1:]}.",
+        rows=[row for change in changes.values() for row in change.rows(main=change.name in shown)],
         columns=COLUMNS,
         origins={"measured": f"all rounds of each; {decides} decides, and the others are for information"},
-        broken=(regression,) if regression else (),
-        machine=describe(),
+        broken=[verdict.regression] if verdict.regression else (),
         configuration={"A": first.configuration, "B": second.configuration},
-    )
+    ).report()
+
+
+def _changes(first: Report, second: Report) -> Iterator[Change]:
+    """Yield the latencies and rates that both reports have."""
+    figures = {row.figure: _figure(row) for row in second.rows}
+    for row in first.rows:
+        if row.unit in {"us", "/s"} and row.values and row.figure in figures:
+            before = _figure(row)
+            after = figures[row.figure]
+            yield Change(row.figure, before, after, compared(before, after))
 
 
 def _figure(row: Row) -> Figure:
     return Figure(row.value, row.values, row.low, row.high, row.note, row.without)
 
 
-def _rows(name: str, first: Figure, second: Figure, change: Figure, decides: str) -> list[Row]:
-    subject = "good answers/s" if name == RATE else f"{name}, ms"
-    unit = "" if name == RATE else "us"
-    main = name in {decides, RATE, "p50", "p99"}
-    interval = change.note
-    if change.low is not None and change.high is not None:
-        interval = f"{rounded(change.low, 3)} to {rounded(change.high, 3)}"
-    return [
-        first.row(subject, "A", unit, main=main),
-        second.row(subject, "B", unit, main=main),
-        change.row(subject, "B / A", main=main),
-        Row(subject, "interval", note=interval, main=main),
-    ]
+class Verdict(NamedTuple):
+    """A sentence without its full stop, and the regression, if it is one."""
+
+    sentence: str
+    regression: str = ""
 
 
-def _more_errors(first: Report, second: Report) -> str:
-    before, after = (
-        next((row.value or 0.0 for row in each.rows if row.figure == ERRORS), 0.0) for each in (first, second)
-    )
+def _more_errors(first: Report, second: Report) -> Verdict | None:
+    """Return a regression if the share of errors grew by more than MORE_ERRORS."""
+    before = _errors(first)
+    after = _errors(second)
     if after - before <= MORE_ERRORS:
-        return ""
-    return f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
+        return None
+    errors = f"errors went from {format_value(before, 'share')} to {format_value(after, 'share')}"
+    return Verdict(f"a regression: {errors}", errors)
 
 
-def _verdict(name: str, change: Figure) -> tuple[str, str]:
-    if change.value is None or change.low is None or change.high is None:
-        raise BenchMisused(f"{name} cannot be compared: {change.note}; repeat both 5 times or more, or for longer")
-    changed = f"{name} changed by {_percent(change.value)} ({_percent(change.low)} to {_percent(change.high)})"
-    if change.low > 1 / (1 + MATTERS) and change.high < 1 + MATTERS:
-        return f"No difference that matters: {changed}.", ""
-    if change.low <= 1 <= change.high:
-        return f"No difference is proven: {changed}. More or longer rounds narrow the interval.", ""
-    if (change.value > 1) == (name == RATE):
-        return f"An improvement: {changed}.", ""
-    return f"A regression: {changed}.", f"a regression: {changed}"
+def _errors(report: Report) -> float:
+    return next((row.value or 0.0 for row in report.rows if row.figure == ERRORS), 0.0)
+
+
+def _verdict(name: str, ratio: Figure) -> Verdict:
+    """Judge the change of the figure *name*. Raises BenchMisused if its interval is unknown."""
+    if ratio.value is None or ratio.low is None or ratio.high is None:
+        raise BenchMisused(f"{name} cannot be compared: {ratio.note}; repeat both 5 times or more, or for longer")
+    changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
+    if ratio.low > 1 / (1 + MATTERS) and ratio.high < 1 + MATTERS:
+        return Verdict(f"no difference that matters: {changed}")
+    if ratio.low <= 1 <= ratio.high:
+        return Verdict(f"no difference is proven: {changed}. More or longer rounds narrow the interval")
+    if (ratio.value > 1) == (name == RATE):
+        return Verdict(f"an improvement: {changed}")
+    return Verdict(f"a regression: {changed}", f"a regression: {changed}")
 
 
 def _percent(ratio: float) -> str:

@@ -1,16 +1,17 @@
-"""Objective, trials and report of a measurement over HTTP."""
+"""Plan, objective and report of a measurement over HTTP."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import CheckResult, popular_complaint, popular_counts
+from hotplate.bench.lists import CheckResult, popular_complaint
 from hotplate.bench.loadgen.load import Load, RequestKeys
 from hotplate.bench.loadgen.result import LAG_BOUND_US, Histogram, Result
 from hotplate.bench.options import HttpOptions, parse_seconds, parse_share
-from hotplate.bench.process import describe
-from hotplate.bench.statistics import mean, percentile, share
+from hotplate.bench.outcome import Outcome
+from hotplate.bench.statistics import error_share, mean, percentile, popular_share
+from hotplate.bench.trials import Trial
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.urls import redacted
 
@@ -38,6 +39,19 @@ BATCH_COLUMNS = (
 )
 SHOWN_REASONS = 2
 NOT_LISTS = "The users' own lists were not measured, but the popular list."
+CLOSED_LOOP = (
+    "closed loop: latency counts from sending; where the service refused more at a time (429, 503), fewer were sent"
+)
+# Percentiles at x = 1 / (1 - percentile), the usual axis of HDR plots.
+SPECTRUM_TICKS = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
+FEW_SECONDS = 30  # below it, a plot by second shows points
+
+
+class Judgement(NamedTuple):
+    """Broken bounds of an objective, and reasons not to blame the service."""
+
+    broken: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +66,18 @@ class Objective:
         """The first bounded percentile, or p99."""
         return next(iter(self.latency_us), "p99")
 
-    def judge(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return broken bounds, and reasons not to blame the service."""
-        broken, doubts = self.judge_latency([result])
-        return (*self.errors_beyond(result.error_share), *broken), (*result.invalid_reasons, *doubts)
+    def judge(self, result: Result) -> Judgement:
+        """Judge errors, latencies and validity of one run."""
+        latency = self.judge_latency([result])
+        broken = (*self.errors_beyond(result.error_share), *latency.broken)
+        return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
 
-    def judge_latency(self, results: Sequence[Result]) -> tuple[list[str], list[str]]:
-        """Return bounds broken by pooled percentiles, and those broken by the generator's lateness."""
+    def judge_latency(self, results: Sequence[Result]) -> Judgement:
+        """Judge pooled percentiles; one beyond its bound is a doubt if it is mostly the generator's lateness."""
         broken = list[str]()
         doubts = list[str]()
-        latency = Histogram.merged(each.latency for each in results)
-        lag = Histogram.merged(each.lag for each in results)
+        latency = Histogram.merged(result.latency for result in results)
+        lag = Histogram.merged(result.lag for result in results)
         for name, bound_us in self.latency_us.items():
             value_us = latency.percentile_us(PERCENTS[name])
             late_us = lag.percentile_us(PERCENTS[name])
@@ -73,7 +88,7 @@ class Objective:
                 doubts.append(f"{beyond}, but the generator itself was {_ms(late_us)} late")
             else:
                 broken.append(beyond)
-        return broken, doubts
+        return Judgement(tuple(broken), tuple(doubts))
 
     def errors_beyond(self, share: float) -> list[str]:
         """Return a sentence if too large a *share* of requests failed."""
@@ -95,7 +110,7 @@ def _bound(us: float) -> str:
 
 
 def parse_objective(text: str) -> Objective:
-    """Parse an objective; the bound on errors defaults to 0.1 %."""
+    """Parse an objective, as `p99=5ms,errors=0.1%`; the bound on errors defaults to 0.1 %."""
     latency_us = dict[str, float]()
     errors = USUAL_ERRORS
     for part in text.split(","):
@@ -117,7 +132,7 @@ class HttpPlan:
     """Parsed options.
 
     With `find_max`, rounds run at the highest rate inside the objective. `batches` are sizes of POSTs, of which the
-    objective only bounds the errors.
+    objective only bounds the errors. `keys` is None if the path names no user.
     """
 
     options: HttpOptions
@@ -134,66 +149,52 @@ class HttpPlan:
         return [complaint + ("" if self.options.store else HINT)] if complaint else []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A run at a rate or batch size, with broken bounds and reasons not to blame the service."""
+def users_per_s(trial: Trial) -> float:
+    """Return the users/s of a trial of batches."""
+    return trial.offered * trial.result.ok_rate
 
-    at: float
-    result: Result
-    broken: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
 
-    @property
-    def inside(self) -> bool:
-        """Whether the run is valid and inside the objective."""
-        return not self.doubts and not self.broken
-
-    @property
-    def unclear(self) -> bool:
-        """Whether only a disturbed generator is to blame."""
-        return bool(self.doubts) and not self.broken
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the run was interrupted."""
-        return self.result.interrupted
-
-    @property
-    def users_s(self) -> float:
-        """The users/s of a run of batches."""
-        return self.at * self.result.ok_rate
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        latencies = {f"{name}_us": self.result.latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
-        found = {"at": self.at, "inside": self.inside, "broken": self.broken, "doubts": self.doubts, **latencies}
-        rates = {"ok_rate": self.result.ok_rate, "error_share": self.result.error_share}
-        return found | rates | {"parallel": self.result.connections}
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    """Return a point of the search or of the sweep, as in the JSON report."""
+    result = trial.result
+    latencies = {f"{name}_us": result.latency.percentile_us(PERCENTS[name]) for name in PERCENTILES}
+    return {
+        "at": trial.offered,
+        "inside": trial.is_inside,
+        "broken": trial.broken,
+        "doubts": trial.doubts,
+        **latencies,
+        "ok_rate": result.ok_rate,
+        "error_share": result.error_share,
+        "parallel": result.connections,
+    }
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:
-    """Return the run at the highest rate inside the objective, if any."""
-    return max((each for each in trials if each.inside), key=lambda each: each.at, default=None)
+    """Return the trial at the highest rate inside the objective, if any."""
+    inside = (trial for trial in trials if trial.is_inside)
+    return max(inside, key=lambda trial: trial.offered, default=None)
 
 
 def first_outside(trials: Sequence[Trial]) -> Trial | None:
-    """Return the run at the lowest outside rate above `highest`; None if stopped before."""
+    """Return the trial at the lowest outside rate above `highest`; None if stopped before."""
     best = highest(trials)
-    above = [each for each in trials if not each.inside and (best is None or each.at > best.at)]
-    lowest = min(above, key=lambda each: each.at, default=None)
-    return None if lowest is None or lowest.stopped else lowest
+    above = [trial for trial in trials if not trial.is_inside and (best is None or trial.offered > best.offered)]
+    lowest = min(above, key=lambda trial: trial.offered, default=None)
+    return None if lowest is None or lowest.is_stopped else lowest
 
 
 def knee(trials: Sequence[Trial]) -> Trial | None:
-    """Return the smallest good batch with 90 % of the most users/s."""
-    good = [each for each in trials if each.inside]
-    most = max((each.users_s for each in good), default=0.0)
-    return min((each for each in good if each.users_s >= NEAR * most), key=lambda each: each.at, default=None)
+    """Return the smallest good batch with 90 % of the most users/s; None if no batch is good."""
+    good = [trial for trial in trials if trial.is_inside]
+    most = max(map(users_per_s, good), default=0.0)
+    enough = (trial for trial in good if users_per_s(trial) >= NEAR * most)
+    return min(enough, key=lambda trial: trial.offered, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRuns:
-    """All runs, and the check of kept responses."""
+    """All runs, and the check of kept responses; without a store, nothing is checked."""
 
     plan: HttpPlan
     trials: tuple[Trial, ...]
@@ -203,106 +204,132 @@ class HttpRuns:
 
 
 def report(runs: HttpRuns) -> Report:
-    """Report a measurement."""
+    """Report a measurement; of popular lists instead of the users' own, only shares are told."""
     plan = runs.plan
-    checked = runs.checked
-    popular = plan.popular_complaint([*runs.rounds, *(each.result for each in runs.trials if plan.batches)])
-    summary = _Batches(runs) if plan.batches else _Rounds(runs)
-    failures = [] if popular else summary.failures if runs.rounds or runs.trials else ["nothing was measured"]
-    wrong = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked and checked.wrong else []
-    sentence = summary.sentence
-    if failures:
-        sentence = f"There is no verdict: {failures[0]}."
-    elif popular:
-        sentence = NOT_LISTS
-    return Report(
-        kind="http",
-        sentence=sentence,
-        rows=tuple(row for row in summary.rows if not popular or row.unit == "share"),
-        plots=() if popular else tuple(summary.plots),
-        notes=(*summary.notes, *(checked.notes if checked else ())),
-        broken=(*popular, *(each for each in summary.broken if not popular or "popular list" not in each), *wrong),
-        failures=tuple(failures),
-        interrupted=runs.interrupted,
-        columns=BATCH_COLUMNS if plan.batches else RATE_COLUMNS,
-        origins={"measured": summary.method},
-        configuration=plan.options.to_json(),
-        machine=describe(),
-        extra=summary.facts | ({"checked": asdict(checked)} if checked else {}),
-    )
+    outcome = _batches_outcome(runs.trials) if plan.batches else _Rounds(runs).outcome
+    if not runs.rounds and not runs.trials:
+        outcome = replace(outcome, failures=("nothing was measured",))
+    judged = [*runs.rounds, *(trial.result for trial in runs.trials if plan.batches)]
+    if popular := plan.popular_complaint(judged):
+        others = (reason for reason in outcome.broken if "popular list" not in reason)
+        outcome = replace(
+            outcome,
+            answer=NOT_LISTS,
+            rows=[row for row in outcome.rows if row.unit == "share"],
+            plots=(),
+            broken=(*popular, *others),
+            failures=(),
+        )
+    elif failures := tuple(outcome.failures):
+        outcome = replace(outcome, answer="", doubt=failures[0], failures=failures)
+    if checked := runs.checked:
+        outcome = replace(
+            outcome,
+            notes=(*outcome.notes, *checked.notes),
+            broken=(*outcome.broken, *checked.complaints),
+            extra={**outcome.extra, "checked": asdict(checked)},
+        )
+    return replace(outcome, interrupted=runs.interrupted, configuration=plan.options.to_json()).report()
 
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:
     """Report that nothing was measured, because a *sample* of users gets the popular list."""
-    return Report(
-        kind="http",
-        sentence=NOT_LISTS,
-        broken=tuple(plan.popular_complaint([sample])),
-        configuration=plan.options.to_json(),
-        machine=describe(),
-    )
+    complaint = plan.popular_complaint([sample])
+    return Outcome(kind="http", answer=NOT_LISTS, broken=complaint, configuration=plan.options.to_json()).report()
 
 
-def _popular_row(subject: str, results: Sequence[Result]) -> list[Row]:
-    parts, wholes = zip(*map(popular_counts, results), strict=True)
-    return [share(parts, wholes).row(subject, "popular lists", "share")] if sum(wholes) else []
+def _latency_rows(subject: str, results: Sequence[Result], names: Sequence[str]) -> list[Row]:
+    """Return the rows of percentiles, of which the table shows all but p99.9."""
+    return [percentile(results, PERCENTS[name]).row(subject, name, "us", main=name != "p99.9") for name in names]
+
+
+def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
+    """Return the row of popular lists; none if no lists were seen."""
+    popular = popular_share(results)
+    return [] if popular.value is None else [popular.row(subject, "popular lists", "share")]
 
 
 class _Rounds:
+    """The outcome of rounds at one rate, and of the search for that rate, if there was one."""
+
     def __init__(self, runs: HttpRuns) -> None:
         self._plan = runs.plan
-        self._has_objective = bool(runs.plan.options.slo or runs.trials)
+        self._objective = runs.plan.objective
         self._trials = runs.trials
         self._rounds = runs.rounds
-        found = highest(runs.trials)
+        latency = self._objective.judge_latency(runs.rounds)
+        self._late = latency.doubts
+        self._broken = [*self._objective.errors_beyond(self._error_share), *latency.broken]
+        best = highest(runs.trials)
         ended = first_outside(runs.trials)
-        objective = runs.plan.objective
-        self._limited = ended.doubts[0] if ended and ended.unclear else ""
-        due, good = (sum(getattr(each, name) for each in runs.rounds) for name in ("due", "ok"))
-        self.broken = objective.errors_beyond((due - good) / max(1, due))
-        beyond, self._late = objective.judge_latency(runs.rounds)
-        self.broken += beyond
-        if found:
-            self.broken = [f"the rounds at {found.at:,.4g} requests/s: {reason}" for reason in self.broken]
+        if best:
+            self._broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in self._broken]
         elif runs.trials:
-            why = f": at {ended.at:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
-            self.broken.append(f"no rate was inside the objective {objective}{why}")
-        self._best = None if self.broken else found
+            why = f": at {ended.offered:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
+            self._broken.append(f"no rate was inside the objective {self._objective}{why}")
+        self._best = None if self._broken else best
+        # Why the search ended, if not because of the service.
+        self._limit = ended.doubts[0] if ended and ended.is_unclear else ""
 
     @property
-    def failures(self) -> list[str]:
-        numbered = enumerate(self._rounds, 1)
-        reasons = [f"round {number}: {reason}" for number, each in numbered for reason in each.invalid_reasons]
+    def _error_share(self) -> float:
+        due = sum(result.due for result in self._rounds)
+        return sum(result.failed for result in self._rounds) / max(1, due)
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(
+            kind="http",
+            answer=self._answer,
+            rows=self._rows if self._rounds else (),
+            columns=RATE_COLUMNS,
+            origins={"measured": self._method},
+            plots=self._plots,
+            notes=self._notes,
+            broken=self._broken,
+            failures=self._failures,
+            extra=self._extra,
+        )
+
+    @property
+    def _failures(self) -> list[str]:
+        """What is wrong with rounds, and what of the objective has too few answers."""
+        reasons = [
+            f"round {number}: {reason}"
+            for number, result in enumerate(self._rounds, 1)
+            for reason in result.invalid_reasons
+        ]
         if len(reasons) > SHOWN_REASONS:
             more = len(reasons) - SHOWN_REASONS
             reasons = [*reasons[:SHOWN_REASONS], f"and {more} more like these, of {len(self._rounds)} rounds"]
         if not self._trials:
             reasons += self._unknown
-        return [*reasons, *(f"all rounds: {each}" for each in self._late)]
+        return [*reasons, *(f"all rounds: {doubt}" for doubt in self._late)]
 
     @property
     def _unknown(self) -> list[str]:
         """Percentiles that the objective bounds and that have too few answers."""
-        figures = {name: percentile(self._rounds, PERCENTS[name]) for name in self._plan.objective.latency_us}
+        figures = {name: percentile(self._rounds, PERCENTS[name]) for name in self._objective.latency_us}
         return [f"{name} is not known ({figure.note})" for name, figure in figures.items() if figure.value is None]
 
     @property
-    def sentence(self) -> str:
-        objective = self._plan.objective
+    def _answer(self) -> str:
+        """The highest rate inside the objective, else whether the rounds keep it, else p99 and rate."""
+        objective = self._objective
         if not self._rounds:
             return f"No rate is inside {objective}."
         if self._best:
-            rate = f"{'at least ' * bool(self._limited)}{self._best.at:,.0f} requests/s"
+            rate = f"{'at least ' * bool(self._limit)}{self._best.offered:,.0f} requests/s"
             latency = self._latency(objective.percentile)
             return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
         rate = format_value(mean([result.ok_rate for result in self._rounds]).value or 0)
-        errors = share([result.due - result.ok for result in self._rounds], [result.due for result in self._rounds])
-        failed = f"errors {format_value(errors.value, 'share')}" if errors.value else "no errors"
-        if not self._has_objective:
+        errors = error_share(self._rounds).value
+        failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
+        if not self._plan.options.slo and not self._trials:
             return f"p99 is {self._latency('p99')} at {rate} answers/s, {failed}."
-        if errors.value:
+        if errors:
             failed += f" of {format_value(objective.errors, 'share')}"
-        verdict = "Outside" if self.broken else "Within"
+        verdict = "Outside" if self._broken else "Within"
         bounds = [f"{name} {self._latency(name)} of {_bound(us)}" for name, us in objective.latency_us.items()]
         latencies = ", ".join(bounds) or f"p99 {self._latency('p99')}"
         return f"{verdict} the objective: {latencies} at {rate} answers/s, {failed}."
@@ -312,7 +339,7 @@ class _Rounds:
         return f"not known ({figure.note})" if figure.value is None else _ms(figure.value)
 
     @property
-    def method(self) -> str:
+    def _method(self) -> str:
         load = self._plan.load
         rounds = len(self._rounds)
         return (
@@ -321,148 +348,147 @@ class _Rounds:
         )
 
     @property
-    def rows(self) -> list[Row]:
+    def _rows(self) -> Iterator[Row]:
         subject = redacted(self._plan.load.url)
         rounds = self._rounds
-        if not rounds:
-            return []
-        note = "at least" if self._limited else ""
-        found = [Row(subject, "highest rate", "/s", self._best.at, note=note)] if self._best else []
-        names = {*PERCENTILES, self._plan.objective.percentile}
-        found += [
-            percentile(rounds, percent).row(subject, name, "us", main=name != "p99.9")
-            for name, percent in PERCENTS.items()
-            if name in names
-        ]
-        found.append(mean([each.ok_rate for each in rounds]).row(subject, "rate", "/s"))
-        bad = share([each.due - each.ok for each in rounds], [each.due for each in rounds])
-        return [*found, bad.row(subject, "errors and drops", "share"), *_popular_row(subject, rounds)]
+        if self._best:
+            yield Row(subject, "highest rate", "/s", self._best.offered, note="at least" if self._limit else "")
+        shown = {*PERCENTILES, self._objective.percentile}
+        yield from _latency_rows(subject, rounds, [name for name in PERCENTS if name in shown])
+        yield mean([result.ok_rate for result in rounds]).row(subject, "rate", "/s")
+        yield error_share(rounds).row(subject, "errors and drops", "share")
+        yield from _popular_rows(subject, rounds)
 
     @property
-    def notes(self) -> list[str]:
-        found = []
-        if self._limited:
-            found.append(f"The search ended because of the generator, and not of the service: {self._limited}.")
-        late_us = Histogram.merged(each.lag for each in self._rounds).percentile_us(99)
+    def _notes(self) -> Iterator[str]:
+        if self._limit:
+            yield f"The search ended because of the generator, and not of the service: {self._limit}."
+        late_us = Histogram.merged(result.lag for result in self._rounds).percentile_us(99)
         if late_us > LAG_BOUND_US:
             late = f"The generator itself was up to {format_value(late_us, 'us')} late (p99)"
-            found.append(f"{late}; that is part of the latencies.")
-        return found
+            yield f"{late}; that is part of the latencies."
 
     @property
-    def plots(self) -> list[Plot]:
-        of_rounds = [_spectrum(self._rounds), _seconds(self._rounds)] if self._rounds else []
-        if not self._trials:
-            return of_rounds
-        named = self._plan.objective.percentile
-        tried = sorted(self._trials, key=lambda each: each.at)
-        latencies_us = tuple(percentile([each.result], PERCENTS[named]).value for each in tried)
-        curve = Curve(named, tuple(each.at for each in tried), latencies_us)
-        marks = {self._best.at: "highest inside"} if self._best else {}
-        title = f"{named} over offered load"
-        plot = Plot(title, "requests/s", named, (curve,), y_unit="us", log_y=True, points=True, marks=marks)
-        return [plot, *of_rounds]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"rounds": [each.to_json() for each in self._rounds]}
+    def _plots(self) -> Iterator[Plot]:
         if self._trials:
-            limits = {"highest": self._best and self._best.at, "at_least": self._limited}
-            points = [each.to_json() for each in self._trials]
-            found["search"] = limits | {"objective": str(self._plan.objective), "points": points}
-        return found
-
-
-class _Batches:
-    def __init__(self, runs: HttpRuns) -> None:
-        self._trials = runs.trials
-        self._best = knee(runs.trials)
+            yield self._search_plot
+        if self._rounds:
+            yield _spectrum_plot(self._rounds)
+            yield _seconds_plot(self._rounds)
 
     @property
-    def failures(self) -> list[str]:
-        return [f"batch {each.at:,}: {reason}" for each in self._trials for reason in each.doubts]
-
-    @property
-    def broken(self) -> list[str]:
-        return [f"batch {each.at:,}: {reason}" for each in self._trials for reason in each.broken]
-
-    @property
-    def sentence(self) -> str:
-        if self._best is None:
-            return "No batch was served without errors, even one at a time; see below."
-        rate = self._best.users_s
-        p50 = self._best.result.latency.percentile_us(50)
-        shown = f"{format_value(rate, 'users/s')}, p50 {_ms(p50)}"
-        return f"The smallest batch that gives 90 % of the most users/s is {self._best.at:,.0f}: {shown}."
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for each in self._trials for row in self._rows(each)]
-
-    def _rows(self, trial: Trial) -> list[Row]:
-        subject = f"batch of {trial.at:,.0f}"
-        result = trial.result
-        return [
-            Row(subject, "users", "/s", trial.users_s),
-            *(
-                percentile([result], PERCENTS[name]).row(subject, name, "us", main=name != "p99.9")
-                for name in PERCENTILES
-            ),
-            Row(subject, "batches at a time", "", float(result.connections)),
-            share([result.due - result.ok], [result.due]).row(subject, "errors", "share"),
-            *_popular_row(subject, [result]),
-        ]
-
-    @property
-    def method(self) -> str:
-        closed = "closed loop: latency counts from sending"
-        return f"{closed}; where the service refused more at a time (429, 503), fewer were sent"
-
-    @property
-    def notes(self) -> list[str]:
-        return []
-
-    @property
-    def plots(self) -> list[Plot]:
-        sizes = tuple(each.at for each in self._trials)
-        label = "users in a batch"
-        ticks = {each: f"{each:,.0f}" for each in sizes}
-        common: dict[str, Any] = {"log_x": len(sizes) > 1, "points": True, "ticks": ticks}
-        curves = tuple(
-            Curve(name, sizes, tuple(percentile([each.result], PERCENTS[name]).value for each in self._trials))
-            for name in ("p50", "p99")
+    def _search_plot(self) -> Plot:
+        """The latency of each trial, over its rate."""
+        name = self._objective.percentile
+        trials = sorted(self._trials, key=lambda trial: trial.offered)
+        rates = tuple(trial.offered for trial in trials)
+        latencies_us = tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials)
+        return Plot(
+            title=f"{name} over offered load",
+            x="requests/s",
+            y=name,
+            curves=(Curve(name, rates, latencies_us),),
+            y_unit="us",
+            log_y=True,
+            points=True,
+            marks={self._best.offered: "highest inside"} if self._best else {},
         )
-        rates = Curve("users/s", sizes, tuple(each.users_s for each in self._trials))
-        return [
-            Plot("Latency over batch size", label, "latency", curves, y_unit="us", log_y=True, **common),
-            Plot("Users/s over batch size", label, "users/s", (rates,), **common),
-        ]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        points = [each.to_json() for each in self._trials]
-        return {"rounds": [], "sweep": {"knee": self._best and self._best.at, "points": points}}
+    def _extra(self) -> dict[str, Any]:
+        """The rounds and the search, as in the JSON report."""
+        rounds = {"rounds": [result.to_json() for result in self._rounds]}
+        if not self._trials:
+            return rounds
+        search = {
+            "highest": self._best and self._best.offered,
+            "at_least": self._limit,
+            "objective": str(self._objective),
+            "points": list(map(_trial_json, self._trials)),
+        }
+        return {**rounds, "search": search}
 
 
-def _spectrum(rounds: Sequence[Result]) -> Plot:
-    spectrum = Histogram.merged(each.latency for each in rounds).spectrum()
+def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
+    """Return the outcome of a sweep of batches."""
+    best = knee(trials)
+    answer = "No batch was served without errors, even one at a time; see below."
+    if best is not None:
+        p50 = _ms(best.result.latency.percentile_us(50))
+        figures = f"{format_value(users_per_s(best), 'users/s')}, p50 {p50}"
+        answer = f"The smallest batch that gives 90 % of the most users/s is {best.offered:,.0f}: {figures}."
+    points = list(map(_trial_json, trials))
+    return Outcome(
+        kind="http",
+        answer=answer,
+        rows=[row for trial in trials for row in _batch_rows(trial)],
+        columns=BATCH_COLUMNS,
+        origins={"measured": CLOSED_LOOP},
+        plots=_batch_plots(trials),
+        broken=[f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.broken],
+        failures=[f"batch {trial.offered:,}: {reason}" for trial in trials for reason in trial.doubts],
+        extra={"rounds": [], "sweep": {"knee": best and best.offered, "points": points}},
+    )
+
+
+def _batch_rows(trial: Trial) -> Iterator[Row]:
+    subject = f"batch of {trial.offered:,.0f}"
+    results = [trial.result]
+    yield Row(subject, "users", "/s", users_per_s(trial))
+    yield from _latency_rows(subject, results, PERCENTILES)
+    yield Row(subject, "batches at a time", "", float(trial.result.connections))
+    yield error_share(results).row(subject, "errors", "share")
+    yield from _popular_rows(subject, results)
+
+
+def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
+    """Plot latency and users/s over the size of batches."""
+    label = "users in a batch"
+    sizes = tuple(trial.offered for trial in trials)
+    ticks = {size: f"{size:,.0f}" for size in sizes}
+    latencies = tuple(
+        Curve(name, sizes, tuple(percentile([trial.result], PERCENTS[name]).value for trial in trials))
+        for name in ("p50", "p99")
+    )
+    rates = Curve("users/s", sizes, tuple(map(users_per_s, trials)))
+    latency_plot = Plot("Latency over batch size", label, "latency", latencies, y_unit="us", log_y=True)
+    rate_plot = Plot("Users/s over batch size", label, "users/s", (rates,))
+    return [replace(plot, log_x=len(sizes) > 1, points=True, ticks=ticks) for plot in (latency_plot, rate_plot)]
+
+
+def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
+    """Plot all latencies over their percentiles, at x = 1 / (1 - percentile); that of 100 % is infinite."""
+    spectrum = Histogram.merged(result.latency for result in rounds).spectrum()
     points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
-    curve = Curve("all rounds", tuple(x for x, _ in points), tuple(us for _, us in points))
-    names = {2.0: "p50", 10.0: "p90", 100.0: "p99", 1_000.0: "p99.9", 10_000.0: "p99.99", 100_000.0: "p99.999"}
-    ticks = {x: name for x, name in names.items() if x <= max((x for x, _ in points), default=2) * 1.01}
-    caption = "All answers of all rounds, from due times."
+    x = tuple(place for place, _ in points)
+    furthest = max(x, default=2) * 1.01
     return Plot(
-        "Latency by percentile", "percentile", "latency", (curve,), y_unit="us", log_x=True, log_y=True, ticks=ticks,
-        caption=caption,
-    )  # fmt: skip
+        title="Latency by percentile",
+        x="percentile",
+        y="latency",
+        curves=(Curve("all rounds", x, tuple(us for _, us in points)),),
+        y_unit="us",
+        log_x=True,
+        log_y=True,
+        ticks={place: name for place, name in SPECTRUM_TICKS.items() if place <= furthest},
+        caption="All answers of all rounds, from due times.",
+    )
 
 
-def _seconds(rounds: Sequence[Result]) -> Plot:
-    seconds = [Histogram.of(second.latencies_s) for each in rounds for second in each.seconds]
+def _seconds_plot(rounds: Sequence[Result]) -> Plot:
+    """Plot the median and the longest latency of each second."""
+    seconds = [Histogram.of(second.latencies_s) for result in rounds for second in result.seconds]
     x = tuple(float(number) for number in range(1, len(seconds) + 1))
     curves = tuple(
-        Curve(name, x, tuple(each.percentile_us(percent) or None for each in seconds))
+        Curve(name, x, tuple(second.percentile_us(percent) or None for second in seconds))
         for name, percent in (("p50", 50), ("longest", 100))
     )
-    label = "second, all rounds"
-    return Plot("Latency by second", label, "latency", curves, y_unit="us", log_y=True, points=len(x) < 30)
+    return Plot(
+        title="Latency by second",
+        x="second, all rounds",
+        y="latency",
+        curves=curves,
+        y_unit="us",
+        log_y=True,
+        points=len(x) < FEW_SECONDS,
+    )

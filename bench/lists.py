@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 
 from hotplate.bench.errors import BenchFailed
-from hotplate.bench.loadgen.result import ResponseSample, Result
+from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
@@ -89,7 +89,6 @@ async def live_in(store: Store) -> ReleaseRef:
 
 DEFAULT_N = 10
 MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
-POPULAR_SOURCE = "popular"
 EXAMPLES = 5
 
 
@@ -110,9 +109,16 @@ class CheckResult:
     def notes(self) -> list[str]:
         """The result in sentences."""
         fallback = f"{self.fallback} were the popular list instead"
-        found = f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."
-        denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
-        return [found, *([denied] if self.filtered else []), *(f"  {example}" for example in self.examples)]
+        notes = [f"{self.compared:,} lists compared with the store's: {self.wrong} wrong, {fallback}."]
+        if self.filtered:
+            denied = f"{self.filtered} lacked items that no answer shows, as with a deny-list, and count as right."
+            notes.append(denied)
+        return [*notes, *(f"  {example}" for example in self.examples)]
+
+    @property
+    def complaints(self) -> list[str]:
+        """A sentence if lists were wrong."""
+        return [f"{self.wrong} of {self.compared} compared answers were wrong"] if self.wrong else []
 
 
 class ReceivedList(NamedTuple):
@@ -123,15 +129,10 @@ class ReceivedList(NamedTuple):
     result: dict[str, Any]
 
 
-def popular_counts(result: Result) -> tuple[int, int]:
-    """Return the numbers of popular and of all lists; the load must observe `source`."""
-    sources = result.seen.get("source", {})
-    return sources.get(POPULAR_SOURCE, 0), sum(count for source, count in sources.items() if source)
-
-
 def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -> str | None:
     """Return a sentence if more than *allowed* of the lists were popular."""
-    popular, lists = (sum(counts) for counts in zip(*map(popular_counts, results), strict=True)) if results else (0, 0)
+    popular = sum(result.popular_lists for result in results)
+    lists = sum(result.lists for result in results)
     if popular <= allowed * lists:
         return None
     return (

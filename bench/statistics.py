@@ -107,6 +107,16 @@ def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
     return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
 
 
+def error_share(results: Sequence[Result]) -> Figure:
+    """Return the share of due requests without a good answer."""
+    return share([result.failed for result in results], [result.due for result in results])
+
+
+def popular_share(results: Sequence[Result]) -> Figure:
+    """Return the share of lists that were popular ones; unknown if no lists were seen."""
+    return share([result.popular_lists for result in results], [result.lists for result in results])
+
+
 def mean(values: Sequence[float]) -> Figure:
     """Return the mean of rounds."""
     if not values:

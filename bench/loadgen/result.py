@@ -20,6 +20,7 @@ HIGHEST_US = 60_000_000
 DIGITS = 3
 ENOUGH_SAMPLES = 10  # beyond a percentile
 P99_SAMPLES = 100 * ENOUGH_SAMPLES
+POPULAR_SOURCE = "popular"  # of a list in a response
 
 Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
@@ -36,28 +37,29 @@ class Histogram:
     @classmethod
     def of(cls, seconds: Seconds) -> "Histogram":
         """Count times in seconds."""
-        made = cls()
+        histogram = cls()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
         if len(times_us):
-            at = np.searchsorted(_highest_us(), times_us)
-            made._counts += np.bincount(at, minlength=len(made._counts)).astype(made._counts.dtype)
-            made._hdr.total_count = len(times_us)
-            made._hdr.min_value = int(times_us.min())
-            made._hdr.max_value = int(times_us.max())
-        return made
+            counters = np.searchsorted(_highest_us(), times_us)
+            counts = np.bincount(counters, minlength=len(histogram._counts))
+            histogram._counts += counts.astype(histogram._counts.dtype)
+            histogram._hdr.total_count = len(times_us)
+            histogram._hdr.min_value = int(times_us.min())
+            histogram._hdr.max_value = int(times_us.max())
+        return histogram
 
     @classmethod
     def merged(cls, histograms: "Iterable[Histogram]") -> "Histogram":
         """Sum histograms."""
-        made = cls()
-        for each in histograms:
-            made._hdr.add(each._hdr)  # noqa: SLF001 -- of this class
-        return made
+        total = cls()
+        for histogram in histograms:
+            total._hdr.add(histogram._hdr)  # noqa: SLF001 -- of this class
+        return total
 
     @staticmethod
     def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return the recorded values in µs, and the counts, `[histograms, values]`."""
-        counts = np.array([each._counts for each in histograms])  # noqa: SLF001 -- of this class
+        counts = np.array([histogram._counts for histogram in histograms])  # noqa: SLF001 -- of this class
         seen = np.flatnonzero(counts.any(axis=0))
         return _highest_us()[seen], counts[:, seen]
 
@@ -174,9 +176,28 @@ class Result:
         return self.ok / self.duration_s if self.duration_s else 0.0
 
     @property
+    def failed(self) -> int:
+        """Due requests without a good answer, with dropped ones."""
+        return self.due - self.ok
+
+    @property
     def error_share(self) -> float:
-        """Share of due requests without a good answer, with dropped ones."""
-        return (self.due - self.ok) / self.due if self.due else 0.0
+        """Share of due requests without a good answer."""
+        return self.failed / self.due if self.due else 0.0
+
+    @property
+    def lists(self) -> int:
+        """Received lists, if the load observed `source`."""
+        return sum(count for source, count in self._sources.items() if source)
+
+    @property
+    def popular_lists(self) -> int:
+        """Received popular lists, if the load observed `source`."""
+        return self._sources.get(POPULAR_SOURCE, 0)
+
+    @property
+    def _sources(self) -> Mapping[str, int]:
+        return self.seen.get("source", {})
 
     @property
     def invalid_reasons(self) -> list[str]:
@@ -184,12 +205,12 @@ class Result:
         if self.requested_rate is None:
             full = f"({self.cpu_share:.0%} of a core): this is its limit, not the service's"
             return [f"the generator had no CPU to spare {full}"] if self.cpu_share > CPU_BOUND else []
-        found = []
+        reasons = []
         if self.sent < SENT_BOUND * self.due:
-            found.append(
+            reasons.append(
                 f"sent {self.sent:,} of the {self.due:,} requests that were due; {self.dropped:,} were dropped"
             )
-        return [*found, *lateness([self])]
+        return [*reasons, *lateness([self])]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON, with latencies as an HDR histogram."""
@@ -208,8 +229,8 @@ class Result:
 
 def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
     """Return a sentence if the pooled p99 is mostly the generator's lateness; empty below *at_least* answers."""
-    latency = Histogram.merged(each.latency for each in results)
-    lag = Histogram.merged(each.lag for each in results)
+    latency = Histogram.merged(result.latency for result in results)
+    lag = Histogram.merged(result.lag for result in results)
     late_us = lag.percentile_us(99)
     p99_us = latency.percentile_us(99)
     if latency.count < at_least or late_us <= max(LATE_US, p99_us / 2):

@@ -3,17 +3,20 @@
 Load exceeds the counted seconds at both ends, so a window of 10 s holds 10 seconds' budget.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from enum import Enum
+from functools import partial
 
 from hotplate.bench.lists import MAX_POPULAR
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
 from hotplate.bench.options import SweepOptions, describe_latency
+from hotplate.bench.outcome import NOTHING_MEASURED, Outcome
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
-from hotplate.bench.process import describe, is_emulated
+from hotplate.bench.process import is_emulated
 from hotplate.bench.statistics import percentile
+from hotplate.bench.trials import Trial, attempts
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
 from hotplate.stores.urls import redacted
@@ -34,10 +37,9 @@ FEW = 0.1
 NEAR = 0.02
 # More than this share of provisioned RU/s is burst capacity.
 BURST = 1.03
-TRIES = 3
 # Share of a level's reads that this machine must drive to measure it, as CALM is the load of its latencies.
 REACHED = 0.93
-COMPUTED, ASSUMED, AT_LEAST = "computed", "assumed", "at least"
+ASSUMED = "assumed"
 ASSUMED_MARK, COMPUTED_MARK, AT_LEAST_MARK = "*", "=", "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
 PUBLISHED, REFUSED = "lists published/s", "429s at 110 % load"
@@ -61,26 +63,26 @@ def from_store(status: int, body: bytes) -> str | None:
     return None if b'"source":"personal"' in body else "popular"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial at a *share* of capacity; *result* has the counted seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelTrial(Trial):
+    """A trial at a share of a level's capacity, `offered`; `result` has the counted seconds.
 
-    share: float
+    rate       reads/s
+    throttled  429s received in the whole trial; 50 in a row open the service's breaker
+    timeouts   reads of the whole trial that missed the service's deadline
+    """
+
     rate: float
-    result: Result
     throttled: int
-    """429s received in the whole trial; 50 in a row open the service's breaker."""
-
     timeouts: int = 0
-    """Reads of the whole trial that missed the service's deadline."""
 
-    @cached_property
+    @property
     def due(self) -> int:
         """Number of due requests."""
         return sum(second.due for second in self.result.seconds)
 
-    @cached_property
-    def accepted_s(self) -> float:
+    @property
+    def accepted_per_s(self) -> float:
         """Lists read from the store per second."""
         return self.result.ok / max(1, len(self.result.seconds))
 
@@ -90,126 +92,199 @@ class Trial:
         return max(0.0, 1 - self.result.ok / self.due) if self.due else 1.0
 
     @property
-    def sent(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether the generator kept up."""
         return sum(second.sent for second in self.result.seconds) >= SENT_BOUND * self.due
 
-    @cached_property
+    @property
     def late(self) -> str:
         """A sentence if the p99 is mostly the generator's lateness."""
         return "".join(lateness([self.result], P99_SAMPLES))
 
 
-def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> Trial:
+def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
     """Return a trial with a run's counted seconds."""
-    seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
+    counted = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
     first = sum(second.due for second in result.seconds[:LEAD_S])
-    lags_s = result.lags_s[first : first + sum(second.due for second in seconds)]
-    return Trial(share, rate, replace(result, seconds=seconds, lags_s=lags_s), throttled, timeouts)
+    lags_s = result.lags_s[first : first + sum(second.due for second in counted)]
+    within = replace(result, seconds=counted, lags_s=lags_s)
+    return LevelTrial(offered=share, result=within, rate=rate, throttled=throttled, timeouts=timeouts)
+
+
+class Standing(Enum):
+    """What the trials of a level say of a figure; the value is a note in the report."""
+
+    MEASURED = ""
+    AT_LEAST = "at least"
+    """This machine drove a little less than the level carries."""
+
+    COMPUTED = "computed"
+    """This machine could not drive the level, so its figures are computed."""
+
+    FAILED = "failed"
+    """It could not be measured, because of burst capacity or an account that is too far away."""
+
+    BROKEN = "broken"
+    """The account answered with errors at 90 % load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A standing, and the reason for it unless it is MEASURED."""
+
+    standing: Standing = Standing.MEASURED
+    reason: str = ""
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether another trial may find something else."""
+        return self.standing in {Standing.AT_LEAST, Standing.COMPUTED, Standing.BROKEN}
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether nothing was measured."""
+        return self.standing in {Standing.COMPUTED, Standing.FAILED}
+
+
+MEASURED = Finding()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One level of throughput and its trials."""
+    """One level of throughput and its trials, with what they say of throughput and latency."""
 
     ru: int
     size_kb: int
     charge_ru: float
-    trials: tuple[Trial, ...] = ()
-    unproven: str = ""
-    """Why this machine could not drive it."""
-
-    limited: str = ""
-    """What this machine drove, if that is a little less."""
-
-    failed: str = ""
-    """Why it could not be measured: burst capacity, or an account that is too far away."""
-
-    broken: str = ""
-    """An account's error at 90 % load."""
+    trials: tuple[LevelTrial, ...] = ()
+    throughput: Finding = MEASURED
+    latency: Finding = MEASURED
 
     @property
-    def capacity_s(self) -> float:
+    def capacity_per_s(self) -> float:
         """Reads per second: RU/s ÷ charge."""
         return self.ru / self.charge_ru
 
     @property
-    def computed(self) -> bool:
+    def is_computed(self) -> bool:
         """Whether its figures are computed."""
-        return bool(self.unproven or self.failed)
+        return self.throughput.is_computed or self.latency.is_computed
 
     @property
-    def reads_s(self) -> float:
-        """Reads per second, accepted or computed."""
-        return self.capacity_s if self.computed else self.at(OVERLOAD).accepted_s
+    def is_undriven(self) -> bool:
+        """Whether this machine could not drive it."""
+        return Standing.COMPUTED in {self.throughput.standing, self.latency.standing}
 
-    def at(self, share: float) -> Trial:
-        """Return the trial at a share that got most reads through. Raises KeyError."""
-        trials = [each for each in self.trials if each.share == share]
+    @property
+    def is_broken(self) -> bool:
+        """Whether the account answered with errors."""
+        return self.latency.standing is Standing.BROKEN
+
+    @property
+    def standing(self) -> Standing:
+        """Whether its reads per second are MEASURED, AT_LEAST or COMPUTED."""
+        return Standing.COMPUTED if self.is_computed else self.throughput.standing
+
+    @property
+    def limit(self) -> str:
+        """Why this machine did not drive all of it; empty if it did."""
+        for finding in (self.latency, self.throughput):
+            if finding.standing in {Standing.COMPUTED, Standing.AT_LEAST}:
+                return finding.reason
+        return ""
+
+    @property
+    def reads_per_s(self) -> float:
+        """Reads per second, accepted or computed."""
+        return self.capacity_per_s if self.is_computed else self.at(OVERLOAD).accepted_per_s
+
+    def at(self, share: float) -> LevelTrial:
+        """Return the trial at a share that got most reads through, below OVERLOAD the last one. Raises KeyError."""
+        trials = [trial for trial in self.trials if trial.offered == share]
         if not trials:
             raise KeyError(share)
-        return max(trials, key=lambda each: each.accepted_s) if share == OVERLOAD else trials[-1]
+        return _best(trials) if share == OVERLOAD else trials[-1]
+
+
+def _best(trials: Sequence[LevelTrial]) -> LevelTrial:
+    return max(trials, key=lambda trial: trial.accepted_per_s)
 
 
 # Runs a trial at a share of capacity.
-Attempt = Callable[[float], Trial]
+Attempt = Callable[[float], LevelTrial]
+# Judges trials at one share.
+Judge = Callable[[Sequence[LevelTrial]], Finding]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
     """Measure a level: overload, then lower loads; *time_left* allows optional trials."""
-    for share, judge in ((OVERLOAD, _judged), (CALM, _judged_calm)):
-        for number in range(TRIES):
-            if number == 0 or time_left():
-                level = judge(replace(level, trials=(*level.trials, attempt(share))), emulated=emulated)
-            if level.trials[-1].result.interrupted or not (level.unproven or level.limited or level.broken):
-                break
-            if share == CALM and not (level.unproven or level.broken):
-                break
-        if level.computed or level.trials[-1].result.interrupted:
-            return level
-    for share in CURVE:
-        if time_left() and not level.trials[-1].result.interrupted:
-            level = replace(level, trials=(*level.trials, attempt(share)))
-    return level
+    trials = list[LevelTrial]()
+
+    def find(share: float, judge: Judge) -> Finding:
+        first = len(trials)
+
+        def judged() -> Finding:
+            trials.append(attempt(share))
+            return judge(trials[first:])
+
+        *_, finding = attempts(judged, lambda finding: finding.is_unclear and not trials[-1].is_stopped, time_left)
+        return finding
+
+    throughput = find(OVERLOAD, partial(_judge_throughput, level, emulated=emulated))
+    latency = MEASURED
+    if not throughput.is_computed:
+        latency = find(CALM, partial(_judge_latency, emulated=emulated))
+    if not (throughput.is_computed or latency.is_computed):
+        for share in CURVE:
+            if not trials[-1].is_stopped and time_left():
+                trials.append(attempt(share))
+    return replace(level, trials=tuple(trials), throughput=throughput, latency=latency)
 
 
-def _judged(level: Level, *, emulated: bool) -> Level:
-    last = level.trials[-1]
-    best = level.at(OVERLOAD)
-    level = replace(level, unproven="", limited="")
-    if last.result.interrupted:
-        return replace(level, unproven="it was interrupted")
-    if last.accepted_s > BURST * level.capacity_s:
-        return replace(level, failed=_burst(level, last))
-    if last.timeouts > last.throttled and last.accepted_s < FEW * level.capacity_s:
-        return replace(level, failed=_too_far(level, last))
-    missed = best.accepted_s < (1 - NEAR) * level.capacity_s
-    if not missed or not (emulated or not best.throttled or not best.sent):
-        return level
-    sentence = f"this machine got {best.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s through"
-    if best.accepted_s >= REACHED * level.capacity_s:
-        return replace(level, limited=sentence)
-    return replace(level, unproven=sentence)
+def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
+    """Compare the trials at overload with the level's capacity; an account that sends 429s may carry less."""
+    last = trials[-1]
+    best = _best(trials)
+    if last.is_stopped:
+        return Finding(Standing.COMPUTED, "it was interrupted")
+    if last.accepted_per_s > BURST * level.capacity_per_s:
+        return Finding(Standing.FAILED, _burst(level, last))
+    if last.timeouts > last.throttled and last.accepted_per_s < FEW * level.capacity_per_s:
+        return Finding(Standing.FAILED, _too_far(level, last))
+    is_reached = best.accepted_per_s >= (1 - NEAR) * level.capacity_per_s
+    is_accounts_limit = not emulated and best.throttled > 0 and best.is_sent
+    if is_reached or is_accounts_limit:
+        return MEASURED
+    reason = f"this machine got {best.accepted_per_s:,.0f} of {level.capacity_per_s:,.0f} reads/s through"
+    is_nearly_reached = best.accepted_per_s >= REACHED * level.capacity_per_s
+    return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
 
 
-def _burst(level: Level, trial: Trial) -> str:
-    spent = trial.accepted_s * level.charge_ru
+def _burst(level: Level, trial: LevelTrial) -> str:
+    spent = trial.accepted_per_s * level.charge_ru
     return (
         f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "
         "five minutes. The level was not measured; turn burst capacity off"
     )
 
 
-def _too_far(level: Level, trial: Trial) -> str:
-    return f"only {trial.accepted_s:,.0f} of {level.capacity_s:,.0f} reads/s met {TOO_FAR}"
+def _too_far(level: Level, trial: LevelTrial) -> str:
+    return f"only {trial.accepted_per_s:,.0f} of {level.capacity_per_s:,.0f} reads/s met {TOO_FAR}"
 
 
-def _judged_calm(level: Level, *, emulated: bool) -> Level:
-    made = level.trials[-1]
-    if made.result.interrupted or made.late or made.refused <= MAX_POPULAR:
-        return replace(level, unproven="" if made.result.interrupted else made.late, broken="")
-    sentence = f"{100 * made.refused:.1f} % of the requests got no list from the store at 90 % load"
-    return replace(level, unproven=f"on this machine {sentence}") if emulated else replace(level, broken=sentence)
+def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
+    """Require of the last trial, at 90 % load, that the generator was in time and nearly all lists came."""
+    trial = trials[-1]
+    if trial.is_stopped:
+        return MEASURED
+    if trial.late:
+        return Finding(Standing.COMPUTED, trial.late)
+    if trial.refused <= MAX_POPULAR:
+        return MEASURED
+    reason = f"{100 * trial.refused:.1f} % of the requests got no list from the store at 90 % load"
+    if emulated:
+        return Finding(Standing.COMPUTED, f"on this machine {reason}")
+    return Finding(Standing.BROKEN, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +314,10 @@ def report(sweep: Sweep, prices: Prices) -> Report:
     """Return the report of a sweep."""
     levels = sweep.levels
     account = sweep.options.account
-    return Report(
+    return Outcome(
         kind="ru",
-        sentence=_answer(sweep, prices),
-        rows=tuple(row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))),
+        answer=_answer(sweep, prices),
+        rows=[row for level in levels for row in (*_rows(sweep, level, prices), *_details(sweep, level))],
         columns=COLUMNS,
         marks={
             ASSUMED_MARK: f"assumed: {describe_latency(sweep.options.latency)}; this machine adds the rest",
@@ -250,30 +325,35 @@ def report(sweep: Sweep, prices: Prices) -> Report:
             COMPUTED_MARK: "computed: RU/s divided by the measured charge",
         },
         origins=_origins(sweep, prices),
-        plots=(_plot(sweep),) if levels else (),
+        plots=[_plot(sweep)] if levels else (),
         plot_first=True,
-        notes=tuple(_notes(sweep)),
-        broken=tuple(f"{sweep.subject(level)}: {level.broken}" for level in levels if level.broken),
-        failures=tuple(f"{sweep.subject(level)}: {level.failed}" for level in levels if level.failed),
+        notes=_notes(sweep),
+        broken=[f"{sweep.subject(level)}: {level.latency.reason}" for level in levels if level.is_broken],
+        failures=[
+            f"{sweep.subject(level)}: {level.throughput.reason}"
+            for level in levels
+            if level.throughput.standing is Standing.FAILED
+        ],
         interrupted=sweep.interrupted,
         configuration=sweep.options.to_json(),
-        machine=describe(),
         extra={"subject": "emulator" if account is None else redacted(account)},
-    )
+    ).report()
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
+    regions = ""
     if sweep.regions > 1:
         measured += f"; reads of one region, {sweep.region}"
+        regions = f", all {sweep.regions} regions"
     lines = {"measured": measured}
-    if charges := {level.size_kb: level.charge_ru for level in sweep.levels}:
-        what = ", ".join(
-            f"{charge:.2f} RU a read of {size} KB, {sweep.publish_ru[size]:.2f} a list written and read back"
-            for size, charge in charges.items()
+    charges_ru = {level.size_kb: level.charge_ru for level in sweep.levels}
+    if charges_ru:
+        charges = ", ".join(
+            f"{read_ru:.2f} RU a read of {size_kb} KB, {sweep.publish_ru[size_kb]:.2f} a list written and read back"
+            for size_kb, read_ru in charges_ru.items()
         )
-        lines["exact"] = f"by an emulator of Azure's charges: {what}" if sweep.emulated else what
-    regions = f", all {sweep.regions} regions" if sweep.regions > 1 else ""
+        lines["exact"] = f"by an emulator of Azure's charges: {charges}" if sweep.emulated else charges
     price = prices.ru_hour
     lines["priced"] = (
         f"RU/s {price.date}, {price.region}{regions}, fully used; autoscale at its maximum, of 1,000 or more"
@@ -282,57 +362,58 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
 
 
 def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
+    """Yield the line of the table: what the level carries, how fast, and for how much."""
     subject = sweep.subject(level)
-    note, mark = _standing(level)
+    reads_per_s = level.reads_per_s
     month_usd = _month_usd(level, prices, sweep.regions)
-    autoscale_usd = _autoscale_usd(level, prices, sweep.regions)
-    refused = 1 - 1 / OVERLOAD
-    is_measured = not level.computed and not level.limited
-    if is_measured:
-        refused = level.at(OVERLOAD).refused
-    billion_usd = month_usd / (level.reads_s * SECONDS_A_MONTH) * 1e9 if level.reads_s else None
-    yield Row(subject, READS, "", level.reads_s, note=note, mark=mark)
-    yield Row(subject, "reads/s per 100 RU/s", "", level.reads_s / level.ru * 100, main=False)
+    mark = {Standing.COMPUTED: COMPUTED_MARK, Standing.AT_LEAST: AT_LEAST_MARK}.get(level.standing, "")
+    yield Row(subject, READS, "", reads_per_s, note=level.standing.value, mark=mark)
+    yield Row(subject, "reads/s per 100 RU/s", "", reads_per_s / level.ru * 100, main=False)
     yield Row(subject, PUBLISHED, "", level.ru / sweep.publish_ru[level.size_kb])
     yield from (_latency(sweep, level, percent) for percent in (50, 99))
-    yield Row(subject, REFUSED, "share", refused, mark="" if is_measured else COMPUTED_MARK)
+    if level.standing is Standing.MEASURED:
+        yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
+    else:
+        yield Row(subject, REFUSED, "share", 1 - 1 / OVERLOAD, mark=COMPUTED_MARK)
     yield Row(subject, MANUAL, "", month_usd)
-    yield Row(subject, AUTOSCALE, "", autoscale_usd)
+    yield Row(subject, AUTOSCALE, "", _autoscale_usd(level, prices, sweep.regions))
+    billion_usd = month_usd / (reads_per_s * SECONDS_A_MONTH) * 1e9 if reads_per_s else None
     yield Row(subject, BILLION, "", billion_usd)
 
 
-def _standing(level: Level) -> tuple[str, str]:
-    if level.computed:
-        return COMPUTED, COMPUTED_MARK
-    return (AT_LEAST, AT_LEAST_MARK) if level.limited else ("", "")
-
-
 def _autoscale_usd(level: Level, prices: Prices, regions: int) -> float:
+    """Return the cost of a month always at the maximum, of the least maximum that holds the level."""
     autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN)).ru
     return prices.ru_hours(autoscale * HOURS_A_MONTH, autoscale=True, regions=regions)
 
 
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
-    figure = f"p{percent:g}"
-    if level.computed or level.broken or CALM not in {each.share for each in level.trials}:
-        return Row(sweep.subject(level), figure, "us", None, note=COMPUTED if level.computed else "not measured")
-    found = percentile([level.at(CALM).result], percent)
-    is_assumed = sweep.emulated and found.value is not None
-    note, mark = (ASSUMED, ASSUMED_MARK) if is_assumed else (found.note, "")
-    return Row(sweep.subject(level), figure, "us", found.value, note=note, mark=mark)
+    """Return the row of a percentile at 90 % load; unknown if the level is computed or broken."""
+    subject = sweep.subject(level)
+    name = f"p{percent:g}"
+    if level.is_computed:
+        return Row(subject, name, "us", None, note=Standing.COMPUTED.value)
+    if level.is_broken or all(trial.offered != CALM for trial in level.trials):
+        return Row(subject, name, "us", None, note="not measured")
+    figure = percentile([level.at(CALM).result], percent)
+    if sweep.emulated and figure.value is not None:
+        return Row(subject, name, "us", figure.value, note=ASSUMED, mark=ASSUMED_MARK)
+    return Row(subject, name, "us", figure.value, note=figure.note)
 
 
 def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
+    """Yield the charges and the trials, which the table does not show."""
     subject = sweep.subject(level)
     yield Row(subject, PROVISIONED, "", level.ru, main=False)
     yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)
     yield Row(subject, "charge of a published list", "RU", sweep.publish_ru[level.size_kb], main=False)
-    yield Row(subject, "RU/s ÷ charge", "/s", level.capacity_s, main=False)
-    for each in level.trials:
-        load = f"at {each.share:.0%}"
-        yield Row(subject, f"{load}: offered", "/s", each.due / max(1, len(each.result.seconds)), main=False)
-        yield Row(subject, f"{load}: lists of the store", "/s", each.accepted_s, main=False)
-        yield Row(subject, f"{load}: 429s that the service saw", "", each.throttled, main=False)
+    yield Row(subject, "RU/s ÷ charge", "/s", level.capacity_per_s, main=False)
+    for trial in level.trials:
+        load = f"at {trial.offered:.0%}"
+        offered_per_s = trial.due / max(1, len(trial.result.seconds))
+        yield Row(subject, f"{load}: offered", "/s", offered_per_s, main=False)
+        yield Row(subject, f"{load}: lists of the store", "/s", trial.accepted_per_s, main=False)
+        yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)
 
 
 def _month_usd(level: Level, prices: Prices, regions: int) -> float:
@@ -342,49 +423,62 @@ def _month_usd(level: Level, prices: Prices, regions: int) -> float:
 def _answer(sweep: Sweep, prices: Prices) -> str:
     """Say what 100 RU/s carry and cost, and what the highest level does."""
     if not sweep.levels:
-        return "Nothing was measured."
-    level = sweep.levels[0]
-    hundred = 100 / level.charge_ru
-    usd = _month_usd(level, prices, sweep.regions) / level.ru * 100
-    top = max(sweep.levels, key=lambda each: (each.size_kb == level.size_kb, each.ru))
-    p99_us = _latency(sweep, top, 99).value
-    tail = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"
+        return NOTHING_MEASURED
+    first = sweep.levels[0]
+    hundred = 100 / first.charge_ru
+    hundred_usd = _month_usd(first, prices, sweep.regions) / first.ru * 100
+    top = max(sweep.levels, key=lambda level: (level.size_kb == first.size_kb, level.ru))
     top_usd = _month_usd(top, prices, sweep.regions)
-    standing = {"": "", AT_LEAST: "at least ", COMPUTED: "(computed) "}[_standing(top)[0]]
+    standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
+    p99_us = _latency(sweep, top, 99).value
+    p99 = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"
     return (
-        f"100 RU/s carry {rounded(hundred, 3)} reads/s of {level.size_kb} KB for {rounded(usd, 3)} USD a month; "
-        f"{top.ru:,} RU/s carry {standing}{top.reads_s:,.0f} for {top_usd:,.0f} USD{tail}."
+        f"100 RU/s carry {rounded(hundred, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
+        f"month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for {top_usd:,.0f} USD{p99}."
     )
 
 
 def _notes(sweep: Sweep) -> Iterator[str]:
-    reasons = dict[str, list[str]]()
+    """Yield why levels were not driven, with the levels of one reason together."""
+    subjects = dict[str, list[str]]()
     for level in sweep.levels:
-        if reason := level.unproven or level.limited:
-            reasons.setdefault(reason, []).append(sweep.subject(level))
-    for reason, names in reasons.items():
-        yield f"{', '.join(names)}: {reason}."
+        if level.limit:
+            subjects.setdefault(level.limit, []).append(sweep.subject(level))
+    for limit, names in subjects.items():
+        yield f"{', '.join(names)}: {limit}."
 
 
 def _plot(sweep: Sweep) -> Plot:
-    throughput = list[Curve]()
-    p99 = list[Curve]()
-    for level in sweep.levels:
-        name = sweep.subject(level) + f", {COMPUTED}" * level.computed
-        trials = sorted({each.share: each for each in level.trials}.values(), key=lambda each: each.share)
-        offered = tuple(each.rate for each in trials)
-        accepted = tuple(each.accepted_s for each in trials)
-        latencies_us = tuple(None if each.late else percentile([each.result], 99).value for each in trials)
-        if level.broken:  # the table has no latency either
-            latencies_us = (None,) * len(offered)
-        if level.computed:
-            offered = tuple(share * level.capacity_s for share in (*CURVE, 1.0, OVERLOAD))
-            accepted = tuple(min(each, level.capacity_s) for each in offered)
-            latencies_us = (None,) * len(offered)
-        throughput.append(Curve(name, offered, accepted))
-        p99.append(Curve(name, offered, latencies_us))
-    x = "offered reads/s"
+    """Plot reads/s and p99 over the offered load, a curve for each level."""
+    offered_label = "offered reads/s"
     p99_label = "p99" + f", {ASSUMED}" * sweep.emulated
-    below = Plot(p99_label, x, p99_label, tuple(p99), y_unit="us", log_x=True, points=True)
-    title = "Throughput and p99 over the offered load"
-    return Plot(title, x, READS, tuple(throughput), log_x=True, log_y=True, points=True, below=below)
+    curves = [_curves(sweep, level) for level in sweep.levels]
+    p99_curves = tuple(p99 for _, p99 in curves)
+    return Plot(
+        title="Throughput and p99 over the offered load",
+        x=offered_label,
+        y=READS,
+        curves=tuple(throughput for throughput, _ in curves),
+        log_x=True,
+        log_y=True,
+        points=True,
+        below=Plot(p99_label, offered_label, p99_label, p99_curves, y_unit="us", log_x=True, points=True),
+    )
+
+
+def _curves(sweep: Sweep, level: Level) -> tuple[Curve, Curve]:
+    """Return the curves of reads/s and of p99; the latter has gaps where the table has no latency."""
+    name = sweep.subject(level)
+    if level.is_computed:
+        name = f"{name}, {Standing.COMPUTED.value}"
+        offered = tuple(share * level.capacity_per_s for share in (*CURVE, 1.0, OVERLOAD))
+        accepted = tuple(min(rate, level.capacity_per_s) for rate in offered)
+        return Curve(name, offered, accepted), Curve(name, offered, (None,) * len(offered))
+    last_trials = {trial.offered: trial for trial in level.trials}
+    trials = sorted(last_trials.values(), key=lambda trial: trial.offered)
+    offered = tuple(trial.rate for trial in trials)
+    accepted = tuple(trial.accepted_per_s for trial in trials)
+    latencies_us = tuple(
+        None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials
+    )
+    return Curve(name, offered, accepted), Curve(name, offered, latencies_us)

@@ -4,7 +4,7 @@ import itertools
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +20,19 @@ from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.ru import levels
-from hotplate.bench.ru.levels import CALM, CURVE, LEAD_S, OVERLOAD, TAIL_S, Level, Sweep, Trial
-from hotplate.bench.ru.sandbox import Published, Sandbox, SizedLists, keyed_address, sandbox
+from hotplate.bench.ru.levels import (
+    CALM,
+    CURVE,
+    LEAD_S,
+    OVERLOAD,
+    TAIL_S,
+    Finding,
+    Level,
+    LevelTrial,
+    Standing,
+    Sweep,
+)
+from hotplate.bench.ru.sandbox import Sandbox, SizedLists, keyed_address, sandbox
 from hotplate.report import Report
 from hotplate.stores.cosmos.url import (
     AUTOSCALE_MIN,
@@ -70,7 +81,7 @@ class SweepPlan:
 def plan(options: SweepOptions) -> SweepPlan:
     """Validate options. Raises BenchMisused and StoreMisused."""
     listed = options.levels or (AUTOSCALE_LEVELS if options.autoscale else MANUAL_LEVELS)
-    levels = tuple(sorted({_parse_level(each, autoscale=options.autoscale) for each in listed.split(",")}))
+    levels = tuple(sorted({_parse_level(level, autoscale=options.autoscale) for level in listed.split(",")}))
     least = minimum_ru(levels[-1], 0, autoscale=options.autoscale)
     if levels[0] < least:
         raise BenchMisused(f"a container that had {levels[-1]:,} RU/s cannot be scaled below {least:,}; see --levels")
@@ -85,10 +96,11 @@ def plan(options: SweepOptions) -> SweepPlan:
 
 def parse_sizes(text: str, flag: str) -> tuple[int, ...]:
     """Parse sizes in KB, returned ascending. Raises BenchMisused."""
-    found = sorted({int(each) if each.strip().isdecimal() else 0 for each in text.split(",")})
-    if not 1 <= found[0] <= found[-1] <= MAX_ITEM_KB:
+    words = {word.strip() for word in text.split(",")}
+    sizes_kb = sorted(int(word) if word.isdecimal() else 0 for word in words)
+    if not 1 <= sizes_kb[0] <= sizes_kb[-1] <= MAX_ITEM_KB:
         raise BenchMisused(f"{flag} must be whole KB from 1 to {MAX_ITEM_KB}, such as 1,4,16, not {text!r}")
-    return tuple(found)
+    return tuple(sizes_kb)
 
 
 def _parse_level(text: str, *, autoscale: bool) -> int:
@@ -101,8 +113,8 @@ def _parse_level(text: str, *, autoscale: bool) -> int:
 
 def account_regions(url: str) -> int:
     """Return an account's number of regions. Raises BenchMisused and BenchFailed."""
-    with sandbox(url, MANUAL_MIN) as made:  # unused, so no database is created
-        return len(made.regions())
+    with sandbox(url, MANUAL_MIN) as unused:  # so that no database is created
+        return len(unused.regions())
 
 
 def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> list[str]:
@@ -118,16 +130,19 @@ def database_cost(
     """Describe the cost of *ru* RU/s from *now* on (seconds since 1970), for *took_s*."""
     hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
     usd = prices.ru_hours(ru * hours, autoscale=autoscale, regions=regions)
-    made = f"a temporary database with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
+    database = f"a temporary database with {ru:,} RU/s in {regions} region(s), for some {ceil(took_s / 60)} minutes"
     return [
-        f"{made}, then dropped; the rest of the account is left alone",
+        f"{database}, then dropped; the rest of the account is left alone",
         f"{usd:,.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {hours}",
         f"price: {prices.ru_hour.provenance}",
     ]
 
 
 def read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Return a read's charge by the service's metrics."""
+    """Return a read's charge by the service's metrics, from reads without a poll of the catalogue among them.
+
+    Raises BenchFailed if most reads time out, or the metrics never show exactly the reads that were made.
+    """
     drawn = itertools.cycle(users)
     missed = 0
     for _ in range(CHARGE_TRIES):
@@ -150,115 +165,131 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
 
     Raises BenchFailed and StoreError.
     """
-    running = _Running(planned, display)
+    measurement = _SweepMeasurement(planned, display)
     try:
-        with ExitStack() as stack:
-            url = planned.options.account
-            environment = None
-            servers = list[process.Server]()
-            if url is None:
-                display.start("starting an emulator of Cosmos DB")
-                servers.append(stack.enter_context(process.emulator_serving(latency=planned.options.latency)))
-                url = f"cosmos+{servers[0].url}/bench"
-                environment = dict[str, str]()
-            generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
-            for size_kb in planned.sizes_kb:
-                with sandbox(url, planned.levels[-1], environment, autoscale=planned.options.autoscale) as made:
-                    running.measure_size(made, size_kb, servers, generator)
+        measurement.run()
     except KeyboardInterrupt:  # within a trial the generator handles it
-        running.interrupted = True
+        measurement.interrupted = True
     except (BenchFailed, StoreError) as error:
-        if not running.found:
+        if not measurement.levels:
             raise
-        return replace(running.report, failures=(*running.report.failures, str(error)))
-    return running.report
+        report = measurement.report
+        return replace(report, failures=(*report.failures, str(error)))
+    return measurement.report
 
 
-class _Running:
+class _SweepMeasurement:
+    """The levels of one plan; `run` can be interrupted, and `report` tells of all levels until then."""
+
     def __init__(self, planned: SweepPlan, display: ProgressDisplay) -> None:
         self._planned = planned
         self._display = display
         self._began_s = time.monotonic()
-        self.found = list[Level]()
         self._publish_ru = dict[int, float]()
         self._regions: tuple[str, ...] = ("",)
+        self.levels = list[Level]()
         self.interrupted = False
 
     @property
     def report(self) -> Report:
-        made = Sweep(
+        result = Sweep(
             self._planned.options,
-            tuple(self.found),
+            tuple(self.levels),
             self._publish_ru,
             len(self._regions),
             self.interrupted,
             region=self._regions[0],
         )
-        return levels.report(made, load_prices())
+        return levels.report(result, load_prices())
 
-    def _throughput(self, ru: int) -> Throughput:
-        return Throughput(ru, self._planned.options.autoscale)
+    def run(self) -> None:
+        """Measure all levels for each size of lists, in an account or an emulator."""
+        options = self._planned.options
+        with ExitStack() as stack:
+            url = options.account
+            environment = None
+            servers = list[process.Server]()
+            if url is None:
+                self._display.start("starting an emulator of Cosmos DB")
+                servers.append(stack.enter_context(process.emulator_serving(latency=options.latency)))
+                url = f"cosmos+{servers[0].url}/bench"
+                environment = dict[str, str]()
+            generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
+            for size_kb in self._planned.sizes_kb:
+                with sandbox(url, self._planned.levels[-1], environment, autoscale=options.autoscale) as database:
+                    self._measure_size(database, size_kb, servers, generator)
 
-    def _time_left(self, takes_s: float) -> bool:
-        within_s = WITHIN_S * len(self._planned.sizes_kb)
-        own = self._planned.options.account is None
-        return not own or time.monotonic() + takes_s < self._began_s + within_s
-
-    def measure_size(
-        self, made: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
+    def _measure_size(
+        self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
     ) -> None:
+        """Publish lists of a size and measure all levels; *servers* are the emulator, if one is measured."""
         if self.interrupted:
             return
-        lists = SizedLists(size_kb, LISTS, self._throughput(self._planned.levels[-1]).initial_partitions)
-        self._regions = made.regions()
+        highest = self._throughput(self._planned.levels[-1])
+        lists = SizedLists(size_kb, LISTS, highest.initial_partitions)
+        users = lists.users
+        self._regions = database.regions()
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
-        published = made.publish(lists)
+        published = database.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
         self._display.start("starting a service")
-        users = lists.users
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # every request reads the store
         # Otherwise other processes make the service miss its deadline of 50 ms.
         with (
-            process.service_serving(command, PATH.format(key=users[0]), made.settings) as service,
+            process.service_serving(command, PATH.format(key=users[0]), database.settings) as service,
             process.before_others(service, *servers),
         ):
             charge_ru = read_charge(service, users)
-            every = [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels]
-            self._measure_levels(every, made, published, partial(self._attempt, service, users, generator))
+            self._measure_levels(
+                [Level(ru=ru, size_kb=size_kb, charge_ru=charge_ru) for ru in self._planned.levels],
+                scale=partial(database.scale, published.release),
+                attempt=partial(self._attempt, service, users, generator),
+            )
 
     def _measure_levels(
-        self, every: Sequence[Level], made: Sandbox, published: Published, attempt: "partial[Trial]"
+        self,
+        planned: Sequence[Level],
+        *,
+        scale: Callable[[Throughput], None],
+        attempt: Callable[[Level, float], LevelTrial],
     ) -> None:
-        """Levels above the first that cannot be driven are computed."""
-        planned = self._planned
+        """Measure levels in ascending order; those above the first that cannot be driven are computed.
+
+        *attempt* runs a trial of a level at a share of its capacity.
+        """
         undriven = ""
-        emulated = Sweep(planned.options, (), {}, 1, interrupted=False).emulated
-        essential_s = planned.takes_s(OVERLOAD, CALM)
-        for number, level in enumerate(every):
-            unproven = undriven or ("" if self._time_left(essential_s) else "there was no time left for it")
-            measured = replace(level, unproven=unproven)
-            if not unproven:
-                made.scale(published.release, self._throughput(level.ru))
-                later_s = len(every[number + 1 :]) * essential_s
-                left = partial(self._time_left, planned.takes_s(OVERLOAD) + later_s)
-                tried = partial(attempt, level)
-                measured = levels.measure_level(level, tried, emulated=emulated, time_left=left)
-                undriven = f"this machine does not drive {level.ru:,} RU/s" if measured.unproven else ""
-            self.found.append(measured)
-            if any(each.result.interrupted for each in measured.trials):
+        emulated = Sweep(self._planned.options, (), {}, 1, interrupted=False).emulated
+        essential_s = self._planned.takes_s(OVERLOAD, CALM)
+        for number, level in enumerate(planned, 1):
+            reason = undriven or ("" if self._has_time(essential_s) else "there was no time left for it")
+            if reason:
+                self.levels.append(replace(level, throughput=Finding(Standing.COMPUTED, reason)))
+                continue
+            scale(self._throughput(level.ru))
+            later_s = len(planned[number:]) * essential_s
+            measured = levels.measure_level(
+                level,
+                partial(attempt, level),
+                emulated=emulated,
+                time_left=partial(self._has_time, self._planned.takes_s(OVERLOAD) + later_s),
+            )
+            self.levels.append(measured)
+            if any(trial.is_stopped for trial in measured.trials):
                 self.interrupted = True
                 return
+            if measured.is_undriven:
+                undriven = f"this machine does not drive {level.ru:,} RU/s"
 
     def _attempt(
         self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
-    ) -> Trial:
-        rate = share * level.capacity_s
-        lasts_s = float(self._planned.seconds(share) + LEAD_S + TAIL_S)
+    ) -> LevelTrial:
+        """Run a trial that begins with a second of the clock, as the budget of RU/s does."""
+        rate = share * level.capacity_per_s
         load = Load(
             url=service.url,
             requests=Gets(PATH, RequestKeys(users, InTurn())),
             rate=rate,
-            duration_s=lasts_s,
+            duration_s=float(self._planned.seconds(share) + LEAD_S + TAIL_S),
             connections=CONNECTIONS,
             check=levels.from_store,
         )
@@ -267,3 +298,12 @@ class _Running:
         result = generator.run(load, on_the_second=True)
         counted = process.store_counts(service).since(before)
         return levels.trial(share, rate, result, counted.throttled, counted.timeouts)
+
+    def _throughput(self, ru: int) -> Throughput:
+        return Throughput(ru, self._planned.options.autoscale)
+
+    def _has_time(self, takes_s: float) -> bool:
+        """Return whether *takes_s* fit into the time for all sizes; an account gets as much as it needs."""
+        within_s = WITHIN_S * len(self._planned.sizes_kb)
+        is_own_emulator = self._planned.options.account is None
+        return not is_own_emulator or time.monotonic() + takes_s < self._began_s + within_s

@@ -7,9 +7,9 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
+from hotplate.bench.outcome import Outcome, interrupted_report
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import (
     ASSUMED_MARK,
@@ -74,31 +74,30 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
             setup = stack.enter_context(prepared_stores([url], LISTS, display, make_up=options.account is None))
             return report(options, Rounds(setup, settings, display).run(), setup.notes)
     except KeyboardInterrupt:
-        return Report(kind="reference", sentence="Nothing was measured.", interrupted=True, machine=describe())
+        return interrupted_report("reference")
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Make the report."""
+    """Report the measured store beside the published figures; *notes* are on the set-up."""
     (store,) = measured.stores
     prices = load_prices()
-    found = summarise(store, RATE, prices)
+    summary = summarise(store, RATE, prices)
     charge = read_ru(store)
     needed = needs(charge, RATE, prices) if charge is not None and store.sound else None
-    is_emulated = store.candidate.emulated
-    return Report(
+    is_measured = store.runs or measured.interrupted
+    return Outcome(
         kind="reference",
-        sentence=_answer(found, needed, prices) if store.sound else "There is no verdict: see below.",
-        rows=(*_published(prices), *_measured(found, needed)),
+        answer=_answer(summary, needed, prices) if store.sound else "",
+        rows=(*_published(prices), *_measured(summary, needed)),
         columns=COLUMNS,
         marks={ASSUMED_MARK: f"assumed: {describe_latency(options.latency)}; this machine adds the rest"},
-        origins=_origins(found, needed, is_emulated=is_emulated),
+        origins=_origins(summary, needed, is_emulated=store.candidate.emulated),
         method=(*notes, METHOD),
-        broken=tuple(store.complaints),
-        failures=tuple(store.failures) if store.runs or measured.interrupted else ("no round was made",),
+        broken=store.complaints,
+        failures=store.failures if is_measured else ["no round was made"],
         interrupted=measured.interrupted,
         configuration=options.to_json(),
-        machine=describe(),
-    )
+    ).report()
 
 
 def _published(prices: Prices) -> Iterator[Row]:
@@ -109,9 +108,10 @@ def _published(prices: Prices) -> Iterator[Row]:
 
 
 def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
+    """Yield the line of our measurement; *needed* is None if the charge of a read is unknown."""
     yield from summary.latency_rows()
     if results := summary.store.results:
-        rate = sum(each.ok for each in results) / sum(each.duration_s for each in results)
+        rate = sum(result.ok for result in results) / sum(result.duration_s for result in results)
         yield Row(summary.name, "requests/s", "", rate)
     if needed is not None:
         yield Row(summary.name, NEEDED, "", float(needed.needed_ru))
@@ -121,6 +121,7 @@ def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
 
 
 def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
+    """Return the RU/s that the rate needs, if they are known, and the median beside the published one."""
     p50 = summary.latencies["p50"].value
     published = f"the published median of {MEDIAN_US / 1000:g} ms"
     if p50 is None:

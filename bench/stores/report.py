@@ -8,17 +8,25 @@ from typing import NamedTuple
 
 from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.lists import popular_complaint, popular_counts
+from hotplate.bench.lists import popular_complaint
 from hotplate.bench.loadgen.load import Uniform, Zipf
 from hotplate.bench.options import StoresOptions, describe_latency, parse_rate, parse_seconds, require_positive
+from hotplate.bench.outcome import NOTHING_MEASURED, SEE_BELOW, Outcome, interrupted_report
 from hotplate.bench.planner.formulas import round_up
 from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, calculate, usable_gb
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
 from hotplate.bench.planner.prices import load as load_prices
-from hotplate.bench.process import describe
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.statistics import MIN_ROUNDS, TOO_FEW_ANSWERS, Figure, mean, percentile, share
+from hotplate.bench.statistics import (
+    MIN_ROUNDS,
+    TOO_FEW_ANSWERS,
+    Figure,
+    error_share,
+    mean,
+    percentile,
+    popular_share,
+)
 from hotplate.bench.stores.recording import record
 from hotplate.bench.stores.rounds import (
     FULL_CONNECTIONS,
@@ -73,7 +81,6 @@ PATIENT = (
     f"latency, {FULL_CONNECTIONS} connections may not fill a core: that CPU a request is an upper bound."
 )
 ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
-NO_VERDICT = "There is no verdict: {}."
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
@@ -87,7 +94,7 @@ def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
         with own_stores(options.latency) as (urls, notes):
             return _measure(urls, notes, options, settings, display)
     except KeyboardInterrupt:
-        return Report(kind="stores", sentence="Nothing was measured.", interrupted=True, machine=describe())
+        return interrupted_report("stores")
 
 
 def _measure(
@@ -97,6 +104,7 @@ def _measure(
     settings: RoundSettings,
     display: ProgressDisplay,
 ) -> Report:
+    """Compare the stores at *urls*, record latencies if that is wanted, and report with *notes*."""
     with prepared_stores(urls, options.users, display) as setup:
         measured = Rounds(setup, settings, display).run()
         if options.record is not None and not measured.interrupted:
@@ -105,7 +113,8 @@ def _measure(
 
 
 def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
-    (cosmos,) = (each for each in setup.candidates if each.metered)
+    """Record the latencies of the only Cosmos DB to *path*; return a note."""
+    (cosmos,) = (candidate for candidate in setup.candidates if candidate.metered)
     display.start(f"recording latencies of {cosmos.name}")
     trace = asyncio.run(record(cosmos.url, setup.users))
     trace.save(path)
@@ -135,7 +144,7 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
 
 
 class Cost(NamedTuple):
-    """The cost of a billion reads, and its main part; None if unknown."""
+    """The cost of a billion reads, None if unknown, and a note on its main part, or why it is unknown."""
 
     amount: float | None
     note: str = ""
@@ -162,20 +171,24 @@ def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> Capac
     )
 
 
-def cost_of(one: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
-    """Return the cost of a billion reads at *rate* requests/s."""
-    month, note = 0.0, "CPU only"
-    if one.metered and read_ru is not None:
-        found = needs(read_ru, rate, prices)
-        month = found.month
-        note = f"{found.needed_ru:,} RU/s"
-    elif scheme_of(one.url) in REDIS:
-        planned = plan_of(one.manifest, one.name, rate, prices).figures
+def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
+    """Return the cost of a billion reads at *rate* requests/s: CPU, and what the store is paid for by the month.
+
+    read_ru  charge of a read; None without Cosmos DB
+    cpu_us   the service's CPU a read, in µs
+    """
+    month = 0.0
+    note = "CPU only"
+    if candidate.metered and read_ru is not None:
+        throughput = needs(read_ru, rate, prices)
+        month = throughput.month
+        note = f"{throughput.needed_ru:,} RU/s"
+    elif scheme_of(candidate.url) in REDIS:
+        planned = plan_of(candidate.manifest, candidate.name, rate, prices).figures
         if not planned["redis_cost"].unit:
             return Cost(None, "no size is enough")
-        nodes = planned["redis_nodes"].number
         month = planned["redis_cost"].number
-        note = f"{nodes:g} x {planned['redis_size']}"
+        note = f"{planned['redis_nodes'].number:g} x {planned['redis_size']}"
     cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
     return Cost(cpu + month / (rate * HOURS_A_MONTH * 3600) * BILLION, note)
 
@@ -187,8 +200,7 @@ class Summary:
     store: StoreRuns
     latencies: dict[str, Figure]
     cpu: Figure
-    cost: float | None
-    cost_note: str
+    cost: Cost
     currency: str
 
     @property
@@ -197,15 +209,29 @@ class Summary:
         return self.store.candidate.name
 
     @property
+    def scheme(self) -> str:
+        """The scheme of its URL."""
+        return scheme_of(self.store.candidate.url)
+
+    @property
+    def is_through_sdk(self) -> bool:
+        """Whether azure-cosmos reads it."""
+        return through_sdk(self.store.candidate.url)
+
+    @property
     def by_another_client(self) -> bool:
         """Whether a vendor's client reads it, for comparison with ours."""
-        url = self.store.candidate.url
-        return through_sdk(url) or by_redis_py(url)
+        return self.is_through_sdk or by_redis_py(self.store.candidate.url)
 
     @property
     def has_own_latency(self) -> bool:
         """Whether its latency is a real store's."""
         return not self.store.candidate.emulated
+
+    @property
+    def amount(self) -> float:
+        """The cost of a billion reads; 0 if unknown."""
+        return self.cost.amount or 0.0
 
     def latency_rows(self) -> Iterator[Row]:
         """Yield the rows of percentiles, marked if they are assumed."""
@@ -217,40 +243,38 @@ class Summary:
     def rows(self) -> Iterator[Row]:
         """Yield report rows."""
         cpu_us = self.cpu.value
+        results = self.store.results
+        charge_ru = read_ru(self.store)
         yield from self.latency_rows()
         yield Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=self.cpu.note, main=False)
         yield self.cpu.row(self.name, CPU, "us")
-        yield Row(self.name, COST, self.currency, self.cost, note=self.cost_note)
-        results = self.store.results
-        counts = [popular_counts(each) for each in results]
-        popular = share([one for one, _ in counts], [of for _, of in counts])
-        errors = share([each.due - each.ok for each in results], [each.due for each in results])
-        yield popular.row(self.name, "popular lists", "share", main=False)
-        yield errors.row(self.name, "errors", "share", main=False)
-        if (charge_ru := read_ru(self.store)) is not None:
+        yield Row(self.name, COST, self.currency, self.cost.amount, note=self.cost.note)
+        yield popular_share(results).row(self.name, "popular lists", "share", main=False)
+        yield error_share(results).row(self.name, "errors", "share", main=False)
+        if charge_ru is not None:
             yield Row(self.name, "RU a read", "RU", charge_ru, main=False)
 
 
 def read_ru(store: StoreRuns) -> float | None:
     """Return RU a read, including polls of the catalogue; None without Cosmos DB."""
-    charged = [run.charged for run in store.runs if run.charged is not None]
-    reads = sum(each.charged for each in charged)
-    return sum(each.ru for each in charged) / reads if reads else None
+    counts = [run.charged for run in store.runs if run.charged is not None]
+    reads = sum(count.charged for count in counts)
+    return sum(count.ru for count in counts) / reads if reads else None
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     """Summarise the runs of one store."""
     if not store.sound:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
-        return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, None, "", prices.currency)
+        return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
     cpu = _cpu_of(store)
     cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
-    return Summary(store, latencies, cpu, cost.amount, cost.note, prices.currency)
+    return Summary(store, latencies, cpu, cost, prices.currency)
 
 
 def _cpu_of(store: StoreRuns) -> Figure:
-    # At full load if allowed and sound, else at the timed rate.
+    """Return the CPU a request, in µs: at full load if allowed and sound, else at the timed rate."""
     full = [run.full for run in store.runs if run.full is not None]
     if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
         return mean([run.cpu_us for run in full])
@@ -259,40 +283,41 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
     """Report a comparison."""
-    prices = load_prices()
     rate = parse_rate(options.rate)
+    prices = load_prices()
     if options.cpu_hour is not None:
         prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
     stores = [summarise(store, rate, prices) for store in measured.stores]
-    rounds = len(measured.stores[0].runs)
-    failures = _failures(options, measured, rounds)
-    is_sound = rounds > 0 and all(each.sound for each in measured.stores)
-    comparison = Comparison(stores, rate, prices)
-    return Report(
+    outcome = Outcome(
         kind="stores",
-        sentence=comparison.answer if is_sound else _no_answer(stores, rounds),
-        rows=tuple(row for each in stores for row in each.rows()),
+        answer="" if measured.rounds else NOTHING_MEASURED,
+        doubt=_doubt(stores),
+        rows=[row for store in stores for row in store.rows()],
         columns=COLUMNS,
         marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
-        verdicts=comparison.verdicts if is_sound else {},
         origins=_origins(options, stores, measured, prices),
-        plots=tuple(plots(stores)),
+        plots=plots(stores),
         notes=(*notes, *_too_few_answers(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
-        broken=tuple(complaint for store in measured.stores for complaint in store.complaints),
-        failures=tuple(failures),
+        broken=[complaint for store in measured.stores for complaint in store.complaints],
+        failures=_failures(options, measured),
         interrupted=measured.interrupted,
         configuration=options.to_json()
         | {
-            "stores": [redacted(each.candidate.url) for each in measured.stores],
-            "releases": [each.candidate.manifest.release for each in measured.stores],
+            "stores": [redacted(store.candidate.url) for store in measured.stores],
+            "releases": [store.candidate.manifest.release for store in measured.stores],
         },
-        machine=describe(),
     )
+    if measured.rounds and all(store.sound for store in measured.stores):
+        comparison = Comparison(stores, rate, prices)
+        outcome = replace(outcome, answer=comparison.answer, verdicts=comparison.verdicts)
+    return outcome.report()
 
 
-def _failures(options: StoresOptions, measured: Measured, rounds: int) -> list[str]:
+def _failures(options: StoresOptions, measured: Measured) -> list[str]:
+    """Return what could not be measured; few rounds are one if nobody asked for few."""
     failures = [failure for store in measured.stores for failure in store.failures]
+    rounds = measured.rounds
     if measured.interrupted:
         return failures
     if not rounds:
@@ -305,11 +330,10 @@ def _failures(options: StoresOptions, measured: Measured, rounds: int) -> list[s
     return failures
 
 
-def _no_answer(stores: Sequence[Summary], rounds: int) -> str:
-    if not rounds:
-        return "Nothing was measured."
-    complained = " and ".join(each.name for each in stores if each.store.complaints)
-    return NO_VERDICT.format(f"{complained} did not serve the users' own lists" if complained else "see below")
+def _doubt(stores: Sequence[Summary]) -> str:
+    """Return why there is no verdict, if there is none."""
+    complained = " and ".join(store.name for store in stores if store.store.complaints)
+    return f"{complained} did not serve the users' own lists" if complained else SEE_BELOW
 
 
 def _assumption(options: StoresOptions) -> str:
@@ -321,13 +345,13 @@ def _assumption(options: StoresOptions) -> str:
 def _origins(
     options: StoresOptions, stores: Sequence[Summary], measured: Measured, prices: Prices
 ) -> Mapping[str, str]:
-    rounds = len(measured.stores[0].runs)
-    made = f"{rounds} rounds of {options.duration} at {options.rate}/s"
-    slower = f" (by SDK {SDK_RATE:g}/s)" * any(through_sdk(each.store.candidate.url) for each in stores)
+    """Return what is measured, exact and priced, and what else decides."""
+    rounds = f"{measured.rounds} rounds of {options.duration} at {options.rate}/s"
+    slower = f" (by SDK {SDK_RATE:g}/s)" * any(store.is_through_sdk for store in stores)
     left_out = f", {measured.disturbed} disturbed ones left out" if measured.disturbed else ""
     where = "" if options.urls else "; one machine: no network, TLS or replica"
-    origins = {"measured": f"{made}{slower}{left_out}{where}"}
-    charges = {round(charge, 2) for each in stores if (charge := read_ru(each.store)) is not None}
+    origins = {"measured": f"{rounds}{slower}{left_out}{where}"}
+    charges = {round(charge, 2) for store in stores if (charge := read_ru(store.store)) is not None}
     if charges:
         origins["exact"] = f"request units: {' and '.join(f'{charge:.2f}' for charge in sorted(charges))} a read"
     redis = next((f", Redis {size.hour.date}" for size in prices.redis), "")
@@ -337,8 +361,8 @@ def _origins(
 
 
 def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
-    # azure-cosmos is read slowly, so it never has a p99.9.
-    usual = [store for store in stores if not through_sdk(store.store.candidate.url)]
+    """Yield a note on percentiles with too few answers; azure-cosmos is read slowly, so it never has a p99.9."""
+    usual = [store for store in stores if not store.is_through_sdk]
     names = {name for store in usual for name, figure in store.latencies.items() if figure.note == TOO_FEW_ANSWERS}
     few = [name for name in PERCENTILES if name in names]
     if few:
@@ -358,14 +382,13 @@ class Comparison:
         """Lines on p50, p99, CPU, cost and stalls."""
         lines = dict[str, str]()
         for name in ("p50", DECISIVE):
-            if ranking := self._by_latency(name):
+            if ranking := _rank_latency(name, self._timed):
                 lines[name] = ranking.describe("fastest")
-        if ranking := rank([Contender(each.name, each.cpu) for each in self.stores]):
+        if ranking := rank([Contender(store.name, store.cpu) for store in self.stores]):
             lines["CPU"] = ranking.describe("least")
         if len(self._by_cost) > 1:
             lines["cost"] = self._costs()
-        timed = [(each.name, each.store.results) for each in self.stores if each.has_own_latency]
-        if stalled := describe_stalls(timed):
+        if stalled := describe_stalls([(store.name, store.store.results) for store in self._timed]):
             lines["stalls"] = stalled
         return lines
 
@@ -384,49 +407,55 @@ class Comparison:
         return f"{'. '.join(part[:1].upper() + part[1:] for part in parts)}."
 
     @property
+    def _timed(self) -> list[Summary]:
+        """The stores with a latency of their own, and not an emulator's."""
+        return [store for store in self.stores if store.has_own_latency]
+
+    @property
     def _by_cost(self) -> list[Summary]:
-        return sorted((each for each in self.stores if each.cost is not None), key=lambda each: each.cost or 0.0)
+        """The stores whose cost is known, in ascending order."""
+        return sorted((store for store in self.stores if store.cost.amount is not None), key=lambda store: store.amount)
 
     def _costs(self) -> str:
-        least, *others = self._by_cost
-        times = ", ".join(f"{each.name} {rounded((each.cost or 0.0) / (least.cost or 1.0))} times" for each in others)
+        """Return the line on cost: the cheapest store, the others' multiples, and what the Redis holds."""
+        least, *dearer = self._by_cost
+        times = ", ".join(f"{store.name} {rounded(store.amount / (least.amount or 1.0))} times" for store in dearer)
         planned = self._redis_plan()
         redis = f"; Redis for up to {rounded(usable_gb(planned))} GB in all" if planned else ""
         return f"{least.name} least; {times}{redis}"
 
-    def _by_latency(self, name: str, stores: Sequence[Summary] | None = None) -> Ranking | None:
-        timed = [each for each in stores or self.stores if each.has_own_latency]
-        return rank([Contender(each.name, each.latencies[name]) for each in timed])
-
     def _where(self, name: str) -> str:
-        is_local = any(each.name == name and scheme_of(each.store.candidate.url) == "file" for each in self.stores)
+        """Return where a store must be, if it is files and there are others."""
+        is_local = any(store.name == name and store.scheme == "file" for store in self.stores)
         return " on each server" if is_local and len(self.stores) > 1 else ""
 
     def _speed(self) -> tuple[str, str]:
         """Return the store that is proven fastest by our own clients, if any, and its figures."""
-        timed = [each for each in self.stores if each.has_own_latency and not each.by_another_client]
+        timed = [store for store in self._timed if not store.by_another_client]
         if not timed:
             return "", "Latencies are assumed"
         if len(timed) == 1:
             return "", f"{timed[0].name}: {_latencies(timed[0])}"
         for name in (DECISIVE, "p50"):
-            ranking = self._by_latency(name, timed)
+            ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:
-                least, *others = sorted(timed, key=lambda each: each.latencies[name].value or 0.0)
-                slower = ", ".join(f"{each.name} {_ms(each.latencies[name])}" for each in others)
+                least, *slower = sorted(timed, key=lambda store: store.latencies[name].value or 0.0)
+                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])}" for store in slower)
                 alike = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return least.name, f"{name} {_ms(least.latencies[name])} ms, {slower}{alike}"
-        figures = ", ".join(f"{each.name} {_ms(each.latencies[DECISIVE])} ms" for each in timed)
+                return least.name, f"{name} {_ms(least.latencies[name])} ms, {figures}{alike}"
+        figures = ", ".join(f"{store.name} {_ms(store.latencies[DECISIVE])} ms" for store in timed)
         return "", f"No difference in speed is proven ({DECISIVE}: {figures})"
 
     def _redis_plan(self) -> CapacityPlan | None:
         """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""
-        redis = next((each for each in self.stores if scheme_of(each.store.candidate.url) in REDIS), None)
-        if redis is None or redis.cost is None or not any(each.store.candidate.metered for each in self.stores):
+        redis = next((store for store in self.stores if store.scheme in REDIS), None)
+        has_cosmos = any(store.store.candidate.metered for store in self.stores)
+        if redis is None or redis.cost.amount is None or not has_cosmos:
             return None
         return plan_of(redis.store.candidate.manifest, redis.name, self.rate, self.prices)
 
     def _shared(self) -> str:
+        """Return the cheaper of Redis and Cosmos DB, for servers that share a store; empty if both are not there."""
         planned = self._redis_plan()
         if planned is None:
             return ""
@@ -436,6 +465,10 @@ class Comparison:
         if not from_rps:
             return "Redis, cheaper than Cosmos DB at any rate"
         return f"Redis, cheaper than Cosmos DB from {rounded(from_rps)} reads/s on"
+
+
+def _rank_latency(name: str, stores: Sequence[Summary]) -> Ranking | None:
+    return rank([Contender(store.name, store.latencies[name]) for store in stores])
 
 
 def _ms(figure: Figure) -> str:
@@ -449,13 +482,22 @@ def _latencies(store: Summary) -> str:
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:
     """Plot each store's p99 by round, if the table has one."""
-    curves = tuple(
-        Curve(each.name, tuple(float(n) for n in range(1, len(figure.values) + 1)), tuple(figure.values))
-        for each in stores
-        if (figure := each.latencies[DECISIVE]).value is not None and figure.values
-    )
-    caption = "Of an emulated store, the latency is an assumption."
+    curves = list[Curve]()
+    for store in stores:
+        figure = store.latencies[DECISIVE]
+        if figure.value is not None and figure.values:
+            rounds = tuple(float(number) for number in range(1, len(figure.values) + 1))
+            curves.append(Curve(store.name, rounds, tuple(figure.values)))
+    if not curves:
+        return []
     plot = Plot(
-        f"{DECISIVE} of each round", "round", DECISIVE, curves, y_unit="us", log_y=True, points=True, caption=caption
+        title=f"{DECISIVE} of each round",
+        x="round",
+        y=DECISIVE,
+        curves=tuple(curves),
+        y_unit="us",
+        log_y=True,
+        points=True,
+        caption="Of an emulated store, the latency is an assumption.",
     )
-    return [plot] if curves else []
+    return [plot]

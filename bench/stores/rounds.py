@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,23 +119,21 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 def prepared_stores(
     urls: Sequence[str], users: int, display: ProgressDisplay, *, make_up: bool = True
 ) -> Iterator[Setup]:
-    """Fill empty stores from the first other one, or with generated lists; start services.
+    """Fill empty stores from the first other one, or with generated lists of *users* users; start services.
 
     Raises BenchMisused before any write if stores serve different models, or all are empty and not *make_up*.
     """
     names = store_names(urls)
-    manifests, ids, notes = asyncio.run(
-        _share_lists(dict(zip(urls, names, strict=True)), users, display, make_up=make_up)
-    )
-    first = f"/v1/recommendations/{quote(ids[0], safe='')}"
+    lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, make_up=make_up))
+    first = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
     command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
+    command += ["--budget", f"{PATIENCE_S:g}"]
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services")
-        command += ["--budget", f"{PATIENCE_S:g}"]
         services = [stack.enter_context(process.service_serving(command, first, store_settings(url))) for url in urls]
         stack.enter_context(process.before_others(*services))
-        candidates = map(Candidate, names, urls, manifests, services)
-        yield Setup(tuple(candidates), tuple(ids), tuple(notes))
+        candidates = map(Candidate, names, urls, lists.manifests, services)
+        yield Setup(tuple(candidates), lists.users, lists.notes)
 
 
 def store_names(urls: Sequence[str]) -> list[str]:
@@ -156,41 +154,52 @@ def _kind(url: str) -> str:
     return "files" if scheme == "file" else f"{scheme}://"
 
 
-async def _share_lists(
-    named: dict[str, str], users: int, display: ProgressDisplay, *, make_up: bool
-) -> tuple[list[Manifest], list[str], list[str]]:
+class SharedLists(NamedTuple):
+    """The lists that all stores hold: their manifests in the order of the stores, users, and notes for the report."""
+
+    manifests: tuple[Manifest, ...]
+    users: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+async def _share_lists(names: Mapping[str, str], users: int, display: ProgressDisplay, *, make_up: bool) -> SharedLists:
+    """Bring the lists of one store into the empty ones; *names* has the stores' names by URL.
+
+    Without any lists, they are generated for *users* users if *make_up* allows it; else raises BenchMisused.
+    """
+    notes = list[str]()
     async with AsyncExitStack() as stack:
-        stores = [await stack.enter_async_context(opened(url)) for url in named]
+        stores = [await stack.enter_async_context(opened(url)) for url in names]
         live = [(await store.catalogue()).live_ref for store in stores]
-        await _require_same_lists(stores, list(named), live)
+        await _require_same_lists(stores, list(names), live)
         source = next((store for store, release in zip(stores, live, strict=True) if release), None)
-        notes = list[str]()
         if source is None:
             if not make_up:
-                raise BenchMisused(f"{', '.join(map(redacted, named))} serves nothing yet: run hotplate publish first")
+                raise BenchMisused(f"{', '.join(map(redacted, names))} serves nothing yet: run hotplate publish first")
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
-            display.start(f"writing lists for {users:,} users into {next(iter(named.values()))}")
+            display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
             shape = Shape(users, LIST_LENGTH)
             await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
         release = await live_in(source)
-        for name, store in zip(named.values(), stores, strict=True):
+        for name, store in zip(names.values(), stores, strict=True):
             if (await store.catalogue()).live_ref is None:
                 display.start(f"writing the lists into {name}")
                 await copy(source, store, release.id, on_progress=display.step)
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
-        ids = await _first_users(source, release, users)
-    return manifests, ids, notes
+        first_users = await _first_users(source, release, users)
+    return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
 
 
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
-    held = [
-        (url, await load_manifest(store, release))
+    """Raise BenchMisused unless all live releases, of which None is missing, have the lists of one model."""
+    manifests = {
+        url: await load_manifest(store, release)
         for store, url, release in zip(stores, urls, live, strict=True)
         if release
-    ]
-    for url, manifest in held[1:]:
-        first_url, first = held[0]
+    }
+    for url, manifest in manifests.items():
+        first_url, first = next(iter(manifests.items()))
         if not manifest.has_lists_of(first):
             raise BenchMisused(
                 f"{redacted(url)} serves release {manifest.release} and {redacted(first_url)} {first.release}, which "
@@ -258,19 +267,19 @@ class StoreRuns:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on too many popular lists or errors, and wrong lists."""
-        found = [complaint] if (complaint := popular_complaint(self.results)) else []
-        due, ok = (sum(getattr(each, name) for each in self.results) for name in ("due", "ok"))
-        if due - ok > MAX_ERRORS * due:
-            found.append(f"{due - ok:,} of {due:,} requests got no good answer")
-        if self.checked.wrong:
-            found.append(f"{self.checked.wrong} of {self.checked.compared} compared answers were wrong")
-        return [f"{self.candidate.name}: {each}" for each in found]
+        """What makes its figures unusable: popular lists, errors, or wrong lists."""
+        popular = popular_complaint(self.results)
+        reasons = [popular] if popular else []
+        due = sum(result.due for result in self.results)
+        failed = sum(result.failed for result in self.results)
+        if failed > MAX_ERRORS * due:
+            reasons.append(f"{failed:,} of {due:,} requests got no good answer")
+        return [f"{self.candidate.name}: {reason}" for reason in (*reasons, *self.checked.complaints)]
 
     @property
     def failures(self) -> list[str]:
         """A sentence if the generator was too late to measure this store."""
-        return [f"{self.candidate.name}: {each}" for each in lateness(self.results, P99_SAMPLES)]
+        return [f"{self.candidate.name}: {reason}" for reason in lateness(self.results, P99_SAMPLES)]
 
     @property
     def sound(self) -> bool:
@@ -290,14 +299,20 @@ class Measured(NamedTuple):
     disturbed: int = 0
     took_s: float = 0.0
 
+    @property
+    def rounds(self) -> int:
+        """The number of rounds, without those that are left out."""
+        return len(self.stores[0].runs)
 
+
+# The runs of all stores, by their names.
 Round = dict[str, ServiceRun]
 
 
 def undisturbed(rounds: Sequence[Round]) -> Sequence[Round]:
     """Return the rounds in which the generator was in time, if there are MIN_ROUNDS of them; else all."""
-    kept = [each for each in rounds if not any(lateness([run.result]) for run in each.values())]
-    return kept if len(kept) >= MIN_ROUNDS else rounds
+    in_time = [runs for runs in rounds if not any(lateness([run.result]) for run in runs.values())]
+    return in_time if len(in_time) >= MIN_ROUNDS else rounds
 
 
 class Rounds:
@@ -308,7 +323,7 @@ class Rounds:
         self._settings = settings
         self._display = display
         self._rounds = list[Round]()
-        self._samples = {one.name: list[ResponseSample]() for one in setup.candidates}
+        self._samples = {candidate.name: list[ResponseSample]() for candidate in setup.candidates}
         self._interrupted = False
 
     def run(self) -> Measured:
@@ -326,19 +341,20 @@ class Rounds:
         kept = undisturbed(self._rounds)
         stores = tuple(
             StoreRuns(
-                one,
-                tuple(runs[one.name] for runs in kept),
-                run_on(one.url, partial(check_samples, samples=self._samples[one.name])),
+                candidate,
+                tuple(runs[candidate.name] for runs in kept),
+                run_on(candidate.url, partial(check_samples, samples=self._samples[candidate.name])),
             )
-            for one in self._setup.candidates
+            for candidate in self._setup.candidates
         )
         return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s)
 
     def _warm_up(self, worker: LoadWorker) -> None:
         if self._settings.warmup_s:
-            for one in self._setup.candidates:
-                self._display.start(f"warming up {one.name}")
-                self._read(worker, one, replace(self._load(one, 0), duration_s=self._settings.warmup_s))
+            for candidate in self._setup.candidates:
+                self._display.start(f"warming up {candidate.name}")
+                load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
+                self._read(worker, candidate, load)
 
     def _run_all(self, worker: LoadWorker, began_s: float) -> None:
         while len(self._rounds) < self._settings.rounds and not self._interrupted:
@@ -356,44 +372,52 @@ class Rounds:
         return spent_s + spent_s / len(self._rounds) <= budget_s
 
     def _run_round(self, worker: LoadWorker, number: int, left_s: float) -> None:
+        """Make the runs of all stores, in reverse order in odd rounds; an interrupted round is discarded."""
         runs = Round()
+        candidates = self._setup.candidates
         left = "" if math.isinf(left_s) else f", {max(0.0, left_s):.0f} s left"
-        names = ", ".join(one.name for one in self._setup.candidates)
+        names = ", ".join(candidate.name for candidate in candidates)
         self._display.start(f"round {number}{left}: {names}")
-        for one in self._setup.candidates[:: -1 if number % 2 else 1]:
-            load = self._load(one, number)
-            run = self._read(worker, one, load)
-            is_free = one.emulated or not one.metered  # a real account would charge full load
-            if self._settings.full_s and is_free and not self._interrupted:
-                full_s = self._settings.full_s
-                busy = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
-                run = replace(run, full=self._read(worker, one, busy))
+        for candidate in candidates[:: -1 if number % 2 else 1]:
+            runs[candidate.name] = self._run_candidate(worker, candidate, number)
             if self._interrupted:
                 return
-            runs[one.name] = run
         for name, run in runs.items():
             self._samples[name] += run.result.samples
         self._rounds.append({name: replace(run, result=replace(run.result, samples=())) for name, run in runs.items()})
 
-    def _load(self, one: Candidate, number: int) -> Load:
+    def _run_candidate(self, worker: LoadWorker, candidate: Candidate, number: int) -> ServiceRun:
+        """Run at the timed rate, and then at full load, unless a real account would charge for it."""
+        load = self._load(candidate, number)
+        run = self._read(worker, candidate, load)
+        is_free = candidate.emulated or not candidate.metered
+        full_s = self._settings.full_s
+        if not full_s or not is_free or self._interrupted:
+            return run
+        busy = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
+        return replace(run, full=self._read(worker, candidate, busy))
+
+    def _load(self, candidate: Candidate, number: int) -> Load:
+        """Return the load of a store in a round; its number is the seed, so that all stores get the same requests."""
         settings = self._settings
-        rate = min(settings.rate, SDK_RATE) if through_sdk(one.url) else settings.rate
-        duration_s = settings.duration_s
+        rate = min(settings.rate, SDK_RATE) if through_sdk(candidate.url) else settings.rate
         return Load(
-            url=one.service.url,
+            url=candidate.service.url,
             requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
             rate=rate,
             seed=number if settings.poisson else None,
-            duration_s=duration_s,
+            duration_s=settings.duration_s,
             connections=settings.connections,
             observe=("source",),
-            sample_every=max(1, int(rate * duration_s / COMPARED)) | 1,
+            sample_every=max(1, int(rate * settings.duration_s / COMPARED)) | 1,
         )
 
-    def _read(self, worker: LoadWorker, one: Candidate, load: Load) -> ServiceRun:
-        before = process.store_counts(one.service) if one.metered else None
-        cpu_s = one.service.cpu_s()
+    def _read(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
+        """Run *load*, and count the service's CPU and, of Cosmos DB, its request units."""
+        service = candidate.service
+        before = process.store_counts(service) if candidate.metered else None
+        cpu_s = service.cpu_s()
         result = worker.run(load)
-        used_s = one.service.cpu_s() - cpu_s
+        used_s = service.cpu_s() - cpu_s
         self._interrupted = self._interrupted or result.interrupted
-        return ServiceRun(result, used_s, before and process.store_counts(one.service).since(before))
+        return ServiceRun(result, used_s, before and process.store_counts(service).since(before))

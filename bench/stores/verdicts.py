@@ -66,22 +66,23 @@ class Ranking:
 
     def describe(self, least: str) -> str:
         """Return a line such as `files fastest; Redis 1.4 times (1.3 to 1.6)`."""
-        proven = [f"{each.name} {each.factor}" for each in self.proven]
+        proven = [f"{difference.name} {difference.factor}" for difference in self.proven]
         if not self.alike:
             return f"{self.least.name} {least}; {', '.join(proven)}"
-        *names, last = [self.least.name, *(each.name for each in self.alike)]
+        *names, last = [self.least.name, *(difference.name for difference in self.alike)]
         names_of_alike = f"{', '.join(names)} and {last}"
-        alike = ", ".join(f"{each.name} {each.factor}" for each in self.alike)
+        alike = ", ".join(f"{difference.name} {difference.factor}" for difference in self.alike)
         return "; ".join([f"{names_of_alike}: no difference proven, {alike}", *proven])
 
 
 def rank(contenders: Sequence[Contender]) -> Ranking | None:
     """Rank stores by a figure; None if fewer than two are known."""
-    known = [each for each in contenders if each.figure.value is not None]
+    known = [contender for contender in contenders if contender.figure.value is not None]
     if len(known) < 2:
         return None
-    least, *others = sorted(known, key=lambda each: each.figure.value or 0.0)
-    return Ranking(least, tuple(Difference(each.name, compared(least.figure, each.figure)) for each in others))
+    least, *larger = sorted(known, key=lambda contender: contender.figure.value or 0.0)
+    differences = (Difference(contender.name, compared(least.figure, contender.figure)) for contender in larger)
+    return Ranking(least, tuple(differences))
 
 
 def stalls(results: Sequence[Result]) -> tuple[int, int]:

@@ -7,10 +7,11 @@ import pytest
 from hdrh.histogram import HdrHistogram
 
 from hotplate.bench.http import make_plan, search
-from hotplate.bench.http_report import HttpRuns, Objective, Trial, first_outside, highest, knee, report
+from hotplate.bench.http_report import HttpRuns, Objective, first_outside, highest, knee, report
 from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import HIGHEST_US, Histogram, Result
 from hotplate.bench.options import HttpOptions
+from hotplate.bench.trials import Trial
 from tests.support.virtual import VirtualLoop, delayed, simulate
 
 URL = "http://simulated:80"
@@ -102,7 +103,7 @@ def trials(measure: Callable[[float], Result]) -> list[Trial]:
     def attempt(rate: float) -> Trial:
         result = measure(rate)
         broken, doubts = OBJECTIVE.judge(result)
-        return Trial(at=rate, result=result, broken=broken, doubts=doubts)
+        return Trial(offered=rate, result=result, broken=broken, doubts=doubts)
 
     return list(search(attempt, 100))
 
@@ -111,10 +112,10 @@ def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
     tried = trials(lambda rate: serve_at(rate, 1000))
     best = highest(tried)
     assert best is not None
-    assert 950 <= best.at <= 1060
+    assert 950 <= best.offered <= 1060
     assert len(tried) < 15
-    assert all(trial.inside is (trial.at <= best.at) for trial in tried)
-    assert "p99" in next(trial for trial in tried if not trial.inside).broken[0]
+    assert all(trial.is_inside is (trial.offered <= best.offered) for trial in tried)
+    assert "p99" in next(trial for trial in tried if not trial.is_inside).broken[0]
 
 
 def test_late_generator_is_not_a_limit_of_the_service() -> None:
@@ -126,16 +127,16 @@ def test_late_generator_is_not_a_limit_of_the_service() -> None:
     best = highest(tried)
     ended = first_outside(tried)
     assert best is not None
-    assert best.at <= 500
+    assert best.offered <= 500
     assert ended is not None
-    assert ended.unclear
+    assert ended.is_unclear
     assert any("the generator" in doubt for doubt in ended.doubts)
 
 
 @pytest.mark.parametrize(("rate", "late_s", "code"), [(900, 0.0, 0), (1_100, 0.0, 3), (900, 0.005, 1)])
 def test_a_rate_is_the_highest_only_if_its_rounds_are_inside(rate: float, late_s: float, code: int) -> None:
     plan = make_plan(HttpOptions(url=URL, users=9, find_max=True, slo="p99=2ms"))
-    best = Trial(at=900, result=serve_at(900, 1000))
+    best = Trial(offered=900, result=serve_at(900, 1000))
     rounds = best.result, delayed(serve_at(rate, 1000), late_s)
     search_report = report(HttpRuns(plan, (best,), rounds, None, interrupted=False))
     assert search_report.exit_code == code
@@ -149,11 +150,11 @@ def result() -> Result:
 
 
 def test_knee_is_the_smallest_batch_near_the_maximum(result: Result) -> None:
-    def of(size: float, users_s: float, broken: tuple[str, ...] = ()) -> Trial:
-        return Trial(at=size, result=replace(result, duration_s=result.ok * size / users_s), broken=broken)
+    def of(size: float, users_per_s: float, broken: tuple[str, ...] = ()) -> Trial:
+        return Trial(offered=size, result=replace(result, duration_s=result.ok * size / users_per_s), broken=broken)
 
     tried = [of(1, 10), of(50, 200), of(200, 290), of(500, 300), of(1000, 310), of(2000, 900, ("errors",))]
     smallest = knee(tried)
     assert smallest is not None
-    assert smallest.at == 200
+    assert smallest.offered == 200
     assert knee([]) is None

@@ -14,9 +14,11 @@ from hotplate.bench.ru.levels import (
     BURST,
     CALM,
     OVERLOAD,
+    Finding,
     Level,
+    LevelTrial,
+    Standing,
     Sweep,
-    Trial,
     from_store,
     measure_level,
     report,
@@ -63,9 +65,9 @@ class Account:
         budget.charge(at, self.charge_ru)
         return http(OWN)
 
-    def attempt(self, level: Level, seconds: int = 10, latency_s: float = 0.004) -> Callable[[float], Trial]:
-        def attempt(share: float) -> Trial:
-            rate = share * level.capacity_s
+    def attempt(self, level: Level, seconds: int = 10, latency_s: float = 0.004) -> Callable[[float], LevelTrial]:
+        def attempt(share: float) -> LevelTrial:
+            rate = share * level.capacity_per_s
             before = self.refused
             load = Load(
                 url="http://h", requests=Gets("/"), rate=rate, duration_s=seconds + 2, connections=500, check=from_store
@@ -103,8 +105,8 @@ def measured(
 )
 def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offset_s: float) -> None:
     level = measured(ru, charge_ru, offset_s=offset_s)
-    assert not level.computed
-    assert level.reads_s == pytest.approx(ru / charge_ru, rel=0.02)
+    assert not level.is_computed
+    assert level.reads_per_s == pytest.approx(ru / charge_ru, rel=0.02)
     assert level.at(OVERLOAD).refused == pytest.approx(1 - 1 / OVERLOAD, abs=0.02)
     assert level.at(CALM).throttled == 0
     assert level.at(CALM).refused < 0.001
@@ -112,20 +114,20 @@ def test_ten_second_window_gains_no_extra_budget(ru: int, charge_ru: float, offs
 
 def test_level_that_used_burst_capacity_is_refused() -> None:
     level = measured(400, emulated=False, saved_ru=400 * 300)
-    assert level.at(OVERLOAD).accepted_s > BURST * 400
-    assert level.computed
-    assert "burst capacity" in level.failed
-    assert level.reads_s == 400  # by the charge, not by what was saved up
+    assert level.at(OVERLOAD).accepted_per_s > BURST * 400
+    assert level.is_computed
+    assert "burst capacity" in level.throughput.reason
+    assert level.reads_per_s == 400  # by the charge, not by what was saved up
     reported_run = reported(level)
     assert reported_run.exit_code == 1
     assert any("burst capacity" in complaint for complaint in reported_run.complaints)
 
 
-def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
+def throttling(level: Level, share_through: float) -> Callable[[float], LevelTrial]:
     """Return trials of a machine that gets only a share of all requests to the account and back."""
     attempt = Account(10 * level.ru, level.charge_ru).attempt(level, 3)
 
-    def tried(share: float) -> Trial:
+    def tried(share: float) -> LevelTrial:
         trial = attempt(share)
         seconds = tuple(
             replace(second, latencies_s=second.latencies_s[: int(len(second.latencies_s) * share_through)])
@@ -140,9 +142,9 @@ def throttling(level: Level, share_through: float) -> Callable[[float], Trial]:
 def test_level_beyond_this_machine_is_computed(*, emulated: bool) -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     measured_level = measure_level(level, throttling(level, 0.5), emulated=emulated, time_left=lambda: True)
-    assert measured_level.computed
-    assert measured_level.reads_s == 400
-    assert "this machine" in measured_level.unproven
+    assert measured_level.is_computed
+    assert measured_level.reads_per_s == 400
+    assert "this machine" in measured_level.throughput.reason
     reported_run = reported(measured_level)
     assert reported_run.exit_code == 0
     rows = {row.figure: row for row in reported_run.rows if row.main}
@@ -160,13 +162,13 @@ def test_nearly_reached_level_keeps_its_measurement() -> None:
     slow = throttling(level, 0.87)
     idle = Account(400, 1.0).attempt(level, 3)
 
-    def attempt(share: float) -> Trial:
+    def attempt(share: float) -> LevelTrial:
         levels.append(share)
         return slow(share) if share == OVERLOAD else idle(share)
 
     measured_level = measure_level(level, attempt, emulated=True, time_left=lambda: True)
     assert levels[:3] == [OVERLOAD] * 3  # it is tried again
-    assert not measured_level.computed
+    assert not measured_level.is_computed
     reported_run = reported(measured_level)
     reads = row(reported_run, "reads/s")
     assert (reads.note, reads.mark) == ("at least", "+")
@@ -182,7 +184,7 @@ def test_unreachable_deadline_is_reported() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     attempt = throttling(level, 0.0)
 
-    def far(share: float) -> Trial:
+    def far(share: float) -> LevelTrial:
         trial = attempt(share)
         return replace(trial, timeouts=trial.due)
 
@@ -195,7 +197,7 @@ def test_unreachable_deadline_is_reported() -> None:
 
 def test_answer_is_about_the_highest_requested_level() -> None:
     small = measured(400)
-    reported_run = reported(small, replace(small, ru=11_000, trials=(), unproven="this machine is slow"))
+    reported_run = reported(small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow")))
     assert reported_run.sentence == (
         "100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; 11,000 RU/s carry (computed) 11,000 for 642 USD."
     )
@@ -205,7 +207,7 @@ def test_level_with_a_late_generator_has_no_latency() -> None:
     level = Level(ru=400, size_kb=1, charge_ru=1.0)
     attempt = Account(400, 1.0).attempt(level, 3)
 
-    def late(share: float) -> Trial:
+    def late(share: float) -> LevelTrial:
         return replace(trial := attempt(share), result=delayed(trial.result))
 
     reported_run = reported(measure_level(level, late, emulated=True, time_left=lambda: False))
