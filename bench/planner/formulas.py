@@ -1,7 +1,7 @@
 """Arithmetic that records formulas, and values with unit, source and operands."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Union
@@ -48,21 +48,25 @@ def term(number: Number) -> Term:
 
 def ceiling(number: Number, step: int = 1) -> Term:
     """Round up to whole steps."""
-    of = term(number)
-    formula = f"ceil({of.formula})" if step == 1 else f"round_up({of.formula}, {step})"
-    return Term(round_up(of.value, step), formula)
+    exact = term(number)
+    formula = f"ceil({exact.formula})" if step == 1 else f"round_up({exact.formula}, {step})"
+    return Term(round_up(exact.value, step), formula)
 
 
 def most(*numbers: Number) -> Term:
     """Return the largest."""
-    terms = [term(each) for each in numbers]
-    return Term(max(each.value for each in terms), f"max({', '.join(each.formula for each in terms)})")
+    return _extreme(max, numbers)
 
 
 def least(*numbers: Number) -> Term:
     """Return the smallest."""
-    terms = [term(each) for each in numbers]
-    return Term(min(each.value for each in terms), f"min({', '.join(each.formula for each in terms)})")
+    return _extreme(min, numbers)
+
+
+def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Term:
+    terms = list(map(term, numbers))
+    operands = ", ".join(number.formula for number in terms)
+    return Term(function(number.value for number in terms), f"{function.__name__}({operands})")
 
 
 def round_up(value: float, step: float) -> int:
@@ -105,9 +109,13 @@ class FigureTable(dict[str, PlanFigure]):
         self[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a result with its formula or description; return its term."""
+        """Enter a result, and return it as a term for further formulas.
+
+        formula  describes a plain number; without, it is that of the term. Figures that it names are its operands
+        source   where it comes from, or what it means
+        """
         words = formula or term(result).formula
-        operands = tuple(self[each] for each in dict.fromkeys(NAME.findall(words)) if each in self)
+        operands = tuple(self[word] for word in dict.fromkeys(NAME.findall(words)) if word in self)
         self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
         return self.term(name)
 
@@ -117,7 +125,7 @@ class FigureTable(dict[str, PlanFigure]):
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Yield depth and figure, down to the inputs, each expanded once."""
+    """Yield depth and figure, from *name* at depth 0 down to the inputs, each expanded once."""
     seen = set[str]()
 
     def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:

@@ -59,6 +59,11 @@ def _input(
     reason: str = "",
     **bounds: Any,  # noqa: ANN401 -- low, high, step, choices, panel
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field
+    """Declare an input: its unit, description, default, and the reason for that default.
+
+    *bounds* are `low`, `high` and `step` of numbers, `choices` of texts, and `panel`, the group of its flag in the
+    help; an input without a panel is set by `--set` only.
+    """
     declared = {"low": 0, "high": 1 if unit == "share" else MOST, "step": None, "choices": (), "panel": "", **bounds}
     declared |= {"unit": unit, "description": description, "reason": reason}
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
@@ -161,7 +166,7 @@ class SourcedInputs:
         return f"assumed: {reason}" if reason else "assumed"
 
 
-KNOWN: Mapping[str, Field[Any]] = {each.name: each for each in fields(Inputs)}
+KNOWN: Mapping[str, Field[Any]] = {known.name: known for known in fields(Inputs)}
 
 
 def flag_help(known: Field[Any]) -> str:
@@ -190,26 +195,31 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     _drop_outdated_size(layers, values, sources)
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):
-        values["peak_rps"], sources["peak_rps"] = max(profile), f"the busiest hour of the profile, {sources['profile']}"
+        values["peak_rps"] = max(profile)
+        sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
     missing = [name for name in NOBODY if name not in values]
     if missing == list(NOBODY) and "have_ru" in values:
         return SourcedInputs(Inputs(**{**NOBODY, "hot_share": 0.0, **values}), sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
-    merged = SourcedInputs(Inputs(**values), sources)
-    if merged.inputs.gateway_hit_rate and merged.inputs.consistency not in CACHED:
+    inputs = Inputs(**values)
+    _require_agreement(inputs)
+    return SourcedInputs(inputs, sources)
+
+
+def _require_agreement(inputs: Inputs) -> None:
+    """Raise PlanMisused for inputs that exclude each other."""
+    if inputs.gateway_hit_rate and inputs.consistency not in CACHED:
         raise PlanMisused(
-            f"consistency is {merged.inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
+            f"consistency is {inputs.consistency}, and the integrated cache (gateway_hit_rate) answers "
             f"{' and '.join(CACHED)} reads only"
         )
-    regions = merged.inputs.regions
-    share = merged.inputs.region_share
-    if round(regions * share, 3) < 1:
+    answered = inputs.regions * inputs.region_share
+    if round(answered, 3) < 1:
         raise PlanMisused(
-            f"region_share is {share:g}, so that {regions} regions answer {regions * share:.0%} of the requests; "
-            f"it must be at least {1 / regions:.4g}"
+            f"region_share is {inputs.region_share:g}, so that {inputs.regions} regions answer {answered:.0%} of the "
+            f"requests; it must be at least {1 / inputs.regions:.4g}"
         )
-    return merged
 
 
 def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tuple[float, ...]:
@@ -265,43 +275,53 @@ def from_report(report: Report, path: Path, p99_ms: float | None = None) -> Inpu
         raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{kept}")
     bound = "at least " if any("at least" in row.note for row in report.rows) else ""
     facts = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
-    source = ", ".join(each for each in (f"measured: {bound}{path.name}", *facts) if each)
+    source = ", ".join(filter(None, (f"measured: {bound}{path.name}", *facts)))
     return InputSource(source, values, f"{{name!r}} in {path}")
 
 
-def _unsound(found: Report) -> str:
-    popular = max(((row.value or 0, row.subject) for row in found.rows if "popular" in row.figure), default=(0, ""))
-    if popular[0] > MAX_POPULAR:
-        return f"{popular[0]:.1%} of the lists of {popular[1] or 'the service'} were popular ones"
-    return next(iter(found.complaints), "")
+def _unsound(report: Report) -> str:
+    """Return why a report cannot be used: popular lists, which are cheap, or its first complaint; empty if sound."""
+    popular = [row for row in report.rows if "popular" in row.figure and (row.value or 0) > MAX_POPULAR]
+    if popular:
+        worst = max(popular, key=lambda row: (row.value or 0, row.subject))
+        return f"{worst.value:.1%} of the lists of {worst.subject or 'the service'} were popular ones"
+    return next(iter(report.complaints), "")
 
 
-def _measured_pod(found: Report, p99_ms: float | None) -> dict[str, object]:
-    # "rate" is the answered part of the requested rate, which says nothing of the capacity.
+def _measured_pod(report: Report, p99_ms: float | None) -> dict[str, object]:
+    """Return `pod_rps` and `request_ms` of the highest rate with a p99 of at most *p99_ms*, as far as they are known.
+
+    The figure "rate" is the answered part of the requested rate, which says nothing of the capacity.
+    """
     for figure in ("highest rate", "rate"):
-        kept = [row for row in found.rows if row.figure == figure and row.value and _keeps(found, row.subject, p99_ms)]
-        if kept:
-            best = max(kept, key=lambda row: row.value or 0)
+        rows = [
+            row for row in report.rows if row.figure == figure and row.value and _keeps(report, row.subject, p99_ms)
+        ]
+        if rows:
+            best = max(rows, key=lambda row: row.value or 0)
             rate = {"pod_rps": best.value} if figure == "highest rate" else {}
-            return rate | _stay(found, best.subject)
+            return rate | _request_time(report, best.subject)
     return {}
 
 
-def _measured_service(found: Report) -> dict[str, object]:
-    cpus = {row.subject: row.value for row in found.rows if row.figure == "CPU a request" and row.value}
-    ours = [subject for subject in cpus if not any(each in subject for each in OTHER_READERS)]
-    if not ours:
-        return {}
-    return {"request_cpu_us": round(max(cpus[subject] for subject in ours), 2)}
+def _measured_service(report: Report) -> dict[str, object]:
+    """Return `request_cpu_us` of the store whose service takes most CPU, read by our clients; empty without."""
+    cpus_us = [
+        row.value
+        for row in report.rows
+        if row.figure == "CPU a request" and row.value and not any(name in row.subject for name in OTHER_READERS)
+    ]
+    return {"request_cpu_us": round(max(cpus_us), 2)} if cpus_us else {}
 
 
-def _keeps(found: Report, subject: str, p99_ms: float | None) -> bool:
-    p99 = found.row(subject, "p99")
+def _keeps(report: Report, subject: str, p99_ms: float | None) -> bool:
+    """Return whether a subject's p99 is known and at most *p99_ms*, if that is given."""
+    p99 = report.row(subject, "p99")
     return p99_ms is None or (p99 is not None and p99.value is not None and p99.value <= p99_ms * 1000)
 
 
-def _stay(found: Report, subject: str) -> dict[str, object]:
-    median = found.row(subject, "p50")
+def _request_time(report: Report, subject: str) -> dict[str, object]:
+    median = report.row(subject, "p50")
     return {"request_ms": round(median.value / 1000, 4)} if median and median.value else {}
 
 
@@ -328,6 +348,7 @@ def from_release(manifest: "Manifest", store: str) -> InputSource:
 
 
 def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Remove a measured size of lists, if a later layer changes what it depends on."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
         if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:
@@ -335,6 +356,7 @@ def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], s
 
 
 def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
+    """Convert an input's *value* to its type, within its bounds. Raises PlanMisused that begins with *label*."""
     if known.name == "profile":
         return _profile(value, label)
     choices = known.metadata["choices"]
@@ -367,6 +389,7 @@ def _bounds(known: Field[Any]) -> str:
 
 
 def _parsed(value: object) -> float:
+    """Convert a number, or a text such as `1_000` or `2M`. Raises TypeError and ValueError."""
     if isinstance(value, str):
         factor = THOUSANDS.get(value[-1:], 1.0)
         return float((value[:-1] if factor > 1 else value).replace("_", "")) * factor
@@ -376,6 +399,7 @@ def _parsed(value: object) -> float:
 
 
 def _profile(value: object, label: str) -> str | tuple[float, ...]:
+    """Convert 24 numbers, as a list or separated by commas, to a tuple; a shape's name stays. Raises PlanMisused."""
     listed = value.split(",") if isinstance(value, str) and "," in value else value
     try:
         shape = listed if isinstance(listed, str) else tuple(map(float, listed))  # type: ignore[call-overload]  # TOML

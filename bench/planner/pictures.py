@@ -20,10 +20,11 @@ def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...
 
 
 def _cost(plan: CapacityPlan) -> Plot:
+    """Plot the cost of the store over the rate; a Redis that is not possible is a gap."""
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
-    cosmos = tuple(each.number("cheapest_cost") for each in plans)
-    redis = tuple(each.number("redis_cost") if each.figures["redis_cost"].unit else None for each in plans)
+    cosmos = tuple(planned.number("cheapest_cost") for planned in plans)
+    redis = tuple(planned.number("redis_cost") if planned.figures["redis_cost"].unit else None for planned in plans)
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     break_even = break_even_rps(plan)
     if break_even is not None and rates[0] < break_even < rates[-1]:
@@ -41,6 +42,7 @@ def _cost(plan: CapacityPlan) -> Plot:
 
 
 def _day(plan: CapacityPlan) -> Plot:
+    """Plot the RU/s that a day needs, and those that are provisioned or that autoscale bills."""
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
     reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
@@ -52,6 +54,7 @@ def _day(plan: CapacityPlan) -> Plot:
 
 
 def _measured(plan: CapacityPlan, sweep: Report) -> Plot:
+    """Plot reads/s and p99 of a report of `bench ru` over RU/s, with the RU/s of this plan marked."""
     throughput = tuple(_curves(sweep, READS))
     p99 = tuple(_curves(sweep, "p99"))
     marks = {plan.number("serve_ru"): THIS_PLAN}

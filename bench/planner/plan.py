@@ -61,6 +61,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
 
 
 def _enter_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
+    """Enter all inputs and prices with their sources; an input of None is derived later."""
     for name, known in KNOWN.items():
         value = getattr(sourced.inputs, name)
         if value is not None:
@@ -106,5 +107,6 @@ def break_even_rps(plan: CapacityPlan) -> float | None:
 
 
 def _redis_is_cheaper(plan: CapacityPlan, rate: float) -> bool:
+    """Return whether Redis is possible at *rate*, and costs less than Cosmos DB."""
     figures = plan.with_inputs(peak_rps=rate).figures
     return bool(figures["redis_cost"].unit) and figures["redis_cost"].number < figures["cheapest_cost"].number

@@ -1,7 +1,7 @@
 """The report of a plan, and the check of a saved plan."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,17 +102,21 @@ class Baseline:
 def report(
     plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None, sweep: Report | None = None
 ) -> Report:
-    """Report a plan or, with *baseline*, the comparison, without rows; *sweep* is a report of `bench ru` to plot."""
+    """Report a plan or, with *baseline*, the comparison, without rows.
+
+    prices_file  the name of the file that the plan's prices come from
+    sweep        a report of `bench ru` to plot
+    """
     short = [*shortage(plan)]
-    only = plan.sourced.carries_only
+    carries_only = plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
-    sentence = _carries(plan) if only else _answer(plan)
+    sentence = _carries(plan) if carries_only else _answer(plan)
     if baseline:
-        kept = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-        sentence = f"{kept} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+        inside = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+        sentence = f"{inside} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
     if short:
         sentence = f"{short[0]}. {sentence}"
-    is_listed = only or baseline is not None
+    is_listed = carries_only or baseline is not None
     return Report(
         kind="plan",
         sentence=sentence,
@@ -120,10 +124,10 @@ def report(
         columns=() if is_listed else _columns(plan),
         listed=True,
         verdicts={} if is_listed else dict(_reasons(plan)),
-        notes=() if only else tuple(f"look out: {warning}" for warning in warnings(plan)),
+        notes=() if carries_only else tuple(f"look out: {warning}" for warning in warnings(plan)),
         method=() if baseline else tuple(_origins(plan, prices_file)),
         broken=(*short, *grown),
-        plots=() if only else pictures(plan, sweep),
+        plots=() if carries_only else pictures(plan, sweep),
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
@@ -182,13 +186,16 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     yield "memory", f"Redis {rounded(plan.number('redis_gb'))} GB, {_redis_size(plan)}: 3 releases of {lists}"
     yield "pods", f"{plan.number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _break_even(plan)
-    if impossible := [f"{OPTIONS[each.name]}: {each.obstacle}" for each in plan.options if not each.possible]:
+    if impossible := [f"{OPTIONS[option.name]}: {option.obstacle}" for option in plan.options if not option.possible]:
         yield "no", "; ".join(text.replace("not possible: ", "") for text in impossible)
-    assumed = sum(each.source.startswith("assumed") for each in shown.values())
-    dates = sorted(each.date for each in plan.prices.by_name().values())
-    fees = ", ".join(words for name, words in FEES.items() if name not in plan.sourced.sources)
+    assumed = sum(figure.source.startswith("assumed") for figure in shown.values())
+    dates = sorted(price.date for price in plan.prices.by_name().values())
     yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
-    yield "besides", f"not priced: {fees}, traffic  (--all)"
+    yield "besides", f"not priced: {', '.join(_unpriced_fees(plan))}, traffic  (--all)"
+
+
+def _unpriced_fees(plan: CapacityPlan) -> list[str]:
+    return [words for name, words in FEES.items() if name not in plan.sourced.sources]
 
 
 def _duration(hours: float) -> str:
@@ -196,6 +203,7 @@ def _duration(hours: float) -> str:
 
 
 def _provisioned(plan: CapacityPlan) -> str:
+    """Say what is provisioned today, what it costs, and how much of it is used."""
     today = f"{plan.number('have_ru'):,.0f} RU/s for {_total(plan, 'today_cost')} {plan.prices.currency} a month"
     used = f"{plan.number('today_use'):.1%} used by reads in the busiest hour"
     if plan.number("today_use") > 1:
@@ -206,11 +214,12 @@ def _provisioned(plan: CapacityPlan) -> str:
 
 
 def _throttling(plan: CapacityPlan) -> str:
-    from_s = plan.number("serve_ru") / plan.number("mean_read_ru") / plan.number("skew")
+    """Say from which rate on reads get 429s."""
+    first = format_value(plan.number("serve_ru") / plan.number("mean_read_ru") / plan.number("skew"))
     if plan.inputs.zipf is None and plan.inputs.hot_share is None:
-        return f"from {format_value(from_s)} reads/s on, if all users are equally busy; try --zipf 0.9"
-    share = plan.number("hot_key_load")
-    return f"from {format_value(from_s)} reads/s on; the busiest user takes {share:.1%} of a partition"
+        return f"from {first} reads/s on, if all users are equally busy; try --zipf 0.9"
+    hottest = plan.number("hot_key_load")
+    return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
 
 def _redis_size(plan: CapacityPlan) -> str:
@@ -269,6 +278,7 @@ def _pods(count: float) -> str:
 
 
 def _carries(plan: CapacityPlan) -> str:
+    """Say what `have_ru` carries, without users and rate."""
     ru, reads, mean, lists = (plan.number(f"carried_{name}") for name in ("ru", "reads", "mean", "lists"))
     regions = plan.inputs.regions
     where = f" in each of {regions} regions" if regions > 1 else ""
@@ -305,10 +315,15 @@ def _total(plan: CapacityPlan, name: str) -> str:
 
 
 def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
+    """Return a cost by the lower and by the upper bounds of all prices."""
     return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
 
 
 def _rows(plan: CapacityPlan) -> Iterator[Row]:
+    """Yield all figures of a plan in groups, with the bounds of costs by those of the prices.
+
+    A row's note is the name of its figure, for `--why`. Without users, only what `have_ru` carries is shown.
+    """
     figures = plan.figures
     month = f"{plan.prices.currency}/month"
     low = plan.with_prices(-1)
@@ -317,44 +332,47 @@ def _rows(plan: CapacityPlan) -> Iterator[Row]:
     outline: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
     if plan.sourced.carries_only:
         outline = {**carried, "Cosmos DB: request units": UNITS}
+    main = plan.sourced.carries_only
     for group, lines in outline.items():
         for words, name in lines.items():
             figure = figures.get(name)
             if figure is None or (not figure.value and (name in FEES or lines is TODAY)):
                 continue
-            main = plan.sourced.carries_only
             if isinstance(figure.value, str):
                 yield Row(group, words, note=f"{figure.value}, {name}", main=main)
-            elif figure.unit == month or name in FEES:
-                ends = low.number(name), high.number(name)
-                yield Row(group, words, plan.prices.currency, figure.value, (), *ends, name, main)
-            else:
-                yield Row(group, words, figure.unit, figure.value, note=name, main=main)
+                continue
+            row = Row(group, words, figure.unit, figure.value, note=name, main=main)
+            if figure.unit == month or name in FEES:
+                row = replace(row, unit=plan.prices.currency, low=low.number(name), high=high.number(name))
+            yield row
 
 
 def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
-    used = plan.prices.by_name()
+    """Yield which prices, and which assumptions, the plan is made of, and what is not priced."""
+    prices = plan.prices.by_name()
     today = datetime.now(UTC).date()
-    oldest = min(used.values(), key=lambda each: each.date)
-    doubtful = ", ".join(name for name, each in used.items() if each.basis != "listed")
+    oldest = min(prices.values(), key=lambda price: price.date)
+    doubtful = ", ".join(name for name, price in prices.items() if price.basis != "listed")
     unchecked = f"; quoted or assumed, not checked: {doubtful}" if doubtful else ""
     age = f"the oldest of {oldest.date}, {oldest.age(today)}"
     yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
-    fees = [words for name, words in FEES.items() if name not in plan.sourced.sources]
-    yield f"not priced: {', '.join((*fees, *NOT_PRICED))}"
-    figures = plan.figures
-    known = {each.name for _, each in explain(figures, "carried_lists")} if plan.sourced.carries_only else figures
+    yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
+    used: Container[str] = plan.figures
+    if plan.sourced.carries_only:
+        used = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
     assumed = [
-        f"{name} {each}" for name, each in figures.items() if name in known and each.source.startswith("assumed")
+        f"{name} {figure}"
+        for name, figure in plan.figures.items()
+        if name in used and figure.source.startswith("assumed")
     ]
     yield f"assumed: {', '.join(assumed)}"
 
 
 def _formulas(plan: CapacityPlan) -> TextTable:
-    lines = (
-        (name, str(each), each.formula, ", ".join(f"{of.name} {of}" for of in each.operands), each.source)
-        for name, each in plan.figures.items()
-    )
+    lines = list[tuple[str, ...]]()
+    for name, figure in plan.figures.items():
+        operands = ", ".join(f"{operand.name} {operand}" for operand in figure.operands)
+        lines.append((name, str(figure), figure.formula, operands, figure.source))
     return TextTable("Formulas and sources", ("figure", "value", "formula", "of", "source"), tuple(lines))
 
 
@@ -414,7 +432,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
-    """Yield figures above the bound or no longer possible. Raises PlanMisused without figures."""
+    """Yield figures above their bound, or no longer possible. Raises PlanMisused if *baseline* has no figures."""
     if not baseline.figures:
         raise PlanMisused(
             f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
@@ -429,11 +447,12 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Format a baseline: inputs with sources, and the figures to check."""
+    """Format a plan for `--check`: its inputs with their sources, and the figures to check."""
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
-        given = json.dumps(getattr(plan.inputs, name))  # also TOML
-        lines.append(f"{name} = {given}  # {''.join(each if each.isprintable() else ' ' for each in source)}")
+        value = json.dumps(getattr(plan.inputs, name))  # also TOML
+        comment = "".join(character if character.isprintable() else " " for character in source)
+        lines.append(f"{name} = {value}  # {comment}")
     lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
     for name in BASELINE_FIGURES:
         figure = plan.figures[name]

@@ -82,8 +82,7 @@ class PlannerPage:
 
     def fields(self, query: str) -> list[dict[str, Any]]:
         """Return the form's fields with the values that *query* gives."""
-        given = self._given(query)
-        inputs = self._plan(given).inputs
+        inputs = self._plan(self._values(query)).inputs
         fields = []
         for name, label in LABELS.items():
             choices = KNOWN[name].metadata["choices"]
@@ -102,8 +101,8 @@ class PlannerPage:
 
     def answer(self, query: str) -> dict[str, Any]:
         """Return the plan of *query* as the page shows it. Raises BenchMisused for an invalid input."""
-        given = self._given(query)
-        plan = self._plan(given)
+        values = self._values(query)
+        plan = self._plan(values)
         planned = report(plan, self.prices_name)
         return {
             "answer": planned.sentence,
@@ -111,39 +110,40 @@ class PlannerPage:
             "notes": planned.notes,
             "summary": summary(planned),
             "figures": other_figures(planned),
-            "command": self.command(given),
+            "command": self.command(values),
             "toml": to_toml(plan),
-            "again": shlex.join(["hotplate", "plan", "--open", urlencode(given), *self.options]),
+            "again": shlex.join(["hotplate", "plan", "--open", urlencode(values), *self.options]),
         }
 
     def pictures(self, query: str) -> list[dict[str, str]]:
         """Return the plan's plots as SVG elements."""
-        plots = pictures(self._plan(self._given(query)), self.sweep)
+        plots = pictures(self._plan(self._values(query)), self.sweep)
         return [{"title": plot.title, "svg": draw(plot), "caption": plot.caption} for plot in plots]
 
-    def command(self, given: Mapping[str, str]) -> str:
-        """Return the command that prints this plan."""
+    def command(self, values: Mapping[str, str]) -> str:
+        """Return the command that prints the plan of inputs by name."""
         words = ["hotplate", "plan", *self.options]
-        for name, value in given.items():
+        for name, value in values.items():
             if KNOWN[name].metadata["panel"]:
                 words += [f"--{name.replace('_', '-')}", value]
             else:
                 words += ["--set", f"{name}={value}"]
         return shlex.join(words)
 
-    def _given(self, query: str) -> dict[str, str]:
+    def _values(self, query: str) -> dict[str, str]:
+        """Return the inputs in *query* by name, with a load of EXAMPLE if nothing names one. Raises BenchMisused."""
         if len(query) > MAX_QUERY:
             raise BenchMisused(f"the query has {len(query):,} characters; at most {MAX_QUERY:,} are read")
-        given = dict(parse_qsl(query.removeprefix("?")))
-        if unknown := sorted(given.keys() - KNOWN.keys()):
+        values = dict(parse_qsl(query.removeprefix("?")))
+        if unknown := sorted(values.keys() - KNOWN.keys()):
             raise BenchMisused(f"{unknown[0]!r} in the query is not an input of a plan")
-        named = set(given).union(*(layer.values for layer in self.layers))
+        named = set(values).union(*(layer.values for layer in self.layers))
         if named.isdisjoint(NOBODY):
-            given = EXAMPLE | given
-        return given
+            values = EXAMPLE | values
+        return values
 
-    def _plan(self, given: Mapping[str, str]) -> CapacityPlan:
-        query = InputSource("page", given, "{name}")
+    def _plan(self, values: Mapping[str, str]) -> CapacityPlan:
+        query = InputSource("page", values, "{name}")
         return calculate(merge([*self.layers, query]), self.prices, self.charges)
 
 

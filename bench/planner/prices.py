@@ -86,7 +86,7 @@ class Size:
     gb: float
     vcpus: int
     shards: int
-    gets_s: float
+    gets_per_s: float
     hour: Price
 
 
@@ -107,8 +107,8 @@ class Prices:
 
     def by_name(self) -> dict[str, Price]:
         """Return present prices, without sizes of Redis."""
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: price for name, price in found.items() if isinstance(price, Price)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Price)}
 
     def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
         """Return the cost of RU/s-hours: 400 RU/s for 2 hours are 800."""
@@ -117,7 +117,7 @@ class Prices:
     def moved(self, direction: int) -> "Prices":
         """Return upper (1) or lower (-1) bounds."""
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
-        moved: dict[str, Any] = {name: each.moved(direction) for name, each in self.by_name().items()}
+        moved: dict[str, Any] = {name: price.moved(direction) for name, price in self.by_name().items()}
         return replace(self, redis=sizes, **moved)
 
 
@@ -145,22 +145,26 @@ def parse(text: str) -> Prices:
         raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")
     prices: dict[str, Any] = {name: _price(tables[name], name) for name in REQUIRED}
     prices |= {name: _price(tables[name], name) if name in tables else None for name in OPTIONAL}
-    sizes = [_size(each, prices["redis_gb_hour"], tables.get("redis_quoted", {})) for each in tables.get("redis", ())]
+    per_gb = prices["redis_gb_hour"]
+    quoted = tables.get("redis_quoted", {})
+    sizes = [_size(table, per_gb, quoted) for table in tables.get("redis", ())]
     return Prices(currency, **prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
 
 
-def _price(found: Mapping[str, Any], name: str) -> Price:
+def _price(table: Mapping[str, Any], name: str) -> Price:
+    """Return the price of a table of the file. Raises TypeError or ValueError that names it."""
     try:
-        per, region, source, basis = (str(found[each]) for each in ("per", "region", "source", "basis"))
-        day = found["date"]
-        amount = float(found["amount"])
+        per, region, source, basis = (str(table[key]) for key in ("per", "region", "source", "basis"))
+        day = table["date"]
+        amount = float(table["amount"])
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
     if basis not in BASES:
         raise ValueError(f"basis of {name} is {basis!r}, and must be {', '.join(BASES)}")
     if not isinstance(day, dt.date) or isinstance(day, dt.datetime):
         raise TypeError(f"date of {name} is {day!r}, and must be a TOML date, as 2026-11-20 without quotes")
-    price = Price(amount, per, region, day, source, basis, float(found.get("within", WITHIN[basis])))
+    within = float(table.get("within", WITHIN[basis]))
+    price = Price(amount=amount, per=per, region=region, date=day, source=source, basis=basis, within=within)
     if not 0 <= price.amount < float("inf"):
         raise ValueError(f"amount of {name} is {price.amount:g}, and must be 0 or more")
     if not 0 <= price.within < 1:
@@ -170,19 +174,31 @@ def _price(found: Mapping[str, Any], name: str) -> Price:
     return price
 
 
-def _size(found: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
-    name = str(found["name"])
-    gb = float(found["gb"])
+def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
+    """Return a size of Redis from its table of the file.
+
+    per_gb  the price of a GB and hour, for a size without a price; None if the file has none
+    quoted  source, date and basis of all sizes, as far as their tables have none
+    """
+    name = str(table["name"])
+    gb = float(table["gb"])
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
     per = f"node of {name} for an hour"
-    if "amount" in found:
-        hour = _price({"per": per, **quoted, **found}, name)
+    if "amount" in table:
+        hour = _price({"per": per, **quoted, **table}, name)
     elif per_gb is None:
         raise ValueError(f"redis {name} has no amount, and there is no redis_gb_hour")
     else:
         hour = replace(per_gb, amount=gb * per_gb.amount, per=f"{per}: {gb:g} GB at {per_gb.amount:g}")
-    return Size(name, gb, int(found["vcpus"]), int(found["shards"]), float(found["gets_s"]), hour)
+    return Size(
+        name=name,
+        gb=gb,
+        vcpus=int(table["vcpus"]),
+        shards=int(table["shards"]),
+        gets_per_s=float(table["gets_s"]),
+        hour=hour,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,39 +236,44 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
         raise BenchMisused(f"--prices-from-azure: {region!r} is not a region's name, such as westeurope")
     if not re.fullmatch(r"[A-Z]{3}", currency):
         raise BenchMisused(f"--prices-from-azure: {currency!r} is not a currency, such as EUR")
-    ends = time.monotonic() + DEADLINE_S
+    deadline_s = time.monotonic() + DEADLINE_S
     where = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
     cosmos, machines, redis = (
-        list(_items(url, f"{service} and {where}", currency, ends)) for service in (COSMOS, MACHINES, REDIS)
+        list(_items(url, f"{service} and {where}", currency, deadline_s)) for service in (COSMOS, MACHINES, REDIS)
     )
-    found = {
-        name: _only(each for each in cosmos if (each.product, each.meter) == (product, meter))
+    prices = {
+        name: _only(item for item in cosmos if (item.product, item.meter) == (product, meter))
         for name, (product, meter, _) in METERS.items()
     }
-    found["cpu_hour"] = _only(each for each in machines if not OTHERS.search(f"{each.product} {each.sku}"))
-    balanced = [each for each in redis if "Balanced" in each.product]
-    sizes = {size["name"]: _only(each for each in balanced if each.sku == size["name"]) for size in _redis_sizes()}
-    missing = [name for name, price in {**found, **sizes}.items() if price is None]
+    prices["cpu_hour"] = _only(item for item in machines if not OTHERS.search(f"{item.product} {item.sku}"))
+    balanced = [item for item in redis if "Balanced" in item.product]
+    sizes = {size["name"]: _only(item for item in balanced if item.sku == size["name"]) for size in _redis_sizes()}
+    missing = [name for name, price in {**prices, **sizes}.items() if price is None]
     if lacking := [name for name in MUST_HAVE if name in missing]:
         raise BenchFailed(
             f"Azure's price list has no {', '.join(lacking)} for {region} in {currency}: is that its name?"
         )
-    return _to_toml(found, sizes, f"{region} {currency}", today), missing
+    return _to_toml(prices, sizes, f"{region} {currency}", today), missing
 
 
 def _only(items: Iterable[Item]) -> float | None:
+    """Return the price that all items agree on, without free ones and those of higher tiers; None if they do not."""
     prices = {item.price for item in items if item.price > 0 and not item.tier}
     return prices.pop() if len(prices) == 1 else None
 
 
-def _items(url: str, condition: str, currency: str, ends: float) -> Iterator[Item]:
+def _items(url: str, condition: str, currency: str, deadline_s: float) -> Iterator[Item]:
+    """Yield the entries that meet a *condition* in OData, of all pages, until a monotonic time in seconds.
+
+    Raises BenchFailed for prices in another currency, too many pages, or a page on another host.
+    """
     query = urlencode({"currencyCode": f"'{currency}'", "$filter": condition})
     following = f"{url}?{query}"
     for _ in range(PAGES):
-        page = _page(following, ends)
+        page = _page(following, deadline_s)
         if page.get("BillingCurrency") != currency:
             raise BenchFailed(f"{url}: prices are in {str(page.get('BillingCurrency'))[:20]}, not in {currency}")
-        yield from (_item(each, url) for each in page["Items"])
+        yield from (_item(entry, url) for entry in page["Items"])
         following = str(page.get("NextPageLink") or "")
         if not following:
             return
@@ -261,10 +282,10 @@ def _items(url: str, condition: str, currency: str, ends: float) -> Iterator[Ite
     raise BenchFailed(f"{url}: more than {PAGES} pages for {condition}")
 
 
-def _item(found: Any, url: str) -> Item:  # noqa: ANN401 -- JSON
+def _item(entry: Any, url: str) -> Item:  # noqa: ANN401 -- JSON
     try:
-        product, meter, sku = (str(found[name]) for name in ("productName", "meterName", "skuName"))
-        return Item(product, meter, sku, float(found["retailPrice"]), float(found.get("tierMinimumUnits") or 0))
+        product, meter, sku = (str(entry[name]) for name in ("productName", "meterName", "skuName"))
+        return Item(product, meter, sku, float(entry["retailPrice"]), float(entry.get("tierMinimumUnits") or 0))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BenchFailed(f"{url}: the answer is not a page of prices: {error!r}") from error
 
@@ -279,14 +300,15 @@ class _NoRedirect(HTTPRedirectHandler):
         """Refuse redirects to other hosts."""
 
 
-def _page(url: str, ends: float) -> dict[str, Any]:
+def _page(url: str, deadline_s: float) -> dict[str, Any]:
+    """Return a page of the list, bounded in bytes and by a monotonic time in seconds. Raises BenchFailed."""
     shown = url.partition("?")[0]
     body = b""
     try:
-        with build_opener(_NoRedirect).open(url, timeout=max(0.1, ends - time.monotonic())) as answer:
+        with build_opener(_NoRedirect).open(url, timeout=max(0.1, deadline_s - time.monotonic())) as answer:
             while part := answer.read1(65_536):
                 body += part
-                if len(body) > PAGE_BYTES or time.monotonic() > ends:
+                if len(body) > PAGE_BYTES or time.monotonic() > deadline_s:
                     raise BenchFailed(
                         f"{shown}: an answer of more than {PAGE_BYTES:,} bytes, or all of {DEADLINE_S:g} s"
                     )
@@ -305,18 +327,24 @@ def _redis_sizes() -> Sequence[Mapping[str, Any]]:
     return sizes
 
 
-def _to_toml(found: Mapping[str, float | None], sizes: Mapping[str, float | None], where: str, today: dt.date) -> str:
+def _to_toml(prices: Mapping[str, float | None], sizes: Mapping[str, float | None], where: str, today: dt.date) -> str:
+    """Return a file of prices.
+
+    prices  amounts by the names of METERS, and of a machine as `cpu_hour`; None is left out
+    sizes   prices of a node and hour, by the name of a size of Redis
+    where   region and currency
+    """
     region, currency = where.split()
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
-    prices = {name: (found[name], per) for name, (_, _, per) in METERS.items() if name != "autoscale"}
-    machine = found["cpu_hour"] or 0
-    ru_hour = found["ru_hour"]
-    autoscale = found["autoscale"]
-    prices["cpu_hour"] = machine / MACHINE_CPUS, f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
+    tables = {name: (prices[name], per) for name, (_, _, per) in METERS.items() if name != "autoscale"}
+    machine = prices["cpu_hour"] or 0
+    tables["cpu_hour"] = machine / MACHINE_CPUS, f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
+    ru_hour = prices["ru_hour"]
+    autoscale = prices["autoscale"]
     factor = round(autoscale / ru_hour, 6) if autoscale and ru_hour else AUTOSCALE_FACTOR
-    prices["autoscale_factor"] = factor, "price of an autoscale RU/s by that of a manual one"
+    tables["autoscale_factor"] = factor, "price of an autoscale RU/s by that of a manual one"
     lines = [f"{HEAD} of {today}, by hotplate plan --prices-from-azure {where}", f'currency = "{currency}"', ""]
-    for name, (amount, per) in prices.items():
+    for name, (amount, per) in tables.items():
         if amount is not None:
             lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{per}"', origin]
     for size in _redis_sizes():

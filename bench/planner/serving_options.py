@@ -1,6 +1,10 @@
-"""What the ways to serve a load cost: Cosmos DB by capacity mode, Redis, and files in each pod."""
+"""What the ways to serve a load cost: Cosmos DB by capacity mode, Redis, and files in each pod.
 
-from collections.abc import Mapping
+In these functions *t* is the table that they enter figures in, `n` returns a figure as a term for a formula, and
+*month* is the unit of a cost, as USD/month.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log, sqrt
 from statistics import fmean
@@ -67,14 +71,15 @@ def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
 
 
 def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Enter what `have_ru` carries, or what the plan provisions, if that is not given."""
     n = t.term
     ru = t.term("serve_ru")
     skew = t.term("skew")
     if inputs.have_ru is not None:
         ru = n("have_ru")
-        found = most(n("partitions_by_gb"), ceiling(ru / url.INITIAL_PARTITION_RU))
-        found = t.derive("have_partitions", "partitions", found, source=PARTITIONS)
-        skew = t.derive("have_skew", "", skew_of(t, found), source=SKEW)
+        partitions = most(n("partitions_by_gb"), ceiling(ru / url.INITIAL_PARTITION_RU))
+        partitions = t.derive("have_partitions", "partitions", partitions, source=PARTITIONS)
+        skew = t.derive("have_skew", "", skew_of(t, partitions), source=SKEW)
     ru = t.derive("carried_ru", "RU/s", ru)
     source = "the highest rate without a 429, if nothing else is read or written"
     reads = t.derive("carried_region_reads", "reads/s", ru / n("mean_read_ru") / skew, source=source)
@@ -86,11 +91,13 @@ def _carried(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _manual(t: FigureTable, ru: Term) -> Term:
+    """Return the cost of *ru* manual RU/s for a month in all regions."""
     n = t.term
     return ru / 100 * n("price_ru_hour") * n("ru_factor") * HOURS_A_MONTH * n("regions")
 
 
 def _manual_cost(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Enter the cost of manual RU/s, of storage, and of the polls of the catalogue."""
     n = t.term
     t.derive("storage_cost", month, n("stored_gb") * n("price_storage_gb_month") * n("regions"))
     polls = n("pods") * ceiling(n("pod_cpus")) / POLL_S * (2 if inputs.consistency in DOUBLED else 1)
@@ -139,31 +146,40 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _serverless(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
+    """Enter the cost of serverless, or why it is not possible."""
     n = t.term
     ceiling_ru = term(url.SERVERLESS_RU) * most(1, ceiling(n("release_gb") / PARTITION_GB))
     at_most = t.derive("serverless_ceiling_ru", "RU/s", ceiling_ru, source=SERVERLESS).value
     mean = n("reads_plain_ru") * n("mean_of_peak") + n("polls_ru")
     used = mean * HOURS_A_MONTH * 3600 + n("publishes") * n("publish_total_ru")
     t.derive("serverless_used_ru", "RU/month", used)
-    obstacles = list[str]()
-    if inputs.regions > 1:
-        obstacles.append(f"{inputs.regions} regions, and serverless has one")
-    if (reads_ru := t["reads_ru"].number) > at_most:
-        obstacles.append(f"{reads_ru:,.0f} RU/s for reads, above {at_most:,}")
-    if (gb := t["release_gb"].number) > url.SERVERLESS_BYTES / GB:
-        obstacles.append(f"a release of {gb:,.0f} GB, and a container holds {url.SERVERLESS_BYTES / GB:,.0f}")
-    if (hours := t["publish_total_ru"].number / at_most / 3600) > inputs.refresh_hours:
-        obstacles.append(f"a publish takes {hours:.1f} hours at {at_most:,} RU/s")
-    if prices.serverless_million_ru is None:
-        obstacles.append("the prices file has no serverless_million_ru")
-    if obstacles:
-        t.enter("serverless_cost", f"not possible: {'; '.join(obstacles)}", "", SERVERLESS)
+    if obstacles := "; ".join(_serverless_obstacles(t, inputs, prices, at_most)):
+        t.enter("serverless_cost", f"not possible: {obstacles}", "", SERVERLESS)
         return
     million = n("serverless_used_ru") / 1_000_000 * n("price_serverless_million_ru")
     t.derive("serverless_cost", month, million + n("storage_cost"))
 
 
+def _serverless_obstacles(t: FigureTable, inputs: Inputs, prices: Prices, most_ru: float) -> Iterator[str]:
+    """Yield why a serverless container, of at most *most_ru* RU/s, cannot serve the load."""
+    reads_ru = t["reads_ru"].number
+    release_gb = t["release_gb"].number
+    container_gb = url.SERVERLESS_BYTES / GB
+    publish_hours = t["publish_total_ru"].number / most_ru / 3600
+    if inputs.regions > 1:
+        yield f"{inputs.regions} regions, and serverless has one"
+    if reads_ru > most_ru:
+        yield f"{reads_ru:,.0f} RU/s for reads, above {most_ru:,}"
+    if release_gb > container_gb:
+        yield f"a release of {release_gb:,.0f} GB, and a container holds {container_gb:,.0f}"
+    if publish_hours > inputs.refresh_hours:
+        yield f"a publish takes {publish_hours:.1f} hours at {most_ru:,} RU/s"
+    if prices.serverless_million_ru is None:
+        yield "the prices file has no serverless_million_ru"
+
+
 def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
+    """Enter the memory of all releases, the cheapest size that holds them, and its cost, or why none does."""
     n = t.term
     gb = n("rows") * n("redis_row_bytes") * n("copies") / GB
     gb_value = t.derive("redis_gb", "GB", gb, source="live, kept and the next one").value
@@ -185,15 +201,15 @@ def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
     t.derive("redis_cost", month, n("redis_nodes") * n("price_redis_node_hour") * HOURS_A_MONTH * n("regions"))
 
 
-def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> Size | None:
-    """Choose the cheapest size for *gb* of data and *gets_s* GETs/s; None if all are too small."""
+def choose_size(prices: Prices, gb: float, gets_per_s: float, inputs: Inputs) -> Size | None:
+    """Choose the cheapest size for *gb* of data and *gets_per_s*; None if all are too small."""
     fitting = [
         size
         for size in prices.redis
         if gb * fullest_shard(size.shards, inputs.kept + 2) <= size.gb * (1 - inputs.redis_reserved)
-        and gets_s <= size.gets_s * inputs.redis_utilisation
+        and gets_per_s <= size.gets_per_s * inputs.redis_utilisation
     ]
-    return min(fitting, key=lambda each: each.hour.amount, default=None)
+    return min(fitting, key=lambda size: size.hour.amount, default=None)
 
 
 def fullest_shard(shards: int, releases: float) -> float:
@@ -202,9 +218,11 @@ def fullest_shard(shards: int, releases: float) -> float:
 
 
 def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
+    """Enter the cost of training and of pods, and the total with each store."""
     n = t.term
-    given = inputs.train_node_hour is not None
-    price = n("train_node_hour") if given else n("train_cpus") * n("price_cpu_hour")
+    price = n("train_cpus") * n("price_cpu_hour")
+    if inputs.train_node_hour is not None:
+        price = n("train_node_hour")
     price = t.derive("train_price", "a node and hour", price)
     t.derive("training_cost", month, n("train_nodes") * n("train_hours") * price * n("publishes"))
     costs = possible_costs(t)
@@ -223,6 +241,7 @@ def _totals(t: FigureTable, inputs: Inputs, month: str) -> None:
 
 
 def _total(t: FigureTable, name: str, shared: Term, month: str) -> None:
+    """Enter the total of a store with what all stores share, or why it is not possible."""
     store = t[f"{name}_cost"]
     if isinstance(store.value, str):
         t.enter(f"{name}_total", store.value, "", store.name)
@@ -249,6 +268,7 @@ def _files(t: FigureTable, prices: Prices, month: str) -> None:
 
 
 def _today(t: FigureTable, month: str) -> None:
+    """Enter what `have_ru` lacks or has too much, and the share of reads that get 429."""
     n = t.term
     t.derive("short_ru", "RU/s", most(0, n("serve_ru") - n("have_ru")))
     names = ("have_ru", "reads_plain_ru", "have_skew", "have_partitions")

@@ -1,4 +1,7 @@
-"""What a load needs: bytes, reads, request units, partitions and pods."""
+"""What a load needs: bytes, reads, request units, partitions and pods.
+
+In these functions *t* is the table that they enter figures in, and `n` returns a figure as a term for a formula.
+"""
 
 from math import log
 from statistics import fmean
@@ -40,10 +43,13 @@ def size(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
     _publishing(table, inputs, charges)
     _serving(table, inputs)
     _shares(table)
-    _pods(table, inputs)
+    _pods_of_region(table, inputs)
+    _pod_autoscaler(table, inputs)
+    _pods_in_all(table, inputs)
 
 
 def _sizes(t: FigureTable, inputs: Inputs) -> None:
+    """Enter the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis."""
     n = t.term
     titled = inputs.title_chars > 0
     item = term(ITEM_BYTES) + n("item_id_chars")
@@ -66,6 +72,7 @@ def _sizes(t: FigureTable, inputs: Inputs) -> None:
 
 
 def _workload(t: FigureTable, inputs: Inputs) -> None:
+    """Enter what is read, after growth: lists, requests and reads/s, and the share of the busiest user."""
     n = t.term
     growth = (1 + inputs.growth_percent / 100) ** inputs.months
     t.derive("growth", "", growth, "(1 + growth_percent / 100) ** months")
@@ -96,6 +103,7 @@ def hottest_share(keys: int, exponent: float) -> float:
 
 
 def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Enter the request units of reads, by consistency and unknown users, and of a written list."""
     n = t.term
     size = round(t["item_bytes"].number)
     strong = inputs.consistency in DOUBLED
@@ -113,12 +121,13 @@ def _charges(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
 
 
 def _publishing(t: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Enter the request units, RU/s and hours of a publish, and the storage of all kept releases."""
     n = t.term
     size = round(t["item_bytes"].number)
     rows = round(t["rows"].number)
-    rest = overhead_ru(charges, rows, size)
+    overhead = overhead_ru(charges, rows, size)
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
-    t.derive("publish_rest_ru", "RU", rest, formula, CHARGES)
+    t.derive("publish_rest_ru", "RU", overhead, formula, CHARGES)
     lists = n("rows") * (n("list_write_ru") + n("read_back_ru"))
     total = t.derive("publish_total_ru", "RU", lists + n("publish_rest_ru"))
     wanted = n("publish_ru") if inputs.publish_ru is not None else total / (n("window_hours") * 3600)
@@ -152,6 +161,10 @@ def _serving(t: FigureTable, inputs: Inputs) -> None:
 
 
 def _serving_with(t: FigureTable, partitions: int) -> float:
+    """Enter the RU/s for reads over *partitions*, of which the fullest must not be throttled.
+
+    Return the partitions that a container of these RU/s has.
+    """
     n = t.term
     t.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
     t.derive("skew", "", skew_of(t, n("partitions")), source=SKEW)
@@ -165,8 +178,8 @@ def _serving_with(t: FigureTable, partitions: int) -> float:
     creation = least(url.MAX_RU, most(highest, serve))
     creation = t.derive("creation_ru", "RU/s", creation, source="what a container is created with")
     new = t.derive("new_partitions", "partitions", ceiling(creation / n("new_partition_ru")), source=PARTITIONS)
-    found = most(new, n("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
-    return t.derive("partitions", "partitions", found, source="they stay, whatever RU/s are taken away").value
+    enough = most(new, n("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
+    return t.derive("partitions", "partitions", enough, source="they stay, whatever RU/s are taken away").value
 
 
 def skew_of(t: FigureTable, partitions: Term) -> Term:
@@ -175,6 +188,7 @@ def skew_of(t: FigureTable, partitions: Term) -> Term:
 
 
 def _shares(t: FigureTable) -> None:
+    """Enter what one partition has and gets, and the RU/s of all containers during a publish."""
     n = t.term
     share = t.derive("partition_ru", "RU/s", n("serve_ru") / n("partitions"))
     hot = t.derive("hot_key_ru", "RU/s", n("reads_s") * n("hot_user") * n("mean_read_ru"))
@@ -186,25 +200,36 @@ def _shares(t: FigureTable) -> None:
     t.derive("together_ru", "RU/s", together, source=source)
 
 
-def _pods(t: FigureTable, inputs: Inputs) -> None:
+def _pods_of_region(t: FigureTable, inputs: Inputs) -> None:
+    """Enter the pods of a region: as many as hold the requests at once, and have CPU for their rate."""
     n = t.term
     held = n("peak_region") * n("request_ms") / 1000
     little = ceiling(held / n("pod_utilisation") / n("pod_concurrency"))
     t.derive("pods_by_little", "pods", little, source="Little's law: requests in a pod = rate * time")
-    answered = n("pod_rps") if inputs.pod_rps is not None else term(1_000_000) * n("pod_cpus") / n("request_cpu_us")
-    answered = t.derive("pod_capacity", "requests/s", answered)
-    t.derive("pods_by_capacity", "pods", ceiling(n("peak_region") / answered / n("pod_utilisation")))
+    capacity = n("pod_rps") if inputs.pod_rps is not None else term(1_000_000) * n("pod_cpus") / n("request_cpu_us")
+    capacity = t.derive("pod_capacity", "requests/s", capacity)
+    t.derive("pods_by_capacity", "pods", ceiling(n("peak_region") / capacity / n("pod_utilisation")))
     t.derive("pods_region", "pods", most(n("pods_by_little"), n("pods_by_capacity"), n("min_pods")))
+
+
+def _pod_autoscaler(t: FigureTable, inputs: Inputs) -> None:
+    """Enter the targets of a HorizontalPodAutoscaler (hpa): above them it adds pods."""
+    n = t.term
     used = n("pod_utilisation")
     source = ""
     if inputs.zones > 1:
         used = used * (n("zones") - 1) / n("zones")
         source = "room for the load of a lost zone"
     used = t.derive("hpa_utilisation", "share", used, source=source)
-    target = used * least(answered, n("pod_concurrency") * 1000 / n("request_ms"))
+    target = used * least(n("pod_capacity"), n("pod_concurrency") * 1000 / n("request_ms"))
     target = t.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")
     source = "room for twice the busiest hour, and for one lost pod"
     t.derive("hpa_most_pods", "pods", most(n("min_pods"), ceiling(n("peak_region") * 2 / target) + 1), source=source)
+
+
+def _pods_in_all(t: FigureTable, inputs: Inputs) -> None:
+    """Enter the pods of all regions; with zones, those left carry the load of a lost one."""
+    n = t.term
     pods = n("pods_region")
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
