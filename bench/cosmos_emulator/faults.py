@@ -92,13 +92,13 @@ class Faults:
     def replace(self, resource: object, now: float) -> None:
         """Replace all faults; raises 400."""
         try:
-            found = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
+            faults = msgspec.convert(resource, Annotated[list[Fault], msgspec.Meta(max_length=100)])
         except msgspec.ValidationError as error:
             raise HttpError(400, f"these faults cannot be read: {error}") from None
-        self.active = [(now + fault.for_s, fault) for fault in found]
+        self.active = [(now + fault.for_s, fault) for fault in faults]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Return or raise a fault's response, or None."""
+        """Return a reset, or raise the error of the first fault that affects a request; None if there is none."""
         for until, fault in self.active:
             if now >= until or not fault.affects(request.region, operation, self._random.random()):
                 continue

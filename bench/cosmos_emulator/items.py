@@ -1,7 +1,7 @@
 """Point operations on items."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -80,7 +80,7 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 def read(context: RequestContext, item_id: str) -> HttpResponse:
     """Read one item; 304, with the charge of an empty one, if it is that of `If-None-Match`."""
     request = context.request
-    key = key_of(context.request)
+    key = key_of(request)
     document = context.container.documents.get(item_id, key)
     partition = document.partition if document is not None else context.partition_of(key)
     partition.admit(context.now, request.region)
@@ -103,42 +103,54 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
     partition = context.partition_of(key)
     partition.admit(context.now, request.region)
     try:
-        status, document, charge_ru = _write(context, verb, key, item_id, item, if_match=request.header(b"if-match"))
+        if verb != "delete":
+            item_id = _checked_id(context, key, item, replaced=item_id if verb == "replace" else None)
+        present = _present(context, verb, key, item_id)
+        written = _delete(context, present) if verb == "delete" and present else _store(context, key, item, present)
     except HttpError as error:
         raise context.charge_error(partition, error) from None
-    partition.charge(context.now, charge_ru)
+    partition.charge(context.now, written.charge_ru)
     is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
-    headers = context.headers(partition, document.etag)
-    return HttpResponse(status, b"" if is_minimal else document.body, headers, charge_ru)
+    headers = context.headers(partition, written.document.etag)
+    return HttpResponse(written.status, b"" if is_minimal else written.document.body, headers, written.charge_ru)
 
 
-def _write(
-    context: RequestContext, verb: str, key: bytes, item_id: str, item: dict[str, Any], *, if_match: str
-) -> tuple[int, Document, float]:
-    container = context.container
-    charges = context.account.charges
-    if verb != "delete":
-        given_id = _checked_id(context, key, item)
-        if verb == "replace" and given_id != item_id:
-            raise HttpError(400, "the id of an item cannot be changed")
-        item_id = given_id
-    found = container.documents.get(item_id, key)
-    if found is None:
+class Written(NamedTuple):
+    """Status of a successful write, the document that was stored or deleted, and the charge."""
+
+    status: int
+    document: Document
+    charge_ru: float
+
+
+def _present(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
+    """Return the document that a write replaces or deletes, if there is one.
+
+    Raises 404 if it is needed and absent, 409 if it must not be there, 412 if it is not that of `If-Match`.
+    """
+    document = context.container.documents.get(item_id, key)
+    if document is None:
         if verb in ("replace", "delete"):
             raise context.not_found()
-    elif verb == "create":
-        raise HttpError(409, ALREADY_EXISTS, charge_ru=charges.refused_write(found.size))
-    elif if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
+        return None
+    refused_ru = context.account.charges.refused_write(document.size)
+    if verb == "create":
+        raise HttpError(409, ALREADY_EXISTS, charge_ru=refused_ru)
+    if_match = context.request.header(b"if-match")
+    if if_match not in ("", "*") and if_match.strip('"') != document.etag.strip('"'):
         message = "Operation cannot be performed because one of the specified precondition is not met."
-        raise HttpError(412, message, charge_ru=charges.refused_write(found.size))
-    if found is None or verb != "delete":
-        return _store(context, key, item_id, item, found)
-    container.documents.remove(found)
-    found.partition.lsn += 1
-    return 204, found, charges.delete(found.size, len(found.terms))
+        raise HttpError(412, message, charge_ru=refused_ru)
+    return document
 
 
-def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> str:
+def _delete(context: RequestContext, document: Document) -> Written:
+    context.container.documents.remove(document)
+    document.partition.lsn += 1
+    return Written(204, document, context.account.charges.delete(document.size, len(document.terms)))
+
+
+def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any], *, replaced: str | None) -> str:
+    """Return an item's id; raises 400 for an invalid one, another key than *key*, or another id than *replaced*."""
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
         raise HttpError(400, "an item needs an id that is a string and not empty")
@@ -150,31 +162,37 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any]) -> st
     if encode(item[key_property]) != key:
         message = "PartitionKey extracted from document doesn't match the one specified in the header."
         raise HttpError(400, message, Substatus.PARTITION_KEY_MISMATCH)
+    if replaced is not None and item_id != replaced:
+        raise HttpError(400, "the id of an item cannot be changed")
     return item_id
 
 
-def _store(
-    context: RequestContext, key: bytes, item_id: str, item: dict[str, Any], found: Document | None
-) -> tuple[int, Document, float]:
+def _store(context: RequestContext, key: bytes, item: dict[str, Any], present: Document | None) -> Written:
+    """Store an item in its partition; it replaces *present*, whose serial it keeps."""
     container = context.container
     charges = context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
-    partition = found.partition if found else container.partitions.of(key)
-    serial = found.serial if found else container.documents.next_serial()
+    partition = present.partition if present else container.partitions.of(key)
+    serial = present.serial if present else container.documents.next_serial()
     etag = context.account.next_etag()
     body, size = _stored_form(context, item, serial, etag)
     terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()
-    if found is None:
-        charge_ru = charges.create(size, len(terms))
-    else:
-        charge_ru = charges.replace(found.size, size, len(found.terms - terms), len(terms - found.terms))
-    document = Document(item_id, key, serial, partition, body, size, terms, etag)
+    document = Document(
+        id=item["id"], key=key, serial=serial, partition=partition, body=body, size=size, terms=terms, etag=etag
+    )
     container.documents.put(document)
     partition.lsn += 1
-    return 201 if found is None else 200, document, charge_ru
+    if present is None:
+        return Written(201, document, charges.create(size, len(terms)))
+    charge_ru = charges.replace(present.size, size, len(present.terms - terms), len(terms - present.terms))
+    return Written(200, document, charge_ru)
 
 
 def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
+    """Return an item's JSON with system properties at its end, and the bytes that are charged.
+
+    Raises 400 for values without JSON, 413 above MAX_ITEM_BYTES.
+    """
     try:
         user_bytes = orjson.dumps(item)
     except orjson.JSONEncodeError as error:

@@ -37,13 +37,13 @@ class LatencyTrace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def count(self) -> int:
         """The number of reads."""
-        return sum(count for each in self.latencies for _, count in each.counts)
+        return sum(count for latencies in self.latencies for _, count in latencies.counts)
 
     def draws(self) -> Callable[[], float]:
         """Return a function that draws seconds as often as they were recorded."""
         counted = Counter[int]()
-        for each in self.latencies:
-            for latency_us, count in each.counts:
+        for latencies in self.latencies:
+            for latency_us, count in latencies.counts:
                 counted[latency_us] += count
         values_us = sorted(counted)
         cumulated = list(accumulate(counted[value] for value in values_us))

@@ -151,15 +151,16 @@ class Partitions:
         self.provision(throughput)
 
     def _replace(self, parents: Sequence[Partition | None]) -> None:
+        """Replace all partitions by one of equal size for each of *parents*; None is one without a parent."""
         inner = [f"{V2_SPAN * part // len(parents):032X}" for part in range(1, len(parents))]
         self._minima = ["", *inner]
         self.all = list[Partition]()
         for minimum, maximum, parent in zip(self._minima, [*inner, "FF"], parents, strict=True):
-            made = Partition(str(self._next_id), minimum, maximum, [Budget() for _ in range(self._regions)])
+            partition = Partition(str(self._next_id), minimum, maximum, [Budget() for _ in range(self._regions)])
             if parent is not None:
-                made.parents = (*parent.parents, parent.id)
-                made.lsn = parent.lsn
-            self.all.append(made)
+                partition.parents = (*parent.parents, parent.id)
+                partition.lsn = parent.lsn
+            self.all.append(partition)
             self._next_id += 1
 
     def of(self, key: bytes) -> Partition:

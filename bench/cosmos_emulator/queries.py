@@ -25,7 +25,7 @@ STATEMENT = re.compile(
 VALUE = r"""@\w+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|-?\d+(?:\.\d+)?|true\b|false\b|null\b"""
 CONDITION = re.compile(
     rf"\s*(?P<alias>\w+)\.(?P<name>\w+)\s*"
-    rf"(?:=\s*(?P<one>{VALUE})|IN\s*\((?P<list>\s*(?:{VALUE})(?:\s*,\s*(?:{VALUE}))*\s*)\))\s*(?P<and>AND\b)?",
+    rf"(?:=\s*(?P<value>{VALUE})|IN\s*\((?P<list>\s*(?:{VALUE})(?:\s*,\s*(?:{VALUE}))*\s*)\))\s*(?P<and>AND\b)?",
     re.IGNORECASE,
 )
 UNSUPPORTED = "the emulator supports only SELECT * with properties equal to or IN parameters or literals, joined by AND"
@@ -39,29 +39,34 @@ def parse_query(request: Request) -> Conditions:
     fields = request.object()
     text = fields.get("query")
     parameters = fields.get("parameters") or []
-    if not isinstance(parameters, list) or not all(isinstance(each, dict) and "name" in each for each in parameters):
+    if not isinstance(parameters, list) or not all(isinstance(value, dict) and "name" in value for value in parameters):
         raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
-    found = STATEMENT.fullmatch(str(text))
-    if found is None:
+    statement = STATEMENT.fullmatch(str(text))
+    if statement is None:
         raise HttpError(400, f"{UNSUPPORTED}; not {str(text)[:80]!r}")
-    named = {str(each["name"]): each.get("value") for each in parameters}
-    return dict(_conditions(found["where"], found["alias"], named)) if found["where"] else {}
+    values = {str(parameter["name"]): parameter.get("value") for parameter in parameters}
+    return dict(_conditions(statement["where"], statement["alias"], values)) if statement["where"] else {}
 
 
 def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield property and accepted values of each condition of a WHERE clause; raises 400 for anything else.
+
+    alias       that properties must begin with
+    parameters  values by name, with their @
+    """
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     place = 0
     more = True
     while more:
-        found = CONDITION.match(text, place)
-        values = re.findall(VALUE, found["one"] or found["list"], re.IGNORECASE) if found else []
+        condition = CONDITION.match(text, place)
+        values = re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE) if condition else []
         is_known = all(value[0] != "@" or value in parameters for value in values)
-        if found is None or found["alias"].lower() != alias.lower() or not is_known:
+        if condition is None or condition["alias"].lower() != alias.lower() or not is_known:
             raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
-        yield found["name"], [parameters[value] if value[0] == "@" else _literal(value) for value in values]
-        place = found.end()
-        more = bool(found["and"])
+        yield condition["name"], [parameters[value] if value[0] == "@" else _literal(value) for value in values]
+        place = condition.end()
+        more = bool(condition["and"])
     if place != len(text):
         raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
 
@@ -96,6 +101,7 @@ def feed(context: RequestContext) -> HttpResponse:
 
 
 def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
+    """Return the partitions that a query or feed reads, all unless the request names one, and its key, if any."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
         return (context.partition_of(key),), key
@@ -107,22 +113,15 @@ def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
 def _respond(
     context: RequestContext, statement: Conditions | None, partitions: Sequence[Partition], key: bytes | None
 ) -> HttpResponse:
-    """Charge each partition for its part; without *statement*, return all items."""
+    """Read a page of *partitions*, and charge each of them; without *statement*, return all items.
+
+    Any spent budget refuses the whole page with 429.
+    """
     for partition in partitions:
         partition.admit(context.now, context.request.region)
     conditions = statement or {}
     page = _read_page(context, conditions, _readable(context, conditions, partitions, key))
-    charges = context.account.charges
-    strong = context.strong
-    charge_ru = 0.0
-    for partition in partitions:
-        loaded, scanned = (
-            [one.size for one in documents if one.partition is partition] for documents in (page.loaded, page.scanned)
-        )
-        is_feed = statement is None
-        cost = charges.feed(loaded, strong=strong) if is_feed else charges.query(loaded, scanned, strong=strong)
-        partition.charge(context.now, cost, context.request.region)
-        charge_ru += cost
+    charge_ru = sum(_charge(context, partition, page, is_feed=statement is None) for partition in partitions)
     results = [document.body for document in page.loaded]
     headers = context.headers(partitions[0]) | {"x-ms-item-count": str(len(results))}
     if len(partitions) > 1:
@@ -145,10 +144,27 @@ class Page:
     continuation: str = ""
 
 
+def _charge(context: RequestContext, partition: Partition, page: Page, *, is_feed: bool) -> float:
+    """Charge a partition for its documents of a page; return the request units."""
+    charges = context.account.charges
+    loaded = [document.size for document in page.loaded if document.partition is partition]
+    if is_feed:
+        charge_ru = charges.feed(loaded, strong=context.strong)
+    else:
+        scanned = [document.size for document in page.scanned if document.partition is partition]
+        charge_ru = charges.query(loaded, scanned, strong=context.strong)
+    partition.charge(context.now, charge_ru, context.request.region)
+    return charge_ru
+
+
 def _read_page(context: RequestContext, conditions: Conditions, documents: Iterable[Document]) -> Page:
-    given = _number(context.request, "x-ms-max-item-count", 100)
+    """Read *documents* that meet all conditions, until the page has enough items or bytes.
+
+    Without an index, those that do not meet them are scanned, unless they are found by id.
+    """
+    wanted = _number(context.request, "x-ms-max-item-count", 100)
+    size = wanted if wanted > 0 else MAX_PAGE_ITEMS
     room = MAX_PAGE_BYTES
-    size = given if given > 0 else MAX_PAGE_ITEMS
     scans = bool(conditions) and "id" not in conditions and not context.container.is_indexed
     page = Page()
     for document in documents:
@@ -167,18 +183,25 @@ def _read_page(context: RequestContext, conditions: Conditions, documents: Itera
 def _readable(
     context: RequestContext, conditions: Conditions, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    headers = context.request.headers
+    """Yield the documents in *partitions*, of *key* unless it is None, and in the range of effective keys asked for.
+
+    They begin after the continuation. Conditions on ids that are also keys are looked up, in which case others are not
+    read.
+    """
+    request = context.request
     container = context.container
-    after = _number(context.request, "x-ms-continuation", 0)
-    if "id" not in conditions or container.key_property != "id":
-        documents: Iterable[Document] = container.documents.after(after)
-    else:
-        found = filter(None, (container.documents.get(one, encode(one)) for one in set(map(str, conditions["id"]))))
-        documents = sorted((one for one in found if one.serial > after), key=SERIAL)
-    everywhere = len(partitions) == len(container.partitions.all)
-    start, end = (headers.get(name, b"").decode("latin-1").upper() for name in (b"x-ms-start-epk", b"x-ms-end-epk"))
-    for document in documents:
-        is_read = everywhere or document.partition is partitions[0]
+    documents = container.documents
+    after = _number(request, "x-ms-continuation", 0)
+    candidates: Iterable[Document] = documents.after(after)
+    if "id" in conditions and container.key_property == "id":
+        ids = set(map(str, conditions["id"]))
+        known = [document for item_id in ids if (document := documents.get(item_id, encode(item_id)))]
+        candidates = sorted((document for document in known if document.serial > after), key=SERIAL)
+    is_everywhere = len(partitions) == len(container.partitions.all)
+    start = request.header(b"x-ms-start-epk").upper()
+    end = request.header(b"x-ms-end-epk").upper()
+    for document in candidates:
+        is_read = is_everywhere or document.partition is partitions[0]
         if is_read and key in (None, document.key) and (not end or start <= hash_of(document.key) < end):
             yield document
 

@@ -35,9 +35,10 @@ EXCLUDED = [{"path": '/"_etag"/?'}]
 
 def indexes_of(policy: object) -> bool:
     """Return whether a policy indexes everything; 400 for a part."""
-    given = policy if isinstance(policy, dict) else {}
-    mode, included, excluded = (given.get(name) for name in ("indexingMode", "includedPaths", "excludedPaths"))
-    match str(mode or "consistent").lower():
+    properties = policy if isinstance(policy, dict) else {}
+    included = properties.get("includedPaths")
+    excluded = properties.get("excludedPaths")
+    match str(properties.get("indexingMode") or "consistent").lower():
         case "none" if not included:
             return False
         case "consistent" if included in (None, [], EVERYTHING) and excluded in (None, [], EXCLUDED):
@@ -48,7 +49,7 @@ def indexes_of(policy: object) -> bool:
 def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Yield an item's terms: values with their paths."""
     if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else (("[]", one) for one in value)
+        inner = value.items() if isinstance(value, dict) else (("[]", part) for part in value)
         for name, part in inner:
             yield from terms_of(part, f"{path}/{name}")
     else:
@@ -96,8 +97,9 @@ class Container:
     """One container; a recreated one has another resource id."""
 
     def __init__(
-        self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], given: Throughput
+        self, account: "EmulatedAccount", database: "Database", resource: Mapping[str, Any], throughput: Throughput
     ) -> None:
+        """Check the *resource* of a request to create a container; raises 400 and 409."""
         self.name = _checked_id(resource, database.containers)
         for name, value in resource.items():
             if value and name not in EMULATED:
@@ -109,10 +111,10 @@ class Container:
         self.rid = resource_id(self.rid_bytes)
         self.link = f"dbs/{database.rid}/colls/{self.rid}/"
         self.named_link = f"dbs/{quote(database.name)}/colls/{quote(self.name)}"
-        self.partitions = Partitions(given, len(account.regions))
+        self.partitions = Partitions(throughput, len(account.regions))
         self.documents = ContainerDocuments()
         rid = resource_id(account.next_number().to_bytes(3, "big"))
-        self.offer = EmulatedOffer(rid, self, given, given.ru)
+        self.offer = EmulatedOffer(rid, self, throughput, throughput.ru)
 
     def to_json(self) -> dict[str, Any]:
         """Return the service's JSON."""
@@ -203,12 +205,12 @@ def throughput_of(manual: object, autoscale: object) -> Throughput:
     if autoscale is not None:
         name = "maxThroughput"
         ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
-    found = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
-    step = AUTOSCALE_STEP if found.autoscale else MANUAL_STEP
-    least = minimum_ru(0, 0, autoscale=found.autoscale)
-    if not least <= found.ru <= MAX_RU or found.ru % step:
+    throughput = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
+    step = AUTOSCALE_STEP if throughput.autoscale else MANUAL_STEP
+    least = minimum_ru(0, 0, autoscale=throughput.autoscale)
+    if not least <= throughput.ru <= MAX_RU or throughput.ru % step:
         raise HttpError(400, f"{name} must be {least} … {MAX_RU} RU/s in steps of {step}")
-    return found
+    return throughput
 
 
 def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Database:

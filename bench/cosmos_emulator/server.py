@@ -5,7 +5,7 @@ import ipaddress
 import signal
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -106,6 +106,7 @@ async def running(
 
 
 def _answer(service: Service, request: Request) -> HttpResponse:
+    """Answer the pages for faults and metrics, or else as the service."""
     if not request.path.startswith(PAGES):
         return service.answer(request)
     match request.method, request.path.removeprefix(PAGES):
@@ -121,25 +122,32 @@ def _answer(service: Service, request: Request) -> HttpResponse:
 
 
 def _metrics(service: Service) -> bytes:
+    """Return requests and request units by operation and status, and the partitions, in Prometheus' text format."""
     lines = list[str]()
-
-    def add(name: str, samples: Iterable[tuple[float, dict[str, str]]], kind: str = "counter") -> None:
-        lines.append(f"# TYPE hotplate_cosmos_emulator_{name} {kind}")
-        for value, labels in samples:
-            shown = ",".join(f"{label}={orjson.dumps(text).decode()}" for label, text in labels.items())
-            lines.append(f"hotplate_cosmos_emulator_{name}{{{shown}}} {float(value)}")
-
     for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
-        add(f"{name}_total", ((n, {"operation": key[0], "status": str(key[1])}) for key, n in counted.items()))
+        samples = [
+            ({"operation": operation, "status": str(status)}, value) for (operation, status), value in counted.items()
+        ]
+        lines += _samples(f"{name}_total", samples)
     partitions = [
-        (partition, {"container": f"{container.database.name}/{container.name}", "partition": partition.id})
+        ({"container": f"{container.database.name}/{container.name}", "partition": partition.id}, partition)
         for container in service.account.containers()
         for partition in container.partitions.all
     ]
-    add("partition_request_units_total", ((partition.admitted_ru, labels) for partition, labels in partitions))
-    add("partition_throttled_total", ((partition.throttled, labels) for partition, labels in partitions))
-    add("partition_throughput", ((partition.budgets[0].rate, labels) for partition, labels in partitions), "gauge")
+    charges_ru = [(labels, partition.admitted_ru) for labels, partition in partitions]
+    lines += _samples("partition_request_units_total", charges_ru)
+    lines += _samples("partition_throttled_total", [(labels, partition.throttled) for labels, partition in partitions])
+    rates = [(labels, partition.budgets[0].rate) for labels, partition in partitions]
+    lines += _samples("partition_throughput", rates, "gauge")
     return "\n".join([*lines, ""]).encode()
+
+
+def _samples(name: str, samples: Iterable[tuple[Mapping[str, str], float]], kind: str = "counter") -> Iterator[str]:
+    """Yield the lines of a metric; *samples* are labels and value."""
+    yield f"# TYPE hotplate_cosmos_emulator_{name} {kind}"
+    for labels, value in samples:
+        pairs = ",".join(f"{label}={orjson.dumps(text).decode()}" for label, text in labels.items())
+        yield f"hotplate_cosmos_emulator_{name}{{{pairs}}} {float(value)}"
 
 
 async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator], None]) -> None:
@@ -154,6 +162,7 @@ async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator]
 
 
 def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
+    """Return a context with a new certificate, which is also written if that is wanted; None without TLS."""
     if not settings.tls:
         if settings.certificate is not None:
             raise BenchMisused("--certificate needs --tls")

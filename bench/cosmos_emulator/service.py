@@ -187,6 +187,7 @@ class Service:
         return response
 
     def _run_with_faults(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
+        """Answer a request with the faults that affect it: errors, resets and delays."""
         now = self.account.clock()
         response = self.faults.before(request, operation, now)
         if response is None:
@@ -198,6 +199,7 @@ class Service:
         return response
 
     def _run(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
+        """Answer a request without faults; raises HttpError."""
         now = self.account.clock()
         self.authenticator.check(request, route.resource_type, route.link, operation, now)
         if request.region and not operation.startswith(READS):
@@ -216,13 +218,13 @@ _http_date = lru_cache(1)(partial(formatdate, usegmt=True))
 
 
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
+    """Return the account's properties, with the regions at the host that the client used."""
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-    hosts = [host if n == request.region else f"{name}:{port}" for n, (_, port) in enumerate(account.regions)]
-    regions = [
-        {"name": region, "databaseAccountEndpoint": f"{request.scheme}://{hosts[n]}/"}
-        for n, (region, _) in enumerate(account.regions)
-    ]
+    regions = list[dict[str, str]]()
+    for number, (region, port) in enumerate(account.regions):
+        netloc = host if number == request.region else f"{name}:{port}"
+        regions.append({"name": region, "databaseAccountEndpoint": f"{request.scheme}://{netloc}/"})
     properties = {
         "id": "hotplate-emulation",
         "writableLocations": regions[:1],
@@ -235,6 +237,7 @@ def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
 
 
 def _manage(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
+    """Answer a request for a database, a container or an offer; *names* are those in its path."""
     charges = account.charges
     verb = operation.partition(" ")[0]
     if verb in ("list", "query"):
@@ -250,31 +253,31 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Answer 304 for unchanged ranges, which ends the SDKs' paging."""
+    """Answer a list or a query of resources; 304 for unchanged ranges, which ends the SDKs' paging."""
     verb, _, noun = operation.partition(" ")
     charge_ru = account.charges.metadata_read
     headers = dict[str, str]()
-    found: list[dict[str, Any]]
+    listed: list[dict[str, Any]]
     match noun:
         case "databases":
             name = "Databases"
-            found = [each.to_json() for each in account.databases.values()]
+            listed = [database.to_json() for database in account.databases.values()]
         case "containers":
             owner = account.database(*names, is_owner=True)
             name = "DocumentCollections"
-            found = [each.to_json() for each in owner.containers.values()]
+            listed = [container.to_json() for container in owner.containers.values()]
         case "offers":
             name = "Offers"
-            found = [each.offer.to_json() for each in account.containers()]
+            listed = [container.offer.to_json() for container in account.containers()]
         case _:
             container = account.container(*names, is_owner=True)
             headers["etag"] = container.partitions.etag
             if request.header(b"if-none-match") == headers["etag"]:
                 return HttpResponse(304, headers=headers, charge_ru=charge_ru)
             name = "PartitionKeyRanges"
-            found = container.partitions.to_json(container.rid)
+            listed = container.partitions.to_json(container.rid)
     if verb == "query":
         conditions = queries.parse_query(request)
-        found = [each for each in found if queries.meets(each, conditions)]
-    headers["x-ms-item-count"] = str(len(found))
-    return HttpResponse(200, orjson.dumps({"_rid": "", name: found, "_count": len(found)}), headers, charge_ru)
+        listed = [resource for resource in listed if queries.meets(resource, conditions)]
+    headers["x-ms-item-count"] = str(len(listed))
+    return HttpResponse(200, orjson.dumps({"_rid": "", name: listed, "_count": len(listed)}), headers, charge_ru)
