@@ -197,7 +197,9 @@ def test_unreachable_deadline_is_reported() -> None:
 
 def test_answer_is_about_the_highest_requested_level() -> None:
     small = measured(400)
-    reported_run = reported(small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow")))
+    reported_run = reported(
+        small, replace(small, ru=11_000, trials=(), throughput=Finding(Standing.COMPUTED, "this machine is slow"))
+    )
     assert reported_run.sentence == (
         "100 RU/s carry 100 reads/s of 1 KB for 5.84 USD a month; 11,000 RU/s carry (computed) 11,000 for 642 USD."
     )
