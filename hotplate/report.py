@@ -347,9 +347,11 @@ def _grouped(rows: Sequence[Row]) -> Table:
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
     """Return figures' headings, with the unit if the cells have none."""
-    units = {row.figure: row.unit for row in rows}
-    plain = {"", "us", "share"}
-    return {name: name if unit in plain or unit in name else f"{name}, {unit}" for name, unit in units.items()}
+    shown = dict[str, str]()
+    for row in rows:
+        has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
+        shown[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
+    return shown
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _search(users: Sequence[str], places: Places) -> _Elsewhere:
     for path in (*places.backups, *places.models):
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
-    folders = [_LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url) for url in places.events]
+    folders = [_event_folder(url) for url in places.events]
     names = {folder: folder.names() for folder in folders}
     holding = {str(path): _in_model(path, users) for path in places.models}
     holding |= {folder.shown: _in_events(folder, names[folder], users) for folder in folders}
@@ -102,6 +102,11 @@ def _print(erasure: Erasure, elsewhere: _Elsewhere, places: Places, state: str) 
 
 def _quoted(users: Iterable[str]) -> str:
     return ", ".join(map(repr, users))
+
+
+def _event_folder(url: str) -> SegmentFolder | _LocalFolder:
+    """Return a folder of events: a path of this machine, or a URL of fsspec."""
+    return _LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url)
 
 
 def _in_backup(folder: Path, users: Sequence[str]) -> list[str]:

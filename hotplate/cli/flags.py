@@ -133,17 +133,21 @@ class Setting:
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
         """Return the variable's value, None if unset; ValueError as `read`."""
         text = os.environ.get(self.variable or "")
-        if not text or not self.many:
-            return self.read(text) if text else None
-        return tuple(map(self.read, text.split(os.pathsep) if self.kind is Path else text.split()))
+        if not text:
+            return None
+        if not self.many:
+            return self.read(text)
+        separator = os.pathsep if self.kind is Path else None  # None: blanks
+        return tuple(map(self.read, text.split(separator)))
 
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Return a TOML key's value, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
             value = ",".join(f"{key}={cell}" for key, cell in value.items())
-        if self.many:
-            return tuple(map(self.read, value if isinstance(value, list) else [value]))
-        return self.read(value)
+        if not self.many:
+            return self.read(value)
+        values = value if isinstance(value, list) else [value]
+        return tuple(map(self.read, values))
 
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Convert a text or TOML value to the setting's type; a ValueError names both."""

@@ -211,11 +211,17 @@ def _default_folder(pipeline: Path) -> Path:
 
 
 def _print_steps(job: Job, folder: Path) -> None:
-    gates = [f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in bounds_of(job.publishing)]
-    listed = ", ".join(gates) or "those by default"
-    out.print(f"train on {', '.join(map(str, job.training.data))}, in {folder}")
+    gates = list[str]()
+    for gate in bounds_of(job.publishing):
+        side = "≤" if gate.at_most else "≥"
+        gates.append(f"{gate.name} {side} {gate.bound:g}")
+    data = ", ".join(map(str, job.training.data))
     named = f", and {', '.join(job.named)}," if job.named else ""
-    out.print(f"publish lists of {job.lists.length}{named} to {redacted(job.store)}; gates: {listed}")
+    out.print(f"train on {data}, in {folder}")
+    out.print(
+        f"publish lists of {job.lists.length}{named} to {redacted(job.store)}; "
+        f"gates: {', '.join(gates) or 'those by default'}"
+    )
 
 
 @contextmanager

@@ -92,15 +92,37 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     baseline = None if file is None else read_baseline(file)
     command_line = _command_line(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
-    sweep = next((measured for measured in reports.values() if measured.kind == "ru"), None)
-    layers = _layers(baseline, flags, command_line, reports)
-    charges = cosmos_charges.load(flags.charges or cosmos_charges.OURS)
+    sources = _Sources(
+        layers=_layers(flags, baseline=baseline, command_line=command_line, reports=reports),
+        command_line=command_line,
+        prices=prices,
+        charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
+        sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
+    )
     if flags.open_page:
-        _open_page(flags, layers, command_line, prices, charges, sweep)
+        _open_page(flags, sources)
         return
-    capacity_plan = calculate(inputs.merge([*layers, *command_line]), price_list.load(prices), charges)
-    planned = report(capacity_plan, prices.name, baseline if flags.check else None, sweep)
-    _finish(capacity_plan, planned, flags, baseline)
+    capacity_plan = calculate(inputs.merge([*sources.layers, *command_line]), price_list.load(prices), sources.charges)
+    planned = report(capacity_plan, prices.name, baseline if flags.check else None, sources.sweep)
+    _finish(flags, capacity_plan, planned, baseline=baseline)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """What a plan is calculated from.
+
+    layers        inputs of files, a release and reports; later ones win
+    command_line  inputs of the command line, which win over these
+    prices        a file of prices
+    charges       request units of each operation
+    sweep         a report of `bench ru` to plot, if there is one
+    """
+
+    layers: list[InputSource]
+    command_line: list[InputSource]
+    prices: Path
+    charges: Charges
+    sweep: Report | None
 
 
 def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
@@ -109,7 +131,7 @@ def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
     return any((*origins, *values.values()))
 
 
-def _finish(capacity_plan: CapacityPlan, planned: Report, flags: PlanFlags, baseline: Baseline | None) -> None:
+def _finish(flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, baseline: Baseline | None) -> None:
     """Write what *flags* want written, print the report or one figure's formulas, and exit with the report's code."""
     if flags.why is not None and flags.why not in capacity_plan.figures:
         raise inputs.PlanMisused(
@@ -162,14 +184,7 @@ def _command_line(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) ->
     return [InputSource("query", query, "{name} in the query"), *layers]
 
 
-def _open_page(
-    flags: PlanFlags,
-    layers: list[InputSource],
-    command_line: list[InputSource],
-    prices: Path,
-    charges: Charges,
-    sweep: Report | None,
-) -> None:
+def _open_page(flags: PlanFlags, sources: _Sources) -> None:
     """Serve the planner as a page until Ctrl-C, first with the inputs of the command line."""
     from hotplate.bench.planner import planner_page  # loads aiohttp
 
@@ -178,18 +193,18 @@ def _open_page(
         ("--from", flags.source or flags.check),
         *(("--from-report", path) for path in flags.from_report),
         ("--from-release", flags.from_release),
-        ("--prices", None if prices == price_list.OURS else prices),
+        ("--prices", None if sources.prices == price_list.OURS else sources.prices),
         ("--charges", flags.charges),
     ]
     page = planner_page.PlannerPage(
-        layers=layers,
-        prices=price_list.load(prices),
-        prices_name=prices.name,
-        charges=charges,
+        layers=sources.layers,
+        prices=price_list.load(sources.prices),
+        prices_name=sources.prices.name,
+        charges=sources.charges,
         options=[word for option, value in named if value is not None for word in (option, str(value))],
-        sweep=sweep,
+        sweep=sources.sweep,
     )
-    query = {name: str(value) for layer in command_line for name, value in layer.values.items()}
+    query = {name: str(value) for layer in sources.command_line for name, value in layer.values.items()}
     planner_page.open_page(
         page,
         urlencode(query),
@@ -199,8 +214,9 @@ def _open_page(
 
 
 def _layers(
-    baseline: Baseline | None,
     flags: PlanFlags,
+    *,
+    baseline: Baseline | None,
     command_line: list[InputSource],
     reports: Mapping[Path, Report],
 ) -> list[InputSource]:
@@ -212,7 +228,7 @@ def _layers(
         manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
-        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
+        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms  # the bound that a report is read by
         layers.append(inputs.from_report(measured, path, p99_ms))
     return layers
 

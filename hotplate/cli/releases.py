@@ -290,7 +290,7 @@ def verify(release: ReleaseOrLive = None, store: StoreUrl = None, as_json: Json 
 
     Example: hotplate releases verify --store redis://localhost:6379/0
     """
-    _verify("verify", release, store, inf, as_json=as_json)
+    _verify("verify", store, release=release, rows_per_s=inf, as_json=as_json)
 
 
 @app.command()
@@ -304,15 +304,15 @@ def scrub(
 
     Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
     """
-    _verify("scrub", release, store, rate, as_json=as_json)
+    _verify("scrub", store, release=release, rows_per_s=rate, as_json=as_json)
 
 
-def _verify(verb: str, release: str | None, store: str | None, rate: float, *, as_json: bool) -> None:
+def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: float, as_json: bool) -> None:
     from hotplate.releases import verify as check
 
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
-        manifest = check(chosen_store(store), release, rows_per_s=rate, on_progress=report)
+        manifest = check(chosen_store(store), release, rows_per_s=rows_per_s, on_progress=report)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
     print_result({"release": manifest}, sentence, as_json=as_json)
 

@@ -83,7 +83,7 @@ def backup(
     from hotplate.stores.file.backup import backup as act
 
     sentence = f"{shown_store(store)} is backed up to {target}"
-    _copy("backup", store, lambda opened, report: act(opened, target, report), sentence, as_json=as_json)
+    _copy("backup", store, act=lambda opened, report: act(opened, target, report), sentence=sentence, as_json=as_json)
 
 
 @app.command()
@@ -102,7 +102,13 @@ def restore(
     from hotplate.stores.file.backup import restore as act
 
     sentence = f"{shown_store(store)} is restored from {source}"
-    _copy("restore", store, lambda opened, report: act(source, opened, report, over=over), sentence, as_json=as_json)
+    _copy(
+        "restore",
+        store,
+        act=lambda opened, report: act(source, opened, report, over=over),
+        sentence=sentence,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -201,9 +207,9 @@ def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> 
 def _copy(
     verb: str,
     store: str | None,
+    *,
     act: Callable[["LmdbStore", "OnProgress"], Awaitable["BackupResult"]],
     sentence: str,
-    *,
     as_json: bool,
 ) -> None:
     """Back up or restore a file:// store by *act*, and print *sentence* with what was copied.
