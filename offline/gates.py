@@ -219,6 +219,7 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
 
 
 def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
+    """Judge a gate on the release alone, by its *metrics* (as of `Evaluation.to_json`) or its measured *lists*."""
     if gate.subject == _METRIC:
         trained = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
         note = "" if trained is None else f"as published; {trained:.4g} in training"
@@ -241,6 +242,7 @@ async def _against(
     name: str,
     is_default: bool,
 ) -> dict[Gate, GateVerdict]:
+    """Judge *gates* that compare with the release *live*; arguments and errors as of `judge`."""
     manifest = await load_manifest(reader, live)
     stored = manifest.stored_name(name)
     if stored is None and is_default:
@@ -252,6 +254,8 @@ async def _against(
     of_lists = [gate for gate in gates if gate.subject != _DROP]
     if not of_lists:
         return verdicts
+
+    # A bound on the overlap needs a more precise estimate than a report of it.
     is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
     sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sample, stored)
@@ -265,6 +269,7 @@ async def _against(
 
 
 def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef) -> GateVerdict:
+    """Judge how many items the sampled lists have in common with those of the live release."""
     users = live_lists.users
     if not users:
         note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
@@ -288,8 +293,12 @@ class _Kept(NamedTuple):
 
 
 def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
-    """Return what is kept of the live lists, by subject of LEAST_KEPT; *sampled* users were looked up in them."""
+    """Return what is kept of the live lists, by subject of LEAST_KEPT.
+
+    *sampled* users with a new list were looked up in the live release; *live* has the lists of those found there.
+    """
     lengths = [len(items) for items in live.users.values()]
+    # The share of sampled users who had a list is that of all users with a new list.
     users = min(live.had, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
     is_met = sampled * live.had >= _LEAST_MET * lists.users_with_lists
     items = set(live.popular).union(*live.users.values())
@@ -298,27 +307,48 @@ def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -
     segments = len(live.segments & lists.segments)
     popular = len(set(lists.popular).intersection(live.popular))
     return {
-        "users_kept": _Kept(users, live.had, live.had * is_met, f"about {users:,} of {live.had:,} users with a list"),
-        "items_kept": _Kept(known, len(items), len(items), f"{known:,} of {len(items):,} items in live lists"),
+        "users_kept": _Kept(
+            now=users,
+            before=live.had,
+            compared=live.had * is_met,
+            note=f"about {users:,} of {live.had:,} users with a list",
+        ),
+        "items_kept": _Kept(
+            now=known,
+            before=len(items),
+            compared=len(items),
+            note=f"{known:,} of {len(items):,} items in live lists",
+        ),
         "length_kept": _Kept(
-            lists.mean_length, length, len(lengths), f"{lists.mean_length:.1f} items in a list after {length:.1f}"
+            now=lists.mean_length,
+            before=length,
+            compared=len(lengths),
+            note=f"{lists.mean_length:.1f} items in a list after {length:.1f}",
         ),
         "similar_kept": _Kept(
-            min(lists.similar, live.similar),
-            live.similar,
-            live.similar,
-            f"{lists.similar:,} lists of similar items after {live.similar:,}",
+            now=min(lists.similar, live.similar),
+            before=live.similar,
+            compared=live.similar,
+            note=f"{lists.similar:,} lists of similar items after {live.similar:,}",
         ),
         "segments_kept": _Kept(
-            segments, len(live.segments), len(items), f"{segments:,} of {len(live.segments):,} segments"
+            now=segments,
+            before=len(live.segments),
+            compared=len(items),
+            note=f"{segments:,} of {len(live.segments):,} segments",
         ),
         "popular_length_kept": _Kept(
-            len(lists.popular),
-            min(len(live.popular), max(list_length, POPULAR_LENGTH)),
-            len(items),
-            f"{len(lists.popular)} popular items after {len(live.popular)}",
+            now=len(lists.popular),
+            before=min(len(live.popular), max(list_length, POPULAR_LENGTH)),
+            compared=len(items),
+            note=f"{len(lists.popular)} popular items after {len(live.popular)}",
         ),
-        "popular_kept": _Kept(popular, len(live.popular), len(items), f"{popular} of {len(live.popular)} items"),
+        "popular_kept": _Kept(
+            now=popular,
+            before=len(live.popular),
+            compared=len(items),
+            note=f"{popular} of {len(live.popular)} items",
+        ),
     }
 
 
@@ -339,6 +369,7 @@ def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -
 
 
 def _parse(name: str, bound: object, where: str) -> Gate:
+    """Return the gate *name*, perhaps with the name of a list before a colon; SettingError for a bound out of range."""
     of_list, colon, name = name.rpartition(":")
     if not _is_number(bound):
         raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
@@ -366,6 +397,7 @@ def _gate(name: str, bound: float, where: str) -> Gate:
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested tables by dotted name, such as `as_served.ndcg`, after *before*."""
     for name, value in table.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
@@ -390,8 +422,10 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
+    """Return whether *value* is a finite number and no Boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _value(numbers: Mapping[str, float], metric: str) -> float | None:
+    """Return a metric of `_numbers` by its name; those of the model need no `model.` before it."""
     return numbers.get(f"model.{metric}", numbers.get(metric))

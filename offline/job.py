@@ -1,4 +1,8 @@
-"""Publishing a model, and the resumable job that trains and publishes one."""
+"""Publishing a model, and the resumable job that trains and publishes one.
+
+A *run* of a job trains one model and publishes one release. It may take several *attempts*, each of which goes on where
+the last one was interrupted. A run is unchanged, and not repeated, if its options, inputs and release are as before.
+"""
 
 import json
 import os
@@ -6,11 +10,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.gates import AS_KEYS, remedies
@@ -28,6 +35,7 @@ from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, re
 from hotplate.stores.folders import LOCK, check_held, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
+from hotplate.stores.origin import GateVerdict
 from hotplate.stores.publication import RUNNER, begin, new_id
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
@@ -81,11 +89,19 @@ def _write(source: ModelLists | NamedLists, store: str, settings: PublishSetting
 
 
 @dataclass(frozen=True, slots=True)
+class NamedList:
+    """A list besides the default one: its *model*, None for that of the run, and a function that reads its settings."""
+
+    model: Path | None
+    settings: Callable[[], ListSettings]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """The configuration of a scheduled run.
 
     rules     reads the rules, after the training
-    named     of each list besides the default one, the model (None for that of the run), and reads its settings
+    named     the lists besides the default one, by name
     track     whether to log the model to MLflow
     register  NAME or NAME@ALIAS in MLflow; a release that goes live sets the alias
     inputs    files and folders; if their bytes and *options* are unchanged, no run is needed
@@ -98,11 +114,51 @@ class Job:
     publishing: PublishSettings
     lists: ListSettings
     rules: Callable[[], Rules]
-    named: Mapping[str, tuple[Path | None, Callable[[], ListSettings]]]
+    named: Mapping[str, NamedList]
     track: bool
     register: str | None
     inputs: Sequence[Path]
     options: str
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What one attempt at a job prints, and a folder keeps of the last run; UNSET is left out.
+
+    outcome       `published`, `unchanged`, `refused`, `failed` or `interrupted`
+    error         why the outcome is not `published`
+    run           id of the run, the same in all its attempts
+    model         its folder
+    inputs        digest of the input files
+    tracked       MLflow's URI of the model
+    metrics       of the model's lists
+    lists         number of rows by kind
+    erased        releases that were pruned
+    seconds       wall time by step, over all attempts
+    succeeded_at  seconds since 1970 of the last success, None before the first
+    ended_at      seconds since 1970
+    """
+
+    pipeline: str
+    store: str
+    outcome: str = "failed"
+    succeeded_at: float | UnsetType | None = UNSET
+    run: str | UnsetType = UNSET
+    release: ReleaseId | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    inputs: str | UnsetType = UNSET
+    tracked: str | UnsetType = UNSET
+    metrics: dict[str, int | float] | UnsetType = UNSET
+    gates: list[GateVerdict] | UnsetType = UNSET
+    lists: dict[str, int] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    erased: list[ReleaseId] | UnsetType = UNSET
+    seconds: dict[str, float] | UnsetType = UNSET
+    ended_at: float | UnsetType = UNSET
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        summary: dict[str, Any] = msgspec.to_builtins(self)
+        return summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +166,12 @@ class Run:
     """The state of one run.
 
     id        empty before the first run
+    options   digest of all options
     inputs    digest of the input files
     release   chosen before the first write
     seconds   wall time by disjoint step, over all attempts
     outcome   `published` or `refused`; None before the end
+    summary   None before the end
     """
 
     id: str
@@ -122,7 +180,17 @@ class Run:
     release: ReleaseId
     seconds: dict[str, float] = field(default_factory=dict)
     outcome: str | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary | None = None
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Run":
+        """Decode what `to_json` returns; raises msgspec.ValidationError."""
+        return msgspec.convert(state | {"summary": state.get("summary") or None}, cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; a missing summary is {}."""
+        state: dict[str, Any] = msgspec.to_builtins(self)
+        return state | {"summary": {} if self.summary is None else self.summary.to_json()}
 
 
 class RunFolder:
@@ -150,7 +218,7 @@ class RunFolder:
         """Save the run durably and atomically; raises DataError if the lock was removed."""
         self.run = run
         new = self._path / f".{_STATE}.new"
-        state = {"format": _STATE_FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
+        state = {"format": _STATE_FORMAT, "run": run.to_json(), "succeeded_at": self.succeeded_at}
         new.write_text(json.dumps(state, indent=2) + "\n")
         flush(new)
         try:
@@ -175,11 +243,11 @@ class RunFolder:
                 seconds = seconds | {step: round(seconds.get(step, 0.0) + duration, 3)}
             self.record(replace(self.run, seconds=seconds))
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Summary) -> None:
         """Record the end, and remove older models."""
-        if summary["outcome"] == "published":
+        if summary.outcome == "published":
             self.succeeded_at = time()
-        self.record(replace(self.run, outcome=summary["outcome"], summary=summary))
+        self.record(replace(self.run, outcome=summary.outcome, summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
@@ -207,9 +275,10 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
 
 
 class Attempt:
-    """One attempt at a job; *summary* is valid even if it fails.
+    """One attempt at a job, which continues a run that was interrupted; `summary` is valid even if it fails.
 
-    Waits *wait_s* seconds for another run. *train*, *measure* and *write* can be replaced to show progress.
+    Waits *wait_s* seconds for another run. Releases that are ready and older than *keep_ready_s* are pruned, too.
+    *train*, *measure* and *write* can be replaced to show progress.
     """
 
     def __init__(
@@ -222,7 +291,7 @@ class Attempt:
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
         write: Callable[[ModelLists | NamedLists, str, PublishSettings], Written] = _write,
     ) -> None:
-        self.summary: dict[str, Any] = {"pipeline": job.name, "store": redacted(job.store), "outcome": "failed"}
+        self.summary = Summary(pipeline=job.name, store=redacted(job.store))
         self._job = job
         self._wait_s = wait_s
         self._keep_ready_s = keep_ready_s
@@ -230,25 +299,28 @@ class Attempt:
         self._measure = measure
         self._write = write
 
-    def make(self, path: Path) -> dict[str, Any]:
-        """Do the remaining steps in a folder, and return the summary."""
+    def make(self, path: Path) -> None:
+        """Do the remaining steps in a folder."""
         job = self._job
         with opened(path, self._wait_s) as folder:
-            self.summary["succeeded_at"] = folder.succeeded_at
+            self._note(succeeded_at=folder.succeeded_at)
             inputs = state_of(job.inputs)
             run = run_on(job.store, partial(self._run_of, folder.run, inputs))
             if run is not folder.run:
                 folder.sweep()
                 folder.record(run)
-            if run.outcome is None:
+            if run.summary is None:
                 self._finish(folder)
             else:
-                self.summary |= run.summary
+                self.summary = run.summary
                 if run.outcome == "published":
                     folder.finish(run.summary)
-                    self.summary["outcome"] = "unchanged"
-            self.summary["succeeded_at"] = folder.succeeded_at
-        return self.summary
+                    self._note(outcome="unchanged")
+            self._note(succeeded_at=folder.succeeded_at)
+
+    def _note(self, **facts: object) -> None:
+        """Change fields of the summary."""
+        self.summary = msgspec.structs.replace(self.summary, **facts)
 
     async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
         """Return the *last* run if options, inputs and store are unchanged, else a new one."""
@@ -263,9 +335,10 @@ class Attempt:
         return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
+        """Train, track, publish and prune, without the steps that an earlier attempt has done."""
         job = self._job
         run = folder.run
-        self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
+        self._note(run=run.id, release=run.release, model=str(folder.model), inputs=run.inputs)
         if not is_model(folder.model):
             with folder.step("train") as within:
                 within.update(self._train(job.training, folder.model).seconds)
@@ -274,14 +347,25 @@ class Attempt:
         with folder.step("prune"):
             keep = partial(prune, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s)
             erased = run_on(job.store, keep)
-        summary = self.summary | _result(published, job.publishing.arm)
-        summary |= {"erased": erased, "seconds": folder.run.seconds}
+
+        manifest = published.manifest
+        refusal = _refusal(manifest, job.publishing.arm) or str(published.held_back or "")
+        summary = msgspec.structs.replace(
+            self.summary,
+            outcome="refused" if refusal else "published",
+            error=refusal or UNSET,
+            metrics=_metrics(manifest),
+            gates=list(manifest.origin.gates.verdicts),
+            lists=manifest.counts,
+            erased=erased,
+            seconds=folder.run.seconds,
+        )
         if tracked is not None:
-            is_live = summary["outcome"] == "published" and job.publishing.activate and job.publishing.arm == "A"
-            _record(tracked, job.store, published.manifest.release, is_live=is_live)
+            is_live = not refusal and job.publishing.activate and job.publishing.arm == "A"
+            _record(tracked, job.store, manifest.release, is_live=is_live)
         if published.held_back is None:  # else the next attempt continues here
             folder.finish(summary)
-        self.summary |= summary
+        self.summary = summary
 
     def _track(self, folder: RunFolder) -> "Logged | None":
         """Log the model to MLflow, if the job says so."""
@@ -293,7 +377,7 @@ class Attempt:
         with folder.step("track"):
             target = None if register is None else mlflow_models.Target.of(register)
             tracked = mlflow_models.log_training(folder.model, target, job=folder.run.id)
-            self.summary["tracked"] = tracked.uri
+            self._note(tracked=tracked.uri)
         return tracked
 
     def _publish(self, folder: RunFolder) -> "_Published":
@@ -321,13 +405,15 @@ class Attempt:
         return _Published(manifest, held_back)
 
     def _measured(self, folder: RunFolder) -> ModelLists | NamedLists:
+        """Load the models of all lists, and measure the lists as published."""
         job = self._job
         with folder.step("measure") as within:
             with timed(within, "load"):
                 model = load(folder.model)
                 lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}
-                for name, (path, settings) in job.named.items():
-                    lists[name] = ModelLists.of(model if path is None else load(path), settings(), name)
+                for name, named in job.named.items():
+                    of_list = model if named.model is None else load(named.model)
+                    lists[name] = ModelLists.of(of_list, named.settings(), name)
             return as_source({name: self._measure(of_list) for name, of_list in lists.items()})
 
     async def _activate(self, run: Run, store: Store) -> "_Published":
@@ -358,20 +444,22 @@ class _State(NamedTuple):
 
 
 def _read_state(path: Path) -> _State:
+    """Read the state of a folder's last run, a run without an id before the first; raises DataError."""
     try:
         state = json.loads(path.read_bytes())
         if state["format"] > _STATE_FORMAT:
             raise DataError(
                 f"{path} has the format {state['format']}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
             )
-        return _State(Run(**state["run"]), state["succeeded_at"])
+        return _State(Run.from_json(state["run"]), state["succeeded_at"])
     except FileNotFoundError:
         return _State(Run(id="", options="", inputs="", release=ReleaseId("")), None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
 
 def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool) -> None:
+    """Note in MLflow which release the model is in; a live one moves the alias."""
     from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
 
     mlflow_models.record_release(tracked.uri, store, release)
@@ -379,21 +467,14 @@ def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool)
         mlflow_models.set_alias(tracked)
 
 
-def _result(published: _Published, arm: Arm) -> dict[str, Any]:
-    manifest = published.manifest
+def _metrics(manifest: Manifest) -> dict[str, int | float]:
+    """Return the metrics of the model of a release; empty without an evaluation."""
     metrics = manifest.origin.quality.model
-    result: dict[str, Any] = {
-        "outcome": "published",
-        "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
-        "gates": [asdict(verdict) for verdict in manifest.origin.gates.verdicts],
-        "lists": manifest.counts,
-    }
-    if sentence := _refusal(manifest, arm) or str(published.held_back or ""):
-        result |= {"outcome": "refused", "error": sentence}
-    return result
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
+    """Return why gates keep a release from going live, and what to do; empty if they do not."""
     gates = manifest.origin.gates
     if not gates.failures:
         return ""

@@ -152,9 +152,10 @@ def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
 class Written:
     """The result of one publish.
 
+    seconds   wall time until the release was live or refused
     erased    releases that were pruned
-    steps     seconds by step, also outside of *seconds*
-    refused   why the release is not live
+    steps     seconds by step, with pruning and waiting, which *seconds* leave out
+    refused   why the release is not live, None if it is
     """
 
     result: WriteResult
@@ -182,19 +183,21 @@ async def publish(
     that cannot be judged and an invalid `wait`.
     """
     settings = settings or PublishSettings()
+    compared = live_in or store
     wait_s = wait_s_of(settings)
     started = perf_counter()
     steps = dict[str, float]()
-    (await (live_in or store).catalogue()).ref_of(settings.arm)
-    review = _GateCheck(source, settings, store, live_in or store, steps)
+    (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
+    review = _GateCheck(source, settings, store, compared, steps)
     encoding = settings.encoding or default_encoding(store)
-    parts = None
+    writers = None
     if isinstance(source, PartedSource):
         rows = source.own()
         write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
-        parts = ParallelWriters([] if encoding == "json" else source.sample(), write)
+        writers = ParallelWriters([] if encoding == "json" else source.sample(), write)
     else:
         rows = _merged(of_list.batches(review.lists[name].add) for name, of_list in _named(source).items())
+
     resume = settings.resume
     result = await publication.publish(
         store,
@@ -207,21 +210,23 @@ async def publish(
         arm=settings.arm,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
-        others=parts,
+        others=writers,
         on_progress=on_progress,
     )
     steps |= result.seconds
     refusal = await review.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
     seconds = perf_counter() - started
-    erased = list[ReleaseId]()
-    if refused is None:
-        with timed(steps, "prune"):
-            erased = await prune(store, keep=settings.keep)
-        if wait_s and settings.activate and settings.arm == "A":
-            with timed(steps, "wait"):
-                refused = await publication.outlast_probation(store, result.manifest.release, wait_s)
-    return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=refused)
+    if refused is not None:
+        return Written(result=result, seconds=seconds, erased=[], steps=steps, refused=refused)
+
+    with timed(steps, "prune"):
+        erased = await prune(store, keep=settings.keep)
+    withdrawn = None
+    if wait_s and settings.activate and settings.arm == "A":
+        with timed(steps, "wait"):
+            withdrawn = await publication.outlast_probation(store, result.manifest.release, wait_s)
+    return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=withdrawn)
 
 
 class _Review(NamedTuple):
@@ -239,7 +244,11 @@ class _Judged(NamedTuple):
 
 
 class _GateCheck:
-    """Measures the lists of a release, in *lists* by name, and judges them once."""
+    """Measures the lists of a release, and judges them by their gates, once.
+
+    `lists` are the measurements by name, filled while the lists are written. *store* gets the release, *reader* has the
+    live one to compare with. *steps* gets the seconds of judging.
+    """
 
     def __init__(
         self,
@@ -299,9 +308,11 @@ class _GateCheck:
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:
+        """Whether this publish, and the one that began the draft, go live despite failed gates."""
         return self._settings.force and manifest.origin.gates.forced
 
     async def _judge(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
+        """Return the verdicts, of the first call; *counts* (rows by kind) and *popular_keys* are those of a manifest."""
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
@@ -356,6 +367,7 @@ class _GateCheck:
 
 
 def _lost(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
+    """Return a failed verdict if some *names* of the live release are *lost*."""
     return _failed(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
 
 
@@ -367,6 +379,7 @@ def _failed(gate: str, *, of: Collection[str], failed: Collection[str], note: st
 
 
 def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
+    """Return the lists of a source by name; a source of one list has no name."""
     return source.sources if isinstance(source, NamedLists) else {"": source}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import msgspec
 import orjson
 import typer
 import xxhash
@@ -26,7 +27,7 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.evaluation import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates import Gate, check, check_names, parse_gates
-from hotplate.offline.job import Attempt, Job
+from hotplate.offline.job import Attempt, Job, NamedList
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
 from hotplate.offline.publish import NamedLists, Written, bounds_of
@@ -72,10 +73,10 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
         _print_steps(job, folder)
         return
     attempt = _attempt(job, settings, train=training.print_training, measure=_measured, write=_write_lists)
-    with text_on_stderr(), _printed(attempt.summary), _metrics_sent(attempt.summary, settings):
+    with text_on_stderr(), _printed(attempt), _metrics_sent(attempt, settings):
         attempt.make(folder)
-    if attempt.summary["outcome"] == "refused":
-        err.print("hotplate: ", attempt.summary["error"], sep="")
+    if attempt.summary.outcome == "refused":
+        err.print("hotplate: ", attempt.summary.error, sep="")
         raise typer.Exit(REFUSED)
 
 
@@ -88,8 +89,9 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     file = read_pipeline(Path(pipeline))
     settings: RunSettings = file.read("run", RunSettings)
     attempt = _attempt(read_job(file), settings)
-    with _metrics_sent(attempt.summary, settings):
-        return attempt.make(settings.work or _default_folder(file.path))
+    with _metrics_sent(attempt, settings):
+        attempt.make(settings.work or _default_folder(file.path))
+    return attempt.summary.to_json()
 
 
 def _attempt(job: Job, settings: RunSettings, **steps: Any) -> Attempt:  # noqa: ANN401 -- of Attempt
@@ -132,7 +134,8 @@ def read_job(pipeline: PipelineFile) -> Job:
         lists=publishing.list_settings(replace(flags, rules=RuleFiles())),
         rules=partial(read_rules, flags.rules),
         named={
-            name: (own.model, partial(publishing.list_settings, own, is_default=False)) for name, own in named.items()
+            name: NamedList(own.model, partial(publishing.list_settings, own, is_default=False))
+            for name, own in named.items()
         },
         track=trained.track,
         register=trained.register,
@@ -225,31 +228,31 @@ def _print_steps(job: Job, folder: Path) -> None:
 
 
 @contextmanager
-def _printed(summary: dict[str, Any]) -> Iterator[None]:
-    """Print the summary at the end, also of a failed run."""
+def _printed(attempt: Attempt) -> Iterator[None]:
+    """Print the summary at the end, also of a failed attempt."""
     try:
         yield
     finally:
-        sys.stdout.write(orjson.dumps(summary, default=str).decode() + "\n")
+        sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
 
 
 @contextmanager
-def _metrics_sent(summary: dict[str, Any], settings: RunSettings) -> Iterator[None]:
-    """Add the failure and the end of a run to its summary, and send the metrics; a failure to send is printed."""
+def _metrics_sent(attempt: Attempt, settings: RunSettings) -> Iterator[None]:
+    """Add the failure and the end of an attempt to its summary, and send the metrics; a failure to send is printed."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
-            summary["outcome"] = "interrupted"
+            attempt.summary = msgspec.structs.replace(attempt.summary, outcome="interrupted")
         else:
-            summary |= {"outcome": "failed", "error": str(error)}
+            attempt.summary = msgspec.structs.replace(attempt.summary, outcome="failed", error=str(error))
         raise
     finally:
-        summary["ended_at"] = time()
+        attempt.summary = msgspec.structs.replace(attempt.summary, ended_at=time())
         for target in (settings.textfile, settings.push):
             try:
                 if target is not None:
-                    _send_metrics(target, summary)
+                    _send_metrics(target, attempt.summary.to_json())
             except (OSError, ValueError, HTTPException) as error:
                 reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
                 err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")

@@ -113,8 +113,7 @@ class Budget:
 def _fit_price(params: Params, user_items: UserItems) -> float:
     """Return what a fit takes of the budget, about seconds of a core.
 
-    It is coarser than `fit_s`, and stays: with other prices, other cells are tried than those that the rules of the
-    search were confirmed with.
+    Coarser than `fit_s` on purpose: the rules of the search were confirmed with the cells that these prices allow.
     """
     match params:
         case ALSParams():

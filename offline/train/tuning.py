@@ -1,4 +1,8 @@
-"""The search for an engine and its parameters within a budget."""
+"""The search for an engine and its parameters within a budget.
+
+A *cell* is an engine with its parameters, and a *trial* measures one: it is fitted to inner splits of the training
+part, and ranks items for their test users. With recency, scores are multiplied by a power of recent popularity.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,11 +158,16 @@ class Search:
         return any(self.trials[popular].leads_by(trial) > LEADING for trial in best)
 
     def _power(self, number: int) -> float:
+        """Return the power of recency of a trial, 0 without."""
         recency = recency_of(self.trials[number].params)
         return 0.0 if recency is None else recency.gamma
 
     def _preference(self, number: int) -> tuple[float, ...]:
-        """Return a key that is least for the cell to prefer among equals."""
+        """Return the sort key of a trial among equals, least for the preferred one.
+
+        With recency first, then ALS, then by simplicity, by the power of recency, and by the distance of the half-life
+        from popularity's.
+        """
         params = self.trials[number].params
         size = 0.0
         match params:
@@ -168,12 +177,13 @@ class Search:
                 size = -params.regularization
             case NeighbourParams():
                 size = params.neighbours
+        is_other_engine = float(not isinstance(params, ALSParams))
         recency = recency_of(params)
         if recency is None:
-            return 1.0, float(not isinstance(params, ALSParams)), size, 0.0, 0.0
+            return 1.0, is_other_engine, size, 0.0, 0.0
         days = self.popular.half_life_days or recency.half_life_days
         distance = abs(math.log(recency.half_life_days / days))
-        return 0.0, float(not isinstance(params, ALSParams)), size, -recency.gamma, distance
+        return 0.0, is_other_engine, size, -recency.gamma, distance
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -224,10 +234,11 @@ def tune(
     if not splits:
         return None
     items = drawn.user_items.shape[1]
+    is_recent = drawn.options.in_time and not tuning.cells
     seconds = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
     budget = Budget(splits, user_items, seconds)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    is_recent = drawn.options.in_time and not tuning.cells
+
     cost_s = Cost(splits, user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
         is_recent=is_recent,
@@ -242,12 +253,12 @@ def tune(
     if drawn.user_items is not user_items:
         users = drawn.user_items.shape[0]
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
+
     on_trial(0, len(cells))
     trials = _Trials(splits, k, kept, digest_of(drawn.user_items, drawn.history, drawn.options, EXPLORING, k))
-    trials.run(cells, on_trial, int(is_recent))
-    for _ in range(0 if tuning.cells else _EXTENSIONS):
-        ranked = [trials.done[number].params for number in _by_ndcg(trials.done)]
-        trials.run(budget.affordable(beyond(ranked, items)), on_trial, int(is_recent))
+    trials.run(cells, on_trial, to_come=int(is_recent))
+    if not tuning.cells:
+        _extend(trials, budget, items, on_trial, to_come=int(is_recent))
     if is_recent:
         _add_recency(trials, budget, on_trial)
     on_trial(len(trials.done), len(trials.done))
@@ -262,6 +273,13 @@ def tune(
     )
 
 
+def _extend(trials: "_Trials", budget: Budget, items: int, on_trial: OnProgress, *, to_come: int) -> None:
+    """Try cells beyond the best one of an engine as long as it lies at the edge, at most three times."""
+    for _ in range(_EXTENSIONS):
+        ranked = [trials.done[number].params for number in _by_ndcg(trials.done)]
+        trials.run(budget.affordable(beyond(ranked, items)), on_trial, to_come)
+
+
 def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
     """Try the best cell of each engine with recency.
 
@@ -272,12 +290,13 @@ def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> Non
     for params in sorted(best, key=_recency_order):
         tried: dict[Params, Trial] = {}
         while cells := budget.recencies(more_recency(params, tried, popular)):
-            tried |= {trial.params: trial for trial in trials.run(cells, on_trial, 1)}
+            tried |= {trial.params: trial for trial in trials.run(cells, on_trial, to_come=1)}
         if isinstance(params, PopularityParams) and tried:
             popular = max(tried, key=lambda cell: tried[cell].ndcg)  # type: ignore[assignment]  # all are popularity's
 
 
 def _recency_order(params: Params) -> int:
+    """Return the place of an engine in the trials of recency."""
     match params:
         case PopularityParams():
             return 0
@@ -326,7 +345,7 @@ def search_repeats(
 
 
 class _Drawn(NamedTuple):
-    """The users of a search, and the options of its split."""
+    """The users of a search, all or some drawn at random, and the options of its split."""
 
     user_items: UserItems
     history: History | None
@@ -351,7 +370,10 @@ class _Drawn(NamedTuple):
 
 
 def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> _Drawn:
-    """Draw users, and leave out the minimum per item, which is of all users."""
+    """Draw the users of a search: all of them, or some with a million pairs and the items that these have.
+
+    The minimum number of users per item counts all users, so it is dropped for a draw.
+    """
     if user_items.nnz <= _SEARCHED_PAIRS:
         return _Drawn(user_items, history, options)
     counts = items_per_user(user_items)
@@ -368,7 +390,10 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
 
 
 class _Trials:
-    """Runs trials, and keeps them in *folder*."""
+    """Runs trials of one search on *splits*, with lists of *k*.
+
+    They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
+    """
 
     def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
         self._splits = splits
@@ -379,7 +404,10 @@ class _Trials:
         self.done: list[Trial] = []
 
     def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
-        """Try *cells*; *on_trial* gets the number of trials, and that of all with *to_come* after these."""
+        """Try *cells* and return their trials.
+
+        *on_trial* is called with the number of trials so far, and in all, if *to_come* ones follow these.
+        """
         total = len(self.done) + len(cells) + to_come
         for params in cells:
             self.done.append(self._trial(params))
@@ -387,20 +415,21 @@ class _Trials:
         return self.done[len(self.done) - len(cells) :]
 
     def _trial(self, params: Params) -> Trial:
+        """Return the stored trial of *params*, or measure and store it."""
         tried = exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
-        kept = None
+        file = None
         if self._folder is not None:
             name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
-            kept = self._folder / f"{name}.npy"
-            with suppress(OSError, ValueError, EOFError):  # missing or half-written
-                seconds, *_ = values = np.load(kept, allow_pickle=False)
-                return Trial(params, iterations, per_user=values[1:], seconds=float(seconds))
+            file = self._folder / f"{name}.npy"
+            with suppress(OSError, ValueError, EOFError, IndexError):  # missing or half-written
+                stored = np.load(file, allow_pickle=False)
+                return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
         start = perf_counter()
         per_user = self._measure(tried)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
-        if kept is not None:
-            _write(kept, trial)
+        if file is not None:
+            _write(file, trial)
         return trial
 
     def _measure(self, params: Params) -> Values:
@@ -461,6 +490,7 @@ class _Fits:
         self._last = None
 
     def _kept(self, plain: Params) -> list[Ranker]:
+        """Return the rankers of *plain*, which has no recency: those that are kept, or new ones, which then are."""
         rankers = self._find(plain)
         if rankers is not None:
             return rankers
@@ -478,10 +508,12 @@ class _Fits:
         return None
 
     def _bytes(self, params: Params) -> int:
+        """Estimate the memory of the rankers of *params* for all splits."""
         return sum(fit_bytes(params, parts.train) for parts in self._splits)
 
 
 def _write(path: Path, trial: Trial) -> None:
+    """Write the seconds and then the nDCG of each user; raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
@@ -494,10 +526,12 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
 
 
 def _by_ndcg(trials: Sequence[Trial]) -> list[int]:
+    """Return the numbers of *trials*, the best first."""
     return sorted(range(len(trials)), key=lambda number: -trials[number].ndcg)
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
+    """Return the number of each engine's best trial, the best first."""
     best: dict[Engine, int] = {}
     for number in _by_ndcg(trials):
         best.setdefault(engine_of(trials[number].params), number)
@@ -505,6 +539,7 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _to_json(trial: Trial) -> dict[str, Any]:
+    """Return what a model folder keeps of a trial."""
     return {
         "engine": engine_of(trial.params),
         "params": asdict(trial.params),
@@ -528,7 +563,10 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
 
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
-    """Return the default cells, perhaps of one *engine*."""
+    """Return the default cells for a catalogue of *items*, perhaps of one *engine*.
+
+    *defaults* are those of ALS, and give the others iterations and seed.
+    """
     cells: list[Params] = [defaults]
     for most_factors, regularization, alpha in _ALS:
         factors = min(most_factors, items)
@@ -541,9 +579,10 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells if an engine's best cell, its first in *ranked*, lies at the edge.
+    """Return new cells beyond the edge of those tried, for each engine whose best cell lies there.
 
-    The powers of rp3beta are always searched around its best cell.
+    *ranked* are the cells tried, the best first; there are *items* in the catalogue. The powers of rp3beta are always
+    searched around its best cell.
     """
     als = [params for params in ranked if isinstance(params, ALSParams)]
     ease = [params for params in ranked if isinstance(params, EASEParams)]
@@ -562,6 +601,7 @@ def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
 
 
 def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
+    """Yield cells with more factors, and with larger or smaller regularization and alpha, if the best is at an edge."""
     best = ranked[0]
     # The best regularization and alpha are kept.
     for factors in (2 * best.factors, _MOST_FACTORS):
@@ -572,6 +612,7 @@ def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
 
 
 def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
+    """Yield a larger or smaller regularization, if the best one is at an edge."""
     for times in _past([params.regularization for params in ranked], 3, 1 / 3):
         yield EASEParams(float(f"{times * ranked[0].regularization:.3g}"))
 
@@ -586,6 +627,7 @@ def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterato
 
 
 def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
+    """Yield the neighbouring powers of a random walk."""
     for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
         alpha = round(walk.walk_alpha + alpha_step, 2)
         beta = round(walk.walk_beta + beta_step, 2)
@@ -623,7 +665,7 @@ def more_recency(
 
 
 class _Timing(NamedTuple):
-    """A half-life, and a power of recency."""
+    """A half-life in days, and a power of recency (*gamma*)."""
 
     days: float
     gamma: float
@@ -657,6 +699,7 @@ def _equals(trial: Trial, best: Trial) -> bool:
 
 
 def _timing(params: Params) -> _Timing:
+    """Return the half-life and the power of recency of a cell; defaults of 1 without."""
     if isinstance(params, PopularityParams):
         return _Timing(params.half_life_days or 1.0, 1.0)
     recency = recency_of(params)
