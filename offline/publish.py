@@ -312,7 +312,7 @@ class _GateCheck:
         return self._settings.force and manifest.origin.gates.forced
 
     async def _judge(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
-        """Return the verdicts, of the first call; *counts* (rows by kind) and *popular_keys* are those of a manifest."""
+        """Return the verdicts, of the first call; *counts* and *popular_keys* are those of a manifest."""
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)

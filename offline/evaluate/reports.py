@@ -19,6 +19,7 @@ from hotplate.offline.evaluate.metrics import (
     MetricInterval,
     RankingMetrics,
     RatingMetrics,
+    Values,
     as_served,
     coverage,
     interval,
@@ -239,7 +240,11 @@ def _rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Itera
 
 
 class Evaluator:
-    """Measures candidates against one truth. Matrices are [users, items], both in id order."""
+    """Measures the first *k* items of the lists of *candidates* against one truth.
+
+    Users and items of the truth, the candidates and the *history*, if any, are numbered in the order of their ids;
+    matrices are [users, items].
+    """
 
     def __init__(self, truth: Truth, candidates: Sequence[Candidate], k: int, history: Matrix | None) -> None:
         check_length(k, "k")
@@ -277,6 +282,7 @@ class Evaluator:
         )
 
     def _measure(self, candidate: Candidate) -> Figures:
+        """Measure a candidate; raises DataError as `evaluate`."""
         lists = self._lists(candidate)
         history = self._history
         test = self._test
@@ -287,7 +293,7 @@ class Evaluator:
                 f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
                 "leave them out; give later interactions, or other users'."
             )
-        rating, predicted = self._rating(candidate)
+        scored = self._scored_pairs(candidate)
         filler = None if candidate.popular is None else _numbers(candidate.popular, self._items)
         popularity = covered = None
         if history is not None:
@@ -303,11 +309,11 @@ class Evaluator:
             ranking=ranking,
             as_served=None if filler is None else measure_users(as_served(lists, filler), test).metrics,
             popularity=popularity,
-            rating=rating,
+            rating=None if scored is None else measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy()),
             origin=candidate.origin,
             pairs=int(test.nnz),
             seen_pairs=seen_pairs,
-            predicted=predicted,
+            predicted=0 if scored is None else scored.height,
             coverage=covered,
         )
 
@@ -317,13 +323,7 @@ class Evaluator:
         b = measure_users(self._lists(second), self._test)
         rows = list[Row]()
         for name in RANKING:
-            mean_a = float(a.values[name].mean())
-            mean_b = float(b.values[name].mean())
-            lead = interval(b.values[name] - a.values[name])
-            low, high = lead or (None, None)
-            rows.append(Row(name, "A", "", mean_a))
-            rows.append(Row(name, "B", "", mean_b))
-            rows.append(Row(name, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(lead)))
+            rows += _compared(name, a.values[name], b.values[name])
         leads = b.values["ndcg"] - a.values["ndcg"]
         lead = interval(leads)
         verdict = _verdict(lead)
@@ -343,44 +343,60 @@ class Evaluator:
         )
 
     def _lists(self, candidate: Candidate) -> Indices:
-        """Return [users, k], -1 after the end of a list."""
+        """Return the lists [users, k], -1 after the end of one; DataError if no user has any."""
         if candidate.lists.is_empty():
             raise DataError(
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
                 "check that both use the same user ids."
             )
         users = _numbers(candidate.lists.get_column("user"), self._users)
-        first = np.r_[0, np.flatnonzero(np.diff(users)) + 1]
-        ranks = np.arange(len(users)) - np.repeat(first, np.diff(np.r_[first, len(users)]))
+        starts = np.r_[0, np.flatnonzero(np.diff(users)) + 1]  # of each user's rows
+        ranks = np.arange(len(users)) - np.repeat(starts, np.diff(np.r_[starts, len(users)]))
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
         lists[users, ranks] = _numbers(candidate.lists.get_column("item"), self._items)
         return lists
 
-    def _rating(self, candidate: Candidate) -> tuple[RatingMetrics | None, int]:
+    def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:
+        """Return the pairs with a rating and a score of the candidate [user, item, score, rating].
+
+        None if the truth has no ratings; DataError if none of its pairs has a score.
+        """
         if "rating" not in self.truth.pairs.columns:
-            return None, 0
-        both = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
-        if both.is_empty():
+            return None
+        scored = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
+        if scored.is_empty():
             raise DataError(
                 f"Of {self.truth.pairs.height:,} pairs in the truth, none has a score in {candidate.origin}; omit "
                 "--rating-column."
             )
-        predicted = both.get_column("score").to_numpy()
-        actual = both.get_column("rating").to_numpy()
-        return measure_ratings(predicted, actual), both.height
+        return scored
 
     def _matrix(self, users: Indices, items: Indices) -> UserItems:
+        """Return the matrix with 1 at the pairs of numbered *users* and *items*."""
         shape = len(self._users.categories), len(self._items.categories)
         matrix = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
         matrix.sort_indices()
         return matrix
 
 
+def _compared(name: str, a: Values, b: Values) -> Iterator[Row]:
+    """Yield the means of one metric in lists A and B, and their difference; *a* and *b* are its values by user."""
+    mean_a = float(a.mean())
+    mean_b = float(b.mean())
+    lead = interval(b - a)
+    low, high = lead or (None, None)
+    yield Row(name, "A", "", mean_a)
+    yield Row(name, "B", "", mean_b)
+    yield Row(name, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(lead))
+
+
 def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
+    """Return the number of each id, its place in *known*."""
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 
 
 def _verdict(lead: MetricInterval | None) -> str:
+    """Return how B compares with A, by the interval of B's lead."""
     if lead is None or lead[0] <= 0 <= lead[1]:
         return "cannot tell"
     return "better" if lead[0] > 0 else "worse"

@@ -26,7 +26,7 @@ from hotplate.offline.input.matrix import (
 
 SplitKind = Literal["by-time", "by-item", "by-user", "random", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
-# Held-out users' least number of items, and tested share.
+# Held-out users have at least this number of items, of which this share is tested.
 _MIN_HELD_OUT_ITEMS = 5
 _TARGET_SHARE = 0.2
 # Three pieces of a log end after 60, 80 and 100 % of the pairs.
@@ -152,27 +152,32 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 
 
 def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
+    """Split at a time; *times* are the first times of the pairs of *user_items*.
+
+    Of the pairs in order of time, a piece of the log takes the first ones, and the test the last share of those.
+    """
     ordered = np.sort(times)
     share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
     size = max(1, round(share * len(times)))
-    until = end = NO_TIME
+    cut = end = NO_TIME
     if len(times):
-        until = int(ordered[max(0, round((1 - options.test_share) * size) - 1)])
+        cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)])
         end = int(ordered[size - 1])
-    held_back = np.asarray((times > until) & (times <= end))
-    past = history.until(until)
+    held_back = np.asarray((times > cut) & (times <= end))
+    past = history.until(cut)
     learnt = past.matrix()
     # Cancelled pairs of the cut stay, untested, even if chosen again.
     held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
     train = past.core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
-        user_items = history.pairs_after(until)
+        user_items = history.pairs_after(cut)
         held_back = np.ones(user_items.nnz, dtype=np.bool_)
     test = _known(user_items, held_back, train, options)
     return Parts(train=train, history=past.only(train), seen=train, test=test)
 
 
 def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
+    """Return the pairs *held_back*, without users and items that the minimum numbers leave out of *train*."""
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
     rows = rows_of(user_items)
@@ -182,27 +187,35 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
 
 
 def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
+    """Return which pairs a random split holds back; *rows* are their users."""
     draw = np.random.default_rng(options.seed).random(user_items.nnz)
     groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}
-    rank, counts = ranked(groups.get(options.kind, np.zeros_like(rows)), draw)
+    one_group = np.zeros_like(rows)
+    rank, counts = ranked(groups.get(options.kind, one_group), draw)
     return np.asarray(rank > np.round((1 - options.test_share) * counts))
 
 
-def ranked(
-    groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each element's rank within its group, from 1, and the group's size; stable."""
-    sorted_ = np.lexsort((order, groups))
-    counts = np.bincount(groups)
-    first = np.cumsum(counts) - counts
+class RankInGroup(NamedTuple):
+    """The *rank* of each element in its group, from 1, and the *sizes* of the groups [elements]."""
+
+    rank: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+
+def ranked(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RankInGroup:
+    """Rank elements by *order* in *groups*, both [elements]; stable."""
+    places = np.lexsort((order, groups))
+    sizes = np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
     rank = np.empty(len(groups), dtype=np.int64)
-    rank[sorted_] = np.arange(len(groups)) - first[groups[sorted_]] + 1
-    return rank, counts[groups].astype(np.int64)
+    rank[places] = np.arange(len(groups)) - starts[groups[places]] + 1
+    return RankInGroup(rank, sizes[groups].astype(np.int64))
 
 
 def _hold_out_users(
     user_items: UserItems, rows: npt.NDArray[np.int64], history: History | None, options: SplitOptions
 ) -> Parts:
+    """Hold out random users: some of their items are tested, and the others are folded in; *rows* are pairs' users."""
     counts = items_per_user(user_items)
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
@@ -210,11 +223,16 @@ def _hold_out_users(
     is_held_out[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
     of_held_out = is_held_out[rows]
     rank, sizes = ranked(rows, generator.random(user_items.nnz))
-    target = of_held_out & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
+    is_tested = of_held_out & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
+
     train = core(part(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
-    target &= (users_per_item(train) > 0)[user_items.indices]
-    past = None if history is None else history.only(train)
-    return Parts(train=train, history=past, seen=part(user_items, of_held_out & ~target), test=part(user_items, target))
+    is_tested &= (users_per_item(train) > 0)[user_items.indices]
+    return Parts(
+        train=train,
+        history=None if history is None else history.only(train),
+        seen=part(user_items, of_held_out & ~is_tested),
+        test=part(user_items, is_tested),
+    )
 
 
 def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
