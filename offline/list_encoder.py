@@ -81,6 +81,11 @@ class ListEncoder:
         return [new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._bodies(lists), strict=True)]
 
     def _bodies(self, lists: RankedLists) -> list[bytes]:
+        """Return the value of each row: an offset, then the list's items as JSON lines.
+
+        The offset, in hexadecimal, is the end of the first USUAL_CUT items, where the service cuts most often; 0 if it
+        is too large.
+        """
         lines = self._lines(lists.items, lists.scores)
         # Offsets of the lines; the last line of a list loses its separator.
         line_bytes = lines.str.len_bytes().to_numpy()
@@ -98,6 +103,7 @@ class ListEncoder:
         ]
 
     def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
+        """Return the JSON line of each of *items* (numbers) with its score."""
         if not np.isfinite(scores).all():
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
@@ -116,4 +122,5 @@ def _tail(title: str | None) -> bytes:
 
 
 def _texts(encoded: Iterator[bytes]) -> pl.Series:
+    """Return UTF-8 bytes as a series of texts."""
     return pl.Series([text.decode() for text in encoded], dtype=pl.String)

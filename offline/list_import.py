@@ -1,6 +1,7 @@
 """Import of computed lists that may exceed memory.
 
-Rows are partitioned by owner on disk, and each partition is sorted in memory.
+A row says that an item is in the list of an *owner* (a user, an item or a segment), with a score. Rows are partitioned
+by owner on disk, and each partition is sorted in memory. Items are numbered in order of appearance.
 """
 
 import shutil
@@ -152,6 +153,7 @@ class _Sources(NamedTuple):
 
 @contextmanager
 def _opened(settings: ImportSettings) -> Iterator[_Sources]:
+    """Yield the rows of the files of *settings*, which stay open; raises DataError."""
     similar_paths = _optional(settings.similar)
     popular_paths = _optional(settings.popular)
     lists = similar = popular = None
@@ -184,6 +186,7 @@ class ImportedLists:
     """
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: "OnStage", name: str = "") -> None:
+        """Read and sort all files, which takes most of an import's time; raises DataError."""
         self._settings = settings
         self._name = name
         numbers = ItemNumbers()
@@ -195,6 +198,7 @@ class ImportedLists:
             counted = self._similar if sources.lists is None else self._users
             self._popular = _popular(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
             titles = _titles(sources, settings)
+
         first = sources.rows[0]
         self.rows = first.total
         self.left_out = dict(first.left_out)
@@ -202,11 +206,12 @@ class ImportedLists:
             self.left_out["named twice"] = self._users.duplicates
         self._notes = [note for rows in sources.rows for note in rows.notes]
         self._fingerprint = sources.fingerprint
+
         self._items = numbers.ids()
         self._titles = [titles.get(item) for item in self._items]
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
-        self._attributes, self._about_attributes = read_attributes(settings.attributes, settings.attribute_kinds)
+        self._attributes = read_attributes(settings.attributes, settings.attribute_kinds)
 
     def plan(self) -> Plan:
         """See `ListSource`."""
@@ -217,9 +222,10 @@ class ImportedLists:
         for lists in (self._users, self._similar):
             rows += lists.owners
             payload += int(item_bytes[: len(lists.in_lists)] @ lists.in_lists)
-        meta_bytes = sum(len(row.value) for row in self._attributes)
+        attributes = self._attributes.rows
+        meta_bytes = sum(len(row.value) for row in attributes)
         return Plan(
-            rows=rows + len(self._attributes),
+            rows=rows + len(attributes),
             payload_bytes=payload + rows * _ROW_BYTES + meta_bytes,
             meta_bytes=meta_bytes,
         )
@@ -234,7 +240,7 @@ class ImportedLists:
             "rows": self.rows,
             "left_out": self.left_out,
             "notes": self._notes,
-            **self._about_attributes,
+            **self._attributes.about,
         }
 
     def items(self) -> Items:
@@ -252,9 +258,10 @@ class ImportedLists:
         for lists in self._users.read():
             observe(lists.owners, lists.items, lists.lengths)
             yield from self._rows(USER, lists)
-        yield from ([row] for row in self._attributes)
+        yield from ([row] for row in self._attributes.rows)
 
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
+        """Yield the rows of lists of a *kind* of key, in batches."""
         prefix = prefix_of(kind, self._name)
         return (self._encoder.rows(prefix, batch) for batch in lists.batches(_BATCH))
 
@@ -283,6 +290,7 @@ def read_scored(
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
+    """Declare the values of `read_scored`; *columns* are names by role, *owner* and *item* are roles."""
     shape = TableShape(table)
     shape.values["owner"] = table.text(columns.get(owner))
     if owner == "segment":
@@ -292,7 +300,7 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
         shape.values["title"] = table.text(columns["title"])
     score = columns["score"]
     if table.schema[score] == pl.Float32:
-        # By its shortest decimal form.
+        # By its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
         shape.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
     else:
         shape.values["score"] = table.number(score)
@@ -303,7 +311,7 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
-    """Read titles; their file may have a header though the lists have none."""
+    """Return titles by item, of their file or of the lists; the file may have a header though the lists have none."""
     if not sources.title_files:
         return {} if sources.lists is None else titles_of(sources.lists.kept, named_paths(settings.paths))
     source = named_paths(_optional(settings.titles))
@@ -340,13 +348,14 @@ def sort_lists(
 ) -> SortedLists:
     """Sort rows into a new *folder* by owner, highest score and item, at most *length* items per owner.
 
-    *on_progress* is called with (rows done, twice the rows), for two passes. Raises DataError if the disk gets full.
+    *scored* are rows of `read_scored`, None for no lists. *on_progress* is called with (rows done, twice the rows), for
+    two passes. Raises DataError if the disk gets full.
     """
     if scored is None:
         return SortedLists(partitions=[], in_lists=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
     folder.mkdir()
-    done = 0
     total = 2 * scored.facts["rows"]
+    done = 0
     on_progress(done, total)
     with data_errors(folder):
         bounds = _bounds(scored)
@@ -355,6 +364,7 @@ def sort_lists(
             _spill(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
             on_progress(done, total)
+
     ranks = numbers.ranks()
     partitions = list[Path]()
     in_lists = np.zeros(len(ranks), dtype=np.int64)
@@ -412,6 +422,7 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _bounds(scored: Rows) -> pl.Series:
+    """Return the least owner of each partition but the first, from a sample, so that partitions are about equal."""
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
@@ -425,6 +436,7 @@ def _bounds(scored: Rows) -> pl.Series:
 
 
 def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
+    """Write *rows* [owner, item, score] to the folders of their partitions, as files of this *name*."""
     # Within a query this would load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)

@@ -226,12 +226,14 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     parts = split(matrix.user_items, matrix.history, options)
     popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
+
     columns = {**FIXED, RECENT: popular, BEST_ALS: report.best("als"), TYPED: report.chosen}
     rankers = _Rankers(parts)
-    values = {name: _served(parts, rankers.of(params), popular) for name, params in columns.items()}
-    leads = values[TYPED] - values[RECENT]
-    ndcg = {name: float(per_user.mean()) for name, per_user in values.items()}
+    per_user = {name: _served(parts, rankers.of(params), popular) for name, params in columns.items()}
+    leads = per_user[TYPED] - per_user[RECENT]
+    ndcg = {name: float(values.mean()) for name, values in per_user.items()}
     ndcg[TYPED] = evaluation.as_served.ndcg
+
     similar = _similar(parts, popular)
     if evaluation.similar is not None:
         similar[TYPED] = evaluation.similar.hit_rate
@@ -254,6 +256,7 @@ class _Rankers:
         self._fitted: dict[Params, Ranker] = {}
 
     def of(self, params: Params) -> Ranker:
+        """Return *params* fitted to the train part."""
         recency = recency_of(params)
         plain = without_recency(params)
         if plain not in self._fitted:
@@ -272,6 +275,7 @@ def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDAr
 
 
 def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
+    """Return the hit rate@10 of similar items by simple methods; 0 if it cannot be measured."""
     days = popular.half_life_days
     methods = {COSINE: SimilarParams()}
     if days is not None:

@@ -113,6 +113,7 @@ class SparkLists(PartedSource):
     def _sum(
         self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement, observer: Observer | None
     ) -> WrittenPart:
+        """Sum up all *wanted* parts, and add their measures to *lists* and their charges to *observer*."""
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
         tally = Tally()
@@ -128,12 +129,15 @@ class SparkLists(PartedSource):
         return WrittenPart(tally, rows)
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
+        """Return the results of *work* on each block, one task for each."""
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
 
 
 @dataclass(frozen=True, slots=True)
 class _PublishJob:
+    """What executors need: the lists without users, the draft, the store's URL, and the items to sample of a list."""
+
     lists: "Broadcast[ModelLists]"
     context: PartContext
     url: str
@@ -141,6 +145,8 @@ class _PublishJob:
 
 
 class _Noted(NamedTuple):
+    """What executors report while they work: the rows written so far, and the first error."""
+
     rows: int
     failed: StoreError | None
 
@@ -149,6 +155,8 @@ _NOTHING = _Noted(0, None)
 
 
 class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
+    """Adds up reports of executors."""
+
     def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- Spark's interface
         return _NOTHING
 
@@ -157,6 +165,8 @@ class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
 
 
 class _MeasuredPart(NamedTuple):
+    """One part: sums over its rows, measures of its lists, and what the store charged."""
+
     written: WrittenPart
     counts: ListCounts
     charges: ChargeCounter
@@ -176,6 +186,7 @@ def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_M
 
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
+    """Write the rows of a block as a part of the draft, and measure its lists."""
     lists = job.lists.value
     charges = ChargeCounter()
     measured = Measurement(lists.items(), job.depth)

@@ -1,4 +1,8 @@
-"""Training: from interactions to a model folder, with a search and an evaluation."""
+"""Training: from interactions to a model folder, with a search and an evaluation.
+
+The interactions are split into train and test. Parameters are chosen on train alone, evaluated on test, and fitted
+again to everything.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +23,7 @@ from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import Matrix, Weighting, to_matrix
+from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import Model, check_target, save
@@ -161,6 +165,7 @@ class TrainReport:
         }
 
     def _repr_html_(self) -> str:
+        """Return the model, its quality and the evaluation for notebooks."""
         facts = self.to_json()
         counts = ", ".join(f"{facts[name]:,} {name}" for name in ("users", "items", "pairs"))
         model = f"{described(self.model.params)}, of {counts}, in {self.out}"
@@ -185,6 +190,7 @@ def train(
     seconds = dict[str, float]()
     check_target(out)
     trials = out.resolve().with_name(f".{out.resolve().name}.kept")
+
     with _stage("read", seconds, on_progress):
         interactions = _read(settings)
     with _stage("matrix", seconds, on_progress):
@@ -194,7 +200,8 @@ def train(
         standing = matrix.standing()
         if settings.tuning is None and (fitting_s := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
             on_notice(f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model")
-    learnable = _Learnable(matrix, test)
+
+    learnable = _Learnable.of(matrix, test)
     search = None
     tuning_note = "The parameters were not searched."
     if settings.tuning is not None:
@@ -203,6 +210,7 @@ def train(
             search = _search(learnable, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice)
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
     chosen = _choose(learnable, settings, search, trials)
+
     evaluation = None
     note = "No evaluation was requested."
     if test is not None:
@@ -211,6 +219,7 @@ def train(
             if not note:
                 evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
     del test, learnable, matrix  # releases memory for the last fit
+
     with _stage("fit", seconds, on_progress):
         model = _fit(interactions, standing, settings, chosen, partial(on_progress, "fit"))
         metrics = None if evaluation is None else evaluation.to_json()
@@ -248,16 +257,24 @@ class _Test(NamedTuple):
         )
 
 
-class _Learnable:
-    """What parameters are chosen on: the train part, or everything without an evaluation."""
+class _Learnable(NamedTuple):
+    """What parameters are chosen on: the train part of the evaluation's *split*, or everything without one."""
 
-    def __init__(self, matrix: Matrix, test: _Test | None) -> None:
-        self.user_items = matrix.user_items if test is None else test.parts.train
-        self.history = matrix.history if test is None else test.parts.history
-        self.split = None if test is None else test.split
+    user_items: UserItems
+    history: History | None
+    split: SplitOptions | None
+
+    @classmethod
+    def of(cls, matrix: Matrix, test: _Test | None) -> "_Learnable":
+        """Return the train part of *test*, or *matrix* if it is None."""
+        if test is None:
+            return cls(matrix.user_items, matrix.history, None)
+        return cls(test.parts.train, test.parts.history, test.split)
 
 
 class _Chosen(NamedTuple):
+    """Parameters of a model's engine, popular lists, similar items, and repeats, None unless they were searched."""
+
     params: Params
     recent: PopularityParams
     similar: SimilarParams
@@ -265,6 +282,7 @@ class _Chosen(NamedTuple):
 
 
 def _read(settings: TrainSettings) -> Interactions:
+    """Read the interactions of *settings*."""
     return read_interactions(
         *settings.data,
         columns=settings.columns,
@@ -278,16 +296,16 @@ def _read(settings: TrainSettings) -> Interactions:
 
 
 def _choose(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
+    """Choose all parameters: the engine's by the *search*, if any; similar items and repeats only along with one."""
     params = search.trials[search.best].params if search else settings.params
     recent = _recent(learnable, settings, search, trials)
     days = recent.half_life_days
     similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
-    if settings.tuning is None or learnable.split is None:
+    user_items, history, options = learnable
+    if settings.tuning is None or options is None:
         return _Chosen(params, recent, similar, None)
-    cuts = inner_cuts(learnable.user_items, learnable.history, learnable.split)
-    repeats = search_repeats(
-        learnable.user_items, learnable.history, learnable.split, params, k=settings.k, popular=recent
-    )
+    cuts = inner_cuts(user_items, history, options)
+    repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=recent)
     if cuts:
         similar = choose(cuts, days, settings.k)
     return _Chosen(params, recent, similar, repeats)
@@ -300,16 +318,18 @@ def _evaluate(
     search: Search | None,
     on_iteration: Callable[[int, int], None],
 ) -> Evaluation:
+    """Evaluate the chosen parameters beside baselines: one of each engine, with its best parameters of the search."""
     baselines = [*BASELINES]
     if search is not None:
         baselines += [search.trials[number].params for number in search.best_of_each]
     baselines.append(chosen.recent)
+    last_by_engine = {engine_of(params): params for params in baselines}
     evaluation = evaluate_parts(
         test.parts,
         chosen.params,
         on_iteration=on_iteration,
         k=settings.k,
-        baselines=list({engine_of(params): params for params in baselines}.values()),
+        baselines=list(last_by_engine.values()),
         popular=chosen.recent,
         similar=chosen.similar,
     )
@@ -317,6 +337,7 @@ def _evaluate(
 
 
 def _tuning(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
+    """Return what the model folder keeps of the search, None without one."""
     if search is None:
         return None
     return search.to_json() | {"repeats": None if chosen.repeats is None else asdict(chosen.repeats)}
@@ -329,6 +350,7 @@ def _fit(
     chosen: _Chosen,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
+    """Fit the model to all of *matrix*; the *interactions* need no log any more."""
     segments = interactions.segments
     length = settings.popular_length
     recent = chosen.recent.half_life_days
@@ -350,6 +372,7 @@ def _fit(
 
 
 def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | None] | None:
+    """Return the segment of each user, None where unknown; *known* are rows [user, segment], None without segments."""
     if known is None:
         return None
     users = pl.DataFrame({"user": user_ids}, schema={"user": pl.String})
@@ -409,6 +432,7 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test 
 
 
 def _recent(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
+    """Return the half-life of popular lists: that of the search or, in a split by time, of another search."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if learnable.split is None or not learnable.split.in_time:
@@ -425,6 +449,7 @@ def _recent(learnable: _Learnable, settings: TrainSettings, search: Search | Non
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
+    """Return what the model keeps of its interactions (`Model.data`)."""
     times = interactions.time_range
     return {
         "rows": interactions.rows,
@@ -446,6 +471,7 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
 
 @contextmanager
 def _stage(name: str, seconds: dict[str, float], on_progress: OnStage) -> Iterator[None]:
+    """Report the begin and the end of a stage of the training, and add its wall time to *seconds*."""
     on_progress(name, 0, 1)
     with timed(seconds, name):
         yield

@@ -73,6 +73,7 @@ class ItemSimilarity:
         return within
 
     def _by_table(self, lists: Indices) -> Floats:
+        """Return `within` of a few *lists*, from a dense table of the items in any of them."""
         known, places = np.unique(lists, return_inverse=True)
         places = places.reshape(lists.shape)
         rows = self.similar.similarity[known]
@@ -302,6 +303,7 @@ def values_at(pairs: UserItems, lists: Indices) -> Floats:
 
 
 def _hashes(ids: Sequence[str], seed: int) -> Hashes:
+    """Return a hash of each id."""
     return np.array([xxh3_64_intdigest(name.encode(), seed) for name in ids], dtype=np.uint64)
 
 
@@ -316,6 +318,7 @@ def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
 
 
 def _slices(count: int, at_once: int) -> Iterator[slice]:
+    """Yield slices of *at_once* of *count* rows, or of one row if that is 0."""
     step = max(1, at_once)
     for start in range(0, count, step):
         yield slice(start, start + step)

@@ -96,6 +96,7 @@ def _days(text: str) -> float:
 
 
 def _chosen(params: Params) -> dict[str, str]:
+    """Return the parameters that describe *params*, as the command reads them; without those all cells share."""
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
         chosen: dict[str, Any] = {"weighting": params.weighting, "neighbours": params.neighbours}
     elif isinstance(params, PopularityParams):
@@ -201,8 +202,13 @@ def compared(user_items: UserItems) -> float:
 def rank_s(params: object, rows: UserItems) -> float:
     """Estimate the core seconds to rank items for the users of *rows*."""
     users, items = map(float, rows.shape)
-    of_pair = 5e-9 + (6e-11 * params.factors if isinstance(params, ALSParams) else 0)
-    return items * (users * of_pair + (3e-10 * float(rows.nnz) if isinstance(params, EASEParams) else 0))
+    of_pair = 5e-9
+    of_interaction = 0.0
+    if isinstance(params, ALSParams):
+        of_pair += 6e-11 * params.factors
+    elif isinstance(params, EASEParams):
+        of_interaction = 3e-10
+    return items * (users * of_pair + of_interaction * float(rows.nnz))
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:

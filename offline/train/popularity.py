@@ -195,5 +195,6 @@ def popular_by_segment(
 
 
 def _first(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
+    """Return the *n* of *items* with the highest *counts*, both in the order of ids."""
     first = by_popularity(counts)[:n]
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))

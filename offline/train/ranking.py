@@ -64,6 +64,7 @@ def recommend(
             raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
     def scores_of(batch: Indices) -> ScoreTable:
+        """Return the scores of a batch of users [users, items], -inf for items that may not be listed."""
         rows = user_items[batch]
         table = ranker.score(rows, batch)
         if ranker.recent is not None:

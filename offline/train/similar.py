@@ -1,4 +1,8 @@
-"""Similar items: cosine of users, multiplied by recent popularity."""
+"""Similar items: cosine of users, multiplied by recent popularity.
+
+Two items are similar if the same users have them. The hit rate of lists of similar items is measured on users' last
+items in the train part: does the list of one hold an item that the user chose next?
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -210,6 +214,7 @@ class _Test:
 
 
 def _test_of(parts: Parts) -> _Test:
+    """Return what users of *parts* with items in train and test chose last and next."""
     tested = parts.tested
     users = tested[items_per_user(parts.train)[tested] > 0]
     latest_first = None if parts.train_times is None else ~parts.train_times
@@ -242,6 +247,7 @@ def _rates_by(
 
 
 def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:
+    """Return which pairs are among the first *most* of their user by *order* [pairs], or by item if that is None."""
     rows = rows_of(pairs)
     rank, _ = ranked(rows, pairs.indices.astype(np.float64) if order is None else order)
     return np.asarray(rank <= most)
