@@ -247,12 +247,11 @@ class _Test(NamedTuple):
     @property
     def obstacle(self) -> str:
         """Why it cannot be evaluated on, or an empty text."""
-        train = self.parts.train.nnz
-        test = self.parts.test.nnz
-        if train and test:
+        if not self.parts.is_empty:
             return ""
+        pairs = self.parts.train.nnz + self.parts.test.nnz
         return (
-            f"The split {self.split.kind} of {train + test:,} pairs leaves none to learn from, or none to test on: no "
+            f"The split {self.split.kind} of {pairs:,} pairs leaves none to learn from, or none to test on: no "
             "evaluation."
         )
 
@@ -324,7 +323,7 @@ def _evaluate(
         baselines += [search.trials[number].params for number in search.best_of_each]
     baselines.append(chosen.recent)
     last_by_engine = {engine_of(params): params for params in baselines}
-    evaluation = evaluate_parts(
+    return evaluate_parts(
         test.parts,
         chosen.params,
         on_iteration=on_iteration,
@@ -332,8 +331,8 @@ def _evaluate(
         baselines=list(last_by_engine.values()),
         popular=chosen.recent,
         similar=chosen.similar,
+        split=test.split,
     )
-    return replace(evaluation, split=test.split)
 
 
 def _tuning(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:

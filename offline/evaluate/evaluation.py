@@ -20,8 +20,9 @@ from hotplate.offline.evaluate.metrics import (
     with_interval,
 )
 from hotplate.offline.evaluate.records import Lead, read_evaluation
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested, split
-from hotplate.offline.input.matrix import Indices, Matrix, users_per_item
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested
+from hotplate.offline.evaluate.splits import split as split_pairs
+from hotplate.offline.input.matrix import Indices, users_per_item
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules
@@ -180,20 +181,6 @@ def metric_names() -> dict[str, list[str]]:
     }
 
 
-def evaluate(
-    matrix: Matrix,
-    params: Params,
-    options: SplitOptions | None = None,
-    **how: Any,  # noqa: ANN401 -- the keywords of evaluate_parts
-) -> Evaluation | None:
-    """Evaluate as `evaluate_parts`; None if train or test is empty."""
-    options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
-    parts = split(matrix.user_items, matrix.history, options)
-    if parts.train.nnz == 0 or parts.test.nnz == 0:
-        return None
-    return replace(evaluate_parts(parts, params, **how), split=options)
-
-
 def evaluate_parts(
     parts: Parts,
     params: Params,
@@ -204,13 +191,15 @@ def evaluate_parts(
     make: MakeLists | None = None,
     similar: SimilarParams | None = None,
     new_days: int = NEW_DAYS,
+    split: SplitOptions | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Fit on the train part, recommend *k* items that users do not have there, measure on the test part.
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
     Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`. With *similar*,
-    similar items and the variety of lists are measured, too; items are new for *new_days*.
+    similar items and the variety of lists are measured, too; items are new for *new_days*. *split* says how *parts*
+    were made, None if they were given.
     """
     check_length(k, "k")
     testable = len(parts.tested)
@@ -234,7 +223,7 @@ def evaluate_parts(
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
     results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in compared)
     return Evaluation(
-        split=None,
+        split=split,
         k=k,
         train_pairs=int(parts.train.nnz),
         test_pairs=int(parts.test.nnz),
@@ -343,10 +332,14 @@ def as_published(
     if record is None or isinstance(model.params, SparkParams):
         return None
     options = SplitOptions(**trained["split"])
-    evaluation = evaluate(
-        model.matrix,
+    options = replace(options, piece=0, repeats=keep_seen and options.in_time)
+    parts = split_pairs(model.matrix.user_items, model.matrix.history, options)
+    if parts.is_empty:
+        return None
+    evaluation = evaluate_parts(
+        parts,
         model.params,
-        replace(options, piece=0, repeats=keep_seen and options.in_time),
+        split=options,
         k=record.k,
         baselines=(),
         make=partial(_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
@@ -354,8 +347,6 @@ def as_published(
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,
     )
-    if evaluation is None:
-        return None
     as_trained = {name: value for name, value in trained.items() if name != "baselines"}
     return evaluation.to_json() | {"similar": trained.get("similar"), "as_trained": as_trained}
 

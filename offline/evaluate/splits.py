@@ -99,6 +99,11 @@ class Parts(NamedTuple):
     test_times: Times | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to learn from, or nothing to test on."""
+        return not (self.train.nnz and self.test.nnz)
+
+    @property
     def train_times(self) -> Times | None:
         """First times in the order of train's data, if known."""
         return None if self.history is None else self.history.first_times(self.train)

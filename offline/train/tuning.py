@@ -362,7 +362,7 @@ class _Drawn(NamedTuple):
         draws = self.options.draws
         for options in draws:
             parts = split(self.user_items, self.history, options)
-            if not (parts.train.nnz and parts.test.nnz):
+            if parts.is_empty:
                 return []
             most = max(1, _RANKED // (self.user_items.shape[1] * len(draws)))
             splits.append(parts.sampled(most, self.options.seed))

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine
+from hotplate.offline.evaluate.evaluation import evaluate_engine
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Weighing, to_matrix
@@ -30,6 +30,7 @@ from hotplate.offline.quality import (
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import needs_times
 from hotplate.offline.train.tuning import TuneOptions, tune
+from tests.support.interactions import evaluate
 from tests.support.paths import DATA
 
 MOVIES, RETAIL = DATA_SETS
@@ -59,7 +60,6 @@ def test_a_recipe_gives_its_matrix_and_als_beats_popularity_on_it(
     matrix = to_matrix(log, 5, 5)
     assert (*matrix.user_items.shape, matrix.user_items.nnz) == shape
     evaluation = evaluate(matrix, params, SplitOptions("by-item"))
-    assert evaluation is not None
     metrics = evaluation.model.metrics
     reached = {"lead": metrics.ndcg / evaluation.baselines[0].metrics.ndcg}
     reached |= {name: getattr(metrics, name) for name in least.keys() - {"lead"}}

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_intdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import Variety, as_published, evaluate
+from hotplate.offline.evaluate.evaluation import Variety, as_published
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
 from hotplate.offline.input.matrix import DAY_US, History, Matrix
 from hotplate.offline.input.showings import Showings, read_showings
@@ -30,6 +30,7 @@ from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.training import TrainSettings, train
 from hotplate.offline.variety import Explore, ItemSimilarity, read_explore
 from hotplate.stores.event_log import LogSegment, line_of
+from tests.support.interactions import evaluate
 
 if TYPE_CHECKING:
     from hotplate.offline.train.engine import Params, Ranker
@@ -471,7 +472,6 @@ def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
     history = History.of(user_items, (age_days * DAY_US).astype(np.int64))
     model = replace(model, matrix=replace(model.matrix, history=history))
     evaluation = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
-    assert evaluation is not None
     model = replace(model, metrics=evaluation.to_json())
     plain = evaluation.to_json()
     diverse = as_published(model, Rules(diversity=0.5), 20, keep_seen=False)

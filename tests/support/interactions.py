@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
+from hotplate.offline.evaluate.evaluation import Evaluation, evaluate_parts
+from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import Interactions
 from hotplate.offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
 from hotplate.offline.model import Model
 from hotplate.offline.train.als import ALSParams, fit
+from hotplate.offline.train.engine import Params
 from hotplate.offline.train.popularity import Popular, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
@@ -70,3 +74,15 @@ def checkerboard_model(size: int = 20) -> Model:
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
         similar=fit_similar(user_items, SimilarParams(0)),
     )
+
+
+def evaluate(
+    matrix: Matrix,
+    params: Params,
+    options: SplitOptions | None = None,
+    **how: Any,  # noqa: ANN401 -- the keywords of evaluate_parts
+) -> Evaluation:
+    """Split a matrix, by time if it has a history, and evaluate as `evaluate_parts`."""
+    options = options or SplitOptions("by-item" if matrix.history is None else "by-time")
+    parts = split(matrix.user_items, matrix.history, options)
+    return evaluate_parts(parts, params, split=options, **how)

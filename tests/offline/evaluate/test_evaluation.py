@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import evaluate, evaluate_engine, evaluate_parts, metric_names, recommend_all
+from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, metric_names, recommend_all
 from hotplate.offline.evaluate.metrics import RANKING, as_served, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Matrix, UserItems
@@ -15,6 +15,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.train.similar import SimilarParams
+from tests.support.interactions import evaluate
 
 PARAMS = ALSParams(factors=4, iterations=3)
 
@@ -37,7 +38,6 @@ def matrix_of(user_items: UserItems) -> Matrix:
 def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     matrix = matrix_of(board())
     evaluation = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
-    assert evaluation is not None
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
     for result in (evaluation.model, *evaluation.baselines):
         assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
@@ -53,7 +53,6 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     report = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
-    assert report is not None
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["model"]["ndcg"] == report.model.metrics.ndcg
     assert facts["model"]["coverage"] == report.model.metrics.coverage
@@ -118,8 +117,6 @@ def test_large_tests_use_a_reported_draw_of_users(monkeypatch: pytest.MonkeyPatc
     whole = evaluate(matrix_of(board()), PARAMS, k=5)
     monkeypatch.setattr("hotplate.offline.evaluate.evaluation.MOST_TESTED", 20)
     drawn = evaluate(matrix_of(board()), PARAMS, k=5)
-    assert whole is not None
-    assert drawn is not None
     assert whole.drawn_from is None
     assert [evaluated.metrics.users for evaluated in (drawn.model, *drawn.baselines)] == [20, 20, 20]
     assert drawn.drawn_from == drawn.to_json()["users_drawn_from"] == whole.model.metrics.users

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import evaluate
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import NO_TIME, History, Matrix, Weighing
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, choose, fit, measure
-from tests.support.interactions import matrix_of
+from tests.support.interactions import evaluate, matrix_of
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +70,10 @@ def test_an_item_without_a_time_is_the_first_of_a_user() -> None:
 
 def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
     evaluation = evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5, similar=SimilarParams())
-    assert evaluation is not None
     assert evaluation.similar is not None
     facts = evaluation.to_json()["similar"]
     assert facts["hit_rate"] == evaluation.similar.hit_rate > 0.8
-    assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).to_json()["similar"] is None  # type: ignore[union-attr]  # there are pairs
+    assert evaluate(series, PopularityParams(), SplitOptions("by-item"), k=5).to_json()["similar"] is None
 
 
 def test_recency_is_chosen_for_recent_next_items() -> None:
