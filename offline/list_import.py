@@ -399,10 +399,10 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
     Lists keep *length* items with their highest score, descending, ties sorted by *ranks* of items.
     """
     names = rows.get_column("owner").unique().sort()
-    # Enums sort faster than strings. Adding 0.0 turns -0.0 into 0.0.
-    owner = pl.col("owner").cast(pl.Enum(names))
+    owner = pl.col("owner").cast(pl.Enum(names))  # enums sort faster than strings
+    score = pl.col("score") + 0.0  # turns -0.0 into 0.0
     rank = ranks.gather(rows.get_column("item"))
-    ranked = rows.select(owner, "item", pl.col("score") + 0.0, rank=rank)
+    ranked = rows.select(owner, "item", score, rank=rank)
     ranked = ranked.sort("owner", "score", "rank", descending=[False, True, False])
     pair = pl.col("owner").to_physical().cast(pl.UInt64) * len(ranks) + pl.col("item")
     best = ranked.filter(pair.is_first_distinct())

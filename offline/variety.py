@@ -25,6 +25,7 @@ from hotplate.offline.input.matrix import (
 )
 from hotplate.offline.model import Model, Users
 from hotplate.offline.train.popularity import by_popularity
+from hotplate.offline.train.ranking import Ranked
 from hotplate.offline.train.similar import Similar
 
 # The first places of a list are rearranged, with so many candidates for each.
@@ -204,11 +205,12 @@ class NewItems:
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
         self._segments, self._weights = self._weighed(model)
 
-    def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> tuple[Indices, Floats]:
+    def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
         """Return ranked lists with drawn items at drawn places of each ten, with a score of -inf.
 
-        The first of ten places keeps its item. Items in the first *length* places are not drawn, but an item further
-        down may then be listed twice. -1 stands at places that got no item. Empty lists stay empty.
+        *items* and *scores* are the lists of *users* [users, n]. The first of ten places keeps its item. Items in the
+        first *length* places are not drawn, but an item further down may then be listed twice. -1 stands at places that
+        got no item. Empty lists stay empty.
         """
         tens = -(-length // _TEN)
         drawn = self._drawn(users, items[:, :length], tens * self.explore.new)
@@ -217,18 +219,20 @@ class NewItems:
         is_slot = np.zeros((len(items), width), dtype=np.bool_)
         is_slot[:, : tens * _TEN] = self._slots(users.ids, tens)
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
+
         lists = np.empty((len(items), width), dtype=np.int32)
         lists[is_slot] = drawn.ravel()
         lists[~is_slot] = np.pad(items, padding, constant_values=-1).ravel()
         values = np.full((len(items), width), -np.inf, dtype=np.float32)
         values[~is_slot] = np.pad(scores, padding).ravel()
-        return lists, values
+        return Ranked(lists, values)
 
     def _drawn(self, users: Users, listed: Indices, n: int) -> Indices:
-        """Return *n* new items of each user [users, n], -1 if there are fewer."""
+        """Return *n* new items of each user [users, n], -1 if there are fewer; *listed* ones are not drawn."""
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
         for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
-            keys = self._keys(users.ids[rows], None if users.segments is None else users.segments[rows])
+            segments = None if users.segments is None else users.segments[rows]
+            keys = self._keys(users.ids[rows], segments)
             self._exclude(keys, users.user_items[rows], listed[rows])
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))

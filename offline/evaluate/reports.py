@@ -124,10 +124,12 @@ def from_files(
     source = named_paths([path])
     wanted = pairs.select(owner="user").unique().lazy()
     with input_files([path]) as files, data_errors(source, files):
-        scored = read_scored(files, source, named, form or Format()).kept.join(wanted, on="owner", how="semi")
-        once = scored.group_by(user="owner", item="item").agg(pl.col("score").max())
-        rows = once.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
-    return Candidate(source, rows.group_by("user", maintain_order=True).head(k), _predictions(rows, pairs))
+        scored = read_scored(files, source, named, form or Format()).kept
+        scored = scored.join(wanted, on="owner", how="semi")
+        highest = scored.group_by(user="owner", item="item").agg(pl.col("score").max())
+        ranked = highest.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
+    lists = ranked.group_by("user", maintain_order=True).head(k)
+    return Candidate(source, lists, _predictions(ranked, pairs))
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:

@@ -505,17 +505,19 @@ def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_nam
 
 
 def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
-    """Return the segments of Interactions; after cancellations, of purchases whose pair is still in *log*."""
+    """Return `Interactions.segments`; after cancellations, of purchases whose pair is still in *log*."""
     if log is not None:
         standing = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
         pairs = standing.select(_PAIR).unique().lazy()
         kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_PAIR, how="semi")
-    first_day = pl.col("time").min().dt.epoch("d") if "time" in kept.collect_schema() else pl.lit(None)
+    first_day = pl.lit(None)
+    if "time" in kept.collect_schema():
+        first_day = pl.col("time").min().dt.epoch("d")
     known = kept.filter(pl.col("segment").is_not_null())
     users = known.group_by("segment", "item", "user").agg(first_day.cast(pl.Int64).alias("day"))
-    days = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
-    texts = days.with_columns(pl.col("segment", "item").cast(pl.String))
-    return texts.sort("segment", "item", "day").collect(engine="streaming")
+    counts = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
+    counts = counts.with_columns(pl.col("segment", "item").cast(pl.String))
+    return counts.sort("segment", "item", "day").collect(engine="streaming")
 
 
 def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:

@@ -49,14 +49,15 @@ class Showings:
         """
         rows = _numbered(self.frame, matrix)
         clicks = rows.filter("clicked").group_by("cell").agg(last_click=pl.col("day").max())
-        rows = rows.join(clicks, on="cell", how="left")
-        rows = rows.filter(pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click")))
-        cells = rows.get_column("cell").to_numpy()
+        clicked = rows.join(clicks, on="cell", how="left")
+        since_click = clicked.filter(pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click")))
+        cells = since_click.get_column("cell").to_numpy()
         if matrix.history is not None:
-            cells = cells[rows.get_column("day").to_numpy() > _last_days(matrix.history, cells)]
-        cells, days = np.unique(cells, return_counts=True)
+            days = since_click.get_column("day").to_numpy()
+            cells = cells[days > _last_days(matrix.history, cells)]
+        cells, counts = np.unique(cells, return_counts=True)
         users, items = np.divmod(cells, matrix.user_items.shape[1])
-        return csr_matrix((days.astype(np.float32), (users, items)), shape=matrix.user_items.shape)
+        return csr_matrix((counts.astype(np.float32), (users, items)), shape=matrix.user_items.shape)
 
 
 def read_showings(source: DataSource) -> Showings:

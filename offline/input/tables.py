@@ -469,16 +469,21 @@ class Rows:
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
     def _marked(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
-        """Return the values of a table, with the number of its *file* and of the first reason to leave a row out."""
+        """Return the values of a table, with the number of its *file* and of the first reason to leave a row out.
+
+        Values with the name of a reason are conditions, and dropped. *repeated* texts become categories.
+        """
         # In steps, as polars would compute the values for each condition.
         rows = shape.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **shape.values)
         conditions = {_MALFORMED: pl.col(EXTRA), **shape.left_out}
-        numbers = [pl.when(is_met).then(pl.lit(self._numbers[reason])) for reason, is_met in conditions.items()]
-        reason = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
-        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=reason)
-        of_conditions = [name for name in conditions if name in shape.values]
+        numbers = list[pl.Expr]()
+        for reason, is_met in conditions.items():
+            numbers.append(pl.when(is_met).then(pl.lit(self._numbers[reason])))
+        first_number = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
+        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
+        used = [name for name in conditions if name in shape.values]
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in shape.values]
-        return marked.drop(EXTRA, *of_conditions).with_columns(categories)
+        return marked.drop(EXTRA, *used).with_columns(categories)
 
 
 class Segment(NamedTuple):

@@ -190,7 +190,8 @@ def popular_by_segment(
     counts = known.group_by("segment", "column", maintain_order=True).agg(pl.col("weight").sum())
     lists = dict[str, Popular]()
     for (segment,), rows in counts.group_by("segment", maintain_order=True):
-        lists[str(segment)] = _first(rows.get_column("column").to_numpy(), rows.get_column("weight").to_numpy(), n)
+        items = rows.get_column("column").to_numpy()
+        lists[str(segment)] = _first(items, rows.get_column("weight").to_numpy(), n)
     return lists
 
 
