@@ -70,8 +70,8 @@ class GateRecord:
         return () if self.forced else tuple(verdict.gate for verdict in self.verdicts if not verdict.passed)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the entry `gates` of a manifest's record."""
-        return asdict(self)
+        """Return the entry `gates` of a manifest's record, as it is read back from JSON."""
+        return asdict(self) | {"verdicts": [asdict(verdict) for verdict in self.verdicts]}
 
 
 class AttributesRecord(Struct, frozen=True):
