@@ -6,12 +6,13 @@ Requests filter lists by them (`where=price<10`), so each attribute is a column 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns
+from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, open_tables
@@ -89,10 +90,11 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
     """Parse `price=number` and `size=text`, also joined by commas; raises SettingError."""
     kinds = dict[str, str]()
-    for part in (part for text in texts for part in text.split(",")):
-        name, _, kind = (piece.strip() for piece in part.partition("="))
+    for name, kind in chain.from_iterable(map(named_values, texts)):
         if not name or kind not in get_args(Kind):
-            raise SettingError(f"--attribute: {part.strip()!r} is not NAME=number or NAME=text, such as price=number.")
+            raise SettingError(
+                f"--attribute: {f'{name}={kind}'!r} is not NAME=number or NAME=text, such as price=number."
+            )
         kinds[name] = kind
     return kinds
 

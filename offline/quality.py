@@ -25,7 +25,7 @@ import polars as pl
 
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users, with_interval
-from hotplate.offline.evaluate.records import EvaluationRecord, Lead
+from hotplate.offline.evaluate.records import EvaluationRecord, Lead, TuningRecord
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
@@ -43,7 +43,7 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
-from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
+from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.repeats import ndcg as ndcg_of_repeats
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure
 from hotplate.offline.train.similar import fit as fit_similar
@@ -137,11 +137,10 @@ class TrialRecord(msgspec.Struct, frozen=True):
     ndcg: float
 
 
-class TuningRecord(msgspec.Struct, frozen=True):
+class SearchRecord(TuningRecord, frozen=True, kw_only=True):
     """The search of a training."""
 
     trials: list[TrialRecord]
-    repeats: RepeatSearch | None
 
 
 class TrainingRecord(msgspec.Struct, frozen=True):
@@ -150,7 +149,7 @@ class TrainingRecord(msgspec.Struct, frozen=True):
     engine: str
     params: dict[str, Any]
     evaluation: EvaluationRecord
-    tuning: TuningRecord
+    tuning: SearchRecord
 
     @property
     def chosen(self) -> Params:

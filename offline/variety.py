@@ -12,6 +12,7 @@ import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
 from hotplate.offline.errors import SettingError, require_at_least
+from hotplate.offline.input.columns import named_values
 from hotplate.offline.input.matrix import (
     DAY_US,
     NO_TIME,
@@ -165,8 +166,7 @@ class Explore:
 
 def read_explore(text: str) -> Explore:
     """Read `new=1,days=7`; raises SettingError."""
-    pairs = (pair.partition("=") for pair in text.split(","))
-    values = {name.strip(): value.strip() for name, _, value in pairs}
+    values = dict(named_values(text))
     known = {field.name for field in fields(Explore)}
     if "new" not in values or values.keys() - known:
         raise SettingError(f"--explore: {text!r} is not like new=1,days=7; it may have {', '.join(known)}.")

@@ -59,7 +59,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TuningRecord(msgspec.Struct, frozen=True):
-    """What reports show of `Search.to_json`."""
+    """What reports show of the search (`Model.tuning`): *repeats* is None if they were not searched."""
 
     repeats: RepeatSearch | None = None
 

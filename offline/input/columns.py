@@ -1,8 +1,9 @@
 """Column names by role, and formats of numbers, times, half-lives (`30d`) and event weights (`view=1,buy=5`)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import polars as pl
 
@@ -165,16 +166,29 @@ def parse_half_life(text: str) -> timedelta:
     return timedelta(**{units[text[-1]]: number})
 
 
+class NamedValue(NamedTuple):
+    """A pair NAME=VALUE; the value is empty without an equals sign."""
+
+    name: str
+    value: str
+
+
+def named_values(text: str) -> Iterator[NamedValue]:
+    """Yield the pairs of `NAME=VALUE,NAME=VALUE`, stripped, also empty ones."""
+    for pair in text.split(","):
+        name, _, value = pair.partition("=")
+        yield NamedValue(name.strip(), value.strip())
+
+
 def parse_event_weights(text: str) -> dict[str, float]:
     """Parse `view=1,cart=3,buy=5`; raises SettingError unless each event has one positive weight."""
     weights: dict[str, float] = {}
-    for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition("="))
+    for name, value in named_values(text):
         weight = number_in(value)
         if not name or name in weights or weight is None or weight <= 0:
             raise SettingError(
-                f"The event weight {pair.strip()!r} cannot be used; write each name once, with a weight above zero: "
-                "view=1,buy=5."
+                f"The event weight {f'{name}={value}'!r} cannot be used; write each name once, with a weight above "
+                "zero: view=1,buy=5."
             )
         weights[name] = weight
     return weights

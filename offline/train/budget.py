@@ -1,4 +1,7 @@
-"""The budget of a search, and the announced cost of a training."""
+"""The budget of a search, and the announced cost of a training.
+
+Both are in seconds of a core, estimated from the size of the data. A *cell* is an engine with its parameters.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -63,7 +66,8 @@ class Budget:
         paid: set[Params] = set()
         for params in sorted(cells, key=self._price):
             price = self._price(params)
-            if self._fits_memory(params) and self._fits_last(params) and price <= self._left_for_cells:
+            is_short = fit_s(params, self._user_items) <= LAST_FIT_S
+            if is_short and self._fits_memory(params) and price <= self._left_for_cells:
                 self._left_for_cells -= price
                 paid.add(params)
             else:
@@ -96,13 +100,12 @@ class Budget:
         )
 
     def _fits_memory(self, params: Params) -> bool:
+        """Return whether a trial fits into the budget's memory, and the last fit into the free memory."""
         trial = max(fit_bytes(params, parts.train) for parts in self._splits)
         return trial <= self._bytes and fit_bytes(params, self._user_items) <= room_bytes()
 
-    def _fits_last(self, params: Params) -> bool:
-        return fit_s(params, self._user_items) <= LAST_FIT_S
-
     def _price(self, params: Params) -> float:
+        """Return what a trial takes of the budget, fits and lists on all splits."""
         fits = sum(_fit_price(exploring(params), parts.train) for parts in self._splits)
         return fits + self._ranking_price(params)
 

@@ -1,7 +1,7 @@
 """Engines: parameters, fits, and their cost."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import parse_half_life
+from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.matrix import Floats, Times, UserItems, items_per_user
 from hotplate.offline.train import als, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
@@ -69,8 +69,10 @@ def as_options(params: Params) -> str:
 
 def read_params(engine: Engine, text: str, seed: int) -> Params:
     """Read parameters as `factors=64,alpha=2,recency=7d,gamma=0.5`; raises SettingError."""
-    # msgspec reads no .5
-    values: dict[str, Any] = {name.strip(): re.sub(r"^\.", "0.", value.strip()) for name, _, value in _pairs(text)}
+    values = dict[str, Any]()
+    for pair in named_values(text):
+        if pair.name or pair.value:
+            values[pair.name] = re.sub(r"^\.", "0.", pair.value)  # msgspec reads no .5
     if "recency" in values:
         values["recency"] = {"half_life_days": _days(values["recency"]), "gamma": values.pop("gamma", 1)}
     if "half_life" in values:
@@ -85,10 +87,6 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"--params {text} cannot be read: {error}.") from error
-
-
-def _pairs(text: str) -> Iterator[tuple[str, str, str]]:
-    return (pair.partition("=") for pair in text.split(",") if pair.strip())
 
 
 def _days(text: str) -> float:

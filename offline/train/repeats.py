@@ -1,9 +1,10 @@
-"""Repeats: a user's own interactions as part of scores in lists that keep seen items."""
+"""Repeats: a user's own interactions as part of scores in lists that keep seen items.
+
+A repeat is a test pair that is in train, too: the user chose the item again.
+"""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
@@ -28,11 +29,6 @@ class RepeatParams:
     half_life_days: float | None = 240.0
     weight: float = 0.5
     recency: Recency | None = None
-
-
-def repeats_from(values: dict[str, Any]) -> RepeatParams:
-    """Return parameters from JSON values."""
-    return msgspec.convert(values, RepeatParams)
 
 
 @dataclass(frozen=True, slots=True)

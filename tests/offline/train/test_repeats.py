@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.repeats import RepeatParams, own_counts, repeats_from, search
+from hotplate.offline.train.repeats import RepeatParams, own_counts, search
 from hotplate.offline.train.tuning import search_repeats
 from tests.support.interactions import matrix_of
 
@@ -81,7 +82,7 @@ def test_own_counts_with_recent_popularity_are_tried(groceries: Matrix) -> None:
     recent = own_counts(history, replace(plain, recency=recency))
     factors = recency.weights(parts.train, parts.train_times)
     assert np.allclose(recent.toarray(), counts.toarray() * factors)
-    assert repeats_from(asdict(replace(plain, recency=recency))) == replace(plain, recency=recency)
+    assert msgspec.convert(asdict(replace(plain, recency=recency)), RepeatParams) == replace(plain, recency=recency)
     fashions = search(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)
     usual = search(parts, fit(parts.train, NeighbourParams()), 5)
     assert fashions is not None
