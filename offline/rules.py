@@ -549,6 +549,6 @@ def _boosts(rules: Rules, ids: list[str]) -> Floats | None:
 
 
 def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
-    """Return the number of each item's category [items]."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(categories.values()))}
+    """Return the number of each item's category [items], the same in each attempt to publish."""
+    numbers = {name: number for number, name in enumerate(sorted({*categories.values()}))}
     return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)
