@@ -1,4 +1,4 @@
-"""Blocking faces of asynchronous objects, whose event loops run in daemon threads.
+"""Blocking wrappers of asynchronous objects; their event loops run in daemon threads.
 
 All loops of a process share one lock, which works like the GIL: a loop holds it while it runs callbacks, and releases
 it only in `select`, where it waits for I/O. So a caller that holds the lock knows that every loop is between two
@@ -89,7 +89,7 @@ class _Running(Generic[T]):
 
 
 class Background(Generic[T]):
-    """Base of a blocking face of a `T`, usable from any thread until it is closed or dropped.
+    """Base of a blocking wrapper of a `T`, usable from any thread until it is closed or dropped.
 
     *make* returns an asynchronous context manager, entered by the first use in each process, also in a forked child.
     After `close`, uses raise the exception that *closed* returns.
@@ -149,7 +149,7 @@ class Background(Generic[T]):
 
 
 def blocking(method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Background[T], P], R]:
-    """Return a coroutine method of T as a method of its blocking face, which waits for the result."""
+    """Return a coroutine method of T as a method of its blocking wrapper, which waits for the result."""
 
     @wraps(method)
     def call(self: Background[T], /, *arguments: P.args, **options: P.kwargs) -> R:

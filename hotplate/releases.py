@@ -2,6 +2,9 @@
 
 A store is a URL or an unused Store, which each function opens and closes, also in a notebook with a running event loop.
 Every failure is a StoreError.
+
+A release is all lists of one publish: a draft while it is written, then ready, live, and superseded by the next one. A
+canary is a ready release that a share of the users gets. Gates are bounds on its lists that keep it from going live.
 """
 
 from functools import partial

@@ -1,6 +1,7 @@
 """Reports of measurements, plans and evaluations: an answer, rows of figures and plots, as text and as JSON.
 
 The first line is the answer. Then comes one table that fits 80 columns, a line for each subject: `Column` declares it.
+A subject is what was measured, such as a store; a figure is a number of it, such as p99; a round is one measurement.
 Units are `us` (microseconds), `share` (0 to 1), or any text, printed unchanged. Also: generated tables in Markdown.
 """
 

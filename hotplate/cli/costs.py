@@ -1,4 +1,4 @@
-"""Request units that a publish spends, and their limit."""
+"""Request units (RU), by which Cosmos DB charges: how many a publish spends, and their limit."""
 
 from time import monotonic
 from typing import Annotated

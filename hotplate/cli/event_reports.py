@@ -1,4 +1,7 @@
-"""The work of `hotplate events report`."""
+"""The work of `hotplate events report`: the click-through rate, or the comparison of an experiment's arms.
+
+An arm is one of the two releases of an experiment: A is the live one, B the canary. The horizon is its planned end.
+"""
 
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""What the manifest of a release says, in text."""
+"""What the manifest of a release says, in text: its record of lists, model and gates."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,7 @@
-"""`hotplate store`: doctor, backup, restore, rebuild and repair."""
+"""`hotplate store`: doctor, backup, restore, rebuild and repair.
+
+A survey (`hotplate.stores.doctor`) finds the complete releases in a store by their data, without the catalogue.
+"""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
