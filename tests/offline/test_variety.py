@@ -113,7 +113,17 @@ class Oracle:
         ]
         pairs = self.model.matrix.user_items.tocoo()
         assert self.model.matrix.times is not None
-        self.times = dict(zip(zip(pairs.row, pairs.col, strict=True), self.model.matrix.times.tolist(), strict=True))
+        self.times = dict(
+            zip(zip(pairs.row.tolist(), pairs.col.tolist(), strict=True), self.model.matrix.times.tolist(), strict=True)
+        )
+        self.first_times = dict[int, int]()
+        for (_, item), time in self.times.items():
+            self.first_times[item] = min(time, self.first_times.get(item, time))
+        history = self.model.matrix.history
+        assert history is not None
+        self.interaction_days = dict[int, list[int]]()
+        for cell, time in zip(history.cells.tolist(), history.times.tolist(), strict=True):
+            self.interaction_days.setdefault(cell, []).append(time // DAY_US)
         self.shown = dict[tuple[str, str], list[tuple[int, bool]]]()
         if self.rules.showings is not None:
             for user, item, day, clicked in self.rules.showings.frame.iter_rows():
@@ -135,33 +145,26 @@ class Oracle:
             kept = np.maximum(np.float32(0.9) ** np.float32(self.days_shown(user, item)), np.float32(0.5))
             relevance[item] = (1 - np.float32(place) / np.float32(places)) * kept
         diversity = self.rules.diversity
-        chosen = list[int]()
+        nearest = dict.fromkeys(relevance, np.float32(0))  # the similarity to the nearest item that was chosen
         while relevance:
             gains = {
-                item: np.float32(1 - diversity) * value - np.float32(diversity) * self.nearest(item, chosen)
+                item: np.float32(1 - diversity) * value - np.float32(diversity) * nearest[item]
                 for item, value in relevance.items()
             }
             best = max(gains, key=lambda item: gains[item])
             del relevance[best]
-            chosen.append(best)
+            for item in relevance:
+                nearest[item] = max(nearest[item], self.similarities[item][best])
             yield best
-
-    def nearest(self, item: int, chosen: Sequence[int]) -> np.float32:
-        return max((self.similarities[item][other] for other in chosen), default=np.float32(0))
 
     def days_shown(self, user: int, item: int) -> int:
         if self.rules.showings is None:
             return 0
         names = (self.model.matrix.user_ids[user], self.ids[item])
-        rows = [row for row in self.rules.showings.frame.iter_rows() if row[:2] == names]
-        since = max((day for _, _, day, clicked in rows if clicked), default=-1)
-        history = self.model.matrix.history
-        assert history is not None
-        cell = user * len(self.ids) + item
-        interactions = [
-            time // DAY_US for known, time in zip(history.cells, history.times, strict=True) if known == cell
-        ]
-        return sum(day > max([since, *interactions]) for _, _, day, _ in rows)
+        showings = self.shown.get(names, [])
+        clicks = [day for day, clicked in showings if clicked]
+        since = max([-1, *clicks, *self.interaction_days.get(user * len(self.ids) + item, [])])
+        return sum(day > since for day, _ in showings)
 
     def explored(self, user: int, order: Sequence[int], explore: Explore) -> list[int]:
         tens = -(-self.length // 10)
@@ -185,8 +188,7 @@ class Oracle:
     def new_items(self, user: int, explore: Explore) -> Iterator[int]:
         newest = max(self.times.values())
         for item in range(len(self.ids)):
-            first = min(time for (_, known), time in self.times.items() if known == item)
-            if first > newest - explore.days * DAY_US and (self.keep_seen or not self.has[user, item]):
+            if self.first_times[item] > newest - explore.days * DAY_US and (self.keep_seen or not self.has[user, item]):
                 yield item
 
     def weight(self, user: int, item: int) -> int:

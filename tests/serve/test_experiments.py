@@ -171,41 +171,67 @@ def report(experiment: Experiment, now: float, bought: dict[Arm, float], only: s
     return events.report(0.05)
 
 
-def test_verdict_needs_the_horizon_and_configured_shares() -> None:
-    running = Experiment("salt", 50, START, END)
-    equal: dict[Arm, float] = {"A": 5.0, "B": 5.0}
-    better: dict[Arm, float] = {"A": 5.0, "B": 9.0}
-    worse: dict[Arm, float] = {"A": 9.0, "B": 5.0}
-    for experiment, now, bought, only, verdict in (
-        (running, END - 1, better, "AB", "no verdict: before"),
-        (running, END, better, "AB", "B has more"),
-        (running, END, worse, "AB", "A has more"),
-        (running, END, equal, "AB", "no difference"),
-        (running, END, better, "A", "no verdict: one arm loses"),
-        (Experiment("salt", 50, START, END, ended_at=END - 1), END, better, "AB", "no verdict: ended"),
-        (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, better, "AB", "B has more"),
-    ):
-        arm_report = report(experiment, now, bought, only)
-        assert arm_report.verdict.startswith(verdict)
-        assert (arm_report.interval is None) == verdict.startswith("no verdict")
-        assert sum(arm_report.users) == sum(running.arm_of(f"u{n}") in only for n in range(400))
-    few = ArmEvents(running, "buy", END)
+RUNNING = Experiment("salt", 50, START, END)
+EQUAL: dict[Arm, float] = {"A": 5.0, "B": 5.0}
+BETTER: dict[Arm, float] = {"A": 5.0, "B": 9.0}
+WORSE: dict[Arm, float] = {"A": 9.0, "B": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "now", "bought", "only", "verdict"),
+    [
+        (RUNNING, END - 1, BETTER, "AB", "no verdict: before"),
+        (RUNNING, END, BETTER, "AB", "B has more"),
+        (RUNNING, END, WORSE, "AB", "A has more"),
+        (RUNNING, END, EQUAL, "AB", "no difference"),
+        (RUNNING, END, BETTER, "A", "no verdict: one arm loses"),
+        (Experiment("salt", 50, START, END, ended_at=END - 1), END, BETTER, "AB", "no verdict: ended"),
+        (Experiment("salt", 50, START, END, ended_at=END + 1), END + 1, BETTER, "AB", "B has more"),
+    ],
+)
+def test_verdict_needs_the_horizon_and_configured_shares(
+    experiment: Experiment, now: float, bought: dict[Arm, float], only: str, verdict: str
+) -> None:
+    arm_report = report(experiment, now, bought, only)
+    assert arm_report.verdict.startswith(verdict)
+    assert (arm_report.interval is None) == verdict.startswith("no verdict")
+    assert sum(arm_report.users) == sum(RUNNING.arm_of(f"u{n}") in only for n in range(400))
+
+
+def test_verdict_needs_30_users_of_each_arm() -> None:
+    events = ArmEvents(RUNNING, "buy", END)
     for number in range(40):
-        few.add("impression", f"u{number}", START, None)
-        few.add("buy", "u1", START, None)
-    assert few.report(0.05).verdict == "no verdict: fewer than 30 users of an arm"
-    rare = ArmEvents(Experiment("salt", 10, START, END), "buy", END)
+        events.add("impression", f"u{number}", START, None)
+        events.add("buy", "u1", START, None)
+    assert events.report(0.05).verdict == "no verdict: fewer than 30 users of an arm"
+
+
+def test_verdict_needs_enough_users_for_rare_values() -> None:
+    events = ArmEvents(Experiment("salt", 10, START, END), "buy", END)
     for number in range(600):
-        rare.add("impression", f"u{number}", START, None)
-        rare.add("buy", f"u{number - number % 60}", START, None)
-    assert rare.report(0.05).verdict == "no verdict: too few users for such values"
-    assert sum(report(running, END, better, goal="impression").users) == 400
-    counted = report(running, END, better, goal="buy")
+        events.add("impression", f"u{number}", START, None)
+        events.add("buy", f"u{number - number % 60}", START, None)
+    assert events.report(0.05).verdict == "no verdict: too few users for such values"
+
+
+def test_goal_is_an_event_type_or_its_value() -> None:
+    assert sum(report(RUNNING, END, BETTER, goal="impression").users) == 400
+    counted = report(RUNNING, END, BETTER, goal="buy")
     assert counted.means == pytest.approx((0.5, 0.5), abs=0.1)
     assert counted.verdict == "no difference"
     for goal in ("sale", "sale:value", "impression:value"):
-        verdict = report(running, END, better, goal=goal).verdict
+        verdict = report(RUNNING, END, BETTER, goal=goal).verdict
         assert verdict == f"no verdict: no {goal} of users with an impression"
+
+
+def write_purchases(log: Path, *, at: float, users: int) -> None:
+    """Write an impression and a purchase of each user into a segment."""
+    segment = LogSegment(log)
+    for number in range(users):
+        event = {"time": at, "user": str(number), "items": ["a"], "role": "live"}
+        segment.append([line_of(json.dumps(event | {"type": "impression", "id": f"i{number}"}).encode())])
+        segment.append([line_of(json.dumps(event | {"type": "buy", "id": f"b{number}", "value": number % 7}).encode())])
+    segment.close()
 
 
 def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
@@ -215,32 +241,31 @@ def test_the_command_compares_the_arms_of_the_store(tmp_path: Path) -> None:
     lists.write_text("user,item,score\n1,a,2\n1,b,1\n")
     log.mkdir()
     command = ("events", "report", log, "--store", store, "--goal", "buy:value", "--min-effect", "10")
-    succeeded("import", lists, "--store", store)
+    publish = ("import", lists, "--store", store)
+
+    succeeded(*publish)
     failed(hotplate(*command), "No experiment was started in this store")
-    failed(hotplate("import", lists, "--store", store, "--arm", "B"), "No experiment is running", code=3)
+    failed(hotplate(*publish, "--arm", "B"), "No experiment is running", code=3)
+
     other = json_of("import", lists, "--no-activate", "--store", store)["release"]["release"]
-    failed(hotplate("releases", "canary", other, "--days", "inf", "--store", store), "--days", code=2)
-    assert "50 % of the users" in succeeded(
-        "releases", "canary", other, "--percent", "50", "--days", "14", "--store", store
-    )
-    assert "is live" in succeeded("import", lists, "--store", store)
-    assert "is arm B" in succeeded("import", lists, "--store", store, "--arm", "B")
-    failed(hotplate("releases", "canary", other, "--store", store), "is arm B, of 50 %; promote or abort it first")
-    refused = hotplate("import", lists, "--store", store, "--arm", "B", "--gate", "shortest_list=3")
+    start = ("releases", "canary", other, "--store", store)
+    failed(hotplate(*start, "--days", "inf"), "--days", code=2)
+    assert "50 % of the users" in succeeded(*start, "--percent", "50", "--days", "14")
+    assert "is live" in succeeded(*publish)
+    assert "is arm B" in succeeded(*publish, "--arm", "B")
+    failed(hotplate(*start), "is arm B, of 50 %; promote or abort it first")
+    refused = hotplate(*publish, "--arm", "B", "--gate", "shortest_list=3")
     failed(refused, "and is not arm B, and ", "hotplate releases activate --force ", " --arm B", code=3)
     listed = succeeded("releases", "list", "--store", store)
     assert "live, arm A" in listed
     assert "ready, arm B of 50 % until 20" in listed
+
     started = json_of("releases", "list", "--store", store)["experiment"]["started_at"]
-    segment = LogSegment(log)
-    for number in range(200):
-        event = {"time": started + 1, "user": str(number), "items": ["a"], "role": "live"}
-        segment.append([line_of(json.dumps(event | {"type": "impression", "id": f"i{number}"}).encode())])
-        segment.append([line_of(json.dumps(event | {"type": "buy", "id": f"b{number}", "value": number % 7}).encode())])
-    segment.close()
+    write_purchases(log, at=started + 1, users=200)
     assert "no verdict: before the horizon; horizon 20" in succeeded(*command)
     arms = json_of(*command)["arms"]
     assert (arms["interval"], arms["experiment"]["salt"], sum(arms["users"])) == (None, other, 200)
+
     assert succeeded("releases", "activate", other, "--arm", "B", "--store", store).startswith(f"{other} is arm B")
     succeeded("releases", "promote", other, "--store", store)
     assert json_of(*command)["arms"]["verdict"] == "no verdict: ended before the horizon"

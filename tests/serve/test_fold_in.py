@@ -41,7 +41,7 @@ from hotplate.stores.store import Reader
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore
-from tests.support.service import running
+from tests.support.service import Service, running
 
 ITEMS, FACTORS_EACH = 300, 32
 TOLERANCE = 1e-5
@@ -317,25 +317,28 @@ async def test_fold_in_beyond_the_thread_capacity_is_refused(
     assert isinstance(await reader.fold_in([("i003", None)], 5), FoldedIn)
 
 
+PATH = "/v1/recommendations/fold-in"
+
+
+def post(service: Service, body: object) -> tuple[int, bytes]:
+    """Post a basket; return the status and the body."""
+    answer = service.request("POST", PATH, json.dumps(body).encode())
+    assert answer.headers.get("cache-control") == ("no-store" if answer.status == 200 else None)
+    return answer.status, answer.body
+
+
 async def test_service_answers_fold_in_in_every_form_and_explains_errors(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store")
     release = await publish_model(store, model())
     await store.close()
-    path = "/v1/recommendations/fold-in"
     with running(tmp_path / "store", "--fold-in") as service:
-
-        def post(body: object, **headers: str) -> tuple[int, bytes]:
-            answer = service.request("POST", path, json.dumps(body).encode(), **headers)
-            assert answer.headers.get("cache-control") == ("no-store" if answer.status == 200 else None)
-            return answer.status, answer.body
-
-        status, body = post({"items": ["i003", {"id": "i004", "weight": 2}, {"id": "who"}], "n": 2.0})
+        status, body = post(service, {"items": ["i003", {"id": "i004", "weight": 2}, {"id": "who"}], "n": 2.0})
         fields = json.loads(body)
         expected = [item["id"] for item in loaded_once().recommend({3: RECENCY**2, 4: 2 * RECENCY}, 2)]
         assert status == 200
         assert [item["id"] for item in fields.pop("items")] == expected
         assert fields == {"known": 2, "unknown": 1, "release": release, "source": "fold-in", "tier": "file"}
-        items = json.loads(post({"items": ["i003"], "n": 2, "fields": "id"})[1])["items"]
+        items = json.loads(post(service, {"items": ["i003"], "n": 2, "fields": "id"})[1])["items"]
         assert [[*item] for item in items] == [["id"]] * 2
         for wrong, sentence in (
             ({}, "items"),
@@ -344,12 +347,12 @@ async def test_service_answers_fold_in_in_every_form_and_explains_errors(tmp_pat
             ({"items": ["i003"], "recency": 0}, "recency cannot be used: expected `float` > 0.0"),
             ({"items": ["i003"], "users": ["1"]}, "unknown field `users`; POST /v1/recommendations/fold-in takes"),
         ):
-            status, body = post(wrong)
+            status, body = post(service, wrong)
             assert (status, sentence in json.loads(body)["detail"]) == (400, True), body
-        assert service.get(path).json["user"] == "fold-in"
+        assert service.get(PATH).json["user"] == "fold-in"
         samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
         assert any('code="200"' in line and 'method="POST"' in line for line in samples)
         assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
     with running(tmp_path / "store") as service:
-        answer = service.request("POST", path, b'{"items": ["i003"], "n": 2}')
+        answer = service.request("POST", PATH, b'{"items": ["i003"], "n": 2}')
         assert (answer.status, answer.json["source"], len(answer.json["items"])) == (200, "fold-in", 2)

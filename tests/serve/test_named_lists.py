@@ -75,13 +75,22 @@ async def test_each_list_has_its_own_users_items_and_popular_lists(
     selection = Selection(2, filter_of(["basket 1"], ""))
     shortened = Shaper(reader.deny_list).shape(await reader.personal("1", name="basket"), selection)
     assert [item["id"] for item in decode(shortened)] == ["basket popular", "second"]
-    for ask in (
+
+
+@virtual
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_unknown_list_names_are_errors_with_the_known_names(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    await release(memory)
+    reader = await over(remote if is_remote else memory)
+    for lookup in (
         reader.personal("1", name="nothing"),
         reader.similar("a", "Basket"),
         reader.personal_many(["1"], name="x"),
     ):
         with pytest.raises(UnknownList, match="it has home, basket"):
-            await ask
+            await lookup
     with pytest.raises(UnknownList):
         reader.popular(name="nothing")
 

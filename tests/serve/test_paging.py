@@ -3,7 +3,7 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -345,26 +345,33 @@ def batch(service: Service, users: Sequence[object], n: int) -> Any:  # noqa: AN
 def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:
     first = asyncio.run(publish_lists(tmp_path / "store", {**LISTS, "user:2": a_list("x", "y", "z")}))
     with running(tmp_path / "store") as service:
-        known, two, plain = batch(service, [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"], 2)["results"]
-        assert [ids(page) for page in (known, two, plain)] == [["a", "b"], ["p1", "p2"], ["x", "y"]]
-        assert [page["status"] for page in (known, two, plain)] == ["ok", "unknown", "ok"]
+        begin = [{"id": "1", "after": "0"}, {"id": "9", "after": "0"}, "2"]
+        known, stranger, plain = batch(service, begin, 2)["results"]
+        assert [ids(page) for page in (known, stranger, plain)] == [["a", "b"], ["p1", "p2"], ["x", "y"]]
+        assert [page["status"] for page in (known, stranger, plain)] == ["ok", "unknown", "ok"]
         assert "next" not in plain
+
         second = flip(service, tmp_path / "store")
-        users = [
+        following_pages = [
             {"id": "1", "after": known["next"]},
-            {"id": "9", "after": two["next"]},
+            {"id": "9", "after": stranger["next"]},
             {"id": "2", "after": known["next"]},
         ]
-        known, two, other = batch(service, users, 3)["results"]
-        assert [ids(page) for page in (known, two)] == [["c", "d", "e"], ["p3"]]
-        assert {page["release"] for page in (known, two)} == {first}
-        assert not {"next", "restarted"} & (known.keys() | two.keys())
+        known, stranger, other = batch(service, following_pages, 3)["results"]
+        assert [ids(page) for page in (known, stranger)] == [["c", "d", "e"], ["p3"]]
+        assert {page["release"] for page in (known, stranger)} == {first}
+        assert not {"next", "restarted"} & (known.keys() | stranger.keys())
         assert ids(other) == ["z"]  # of a list of the same name and kind
 
         flip(service, tmp_path / "store")
-        moved, begun = batch(service, [users[0], {"id": "1", "after": "0"}], 1)["results"]
+        moved, begun = batch(service, [following_pages[0], {"id": "1", "after": "0"}], 1)["results"]
         assert (moved["restarted"], ids(moved)) == (True, ids(begun))
         assert moved["release"] != second
+
+
+def test_batch_with_an_invalid_cursor_is_refused(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    with running(tmp_path / "store") as service:
         assert batch(service, [{"id": "1", "after": "?"}], 1)["detail"].startswith("after is '?'; give the `next`")
         assert batch(service, [{"id": "1"}], 1)["status"] == 400
 
@@ -393,33 +400,54 @@ def test_paging_stops_while_redis_is_down_and_resumes_after(tmp_path: Path) -> N
             assert (ids(back), back["release"], back.get("restarted")) == (["c", "d"], release, None)
 
 
-def test_client_and_library_page_equally(tmp_path: Path) -> None:
+@pytest.fixture
+def paged(tmp_path: Path) -> Iterator[tuple[Service, Client, hotplate.SyncLists]]:
+    """A service, a client of it, and its store opened as a library."""
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
-    with running(tmp_path / "store") as service, Client(service.url, timeout_s=5) as client:
-        with hotplate.open_sync(f"file://{tmp_path}/store") as lists:
-            for pages in (client.recommendations, lists.personal):
-                first = pages("1", 3, after="0")
-                assert (ids(first), first.restarted) == (["a", "b", "c"], False)
-                last = pages("1", 3, after=following(first))
-                assert (ids(last), last.next) == (["d", "e"], None)
-            for similar in (client.similar, lists.similar):
-                assert ids(similar("a", 2, after=following(similar("a", 1, after="0")))) == ["c", "d"]
-            for popular in (client.popular, lists.popular):
-                assert ids(popular(2, after=following(popular(2, after="0")))) == ["p3"]
-            for many in (client.batch, lists.personal_many):
-                known, stranger = many({"1": "0", "9": "0"}, 2)
-                assert [ids(page) for page in (known, stranger)] == [["a", "b"], ["p1", "p2"]]
-                known, stranger = many({"1": following(known), "9": following(stranger)}, 3)
-                assert [ids(page) for page in (known, stranger)] == [["c", "d", "e"], ["p3"]]
-                assert (known.next, stranger.next) == (None, None)
-            with pytest.raises(StoreMisused, match="give the `next` of a page"):
-                lists.popular(after="?")
-        with pytest.raises(RequestRefused, match="give the `next` of a page, or 0 for the first"):
-            client.popular(after="?")
-        client.popular(timeout_s=5)
-        service.stop()
-        assert client.recommendations("1", after=following(first)).restarted
-        assert [page.restarted for page in client.batch({"1": following(first), "2": "0"})] == [True, False]
+    with (
+        running(tmp_path / "store") as service,
+        Client(service.url, timeout_s=5) as client,
+        hotplate.open_sync(f"file://{tmp_path}/store") as lists,
+    ):
+        yield service, client, lists
+
+
+def test_client_and_library_page_equally(paged: tuple[Service, Client, hotplate.SyncLists]) -> None:
+    _, client, lists = paged
+    for pages in (client.recommendations, lists.personal):
+        first = pages("1", 3, after="0")
+        assert (ids(first), first.restarted) == (["a", "b", "c"], False)
+        last = pages("1", 3, after=following(first))
+        assert (ids(last), last.next) == (["d", "e"], None)
+    for similar in (client.similar, lists.similar):
+        assert ids(similar("a", 2, after=following(similar("a", 1, after="0")))) == ["c", "d"]
+    for popular in (client.popular, lists.popular):
+        assert ids(popular(2, after=following(popular(2, after="0")))) == ["p3"]
+    for many in (client.batch, lists.personal_many):
+        known, stranger = many({"1": "0", "9": "0"}, 2)
+        assert [ids(page) for page in (known, stranger)] == [["a", "b"], ["p1", "p2"]]
+        known, stranger = many({"1": following(known), "9": following(stranger)}, 3)
+        assert [ids(page) for page in (known, stranger)] == [["c", "d", "e"], ["p3"]]
+        assert (known.next, stranger.next) == (None, None)
+
+
+def test_client_and_library_refuse_an_invalid_cursor(paged: tuple[Service, Client, hotplate.SyncLists]) -> None:
+    _, client, lists = paged
+    with pytest.raises(StoreMisused, match="give the `next` of a page"):
+        lists.popular(after="?")
+    with pytest.raises(RequestRefused, match="give the `next` of a page, or 0 for the first"):
+        client.popular(after="?")
+
+
+def test_client_restarts_pages_from_its_memory_while_the_service_is_down(
+    paged: tuple[Service, Client, hotplate.SyncLists],
+) -> None:
+    service, client, _ = paged
+    first = client.recommendations("1", 3, after="0")
+    client.popular(timeout_s=5)
+    service.stop()
+    assert client.recommendations("1", after=following(first)).restarted
+    assert [page.restarted for page in client.batch({"1": following(first), "2": "0"})] == [True, False]
 
 
 def test_the_first_page_begins_before_any_list() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -96,16 +97,23 @@ def test_metrics_reflect_rules_lengths_and_the_filtered_popular_list(tmp_path: P
     assert nobody["as_served"]["ndcg"] > 0, "everybody is served the popular list"
 
 
+def gain_of(ranks: Iterable[int]) -> float:
+    """Return the discounted gain of hits at these ranks, from 0."""
+    return sum(1 / math.log2(rank + 2) for rank in ranks)
+
+
 def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_path: Path) -> None:
     rows = log()
     before = trained(tmp_path, PopularityParams(), rows)
     after = published(tmp_path, length=20, keep_seen=True)
     model = load(tmp_path / "model")
+
     first = dict[tuple[str, str], int]()
     for user, item, hour in rows:
         first.setdefault((user, item), hour)
     cut = sorted(first.values())[round(0.75 * len(first)) - 1]
     past = {pair for pair, hour in first.items() if hour <= cut}
+    known_users = {user for user, _ in past}
     counts = {item: sum(other == item for _, other in past) for item in model.matrix.item_ids}
     newest = max(hour for *_, hour in rows if hour <= cut)
 
@@ -116,11 +124,13 @@ def test_keep_seen_metrics_count_next_choices_including_repeat_purchases(tmp_pat
     values = []
     for user in sorted({user for user, _, hour in rows if hour > cut}):
         wanted = {item for other, item, hour in rows if other == user and hour > cut}
-        known = any(other == user for other, _ in past)
-        scores = {item: score(user, item) if known else counts[item] for item in model.matrix.item_ids}
+        if user in known_users:
+            scores = {item: score(user, item) for item in model.matrix.item_ids}
+        else:
+            scores = {item: float(count) for item, count in counts.items()}
         ranked = sorted(scores, key=lambda item: (-scores[item], item))[:10]
-        gain = sum(1 / math.log2(rank + 2) for rank, item in enumerate(ranked) if item in wanted)
-        values.append(gain / sum(1 / math.log2(rank + 2) for rank in range(min(10, len(wanted)))))
+        gain = gain_of(rank for rank, item in enumerate(ranked) if item in wanted)
+        values.append(gain / gain_of(range(min(10, len(wanted)))))
     assert after["as_served"]["ndcg"] == pytest.approx(np.mean(values))
     assert after["split"] == before["split"] | {"repeats": True}
     assert after["test_pairs"] == len({(user, item) for user, item, hour in rows if hour > cut})

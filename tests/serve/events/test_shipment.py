@@ -99,7 +99,9 @@ def test_invalid_target_is_reported_and_nothing_is_removed(tmp_path: Path) -> No
     assert ids(tmp_path) == {"a"}
 
 
-def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Path) -> None:
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    """A folder with events of two releases, one of them twice, and a segment that is still written."""
     shown = [str(item) for item in range(12)]
     for release, role in (("r1", "live"), ("r2", "canary")):
         segment(tmp_path, f"{release}-s", type="impression", items=shown, position=1, release=release, role=role)
@@ -107,9 +109,13 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     segment(tmp_path, "c", position=2, release="r1")
     segment(tmp_path, "d", position=12, release="r2", role="canary")
     segment(tmp_path, "e", "f", type="buy")
-    still_open = LogSegment(tmp_path)
+    return tmp_path
+
+
+def test_report_counts_each_event_once_by_release_role_and_position(reported: Path) -> None:
+    still_open = LogSegment(reported)
     still_open.append([b"{}"])
-    counted = report(str(tmp_path))
+    counted = report(str(reported))
     assert counted.open_segments == 1
     assert (counted.segments, counted.events, counted.duplicates, counted.damaged) == (6, 6, 1, 0)
     assert counted.types == {"impression": 2, "click": 2, "buy": 2}
@@ -119,10 +125,16 @@ def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Pat
     positions = {(row.release, row.position): (row.impressions, row.clicks) for row in counted.rows}
     assert positions["r1", "2"] == (1, 1)
     assert positions["r2", "more"] == (2, 1)
-    assert "8.33%" in hotplate("events", "report", tmp_path).stdout
-    rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["rows"]
+    still_open.close()
+
+
+def test_commands_report_and_ship_events(reported: Path) -> None:
+    still_open = LogSegment(reported)
+    still_open.append([b"{}"])
+    assert "8.33%" in hotplate("events", "report", reported).stdout
+    rows = json.loads(hotplate("events", "report", reported, "--json").stdout)["rows"]
     assert rows[0]["ctr"] == pytest.approx(1 / 12)
     assert rows[0]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
-    assert hotplate("events", "ship", tmp_path, "--to", tmp_path / "there").returncode == 0
-    failed(hotplate("events", "report", tmp_path / "none"), "does not exist", code=2)
+    assert hotplate("events", "ship", reported, "--to", reported / "there").returncode == 0
+    failed(hotplate("events", "report", reported / "none"), "does not exist", code=2)
     still_open.close()
