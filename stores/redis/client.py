@@ -1,4 +1,4 @@
-"""Connections of redis-py: their settings, sessions on one of them, and their errors in our words.
+"""Connections of redis-py: their settings, a pool of them to one server, and their errors as errors of stores.
 
 redis-py connects, authenticates, encrypts, and parses replies. It never repeats a command (`NO_RETRIES`): the caller
 knows which ones may be sent again. A session keeps one connection, which is never reopened meanwhile, because WATCH,
@@ -27,6 +27,7 @@ from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUna
 from hotplate.stores.redis.url import RedisAddress
 
 CONNECT_TIMEOUT_S = 1.0
+COMMAND_TIMEOUT_S = 5.0  # for the replies to all commands that are sent at once
 NO_RETRIES = Retry(NoBackoff(), 0)
 PROTOCOL = 2  # RESP; 3 brings pushed messages, which nothing here needs
 CLIENT_NAME = "hotplate"
@@ -35,9 +36,9 @@ CLIENT_NAME = "hotplate"
 MAX_SESSIONS = 8
 
 Command = Sequence[str | bytes | int]
+"""The name of a command and its arguments."""
 
-
-# Errors of redis-py, most specific first, and ours; others are passed on as text.
+# For each error of redis-py, most specific first, the error of stores and its sentence.
 MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
     TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
     exceptions.TimeoutError: (StoreUnavailable, "{where} did not answer in time"),
@@ -60,7 +61,7 @@ MEANINGS: dict[type[Exception], tuple[type[StoreError], str]] = {
 
 
 def translated(error: Exception, where: str) -> StoreError:
-    """Translate an error of redis-py."""
+    """Return the error of stores for an error of redis-py; *where* names the server."""
     text, _, _ = str(error).partition(", with args beginning with")  # perhaps a password
     for known, (kind, sentence) in MEANINGS.items():
         if isinstance(error, known):
@@ -85,7 +86,10 @@ class CertifiedContext(ssl.SSLContext):
 
 @lru_cache(maxsize=8)
 def _ssl_context(ca: str | None, certified_as: str | None, _changed_at: int) -> CertifiedContext:
-    """Cached, because creating a context takes 20 ms."""
+    """Return a context that trusts the system's certificates and those in the file *ca*.
+
+    Cached, because creating a context takes 20 ms; *_changed_at* is when the file changed, which calls for another one.
+    """
     context = CertifiedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.certified_as = certified_as
     context.verify_flags = ssl.create_default_context().verify_flags
@@ -96,7 +100,10 @@ def _ssl_context(ca: str | None, certified_as: str | None, _changed_at: int) -> 
 
 
 class TLSConnection(SSLConnection):
-    """A connection of redis-py over TLS, with a shared context."""
+    """A connection of redis-py over TLS.
+
+    *ca* is a file of certificates to trust, *certified_as* the name that the server's certificate must hold.
+    """
 
     def __init__(self, *, ca: str | None = None, certified_as: str | None = None, **settings: Any) -> None:  # noqa: ANN401 -- redis-py's own
         super().__init__(**settings)
@@ -105,7 +112,10 @@ class TLSConnection(SSLConnection):
 
 
 def is_primary(greeting: object) -> bool:
-    """Return whether a reply to HELLO, which ACLs cannot forbid, names a primary."""
+    """Return whether *greeting*, a reply to HELLO, names a primary. ACLs cannot forbid HELLO.
+
+    The reply is a dictionary in RESP 3, and a list of names and values in RESP 2; an error or anything else names none.
+    """
     if isinstance(greeting, dict):
         return (b"role", b"master") in greeting.items()
     fields = greeting if isinstance(greeting, list) else []
@@ -113,7 +123,10 @@ def is_primary(greeting: object) -> bool:
 
 
 async def connect_to_primary(connection: AbstractConnection) -> None:
-    """Authenticate, and check the server's role, which redis-py does not read; for `redis_connect_func`."""
+    """Set a new connection up, and check the server's role; redis-py calls it as `redis_connect_func`.
+
+    Raises redis-py's ConnectionError for a replica.
+    """
     await connection.on_connect()
     await connection.send_command("HELLO")
     if not is_primary(await connection.read_response()):
@@ -123,7 +136,10 @@ async def connect_to_primary(connection: AbstractConnection) -> None:
 def settings_of(
     address: RedisAddress, timeout_s: float | None, credentials: CredentialProvider | None = None
 ) -> dict[str, Any]:
-    """Return the settings of redis-py's connections to an address; *timeout_s* is that of a reply."""
+    """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
+
+    *timeout_s* is for a reply, None for no limit. *credentials* replace the address's user and password.
+    """
     settings: dict[str, Any] = {
         "host": address.host,
         "port": address.port,
@@ -147,10 +163,14 @@ def settings_of(
 
 
 class Session:
-    """One connection to a server, for commands that belong together. `identity` differs after a reconnection."""
+    """One connection to a server, for commands that belong together.
+
+    `node` is the server's host and port, `where` its name in errors. `identity` compares unequal once the connection
+    was opened again.
+    """
 
     def __init__(self, server: "Server", connection: Connection, identity: object, *, asking: bool) -> None:
-        """With *asking*, each command is sent to a node that a slot is moving to."""
+        """With *asking*, ASKING precedes each command, as a node expects for a slot that is moving to it."""
         self.node = server.address.host, server.address.port
         self.where = server.address.shown
         self.identity = identity
@@ -170,13 +190,17 @@ class Session:
         return replies
 
     async def replies(self, *commands: Command) -> list[Any]:
-        """Send commands at once; return their replies, with errors in the place of refused commands."""
+        """Send commands at once, and return their replies in order; a refused command has an error as its reply.
+
+        The error is a StoreError, or redis-py's AskError or MovedError if another node has the key. Raises
+        StoreUnavailable, after which the connection is closed, and StoreMisused for arguments that cannot be encoded.
+        """
         connection = self._connection
         if not connection.is_connected:
             raise StoreUnavailable(f"{self.where} has closed the connection")
         packed = self._pack(commands)
         try:
-            async with asyncio.timeout(self._server.timeout_s):
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await connection.send_packed_command(packed, check_health=False)
                 return [await self._read(str(command[0])) for command in commands]
         except (RedisError, TimeoutError) as error:
@@ -187,17 +211,19 @@ class Session:
             raise StoreUnavailable(f"{self.where} replied in an unknown format; the connection was closed") from error
 
     def _pack(self, commands: Sequence[Command]) -> list[bytes]:
-        """Pack commands; an asyncio connection of redis-py does it in ten times the time."""
+        """Encode commands, each after the prefix; an asyncio connection of redis-py does it in ten times the time."""
         packed = list[bytes]()
         try:
             for name, *args in commands:
-                for part in (*self._prefix, (*str(name).split(), *args)):
-                    packed.append(hiredis.pack_command(part))  # type: ignore[arg-type]  # its stub says a tuple of one
+                words = str(name).split()  # as in CONFIG GET
+                for command in (*self._prefix, (*words, *args)):
+                    packed.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says a tuple of one
         except (UnicodeEncodeError, TypeError) as error:
             raise StoreMisused(f"a command to {self.where} cannot be encoded: {error}") from error
         return packed
 
     async def _read(self, command: str) -> Any:  # noqa: ANN401 -- any reply
+        """Read the reply to a command, after those to the prefix; errors that end the connection are raised."""
         reply: Any
         try:
             for _ in self._prefix:
@@ -220,27 +246,28 @@ def raise_first_error(replies: Sequence[object]) -> None:
 
 
 class Server:
-    """A pool of connections to one server."""
+    """A pool of connections to one server; at most MAX_SESSIONS of them are in use."""
 
-    def __init__(self, address: RedisAddress, settings: Mapping[str, Any], timeout_s: float) -> None:
-        """*timeout_s* is for the replies to all commands that are sent at once."""
+    def __init__(self, address: RedisAddress, settings: Mapping[str, Any]) -> None:
+        """*settings* are those of `settings_of`."""
         self.address = address
-        self.timeout_s = timeout_s
         self._settings = settings
         self._identities = WeakKeyDictionary[AbstractConnection, object]()
+        """A new object for each time that a connection of the pool was opened."""
+
         self.client = self._new_client()
         self._sessions = asyncio.Semaphore(MAX_SESSIONS)
         self._is_closed = False
 
     @asynccontextmanager
     async def session(self, *, asking: bool = False) -> AsyncIterator[Session]:
-        """Hold a connection; raises StoreError."""
+        """Hold a connection during the block; see `Session` for *asking*. Raises StoreError."""
         pool = self.client.connection_pool
         async with self._sessions:
             if self._is_closed:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
             try:
-                async with asyncio.timeout(self.timeout_s):
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
                     connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
             except (RedisError, TimeoutError) as error:
                 raise translated(error, self.address.shown) from error
@@ -257,7 +284,7 @@ class Server:
             return await session.execute(*command)
 
     async def renew(self) -> None:
-        """Open connections with new credentials from now on; the former end after their sessions."""
+        """Open connections with new credentials from now on; those in use are closed after their sessions."""
         former = self.client.connection_pool
         self.client = self._new_client()
         await former.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py types the rest

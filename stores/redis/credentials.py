@@ -1,9 +1,9 @@
 """Credentials that change while connections are open, such as the tokens of Entra ID.
 
-A renewed token replaces all connections of a store by new ones, and the former end after their commands. redis-py
-authenticates those of its pools again, but while others may take them (`ConnectionPool.release`), and tells one pool
-only. The provider is called in threads, because azure-identity blocks. `redis-entraid` renews no more after a renewal
-that failed, and is then created again.
+A provider of redis-py, such as `redis-entraid`, gets tokens and renews them. A renewed token replaces all connections
+of a store by new ones, and the former end after their commands. redis-py authenticates those of its pools again, but
+while others may take them (`ConnectionPool.release`), and tells one pool only. The provider is called in threads,
+because azure-identity blocks. `redis-entraid` renews no more after a renewal that failed, and is then created again.
 """
 
 import asyncio
@@ -40,7 +40,10 @@ class Credentials(CredentialProvider):
         self._renewals = set[asyncio.Task[None]]()
 
     def on_renewal(self, renew: Renew) -> None:
-        """Call *renew* when there are new credentials, to replace open connections; again after StoreUnavailable."""
+        """Call *renew* when there are new credentials, to replace open connections.
+
+        It is called again, RETRY_S later, if it raises StoreUnavailable.
+        """
         self._renew = renew
 
     async def get_credentials_async(self) -> tuple[str, str]:
@@ -58,6 +61,7 @@ class Credentials(CredentialProvider):
         await self._fetching.close()
 
     async def _fetch(self) -> tuple[str, str]:
+        """Return the provider's user and password; the first call creates the provider, which then renews them."""
         self._loop = asyncio.get_running_loop()
         if self._provider is None:
             self._provider = self._create()
@@ -72,14 +76,14 @@ class Credentials(CredentialProvider):
         return user, password
 
     def _note_token(self, _: object) -> None:
-        self._start_in_loop(self._pass_on)
+        self._start_in_loop(self._renew_connections)
 
     def _note_failure(self, error: Exception) -> None:
         log.warning("the credentials of Redis could not be renewed (%s); trying again", type(error).__name__)
-        self._start_in_loop(self._begin_again)
+        self._start_in_loop(self._replace_provider)
 
     def _start_in_loop(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Start a task; called by the provider, perhaps in a thread of its own."""
+        """Start a task on the store's loop; called by the provider, perhaps in another thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._start, work)
 
@@ -90,7 +94,8 @@ class Credentials(CredentialProvider):
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
 
-    async def _pass_on(self) -> None:
+    async def _renew_connections(self) -> None:
+        """Replace open connections, until that succeeds or the store is closed."""
         while self._renew is not None:
             try:
                 await self._renew()
@@ -105,7 +110,8 @@ class Credentials(CredentialProvider):
         if self._observer is not None:
             self._observer.failed(TOKEN)
 
-    async def _begin_again(self) -> None:
+    async def _replace_provider(self) -> None:
+        """Create another provider after a failed renewal, get credentials from it, and replace open connections."""
         self._count_failure()
         self._provider = None
         while True:
@@ -115,12 +121,15 @@ class Credentials(CredentialProvider):
             except ConnectionError as error:
                 log.warning("%s", error)
             else:
-                await self._pass_on()
+                await self._renew_connections()
                 return
 
 
 def entra_provider() -> CreateProvider:
-    """Return what creates a provider by azure-identity's default credential; needs the extra `redis-entra`."""
+    """Return a function that creates a provider by azure-identity's default credential.
+
+    StoreMisused without the extra `redis-entra`.
+    """
     with extra_installed("redis-entra"):
         from redis_entraid.cred_provider import create_from_default_azure_credential  # noqa: PLC0415 -- an extra
 

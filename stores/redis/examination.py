@@ -1,4 +1,8 @@
-"""Memory of a server, and the findings of `hotplate store doctor`."""
+"""Memory of a server, and the findings of `hotplate store doctor`.
+
+*fields* are those of a server's reply to INFO, by name, as redis-py parses it. A user may lack the right to send a
+command; then the finding says so.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +14,8 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
+from hotplate.stores.redis.deployment import Deployment, RedisNode, replicas_in
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.servers import Cluster, RedisNode, Sentinels, replicas_in
-from hotplate.stores.redis.sessions import Sessions
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -21,7 +24,7 @@ _ok = partial(Finding, Level.OK)
 _warning = partial(Finding, Level.WARNING)
 _error = partial(Finding, Level.ERROR)
 
-MUCH_USED = 0.9
+MUCH_USED = 0.9  # share of `maxmemory`
 
 # Overhead of a row, its name before the key, and the allocator: within -10 and +13 % of `used_memory` (Redis 7).
 ROW_BYTES = 80
@@ -55,7 +58,7 @@ class Memory:
         )
 
     def check(self, plan: Plan, servers: int, where: str) -> None:
-        """Raise StoreFull if this server's part of *plan* does not fit."""
+        """Raise StoreFull if this server's part of *plan*, one of *servers* equal parts, does not fit."""
         needed = int((plan.payload_bytes + plan.rows * (ROW_BYTES + HEAD_BYTES)) * ALLOCATED) // servers
         limit = self.maxmemory or self.machine
         remedy = "raise maxmemory" if self.maxmemory else "take a machine with more memory"
@@ -96,47 +99,45 @@ async def logs_changes(server: Server) -> bool:
     return str(fields.get("aof_enabled", "1")) == "1"
 
 
-async def examine(sessions: Sessions, keys: Keys) -> list[Finding]:
-    """Examine each primary."""
-    servers = sessions.servers
+async def examine(deployment: Deployment, keys: Keys) -> list[Finding]:
+    """Examine each primary of a deployment; return one finding per subject, or more if something is wrong."""
     try:
-        await servers.load()
+        await deployment.load()
     except StoreError as error:
         return [_error("servers", str(error))]
-    if not servers.primaries:
+    if not deployment.primaries:
         return [_error("slots", "no node serves any; see redis-cli --cluster check")]
-    home = servers.owner(key_slot(keys.catalogue.encode()))
+    home = deployment.primary_of(key_slot(keys.catalogue.encode()))
     findings = list[Finding]()
-    for node in servers.primaries:
-        name = f"{node}: " if len(servers.primaries) > 1 else ""
-        for finding in await _examine_node(sessions, node, keys if node == home else None):
+    for node in deployment.primaries:
+        name = f"{node}: " if len(deployment.primaries) > 1 else ""
+        for finding in await _examine_node(deployment, node, keys if node == home else None):
             findings.append(finding._replace(sentence=name + finding.sentence))
     return _merged(findings)
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
-    """Return one finding per subject, or all its warnings and errors."""
+    """Return the warnings and errors of each subject, or one finding with all its sentences if there are none."""
     by_subject = dict[str, list[Finding]]()
     for finding in findings:
         by_subject.setdefault(finding.subject, []).append(finding)
     merged = list[Finding]()
-    for of_subject in by_subject.values():
-        flaws = [finding for finding in of_subject if finding.level != Level.OK]
-        sentences = "; ".join(finding.sentence for finding in of_subject)
-        merged += flaws or [of_subject[0]._replace(sentence=sentences)]
+    for same_subject in by_subject.values():
+        flaws = [finding for finding in same_subject if finding.level != Level.OK]
+        sentences = "; ".join(finding.sentence for finding in same_subject)
+        merged += flaws or [same_subject[0]._replace(sentence=sentences)]
     return merged
 
 
-async def _examine_node(sessions: Sessions, node: RedisNode, keys: Keys | None) -> list[Finding]:
-    """Examine a primary; that of the catalogue gets the *keys* to read and write."""
-    servers = sessions.servers
+async def _examine_node(deployment: Deployment, node: RedisNode, keys: Keys | None) -> list[Finding]:
+    """Examine a primary; with *keys* also reading and writing, as the catalogue is there."""
     try:
-        async with sessions.at(node).session() as session:
-            findings = await _server(session, is_replicated=isinstance(servers, Sentinels | Cluster))
-            if isinstance(servers, Cluster):
+        async with deployment.server(node).session() as session:
+            findings = await _server(session, is_replicated=deployment.expects_replicas)
+            if deployment.is_clustered:
                 findings += [await _slots(session), *await _coverage(session)]
             if keys is not None:
-                findings += [_transport(servers.address(node)), await _reading(session, keys)]
+                findings += [_transport(deployment.address(node)), await _reading(session, keys)]
                 findings.append(await _writing(session, keys))  # last: a replica ends the connection at a write
     except StoreError as error:
         return [_error("server", str(error))]
@@ -144,6 +145,7 @@ async def _examine_node(sessions: Sessions, node: RedisNode, keys: Keys | None) 
 
 
 async def _server(session: Session, *, is_replicated: bool) -> list[Finding]:
+    """Return the findings about one server; if it *is_replicated*, it should have replicas."""
     try:
         fields = await session.execute("INFO")
     except StoreMisused as error:
@@ -157,6 +159,7 @@ async def _server(session: Session, *, is_replicated: bool) -> list[Finding]:
 
 
 async def _slots(session: Session) -> Finding:
+    """Return whether all slots of the cluster have a working node, as this node sees it."""
     try:
         fields = await session.execute("CLUSTER INFO")
     except StoreMisused as error:
@@ -170,6 +173,7 @@ async def _slots(session: Session) -> Finding:
 
 
 async def _coverage(session: Session) -> list[Finding]:
+    """Return warnings about settings that make a node refuse reads that it could answer."""
     findings = list[Finding]()
     for setting, wrong, sentence in COVERAGE:
         value = await _setting(session, setting)
@@ -181,6 +185,7 @@ async def _coverage(session: Session) -> list[Finding]:
 
 
 async def _reading(session: Session, keys: Keys) -> Finding:
+    """Return whether the user may send the commands of lookups."""
     try:
         await session.execute("MGET", keys.catalogue, keys.doctors)
         await session.execute("TIME")
@@ -190,7 +195,10 @@ async def _reading(session: Session, keys: Keys) -> Finding:
 
 
 async def _writing(session: Session, keys: Keys) -> Finding:
-    """Queue and discard the commands of a publish; the server checks them when queued."""
+    """Return whether the user may publish: queue the commands of a publish in a transaction, and discard it.
+
+    The server checks a user's rights when a command is queued, and a discarded command changes nothing.
+    """
     row = keys.doctors
     commands: tuple[Command, ...] = (
         ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("HSET", row, "0", b""),
@@ -205,11 +213,12 @@ async def _writing(session: Session, keys: Keys) -> Finding:
         replies = await session.replies(*commands)
     except StoreError as error:  # of a replica
         replies = [error]
-    refused = [str(reply) for reply in replies if isinstance(reply, StoreError)]
-    return _warning("may publish", f"no: {refused[0]}") if refused else _ok("may publish", "yes")
+    errors = [str(reply) for reply in replies if isinstance(reply, StoreError)]
+    return _warning("may publish", f"no: {errors[0]}") if errors else _ok("may publish", "yes")
 
 
 async def _setting(session: Session, name: str) -> str | None:
+    """Return a setting of the server; None if the user may not read it."""
     try:
         settings: dict[str, str] = await session.execute("CONFIG GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
@@ -232,6 +241,7 @@ def _role(fields: Mapping[str, Any]) -> Finding:
 
 
 def _replication(fields: Mapping[str, Any]) -> list[Finding]:
+    """Return whether a replica could take over, and whether it would have all acknowledged writes."""
     replicas = replicas_in(fields)
     if not replicas:
         return [_error("replicas", "none follows the primary, so nothing can take over; add one")]
@@ -242,8 +252,9 @@ def _replication(fields: Mapping[str, Any]) -> list[Finding]:
 
 
 def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
-    saves = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
-    if failed := [name for name in saves if fields.get(name, "ok") != "ok"]:
+    """Return what a restart would keep; *save_points* is the setting `save`, None if it is unknown."""
+    statuses = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+    if failed := [name for name in statuses if fields.get(name, "ok") != "ok"]:
         return _error("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")
     if fields.get("aof_enabled") == 1:
         return _ok("persistence", "appendonly: every change is on its disk within a second")
@@ -256,6 +267,7 @@ def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
 
 
 def _transport(address: RedisAddress) -> Finding:
+    """Return whether lists and the password can be read on their way."""
     if address.tls:
         return _ok("transport", "TLS, with a certificate that is verified")
     if address.host in LOOPBACK or address.host.startswith("127."):

@@ -1,7 +1,8 @@
 """The releases that a deployment holds: their incarnations, their keys, and their erasure.
 
-After a restart or failover a primary has a new replication history, and may hold erased data, so all keys are searched:
-1 µs a key.
+Incarnations are recorded in a set before they hold data. A restart or failover may bring erased data back, and gives a
+primary a new replication history, whose id the set has of each primary that was searched. So once an id is new, all
+keys are searched: 1 µs a key.
 
 A server may return with older data, in which a release that is being erased is live. So an erasure first marks each
 state with its token, then reads the catalogue, and deletes a state only if it still bears the mark, which an older
@@ -23,7 +24,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merged, unpack
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused
 from hotplate.stores.redis.keys import SEALED, Keys, ReleaseKeys
-from hotplate.stores.redis.sessions import Sessions
+from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.writer import BUSY_SHARE
 from hotplate.stores.timing import Pacer, Retrier
 
@@ -58,23 +59,22 @@ return 1
 class Inventory:
     """Lists incarnations and keys, and erases releases, paced to spare readers."""
 
-    def __init__(self, sessions: Sessions, keys: Keys, retrier: Retrier) -> None:
-        self._sessions = sessions
+    def __init__(self, router: CommandRouter, keys: Keys, retrier: Retrier) -> None:
+        self._router = router
+        self._deployment = router.deployment
         self._keys = keys
         self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
-        """See the contract; adds what a search finds to the set, if this user may write."""
+        """See `Store.incarnations`; adds what a search finds to the set, if this user may write."""
         histories = await self._histories()  # before the search, during which a server may restart
-        members: Iterable[bytes] = await self._sessions.execute("SMEMBERS", self._keys.incarnations)
+        members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
         named = {member.decode() for member in members}
         searched = {name for name in named if name.startswith(HISTORY)}
         named -= searched
         if histories is not None and histories <= searched:
             return sorted(named)
-        log.debug(
-            "searching all keys of %s: a server was restarted or replaced, or is new", self._sessions.servers.shown
-        )
+        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
         present = set[str]()
         async for names in self._search(self._keys.any_pattern):
             present.update(filter(None, map(self._keys.incarnation_of, names)))
@@ -82,11 +82,12 @@ class Inventory:
             for name in (present - named) | (histories or set()):
                 await self.add(name)
             for name in searched - (histories or set()):
-                await self._sessions.execute("SREM", self._keys.incarnations, name)
+                await self._router.execute("SREM", self._keys.incarnations, name)
         return sorted(named | present)
 
     async def _histories(self) -> set[str] | None:
-        servers = await self._sessions.primaries()
+        """Return the replication histories of all primaries, as members of the set; None if one does not say."""
+        servers = await self._deployment.primary_servers()
         try:
             replies = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
         except StoreMisused:
@@ -96,9 +97,10 @@ class Inventory:
 
     async def add(self, incarnation: str) -> None:
         """Record an incarnation before it holds data."""
-        member = self._keys.incarnations, incarnation
-        if not await self._sessions.execute("SISMEMBER", *member):  # a full server refuses SADD even for members
-            await self._sessions.execute("SADD", *member)
+        name = self._keys.incarnations
+        is_member = await self._router.execute("SISMEMBER", name, incarnation)
+        if not is_member:  # a full server refuses SADD even for a member
+            await self._router.execute("SADD", name, incarnation)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
@@ -107,11 +109,10 @@ class Inventory:
                 yield keys[start : start + MAX_KEYS]
 
     async def _fetch(self, release: ReleaseRef, spans: Sequence[KeySpan]) -> list[bytes | None]:
+        """Return the packed keys of batches; None for a batch that is not listed any more."""
         home = self._keys.release(release).state
         commands = [("LINDEX", span.source, span.place) for span in spans]
-        return await self._retrier.call(
-            lambda: self._sessions.run(home, lambda session: session.execute_all(*commands))
-        )
+        return await self._retrier.call(lambda: self._router.run(home, lambda session: session.execute_all(*commands)))
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
         """Erase a release if *confirm* does not raise once its states are marked; see `Store.erase`.
@@ -120,94 +121,103 @@ class Inventory:
         """
         keys = self._keys.release(release)
         incarnation = release.incarnation
-        is_listed = await self._execute("GET", keys.state) == SEALED and await self._execute("EXISTS", keys.lists[0])
+        is_sealed = await self._execute("GET", keys.state) == SEALED
+        has_all_keys_listed = is_sealed and await self._execute("EXISTS", keys.row_list)
         is_named = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
+
         # First: ends reads and writes; a new claim starts empty.
-        ended = await self._end(keys, confirm)
-        self._check_gone(release, [deleted >= 0 for deleted in ended])
+        deleted = await self._delete_states(keys, confirm)
+        self._check_gone(release, [count >= 0 for count in deleted])
+
         await self._erase_listed(release)
-        if not is_listed and (is_named or any(ended)):
-            await self._erase_found(release)
+        if not has_all_keys_listed and (is_named or any(deleted)):
+            await self._erase_searched(release)
         self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
+
         await self._execute("SREM", self._keys.incarnations, incarnation)
-        if any(await asyncio.gather(*(self._execute("EXISTS", step[0]) for step in keys.steps))):
+        if any(await asyncio.gather(*(self._execute("EXISTS", group.first) for group in keys.groups))):
             # A late writer claimed it: the next prune must find it.
             await self.add(incarnation)
 
-    async def _end(self, keys: ReleaseKeys, confirm: Callable[[], Awaitable[None]]) -> list[int]:
-        """Mark all states, and delete them once *confirm* allows it; return the replies of END."""
+    async def _delete_states(self, keys: ReleaseKeys, confirm: Callable[[], Awaitable[None]]) -> list[int]:
+        """Mark all groups of states, and delete them once *confirm* allows it; return the reply of END for each."""
         token = secrets.token_hex(8)
-        states = list(zip(keys.marks, keys.steps, strict=True))
-        await asyncio.gather(*(self._evaluate(MARK, (mark, step[0]), token) for mark, step in states))
+        await asyncio.gather(*(self._evaluate(MARK, (group.mark, group.first), token) for group in keys.groups))
         try:
             await self._retrier.call(confirm)
         except StoreError:
             with suppress(StoreError):  # a mark that stays does no harm
-                await asyncio.gather(*(self._execute("SREM", mark, token) for mark in keys.marks))
+                await asyncio.gather(*(self._execute("SREM", group.mark, token) for group in keys.groups))
             raise
-        first, *others = ((mark, *step) for mark, step in states)
-        ending = (self._evaluate(END, names, token) for names in ((*first, keys.points), *others))
-        return list(map(int, await asyncio.gather(*ending)))
-
-    async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(lambda: self._sessions.execute(command, key, *args))
+        first, *others = ((group.mark, *group.states) for group in keys.groups)
+        deletions = (self._evaluate(END, names, token) for names in ((*first, keys.points), *others))
+        return list(map(int, await asyncio.gather(*deletions)))
 
     async def _erase_listed(self, release: ReleaseRef) -> None:
+        """Erase the rows of all listed batches, and each batch from its list, the last one first."""
         keys = self._keys.release(release)
         pacer = Pacer(BUSY_SHARE)
-        for source in keys.lists:
-            while (packed := await self._execute("LINDEX", source, -1)) is not None:
-                listed = unpack(packed)
+        for list_name in keys.lists:
+            while (packed := await self._execute("LINDEX", list_name, -1)) is not None:
+                rows = keys.located(unpack(packed))
                 started = time.monotonic()
-                await self._unlink(release, keys.located(listed)[0])
-                self._check_gone(release, [await self._erase((keys.state, source), packed)])
+                await self._erase_rows(release, rows.names)
+                self._check_gone(release, [await self._erase((keys.state, list_name), packed)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
-    async def _erase_found(self, release: ReleaseRef) -> None:
+    async def _erase_searched(self, release: ReleaseRef) -> None:
         """Search for rows and erase them, until there are none."""
-        is_left = True
-        while is_left:
-            is_left = False
+        search_again = True
+        while search_again:
+            search_again = False
             async for names in self._search(self._keys.pattern(release)):
-                await self._unlink(release, names)
-                is_left = self._keys.clustered  # a slot may have moved to a searched node
+                await self._erase_rows(release, names)
+                search_again = self._keys.clustered  # a slot may have moved to a searched node
 
-    async def _unlink(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
-        by_state = self._keys.release(release).by_step(names)
-        erased = [
-            self._erase((state, *of_step[start : start + MAX_KEYS]))
-            for state, of_step in by_state.items()
-            for start in range(0, len(of_step), MAX_KEYS)
+    async def _erase_rows(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
+        """Erase rows by name; raises ReleaseConflict if a state of the release exists."""
+        by_state = self._keys.release(release).by_first_state(names)
+        erasures = [
+            self._erase((state, *rows[start : start + MAX_KEYS]))
+            for state, rows in by_state.items()
+            for start in range(0, len(rows), MAX_KEYS)
         ]
-        self._check_gone(release, await asyncio.gather(*erased))
+        self._check_gone(release, await asyncio.gather(*erasures))
 
     async def _erase(self, names: Sequence[str | bytes], *args: bytes) -> int:
+        """Run ERASE; return 0 if the state, which comes first in *names*, exists."""
         return int(await self._evaluate(ERASE, names, *args))
 
+    async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        return await self._retrier.call(lambda: self._router.execute(command, key, *args))
+
     async def _evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(lambda: self._sessions.evaluate(script, names, *args))
+        return await self._retrier.call(lambda: self._router.evaluate(script, names, *args))
 
     def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
+        """Raise ReleaseConflict if one of *erased* is 0: a state exists again, and nothing was erased beside it."""
         if not all(erased):
             raise ReleaseConflict(
-                f"release {release.id} is in {self._sessions.servers.shown} again: the server was restored from an "
-                f"older copy, or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
+                f"release {release.id} is in {self._deployment.shown} again: the server was restored from an older "
+                f"copy, or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
             )
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
-        """About 300 bytes per 500 rows."""
+        """Return the first and last key of each listed batch: about 300 bytes of memory per 500 rows."""
         spans = list[KeySpan]()
-        for source in self._keys.release(release).lists:
+        for list_name in self._keys.release(release).lists:
             start = 0
-            while batches := await self._execute("LRANGE", source, start, start + PACKED_AT_ONCE - 1):
-                spans += (KeySpan(*bounds(packed), source, start + place) for place, packed in enumerate(batches))
+            while batches := await self._execute("LRANGE", list_name, start, start + PACKED_AT_ONCE - 1):
+                for place, packed in enumerate(batches, start):
+                    spans.append(KeySpan(*bounds(packed), list_name, place))
                 start += len(batches)
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        for server in await self._sessions.primaries():
+        """Yield the names of keys that match *pattern* on any primary, some of them twice."""
+        for server in await self._deployment.primary_servers():
             pacer = Pacer(BUSY_SHARE)
-            cursor = -1
+            cursor = -1  # before the first SCAN; 0 after the last
             while cursor != 0:
                 started = time.monotonic()
                 cursor, names = await server.execute("SCAN", max(0, cursor), "MATCH", pattern, "COUNT", MAX_KEYS)

@@ -10,13 +10,15 @@ PREFIX:{INCARNATION.0}:@keys      list: the packed keys of each acknowledged bat
 PREFIX:{INCARNATION.0}:@meta      the same for `meta` rows, which are not in order
 PREFIX:{INCARNATION.0}:@points    hash: the last acknowledged key by part
 
-The bucket B is xxh3_64(KIND:ID) mod 256. A cluster keeps keys with the same text in braces in one slot. On one server
-all states change together, so only the first is read.
+A release is one attempt to publish, named by its INCARNATION. Its rows are spread over 256 buckets, so that a cluster
+spreads them over its nodes: a cluster keeps keys with the same text in braces in one slot. The bucket B of a row is
+xxh3_64(KIND:ID) mod 256. Each bucket has a state. On one server all states change together, so only the first is read.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
@@ -29,43 +31,70 @@ SEALED = b"sealed"
 KEPT = 8  # cached releases, 20 kB each
 
 
+class LocatedRows(NamedTuple):
+    """The names and the buckets of rows, in the order of their keys."""
+
+    names: list[bytes]
+    buckets: list[int]
+
+
+class StateGroup(NamedTuple):
+    """Names of states that one command changes together, and of their mark of erasures.
+
+    One server has a single group with the states of all buckets, a cluster a group for each bucket.
+    """
+
+    states: tuple[str, ...]
+    mark: str
+
+    @property
+    def first(self) -> str:
+        """The name of the state that is read for all of them."""
+        return self.states[0]
+
+
 class ReleaseKeys:
     """Names of one release's keys.
 
-    `heads` are the prefixes of row names by bucket, `slots` their cluster slots, `steps` the groups of state keys, one
-    a bucket, that change atomically, and `marks` the key of erasures for each step. `state`, `points` and `lists` (of
-    rows, of `meta` rows) are the first bucket's.
+    By bucket, `heads` are the beginnings of the names (`raw_heads` in bytes), and `slots` their slots in a cluster.
+    `state`, `points` and the lists of keys are those of the first bucket.
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
-        self.heads = heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
-        self.raw_heads = tuple(head.encode() for head in heads)
+        self.heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
+        self.raw_heads = tuple(head.encode() for head in self.heads)
         self.slots = tuple(map(key_slot, self.raw_heads))
-        states = tuple(head + "@state" for head in heads)
-        self.steps = tuple((state,) for state in states) if clustered else (states,)
-        self.marks = tuple(step[0].removesuffix("@state") + "@dropping" for step in self.steps)
-        self.state = states[0]
-        self.points = heads[0] + "@points"
-        self.lists = heads[0] + "@keys", heads[0] + "@meta"
+        together = tuple((head,) for head in self.heads) if clustered else (self.heads,)
+        self.groups = tuple(
+            StateGroup(tuple(head + "@state" for head in heads), heads[0] + "@dropping") for heads in together
+        )
+        first = self.heads[0]
+        self.state = first + "@state"
+        self.points = first + "@points"
+        self.row_list = first + "@keys"
+        self.meta_list = first + "@meta"
+        self.lists = (self.row_list, self.meta_list)
 
     def rows(self, keys: Iterable[str]) -> list[str]:
         """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
-        heads, mask = self.heads, BUCKETS - 1
+        heads = self.heads
+        mask = BUCKETS - 1
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
-    def located(self, keys: Sequence[str]) -> tuple[list[bytes], list[int]]:
+    def located(self, keys: Sequence[str]) -> LocatedRows:
         """Return the names and buckets of rows; a key with surrogates gets a name that no row has."""
-        heads, mask = self.raw_heads, BUCKETS - 1
+        heads = self.raw_heads
+        mask = BUCKETS - 1
         try:
             raw = [key.encode() for key in keys]
         except UnicodeEncodeError:
             raw = [key.encode(errors="surrogatepass") for key in keys]
         buckets = [xxh3_64_intdigest(key) & mask for key in raw]
-        return [heads[bucket] + key for bucket, key in zip(buckets, raw, strict=True)], buckets
+        return LocatedRows([heads[bucket] + key for bucket, key in zip(buckets, raw, strict=True)], buckets)
 
-    def by_step(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
-        """Group names of rows by the first state of their step."""
-        if len(self.steps) == 1:
+    def by_first_state(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
+        """Group names of rows by the first state of their group of states."""
+        if len(self.groups) == 1:
             return {self.state: list(names)}
         by_state = dict[str, list[bytes]]()
         for name in names:
@@ -98,7 +127,7 @@ class Keys:
         return self._release(release.incarnation)
 
     def pattern(self, release: ReleaseRef) -> str:
-        """Return the pattern of the rows of a release."""
+        """Return SCAN's pattern of the rows of a release."""
         incarnation = re.sub(r"([*?\[\]^\\])", r"\\\1", release.incarnation)
         return f"{self.prefix}:{{{incarnation}.*}}:[^@]*"
 
@@ -114,7 +143,7 @@ def state_of(draft: DraftRef) -> bytes:
 
 
 def unsealed(release: ReleaseRef, parts: int, of: int) -> ReleaseNotFound:
-    """Return the error of a release with *parts* unsealed states *of* all."""
+    """Return the error of a release of whose *of* groups of states *parts* are not sealed."""
     which = "" if of == 1 else f": {parts} of its {of} parts are not sealed"
     return ReleaseNotFound(
         f"a server has lost the end of release {release.id}, perhaps in a failover{which}; publish it again"

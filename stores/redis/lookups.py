@@ -1,102 +1,64 @@
-"""Lookups: rows, and the state of their release where a list is absent.
+"""Lookups: rows, and the state of their release where a row is absent.
+
+A release's *state* says whether all its rows are written (`hotplate.stores.redis.keys`). A server can lose rows, by a
+restart or a failover, and then it has lost the state, too. So a row counts as absent only beside the state `sealed`. On
+one server the state is read with the rows. In a cluster, the rows are in 256 *buckets* with a state each, and the state
+of a bucket is read only if a row is absent in it.
 
 Values are read over multiplexed connections, or with `?client=redis-py` by redis-py alone.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import cast
-
-from redis.exceptions import RedisClusterException, RedisError
+from typing import NamedTuple, cast
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import translated
+from hotplate.stores.redis.cluster import late, part_of
+from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, ReleaseKeys, unsealed
-from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, Readers, Redirected, Replies
-from hotplate.stores.redis.servers import Cluster, RedisNode
-from hotplate.stores.redis.sessions import Sessions
+from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, ReadElsewhere, Replies
+from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import Slot, not_found
 from hotplate.stores.timing import Deadlines
 
-ReadServer = Callable[[Sequence[str | bytes]], Awaitable[list[Slot]]]
-"""Reads values by name; raises StoreError."""
+ReadValues = Callable[[Sequence[bytes], Sequence[int], float | None], Awaitable[list[Slot]]]
+"""Reads values of a cluster by name and slot until a time of the loop's clock.
 
-ReadCluster = Callable[[Sequence[bytes], Sequence[int], float | None], Awaitable[list[Slot]]]
-"""Reads values by name and slot until a time of the loop's clock; a failed or late value is an error.
-
-Raises StoreError if the nodes are unknown.
+Returns them in order; a failed or late value is an error. Raises StoreError if the nodes are unknown.
 """
 
 
-async def read_multiplexed(readers: Readers, names: Sequence[str | bytes]) -> list[Slot]:
-    """Read values of one server by one MGET, over a new connection if the current one is lost."""
-    servers = readers.servers
-    if not servers.loaded:
-        await servers.load()
-    reader = readers.at(servers.primaries[0])
-    try:
-        connection = reader.current or await reader.connection()
-        try:
-            return await connection.mget(names)
-        except StoreUnavailable:
-            if connection.error is None:
-                raise
-            return await (await reader.connection()).mget(names)
-    except StoreUnavailable:
-        servers.schedule_refresh()
-        raise
-
-
-async def read_by_redis_py(sessions: Sessions, names: Sequence[str | bytes]) -> list[Slot]:
-    """Read values of one server by redis-py's MGET."""
-    (server,) = await sessions.primaries()
-    try:
-        return cast("list[Slot]", await server.client.mget(names))
-    except RedisError as error:
-        sessions.servers.schedule_refresh()
-        raise translated(error, server.address.shown) from error
-
-
-async def read_cluster_by_redis_py(
-    servers: Cluster, names: Sequence[bytes], slots: Sequence[int], until_s: float | None
-) -> list[Slot]:
-    """Read values of a cluster by redis-py's pipeline."""
-    del slots
-    servers.loop.check()
-    await servers.load()
-    pipeline = servers.client.pipeline()
-    for name in names:
-        pipeline.get(name)
-    values: list[Slot]
-    try:
-        async with asyncio.timeout_at(until_s):
-            values = await pipeline.execute(raise_on_error=False)
-    except TimeoutError:
-        values = [_late(servers)] * len(names)
-    except (RedisError, RedisClusterException) as error:
-        values = [translated(error, servers.shown)] * len(names)
-    values = [translated(value, servers.shown) if isinstance(value, RedisError) else value for value in values]
-    return [_part(servers, value) for value in values]
-
-
-def received(release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
-    """Return the rows of a release from its state and them; raises ReleaseNotFound."""
-    state, *values = replies
-    if state is None or (state != SEALED and None in values):  # rows missing from a draft may still arrive
+def rows_received(release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+    """Return the rows of a release in *replies*, which begin with its state; raises ReleaseNotFound."""
+    state, *rows = replies
+    if state is None or (state != SEALED and None in rows):  # rows missing from a draft may still arrive
         raise not_found(release)
-    return values
+    return rows
 
 
-class ServerLookups:
-    """Reads rows and the release's state together."""
+class Lookups(ABC):
+    """Reads rows of releases."""
 
-    def __init__(self, keys: Keys, read: ReadServer, readers: Readers | None = None) -> None:
-        """*readers* have the multiplexed connections, if *read* uses them."""
+    @abstractmethod
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """See `Reader.get_many`."""
+
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> Replies | None:
+        """See `SendingReader.send`; None if these lookups cannot."""
+        del release, keys
+        return None
+
+
+class ServerLookups(Lookups):
+    """Lookups at a deployment with one primary: the state and all rows by one MGET."""
+
+    def __init__(self, keys: Keys, connections: ReadConnections, *, by_redis_py: bool) -> None:
         self._keys = keys
-        self._read = read
-        self._readers = readers
+        self._connections = connections
+        self._deployment = connections.deployment
+        self._by_redis_py = by_redis_py
 
     async def get(
         self,
@@ -104,148 +66,141 @@ class ServerLookups:
         keys: Sequence[str],
         timeout_s: float | None = None,  # noqa: ARG002 -- the caller applies it
     ) -> list[Slot]:
-        """See `Reader.get_many`."""
-        return received(release, await self._read(self._names(release, keys)))
+        names = self._names(release, keys)
+        if self._by_redis_py:
+            return rows_received(release, await self._deployment.read_by_redis_py(names, None))
+        return rows_received(release, await self._read(names))
 
     def send(self, release: ReleaseRef, keys: Sequence[str]) -> Replies | None:
-        """See `SendingReader`."""
-        if self._readers is None or not self._readers.servers.loaded:
+        if self._by_redis_py or not self._deployment.is_loaded:
             return None
-        connection = self._readers.at(self._readers.servers.primaries[0]).current
+        connection = self._connections.at(self._deployment.primaries[0]).current
         return None if connection is None else connection.mget(self._names(release, keys))
 
+    async def _read(self, names: Sequence[str | bytes]) -> list[Slot]:
+        """Read values over the open connection; once more over a new one if that connection was lost."""
+        if not self._deployment.is_loaded:
+            await self._deployment.load()
+        reconnector = self._connections.at(self._deployment.primaries[0])
+        try:
+            connection = reconnector.current or await reconnector.connection()
+            try:
+                return await connection.mget(names)
+            except StoreUnavailable:
+                if connection.error is None:  # refused by the server, which would refuse again
+                    raise
+                return await (await reconnector.connection()).mget(names)
+        except StoreUnavailable:
+            self._deployment.schedule_refresh()
+            raise
+
     def _names(self, release: ReleaseRef, keys: Sequence[str]) -> Sequence[str | bytes]:
-        """Return the names of the release's state and of rows."""
+        """Return the names of the release's state and of its rows."""
         names = self._keys.release(release)
         try:
             return [names.state, *names.rows(keys)]
         except UnicodeEncodeError:
-            return [names.state, *names.located(keys)[0]]
+            return [names.state, *names.located(keys).names]
+
+
+class _NodeRead(NamedTuple):
+    """The part of a read that was sent to one node."""
+
+    positions: Sequence[int]
+    """Of its values in the whole read."""
+
+    connection: Multiplexer | None
+    """None if it is still to be opened."""
+
+    replies: Replies
 
 
 class MultiplexedCluster:
-    """Reads values from the nodes that have their slots; a failing node fails only its keys."""
+    """Reads values from the nodes that have their slots; a failing node fails only its own values."""
 
-    def __init__(self, servers: Cluster, readers: Readers, sessions: Sessions) -> None:
-        self._servers = servers
-        self._readers = readers
-        self._sessions = sessions
+    def __init__(self, connections: ReadConnections, router: CommandRouter) -> None:
+        self._deployment = connections.deployment
+        self._connections = connections
+        self._router = router
         self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
 
     async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """See `ReadCluster`."""
-        if not self._servers.loaded:
-            await self._servers.load()
-        by_node = self._servers.places_by_node(slots)
-        others = list[int]()
-        if len(by_node) == 1 and None not in by_node:  # in two thirds of the time of the general way
-            (node,) = by_node
-            values = await self._receive_from_one(cast("RedisNode", node), names, until_s, others)
-        else:
-            others += by_node.pop(None, ())
-            values = await self._receive_from_many(by_node, names, until_s, others)
-        if others:
-            read = await asyncio.gather(*(self._read_one(names[place], until_s) for place in others))
-            for place, value in zip(others, read, strict=True):
-                values[place] = value
-        return values
-
-    def _send(self, node: RedisNode, names: Sequence[bytes]) -> tuple[Multiplexer | None, Replies]:
-        reader = self._readers.at(node)
-        if (connection := reader.current) is not None:
-            return connection, connection.get_each(names)
-
-        async def send_later() -> list[Slot]:
-            return await (await reader.connection()).get_each(names)
-
-        return None, asyncio.create_task(send_later())
-
-    async def _receive_from_one(
-        self, node: RedisNode, names: Sequence[bytes], until_s: float | None, others: list[int]
-    ) -> list[Slot]:
-        connection, replies = self._send(node, names)
-        pending = (replies,)
-        due = None if until_s is None else self._deadlines.add(pending, until_s)
-        try:
-            values = await self._values(replies, len(names))
-        finally:
-            if due is not None:
-                due.discard(pending)
+        """See `ReadValues`."""
+        if not self._deployment.is_loaded:
+            await self._deployment.load()
+        reads = [
+            self._send(node, positions, [names[position] for position in positions])
+            for node, positions in self._deployment.positions_by_primary(slots).items()
+            if node is not None
+        ]
+        values = list[Slot]([ReadElsewhere("no node is known")]) * len(names)  # until a node returns them
+        await self._receive(reads, values, until_s)
         if VALUES.issuperset(map(type, values)):
             return values
-        return self._failed(values, connection, range(len(names)), others)
+        return await self._completed(values, names, until_s)
 
-    async def _receive_from_many(
-        self,
-        by_node: dict[RedisNode | None, list[int]],
-        names: Sequence[bytes],
-        until_s: float | None,
-        others: list[int],
-    ) -> list[Slot]:
-        """Read values by position; add the positions to *others* that were redirected or lost."""
-        sent = [
-            (places, *self._send(node, [names[place] for place in places])) for node, places in by_node.items() if node
-        ]
-        pending = tuple([replies for _, _, replies in sent])
-        slots = list[Slot]([None]) * len(names)
-        due = None if until_s is None else self._deadlines.add(pending, until_s)
+    def _send(self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes]) -> _NodeRead:
+        """Send GETs for *names* to a node, over its open connection or as soon as it is open."""
+        reconnector = self._connections.at(node)
+        if (connection := reconnector.current) is not None:
+            return _NodeRead(positions, connection, connection.get_each(names))
+
+        async def send_later() -> list[Slot]:
+            return await (await reconnector.connection()).get_each(names)
+
+        return _NodeRead(positions, None, asyncio.create_task(send_later()))
+
+    async def _receive(self, reads: Sequence[_NodeRead], values: list[Slot], until_s: float | None) -> None:
+        """Put the values of *reads*, or the errors of their nodes, into *values* by position."""
+        pending = tuple([read.replies for read in reads])
+        scheduled = None if until_s is None else self._deadlines.add(pending, until_s)
         try:
-            for places, connection, replies in reversed(sent):  # the last mostly replies last
-                values = await self._values(replies, len(places))
-                if not VALUES.issuperset(map(type, values)):
-                    values = self._failed(values, connection, places, others)
-                for place, value in zip(places, values, strict=True):
-                    slots[place] = value
+            for read in reversed(reads):  # the last mostly replies last
+                for position, value in zip(read.positions, await self._values(read), strict=True):
+                    values[position] = value
         finally:
-            if due is not None:
-                due.discard(pending)
+            if scheduled is not None:
+                scheduled.discard(pending)
             for replies in pending:
                 if not replies.cancel() and not replies.cancelled():
                     replies.exception()  # mark as retrieved
-        return slots
 
-    async def _values(self, replies: Replies, count: int) -> list[Slot]:
-        """Return the values of one node, or its error for each."""
+    async def _values(self, read: _NodeRead) -> list[Slot]:
+        """Return the values of one node, or its error for each: ReadElsewhere if its connection was lost."""
         try:
-            return await replies
+            return await read.replies
         except StoreError as error:
-            return [error] * count
+            failure = error
+            was_lost = read.connection is not None and read.connection.error is not None
+            if was_lost and isinstance(error, StoreUnavailable):
+                failure = ReadElsewhere(str(error))
+            return [failure] * len(read.positions)
         except asyncio.CancelledError:
-            if not replies.cancelled() or (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            return [_late(self._servers)] * count
+            task = asyncio.current_task()
+            if not read.replies.cancelled() or task is None or task.cancelling():
+                raise  # the caller was cancelled
+            return [late(self._deployment)] * len(read.positions)
 
-    def _failed(
-        self, values: list[Slot], connection: Multiplexer | None, places: Sequence[int], others: list[int]
-    ) -> list[Slot]:
-        """Return *values* as errors of their keys; add the positions to *others* that were redirected or lost."""
-        lost = Redirected if connection is None or connection.error is None else StoreUnavailable
-        others += [place for place, value in zip(places, values, strict=True) if isinstance(value, lost)]
-        return [_part(self._servers, value) for value in values]
+    async def _completed(self, values: Sequence[Slot], names: Sequence[bytes], until_s: float | None) -> list[Slot]:
+        """Return *values* with those that may be read elsewhere, and other failures as errors of single keys."""
+        positions = [position for position, value in enumerate(values) if isinstance(value, ReadElsewhere)]
+        completed = [part_of(self._deployment, value) for value in values]
+        read = await asyncio.gather(*(self._read_one(names[position], until_s) for position in positions))
+        for position, value in zip(positions, read, strict=True):
+            completed[position] = value
+        return completed
 
     async def _read_one(self, name: bytes, until_s: float | None) -> Slot:
-        """Read a value on a new connection, or following redirections."""
+        """Read a value by the router, which follows redirections and opens connections."""
         value: Slot
         try:
             async with asyncio.timeout_at(until_s):
-                value = await self._sessions.execute("GET", name)
+                value = await self._router.execute("GET", name)
         except TimeoutError:
-            value = _part(self._servers, _late(self._servers))
+            value = late(self._deployment)
         except StoreError as error:
-            value = _part(self._servers, error)
-        return value
-
-
-def _late(servers: Cluster) -> StoreUnavailable:
-    return StoreUnavailable(f"a node of {servers.shown} did not answer in time")
-
-
-def _part(servers: Cluster, value: Slot) -> Slot:
-    """Return the failure of a node as an error of one key: other keys may be readable."""
-    if not isinstance(value, StoreUnavailable):
-        return value
-    servers.schedule_refresh()
-    return PartUnavailable(str(value))
+            value = error
+        return part_of(self._deployment, value)
 
 
 def _cancel(pending: tuple[Replies, ...]) -> None:
@@ -259,42 +214,45 @@ class BucketLost(ReleaseNotFound, PartUnavailable):
     permanent = True
 
 
-class ClusterLookups:
-    """Reads rows of a cluster; a list counts as absent only if its bucket is sealed."""
+class ClusterLookups(Lookups):
+    """Lookups in a cluster; a row counts as absent only if its bucket is sealed."""
 
-    def __init__(self, keys: Keys, read: ReadCluster, sessions: Sessions) -> None:
+    def __init__(self, keys: Keys, read: ReadValues, router: CommandRouter) -> None:
         self._keys = keys
         self._read = read
-        self._sessions = sessions
+        self._router = router
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """See `Reader.get_many`."""
+        """Read rows, and the states of buckets in which a row is absent.
+
+        A row that cannot be read is an error in its slot. If all are, raises one of them, ReleaseNotFound first.
+        """
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         names = self._keys.release(release)
-        if not keys and await self._sessions.execute("GET", names.state) is None:
+        if not keys and await self._router.execute("GET", names.state) is None:
             raise not_found(release)
-        rows, buckets = names.located(keys)
-        slots = await self._read(rows, [names.slots[bucket] for bucket in buckets], until_s)
+        rows = names.located(keys)
+        slots = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
         if None in slots:
-            absent = sorted({bucket for bucket, slot in zip(buckets, slots, strict=True) if slot is None})
-            states = await self._states(names, absent, until_s)
-            for place, bucket in enumerate(buckets):
-                if slots[place] is None:
-                    slots[place] = _absence(release, states[bucket])
+            absent = {bucket for bucket, slot in zip(rows.buckets, slots, strict=True) if slot is None}
+            states = await self._states(names, sorted(absent), until_s)
+            for position, bucket in enumerate(rows.buckets):
+                if slots[position] is None:
+                    slots[position] = _absence(release, states[bucket])
         if slots and all(isinstance(slot, StoreError) for slot in slots):
-            gone = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
-            raise cast("StoreError", gone)
+            error = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
+            raise cast("StoreError", error)
         return slots
 
     async def _states(self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None) -> dict[int, Slot]:
-        """Read the states of buckets."""
-        raw_states = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
-        states = await self._read(raw_states, [names.slots[bucket] for bucket in buckets], until_s)
+        """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
+        state_names = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
+        states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
         return dict(zip(buckets, states, strict=True))
 
 
 def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
-    """Return None for a list that a bucket in this *state* does not have, or why that is unknown."""
+    """Return None for a row that a bucket in this *state* does not have, or the error if that is unknown."""
     if state == SEALED:
         return None
     if isinstance(state, StoreError):
@@ -303,42 +261,45 @@ def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
     return BucketLost(str(lost))
 
 
-async def get_from_replicas(keys: Keys, readers: Readers, release: ReleaseRef, names: Sequence[str]) -> list[Slot]:
-    """See `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout.
+async def get_from_replicas(
+    keys: Keys, connections: ReadConnections, release: ReleaseRef, row_keys: Sequence[str]
+) -> list[Slot]:
+    """Read rows from replicas: see `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout.
 
-    The state of the release is not read: a replica does not prove that a key is absent.
+    The state of the release is not read: a replica does not prove that a row is absent.
     """
-    servers = readers.servers
-    release_keys = keys.release(release)
-    rows, buckets = release_keys.located(names)
-    by_node = dict[RedisNode, list[int]]()
-    for place, bucket in enumerate(buckets):
-        slot = release_keys.slots[bucket]
-        replica = servers.replica_of(slot)
+    deployment = connections.deployment
+    names = keys.release(release)
+    rows = names.located(row_keys)
+    by_replica = dict[RedisNode, list[int]]()
+    for position, bucket in enumerate(rows.buckets):
+        slot = names.slots[bucket]
+        replica = deployment.replica_of(slot)
         if replica is None:
-            raise StoreUnavailable(f"no replica of {servers.shown} has slot {slot}")
-        by_node.setdefault(replica, []).append(place)
-    values = list[Slot]([None]) * len(names)
+            raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
+        by_replica.setdefault(replica, []).append(position)
+    values = list[Slot]([None]) * len(row_keys)
 
-    async def read(node: RedisNode, places: list[int]) -> None:
-        connection = await readers.at(node).connection()
-        replies = await connection.get_each([rows[place] for place in places])
-        for place, value in zip(places, replies, strict=True):
-            values[place] = value
+    async def read(node: RedisNode, positions: list[int]) -> None:
+        connection = await connections.at(node).connection()
+        replies = await connection.get_each([rows.names[position] for position in positions])
+        for position, value in zip(positions, replies, strict=True):
+            values[position] = value
 
-    await asyncio.gather(*(read(node, places) for node, places in by_node.items()))
+    await asyncio.gather(*(read(node, positions) for node, positions in by_replica.items()))
     return values
 
 
-def lookups_for(
-    keys: Keys, readers: Readers, sessions: Sessions, *, by_redis_py: bool = False
-) -> ServerLookups | ClusterLookups:
-    """Return the lookups of a deployment."""
-    servers = readers.servers
-    if not isinstance(servers, Cluster):
-        if by_redis_py:
-            return ServerLookups(keys, partial(read_by_redis_py, sessions))
-        return ServerLookups(keys, partial(read_multiplexed, readers), readers)
-    if by_redis_py:
-        return ClusterLookups(keys, partial(read_cluster_by_redis_py, servers), sessions)
-    return ClusterLookups(keys, MultiplexedCluster(servers, readers, sessions).read, sessions)
+def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> Lookups:
+    """Return the lookups of a deployment: over *connections*, or by redis-py alone."""
+    deployment = connections.deployment
+    if not deployment.is_clustered:
+        return ServerLookups(keys, connections, by_redis_py=by_redis_py)
+    if not by_redis_py:
+        return ClusterLookups(keys, MultiplexedCluster(connections, router).read, router)
+
+    async def read(names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
+        del slots  # redis-py computes them
+        return await deployment.read_by_redis_py(names, until_s)
+
+    return ClusterLookups(keys, read, router)

@@ -1,14 +1,16 @@
 """Reads of all callers over one connection to each server.
 
-redis-py opens, authenticates and encrypts a connection; then `Multiplexer` takes its transport over. Without
-it, a lookup by redis-py's `MGET` takes 42, 7.3 and 3.1 µs of CPU a key at 1, 8 and 32 keys instead of 17, 3.2 and 1.4,
-and a GET of the service 1.44, 1.48 and 1.16 times the CPU at 1, 8 and 32 connections (`bench/test_lookups.py`).
+redis-py opens, authenticates and encrypts a connection; then `Multiplexer` takes its transport over. Callers send reads
+without waiting for the replies to earlier ones, which arrive in the same order. Without it, a lookup by redis-py's
+`MGET` takes 42, 7.3 and 3.1 µs of CPU a key at 1, 8 and 32 keys instead of 17, 3.2 and 1.4, and a GET of the service
+1.44, 1.48 and 1.16 times the CPU at 1, 8 and 32 connections (`bench/test_lookups.py`).
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, translated
-from hotplate.stores.redis.servers import RedisNode, Standalone
+from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.store import Slot
 from hotplate.stores.timing import Backoff, SharedCall, all_done
 
@@ -27,42 +29,66 @@ log = logging.getLogger(__name__)
 RETIRING_POLL_S = 0.01
 RECONNECT_PAUSES_S = (0.05, 2.0)  # first and longest between attempts to connect; callers fail immediately
 
+# Types of a value that was read; None is an absent one.
 VALUES = frozenset({bytes, type(None)})
 
-# A new connection may lead to another server, or be accepted.
+# Errors after which the connection is closed: a new one may lead to another server, or be accepted.
 ENDING = (ConnectionError, ReadOnlyError)
 
 Replies = asyncio.Future[list[Slot]]
+"""The values of a read, in the order of its keys; it fails with a StoreError."""
 
-_MORE = object()  # the parser's result for an incomplete reply
+_INCOMPLETE = object()  # the parser's result for a reply that has not arrived as a whole
 
 
-class Redirected(StoreUnavailable):
-    """Another node has the slot of a key, or is about to."""
+class ReadElsewhere(StoreUnavailable):
+    """A value may be read over another connection: another node has its slot, or the connection was lost."""
+
+
+@dataclass(slots=True, eq=False)
+class _PendingRead:
+    """A read that was sent, until its replies have arrived."""
+
+    replies: Replies
+    sent_at: float
+    """Time of the loop's clock."""
+
+    count: int
+    """Number of keys."""
+
+    values: list[Slot] | None
+    """The values so far of GETs, which have a reply each; None for an MGET, whose reply is one array."""
 
 
 class Multiplexer(asyncio.Protocol):
-    """A connection to one server; `error` is set once it breaks.
+    """A connection to one server.
 
-    Replies are matched to commands by order, so an unexpected reply closes it, as does a timeout. `has_replied` is
-    whether a command got a valid reply.
+    Replies are matched to reads by their order, so an unexpected reply closes it, as does a timeout.
     """
 
     def __init__(self, connection: AbstractConnection, where: str, timeout_s: float) -> None:
-        """*connection* is not open yet."""
+        """*connection* is not open yet; *where* names the server in errors; *timeout_s* is for a reply."""
         self.where = where
         self.error: str | None = None
+        """Why the connection was closed; None while it is open."""
+
         self.has_replied = False
+        """Whether a read got a valid reply."""
+
         self._connection = connection
         self._timeout_s = timeout_s
-        self._waiting = deque[tuple[Replies, float, int, list[Slot] | None]]()
-        """Future, start, number of values, and the values of `get_each` so far."""
+        self._pending = deque[_PendingRead]()
+        """In the order of their commands."""
+
         self._is_array = False
+        """Whether the parser takes the replies to GETs for one array (see `get_each`)."""
+
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._parser = hiredis.Reader(replyError=DefaultParser.parse_error, notEnoughData=_MORE)
+        self._parser = hiredis.Reader(replyError=DefaultParser.parse_error, notEnoughData=_INCOMPLETE)
         self._transport: asyncio.Transport | None = None
-        self._former: asyncio.BaseProtocol | None = None
+        self._former_protocol: asyncio.BaseProtocol | None = None
+        """redis-py's, which waits for the end of the transport when it disconnects."""
 
     async def open(self) -> None:
         """Connect within CONNECT_TIMEOUT_S; raises StoreUnavailable."""
@@ -79,48 +105,53 @@ class Multiplexer(asyncio.Protocol):
             raise
         writer = cast("asyncio.StreamWriter", connection._writer)  # noqa: SLF001 -- there is no other way to it
         transport = cast("asyncio.Transport", writer.transport)
-        self._former = transport.get_protocol()
+        self._former_protocol = transport.get_protocol()
         transport.set_protocol(self)
         self._transport = transport
 
     def mget(self, names: Sequence[str | bytes]) -> Replies:
-        """Read values by one MGET."""
+        """Send an MGET for the values of *names*."""
         packed = hiredis.pack_command((b"MGET", *names))  # type: ignore[arg-type]  # its stub says a tuple of one
-        return self._write(packed, len(names), None)
+        return self._send(packed, len(names), None)
 
     def get_each(self, names: Sequence[bytes]) -> Replies:
-        """Read values by one GET each, 0.25 µs a key; a key's error replaces its value."""
-        if self.error is None and not self._waiting and not self._parser.has_data():  # one array is parsed in a fifth
+        """Send a GET for each of *names*, at 0.25 µs a key; the error of a key takes the place of its value.
+
+        If nothing else is pending, the parser is given the head of an array before the replies, so that it returns all
+        of them at once, which takes a fifth of the time.
+        """
+        if self.error is None and not self._pending and not self._parser.has_data():
             self._parser.feed(b"*%d\r\n" % len(names))
             self._is_array = True
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
-        return self._write(packed, len(names), [])
+        return self._send(packed, len(names), [])
 
-    def _write(self, packed: bytes, values: int, taken: list[Slot] | None) -> Replies:
-        future: Replies = self._loop.create_future()
+    def _send(self, packed: bytes, count: int, values: list[Slot] | None) -> Replies:
+        """Send encoded commands for *count* keys; *values* is that of `_PendingRead`."""
+        replies: Replies = self._loop.create_future()
         if self.error is not None or self._transport is None:
-            future.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
-            return future
-        self._waiting.append((future, self._loop.time(), values, taken))
+            replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
+            return replies
+        self._pending.append(_PendingRead(replies, self._loop.time(), count, values))
         self._transport.write(packed)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_timeout)
-        return future
+        return replies
 
     def data_received(self, data: bytes) -> None:
-        """Parse replies and complete their futures."""
+        """Parse replies, and complete the reads that they belong to."""
         try:
             self._parser.feed(data)
-            while self.error is None and (reply := self._parser.gets()) is not _MORE:
-                self._take(reply)
+            while self.error is None and (reply := self._parser.gets()) is not _INCOMPLETE:
+                self._receive(reply)
         except Exception as error:  # noqa: BLE001 -- later replies cannot be matched
-            self._lose(f"could not be understood ({error!r})")
+            self._give_up(f"could not be understood ({error!r})")
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail pending commands."""
         self._end(f"{self.where} cannot be reached: {error or 'it closed the connection'}")
-        if self._former is not None:
-            self._former.connection_lost(error)  # redis-py waits for it
+        if self._former_protocol is not None:
+            self._former_protocol.connection_lost(error)
 
     async def close(self) -> None:
         """Close the connection and fail pending commands."""
@@ -128,97 +159,99 @@ class Multiplexer(asyncio.Protocol):
         await self._connection.disconnect()
 
     async def retire(self) -> None:
-        """Close the connection once pending commands have their replies."""
+        """Close the connection once pending reads have their replies."""
         try:
-            while self._waiting:
-                pending = [future for future, *_ in self._waiting if not future.done()]
-                # The futures of cancelled commands are done before their replies are there.
-                await (asyncio.wait(pending[-1:]) if pending else asyncio.sleep(RETIRING_POLL_S))
+            while self._pending:
+                waiting = [read.replies for read in self._pending if not read.replies.done()]
+                if waiting:
+                    await asyncio.wait(waiting[-1:])
+                else:  # the futures of cancelled reads are done before their replies are there
+                    await asyncio.sleep(RETIRING_POLL_S)
         finally:
             await self.close()
 
-    def _lose(self, reason: str) -> None:
-        """Close the connection after an invalid reply."""
+    def _give_up(self, reason: str) -> None:
+        """Close the connection after an invalid reply; *reason* continues a sentence about the server."""
         self.has_replied = False  # so reconnection backs off
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
         self._end(error)
 
-    def _take(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
+    def _receive(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
+        """Complete the oldest pending read with a reply, or add the reply to its values."""
         if isinstance(reply, ENDING):
             self._end(str(translated(reply, self.where)))
             return
         self.has_replied = True
-        if not self._waiting:
+        if not self._pending:
             raise RuntimeError("a reply without a caller")
-        future, _, values, taken = self._waiting[0]
-        if taken is not None:
-            if not self._take_values(taken, values, reply):
+        read = self._pending[0]
+        if read.values is not None:
+            if not self._add_values(read.values, read.count, reply):
                 return
-            reply = taken
+            reply = read.values
         elif isinstance(reply, Exception):
             reply = self._translated(reply)
-        elif not isinstance(reply, list) or len(reply) != values:
-            self._lose(f"replied to {values} keys with something else than their values")
+        elif not isinstance(reply, list) or len(reply) != read.count:
+            self._give_up(f"replied to {read.count} keys with something else than their values")
             return
-        self._waiting.popleft()
-        if future.done():
+        self._pending.popleft()
+        if read.replies.done():
             return  # cancelled
         if isinstance(reply, StoreError):
-            future.set_exception(reply)
+            read.replies.set_exception(reply)
         else:
-            future.set_result(reply)
+            read.replies.set_result(reply)
 
-    def _take_values(self, taken: list[Slot], values: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Return whether *taken* is complete."""
+    def _add_values(self, values: list[Slot], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
+        """Add the reply to a GET, or an array of replies, to *values*; return whether these are *count* now."""
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):
             replies = [self._translated(value) if isinstance(value, Exception) else value for value in replies]
             if not all(isinstance(value, StoreError) or type(value) in VALUES for value in replies):
-                self._lose("replied to a key with something else than its value")
+                self._give_up("replied to a key with something else than its value")
                 return False
-        taken += replies
-        return len(taken) == values
+        values += replies
+        return len(values) == count
 
     def _translated(self, error: Exception) -> StoreError:
         if isinstance(error, AskError):
-            return Redirected(f"{self.where} does not serve slot {error.slot_id}")
+            return ReadElsewhere(f"{self.where} does not serve slot {error.slot_id}")
         return translated(error, self.where)
 
     def _check_timeout(self) -> None:
+        """Close the connection if the oldest pending read is too old, or else check again when it will be."""
         self._timer = None
-        if self._waiting:
-            left_s = self._waiting[0][1] + self._timeout_s - self._loop.time()
+        if self._pending:
+            left_s = self._pending[0].sent_at + self._timeout_s - self._loop.time()
             if left_s > 0:
                 self._timer = self._loop.call_later(left_s, self._check_timeout)
             else:
                 self._end(f"{self.where} has not answered for {self._timeout_s:g} s")
 
     def _end(self, error: str) -> None:
-        """Close at once; pending commands fail with *error*."""
+        """Close at once; pending reads fail with the first *error*."""
         self.error = self.error or error
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._transport is not None:
             self._transport.abort()
-        while self._waiting:
-            future, *_ = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(StoreUnavailable(self.error))
-
-
-Connect = Callable[[], Multiplexer]
+        while self._pending:
+            replies = self._pending.popleft().replies
+            if not replies.done():
+                replies.set_exception(StoreUnavailable(self.error))
 
 
 class Reconnector:
     """Keeps one connection to a server; reconnects with backoff, while callers fail immediately."""
 
-    def __init__(self, where: str, connect: Connect) -> None:
+    def __init__(self, where: str, new_connection: Callable[[], Multiplexer]) -> None:
+        """*new_connection* returns one that is not open."""
         self._where = where
-        self._connect = connect
+        self._new_connection = new_connection
         self._connection: Multiplexer | None = None
         self._opening = SharedCall(self._open, lambda: StoreUnavailable(f"{where} was closed"))
         self._backoff = Backoff(*RECONNECT_PAUSES_S)
@@ -232,22 +265,22 @@ class Reconnector:
         return self._connection if self._connection is not None and self._connection.error is None else None
 
     async def connection(self) -> Multiplexer:
-        """Return the connection; concurrent callers share one attempt to open it."""
+        """Return an open connection; concurrent callers share one attempt to open it. Raises StoreUnavailable."""
         if (current := self.current) is not None:
             return current
         if self._is_closed:
             raise StoreUnavailable(f"{self._where} was closed")
         if not self._opening.is_running:
-            await self._note_end()
+            await self._close_ended()
             if asyncio.get_running_loop().time() < self._retry_at:
                 raise StoreUnavailable(self._error)
         return await self._opening.result()
 
     async def renew(self) -> None:
-        """Open a connection with new credentials in the place of the current one; raises StoreUnavailable."""
+        """Open a connection with new credentials in the place of an open one; raises StoreUnavailable."""
         if self.current is None or self._is_closed:
             return
-        connection = self._connect()
+        connection = self._new_connection()
         await connection.open()
         await self._replace(connection)
 
@@ -259,7 +292,7 @@ class Reconnector:
             await self._connection.close()
 
     async def _open(self) -> Multiplexer:
-        connection = self._connect()
+        connection = self._new_connection()
         try:
             await connection.open()
         except StoreUnavailable as error:
@@ -269,14 +302,16 @@ class Reconnector:
         return connection
 
     async def _replace(self, connection: Multiplexer) -> None:
+        """Use another connection from now on, and close the former after its replies."""
         former = self._connection
         self._connection = connection
         if former is not None:
             await former.retire()
 
-    async def _note_end(self) -> None:
-        """Count a server that accepts but never replies as failed."""
-        ended, self._connection = self._connection, None
+    async def _close_ended(self) -> None:
+        """Drop a connection that has ended; a server that accepts connections but never replies counts as failed."""
+        ended = self._connection
+        self._connection = None
         if ended is None:
             return
         if ended.has_replied:
@@ -286,39 +321,40 @@ class Reconnector:
         await ended.close()
 
     def _record_failure(self, error: str) -> None:
+        """Fail callers with *error* until the next attempt is allowed."""
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
         self._error = error
 
 
-class Readers:
-    """One connection to each server of a deployment, or to each of its *replicas*."""
+class ReadConnections:
+    """One multiplexed connection to each server of a deployment."""
 
-    def __init__(self, servers: Standalone, timeout_s: float, *, replicas: bool = False) -> None:
-        self.servers = servers
+    def __init__(self, deployment: Deployment, timeout_s: float, *, replicas: bool = False) -> None:
+        """*timeout_s* is for a reply; with *replicas*, servers are only read from, and may be replicas."""
+        self.deployment = deployment
         self._replicas = replicas
         self._timeout_s = timeout_s
         self._by_node = dict[RedisNode, Reconnector]()
 
     def at(self, node: RedisNode) -> Reconnector:
-        """Return the connection to a server."""
-        self.servers.loop.check()
+        """Return the connection to a server, open or not."""
+        self.deployment.loop.check()
         reconnector = self._by_node.get(node)
         if reconnector is None:
-            connect = partial(self._connection, node)
-            reconnector = Reconnector(self.servers.address(node).shown, connect)
+            where = self.deployment.address(node).shown
+            reconnector = Reconnector(where, partial(self._new_connection, node, where))
             self._by_node[node] = reconnector
         return reconnector
-
-    def _connection(self, node: RedisNode) -> Multiplexer:
-        settings = self.servers.settings(node, self._timeout_s, replica=self._replicas)
-        connection = settings.pop("connection_class")(**settings)
-        return Multiplexer(connection, self.servers.address(node).shown, self._timeout_s)
 
     async def renew(self) -> None:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         await all_done(*(reconnector.renew() for reconnector in self._by_node.values()))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; none is opened afterwards."""
         for reconnector in self._by_node.values():
             await reconnector.close()
+
+    def _new_connection(self, node: RedisNode, where: str) -> Multiplexer:
+        connection = self.deployment.new_connection(node, self._timeout_s, replica=self._replicas)
+        return Multiplexer(connection, where, self._timeout_s)

@@ -1,7 +1,7 @@
 """The Redis store, on one server, behind Sentinel or in a cluster.
 
-A release has 256 buckets, each in one slot with its own state. Changes that are atomic on one server are ordered steps
-in a cluster:
+A release has 256 buckets of rows, each in one slot with its own state (`hotplate.stores.redis.keys`). A writer *claims*
+a draft by writing its token into the states. Changes that are atomic on one server are ordered steps in a cluster:
 
 create    The first state decides the writer. The others are replaced by compare-and-set, each read before the first is
           checked again, so a replaced writer cannot claim them.
@@ -25,22 +25,23 @@ from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import Command, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Session, is_primary, raise_first_error
+from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
-from hotplate.stores.redis.inventory import Inventory
-from hotplate.stores.redis.keys import SEALED, Keys, state_of, unsealed
-from hotplate.stores.redis.lookups import ServerLookups, get_from_replicas, lookups_for, received
-from hotplate.stores.redis.multiplexed import Readers
-from hotplate.stores.redis.servers import (
+from hotplate.stores.redis.deployment import (
     CONTROL_WAIT_S,
     SEAL_WAIT_S,
-    Cluster,
-    Sentinels,
+    Deployment,
     Standalone,
     wait_for_replicas,
 )
-from hotplate.stores.redis.sessions import Sessions, evaluation
-from hotplate.stores.redis.url import RedisAddress, parse, parse_cluster, parse_sentinel
+from hotplate.stores.redis.inventory import Inventory
+from hotplate.stores.redis.keys import SEALED, Keys, StateGroup, state_of, unsealed
+from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
+from hotplate.stores.redis.multiplexed import ReadConnections
+from hotplate.stores.redis.routing import CommandRouter, evaluation
+from hotplate.stores.redis.sentinels import Sentinels
+from hotplate.stores.redis.url import parse, parse_cluster, parse_sentinel
 from hotplate.stores.redis.writer import RowsLost, Writer, check_owned
 from hotplate.stores.store import (
     CheckCatalogue,
@@ -64,7 +65,6 @@ from hotplate.stores.timing import Retrier, all_done
 from hotplate.stores.urls import scheme_of
 
 LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
-COMMAND_TIMEOUT_S = 5.0
 
 # Time limits of retries of batches; in a cluster, which elects replicas after 15 s, also of create, seal and erase.
 RETRY_FOR_S = 10.0
@@ -74,7 +74,8 @@ POLL_S = 1.0
 # REPLACE: KEYS in one slot; ARGV new value of all, `if` or `unless`, values of the first key (empty: absent) that allow
 # or forbid it. Returns the previous value.
 REPLACE = """
-local state, is_listed = redis.call('GET', KEYS[1]), false
+local state = redis.call('GET', KEYS[1])
+local is_listed = false
 for place = 3, #ARGV do is_listed = is_listed or (state or '') == ARGV[place] end
 if is_listed ~= (ARGV[2] == 'if') then return state end
 if state then redis.call('DEL', unpack(KEYS)) end
@@ -84,12 +85,19 @@ return state
 
 # SWAP: KEYS catalogue, records; ARGV expected catalogue (empty: absent), new values of all. Returns the previous one.
 SWAP = """
-local found = redis.call('GET', KEYS[1])
-if (found or '') ~= ARGV[1] then return found end
-if found then redis.call('DEL', unpack(KEYS)) end
+local stored = redis.call('GET', KEYS[1])
+if (stored or '') ~= ARGV[1] then return stored end
+if stored then redis.call('DEL', unpack(KEYS)) end
 for place, key in ipairs(KEYS) do redis.call('SET', key, ARGV[place + 1]) end
-return found
+return stored
 """
+
+
+class StoredCatalogue(NamedTuple):
+    """The catalogue, and its record as stored; None if there is none."""
+
+    record: bytes | None
+    catalogue: Catalogue
 
 
 class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
@@ -98,50 +106,50 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
     batch = coalesce = 256
     """A key takes 0.4 µs in the client and 1.1 in the server (at 64: 0.9 and 1.6); others wait at most 0.3 ms."""
 
-    def __init__(self, common: RedisAddress, servers: Standalone, credentials: Credentials | None = None) -> None:
-        """*common* has the settings of all *servers*."""
-        self._common = common
-        self._servers = servers
-        self._clustered = isinstance(servers, Cluster)
-        self._keys = keys = Keys(common.prefix, clustered=self._clustered)
-        self._sessions = Sessions(servers, COMMAND_TIMEOUT_S)
-        self._reads = Readers(servers, LOOKUP_TIMEOUT_S)
-        self._scan_reads = Readers(servers, COMMAND_TIMEOUT_S)
-        self._replica_reads = Readers(servers, LOOKUP_TIMEOUT_S, replicas=True)
-        self._lookups = lookups_for(keys, self._reads, self._sessions, by_redis_py=common.by_redis_py)
-        self._scans = lookups_for(keys, self._scan_reads, self._sessions)
-        for_s = CLUSTER_RETRY_FOR_S if self._clustered else 0.0
-        self._retrier = Retrier(time.monotonic, for_s=for_s)
-        patient = Retrier(time.monotonic, for_s=for_s or RETRY_FOR_S)
-        self._writer = Writer(self._sessions, keys, patient)
-        self._inventory = Inventory(self._sessions, keys, patient)
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._is_clustered = deployment.is_clustered
+        self._keys = Keys(deployment.common.prefix, clustered=self._is_clustered)
+        self._router = CommandRouter(deployment)
+        self._lookup_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S)
+        self._scan_connections = ReadConnections(deployment, COMMAND_TIMEOUT_S)
+        self._replica_connections = ReadConnections(deployment, LOOKUP_TIMEOUT_S, replicas=True)
+        by_redis_py = deployment.common.by_redis_py
+        self._lookups = lookups_for(self._keys, self._lookup_connections, self._router, by_redis_py=by_redis_py)
+        self._scans = lookups_for(self._keys, self._scan_connections, self._router, by_redis_py=False)
+        retry_for_s = CLUSTER_RETRY_FOR_S if self._is_clustered else 0.0
+        self._retrier = Retrier(time.monotonic, for_s=retry_for_s)
+        patient_retrier = Retrier(time.monotonic, for_s=retry_for_s or RETRY_FOR_S)
+        self._writer = Writer(self._router, self._keys, patient_retrier)
+        self._inventory = Inventory(self._router, self._keys, patient_retrier)
+        if deployment.credentials is not None:
+            deployment.credentials.on_renewal(self._renew)
 
-        self._credentials = credentials
-        if credentials is not None:
-            credentials.on_renewal(self._renew)
+    @property
+    def _read_connections(self) -> tuple[ReadConnections, ...]:
+        return (self._lookup_connections, self._scan_connections, self._replica_connections)
 
     async def _renew(self) -> None:
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
-        readers = (self._reads, self._scan_reads, self._replica_reads)
-        await all_done(self._servers.renew(), self._sessions.renew(), *(reader.renew() for reader in readers))
+        await all_done(self._deployment.renew(), *(connections.renew() for connections in self._read_connections))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if (call := traced_call.get()) is not None:
-            if self._clustered:
-                self._common.describe(call, "GET", len(keys))
+            if self._is_clustered:
+                self._deployment.common.describe(call, "GET", len(keys))
             else:
-                self._common.describe(call, "MGET")
+                self._deployment.common.describe(call, "MGET")
         return await self._lookups.get(release, keys, timeout_s)
 
     def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]] | None:
-        return self._lookups.send(release, keys) if isinstance(self._lookups, ServerLookups) else None
+        return self._lookups.send(release, keys)
 
     def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
-        return received(release, replies)
+        return rows_received(release, replies)
 
     @property
     def has_replicas(self) -> bool:
-        return self._servers.has_replicas
+        return self._deployment.has_replicas
 
     async def get_many_elsewhere(
         self,
@@ -150,49 +158,49 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         *,
         timeout_s: float,  # noqa: ARG002 -- the caller applies it
     ) -> list[Slot]:
-        return await get_from_replicas(self._keys, self._replica_reads, release, keys)
+        return await get_from_replicas(self._keys, self._replica_connections, release, keys)
 
     async def catalogue(self) -> Catalogue:
-        _, catalogue = await self._sessions.run(self._keys.catalogue, self._read_catalogue)
-        return catalogue
+        return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue
 
-    async def _read_catalogue(self, session: Session) -> tuple[bytes | None, Catalogue]:
+    async def _read_catalogue(self, session: Session) -> StoredCatalogue:
+        """Read the catalogue, the server's clock and its role over one connection. Raises StoreError."""
         record, clock, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
         raise_first_error([record, clock])
         seconds, micros = clock
         now = seconds + micros / 1e6
         catalogue = Catalogue(now=now)
         if record is not None:
-            catalogue = catalogue_record.parse(record, now=now, where=self._servers.shown)
-        return record, replace(catalogue, primary=is_primary(greeting))
+            catalogue = catalogue_record.parse(record, now=now, where=self._deployment.shown)
+        return StoredCatalogue(record, replace(catalogue, primary=is_primary(greeting)))
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         commands = [("GET", self._keys.record(name)) for name in names]
-        return await self._sessions.run(self._keys.catalogue, lambda session: session.execute_all(*commands))
+        return await self._router.run(self._keys.catalogue, lambda session: session.execute_all(*commands))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        seen: Catalogue | None = None
+        seen_version = None
         while True:
             catalogue = await self.catalogue()
             self.polled_at = time.monotonic()
-            if seen is None or catalogue.version != seen.version:
-                seen = catalogue
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
                 yield catalogue
             await asyncio.sleep(POLL_S)
             with suppress(StoreError):  # a primary that was replaced may still answer
-                await self._servers.confirm()
+                await self._deployment.confirm_primary()
 
     async def close(self) -> None:
-        self._servers.loop.check()
-        if self._credentials is not None:
-            await self._credentials.close()
-        for opened in (self._reads, self._scan_reads, self._replica_reads, self._sessions):
-            await opened.close()
-        await self._servers.close()  # last: calls that fail schedule a discovery
-        self._servers.loop.release()
+        self._deployment.loop.check()
+        if self._deployment.credentials is not None:
+            await self._deployment.credentials.close()
+        for connections in self._read_connections:
+            await connections.close()
+        await self._deployment.close()
+        self._deployment.loop.release()
 
     async def check_durability(self) -> str | None:
-        for server in await self._sessions.primaries():
+        for server in await self._deployment.primary_servers():
             if not await examination.logs_changes(server):
                 return (
                     f"{server.address.shown} has no append-only file, so a restart may take changes back: set "
@@ -202,21 +210,21 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
     async def warnings(self) -> list[str]:
         sentences = list[str]()
-        for server in await self._sessions.primaries():
+        for server in await self._deployment.primary_servers():
             eviction = (await examination.measure(server)).eviction()
             if eviction.level == Level.ERROR:
                 sentences.append(f"{server.address.shown}: {eviction.sentence}")
         return sentences
 
     async def examine(self) -> list[Finding]:
-        return [*await self._servers.examine(), *await examination.examine(self._sessions, self._keys)]
+        return [*await self._deployment.examine(), *await examination.examine(self._deployment, self._keys)]
 
     async def incarnations(self) -> list[str]:
         return await self._inventory.incarnations()
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         async def confirm() -> None:
-            await self._servers.confirm()
+            await self._deployment.confirm_primary()
             check(await self.catalogue())
 
         await self._inventory.erase(release, confirm)
@@ -226,7 +234,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         del draft
-        servers = await self._sessions.primaries()
+        servers = await self._deployment.primary_servers()
         for server in servers:
             (await examination.measure(server)).check(plan, len(servers), server.address.shown)
 
@@ -234,38 +242,41 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._retrier.call(lambda: self._create(draft, plan))
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
-        keys, mine = self._keys.release(draft), state_of(draft)
-        if not await self._sessions.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
+        keys = self._keys.release(draft)
+        if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
         await self._inventory.add(draft.incarnation)
-        before = await self._sessions.run(keys.state, partial(self._claim_first, keys.steps[0], mine))
-        if before == SEALED:
+        former_state = await self._router.run(keys.state, partial(self._claim_first, draft))
+        if former_state == SEALED:
             raise sealed(draft)
         await self._claim_others(draft)
         await self._inventory.add(draft.incarnation)  # an erase may have removed it
-        if before is None:
+        if former_state is None:
             self._writer.forget(draft)
 
-    async def _claim_first(self, step: Sequence[str], mine: bytes, session: Session) -> bytes | None:
-        """Replace the first state unless it is sealed; return the previous one."""
-        before: bytes | None = await session.execute(*_replacement(step, mine, "unless", SEALED))
-        if before != SEALED:
+    async def _claim_first(self, draft: DraftRef, session: Session) -> bytes | None:
+        """Claim the first group of states for the draft's writer unless it is sealed; return the former state."""
+        first = self._keys.release(draft).groups[0]
+        former_state: bytes | None = await session.execute(*_replacement(first, state_of(draft), "unless", SEALED))
+        if former_state != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
-        return before
+        return former_state
 
     async def _claim_others(self, draft: DraftRef) -> None:
-        mine, keys = state_of(draft), self._keys.release(draft)
-        while len(keys.steps) > 1:
+        """Claim the other groups of states, which only a cluster has, while the first one is the writer's."""
+        claimed = state_of(draft)
+        keys = self._keys.release(draft)
+        while len(keys.groups) > 1:
             states = await self._states(draft)  # before the check, so REPLACE fails after another claim
-            check_owned(draft, await self._sessions.execute("GET", keys.state))
+            check_owned(draft, await self._router.execute("GET", keys.state))
             claims = [
-                _replacement(step, mine, "if", state or b"")
-                for step, state in zip(keys.steps[1:], states[1:], strict=True)
-                if state not in (mine, SEALED)
+                _replacement(group, claimed, "if", state or b"")
+                for group, state in zip(keys.groups[1:], states[1:], strict=True)
+                if state not in (claimed, SEALED)
             ]
             if not claims:
                 return
-            await self._sessions.execute_each(claims)
+            await self._router.execute_each(claims)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         keys = self._keys.release(draft)
@@ -273,33 +284,33 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         async def read(session: Session) -> list[bytes | None]:
             return await session.execute_all(("HGET", keys.points, part), ("GET", keys.state))
 
-        point, state = await self._sessions.run(keys.state, read)
+        point, state = await self._router.run(keys.state, read)
         check_owned(draft, state)
         self._writer.forget(draft)
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        """See the contract; logs what a failover could lose. StoreUnavailable if one replaced the primary."""
+        """See `Store.seal`; logs what a failover could lose. StoreUnavailable if one replaced the primary."""
         await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
-        keys, mine = self._keys.release(draft), state_of(draft)
-        first, *others = keys.steps
+        keys = self._keys.release(draft)
+        first, *others = keys.groups
 
-        async def wait(session: Session) -> None:
-            await self._servers.wait_replicated(session, f"release {draft.id} is written", SEAL_WAIT_S)
+        async def replicate(session: Session) -> None:
+            await self._deployment.ensure_replicated(session, f"release {draft.id} is written", SEAL_WAIT_S)
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            before = await session.execute(*_replacement(first, SEALED, "if", mine))
-            if before != SEALED:
-                check_owned(draft, before)
-            await wait(session)
+            former_state = await session.execute(*_replacement(first, SEALED, "if", state_of(draft)))
+            if former_state != SEALED:
+                check_owned(draft, former_state)
+            await replicate(session)
 
-        await self._sessions.run(keys.state, seal_first)
+        await self._router.run(keys.state, seal_first)
         # Of any writer: another may have started to seal.
-        sealing = [_replacement(step, SEALED, "unless", SEALED, b"") for step in others]
-        if None in await self._sessions.execute_each(sealing, then=wait):
+        replacements = [_replacement(group, SEALED, "unless", SEALED, b"") for group in others]
+        if None in await self._router.execute_each(replacements, after=replicate):
             raise not_found(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -309,6 +320,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
                 yield row
 
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
+        """Read the rows that exist; raises the error of a row that cannot be read."""
         rows = list[Row]()
         for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
             if isinstance(slot, StoreError):
@@ -321,93 +333,93 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         states = await self._states(release)
         if not any(states):
             raise not_found(release)
-        if missing := sum(state != SEALED for state in states):
-            raise unsealed(release, missing, len(states))
+        if unsealed_count := sum(state != SEALED for state in states):
+            raise unsealed(release, unsealed_count, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """See the contract; a commit waits for replicas. RowsLost if the release is incomplete."""
+        """See `Store.swap`; a commit waits for replicas. RowsLost if the release is incomplete."""
         releases = newly_committed(old, new)
 
         async def change(session: Session) -> None:
             await self._check_sealed(session, releases)
-            record, catalogue = await self._read_catalogue(session)
-            if catalogue.version != old.version:
+            stored = await self._read_catalogue(session)
+            if stored.catalogue.version != old.version:
                 raise catalogue_changed()
-            await self._replace(session, record, new, records)
+            await self._replace(session, stored.record, new, records)
             if releases:
-                await self._servers.wait_replicated(session, "the catalogue was changed")
+                await self._deployment.ensure_replicated(session, "the catalogue was changed")
 
         if releases:
-            await self._servers.confirm()
-        await self._sessions.run(self._keys.catalogue, change)
+            await self._deployment.confirm_primary()
+        await self._router.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
             await self._replace(session, record, new, records)
 
-        await self._sessions.run(self._keys.catalogue, change)
+        await self._router.run(self._keys.catalogue, change)
 
     async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
         """Raise RowsLost unless one server, over the connection that names them in the catalogue, has *releases*.
 
         It may have been restarted with older data since they were sealed, and a pool opens connections again.
         """
-        if self._clustered:
+        if self._is_clustered:
             return
         for release in releases:
             if await session.execute("GET", self._keys.release(release.ref).state) != SEALED:
-                raise RowsLost(f"{self._servers.shown}: {unsealed(release.ref, 1, 1)}")
+                raise RowsLost(f"{self._deployment.shown}: {unsealed(release.ref, 1, 1)}")
 
     async def _replace(
         self, session: Session, record: bytes | None, new: Catalogue, records: Sequence[RecordChange]
     ) -> None:
-        old = record or b""
-        names = self._keys.catalogue, *(self._keys.record(change.name) for change in records)
-        values = catalogue_record.dump(new), *(change.after for change in records)
-        replacement = evaluation(SWAP, names, old, *values)
-        if (await session.execute(*replacement) or b"") != old:
+        """Replace the catalogue's stored *record* (None: absent), and write *records*, by one script.
+
+        Waits for a replica. Raises ReleaseConflict if another record is stored.
+        """
+        expected = record or b""
+        names = (self._keys.catalogue, *(self._keys.record(change.name) for change in records))
+        values = (catalogue_record.dump(new), *(change.after for change in records))
+        stored = await session.execute(*evaluation(SWAP, names, expected, *values))
+        if (stored or b"") != expected:
             raise catalogue_changed()
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         await self.prepare(release)
-        names, _ = self._keys.release(release).located(keys)
+        names = self._keys.release(release).located(keys).names
 
         async def erase(session: Session) -> int:
-            _, catalogue = await self._read_catalogue(session)
-            check(catalogue)
+            check((await self._read_catalogue(session)).catalogue)
             return sum(await session.execute_all(*(("DEL", name) for name in names)))
 
-        if not self._clustered:
-            return await self._sessions.run(self._keys.catalogue, erase)
+        if not self._is_clustered:
+            return await self._router.run(self._keys.catalogue, erase)
         check(await self.catalogue())
-        return sum(await self._sessions.execute_each([("DEL", name) for name in names]))
+        return sum(await self._router.execute_each([("DEL", name) for name in names]))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
-        steps = self._keys.release(release).steps
-        return await self._sessions.execute_each([("GET", step[0]) for step in steps])
+        """Read the state of each group of states; None if it is absent."""
+        groups = self._keys.release(release).groups
+        return await self._router.execute_each([("GET", group.first) for group in groups])
 
 
-def _replacement(names: Sequence[str], value: bytes, when: str, *values: bytes) -> Command:
-    """Return the command that replaces the values of keys in one slot, and returns the first key's previous one."""
-    return evaluation(REPLACE, names, value, when, *values)
+def _replacement(group: StateGroup, state: bytes, when: str, *former_states: bytes) -> Command:
+    """Return the command that replaces a group of states *when* (`if`, `unless`) the former one is one of these.
 
-
-class Deployment(NamedTuple):
-    """The servers at a URL, the settings of all of them, and their credentials unless the settings have them."""
-
-    common: RedisAddress
-    servers: Standalone
-    credentials: Credentials | None
+    The command returns the former state.
+    """
+    return evaluation(REPLACE, group.states, state, when, *former_states)
 
 
 def deployment_of(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> Deployment:
-    """Parse a URL; StoreMisused if it is invalid.
+    """Return the deployment at a URL, without I/O; StoreMisused if it is invalid.
 
-    Credentials of a *provider* take the place of those in it or the environment.
+    Credentials of a *provider* take the place of those in the URL or the environment. *observer* counts failures to get
+    or renew them.
     """
-    connect: Callable[[Credentials | None], Standalone]
+    connect: Callable[[Credentials | None], Deployment]
     scheme = scheme_of(url)
     if scheme.endswith("+cluster"):
         cluster = parse_cluster(url)
@@ -422,10 +434,9 @@ def deployment_of(url: str, observer: Observer | None = None, *, provider: Creat
         connect = partial(Standalone, common)
     if provider is None and common.by_entra:
         provider = entra_provider()
-    credentials = None if provider is None else Credentials(provider, observer)
-    return Deployment(common, connect(credentials), credentials)
+    return connect(None if provider is None else Credentials(provider, observer))
 
 
 def open_url(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> RedisStore:
     """Open the store at a URL; see `deployment_of`."""
-    return RedisStore(*deployment_of(url, observer, provider=provider))
+    return RedisStore(deployment_of(url, observer, provider=provider))

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis.client import Command
+from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.sessions import Sessions
-from hotplate.stores.redis.store import COMMAND_TIMEOUT_S, Deployment, deployment_of
+from hotplate.stores.redis.routing import CommandRouter
+from hotplate.stores.redis.store import deployment_of
 
 FORMAT = b"1"
 BEGIN = b"0-0"
@@ -37,38 +38,46 @@ class RedisStream:
     """A reader of one stream, which may also append to it; for one event loop. Its methods raise StoreError."""
 
     def __init__(self, name: str, deployment: Deployment) -> None:
-        self.shown = deployment.servers.shown
+        self.shown = deployment.shown
         self._key = Keys(deployment.common.prefix).record(name)
-        self._servers = deployment.servers
-        self._credentials = deployment.credentials
-        self._sessions = Sessions(deployment.servers, COMMAND_TIMEOUT_S)
+        self._deployment = deployment
+        self._router = CommandRouter(deployment)
         self._confirmed_at = time.monotonic()
-        self._last = BEGIN  # of the newer entries that were read
-        self._known = BEGIN  # the latest that was read or appended
-        self._end: bytes | None = END  # of the older entries that are not read yet
+        self._last_read = BEGIN
+        """Id of the newest entry that was read."""
+
+        self._last_known = BEGIN
+        """Id of the newest entry that was read or appended."""
+
+        self._older_end: bytes | None = END
+        """Id before which `older` goes on; None once it has read all entries."""
+
         self.has_newer = False
         """Whether `newer` left entries for its next call."""
-        if self._credentials is not None:
-            self._credentials.on_renewal(self._renew)
+
+        if deployment.credentials is not None:
+            deployment.credentials.on_renewal(deployment.renew)
 
     @property
     def has_older(self) -> bool:
         """Whether `older` has entries to read."""
-        return self._end is not None
+        return self._older_end is not None
 
     def rewind(self) -> None:
         """Read all entries again."""
-        self._end = END
+        self._older_end = END
 
     async def older(self) -> list[Entry]:
         """Return the next of the entries from before the start or `rewind`, newest first."""
-        end = END if self._end is None else self._end
-        until = end if end == END else b"(" + end
+        end = END if self._older_end is None else self._older_end
+        until = end if end == END else b"(" + end  # without the entry itself
         (raw,) = await self._execute_all(("XREVRANGE", self._key, until, "-", "COUNT", PAGE))
         entries = _entries(raw)
         if end == END:
-            self._last = self._known = entries[0].id if entries else BEGIN
-        self._end = entries[-1].id if len(entries) == PAGE else None
+            newest = entries[0].id if entries else BEGIN
+            self._last_read = newest
+            self._last_known = newest
+        self._older_end = entries[-1].id if len(entries) == PAGE else None
         return entries
 
     async def newer(self, wait_ms: int) -> list[Entry] | None:
@@ -79,19 +88,19 @@ class RedisStream:
         if time.monotonic() > self._confirmed_at + CONFIRM_S:
             self._confirmed_at = time.monotonic()
             with suppress(StoreError):
-                await self._servers.confirm()
+                await self._deployment.confirm_primary()
         waiting = ("BLOCK", wait_ms) if wait_ms else ()
-        known, streams = await self._execute_all(
-            ("XRANGE", self._key, self._known, self._known),
-            ("XREAD", "COUNT", PAGE, *waiting, "STREAMS", self._key, self._last),
+        known_entry, streams = await self._execute_all(
+            ("XRANGE", self._key, self._last_known, self._last_known),
+            ("XREAD", "COUNT", PAGE, *waiting, "STREAMS", self._key, self._last_read),
         )
-        if not known and self._known != BEGIN:
+        if not known_entry and self._last_known != BEGIN:
             return None
-        entries = _entries(streams[0][1]) if streams else []
+        entries = _entries(streams[0][1]) if streams else []  # XREAD returns pairs of a stream and its entries
         self.has_newer = len(entries) == PAGE
         if entries:
-            self._last = entries[-1].id
-            self._known = max(self._known, self._last, key=_order)
+            self._last_read = entries[-1].id
+            self._last_known = max(self._last_known, self._last_read, key=_order)
         return entries
 
     async def append(self, values: Sequence[bytes], *, keep_s: int, most: int) -> int:
@@ -100,12 +109,13 @@ class RedisStream:
         Entries older than *keep_s* are removed, too, as the clock of the server says. Some hundred entries beyond both
         bounds may stay, which is cheaper for the server.
         """
-        oldest_ms = max(0, int(self._known.partition(b"-")[0]) - keep_s * 1000)
+        newest_ms, _ = _order(self._last_known)
+        oldest_ms = max(0, newest_ms - keep_s * 1000)
         added: list[Command] = [("XADD", self._key, "MINID", "~", oldest_ms, "*", FORMAT, value) for value in values]
         *ids, trimmed, _ = await self._execute_all(
             *added, ("XTRIM", self._key, "MAXLEN", "~", most), ("EXPIRE", self._key, keep_s)
         )
-        self._known = max(self._known, ids[-1], key=_order)
+        self._last_known = max(self._last_known, ids[-1], key=_order)
         return int(trimmed)
 
     async def delete(self, entries: Sequence[Entry]) -> None:
@@ -114,17 +124,12 @@ class RedisStream:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._credentials is not None:
-            await self._credentials.close()
-        await self._sessions.close()
-        await self._servers.close()
+        if self._deployment.credentials is not None:
+            await self._deployment.credentials.close()
+        await self._deployment.close()
 
     async def _execute_all(self, *commands: Command) -> list[Any]:
-        return await self._sessions.run(self._key, lambda session: session.execute_all(*commands))
-
-    async def _renew(self) -> None:
-        await self._servers.renew()
-        await self._sessions.renew()
+        return await self._router.run(self._key, lambda session: session.execute_all(*commands))
 
 
 def open_stream(url: str, name: str) -> RedisStream:
@@ -133,8 +138,11 @@ def open_stream(url: str, name: str) -> RedisStream:
 
 
 def _entries(raw: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
+    """Return the entries in a server's reply, pairs of an id and fields."""
     return [Entry(entry_id, fields.get(FORMAT)) for entry_id, fields in raw]
 
 
-def _order(entry_id: bytes) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split(b"-")))
+def _order(entry_id: bytes) -> tuple[int, int]:
+    """Return an id, such as `1795202475000-0`, as milliseconds of the server's clock and a number, to compare it."""
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)

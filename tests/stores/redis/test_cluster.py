@@ -21,8 +21,8 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.keys import BUCKETS, Keys
-from hotplate.stores.redis.servers import Cluster
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
@@ -153,7 +153,7 @@ async def test_interrupted_seal_is_completed_by_next_writer_and_blocks_writes(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
     await write(store, FIRST, USERS[:50])
-    states = [state for (state,) in Keys(prefix, clustered=True).release(ref(FIRST)).steps][1::16]
+    states = [group.first for group in Keys(prefix, clustered=True).release(ref(FIRST)).groups][1::16]
     for state, node in zip(states, redis_cluster.owners(states), strict=True):
         node.server.execute_command("SET", state, "draft:writer")
     next_one = DraftRef(FIRST, ref(FIRST).incarnation, "next")

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.redis.multiplexed import Multiplexer, Readers
-from hotplate.stores.redis.servers import Standalone
+from hotplate.stores.redis.deployment import Standalone
+from hotplate.stores.redis.multiplexed import Multiplexer, ReadConnections
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
@@ -23,10 +23,10 @@ UNENCODABLE = "user:\ud800"
 
 @pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[Multiplexer]:
-    servers = Standalone(parse(redis_server.url()))
-    readers = Readers(servers, 60.0)
-    yield await readers.at(servers.primaries[0]).connection()
-    await readers.close()
+    deployment = Standalone(parse(redis_server.url()))
+    connections = ReadConnections(deployment, 60.0)
+    yield await connections.at(deployment.primaries[0]).connection()
+    await connections.close()
 
 
 async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds(redis: RedisStore) -> None:

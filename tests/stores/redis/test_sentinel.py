@@ -12,7 +12,7 @@ from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import change
-from hotplate.stores.redis.servers import Sentinels
+from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Row
@@ -205,10 +205,10 @@ async def test_sentinel_with_the_highest_failover_epoch_wins_until_it_is_reset()
         await sentinels.load()
         assert [node.port for node in sentinels.primaries] == [7002]
         away.up = True
-        await sentinels.refresh()
+        await sentinels.ask()
         assert [node.port for node in sentinels.primaries] == [7002]
         knowing.epoch, knowing.primary = 1, 7001
-        await sentinels.refresh()
+        await sentinels.ask()
         assert [node.port for node in sentinels.primaries] == [7001]
 
 

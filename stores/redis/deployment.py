@@ -1,0 +1,311 @@
+"""The servers of a deployment: which server has a key, and how to connect to it.
+
+A deployment is one server (`Standalone`), servers behind sentinels (`hotplate.stores.redis.sentinels`), or a cluster
+(`hotplate.stores.redis.cluster`). Redis hashes each key to one of 16,384 *slots*. A cluster divides them among its
+primaries; elsewhere one primary has them all. Primaries take writes, and replicas follow them.
+
+redis-py asks sentinels and the nodes of a cluster. When they are asked is decided here: before the first command, and,
+with pauses, after a failure or a redirection.
+"""
+
+import asyncio
+import logging
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import MovedError, RedisError
+
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+from hotplate.stores.redis.client import Server, Session, settings_of, translated
+from hotplate.stores.redis.credentials import Credentials
+from hotplate.stores.redis.url import RedisAddress, show
+from hotplate.stores.store import Finding, Slot
+from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
+
+log = logging.getLogger(__name__)
+
+DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
+DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
+CALM_S = 5.0  # time without a new discovery that resets the pauses
+
+SEAL_WAIT_S = 3.0  # for replicas
+CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a release's state
+
+
+class RedisNode(NamedTuple):
+    """Host and port of a server."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return show(self.host, self.port)
+
+
+class Deployment(ABC):
+    """The servers of one URL, with a pool of connections to each; for one event loop.
+
+    Methods with a body are those of a deployment with a single primary, which has all slots.
+    """
+
+    is_clustered = False
+    """Whether primaries share the keys by slot, so that only keys in one slot change atomically."""
+
+    expects_replicas = True
+    """Whether a replica is to take over from a primary that fails."""
+
+    def __init__(self, common: RedisAddress, credentials: Credentials | None = None) -> None:
+        """*common* has the settings of all servers; *credentials* replace its user and password."""
+        self.common = common
+        self.credentials = credentials
+        self.shown = common.shown
+        self.loop = OneLoop(common.shown)
+        self.is_loaded = False
+        """Whether `primaries` are known."""
+
+        self.primaries: Sequence[RedisNode] = ()
+        self.has_replicas = False
+        """Whether `replica_of` knows a replica now."""
+
+        self._servers = dict[RedisNode, Server]()
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Wait until the servers are known. Raises StoreError, also for a while after an attempt that failed."""
+
+    @abstractmethod
+    def schedule_refresh(self) -> None:
+        """Discover the servers again in the background, after a pause."""
+
+    @abstractmethod
+    def replica_of(self, slot: int) -> RedisNode | None:
+        """Return a random replica of the primary of a slot; None if none is known."""
+
+    @abstractmethod
+    def address(self, node: RedisNode) -> RedisAddress:
+        """Return the address of a server."""
+
+    def primary_of(self, slot: int) -> RedisNode | None:
+        """Return the primary that has a slot; None if it is unknown, which schedules a discovery."""
+        del slot
+        return self.primaries[0]
+
+    def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
+        """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
+        return {self.primaries[0]: list(range(len(slots)))}
+
+    def settings(self, node: RedisNode, timeout_s: float | None, *, replica: bool = False) -> dict[str, Any]:
+        """Return the arguments of redis-py's connections to a server.
+
+        *timeout_s* is for a reply. A *replica* is only read from, so that it need not be a primary.
+        """
+        address = self.address(node)
+        if replica:
+            address = replace(address, is_primary=False)
+        return settings_of(address, timeout_s, self.credentials)
+
+    def new_connection(self, node: RedisNode, timeout_s: float, *, replica: bool = False) -> AbstractConnection:
+        """Return a connection of redis-py that is not open yet; the parameters are those of `settings`."""
+        settings = self.settings(node, timeout_s, replica=replica)
+        connection: AbstractConnection = settings.pop("connection_class")(**settings)
+        return connection
+
+    def server(self, node: RedisNode) -> Server:
+        """Return the pool of connections to a server."""
+        self.loop.check()
+        server = self._servers.get(node)
+        if server is None:
+            server = Server(self.address(node), self.settings(node, None))
+            self._servers[node] = server
+        return server
+
+    async def primary_servers(self) -> list[Server]:
+        """Return the pools of all primaries; raises StoreError."""
+        await self.load()
+        return [self.server(node) for node in self.primaries]
+
+    async def read_by_redis_py(
+        self,
+        names: Sequence[str | bytes],
+        until_s: float | None,  # noqa: ARG002 -- the caller applies it
+    ) -> list[Slot]:
+        """Read values by redis-py alone, in order, until a time of the loop's clock.
+
+        Raises StoreError; a cluster returns it in the place of the values that could not be read.
+        """
+        (server,) = await self.primary_servers()
+        try:
+            return cast("list[Slot]", await server.client.mget(names))
+        except RedisError as error:
+            self.schedule_refresh()
+            raise translated(error, server.address.shown) from error
+
+    async def follow_moved(self, moved: MovedError, sender: RedisNode) -> RedisNode:
+        """Record *sender*'s reply that another node has a slot now; return that node."""
+        del sender
+        sentence = f"{self.shown} is a node of a cluster; write redis+cluster:// instead of redis://"
+        raise StoreMisused(sentence) from moved
+
+    async def confirm_primary(self) -> None:  # noqa: B027 -- only sentinels can tell
+        """Raise StoreUnavailable if the primary was replaced, or if that cannot be found out."""
+
+    async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
+        """Wait up to *wait_s* until all replicas have the writes of *session*.
+
+        Otherwise logs that a failover could lose them; *done* says what was written, as "release R is written". Raises
+        StoreUnavailable if the primary was replaced meanwhile.
+        """
+        replication = await wait_for_replicas(session, timeout_s=wait_s)
+        if replication is not None and replication.acknowledged < replication.replicas:
+            warn_unacknowledged(done, replication, session.where, wait_s)
+
+    async def examine(self) -> list[Finding]:
+        """Return the findings of `hotplate store doctor` about the discovery of servers."""
+        return []
+
+    async def renew(self) -> None:
+        """Replace all connections by ones with new credentials."""
+        await all_done(*(server.renew() for server in self._servers.values()))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self._servers.values():
+            await server.close()
+
+
+class Standalone(Deployment):
+    """One server, which nothing has to discover."""
+
+    expects_replicas = False
+
+    def __init__(self, address: RedisAddress, credentials: Credentials | None = None) -> None:
+        super().__init__(address, credentials)
+        self.primaries = (RedisNode(address.host, address.port),)
+        self.is_loaded = True
+
+    async def load(self) -> None:
+        """Return: the URL names the server."""
+
+    def schedule_refresh(self) -> None:
+        """Return: the server stays the same."""
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        """Return None: nothing names replicas."""
+        del slot
+        return None
+
+    def address(self, node: RedisNode) -> RedisAddress:
+        """Return the address in the URL."""
+        del node
+        return self.common
+
+
+class DiscoveredDeployment(Deployment):
+    """A deployment that is asked for its servers; each discovery is shared by all who wait for it."""
+
+    def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
+        super().__init__(common, credentials)
+        self._discovery = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
+        self._failure: StoreError | None = None
+        """Why the last discovery failed."""
+
+        self._scheduled: asyncio.Task[None] | None = None
+        """The next discovery, during the pause before it."""
+
+        self._scheduled_at = float("-inf")
+        self._backoff = Backoff(*DISCOVERY_PAUSES_S)
+
+    @abstractmethod
+    async def ask(self) -> object:
+        """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
+
+    async def load(self) -> None:
+        """Discover the servers if they are unknown; raises the last error during the pause after it."""
+        if self.is_loaded:
+            return
+        if self._failure is not None and self._scheduled is not None:
+            raise self._failure.with_traceback(None)
+        await self._discovery.result()
+
+    def schedule_refresh(self) -> None:
+        """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
+        if self._scheduled is not None:
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._scheduled_at > CALM_S:
+            self._backoff.reset()
+        self._scheduled_at = now
+        self._scheduled = asyncio.create_task(self._discover_later(self._backoff.next_s()))
+
+    async def close(self) -> None:
+        await super().close()
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            await asyncio.gather(self._scheduled, return_exceptions=True)
+        await self._discovery.close()
+
+    async def _discover(self) -> None:
+        try:
+            await self.ask()
+        except StoreError as error:
+            self._failure = error
+            self.schedule_refresh()
+            raise
+        self.is_loaded = True
+
+    async def _discover_later(self, pause_s: float) -> None:
+        try:
+            await asyncio.sleep(pause_s)
+            with suppress(StoreError):
+                await self._discovery.result()
+        finally:
+            self._scheduled = None
+
+
+def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:
+    """Return a random node, to spread load; None if there is none."""
+    return random.choice(nodes) if nodes else None  # noqa: S311 -- spreads load
+
+
+class Replication(NamedTuple):
+    """The number of replicas that follow a primary, and of those that have all its writes."""
+
+    replicas: int
+    acknowledged: int = 0
+
+
+def replicas_in(info: Mapping[str, Any]) -> int:
+    """Return the number of replicas in a primary's reply to INFO: its fields `slave0`, `slave1` and so on."""
+    return sum(
+        isinstance(value, dict) and value.get("state") == "online"
+        for name, value in info.items()
+        if name.removeprefix("slave").isdigit()
+    )
+
+
+async def wait_for_replicas(
+    session: Session, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
+) -> Replication | None:
+    """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
+
+    Returns what was reached within *timeout_s*; None if the user may not send INFO or WAIT.
+    """
+    try:
+        replicas = replicas_in(await session.execute("INFO", "replication"))
+        if not replicas:
+            return Replication(0)
+        count = min(wanted or replicas, replicas)
+        return Replication(replicas, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
+    except StoreMisused:
+        return None
+
+
+def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s: float) -> None:
+    """Log that a failover could lose what was *done* at the server *where*."""
+    sentence = "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another would lose it"
+    log.warning(sentence, done, replication.acknowledged, replication.replicas, where, wait_s)

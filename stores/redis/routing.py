@@ -1,0 +1,132 @@
+"""Commands to the servers of a deployment, each sent to the server that has its key.
+
+A cluster's redirections are followed here, because a session keeps its connection: redis-py sends ASKING as a separate
+command of a pool, and so perhaps over another connection than the command that it is for. A redirected command was
+refused, so it may be sent again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
+
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
+from hotplate.stores.redis.client import Command, Session
+from hotplate.stores.redis.deployment import Deployment, RedisNode
+
+T = TypeVar("T")
+
+MAX_REDIRECTIONS = 8
+
+AfterCommands = Callable[[Session], Awaitable[object]]
+"""Called with the session of a server after the commands to it."""
+
+
+def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Command:
+    """Return the command that runs a script on keys of one slot."""
+    return ("EVAL", script, len(names), *names, *args)
+
+
+class CommandRouter:
+    """Sends commands to the servers of a deployment, over the connections of its pools."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+
+    async def execute(self, command: str, key: str | bytes, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command with one key, and return its reply; raises StoreError."""
+        return await self.run(key, lambda session: session.execute(command, key, *args))
+
+    async def evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- as above
+        """Run a script on keys of one slot, and return its reply; raises StoreError."""
+        return await self.run(names[0], lambda session: session.execute(*evaluation(script, names, *args)))
+
+    async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Return the result of *work* with a session at the primary of *key*.
+
+        Each redirection calls it again with a session at another node. Raises PartUnavailable after too many, or if no
+        node has the key's slot; other keys may be served.
+        """
+        await self.deployment.load()
+        slot = _slot_of(key)
+        node = self.deployment.primary_of(slot)
+        is_asking = False
+        for _ in range(MAX_REDIRECTIONS):
+            if node is None:
+                shown = self.deployment.shown
+                raise PartUnavailable(f"no node of {shown} serves slot {slot}; see hotplate store doctor")
+            try:
+                return await self._run_at(node, work, asking=is_asking)
+            except MovedError as moved:
+                node = await self.deployment.follow_moved(moved, node)
+                is_asking = False
+            except AskError as ask:
+                node = RedisNode(ask.host or node.host, ask.port)
+                is_asking = True
+        raise PartUnavailable(f"the nodes of {self.deployment.shown} disagree about slot {slot}")
+
+    async def execute_each(self, commands: Sequence[Command], after: AfterCommands | None = None) -> list[Any]:
+        """Send commands with keys to all their nodes at once; return the replies in order, or raise the first error.
+
+        Redirected commands, and those whose slot has no known node, are sent again one by one. *after* is called with
+        each session that was used.
+        """
+        await self.deployment.load()
+        slots = [_slot_of(_key_of(command)) for command in commands]
+        by_primary = self.deployment.positions_by_primary(slots)
+        remaining = by_primary.pop(None, [])
+        replies = dict[int, Any]()  # by position
+
+        async def send(node: RedisNode, positions: Sequence[int]) -> None:
+            sent = [commands[position] for position in positions]
+            received = await self._run_at(node, lambda session: _send(session, sent, after))
+            replies.update(zip(positions, received, strict=True))
+
+        async def send_alone(position: int) -> None:
+            sent = [commands[position]]
+            key = _key_of(commands[position])
+            (replies[position],) = await self.run(key, lambda session: _send(session, sent, after, redirects=True))
+
+        await asyncio.gather(*(send(node, positions) for node, positions in by_primary.items() if node is not None))
+        remaining += [position for position, reply in replies.items() if isinstance(reply, AskError)]
+        await asyncio.gather(*map(send_alone, remaining))
+        for reply in replies.values():
+            if isinstance(reply, StoreError):
+                raise reply
+        return [replies[position] for position in range(len(commands))]
+
+    async def _run_at(self, node: RedisNode, work: Callable[[Session], Awaitable[T]], *, asking: bool = False) -> T:
+        """Return the result of *work* with a session at *node*; a failure schedules a discovery."""
+        try:
+            async with self.deployment.server(node).session(asking=asking) as session:
+                return await work(session)
+        except StoreUnavailable:
+            self.deployment.schedule_refresh()
+            raise
+
+
+async def _send(
+    session: Session, commands: Sequence[Command], after: AfterCommands | None, *, redirects: bool = False
+) -> list[Any]:
+    """Send commands, call *after*, and return the replies, errors among them.
+
+    With *redirects*, a redirection of the first command is raised, for `CommandRouter.run` to follow.
+    """
+    replies = await session.replies(*commands)
+    if redirects and isinstance(replies[0], AskError):
+        raise replies[0]
+    if after is not None:
+        await after(session)
+    return replies
+
+
+def _key_of(command: Command) -> str | bytes:
+    """Return the first key of a command."""
+    key = command[3] if command[0] == "EVAL" else command[1]
+    return str(key) if isinstance(key, int) else key
+
+
+def _slot_of(key: str | bytes) -> int:
+    return key_slot(key.encode() if isinstance(key, str) else key)

@@ -1,0 +1,185 @@
+"""Servers behind sentinels, which name the primary and its replicas.
+
+During a failover the former primary acknowledges writes for some seconds, and these writes are lost. So all sentinels
+are asked, and of their replies the highest epoch counts: it is raised by each failover. redis-py by itself believes the
+first sentinel that replies.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import RedisError
+
+from hotplate.stores.errors import StoreError, StoreUnavailable
+from hotplate.stores.redis.client import CLIENT_NAME, CONNECT_TIMEOUT_S, NO_RETRIES, PROTOCOL, Session, translated
+from hotplate.stores.redis.credentials import Credentials
+from hotplate.stores.redis.deployment import (
+    CONTROL_WAIT_S,
+    DISCOVERY_TIMEOUT_S,
+    DiscoveredDeployment,
+    RedisNode,
+    Replication,
+    any_of,
+    wait_for_replicas,
+    warn_unacknowledged,
+)
+from hotplate.stores.redis.url import RedisAddress, SentinelAddress
+from hotplate.stores.store import Finding, Level
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 5.0  # for replicas that sentinels name and the primary lacks
+SETTLE_PAUSE_S = 0.1
+
+UNUSABLE = ("is_sdown", "is_odown", "is_disconnected")  # of replicas, as redis-py calls a sentinel's flags
+
+
+class SentinelState(NamedTuple):
+    """One sentinel's view; the highest epoch, which comes first in comparisons, has seen the latest failover."""
+
+    epoch: int
+    primary: RedisNode
+    replicas: tuple[RedisNode, ...]
+
+
+class SentinelAnswers(NamedTuple):
+    """The views of the sentinels that answered, and the errors of the others."""
+
+    states: list[SentinelState]
+    errors: list[str]
+
+
+class Sentinels(DiscoveredDeployment):
+    """The primary and the replicas that sentinels name."""
+
+    def __init__(self, address: SentinelAddress, credentials: Credentials | None = None) -> None:
+        super().__init__(address.server, credentials)
+        self._name = address.name
+        login = address.sentinels[0]
+        deployment = Sentinel(  # type: ignore[no-untyped-call]  # redis-py types the rest
+            [(sentinel.host, sentinel.port) for sentinel in address.sentinels],
+            sentinel_kwargs={
+                "username": login.user,
+                "password": login.password,
+                "ssl": login.tls,
+                "ssl_ca_certs": login.ca,
+                "socket_timeout": DISCOVERY_TIMEOUT_S,
+                "socket_connect_timeout": CONNECT_TIMEOUT_S,
+                "retry": NO_RETRIES,
+                "protocol": PROTOCOL,
+                "client_name": CLIENT_NAME,
+                "driver_info": None,
+                "decode_responses": True,
+            },
+        )
+        names = [sentinel.shown for sentinel in address.sentinels]
+        self._clients: dict[str, Redis] = dict(zip(names, deployment.sentinels, strict=True))
+        """redis-py's client of each sentinel, by the name that errors show."""
+
+        self._replicas: tuple[RedisNode, ...] = ()
+
+    def address(self, node: RedisNode) -> RedisAddress:
+        shown = f"{self.shown} ({node})"
+        return replace(self.common, shown=shown, host=node.host, port=node.port, is_primary=True)
+
+    def replica_of(self, slot: int) -> RedisNode | None:
+        del slot
+        return any_of(self._replicas)
+
+    async def confirm_primary(self) -> None:
+        """Ask the sentinels, and follow them; raises StoreUnavailable unless most of them answer."""
+        answers = await self.ask()
+        if len(answers.errors) >= len(answers.states):
+            sentence = f"most sentinels of {self.shown} do not say where its primary is, so it may be another"
+            raise StoreUnavailable(f"{sentence}: {'; '.join(answers.errors)}")
+
+    async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
+        """Wait until as many replicas as the sentinels name have the writes of *session*, or log a warning.
+
+        A replica that is being promoted no longer follows the primary, some seconds before the sentinels say so. So
+        the primary's own count is not enough, and the wait is repeated for up to SETTLE_S. Raises StoreUnavailable if
+        the primary was replaced.
+        """
+        give_up_at = time.monotonic() + SETTLE_S
+        where = session.where
+        while True:
+            replication = await wait_for_replicas(session, timeout_s=wait_s)
+            await self.confirm_primary()
+            if self.address(self.primaries[0]).shown != where:
+                raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
+            acknowledged = 0 if replication is None else replication.acknowledged
+            if acknowledged >= len(self._replicas):
+                return
+            if replication is None or time.monotonic() > give_up_at:
+                break
+            await asyncio.sleep(SETTLE_PAUSE_S)
+        warn_unacknowledged(done, Replication(len(self._replicas), acknowledged), where, wait_s)
+
+    async def ask(self) -> SentinelAnswers:
+        """Ask all sentinels, and follow the highest epoch; raises StoreUnavailable if none answers."""
+        asked = [self._ask_one(where, client) for where, client in self._clients.items()]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        states = [answer for answer in answers if isinstance(answer, SentinelState)]
+        errors = [str(answer) for answer in answers if isinstance(answer, BaseException)]
+        if not states:
+            raise StoreUnavailable(f"no sentinel of {self.shown} says where its primary is: {'; '.join(errors)}")
+        self._follow(max(states))
+        return SentinelAnswers(states, errors)
+
+    async def examine(self) -> list[Finding]:
+        """Return whether each sentinel reaches a quorum, and whether all name the same primary."""
+        findings = list[Finding]()
+        primaries = set[RedisNode]()
+        for where, client in self._clients.items():
+            try:
+                primaries.add((await self._ask_one(where, client)).primary)
+                await client.sentinel_ckquorum(self._name)
+                findings.append(Finding(Level.OK, "sentinel", f"{where}: a quorum of sentinels can be reached"))
+            except (StoreError, RedisError) as error:
+                level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
+                findings.append(Finding(level, "sentinel", f"{where}: {error}"))
+        level = Level.OK if len(primaries) == 1 else Level.ERROR
+        sentence = f"they say that the primary is {' or '.join(map(str, primaries)) or 'unknown'}"
+        return [*findings, Finding(level, "sentinels", sentence)]
+
+    async def close(self) -> None:
+        await super().close()
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
+
+    async def _ask_one(self, where: str, client: Redis) -> SentinelState:
+        """Ask one sentinel by one pipeline, so that its replies are of the same instant. Raises StoreError."""
+        try:
+            async with client.pipeline(transaction=False) as pipeline:
+                pipeline.sentinel_get_master_addr_by_name(self._name)
+                pipeline.sentinel_master(self._name)
+                pipeline.sentinel_slaves(self._name)
+                (host, port), primary, replicas = await pipeline.execute()
+            return SentinelState(int(primary["config-epoch"]), RedisNode(str(host), int(port)), _usable(replicas))
+        except RedisError as error:
+            raise translated(error, where) from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise StoreUnavailable(f"{where} replied in an unknown format") from error
+
+    def _follow(self, state: SentinelState) -> None:
+        """Take over the primary and the replicas; log a change of the primary."""
+        if self.primaries and state.primary != self.primaries[0]:
+            log.warning("the primary of %s is at %s now", self.shown, state.primary)
+        self.primaries = (state.primary,)
+        self._replicas = state.replicas
+        self.has_replicas = bool(state.replicas)
+
+
+def _usable(replicas: Sequence[Mapping[str, Any]]) -> tuple[RedisNode, ...]:
+    """Return the replicas that can be read, of those that a sentinel describes.
+
+    These are the replicas linked to the primary, or if there is none, as after the primary's death, all that are up.
+    """
+    usable = [replica for replica in replicas if not any(replica[flag] for flag in UNUSABLE)]
+    linked = [replica for replica in usable if replica.get("master-link-status") == "ok"]
+    return tuple(RedisNode(replica["ip"], int(replica["port"])) for replica in linked or usable)
