@@ -1,4 +1,4 @@
-"""Containers through azure-cosmos, and lookups with `?client=sdk`.
+"""Containers, and lookups with `?client=sdk`, through azure-cosmos.
 
 Imported lazily, because the SDK takes half a second.
 """
@@ -29,9 +29,9 @@ from hotplate.stores.cosmos.errors import (
 )
 from hotplate.stores.cosmos.requests import default_credential
 from hotplate.stores.cosmos.rows import DEFINITION
-from hotplate.stores.cosmos.signed import CosmosItem
+from hotplate.stores.cosmos.signed import CosmosItem, NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
-from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer
 from hotplate.stores.timing import OneLoop, SharedCall
 
@@ -48,7 +48,7 @@ SERVERLESS = "serverless"
 
 
 class CosmosAccount:
-    """`Containers` by the account's key, and point reads; for one event loop."""
+    """`Containers` by the account's key, and `LookupClient`; for one event loop."""
 
     def __init__(self, address: Address, observer: Observer | None = None) -> None:
         self._address = address
@@ -58,6 +58,7 @@ class CosmosAccount:
         self._opening = SharedCall(self._open, store_closed)
         self._client: CosmosClient | None = None
         self._known = dict[str, ContainerProxy]()
+        """Containers that exist, by name."""
 
     async def create_database(self) -> None:
         async with self._attempt() as client:
@@ -85,6 +86,7 @@ class CosmosAccount:
                 await self._database(client).delete_container(container, response_hook=self._charged)
 
     async def offer(self, container: str) -> Offer | None:
+        """Return the throughput of a container, its minimum, and whether a change is pending; None if serverless."""
         headers = dict[str, str]()
         async with self._attempt() as client:
             try:
@@ -111,6 +113,7 @@ class CosmosAccount:
             await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Read one item in the region that the SDK chooses; None if absent."""
         async with self._attempt(timeout_s) as client:
             proxy = self._known.get(container)
             if proxy is None:
@@ -127,6 +130,10 @@ class CosmosAccount:
         self._charged(item.get_response_headers())
         return item
 
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
+        item = await self.read(container, name, timeout_s)
+        return NearestItem(item, from_write_region=False)  # unknown: the SDK does not name the region
+
     async def close(self) -> None:
         self._loop.check()
         await self._opening.close()
@@ -141,6 +148,7 @@ class CosmosAccount:
 
     @asynccontextmanager
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
+        """Yield the client for calls that end within *timeout_s*; translate and count their errors."""
         self._loop.check()
         shown = self._address.shown
         try:
@@ -157,10 +165,14 @@ class CosmosAccount:
             raise self._failed(CosmosUnavailable(f"{shown} sent a malformed response", "malformed")) from error
 
     async def _open(self) -> CosmosClient:
+        """Open the client, which reads the account."""
         address = self._address
-        credential = self._address.key or default_credential()
-        more: dict[str, Any] = {} if address.region is None else {"preferred_locations": [address.region]}
-        more |= {} if address.ca is None else {"connection_verify": address.ca}
+        credential = address.key or default_credential()
+        options = dict[str, Any]()
+        if address.region is not None:
+            options["preferred_locations"] = [address.region]
+        if address.ca is not None:
+            options["connection_verify"] = address.ca
         async with AsyncExitStack() as stack:  # closed on failure
             if not isinstance(credential, str):
                 await stack.enter_async_context(credential)
@@ -171,7 +183,7 @@ class CosmosAccount:
                 retry_total=0,
                 retry_throttle_total=NO_RETRIES,
                 logger=log,
-                **more,
+                **options,
             )
             stack.push_async_callback(client.close)
             await client.__aenter__()
@@ -189,39 +201,16 @@ class CosmosAccount:
         return error_for(refusal, self._address.shown)
 
     def _charged(self, headers: Mapping[str, Any] | None, _: object = None) -> None:
+        """Count the charge in the headers of a response; a hook of the SDK, which also passes the body."""
         charge = str((headers or {}).get(HttpHeaders.RequestCharge, ""))
         if self._observer is not None and charge.replace(".", "", 1).isdigit():
             self._observer.charged(float(charge))
 
     def _failed(self, error: StoreError) -> StoreError:
+        """Count an error, and return it; after ContainerMissing, containers are looked for again."""
         if isinstance(error, ContainerMissing):
             self._known.clear()
         return count(error, self._observer)
-
-
-class SdkLookups:
-    """`LookupClient` through azure-cosmos, which chooses the region."""
-
-    has_second_region = False
-
-    def __init__(self, address: Address, observer: Observer | None = None) -> None:
-        self._account = CosmosAccount(address, observer)
-
-    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if absent."""
-        return await self._account.read(container, name, timeout_s)
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; the second value is False, because the SDK does not name the region."""
-        return await self._account.read(container, name, timeout_s), False
-
-    async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Raise StoreMisused: only the SDK knows the other regions."""
-        raise StoreMisused(f"{name} of {container} cannot be read in a chosen region by the SDK within {timeout_s} s")
-
-    async def close(self) -> None:
-        """Close the SDK's connections."""
-        await self._account.close()
 
 
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:
@@ -237,10 +226,17 @@ def _properties(throughput: Throughput) -> ThroughputProperties:
 
 
 def offer_in(offer: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
-    """Parse an offer; KeyError if it has no throughput."""
+    """Parse an offer, which is the throughput of a container, and the headers beside it.
+
+    KeyError if it has no throughput. Without a minimum, the one of an empty container is assumed.
+    """
     content = offer["content"]
-    scaling = content.get("offerAutopilotSettings")
-    throughput = Throughput((scaling or {}).get("maxThroughput") or content["offerThroughput"], bool(scaling))
-    least = content.get("offerMinimumThroughputParameters", {}).get("minThroughput") or headers.get(MIN_THROUGHPUT)
-    minimum = int(least or minimum_ru(throughput.ru, 0, autoscale=throughput.autoscale))
-    return Offer(throughput, minimum, headers.get(REPLACE_PENDING, "").lower() == "true")
+    autoscale = content.get("offerAutopilotSettings") or {}
+    ru = autoscale.get("maxThroughput") or content["offerThroughput"]
+    throughput = Throughput(ru, autoscale=bool(autoscale))
+    stated_minimum = content.get("offerMinimumThroughputParameters", {}).get("minThroughput")
+    minimum = stated_minimum or headers.get(MIN_THROUGHPUT)
+    if not minimum:
+        minimum = minimum_ru(ru, 0, autoscale=throughput.autoscale)
+    is_pending = headers.get(REPLACE_PENDING, "").lower() == "true"
+    return Offer(throughput, int(minimum), is_pending)

@@ -62,63 +62,56 @@ class ArmContainers:
         self._credential = credential
         self._loop = OneLoop(address.shown)
         self._opened: CosmosDBManagementClient | None = None
-        self._path = account.resource_group, account.account, address.database
+        self._path = (account.resource_group, account.account, address.database)
+        """The first arguments of each call."""
 
     async def create_database(self) -> None:
-        wanted = models.SqlDatabaseCreateUpdateParameters(_properties({"id": self._address.database}))
-        await self._change(lambda sql: sql.begin_create_update_sql_database(*self._path, wanted))
+        database = models.SqlDatabaseCreateUpdateParameters(_properties({"id": self._address.database}))
+        await self._change(lambda sql: sql.begin_create_update_sql_database(*self._path, database))
 
     async def create_container(self, container: str, throughput: Throughput | None) -> None:
-        wanted = models.SqlContainerCreateUpdateParameters(_properties({"id": container, **DEFINITION}, throughput))
+        definition = _properties({"id": container, **DEFINITION}, throughput)
+        parameters = models.SqlContainerCreateUpdateParameters(definition)
         try:
             await self._call(lambda sql: sql.get_sql_container(*self._path, container))
         except ContainerMissing:
-            await self._change(lambda sql: sql.begin_create_update_sql_container(*self._path, container, wanted))
-
-    async def _change(self, begin: Callable[[Sql], Awaitable[AsyncLROPoller[Any]]]) -> None:
-        async def call(sql: Sql) -> None:
-            await (await begin(sql)).result()
-
-        await self._call(call, CHANGE_S)
+            await self._change(lambda sql: sql.begin_create_update_sql_container(*self._path, container, parameters))
 
     async def list_containers(self) -> list[str]:
-        async def call(sql: Sql) -> list[str]:
-            return [found.name or "" async for found in sql.list_sql_containers(*self._path)]
+        async def list_names(sql: Sql) -> list[str]:
+            return [container.name or "" async for container in sql.list_sql_containers(*self._path)]
 
-        return await self._call(call)
+        return await self._call(list_names)
 
     async def delete_container(self, container: str) -> None:
         with suppress(ContainerMissing):
             await self._change(lambda sql: sql.begin_delete_sql_container(*self._path, container))
 
     async def offer(self, container: str) -> Offer | None:
-        async def call(sql: Sql) -> Offer | None:
+        async def read_offer(sql: Sql) -> Offer | None:
             try:
                 throughput = await sql.get_sql_container_throughput(*self._path, container)
             except exceptions.HttpResponseError as error:
                 if SERVERLESS in str(error.message) and _code_of(error) != MISSING:
                     return None
                 raise
-            body = throughput.properties.resource if throughput.properties is not None else None
-            if body is None:
+            if throughput.properties is None or throughput.properties.resource is None:
                 raise CosmosUnavailable(f"Azure Resource Manager returned no throughput of {container}", "malformed")
-            scaling = body.autoscale_settings
-            ru = body.throughput if scaling is None else scaling.max_throughput
-            least = int(body.minimum_throughput or minimum_ru(int(ru or 0), 0, autoscale=scaling is not None))
-            pending = str(body.offer_replace_pending).lower() == "true"
-            return Offer(Throughput(int(ru or 0), autoscale=scaling is not None), least, pending)
+            return _offer_in(throughput.properties.resource)
 
-        return await self._call(call)
+        return await self._call(read_offer)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
-        async def call(sql: Sql) -> None:
+        """Start a change of throughput; waits up to ACCEPT_S for its end, since ARM may refuse it meanwhile."""
+
+        async def change_throughput(sql: Sql) -> None:
             update = models.ThroughputSettingsUpdateParameters({"properties": {"resource": _settings(throughput)}})
             change = await sql.begin_update_sql_container_throughput(*self._path, container, update)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ACCEPT_S):
                     await change.result()
 
-        await self._call(call, RESPONSE_S + ACCEPT_S)
+        await self._call(change_throughput, RESPONSE_S + ACCEPT_S)
 
     async def close(self) -> None:
         self._loop.check()
@@ -128,7 +121,16 @@ class ArmContainers:
         self._opened = self._credential = None
         self._loop.release()
 
+    async def _change(self, begin: Callable[[Sql], Awaitable[AsyncLROPoller[Any]]]) -> None:
+        """Begin a change, and wait until it is done; raises StoreError."""
+
+        async def change(sql: Sql) -> None:
+            await (await begin(sql)).result()
+
+        await self._call(change, CHANGE_S)
+
     async def _call(self, call: Callable[[Sql], Awaitable[T]], timeout_s: float = RESPONSE_S) -> T:
+        """Return the result of *call* with the operations on databases and containers; translate its errors."""
         self._loop.check()
         try:
             async with asyncio.timeout(timeout_s):
@@ -140,6 +142,7 @@ class ArmContainers:
             raise _error_for(foreign, self._address, self._account) from foreign
 
     def _client(self) -> CosmosDBManagementClient:
+        """Return the SDK's client, which is opened by the first call."""
         if self._opened is None:
             if self._credential is None:
                 self._credential = default_credential()
@@ -156,7 +159,18 @@ class ArmContainers:
         return self._opened
 
 
+def _offer_in(settings: models.ThroughputSettingsGetPropertiesResource) -> Offer:
+    """Return the throughput in ARM's response; without a minimum, the one of an empty container is assumed."""
+    is_autoscale = settings.autoscale_settings is not None
+    ru = settings.throughput if settings.autoscale_settings is None else settings.autoscale_settings.max_throughput
+    throughput = Throughput(int(ru or 0), autoscale=is_autoscale)
+    minimum = int(settings.minimum_throughput or minimum_ru(throughput.ru, 0, autoscale=is_autoscale))
+    is_pending = str(settings.offer_replace_pending).lower() == "true"
+    return Offer(throughput, minimum, is_pending)
+
+
 def _properties(resource: dict[str, Any], throughput: Throughput | None = None) -> dict[str, Any]:
+    """Return the body that creates a *resource*."""
     return {"properties": {"resource": resource, "options": {} if throughput is None else _settings(throughput)}}
 
 
@@ -171,6 +185,7 @@ def _code_of(error: exceptions.HttpResponseError) -> str:
 
 
 def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
+    """Translate an error of the SDK."""
     where = f"{address.shown}: Azure Resource Manager"
     message = first_line(str(error.message))
     if not isinstance(error, exceptions.HttpResponseError):

@@ -1,4 +1,4 @@
-"""Request units of operations.
+"""Request units (RU) of operations, in which Cosmos DB measures and bills work.
 
 Coefficients and their sources are in `charges.toml`.
 """
@@ -21,17 +21,22 @@ KB = 1024
 
 # Bytes of an item's system properties, assumed to be charged.
 SYSTEM_BYTES = 205
-# Approximate sizes: a list of keys, each key in it, the catalogue.
+# Approximate sizes in bytes: a batch item, each key in it, the catalogue.
 BATCH_BYTES = 300
 KEY_BYTES = 4
 CATALOGUE_BYTES = 1024
 # One each for dictionary and manifest.
 META_BATCHES = 2
 
-# Other requests of a publish: reads, swaps of the catalogue, creations of small items, reads and writes of metadata.
-REQUESTS = (30, 5, 3, 7, 2)
+# Numbers of the other requests of a publish.
+READS = 30
+SWAPS = 5  # of the catalogue
+CREATIONS = 3  # of small items
+METADATA_READS = 7
+METADATA_WRITES = 2
 
 Points = tuple[tuple[float, float], ...]
+"""Pairs of a size in KB and its RU, in ascending order; between them, RU are interpolated."""
 
 
 class Charges(msgspec.Struct, frozen=True):
@@ -96,15 +101,22 @@ class Charges(msgspec.Struct, frozen=True):
 
 
 def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
-    """Return the request units of a publish besides creating its *rows* and reading them back."""
+    """Return the request units of a publish besides creating its *rows* and reading them back.
+
+    *item_bytes* is the size of a row's item.
+    """
+    requests_ru = (
+        READS * charges.read(0)
+        + SWAPS * charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
+        + CREATIONS * charges.create(0, 0)
+        + METADATA_READS * charges.metadata_read
+        + METADATA_WRITES * charges.metadata_write
+    )
+    checks_ru = min(SAMPLE_ROWS, rows) * charges.read(item_bytes)
     batches = ceil(rows / BATCH_ROWS) + META_BATCHES
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // batches
-    swap = charges.replace(CATALOGUE_BYTES, CATALOGUE_BYTES, 0, 0)
-    each_ru = (charges.read(0), swap, charges.create(0, 0), charges.metadata_read, charges.metadata_write)
-    requests = sum(number * ru for number, ru in zip(REQUESTS, each_ru, strict=True))
-    checked = min(SAMPLE_ROWS, rows) * charges.read(item_bytes)
     batch_ru = charges.create(batch_bytes, 0) + 2 * charges.read(batch_bytes) + charges.read(0)
-    return round(requests + checked + batches * batch_ru, 2)
+    return round(requests_ru + checks_ru + batches * batch_ru, 2)
 
 
 @lru_cache(8192)
@@ -113,6 +125,7 @@ def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -
 
 
 def _between(points: Points, size: int) -> float:
+    """Return the RU for a size in bytes: up to the first point its RU, beyond the last in proportion to the size."""
     size_kb = size / KB
     place = bisect_left(points, (size_kb, 0.0))
     if place == 0:
@@ -125,11 +138,13 @@ def _between(points: Points, size: int) -> float:
 
 
 def load(path: Path = OURS) -> Charges:
-    """Read the coefficients; StoreMisused names the file."""
+    """Read the coefficients from a TOML file; StoreMisused, with its name, if it is invalid."""
+    coefficients = dict[str, object]()
     try:
-        sections = {name: table for name, table in tomllib.loads(path.read_text()).items() if isinstance(table, dict)}
-        named = {f"{section}_{key}": value for section, table in sections.items() for key, value in table.items()}
-        return msgspec.convert(named, Charges)
+        for section, table in tomllib.loads(path.read_text()).items():
+            if isinstance(table, dict):
+                coefficients |= {f"{section}_{key}": value for key, value in table.items()}
+        return msgspec.convert(coefficients, Charges)
     except OSError as error:
         raise StoreMisused(f"{path}: {error.strerror}") from error
     except ValueError as error:  # of TOML or of a coefficient

@@ -75,7 +75,7 @@ class ContainerMissing(StoreError):
 
 
 class CosmosUnavailable(PartUnavailable):
-    """One attempt failed; `permanent` if another would, too."""
+    """One attempt failed, for a reason of the given kind; `permanent` if another would fail, too."""
 
     def __init__(self, message: str, kind: ErrorKind) -> None:
         super().__init__(message)
@@ -91,7 +91,10 @@ class CosmosThrottled(StoreThrottled, PartUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A response that is not a success; the message is not redacted."""
+    """A response that is not a success.
+
+    The substatus, 0 if there is none, tells reasons of a status apart. The message may hold secrets.
+    """
 
     status: int
     substatus: int
@@ -100,7 +103,7 @@ class Refusal:
 
 
 def error_for(refusal: Refusal, where: str) -> StoreError:
-    """Return the error for a refusal."""
+    """Return the error for a refusal by *where*, the account's database."""
     status = refusal.status
     substatus = refusal.substatus
     message = first_line(refusal.message)
@@ -129,7 +132,7 @@ def no_response(failure: RequestFailed, where: str) -> CosmosUnavailable:
 
 
 def count(error: StoreError, observer: Observer | None) -> StoreError:
-    """Count a failed attempt, and return its error."""
+    """Count a failed attempt by the kind of its error, and return the error."""
     if observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
         observer.failed(error.kind)
     return error
@@ -149,7 +152,7 @@ def object_in(response: Response) -> dict[str, Any]:
 
 
 def item_in(response: Response, name: str) -> dict[str, Any]:
-    """Return the item in a response. Raises ValueError."""
+    """Return the item in a response; ValueError unless its id is *name*."""
     item = object_in(response)
     if item.get("id") != name:
         raise ValueError(f"another item than {name}")
@@ -157,10 +160,13 @@ def item_in(response: Response, name: str) -> dict[str, Any]:
 
 
 def refusal_in(response: Response) -> Refusal:
-    """Parse a refusal; ValueError for a 404, 409 or 412 that a proxy may have sent."""
+    """Parse a refusal; ValueError for a 404, 409 or 412 that a proxy may have sent.
+
+    These statuses mean that an item is absent, exists or has changed, and the service gives its reasons in JSON.
+    """
     try:
         body = object_in(response)
-        message = str(body["code"]) and str(body["message"])
+        message = str(body["message"]) if body["code"] else ""
     except (ValueError, KeyError):
         if response.status in (404, 409, 412):
             raise ValueError(f"status {response.status} without a reason") from None
@@ -173,6 +179,7 @@ def refusal_in(response: Response) -> Refusal:
 
 
 def _digits(response: Response, name: bytes) -> bytes:
+    """Return a header that is a number, at most nine digits of it; empty for anything else."""
     value = response.header(name) or b""
     return value[:9] if value.isdigit() else b""
 

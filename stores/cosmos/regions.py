@@ -1,7 +1,8 @@
 """The account's regions, and which of them lookups skip.
 
-After MAX_FAILURES in a row, or one failed connect, lookups skip a region for SKIP_S; then a single read tries it. Times
-are of the loop's clock.
+An account has copies of its data in one or more Azure regions, each with a server, and one of them takes writes. After
+MAX_FAILURES in a row, or one failed connect, lookups skip a region for SKIP_S; then a single read tries it. Times are
+of the loop's clock.
 """
 
 import asyncio
@@ -39,20 +40,24 @@ class Region:
     requests: RequestBuilder
     transport: Transport
     name: str = ""
+    """As the account lists it; empty before the account was read."""
+
     failures: int = 0
-    """Consecutive ones."""
+    """Number of consecutive ones."""
 
     failed_at: float = float("-inf")
+    """Time of the last one that was counted."""
+
     skip_until: float = 0.0
 
 
-class Account:
+class AccountRegions:
     """Regions and properties of an account, read every five minutes, or sooner after an unexpected response."""
 
     def __init__(
         self, address: Address, open_region: Callable[[str], Region], read_in: Callable[[Region], Awaitable[None]]
     ) -> None:
-        """*open_region* takes a URL; *read_in* has a region's response passed to `update`."""
+        """*open_region* takes a URL; *read_in* reads the account in a region, and calls `update` with the response."""
         self._where = address.shown
         self._preferred = address.region
         self._single_region = address.single_region
@@ -60,14 +65,24 @@ class Account:
         self._open_region = open_region
         self._read_in = read_in
         self._reading = SharedCall(self._read, store_closed)
-        self.server = self.write = open_region(address.endpoint)
-        """The account's own server, and the region that takes writes."""
+        self.server = open_region(address.endpoint)
+        """The account's own server."""
+
+        self.write = self.server
+        """The region that takes writes."""
 
         self.readable = list[Region]()
         """In the order of lookups; empty before the first read."""
 
         self._opened = {address.endpoint: self.server}
-        self.multiple_write_regions = self.has_sessions = False
+        """All regions ever listed, by URL."""
+
+        self.multiple_write_regions = False
+        """Whether several regions take writes, so that there is no compare-and-set."""
+
+        self.has_sessions = False
+        """Whether the account's consistency level allows session tokens."""
+
         self.refresh_at = float("-inf")
         """Time of the next read."""
 
@@ -76,24 +91,27 @@ class Account:
         """Names of readable regions in the order of lookups."""
         return [region.name for region in self.readable]
 
-    async def read(self) -> "Account":
+    async def read(self) -> "AccountRegions":
         """Read the account; callers share one request. Raises StoreError."""
         return await self._reading.result()
 
-    async def follow(self, due_s: float | None = None) -> float:
-        """Know the account, and refresh it in the background if due; return *due_s*, or the usual deadline."""
+    async def ensure_known(self, deadline_s: float | None = None) -> float:
+        """Read the account if its regions are unknown; start a refresh in the background if it is time for that.
+
+        Returns *deadline_s* (loop time), or DEADLINE_S from now. Raises StoreError.
+        """
         now = asyncio.get_running_loop().time()
-        due_s = due_s or now + DEADLINE_S
+        deadline_s = deadline_s or now + DEADLINE_S
         if not self.readable:
             try:
-                async with asyncio.timeout_at(due_s):
+                async with asyncio.timeout_at(deadline_s):
                     await self.read()
             except TimeoutError:
                 raise CosmosUnavailable(f"{self._where} did not list its regions in time", "timeout") from None
         elif now >= self.refresh_at:
             self.refresh_at = now + MIN_REFRESH_INTERVAL_S
             self._reading.start()
-        return due_s
+        return deadline_s
 
     async def close(self) -> None:
         """Close all connections."""
@@ -101,8 +119,8 @@ class Account:
         for region in self._opened.values():
             await region.transport.close()
 
-    async def _read(self) -> "Account":
-        """Read the account from its server, or else from a region."""
+    async def _read(self) -> "AccountRegions":
+        """Read the account from its own server, or else from a region; raises the error of the first one."""
         loop = asyncio.get_running_loop()
         failures = list[StoreError]()
         for region in dict.fromkeys([self.server, *self.readable]):
@@ -117,11 +135,11 @@ class Account:
         raise failures[0]
 
     def nearest(self, now: float) -> Region:
-        """Return the region for the next lookup."""
+        """Return the region for the next lookup: the first that is not skipped, or else the first."""
         for region in self.readable:
             if now >= region.skip_until:
                 if region.failures >= MAX_FAILURES:
-                    region.skip_until = now + SKIP_S  # for all but this trial
+                    region.skip_until = now + SKIP_S  # for all reads but this one, which tries it
                 return region
         return self.readable[0] if self.readable else self.server
 
@@ -138,18 +156,23 @@ class Account:
         region.skip_until = 0.0
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
-        """Record a failed read; return the region for a second attempt, if any.
+        """Record a failed read that *began_at* a time; return the region for a second attempt, if any.
 
-        Overlapping failures count once, because this process may have paused.
+        That is the other region whose skipping ends first, or the same one if there is no other; None if a second
+        attempt would fail, too. Overlapping failures count once, because this process may have paused.
         """
         now = asyncio.get_running_loop().time()
-        if kind not in TRANSIENT and (kind != "timeout" or now - began_at < MIN_WAIT_S):
+        is_long_timeout = kind == "timeout" and now - began_at >= MIN_WAIT_S
+        if kind not in TRANSIENT and not is_long_timeout:
             return None
         others = [candidate for candidate in self.readable if candidate is not region]
         if began_at >= region.failed_at:
-            region.failed_at, before = now, region.failures
-            region.failures = max(before + 1, MAX_FAILURES if kind == "connect" else 0)
-            if before < MAX_FAILURES <= region.failures and others:
+            region.failed_at = now
+            was_skipped = region.failures >= MAX_FAILURES
+            region.failures += 1
+            if kind == "connect":
+                region.failures = max(region.failures, MAX_FAILURES)
+            if others and not was_skipped and region.failures >= MAX_FAILURES:
                 region.skip_until = now + SKIP_S
                 log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
                 self.refresh_early()
@@ -160,21 +183,29 @@ class Account:
         self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
 
     def update(self, response: Response, _: str) -> None:
-        """Use the regions that the account lists. Raises ValueError."""
-        listed = object_in(response)
-        before = self.regions
-        writable, readable = (self._regions(listed.get(f"{kind}Locations")) for kind in ("writable", "readable"))
-        self.write, self.readable = writable[0], sorted(readable, key=lambda region: region.name != self._preferred)
+        """Take over the regions and properties in a response about the account. Raises ValueError."""
+        account = object_in(response)
+        writable = self._regions(account.get("writableLocations"))
+        readable = self._regions(account.get("readableLocations"))
+        former = self.regions
+
+        self.write = writable[0]
+        self.readable = sorted(readable, key=lambda region: region.name != self._preferred)
         if self._single_region:
             del self.readable[1:]
-        if before and before != self.regions:
+        if former and former != self.regions:
             log.warning("%s: its regions are now %s", self._where, ", ".join(self.regions))
-        policy = listed.get("userConsistencyPolicy")
+
+        policy = account.get("userConsistencyPolicy")
         self.has_sessions = isinstance(policy, dict) and policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES
-        self.multiple_write_regions = listed.get("enableMultipleWriteLocations") is True or len(writable) > 1
+        self.multiple_write_regions = account.get("enableMultipleWriteLocations") is True or len(writable) > 1
 
     def _regions(self, locations: Any) -> list[Region]:  # noqa: ANN401 -- any JSON value
-        """Return listed regions; with https, none is in the clear."""
+        """Return the regions in a list of names and URLs, opening new ones.
+
+        ValueError if it is empty or malformed, or if a URL has another scheme than the account's: with https, no region
+        is read in the clear.
+        """
         try:
             urls = {str(location["name"]): urlsplit(location["databaseAccountEndpoint"]) for location in locations}
         except (LookupError, TypeError, AttributeError):
@@ -184,7 +215,10 @@ class Account:
         regions = list[Region]()
         for name, url in urls.items():
             server = f"{url.scheme}://{url.netloc}"
-            regions.append(self._opened.get(server) or self._open_region(server))
-            self._opened[server] = regions[-1]
-            regions[-1].name = name
+            region = self._opened.get(server)
+            if region is None:
+                region = self._open_region(server)
+                self._opened[server] = region
+            region.name = name
+            regions.append(region)
         return regions

@@ -1,4 +1,4 @@
-"""HTTP requests signed by the account's key or a token of Entra ID.
+"""HTTP requests about items, signed by the account's key or a token of Entra ID.
 
 Protocol: https://learn.microsoft.com/rest/api/cosmos-db. Signature:
 https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources.
@@ -50,6 +50,7 @@ class KeySigner:
         self._hmac = hmac.new(secret, digestmod="sha256")
 
     def authorization(self, text: bytes) -> bytes:
+        """Return the header `authorization` of a request; *text* is what the service signs, too, and compares."""
         signer = self._hmac.copy()  # takes 1.4 µs, `hmac.digest` 2
         signer.update(text)
         signature = b2a_base64(signer.digest(), newline=False)
@@ -73,41 +74,47 @@ class TokenSigner:
         self._credential = credential
         self._clock = clock
         self._value = b""
-        self._renew_at = self._ends_at = float("-inf")
+        """The header `authorization`."""
+
+        self._renew_at = float("-inf")
+        self._expires_at = float("-inf")
         self._renewal = SharedCall(self._renew, store_closed)
         self._error = ""
+        """Why the last renewal failed; empty after a success."""
 
     def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited; starts a renewal if due."""
+        """Return whether `acquire_token` must be awaited; starts a renewal if it is time for one."""
         now = self._clock()
         if now >= self._renew_at:
             self._renewal.start()
-        return now >= self._ends_at
+        return now >= self._expires_at
 
-    async def acquire_token(self, due_s: float) -> None:
-        """Wait for a token until *due_s* (loop time).
+    async def acquire_token(self, deadline_s: float) -> None:
+        """Wait for a token until *deadline_s* (loop time).
 
         Raises CosmosUnavailable, for TOKEN_PAUSE_S after a failure at once.
         """
         if self.needs_token() and self._renewal.is_running:
             try:
-                async with asyncio.timeout_at(due_s):
+                async with asyncio.timeout_at(deadline_s):
                     await self._renewal.result()
             except TimeoutError:
                 raise CosmosUnavailable(f"{self._shown}: Entra ID gave no token in time", "timeout") from None
-        if self._error and self._clock() >= self._ends_at:
+        if self._error and self._clock() >= self._expires_at:
             raise CosmosUnavailable(self._error, "unauthorized")
 
     def authorization(self, text: bytes) -> bytes:
+        """Return the header `authorization` of any request."""
         del text  # a token signs any request
         return self._value
 
     async def close(self) -> None:
+        """Stop renewals, and close the credential."""
         await self._renewal.close()
         await self._credential.close()
 
     async def _renew(self) -> None:
-        """Get a token; a failure is logged once."""
+        """Get a token, and decide when to renew it; the first of several failures is logged."""
         self._renew_at = self._clock() + TOKEN_PAUSE_S
         try:
             token = await self._credential.get_token(self._scope)
@@ -124,19 +131,19 @@ class TokenSigner:
             self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({reason})"
             return
         self._error = ""
-        self._ends_at = float(token.expires_on)
-        self._renew_at = self._ends_at - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
+        self._expires_at = float(token.expires_on)
+        self._renew_at = self._expires_at - RENEW_AT_LIFE_LEFT * life_s * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
 
 
 def default_credential() -> "AsyncTokenCredential":
-    """Return azure-identity's credential."""
+    """Return azure-identity's credential, which looks for an identity in the environment, the machine and the CLI."""
     from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an optional extra
 
     return DefaultAzureCredential()
 
 
 class RequestBuilder:
-    """Builds requests to one server; date and headers are cached for a second."""
+    """Builds requests to one server; what depends on the date is cached for a second."""
 
     def __init__(self, host: str, database: str, signer: KeySigner | TokenSigner, clock: Callable[[], float]) -> None:
         self._host = host.encode()
@@ -144,33 +151,47 @@ class RequestBuilder:
         self._signer = signer
         self._clock = clock
         self._second = -1
-        self._end = self._headers = b""
+        """Time, in whole seconds, of the date in these two."""
+
+        self._signed_end = b""
+        """End of the text to sign."""
+
+        self._headers = b""
+        """Headers of all requests."""
+
         self._paths = dict[str, bytes]()
+        """Path of the items in a container, by its name."""
 
     def item(self, verb: bytes, container: str, name: str, headers: bytes = b"", body: bytes = b"") -> bytes:
         """Build an operation on an item; *headers* are whole lines. StoreMisused for invalid names."""
         item = _checked(name).encode()
-        if (path := self._paths.get(container)) is None:
-            path = self._paths[container] = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
+        path = self._paths.get(container)
+        if path is None:
+            path = f"dbs/{self._database}/colls/{_checked(container)}/docs/".encode()
+            self._paths[container] = path
         headers = b'x-ms-documentdb-partitionkey: ["%b"]\r\n%b' % (item, headers)
-        if verb == b"POST":
+        if verb == b"POST":  # its link is the container's
             return self.build(verb, b"docs", path.removesuffix(b"/docs/"), path, headers=headers, body=body)
-        path += item
-        return self.build(verb, b"docs", path, path + b"/", headers=headers, body=body)
+        link = path + item
+        return self.build(verb, b"docs", link, link + b"/", headers=headers, body=body)
 
     def build(
         self, verb: bytes, kind: bytes, link: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b""
     ) -> bytes:
-        """Build any request; *link* is signed, *path* the target without leading slash."""
-        if (second := int(self._clock())) != self._second:
+        """Build any request.
+
+        *kind* of a resource (`docs`, `colls`) and its *link* are signed; *path* is the target without leading slash.
+        """
+        second = int(self._clock())
+        if second != self._second:
             date = formatdate(second, usegmt=True)
             self._second = second
-            self._end = f"\n{date.lower()}\n\n".encode()
+            self._signed_end = f"\n{date.lower()}\n\n".encode()
             self._headers = b"host: %b\r\nuser-agent: hotplate\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n" % (
                 self._host, VERSION, date.encode()
             )  # fmt: skip
             self._paths.clear()  # of containers that may be gone
-        authorization = self._signer.authorization(b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._end))
+        authorization = self._signer.authorization(b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._signed_end))
         if verb != b"GET":
             headers += b"content-length: %d\r\n" % len(body)
         return b"%b /%b HTTP/1.1\r\n%bauthorization: %b\r\n%b\r\n%b" % (

@@ -4,9 +4,9 @@ A row's id and partition key is `KIND.` and the ID in base64url; ids of other it
 text if it is valid UTF-8 and shorter so, otherwise as base64.
 
 Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
-replaced by compare-and-set. Batch items are numbered without gaps, in a series per part and writer, so a few reads find
-the last one. A writer that takes over records the last numbers of the former series, and starts new ones. Rows that the
-former writer had in flight may still appear if the new rows lack their keys.
+replaced by compare-and-set (`hotplate.stores.cosmos.release_state`). Batch items are numbered without gaps, in a series
+per part and writer, so a few reads find the last one. A writer that takes over records the last numbers of the former
+series, and starts new ones. Rows that the former writer had in flight may still appear if the new rows lack their keys.
 """
 
 import asyncio
@@ -17,13 +17,15 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
+from msgspec.structs import replace
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.release_state import DRAFT, METAS, SEALED, STATE, ReleaseState, rows_kind
 from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient, VersionedItem
 from hotplate.stores.encoding import META, KeySpan, bounds, check_kind, merged, pack
 from hotplate.stores.errors import (
@@ -34,7 +36,7 @@ from hotplate.stores.errors import (
     StoreThrottled,
     StoreUnavailable,
 )
-from hotplate.stores.store import BATCH_ROWS, Row, not_found, sealed, taken_over
+from hotplate.stores.store import BATCH_ROWS, Row, not_found
 from hotplate.stores.timing import RETRY_PAUSES_S, Backoff, RateLimiter, Retrier
 
 T = TypeVar("T")
@@ -45,16 +47,7 @@ DEFINITION: dict[str, Any] = {
     "indexingPolicy": {"indexingMode": "none", "automatic": False},
 }
 
-# Id of the item with a release's state.
-STATE = "state"
-DRAFT = "draft"
-SEALED = "sealed"
-# Of that item: the tokens of erasures, which a restored container lacks.
-DROPPING = "dropping"
-# Kinds of series: rows, by part, with the resume point; and `meta` rows.
-ROWS = "rows"
-METAS = "metas"
-
+# Beginning of the name of a release's container.
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
@@ -72,8 +65,11 @@ REPLICA_LAGS_S = (0.02, 0.1)
 IN_FLIGHT = 64
 
 AnyRef = ReleaseRef | DraftRef
-# ReleaseConflict if the catalogue names another writer.
 ConfirmWriter = Callable[[], Awaitable[None]]
+"""Raises ReleaseConflict if the catalogue names another writer of the draft."""
+
+ChangeState = Callable[[ReleaseState], Awaitable[ReleaseState | None]]
+"""Returns the state that replaces a stored one; None if that is to stay."""
 
 
 @lru_cache(64)
@@ -95,20 +91,24 @@ def name_of(key: str) -> str:
 
 
 def to_item(name: str, value: bytes) -> CosmosItem:
-    """Encode a value as an item."""
+    """Encode a value as an item: as text in `t` if that is not longer than base64 in `b`."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
         text = None
-    if text is not None and len(orjson.dumps(text)) - 2 <= (len(value) + 2) // 3 * 4:
-        return {"id": name, "t": text}
+    if text is not None:
+        text_length = len(orjson.dumps(text)) - 2  # escaped, without quotes
+        base64_length = (len(value) + 2) // 3 * 4
+        if text_length <= base64_length:
+            return {"id": name, "t": text}
     return {"id": name, "b": b2a_base64(value, newline=False).decode()}
 
 
 def value_of(item: CosmosItem) -> bytes:
     """Decode an item; ReleaseCorrupt if `to_item` did not make it."""
     try:
-        if (text := item.get("t")) is not None:
+        text = item.get("t")
+        if text is not None:
             return bytes(text.encode())
         return a2b_base64(item["b"], strict_mode=True)
     except (KeyError, AttributeError, TypeError, NotBase64, ValueError) as error:
@@ -116,8 +116,9 @@ def value_of(item: CosmosItem) -> bytes:
 
 
 def item_bytes(item: CosmosItem) -> int:
-    """Return the stored size; StoreFull above the service's limit."""
-    size = len(orjson.dumps(_ours(item) if "_rid" in item else item)) + SYSTEM_BYTES
+    """Return the size as stored, system properties included; StoreFull above the service's limit."""
+    own = _without_system_properties(item) if "_rid" in item else item
+    size = len(orjson.dumps(own)) + SYSTEM_BYTES
     if size > MAX_ITEM_BYTES:
         raise StoreFull(
             f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MAX_ITEM_BYTES:,} at most; "
@@ -127,7 +128,7 @@ def item_bytes(item: CosmosItem) -> int:
 
 
 class Budget(Retrier):
-    """Retries requests within a budget of request units."""
+    """Retries requests, and keeps them within a number of request units (RU) a second."""
 
     def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
         """*rate_ru* is in RU/s; None for no limit."""
@@ -136,17 +137,18 @@ class Budget(Retrier):
         self._limiter = RateLimiter(clock, rate_ru)
         self._admission = asyncio.Lock()
         self._visible_at = dict[str, float]()
+        """Time by which all replicas know a new container, by its name."""
 
     def created(self, container: str) -> None:
-        """Wait for a new container in `until_visible`."""
+        """Let `until_visible` wait for a new container."""
         self._visible_at[container] = self._clock() + CONTAINER_VISIBLE_S
 
     def erased(self, container: str) -> None:
-        """Wait no more for a container."""
+        """Let `until_visible` wait no more for a container."""
         self._visible_at.pop(container, None)
 
     async def until_visible(self, container: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Call *step* like `call`, also while its new container is not visible."""
+        """Return the result of *step*, repeated like by `call`, and while its new container is not visible."""
         backoff = Backoff(*RETRY_PAUSES_S)
         while True:
             try:
@@ -157,11 +159,19 @@ class Budget(Retrier):
             await asyncio.sleep(backoff.next_s())
 
     async def spend(
-        self, container: str, expected_ru: float, request: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]
+        self,
+        container: str,
+        request: Callable[[], Awaitable[T]],
+        *,
+        expected_ru: float,
+        charge_ru: Callable[[T], float],
     ) -> T:
-        """Send a request like `until_visible`, within the budget."""
+        """Return the result of *request*, repeated like by `until_visible`, within the budget.
 
-        async def limited() -> T:
+        Each attempt is charged *expected_ru* in advance, and in the end what *charge_ru* says of the result.
+        """
+
+        async def request_in_budget() -> T:
             async with self._admission:  # in order
                 wait_s = self._limiter.wait_s()
                 while wait_s > 0:
@@ -169,101 +179,100 @@ class Budget(Retrier):
                     wait_s = self._limiter.wait_s()  # later after a 429
                 self._limiter.take(expected_ru)
             try:
-                done = await request()
+                result = await request()
             except StoreThrottled as error:
                 self._limiter.correct(-expected_ru)
                 self._limiter.pause(error.retry_after_s)
                 raise
-            self._limiter.correct(charge_ru(done) - expected_ru)
-            return done
+            self._limiter.correct(charge_ru(result) - expected_ru)
+            return result
 
-        return await self.until_visible(container, limited)
+        return await self.until_visible(container, request_in_budget)
 
 
 class ReleaseRows:
-    """Rows of releases, within a budget."""
+    """Rows of releases, read and written within a budget."""
 
     def __init__(self, items: SignedClient, budget: Budget, charges: Charges) -> None:
         self._items = items
         self._budget = budget
         self._charges = charges
         self._last = dict[tuple[str, str], int]()
-        """Last known batch number by container and series."""
+        """Number of the last known batch, by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
         """Become the writer of a draft, after *confirm* if it has another. Raises ReleaseConflict."""
         container = container_of(draft)
-        for known in [key for key in self._last if key[0] == container]:
+        for known in [known for known in self._last if known[0] == container]:
             del self._last[known]  # the draft may have been erased
-        state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
-        if (await self._budget.until_visible(container, partial(self._items.create, container, state))).done:
+        created = ReleaseState(DRAFT, draft.writer)
+        create = partial(self._items.create, container, created.item())
+        if (await self._budget.until_visible(container, create)).done:
             return
 
-        async def take_over(item: CosmosItem) -> CosmosItem | None:
-            if item["state"] != DRAFT:
-                raise sealed(draft)
-            if item.get("writer") == draft.writer:
+        async def take_over(state: ReleaseState) -> ReleaseState | None:
+            state.check_unsealed(draft)
+            if state.writer == draft.writer:
                 return None
             await confirm()
-            claims = item.get("claims", 0) + 1
-            former = await self._counted(container, item)
-            return item | {"writer": draft.writer, "claims": claims, "former": former}
+            return state.taken_over_by(draft.writer, await self._last_batches(container, state))
 
         await self._change_state(draft, take_over)
 
     async def has_state(self, container: str) -> bool:
         """Return whether a release or draft is in a container."""
         try:
-            state = await self._read(container, STATE)
+            item = await self._read(container, STATE)
         except ContainerMissing:
             return False
-        return state is not None and state.get("state") in (DRAFT, SEALED)
+        return item is not None and item.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """See `Store.put`."""
 
-        async def add_part(item: CosmosItem) -> CosmosItem:
-            _check_writer(draft, item)
-            return item | {"parts": sorted({*item.get("parts", ()), part})}
+        async def add_part(state: ReleaseState) -> ReleaseState:
+            state.check_writer(draft)
+            return state.with_part(part)
 
         if not rows:
             return
         state = await self.state(draft)
-        if state["state"] != DRAFT:
-            raise sealed(draft)
-        _check_writer(draft, state)
+        state.check_unsealed(draft)
+        state.check_writer(draft)
         try:
-            if part and part not in state.get("parts", ()):
+            if part and part not in state.parts:
                 await self._change_state(draft, add_part)
-            for kind, chunk in _chunks(rows, part):
-                await self._write(draft, _series(kind, state), chunk)
+            for batch in _batches(rows, part):
+                await self._write_batch(draft, state.series(batch.kind), batch.rows)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
         """See `Store.resume_point`."""
         state = await self.state(draft)
-        _check_writer(draft, state)
+        state.check_writer(draft)
         container = container_of(draft)
-        kind = _rows_kind(part)
-        own = _series(kind, state)
-        counts = state.get("former", {}) | {own: await self._find_last(container, own)}
-        for claim in range(state.get("claims", 0), -1, -1):
-            series = _numbered(kind, claim)
-            if last := counts.get(series, 0):
-                return bounds(await self._packed(container, series, last))[1]
+        kind = rows_kind(part)
+        current = state.series(kind)
+        last_batches = state.former | {current: await self._find_last(container, current)}
+        for series in state.series_of_all_writers(kind):
+            number = last_batches.get(series, 0)
+            if number:
+                _, last_key = bounds(await self._packed_keys(container, series, number))
+                return last_key
         return None
 
     async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         """See `RowEraser.erase_rows`."""
         container = container_of(release)
+        expected_ru = self._charges.delete(0, 0)
         deleted = 0
 
         async def erase(key: str) -> None:
             nonlocal deleted
             delete = partial(self._items.delete, container, name_of(key))
-            done = (await self._budget.spend(container, self._charges.delete(0, 0), delete, _charge_of)).done
-            deleted += done  # after the await, during which others count
+            written = await self._budget.spend(container, delete, expected_ru=expected_ru, charge_ru=_charge_of)
+            deleted += written.done  # after the await, during which others count
 
         await self.state(release)
         await for_each(keys, erase)
@@ -272,22 +281,22 @@ class ReleaseRows:
     async def seal(self, draft: DraftRef) -> None:
         """See `Store.seal`."""
 
-        async def change(item: CosmosItem) -> CosmosItem | None:
-            if item["state"] == SEALED:
+        async def seal(state: ReleaseState) -> ReleaseState | None:
+            if state.is_sealed:
                 return None
-            _check_writer(draft, item)
-            return item | {"state": SEALED}
+            state.check_writer(draft)
+            return replace(state, state=SEALED)
 
         try:
-            await self._change_state(draft, change)
+            await self._change_state(draft, seal)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
         """Mark the state with the token of an erasure; return False if there is no state."""
 
-        async def mark(item: CosmosItem) -> CosmosItem:
-            return item | {DROPPING: [*item.get(DROPPING, ()), token]}
+        async def mark(state: ReleaseState) -> ReleaseState:
+            return state.marked(token)
 
         try:
             await self._change_state(release, mark)
@@ -298,10 +307,10 @@ class ReleaseRows:
     async def check_dropping(self, release: ReleaseRef, token: str) -> None:
         """Raise ReleaseConflict unless the state bears the mark of an erasure, or is gone."""
         try:
-            state = await self._read(container_of(release), STATE)
+            item = await self._read(container_of(release), STATE)
         except ContainerMissing:
             return
-        if state is not None and token not in state.get(DROPPING, ()):
+        if item is not None and token not in ReleaseState.of(item).dropping:
             raise ReleaseConflict(
                 f"the container of release {release.id} was restored while it was being erased; see `hotplate releases "
                 f"list`, and prune again"
@@ -311,7 +320,7 @@ class ReleaseRows:
         """See `Store.scan`."""
         container = container_of(release)
         state = await self.state(release)
-        if state.get("state") != SEALED:
+        if not state.is_sealed:
             raise not_found(release)
         try:
             spans = await self._spans(container, state)
@@ -324,51 +333,108 @@ class ReleaseRows:
         except ContainerMissing as error:
             raise not_found(release) from error
 
-    async def _fetch(self, container: str, spans: Sequence[KeySpan]) -> list[bytes]:
-        return [await self._packed(container, span.source, span.place) for span in spans]
+    async def state(self, release: AnyRef) -> ReleaseState:
+        """Return the state of a release or draft. Raises ReleaseNotFound."""
+        try:
+            item = await self._read_surely(container_of(release), STATE)
+        except ContainerMissing as error:
+            raise not_found(release) from error
+        if item is None:
+            raise not_found(release)
+        return ReleaseState.of(item)
 
-    async def _spans(self, container: str, state: CosmosItem) -> list[KeySpan]:
+    async def _change_state(self, release: AnyRef, change: ChangeState) -> None:
+        """Replace the state by the result of *change*, which is called again after each change by another process.
+
+        Raises ReleaseNotFound if there is no state.
+        """
+        container = container_of(release)
+        while True:
+            read = partial(self._items.read_fresh, container, STATE)
+            stored = await self._budget.until_visible(container, read)
+            if stored.item is None:
+                raise not_found(release)
+            changed = await change(ReleaseState.of(stored.item))
+            if changed is None:
+                return
+            item = changed.item(_without_system_properties(stored.item))
+            replace_item = partial(self._items.replace, container, item, stored.etag)
+            if (await self._budget.until_visible(container, replace_item)).done:
+                return
+
+    async def _fetch(self, container: str, spans: Sequence[KeySpan]) -> list[bytes]:
+        return [await self._packed_keys(container, span.source, span.place) for span in spans]
+
+    async def _spans(self, container: str, state: ReleaseState) -> list[KeySpan]:
+        """Return the first and last key of each batch of all writers."""
         spans = list[KeySpan]()
 
-        async def add(name: str, number: int) -> None:
-            spans.append(KeySpan(*bounds(await self._packed(container, name, number)), name, number))
+        async def add_span(series: str, number: int) -> None:
+            first_key, last_key = bounds(await self._packed_keys(container, series, number))
+            spans.append(KeySpan(first_key, last_key, source=series, place=number))
 
-        for name, last in (await self._counted(container, state)).items():
-            await for_each(range(1, last + 1), partial(add, name))
+        for series, last in (await self._last_batches(container, state)).items():
+            await for_each(range(1, last + 1), partial(add_span, series))
         return spans
 
-    async def _counted(self, container: str, state: CosmosItem) -> dict[str, int]:
-        """Return the last batch number of each series.
+    async def _last_batches(self, container: str, state: ReleaseState) -> dict[str, int]:
+        """Return the numbers of the last batches of all writers, by series; 0 for a series without batches."""
+        last_batches = dict(state.former)
+        for series in state.series_names:
+            last_batches[series] = await self._find_last(container, series)
+        return last_batches
 
-        `meta` comes last: it is acknowledged before other rows, so all of it is found while a writer continues.
+    async def _find_last(self, container: str, series: str) -> int:
+        """Return the number of the last batch of a series; 0 if there is none.
+
+        A replica may lag. So if none of the batches was known before, the one after the last is looked for with care.
         """
-        counted: dict[str, int] = dict(state.get("former", {}))
-        for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
-            series = _series(kind, state)
-            counted[series] = await self._find_last(container, series)
-        return counted
+        known = self._last.get((container, series), 0)
+        last = await self._search_last(container, series, known)
+        while not known and await self._read_surely(container, f"{series}-{last + 1}"):
+            last = await self._search_last(container, series, last + 1)
+        self._last[container, series] = last
+        return last
+
+    async def _search_last(self, container: str, series: str, known: int) -> int:
+        """Search for the last batch from a *known* one, by steps that double, and then between present and absent."""
+        present = known
+        step = 1
+        while await self._read(container, f"{series}-{present + step}") is not None:
+            present += step
+            step *= 2
+        absent = present + step
+        while absent - present > 1:
+            middle = (present + absent) // 2
+            if await self._read(container, f"{series}-{middle}") is None:
+                absent = middle
+            else:
+                present = middle
+        return present
 
     async def _read_row(self, container: str, values: dict[str, bytes], key: str) -> None:
+        """Read a row into *values*, unless it is absent."""
         item = await self._read_surely(container, name_of(key))
         if item is not None:
             values[key] = value_of(item)
 
-    async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
+    async def _write_batch(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
+        """Write rows, then acknowledge them by the next batch item of a series."""
         container = container_of(draft)
-        values = dict(batch)  # the last value of a key wins
+        values = dict(rows)  # the last value of a key wins
         await for_each(list(values.items()), partial(self._create_row, draft, container))
         item = to_item(series, pack(list(values)))
         known = self._last.get((container, series))
         number = await self._find_last(container, series) if known is None else known
-        done = False
-        while not done:  # another task, or an attempt with a lost response, took it
+        is_created = False
+        while not is_created:  # another task, or an attempt with a lost response, took the number
             number += 1
             item["id"] = f"{series}-{number}"
-            done = await self._create(container, item)
+            is_created = await self._create(container, item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
     async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
-        """Create a row, or compare it with an existing one."""
+        """Create a row, or compare it with an existing one; ReleaseConflict if that has another value."""
         key, value = row
         item = to_item(name_of(key), value)
         if await self._create(container, item):
@@ -383,69 +449,32 @@ class ReleaseRows:
             )
 
     async def _create(self, container: str, item: CosmosItem) -> bool:
+        """Create an item; return whether it was absent."""
         create = partial(self._items.create, container, item)
-        return (await self._budget.spend(container, self._charges.create(item_bytes(item), 0), create, _charge_of)).done
+        expected_ru = self._charges.create(item_bytes(item), 0)
+        return (await self._budget.spend(container, create, expected_ru=expected_ru, charge_ru=_charge_of)).done
 
-    async def state(self, release: AnyRef) -> CosmosItem:
-        """Return the state of a release or draft. Raises ReleaseNotFound."""
-        try:
-            state = await self._read_surely(container_of(release), STATE)
-        except ContainerMissing as error:
-            raise not_found(release) from error
-        if state is None:
-            raise not_found(release)
-        return state
-
-    async def _change_state(self, draft: AnyRef, change: Callable[[CosmosItem], Awaitable[CosmosItem | None]]) -> None:
-        """Compare and set the state, unless *change* returns None. Raises ReleaseNotFound."""
-        container = container_of(draft)
-        while True:
-            read = partial(self._items.read_fresh, container, STATE)
-            item, etag, _ = await self._budget.until_visible(container, read)
-            if item is None:
-                raise not_found(draft)
-            changed = await change(_ours(item))
-            if changed is None:
-                return
-            replace = partial(self._items.replace, container, changed, etag)
-            if (await self._budget.until_visible(container, replace)).done:
-                return
-
-    async def _find_last(self, container: str, series: str) -> int:
-        """Find the number of the last batch, or 0."""
-        known = low = self._last.get((container, series), 0)
-        step = 1
-        high = None
-        while high is None or high - low > 1:
-            middle = low + step if high is None else (low + high) // 2
-            if await self._read(container, f"{series}-{middle}") is None:
-                high = middle
-            else:
-                low = middle
-                step = step * 2
-            if high == low + 1 and not known and await self._read_surely(container, f"{series}-{high}"):
-                low = high
-                step = 1
-                high = None
-        self._last[container, series] = low
-        return low
-
-    async def _packed(self, container: str, series: str, number: int) -> bytes:
+    async def _packed_keys(self, container: str, series: str, number: int) -> bytes:
+        """Return the packed keys of a batch; ReleaseCorrupt if it is absent."""
         name = f"{series}-{number}"
         return value_of(await self._read_surely(container, name) or {"id": name})
 
     async def _read_surely(self, container: str, name: str) -> CosmosItem | None:
-        """Read an item up to three times, because replicas may lag."""
+        """Read an item up to three times, because replicas may lag; None if it is absent."""
         item = await self._read(container, name)
-        for pause_s in REPLICA_LAGS_S if item is None else ():
-            await asyncio.sleep(pause_s)
-            if (item := await self._read(container, name)) is not None:
+        for pause_s in REPLICA_LAGS_S:
+            if item is not None:
                 break
+            await asyncio.sleep(pause_s)
+            item = await self._read(container, name)
         return item
 
     async def _read(self, container: str, name: str) -> CosmosItem | None:
+        """Read an item once; None if the replica that answers does not have it."""
         read = partial(self._items.read_fresh, container, name)
-        return (await self._budget.spend(container, self._charges.read(0), read, self._read_charge)).item
+        expected_ru = self._charges.read(0)
+        versioned = await self._budget.spend(container, read, expected_ru=expected_ru, charge_ru=self._read_charge)
+        return versioned.item
 
     def _read_charge(self, versioned: VersionedItem) -> float:
         if versioned.item is None:
@@ -454,12 +483,12 @@ class ReleaseRows:
 
 
 async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> None:
-    """Call *do* for all values, IN_FLIGHT at a time; raises the first failure."""
-    left = iter(values)
+    """Call *do* for all values, IN_FLIGHT at a time; raises the first failure, after which no call begins."""
+    remaining = iter(values)
     failures = list[Exception]()
 
     async def work() -> None:
-        for value in left:
+        for value in remaining:
             if failures:
                 return
             try:
@@ -476,31 +505,21 @@ def _charge_of(written: ItemWritten) -> float:
     return written.charge_ru
 
 
-def _ours(item: CosmosItem) -> CosmosItem:
+def _without_system_properties(item: CosmosItem) -> CosmosItem:
     return {name: value for name, value in item.items() if name[0] != "_"}
 
 
-def _check_writer(draft: DraftRef, state: CosmosItem) -> None:
-    if state.get("writer") != draft.writer:
-        raise taken_over(draft)
+class _Batch(NamedTuple):
+    """Rows that one batch item acknowledges, and the kind of its series."""
+
+    kind: str
+    rows: Sequence[Row]
 
 
-def _rows_kind(part: int) -> str:
-    return f"{ROWS}-{part}" if part else ROWS
-
-
-def _series(kind: str, state: CosmosItem) -> str:
-    return _numbered(kind, state.get("claims", 0))
-
-
-def _numbered(kind: str, claim: int) -> str:
-    """Return a series; *claim* is 0 for the first writer."""
-    return f"{kind}_{claim}" if claim else kind
-
-
-def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:
-    meta = [row for row in rows if row.key.startswith(META)]
-    others = [row for row in rows if not row.key.startswith(META)] if meta else rows
-    for kind, chosen in ((_rows_kind(part), others), (METAS, meta)):
-        for start in range(0, len(chosen), BATCH_ROWS):
-            yield kind, chosen[start : start + BATCH_ROWS]
+def _batches(rows: Sequence[Row], part: int) -> Iterator[_Batch]:
+    """Yield rows of a part in batches, and then `meta` rows."""
+    meta_rows = [row for row in rows if row.key.startswith(META)]
+    other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
+    for kind, of_kind in ((rows_kind(part), other_rows), (METAS, meta_rows)):
+        for start in range(0, len(of_kind), BATCH_ROWS):
+            yield _Batch(kind, of_kind[start : start + BATCH_ROWS])

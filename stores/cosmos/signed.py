@@ -19,7 +19,7 @@ import orjson
 from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
-from hotplate.stores.cosmos.regions import Account, Region
+from hotplate.stores.cosmos.regions import AccountRegions, Region
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
@@ -35,7 +35,7 @@ T = TypeVar("T")
 # Connections to one server: enough for 2,500 reads/s at 50 ms.
 CONNECTIONS = 128
 
-# Minimum time for a second attempt.
+# Minimum time left for a second attempt.
 MIN_ATTEMPT_S = 0.001
 
 # A timeout after this time contradicts the known regions.
@@ -47,11 +47,13 @@ REGIONS = "azure.cosmosdb.operation.contacted_regions"
 
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 # Statuses of a read: of an item, or of its absence.
-FOUND = (200, 404)
+READ = (200, 404)
 
 CosmosItem = dict[str, Any]
-# Connects to a server at `https://HOST:PORT`.
+"""An item as JSON; the names of system properties, which responses have, begin with `_`."""
+
 MakeTransport = Callable[[str], Transport]
+"""Returns a transport to a server at `https://HOST:PORT`, not connected yet."""
 
 
 class VersionedItem(NamedTuple):
@@ -62,11 +64,29 @@ class VersionedItem(NamedTuple):
     now: float
 
 
+class NearestItem(NamedTuple):
+    """An item as the nearest region has it, if any."""
+
+    item: CosmosItem | None
+    from_write_region: bool
+    """False if unknown. Another region may lag."""
+
+
 class ItemWritten(NamedTuple):
     """A conditional write; not `done` after a 404, 409 or 412."""
 
     done: bool
     charge_ru: float
+
+
+class ItemRequest(NamedTuple):
+    """A request about an item, or without a name about the account; *headers* are whole lines."""
+
+    verb: bytes
+    container: str = ""
+    name: str = ""
+    headers: bytes = b""
+    body: bytes = b""
 
 
 class SignedClient:
@@ -98,38 +118,51 @@ class SignedClient:
             host = url.partition("://")[2].removesuffix(":443")
             return Region(RequestBuilder(host, address.database, self._signer, clock), connect(url))
 
-        self._account = Account(address, open_region, self._read_account)
+        self._account = AccountRegions(address, open_region, self._read_account)
         self._consistency = f"x-ms-consistency-level: {address.consistency}\r\n".encode()
         self._sessions = dict[str, dict[bytes, bytes]]()
         """Session tokens of writes, `RANGE:PROGRESS`, by container and partition key range."""
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if absent."""
-        return (await self.read_nearest(container, name, timeout_s))[0]
+        """Read one item in the nearest region; None if absent."""
+        return (await self.read_nearest(container, name, timeout_s)).item
 
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; also return whether the write region responded."""
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
+        """Read like `read`; also return whether the write region answered.
+
+        A second attempt follows a 429, after its pause in the same region, and a transient error, in another region if
+        there is one.
+        """
         loop = asyncio.get_running_loop()
         account = self._account
         began_s = loop.time()
-        due_s = began_s + timeout_s
+        deadline_s = began_s + timeout_s
         if began_s >= account.refresh_at:
-            await account.follow(due_s)
+            await account.ensure_known(deadline_s)
             began_s = loop.time()
         region = account.nearest(began_s)
+        failure: StoreError
+        second: Region | None
         try:
-            return await self._read_in(region, container, name, due_s), region is account.write
-        except (CosmosUnavailable, CosmosThrottled) as error:
-            pause_s = error.retry_after_s if isinstance(error, CosmosThrottled) else 0.0
-            other = region if isinstance(error, CosmosThrottled) else account.failed(region, error.kind, began_s)
-            if other is None or loop.time() + pause_s > due_s - MIN_ATTEMPT_S:
-                raise
+            item = await self._read_in(region, container, name, deadline_s)
+            return NearestItem(item, region is account.write)
+        except CosmosThrottled as error:
+            failure = error
+            second = region
+            pause_s = error.retry_after_s
+        except CosmosUnavailable as error:
+            failure = error
+            second = account.failed(region, error.kind, began_s)
+            pause_s = 0.0
         except asyncio.CancelledError:
-            if loop.time() >= (began_s + due_s) / 2:  # earlier, it says nothing about the region
+            if loop.time() >= (began_s + deadline_s) / 2:  # earlier, it says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
+        if second is None or loop.time() + pause_s > deadline_s - MIN_ATTEMPT_S:
+            raise failure
         await asyncio.sleep(pause_s)
-        return await self._read_in(other, container, name, due_s), other is account.write
+        item = await self._read_in(second, container, name, deadline_s)
+        return NearestItem(item, second is account.write)
 
     @property
     def has_second_region(self) -> bool:
@@ -139,65 +172,70 @@ class SignedClient:
     async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
         """Read like `read`, once, in the region after the nearest one."""
         now = asyncio.get_running_loop().time()
-        if (region := self._account.second(now)) is None:
+        region = self._account.second(now)
+        if region is None:
             raise CosmosUnavailable(f"{self._where} has no other region to read", "unavailable")
         return await self._read_in(region, container, name, now + timeout_s)
 
-    async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> CosmosItem | None:
+    async def _read_in(self, region: Region, container: str, name: str, deadline_s: float) -> CosmosItem | None:
+        """Read an item in a region by one attempt; None if absent."""
         call = traced_call.get()
         headers = self._consistency if call is None else self._consistency + call.headers
-        item = await self._send(region, due_s, b"GET", container, name, headers, expected=FOUND, parse=_item)
+        request = ItemRequest(b"GET", container, name, headers)
+        item = await self._send(region, request, deadline_s, expected=READ, parse=_item)
         if region.failures:
             self._account.succeeded(region)
         return item
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
         """Read an item from the write region; with sessions, sees this process's writes."""
-        due_s = await self._account.follow()
+        deadline_s = await self._account.ensure_known()
         headers = b""
         if self._account.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
-            if seen := self._sessions.get(container):
-                headers += b"x-ms-session-token: %b\r\n" % b",".join(
-                    b"%b:%b" % token_by_range for token_by_range in seen.items()
-                )
-        region = self._account.write
-        return await self._send(region, due_s, b"GET", container, name, headers, expected=FOUND, parse=_versioned)
+            if tokens := self._sessions.get(container):
+                tokens_by_range = [b"%b:%b" % token_of_range for token_of_range in tokens.items()]
+                headers += b"x-ms-session-token: %b\r\n" % b",".join(tokens_by_range)
+        request = ItemRequest(b"GET", container, name, headers)
+        return await self._send(self._account.write, request, deadline_s, expected=READ, parse=_versioned)
 
     async def create(self, container: str, item: CosmosItem) -> ItemWritten:
-        return await self._write(b"POST", container, item["id"], JSON, orjson.dumps(item), expected=(201, 409))
+        """Create an item, unless there is one with its id."""
+        request = ItemRequest(b"POST", container, item["id"], JSON, orjson.dumps(item))
+        return await self._write(request, expected=(201, 409))
 
     async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
         """Replace an item if its version is *etag*."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} is not an etag")
         headers = JSON + b"if-match: %b\r\n" % etag.encode()
-        body = orjson.dumps(item)
-        return await self._write(b"PUT", container, item["id"], headers, body, expected=(200, 404, 412))
+        request = ItemRequest(b"PUT", container, item["id"], headers, orjson.dumps(item))
+        return await self._write(request, expected=(200, 404, 412))
 
     async def delete(self, container: str, name: str) -> ItemWritten:
-        return await self._write(b"DELETE", container, name, expected=(204, 404))
+        """Delete an item, if there is one."""
+        return await self._write(ItemRequest(b"DELETE", container, name), expected=(204, 404))
 
-    async def _write(
-        self, verb: bytes, container: str, name: str, *request: bytes, expected: tuple[int, ...]
-    ) -> ItemWritten:
-        """Send a write; the first of *expected* means done."""
+    async def _write(self, request: ItemRequest, *, expected: tuple[int, ...]) -> ItemWritten:
+        """Send a write; the first of the *expected* statuses means that it is done. Keeps its session tokens."""
 
-        def parse(response: Response, _: str) -> ItemWritten:
-            token = response.header(b"x-ms-session-token")
-            seen = self._sessions.setdefault(container, {})
-            seen.update(one.partition(b":")[::2] for one in (token.split(b",") if token else ()))
+        def parse(response: Response, _name: str) -> ItemWritten:
+            tokens = self._sessions.setdefault(request.container, {})
+            header = response.header(b"x-ms-session-token")
+            for token_of_range in header.split(b",") if header else ():
+                key_range, _, token = token_of_range.partition(b":")
+                tokens[key_range] = token
             return ItemWritten(response.status == expected[0], errors.charge_in(response))
 
-        due_s = await self._account.follow()
-        region = self._account.write
-        return await self._send(region, due_s, verb, container, name, *request, expected=expected, parse=parse)
+        deadline_s = await self._account.ensure_known()
+        return await self._send(self._account.write, request, deadline_s, expected=expected, parse=parse)
 
-    async def account(self) -> Account:
+    async def account(self) -> AccountRegions:
         """Read the account; callers share one request."""
         return await self._account.read()
 
     async def close(self) -> None:
+        """Close all connections."""
         self._loop.check()
         await self._account.close()
         if self._tokens is not None:
@@ -205,39 +243,37 @@ class SignedClient:
         self._loop.release()
 
     async def _read_account(self, region: Region) -> None:
-        due_s = asyncio.get_running_loop().time() + DEADLINE_S
-        await self._send(region, due_s, b"GET", "", "", expected=(200,), parse=self._account.update)
+        """Read the account in a region, and take its regions over."""
+        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        await self._send(region, ItemRequest(b"GET"), deadline_s, expected=(200,), parse=self._account.update)
 
     async def _send(
         self,
         region: Region,
-        due_s: float,
-        verb: bytes,
-        container: str,
-        name: str,
-        *request: bytes,
+        request: ItemRequest,
+        deadline_s: float,
+        *,
         expected: tuple[int, ...],
         parse: Callable[[Response, str], T],
     ) -> T:
-        """Send a request about an item or the account; parse an *expected* status."""
+        """Send a request in one attempt until *deadline_s* (loop time).
+
+        Returns the result of *parse*, called with the response and the item's name, if its status is *expected*; it may
+        raise ValueError for a malformed response. Raises StoreError, which is counted.
+        """
         self._loop.check()
         timeout_s = LONG_WAIT_S
         try:
             if self._tokens is not None and self._tokens.needs_token():
-                await self._tokens.acquire_token(due_s)
-            build = region.requests
-            message = build.item(verb, container, name, *request) if name else build.build(verb, b"", b"", b"")
-            timeout_s = due_s - asyncio.get_running_loop().time()
+                await self._tokens.acquire_token(deadline_s)
+            message = _message(request, region)
+            timeout_s = deadline_s - asyncio.get_running_loop().time()
             response = await region.transport.request(message, timeout_s)
-            charge_ru = errors.charge_in(response)
-            if self._observer is not None:
-                self._observer.charged(charge_ru)
-            if name and (call := traced_call.get()) is not None:
-                _describe(call, region.name, response.status, charge_ru)
+            self._observe(response, request, region)
             # A 404 with a substatus is not about the item.
             if response.status in expected and (response.status != 404 or not errors.refusal_in(response).substatus):
-                return parse(response, name)
-            error = self._refused(errors.refusal_in(response), container)
+                return parse(response, request.name)
+            error = self._refused(errors.refusal_in(response), request.container)
         except RequestFailed as failure:
             if failure.kind != "timeout" or timeout_s >= LONG_WAIT_S:
                 self._account.refresh_early()
@@ -249,7 +285,16 @@ class SignedClient:
             raise errors.count(no_token, self._observer) from None
         raise errors.count(error, self._observer)
 
+    def _observe(self, response: Response, request: ItemRequest, region: Region) -> None:
+        """Count the charge of a response, and describe it to the traced call. Raises ValueError."""
+        charge_ru = errors.charge_in(response)
+        if self._observer is not None:
+            self._observer.charged(charge_ru)
+        if request.name and (call := traced_call.get()) is not None:
+            _describe(call, region.name, response.status, charge_ru)
+
     def _refused(self, refusal: errors.Refusal, container: str) -> StoreError:
+        """Return the error for a refusal, after drawing conclusions about sessions and regions."""
         error = errors.error_for(refusal, self._where)
         if isinstance(error, ContainerMissing) or refusal.substatus == errors.SESSION_NOT_AVAILABLE:
             self._sessions.pop(container, None)  # a failover may have lost writes
@@ -258,21 +303,33 @@ class SignedClient:
         return error
 
 
+def _message(request: ItemRequest, region: Region) -> bytes:
+    """Return the signed request to a region."""
+    if not request.name:
+        return region.requests.build(request.verb, b"", b"", b"")
+    return region.requests.item(*request)
+
+
 def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
+    """Add a response to the attributes of a call, which may consist of several requests."""
     regions = call.attributes.get(REGIONS)
-    charged = call.attributes.get(CHARGE)
+    earlier_regions = regions if isinstance(regions, tuple) else ()
+    charge = call.attributes.get(CHARGE)
+    earlier_ru = charge if isinstance(charge, float) else 0.0
     call.attributes |= {
         "db.response.status_code": str(status),
-        REGIONS: tuple(dict.fromkeys([*(regions if isinstance(regions, tuple) else ()), region])),
-        CHARGE: charge_ru + (charged if isinstance(charged, float) else 0.0),
+        REGIONS: tuple(dict.fromkeys([*earlier_regions, region])),
+        CHARGE: earlier_ru + charge_ru,
     }
 
 
 def _item(response: Response, name: str) -> CosmosItem | None:
+    """Return the item in a response to a read; None if it is absent. Raises ValueError."""
     return errors.item_in(response, name) if response.status == 200 else None
 
 
 def _versioned(response: Response, name: str) -> VersionedItem:
+    """Return the item, its etag and the service's time in a response to a read. Raises ValueError."""
     now = parsedate_to_datetime((response.header(b"date") or b"").decode("latin-1")).timestamp()
     item = _item(response, name)
     etag = "" if item is None else item.get("_etag")
@@ -282,6 +339,10 @@ def _versioned(response: Response, name: str) -> VersionedItem:
 
 
 def _connects(address: Address) -> MakeTransport:
+    """Return a function that opens pools of connections, through a proxy if the environment names one.
+
+    StoreMisused if the address's certificates cannot be used.
+    """
     tls = None
     if address.endpoint.startswith("https:"):
         try:

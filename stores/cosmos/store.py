@@ -1,4 +1,9 @@
-"""Store in Cosmos DB: a container per release, an item per row, and a catalogue item."""
+"""Store in Cosmos DB: a container per release with an item per row, and a container with the catalogue.
+
+Items are read and written by signed requests (`SignedClient`), containers by the SDK or Azure Resource Manager
+(`Containers`). What a container may do a second is its *throughput*, in request units (RU), which is paid by the hour:
+it is raised while a release is written, and lowered once the release is not served any more.
+"""
 
 import asyncio
 import re
@@ -28,7 +33,15 @@ from hotplate.stores.cosmos.rows import (
     to_item,
     value_of,
 )
-from hotplate.stores.cosmos.signed import CHARGE, REGIONS, CosmosItem, ItemWritten, SignedClient, VersionedItem
+from hotplate.stores.cosmos.signed import (
+    CHARGE,
+    REGIONS,
+    CosmosItem,
+    ItemWritten,
+    NearestItem,
+    SignedClient,
+    VersionedItem,
+)
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable, extra_installed
 from hotplate.stores.store import (
@@ -62,9 +75,11 @@ POLL_S = 2.0
 # Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
+# An etag that no item has.
 NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
-# Accepted deviation of a read's charge from our table; consistency levels that double it.
+# Accepted deviation of a read's charge from our table.
 CHARGE_TOLERANCE = 0.1
+# Consistency levels that double it.
 STRONG = ("BoundedStaleness", "Strong")
 
 ok = partial(Finding, Level.OK)
@@ -74,18 +89,11 @@ warning = partial(Finding, Level.WARNING)
 class LookupClient(Protocol):
     """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
 
-    @property
-    def has_second_region(self) -> bool:
-        """Whether `read_elsewhere` can be tried."""
-
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
         """Read one item; None if absent."""
 
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[CosmosItem | None, bool]:
-        """Read like `read`; also return whether the write region is known to have responded."""
-
-    async def read_elsewhere(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read like `read`, once, in the region after the nearest one."""
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
+        """Read like `read`; also return whether the write region is known to have answered."""
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
@@ -137,7 +145,9 @@ def open_containers(address: Address, observer: Observer | None = None) -> Conta
 class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     """One database of one account, on one event loop."""
 
-    batch = 64  # half of a client's connections
+    batch = 64
+    """Half of a client's connections."""
+
     coalesce = 1
 
     def __init__(
@@ -150,17 +160,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         lookups: LookupClient | None = None,
     ) -> None:
         """*open_containers* is called at the first use of the control plane; *lookups* default to *items*."""
-        written = address.writing
+        writing = address.writing
         self._address = address
         self._items = items
         self._lookups = lookups or items
         self._open_containers = open_containers
         self._clock = clock
-        self._budget = Budget(clock, address.max_ru or (None if written is None else written.ru))
+        self._budget = Budget(clock, address.max_ru or (None if writing is None else writing.ru))
         self._charges = charges.load()
         self._rows = ReleaseRows(items, self._budget, self._charges)
         self._rows_while_live = ReleaseRows(items, Budget(clock, address.scanning_ru), self._charges)
-        self._single_writer = False
+        """The same within a share of the throughput, to spare lookups."""
+
+        self._has_single_writer = False
+        """Whether the account was found to have one write region."""
+
         self._ahead_s = time.time() - clock()
         """The service's clock minus *clock*."""
 
@@ -175,12 +189,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         names = [name_of(key) for key in keys]  # first, because it may raise
         reads = [self._read_slot(container, name, timeout_s) for name in names]
         slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
-        failed = [slot for slot in slots if isinstance(slot, StoreError)]
-        for error in failed:
+        errors = [slot for slot in slots if isinstance(slot, StoreError)]
+        for error in errors:
             if isinstance(error, ContainerMissing):
                 raise not_found(release) from error
-        if failed and len(failed) == len(slots):
-            raise failed[0]
+        if errors and len(errors) == len(slots):
+            raise errors[0]
         return slots
 
     async def _read_slot(self, container: str, name: str, timeout_s: float | None) -> Slot:
@@ -197,34 +211,36 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     @property
     def has_replicas(self) -> bool:
-        return self._lookups.has_second_region
+        return self._lookups is self._items and self._items.has_second_region
 
     async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
         container = container_of(release)
-        reads = (self._lookups.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
+        reads = (self._items.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
-        item, _, now = await self._read_catalogue()
-        return self._parsed(item, now)
+        stored = await self._read_catalogue()
+        return self._parsed(stored.item, stored.now)
 
     async def _read_catalogue(self) -> VersionedItem:
+        """Read the item of the catalogue in the write region, and the service's clock."""
         try:
-            catalogue = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
+            stored = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
         except ContainerMissing:
             return VersionedItem(None, "", self._clock() + self._ahead_s)
-        self._ahead_s = catalogue.now - self._clock()
-        return catalogue
+        self._ahead_s = stored.now - self._clock()
+        return stored
 
     def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
+        """Decode the item of the catalogue, read at *now*; CatalogueUnreadable if it is invalid."""
         if item is None:
             return Catalogue(now=now)
         return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         async def read(name: str) -> bytes | None:
-            item, _, _ = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
-            return None if item is None else value_of(item)
+            stored = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
+            return None if stored.item is None else value_of(stored.item)
 
         try:
             return list(await asyncio.gather(*map(read, names)))
@@ -233,72 +249,87 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         await self._check_single_writer(POLL_S)
-        seen = None
+        seen_version = None
         while True:
             catalogue = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
             self.polled_at = time.monotonic()
-            if catalogue.version != seen:
-                seen = catalogue.version
+            if catalogue.version != seen_version:
+                seen_version = catalogue.version
                 yield catalogue
             await asyncio.sleep(POLL_S)
 
     async def _read_nearest_catalogue(self) -> Catalogue:
         """Read the catalogue like a lookup; it may lag."""
         try:
-            item, primary = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            nearest = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
-            item = None
-            primary = False
-        return replace(self._parsed(item, self._clock() + self._ahead_s), primary=primary)
+            nearest = NearestItem(None, from_write_region=False)
+        catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)
+        return replace(catalogue, primary=nearest.from_write_region)
 
     async def _check_single_writer(self, at_most_s: float = inf) -> None:
-        """Raise StoreMisused for several write regions, which have no compare-and-set."""
-        account = None if self._single_writer else await self._budget.call(self._items.account, at_most_s=at_most_s)
-        if account is not None and account.multiple_write_regions:
+        """Raise StoreMisused for several write regions, which have no compare-and-set; asks once, for *at_most_s*."""
+        if self._has_single_writer:
+            return
+        account = await self._budget.call(self._items.account, at_most_s=at_most_s)
+        if account.multiple_write_regions:
             raise StoreMisused(
                 f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
                 f"both change the live release; turn multi-region writes off, or use another account"
             )
-        self._single_writer = True
+        self._has_single_writer = True
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails
             stack.push_async_callback(self._items.close)
             if self._lookups is not self._items:
                 stack.push_async_callback(self._lookups.close)
-            if "_containers" in vars(self):
+            if "_containers" in vars(self):  # else it was never used, and would be opened to be closed
                 stack.push_async_callback(self._containers.close)
 
     async def warnings(self) -> list[str]:
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        """Return findings; see docs/cosmos.md."""
-        address = self._address
-        account = await self._items.account()
-        server = ok("server", f"Cosmos DB, read in {', '.join(account.regions)}")
-        if account.multiple_write_regions:
-            advice = "is written in several regions, so nothing can be compared and set; turn multi-region writes off"
-            server = Finding(Level.ERROR, "server", f"{', '.join(account.regions)}: {advice}")
-        transport = ok("transport", "encrypted, or within this machine")
-        if address.endpoint.startswith("http:") and urlsplit(address.endpoint).hostname not in LOOPBACK:
-            transport = warning("transport", "lists and tokens cross the network unencrypted; use https")
-        ru = "serverless" if address.throughput is None else f"{address.throughput.ru:,} RU/s for what is live"
+        """Return findings about the account, the identity, reading, writing, throughput and transport."""
         return [
-            server,
-            ok("identity", "Entra ID" if address.key is None else "the account's key"),
+            await self._examine_account(),
+            ok("identity", "Entra ID" if self._address.key is None else "the account's key"),
             *await self._examine_reading(),
             *await self._examine_writing(),
-            *([warning("throughput", sentence) for sentence in await self.warnings()] or [ok("throughput", ru)]),
-            transport,
+            *await self._examine_throughput(),
+            self._examine_transport(),
         ]
+
+    async def _examine_account(self) -> Finding:
+        """Return the account's regions, and whether only one takes writes."""
+        account = await self._items.account()
+        regions = ", ".join(account.regions)
+        if account.multiple_write_regions:
+            advice = "is written in several regions, so nothing can be compared and set; turn multi-region writes off"
+            return Finding(Level.ERROR, "server", f"{regions}: {advice}")
+        return ok("server", f"Cosmos DB, read in {regions}")
+
+    async def _examine_throughput(self) -> list[Finding]:
+        sentences = await self.warnings()
+        if sentences:
+            return [warning("throughput", sentence) for sentence in sentences]
+        throughput = self._address.throughput
+        ru = "serverless" if throughput is None else f"{throughput.ru:,} RU/s for what is live"
+        return [ok("throughput", ru)]
+
+    def _examine_transport(self) -> Finding:
+        server = urlsplit(self._address.endpoint)
+        if server.scheme == "http" and server.hostname not in LOOPBACK:
+            return warning("transport", "lists and tokens cross the network unencrypted; use https")
+        return ok("transport", "encrypted, or within this machine")
 
     async def _examine_reading(self) -> list[Finding]:
         """Read the catalogue like a lookup, and compare its charge with our table."""
         call = TracedCall()
         reset = traced_call.set(call)
         try:
-            item, _ = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            item = (await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)).item
         except ContainerMissing:
             item = None
         finally:
@@ -307,16 +338,20 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return [ok("read", f"{self._address.shown} is empty, so this shows at the first publish")]
         size = item_bytes(item)
         regions = call.attributes.get(REGIONS, ())
-        charged = call.attributes.get(CHARGE)
         where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
         findings = [ok("read", f"the catalogue, {size:,} bytes{where}")]
-        if isinstance(charged, float):
-            expected = self._charges.read(size, strong=self._address.consistency in STRONG)
-            sentence = f"a read of {size:,} bytes took {charged:.2f} RU, by our table {expected:.2f}"
-            advice = "measure with `hotplate bench charges`, or plans and estimates are wrong"
-            close = abs(charged - expected) <= CHARGE_TOLERANCE * expected
-            findings.append(ok("charge", sentence) if close else warning("charge", f"{sentence}; {advice}"))
+        charge_ru = call.attributes.get(CHARGE)  # the SDK's lookups add none
+        if isinstance(charge_ru, float):
+            findings.append(self._examine_charge(size, charge_ru))
         return findings
+
+    def _examine_charge(self, size: int, charge_ru: float) -> Finding:
+        """Compare the charge of a read of *size* bytes with our table."""
+        expected_ru = self._charges.read(size, strong=self._address.consistency in STRONG)
+        sentence = f"a read of {size:,} bytes took {charge_ru:.2f} RU, by our table {expected_ru:.2f}"
+        if abs(charge_ru - expected_ru) <= CHARGE_TOLERANCE * expected_ru:
+            return ok("charge", sentence)
+        return warning("charge", f"{sentence}; measure with `hotplate bench charges`, or plans and estimates are wrong")
 
     async def _examine_writing(self) -> list[Finding]:
         """Replace an absent version of the catalogue, which must be refused."""
@@ -346,6 +381,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
+        """Raise ReleaseConflict if the catalogue names another writer of a draft."""
         entry = (await self.catalogue()).entry(draft.incarnation)
         if entry is not None and entry.writer != draft.writer:
             raise taken_over(draft)
@@ -360,16 +396,19 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._rows.seal(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        async for row in (self._rows_while_live if await self._may_be_served(release) else self._rows).scan(release):
+        rows = self._rows_while_live if await self._may_be_served(release) else self._rows
+        async for row in rows.scan(release):
             yield row
 
     async def _may_be_served(self, release: ReleaseRef) -> bool:
+        """Return whether lookups may need the release's throughput."""
         try:
             return release in (await self.catalogue()).served
         except CatalogueUnreadable:
             return True  # services keep their release
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
+        """Create a container, and first the database if there is none."""
         create = partial(self._containers.create_container, container, throughput)
         try:
             await self._budget.call(create)
@@ -379,33 +418,36 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._budget.created(container)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """Wait for the throughput to serve with; see `Store.prepare`."""
+        """Change the throughput to the one to serve with, and wait for it; see `Store.prepare`."""
         await self._rows.state(release)
         container = container_of(release)
         give_up_at = self._clock() + SCALING_S
         while self._address.throughput is not None:
             offer = await self._budget.call(partial(self._containers.offer, container))
-            wanted = None if offer is None else self._address.serving(offer)
-            if offer is None or wanted is None or (offer.throughput == wanted and not offer.pending):
+            serving = None if offer is None else self._address.serving(offer)
+            if offer is None or serving is None:
+                return  # serverless
+            if offer.throughput == serving and not offer.pending:
                 return
             if not offer.pending:
-                await self._budget.call(partial(self._containers.scale, container, wanted))
+                await self._budget.call(partial(self._containers.scale, container, serving))
             elif self._clock() > give_up_at:
                 raise StoreUnavailable(
-                    f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
-                    f"hours if partitions are split; activate its release later, or set less with ru="
+                    f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can "
+                    f"take hours if partitions are split; activate its release later, or set less with ru="
                 )
             await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
 
     async def scale_down(self, release: ReleaseRef) -> None:
+        """Lower the throughput to its minimum, unless a change is pending."""
         if self._address.throughput is None:
             return
         container = container_of(release)
         try:
             offer = await self._budget.call(partial(self._containers.offer, container))
             if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
-                least = Throughput(offer.minimum_ru, offer.throughput.autoscale)
-                await self._budget.call(partial(self._containers.scale, container, least))
+                minimum = Throughput(offer.minimum_ru, offer.throughput.autoscale)
+                await self._budget.call(partial(self._containers.scale, container, minimum))
         except ContainerMissing as error:
             raise not_found(release) from error
 
@@ -413,20 +455,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         if old.version == Catalogue().version:
             await self._swap(partial(self._create_catalogue, new, records))
             return
-        item, etag, now = await self._read_catalogue()
-        if self._parsed(item, now).version != old.version:
+        stored = await self._read_catalogue()
+        if self._parsed(stored.item, stored.now).version != old.version:
             raise catalogue_changed()
         await self._write_records(records)
-        await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
+        await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        item, etag, _ = await self._read_catalogue()
-        if item is None or _record_in(item) != record:
+        stored = await self._read_catalogue()
+        if stored.item is None or _record_in(stored.item) != record:
             raise catalogue_changed()
         await self._write_records(records)
-        await self._swap(partial(self._items.replace, CONTROL, _record(new), etag))
+        await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
+        """Write the catalogue by *write*; ReleaseConflict if the version that it replaces is gone."""
         await self._check_single_writer()
         if not (await self._budget.call(write)).done:
             raise catalogue_changed()  # perhaps with our own attempt, after a lost response
@@ -436,23 +479,24 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._check_single_writer()
         for change in records:
             read = partial(self._items.read_fresh, CONTROL, change.name)
-            found, etag, _ = await self._budget.until_visible(CONTROL, read)
-            value = None if found is None else value_of(found)
+            stored = await self._budget.until_visible(CONTROL, read)
+            value = None if stored.item is None else value_of(stored.item)
             if value == change.after:  # by an attempt whose response was lost
                 continue
             if value != change.before:
                 raise catalogue_changed()
             item = to_item(change.name, change.after)
-            item_bytes(item)  # may raise
-            if found is None:
+            item_bytes(item)  # raises StoreFull
+            if stored.item is None:
                 write = partial(self._items.create, CONTROL, item)
             else:
-                write = partial(self._items.replace, CONTROL, item, etag)
+                write = partial(self._items.replace, CONTROL, item, stored.etag)
             if not (await self._budget.call(write)).done:
                 raise catalogue_changed()
 
     async def _create_catalogue(self, new: Catalogue, records: Sequence[RecordChange]) -> ItemWritten:
-        create = partial(self._items.create, CONTROL, _record(new))
+        """Create records and the catalogue, and before them their container if there is none."""
+        create = partial(self._items.create, CONTROL, _item_of(new))
         try:
             await self._write_records(records)
             return await create()
@@ -470,8 +514,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         is_marked = await self._rows.mark_dropping(release, token)
 
         async def delete() -> None:
-            item, _, now = await self._read_catalogue()
-            check(self._parsed(item, now))
+            check(await self.catalogue())
             if is_marked:
                 await self._rows.check_dropping(release, token)
             await self._containers.delete_container(container)
@@ -491,6 +534,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
 
     async def _is_release(self, container: str) -> bool:
+        """Return whether a container holds a release; one by its name alone if hotplate drew that name."""
         if not container.startswith(CONTAINER):
             return False
         return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
@@ -501,16 +545,18 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     address = parse(url)
     lookups = None
     if address.through_sdk:
-        from hotplate.stores.cosmos.account import SdkLookups  # noqa: PLC0415 -- half a second to import
+        from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- half a second to import
 
-        lookups = SdkLookups(address, observer)
+        lookups = CosmosAccount(address, observer)
     items = SignedClient(address, observer)
     return CosmosStore(address, items, partial(open_containers, address, observer), lookups=lookups)
 
 
-def _record(catalogue: Catalogue) -> CosmosItem:
+def _item_of(catalogue: Catalogue) -> CosmosItem:
+    """Encode a catalogue as an item."""
     return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
 
 
 def _record_in(item: CosmosItem) -> bytes:
+    """Return the record in the item of a catalogue."""
     return orjson.dumps(item.get("catalogue"))

@@ -85,7 +85,7 @@ class Offer(NamedTuple):
 
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
-    """Return the minimum throughput of a container by its highest ever and its size."""
+    """Return the minimum throughput of a container, by the highest that it ever had, and its size."""
     if autoscale:
         needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
         return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
@@ -147,7 +147,7 @@ class Address:
 
     @property
     def scanning_ru(self) -> float:
-        """RU/s for scans of the live release."""
+        """RU/s for scans of a live release, which lookups need the rest of."""
         available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
         return min(available, self.max_ru or available) * SCANNING_SHARE
 
@@ -155,19 +155,25 @@ class Address:
     def partition_warning(self) -> str:
         """Warning if `max_ru` is too low per partition; else empty."""
         serving = self.throughput
-        written = self.writing
-        if serving is None or written is None or written.initial_partitions <= serving.initial_partitions:
+        writing = self.writing
+        if serving is None or writing is None:
+            return ""
+        partitions = writing.initial_partitions
+        if partitions <= serving.initial_partitions:
             return ""
         return (
-            f"max_ru={self.max_ru} gives each release of {self.shown} {written.initial_partitions} physical partitions "
-            f"for good, so one key can be read at {serving.ru / written.initial_partitions:,.0f} RU/s at most; lower "
-            f"max_ru, or keep it where {serving.initial_partitions} partition(s) suffice"
+            f"max_ru={self.max_ru} gives each release of {self.shown} {partitions} physical partitions for good, so "
+            f"one key can be read at {serving.ru / partitions:,.0f} RU/s at most; lower max_ru, or keep it where "
+            f"{serving.initial_partitions} partition(s) suffice"
         )
 
     def serving(self, offer: Offer) -> Throughput | None:
-        """Return the throughput to serve with, at least the offer's minimum and of its kind."""
-        wanted = self.throughput
-        return None if wanted is None else offer.throughput.rounded_up(max(wanted.ru, offer.minimum_ru))
+        """Return the throughput to serve with: at least the offer's minimum, and manual or autoscale as it is.
+
+        None if serverless.
+        """
+        serving = self.throughput
+        return None if serving is None else offer.throughput.rounded_up(max(serving.ru, offer.minimum_ru))
 
     def describe(self, call: TracedCall, container: str, keys: int) -> None:
         """Add OpenTelemetry's attributes of a read."""
@@ -219,6 +225,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
 
 
 def _endpoint(parts: SplitResult, shown: str) -> str:
+    """Return the account's server, as `https://HOST:PORT`; `cosmos://` may name an account instead of a host."""
     try:
         host = parts.hostname or ""
         port = parts.port
@@ -226,15 +233,17 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
         raise StoreMisused(f"{shown} has no valid port") from None
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
         raise StoreMisused(f"{shown} names no account; write cosmos://ACCOUNT/DATABASE")
-    bracketed = f"[{host}]" if ":" in host else host
     if parts.scheme == "cosmos":
-        return f"https://{host if '.' in host else host + HOST}:{port or 443}"
+        server = host if "." in host else host + HOST
+        return f"https://{server}:{port or 443}"
     if port is None:
         raise StoreMisused(f"{shown} names no port; write {parts.scheme}://HOST:PORT/DATABASE")
+    bracketed = f"[{host}]" if ":" in host else host
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
 def _arm_account(options: dict[str, str], endpoint: str, shown: str) -> ArmAccount | None:
+    """Return the account's names if the URL has a resource group and a subscription; StoreMisused for one of them."""
     group = options.get("resource_group")
     subscription = options.get("subscription")
     if group and subscription:
@@ -246,5 +255,8 @@ def _arm_account(options: dict[str, str], endpoint: str, shown: str) -> ArmAccou
 
 
 def _throughput(text: str) -> Throughput | None:
+    """Parse `400`, `autoscale-4000`, or `serverless`, which is None."""
+    if text == "serverless":
+        return None
     kind, _, ru = text.rpartition("-")
-    return None if text == "serverless" else Throughput(int(ru), autoscale=bool(kind))
+    return Throughput(int(ru), autoscale=bool(kind))

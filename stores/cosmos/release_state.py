@@ -1,0 +1,109 @@
+"""The item `state` of a release, which names its writer and says where its batches are.
+
+The writer of a draft acknowledges each batch of rows by an item with their packed keys. The batches of one kind are a
+*series*, numbered from 1 without gaps. The kinds are `rows` for part 0 of a publish, `rows-P` for another part P, and
+`metas` for `meta` rows. Each writer has series of its own: the first writer's are named by their kind alone, those of
+the writer after N takeovers `KIND_N`.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.errors import ReleaseCorrupt
+from hotplate.stores.store import sealed, taken_over
+
+# Id of the item.
+STATE = "state"
+
+DRAFT = "draft"
+SEALED = "sealed"
+
+ROWS = "rows"
+METAS = "metas"
+
+
+def rows_kind(part: int) -> str:
+    """Return the kind of series for the rows of a part of a publish."""
+    return f"{ROWS}-{part}" if part else ROWS
+
+
+class ReleaseState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The fields of the item; a field is absent from it while it has its default."""
+
+    state: str = ""
+    """DRAFT or SEALED."""
+
+    writer: str = ""
+    """Token of the draft's writer."""
+
+    claims: int = 0
+    """How often a writer has taken the draft over from another."""
+
+    former: dict[str, int] = {}
+    """Numbers of the last batches of former writers, by series."""
+
+    parts: tuple[int, ...] = ()
+    """Parts other than 0 that have rows, in ascending order."""
+
+    dropping: tuple[str, ...] = ()
+    """Tokens of the erasures that are about to delete the container; a container restored from a backup lacks them."""
+
+    @classmethod
+    def of(cls, item: dict[str, Any]) -> "ReleaseState":
+        """Decode the item; ReleaseCorrupt if it is invalid."""
+        try:
+            return msgspec.convert(item, cls)
+        except msgspec.ValidationError as error:
+            sentence = f"the item {STATE!r} of a release was not written by hotplate ({error}); publish again"
+            raise ReleaseCorrupt(sentence) from error
+
+    def item(self, stored: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Encode the item that replaces *stored*, whose other fields stay."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return ({"id": STATE} if stored is None else stored) | fields
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the release is immutable."""
+        return self.state == SEALED
+
+    @property
+    def series_names(self) -> list[str]:
+        """The series of the current writer.
+
+        `metas` comes last: it is acknowledged before other rows, so all of it is found while a writer continues.
+        """
+        return [self.series(kind) for kind in (*map(rows_kind, (0, *self.parts)), METAS)]
+
+    def series(self, kind: str) -> str:
+        """Return the series of a kind that the current writer continues."""
+        return f"{kind}_{self.claims}" if self.claims else kind
+
+    def series_of_all_writers(self, kind: str) -> list[str]:
+        """Return the series of a kind, the current writer's first and the first writer's last."""
+        return [replace(self, claims=claims).series(kind) for claims in range(self.claims, -1, -1)]
+
+    def check_unsealed(self, draft: DraftRef) -> None:
+        """Raise ReleaseConflict if the release is sealed."""
+        if self.state != DRAFT:
+            raise sealed(draft)
+
+    def check_writer(self, draft: DraftRef) -> None:
+        """Raise ReleaseConflict if the draft has another writer."""
+        if self.writer != draft.writer:
+            raise taken_over(draft)
+
+    def taken_over_by(self, writer: str, former: dict[str, int]) -> "ReleaseState":
+        """Return the state with another writer; *former* has the last batches of all series until now."""
+        return replace(self, writer=writer, claims=self.claims + 1, former=former)
+
+    def with_part(self, part: int) -> "ReleaseState":
+        """Return the state with another part that has rows."""
+        return replace(self, parts=tuple(sorted({*self.parts, part})))
+
+    def marked(self, token: str) -> "ReleaseState":
+        """Return the state with the mark of an erasure."""
+        return replace(self, dropping=(*self.dropping, token))
