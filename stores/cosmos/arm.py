@@ -88,6 +88,8 @@ class ArmContainers:
             await self._change(lambda sql: sql.begin_delete_sql_container(*self._path, container))
 
     async def offer(self, container: str) -> Offer | None:
+        """Return the throughput of a container; None if serverless, which ARM says by an error."""
+
         async def read_offer(sql: Sql) -> Offer | None:
             try:
                 throughput = await sql.get_sql_container_throughput(*self._path, container)

@@ -1,9 +1,9 @@
 """The item `state` of a release, which names its writer and says where its batches are.
 
 The writer of a draft acknowledges each batch of rows by an item with their packed keys. The batches of one kind are a
-*series*, numbered from 1 without gaps. The kinds are `rows` for part 0 of a publish, `rows-P` for another part P, and
+*series*, numbered from 1 without gaps. The kinds are `rows` for part 0 of a publish, "rows-2" for part 2 and so on, and
 `metas` for `meta` rows. Each writer has series of its own: the first writer's are named by their kind alone, those of
-the writer after N takeovers `KIND_N`.
+the writer that took over first "rows_1", and so on.
 """
 
 from typing import Any

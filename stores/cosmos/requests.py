@@ -68,6 +68,7 @@ class TokenSigner:
         clock: Callable[[], float],
         observer: Observer | None = None,
     ) -> None:
+        """*clock* is epoch seconds; *observer* counts failures to get a token."""
         self._shown = address.shown
         self._observer = observer
         self._scope = f"https://{urlsplit(address.endpoint).hostname}/.default"

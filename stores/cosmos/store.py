@@ -183,6 +183,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return self._open_containers()
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        """Read rows by a point read each, at the same time; see `Reader.get_many`.
+
+        A row that cannot be read is an error in its slot. If all are, raises the first.
+        """
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
@@ -238,6 +242,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
+        """Read items beside the catalogue; None for absent ones."""
+
         async def read(name: str) -> bytes | None:
             stored = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
             return None if stored.item is None else value_of(stored.item)
@@ -248,6 +254,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return [None] * len(names)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
+        """Yield the catalogue now and after changes, read in the nearest region every POLL_S."""
         await self._check_single_writer(POLL_S)
         seen_version = None
         while True:
@@ -452,6 +459,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one."""
         if old.version == Catalogue().version:
             await self._swap(partial(self._create_catalogue, new, records))
             return
@@ -462,6 +470,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace a damaged catalogue, whose record is *record*; ReleaseConflict if it has changed."""
         stored = await self._read_catalogue()
         if stored.item is None or _record_in(stored.item) != record:
             raise catalogue_changed()

@@ -47,21 +47,11 @@ class Cluster(DiscoveredDeployment):
     def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
         """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
         slots_cache = self._client.nodes_manager.slots_cache
-        by_name = dict[str | None, list[int]]()  # by redis-py's name of a node, whose hash is cached
-        primaries = dict[str, ClusterNode]()
+        by_name = dict[str, list[int]]()  # by redis-py's name of the primary, whose hash is cached; empty if unknown
         for position, slot in enumerate(slots):
-            name = None
-            if nodes := slots_cache.get(slot):
-                name = nodes[0].name
-                primaries[name] = nodes[0]
-            positions = by_name.get(name)
-            if positions is None:
-                by_name[name] = [position]
-            else:
-                positions.append(position)
-        if None in by_name:
-            self.schedule_refresh()
-        return {None if name is None else _node_of(primaries[name]): positions for name, positions in by_name.items()}
+            nodes = slots_cache.get(slot)
+            by_name.setdefault(nodes[0].name if nodes else "", []).append(position)
+        return {self.primary_of(slots[positions[0]]): positions for positions in by_name.values()}
 
     def replica_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot, ())

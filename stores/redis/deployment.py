@@ -280,7 +280,7 @@ class Replication(NamedTuple):
 
 
 def replicas_in(info: Mapping[str, Any]) -> int:
-    """Return the number of replicas in a primary's reply to INFO: its fields `slave0`, `slave1` and so on."""
+    """Return the number of replicas in a primary's reply to INFO, whose fields "slave0" and so on describe them."""
     return sum(
         isinstance(value, dict) and value.get("state") == "online"
         for name, value in info.items()

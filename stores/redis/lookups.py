@@ -10,7 +10,7 @@ Values are read over multiplexed connections, or with `?client=redis-py` by redi
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from hotplate.stores.catalogue import ReleaseRef
@@ -22,12 +22,6 @@ from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnectio
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import Slot, not_found
 from hotplate.stores.timing import Deadlines
-
-ReadValues = Callable[[Sequence[bytes], Sequence[int], float | None], Awaitable[list[Slot]]]
-"""Reads values of a cluster by name and slot until a time of the loop's clock.
-
-Returns them in order; a failed or late value is an error. Raises StoreError if the nodes are unknown.
-"""
 
 
 def rows_received(release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
@@ -115,17 +109,67 @@ class _NodeRead(NamedTuple):
     replies: Replies
 
 
-class MultiplexedCluster:
-    """Reads values from the nodes that have their slots; a failing node fails only its own values."""
+def _cancel(pending: tuple[Replies, ...]) -> None:
+    for replies in pending:
+        replies.cancel()
 
-    def __init__(self, connections: ReadConnections, router: CommandRouter) -> None:
-        self._deployment = connections.deployment
+
+class BucketLost(ReleaseNotFound, PartUnavailable):
+    """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
+
+    permanent = True
+
+
+class ClusterLookups(Lookups):
+    """Lookups in a cluster, by a GET for each row; a row counts as absent only if its bucket is sealed.
+
+    Rows are read at the nodes that have their slots. A node that fails fails only its own rows.
+    """
+
+    def __init__(self, keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> None:
+        """*router* reads what is redirected, and what was sent over a connection that is lost."""
+        self._keys = keys
         self._connections = connections
+        self._deployment = connections.deployment
         self._router = router
+        self._by_redis_py = by_redis_py
         self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
 
-    async def read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """See `ReadValues`."""
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+        """Read rows, and the states of buckets in which a row is absent.
+
+        A row that cannot be read is an error in its slot. If all are, raises one of them, ReleaseNotFound first.
+        """
+        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        names = self._keys.release(release)
+        if not keys and await self._router.execute("GET", names.state) is None:
+            raise not_found(release)
+        rows = names.located(keys)
+        slots = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
+        if None in slots:
+            absent = {bucket for bucket, slot in zip(rows.buckets, slots, strict=True) if slot is None}
+            states = await self._states(names, sorted(absent), until_s)
+            for position, bucket in enumerate(rows.buckets):
+                if slots[position] is None:
+                    slots[position] = _absence(release, states[bucket])
+        if slots and all(isinstance(slot, StoreError) for slot in slots):
+            error = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
+            raise cast("StoreError", error)
+        return slots
+
+    async def _states(self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None) -> dict[int, Slot]:
+        """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
+        state_names = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
+        states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
+        return dict(zip(buckets, states, strict=True))
+
+    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
+        """Read values by name and slot until a time of the loop's clock; a failed or late value is an error.
+
+        Raises StoreError if the nodes are unknown.
+        """
+        if self._by_redis_py:
+            return await self._deployment.read_by_redis_py(names, until_s)
         if not self._deployment.is_loaded:
             await self._deployment.load()
         reads = [
@@ -203,54 +247,6 @@ class MultiplexedCluster:
         return part_of(self._deployment, value)
 
 
-def _cancel(pending: tuple[Replies, ...]) -> None:
-    for replies in pending:
-        replies.cancel()
-
-
-class BucketLost(ReleaseNotFound, PartUnavailable):
-    """A bucket is missing or not sealed; others may be whole, so no circuit opens."""
-
-    permanent = True
-
-
-class ClusterLookups(Lookups):
-    """Lookups in a cluster; a row counts as absent only if its bucket is sealed."""
-
-    def __init__(self, keys: Keys, read: ReadValues, router: CommandRouter) -> None:
-        self._keys = keys
-        self._read = read
-        self._router = router
-
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """Read rows, and the states of buckets in which a row is absent.
-
-        A row that cannot be read is an error in its slot. If all are, raises one of them, ReleaseNotFound first.
-        """
-        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        names = self._keys.release(release)
-        if not keys and await self._router.execute("GET", names.state) is None:
-            raise not_found(release)
-        rows = names.located(keys)
-        slots = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
-        if None in slots:
-            absent = {bucket for bucket, slot in zip(rows.buckets, slots, strict=True) if slot is None}
-            states = await self._states(names, sorted(absent), until_s)
-            for position, bucket in enumerate(rows.buckets):
-                if slots[position] is None:
-                    slots[position] = _absence(release, states[bucket])
-        if slots and all(isinstance(slot, StoreError) for slot in slots):
-            error = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
-            raise cast("StoreError", error)
-        return slots
-
-    async def _states(self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None) -> dict[int, Slot]:
-        """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
-        state_names = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
-        states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
-        return dict(zip(buckets, states, strict=True))
-
-
 def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
     """Return None for a row that a bucket in this *state* does not have, or the error if that is unknown."""
     if state == SEALED:
@@ -292,14 +288,6 @@ async def get_from_replicas(
 
 def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> Lookups:
     """Return the lookups of a deployment: over *connections*, or by redis-py alone."""
-    deployment = connections.deployment
-    if not deployment.is_clustered:
-        return ServerLookups(keys, connections, by_redis_py=by_redis_py)
-    if not by_redis_py:
-        return ClusterLookups(keys, MultiplexedCluster(connections, router).read, router)
-
-    async def read(names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        del slots  # redis-py computes them
-        return await deployment.read_by_redis_py(names, until_s)
-
-    return ClusterLookups(keys, read, router)
+    if connections.deployment.is_clustered:
+        return ClusterLookups(keys, connections, router, by_redis_py=by_redis_py)
+    return ServerLookups(keys, connections, by_redis_py=by_redis_py)

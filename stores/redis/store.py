@@ -134,6 +134,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await all_done(self._deployment.renew(), *(connections.renew() for connections in self._read_connections))
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        """See `Reader.get_many`; on one server, the caller applies the timeout."""
         if (call := traced_call.get()) is not None:
             if self._is_clustered:
                 self._deployment.common.describe(call, "GET", len(keys))
@@ -179,6 +180,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         return await self._router.run(self._keys.catalogue, lambda session: session.execute_all(*commands))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
+        """Yield the catalogue now and after changes, read every POLL_S."""
         seen_version = None
         while True:
             catalogue = await self.catalogue()
@@ -200,6 +202,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         self._deployment.loop.release()
 
     async def check_durability(self) -> str | None:
+        """Return a sentence about the first primary without an append-only file, if any."""
         for server in await self._deployment.primary_servers():
             if not await examination.logs_changes(server):
                 return (
@@ -209,6 +212,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         return None
 
     async def warnings(self) -> list[str]:
+        """Return a sentence per primary that may drop lists once its memory is full."""
         sentences = list[str]()
         for server in await self._deployment.primary_servers():
             eviction = (await examination.measure(server)).eviction()
@@ -242,6 +246,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._retrier.call(lambda: self._create(draft, plan))
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
+        """Record the incarnation, and claim all states; ReleaseConflict if the release is sealed."""
         keys = self._keys.release(draft)
         if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
@@ -279,6 +284,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
             await self._router.execute_each(claims)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        """Return the last acknowledged key of a part; raises as `Store.put` unless the draft is the writer's."""
         keys = self._keys.release(draft)
 
         async def read(session: Session) -> list[bytes | None]:
@@ -294,6 +300,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
+        """Seal the first group of states if it is the writer's and no row was lost, then the others.
+
+        Waits for replicas after each. ReleaseNotFound if a state is gone.
+        """
         keys = self._keys.release(draft)
         first, *others = keys.groups
 
@@ -314,6 +324,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
             raise not_found(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        """Yield the rows of a sealed release in the order of their keys; see `Store.scan`."""
         await self._retrier.call(partial(self.prepare, release))
         async for keys in self._inventory.chunks(release):
             for row in await self._retrier.call(partial(self._read_rows, release, keys)):
@@ -330,6 +341,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         return rows
 
     async def prepare(self, release: ReleaseRef) -> None:
+        """Check that all states are there and sealed; raises ReleaseNotFound."""
         states = await self._states(release)
         if not any(states):
             raise not_found(release)
@@ -354,6 +366,8 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._router.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace a damaged catalogue, whose record is *record*; ReleaseConflict if it has changed."""
+
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
             await self._replace(session, record, new, records)
@@ -387,6 +401,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
+        """See `RowEraser.erase_rows`; on one server, the catalogue is read over the connection that deletes."""
         await self.prepare(release)
         names = self._keys.release(release).located(keys).names
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from hotplate.stores.errors import StoreMisused
@@ -70,7 +71,7 @@ class RedisAddress:
 
 @dataclass(frozen=True, slots=True)
 class ClusterAddress:
-    """A cluster, by hosts and ports of some of its nodes, and the settings of all."""
+    """A cluster: *seeds*, the hosts and ports of some of its nodes, and *node*, the settings of all."""
 
     seeds: tuple[tuple[str, int], ...]
     node: RedisAddress
@@ -80,10 +81,11 @@ class ClusterAddress:
 
         Nodes of managed services announce IP addresses, but their certificates hold only the first seed's name.
         """
-        is_announced = _is_ip(host) and (host, port) not in self.seeds
-        name = next((seed for seed, _ in self.seeds if not _is_ip(seed)), None) if is_announced else None
+        certified_as = None
+        if _is_ip(host) and (host, port) not in self.seeds:
+            certified_as = next((seed for seed, _ in self.seeds if not _is_ip(seed)), None)
         shown = f"the node {show(host, port)} of {self.node.shown}"
-        return replace(self.node, shown=shown, host=host, port=port, certified_as=name)
+        return replace(self.node, shown=shown, host=host, port=port, certified_as=certified_as)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,13 @@ class SentinelAddress:
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress:
     """Parse the URL of a server; StoreMisused if it is invalid."""
-    parts, _, server = _read(url, environment)
-    (host, port), *others = _hosts(parts, PORT, server.shown)
+    parsed = _read(url, environment)
+    shown = parsed.common.shown
+    (host, port), *others = _hosts(parsed.parts, PORT, shown)
     if others:
-        raise StoreMisused(f"{server.shown} names several servers; write redis+sentinel:// or redis+cluster://")
-    return replace(server, db=_number(parts.path.removeprefix("/"), server.shown), host=host, port=port)
+        raise StoreMisused(f"{shown} names several servers; write redis+sentinel:// or redis+cluster://")
+    db = _number(parsed.parts.path.removeprefix("/"), shown)
+    return replace(parsed.common, db=db, host=host, port=port)
 
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
@@ -110,23 +114,34 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
-    login = replace(server, user=options.get("sentinel_user"), password=secret(SENTINEL_PASSWORD_VARIABLE, environment))
-    sentinels = (
+    password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
+    login = replace(server, user=options.get("sentinel_user"), password=password)
+    sentinels = tuple(
         replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
         for host, port in _hosts(parts, SENTINEL_PORT, server.shown)
     )
-    return SentinelAddress(unquote(name), tuple(sentinels), replace(server, db=_number(db, server.shown)))
+    return SentinelAddress(unquote(name), sentinels, replace(server, db=_number(db, server.shown)))
 
 
 def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
     """Parse `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`."""
-    parts, _, node = _read(url, environment)
-    if parts.path.strip("/") not in ("", "0"):
-        raise StoreMisused(f"{node.shown} names a database, but a cluster has only database 0; leave it out")
-    return ClusterAddress(tuple(_hosts(parts, PORT, node.shown)), node)
+    parsed = _read(url, environment)
+    shown = parsed.common.shown
+    if parsed.parts.path.strip("/") not in ("", "0"):
+        raise StoreMisused(f"{shown} names a database, but a cluster has only database 0; leave it out")
+    return ClusterAddress(tuple(_hosts(parsed.parts, PORT, shown)), parsed.common)
 
 
-def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mapping[str, str], RedisAddress]:
+class _ParsedUrl(NamedTuple):
+    """A URL, its options, and the settings of all its servers."""
+
+    parts: SplitResult
+    options: Mapping[str, str]
+    common: RedisAddress
+
+
+def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
+    """Parse what all kinds of URLs have, credentials and options; StoreMisused if it is invalid."""
     shown = redacted(url)
     parts = split(url)
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
@@ -149,7 +164,7 @@ def _read(url: str, environment: Mapping[str, str]) -> tuple[SplitResult, Mappin
         by_entra=by_entra,
         by_redis_py=options.get("client") == REDIS_PY,
     )
-    return parts, options, server
+    return _ParsedUrl(parts, options, server)
 
 
 def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
@@ -157,6 +172,7 @@ def _password(parts: SplitResult, environment: Mapping[str, str]) -> str | None:
 
 
 def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
+    """Return the hosts and ports in a URL, at least one; StoreMisused if one is invalid."""
     hosts = list[tuple[str, int]]()
     for listed in parts.netloc.rpartition("@")[2].split(","):
         try:
@@ -172,6 +188,7 @@ def _hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str,
 
 
 def _number(text: str, shown: str) -> int:
+    """Parse the number of a database; an empty text is 0."""
     if text and not re.fullmatch(r"[0-9]{1,5}", text):
         raise StoreMisused(f"{text!r} is not a number of a database; write {shown} with one, as in redis://HOST:6379/0")
     return int(text or 0)
