@@ -143,8 +143,9 @@ def _details(report: Report) -> str:
 
 def _origin(report: Report) -> str:
     facts = report.machine
-    known = [str(facts.get("date", ""))[:16].replace("T", " "), facts.get("cpu"), facts.get("commit")]
-    return " · ".join([f"hotplate {report.kind}", *map(str, filter(None, known))])
+    date = str(facts.get("date", ""))[:16].replace("T", " ")
+    known = filter(None, (date, facts.get("cpu"), facts.get("commit")))
+    return " · ".join([f"hotplate {report.kind}", *map(str, known)])
 
 
 def _plain(value: object) -> str:

@@ -486,7 +486,8 @@ class StoreContract:
             body = body_of(b'{"id":"x","score":1}')
             yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]
 
-        first, second = [(await publish(store, rows(), plan=Plan(4, 200), about={})).manifest.release for _ in range(2)]
+        results = [await publish(store, rows(), plan=Plan(4, 200), about={}) for _ in range(2)]
+        first, second = (result.manifest.release for result in results)
         await erase_users(store, ["1"])
         assert await rollback(store) == first
         for release in (first, second):
@@ -503,7 +504,8 @@ class StoreContract:
         async def rows() -> AsyncIterator[Sequence[Row]]:
             yield [Row(key, body) for key in keys]
 
-        release = (await publish(store, rows(), plan=Plan(len(keys), 400), about={})).manifest.release
+        result = await publish(store, rows(), plan=Plan(len(keys), 400), about={})
+        release = result.manifest.release
         entry = (await store.catalogue()).find(release)
 
         assert (await verify(store, entry.ref)).named == {"basket": ("é",)}

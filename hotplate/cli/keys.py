@@ -56,7 +56,8 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
     rows = list[tuple[object, ...]]()
     for client in clients:
         days = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in client.keys]
-        rows.append((client.name, ", ".join(client.scopes), client.rate, *days, *[""] * (2 - len(days))))
+        primary, secondary = [*days, "", ""][:2]
+        rows.append((client.name, ", ".join(client.scopes), client.rate, primary, secondary))
     headings = ("client", "scopes", "requests/s", "primary", "secondary")
     print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
 
