@@ -1,12 +1,25 @@
 """The catalogue: the control state of a store in one small record, and pure functions that change it.
 
-Releases are in the order of their last commit or activation. Times are epoch seconds by the store's clock.
+Releases are in the order of their last commit or activation. Times are epoch seconds by the store's clock. A swap
+replaces the record if its generation and token are those that were read: the generation counts changes, the token is
+drawn for each.
 
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
 
+    draft        being written, by the process with the writer's token, which renews a lease; once that lapses, another
+                 process may take it over, or `prune` marks it
+    ready        complete: committed by its writer, but not live
+    live         served; at most one release
+    dropping     its data are being erased
+
 Ids are for people; data are named by incarnations. Each new draft draws one, so late writers and erasers of another
 draft cannot touch its data. A served release and the draft that repairs it share an id.
+
+A canary is a release that a share of the users see instead of the live one. An experiment compares both for some days:
+its arm A is the live release, its arm B the canary, and each may be replaced by a newer release meanwhile.
+
+Functions that change a catalogue return a new one, or the same if there is nothing to change, as after a repeated call.
 """
 
 from collections.abc import Collection
@@ -28,7 +41,7 @@ Arm = Literal["A", "B"]
 
 
 class ReleaseRef(NamedTuple):
-    """A release; *incarnation* names the physical data."""
+    """A release; *incarnation* names its data in the store."""
 
     id: ReleaseId
     incarnation: str
@@ -64,6 +77,7 @@ LEASE_SLACK_S = 30.0
 
 # How long a release can be read after it left service.
 GRACE_S = 600.0
+DAY_S = 86_400
 
 
 class State(StrEnum):
@@ -81,8 +95,9 @@ class State(StrEnum):
 class Release:
     """Control state of one incarnation.
 
-    *refused_by* names failed gates, or says why services withdrew it; both keep it from going live unless overridden.
-    *live_since* is for display only.
+    *writer* is the token of its draft's writer, *lease_until* the end of its lease, *superseded_at* the time at which
+    the release left service. *refused_by* names failed gates, or says why services withdrew it; both keep it from going
+    live unless overridden. *live_since* is for display only.
     """
 
     id: ReleaseId
@@ -104,6 +119,11 @@ class Release:
         """Seconds until a draft's lease lapses; 0 or less if it has lapsed or is invalid."""
         left_s = (self.lease_until or 0.0) - now
         return left_s if left_s <= LEASE_S + LEASE_SLACK_S else 0.0
+
+
+def unnamed_release(incarnation: str) -> ReleaseRef:
+    """Return a reference to data whose release is unknown, by an id that no release has."""
+    return ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
 
 
 class UserShare(NamedTuple):
@@ -193,9 +213,9 @@ class Catalogue:
     @property
     def distinct(self) -> tuple[Release, ...]:
         """Releases without incarnations that another entry of their id replaced."""
-        left = (State.WITHDRAWN, State.DROPPING)
-        kept = {entry.id for entry in self.releases if entry.state not in (*left, State.DRAFT)}
-        return tuple(entry for entry in self.releases if entry.state not in left or entry.id not in kept)
+        replaced = (State.WITHDRAWN, State.DROPPING)
+        current = {entry.id for entry in self.releases if entry.state not in (*replaced, State.DRAFT)}
+        return tuple(entry for entry in self.releases if entry.state not in replaced or entry.id not in current)
 
     @property
     def version(self) -> tuple[str, int, str]:
@@ -265,8 +285,10 @@ class Catalogue:
     @property
     def incarnations(self) -> set[str]:
         """All incarnations, that of the erased users too."""
-        named = {entry.incarnation for entry in self.releases}
-        return named | {self.erased.incarnation} if self.erased is not None and self.erased.incarnation else named
+        names = {entry.incarnation for entry in self.releases}
+        if self.erased is not None and self.erased.incarnation:
+            names.add(self.erased.incarnation)
+        return names
 
     def entry(self, incarnation: str) -> Release | None:
         """Return the entry of an incarnation, in any state."""
@@ -298,35 +320,48 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[Release]:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease, and mark lapsed drafts as `dropping`; ReleaseConflict if the id is taken.
+    """Add a draft with a lease, and mark lapsed drafts as `dropping`.
 
-    *repairs* is the incarnation that `commit` replaces.
+    If the same writer began it in an earlier attempt, that draft's lease is renewed instead. *repairs* is the
+    incarnation of the damaged release of the same id that `commit` is to replace. Raises ReleaseConflict if the id is
+    taken.
     """
-    for one in catalogue.releases:
-        if (one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT):  # begun by an earlier attempt
-            return renew(catalogue, draft._replace(incarnation=one.incarnation))
-    remaining = _lapsed_dropped(catalogue)
-    harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
-    taken = (entry for entry in remaining if entry.id == draft.id and entry.incarnation != repairs)
-    if any(entry.state not in harmless for entry in taken):
-        raise ReleaseConflict(f"release {draft.id} exists already; publish again under a new id")
-    lease_until = catalogue.now + LEASE_S
-    entry = Release(*draft.release, State.DRAFT, catalogue.now, draft.writer, lease_until=lease_until)
-    return replace(catalogue, releases=(*remaining, entry))
+    for entry in catalogue.releases:
+        if entry.state is State.DRAFT and (entry.id, entry.writer) == (draft.id, draft.writer):
+            return renew(catalogue, draft._replace(incarnation=entry.incarnation))
+    releases = _with_lapsed_dropping(catalogue)
+    ignored = [State.DROPPING]
+    if repairs is not None:
+        ignored.append(State.WITHDRAWN)  # left by earlier repairs
+    for entry in releases:
+        if entry.id == draft.id and entry.incarnation != repairs and entry.state not in ignored:
+            raise ReleaseConflict(f"release {draft.id} exists already; publish again under a new id")
+    begun = Release(
+        id=draft.id,
+        incarnation=draft.incarnation,
+        state=State.DRAFT,
+        created_at=catalogue.now,
+        writer=draft.writer,
+        lease_until=catalogue.now + LEASE_S,
+    )
+    return replace(catalogue, releases=(*releases, begun))
 
 
 def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     """Renew a draft's lease; ReleaseConflict if another writer has taken it over."""
-    return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now + LEASE_S))
+    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now + LEASE_S))
 
 
 def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     """Let a draft's lease lapse now."""
-    return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now))
+    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now))
 
 
 def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Make *draft*'s writer the owner of a draft; ReleaseConflict while another writer's lease runs."""
+    """Make *draft*'s writer the owner of the draft of its incarnation, with a new lease.
+
+    Raises ReleaseConflict while another writer's lease runs, or if it is not a draft any more.
+    """
     entry = catalogue.entry(draft.incarnation)
     if entry is None or entry.state is not State.DRAFT:
         raise ReleaseConflict(f"release {draft.id} is not a draft any more; `hotplate releases list` shows what it is")
@@ -337,29 +372,33 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
         raise ReleaseConflict(
             f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more"
         )
-    return _with(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
+    return _with_entry(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
 
 
 def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
-    """Make a verified draft ready; a repair replaces the damaged entry."""
+    """Make a verified draft ready, refused by the gates *refused_by*.
+
+    If a release of its id exists, the draft repairs that: it takes its state and place, and the damaged data are
+    withdrawn. Raises ReleaseConflict and ReleaseNotFound if the draft is not the writer's any more.
+    """
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
         return catalogue  # done by an earlier attempt
-    ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
+    ready = replace(_owned_draft(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
     for place, other in enumerate(others):
         if other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN):
-            repaired = replace(other, incarnation=ready.incarnation, created_at=ready.created_at, writer=ready.writer)
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
+            repaired = replace(other, incarnation=ready.incarnation, created_at=ready.created_at, writer=ready.writer)
             return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
     return replace(catalogue, releases=(*others, ready))
 
 
 def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_canary: bool = False) -> Catalogue:
-    """Make a committed release live, or that of arm B.
+    """Make a committed release live, or that of arm B; it is not refused any more.
 
-    Raises CanaryRunning while another is the canary, unless *end_canary* is true, or it is arm B, which goes on. For
-    arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
+    Raises CanaryRunning while another release is the canary, unless *end_canary* is true, or it is arm B, which goes
+    on. For arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
     """
     entry = catalogue.find(release)
     canary = catalogue.canary
@@ -374,14 +413,15 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_ca
             f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
             f"promote or abort the canary first, or end it with `hotplate releases activate {release} --end-canary`"
         )
-    return _live(catalogue, replace(entry, refused_by=()), State.SUPERSEDED, end_canary=end_canary)
+    accepted = replace(entry, refused_by=())
+    return _make_live(catalogue, accepted, replaced_state=State.SUPERSEDED, end_canary=end_canary)
 
 
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days: float | None = None) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the canary's share.
 
-    With *days*, this starts an experiment, whose share is fixed. Raises ReleaseConflict for a draft or the live
-    release, if nothing is live, while another is the canary, and while an experiment is running.
+    With *days*, this starts an experiment of that length, whose share is fixed. Raises ReleaseConflict for a draft or
+    the live release, if nothing is live, while another is the canary, and while an experiment is running.
     """
     entry = catalogue.find(release)
     canary = catalogue.canary
@@ -397,20 +437,25 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
             f"promote or abort it first"
         )
     started = replace(catalogue, canary=Canary(release, percent, salt=release))
-    now = float(catalogue.now)
     if days is None:
         return started
-    return replace(started, experiment=Experiment(release, float(percent), now, now + days * 86_400))
+    started_at = float(catalogue.now)
+    experiment = Experiment(
+        salt=release, percent=float(percent), started_at=started_at, ends_at=started_at + days * DAY_S
+    )
+    return replace(started, experiment=experiment)
 
 
 def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     """Make the canary live; ReleaseConflict if *expected* is no longer the canary."""
-    return activate(_with_canary(catalogue, expected), expected)
+    _check_canary(catalogue, expected)
+    return activate(catalogue, expected)
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     """End the canary, which stays ready; ReleaseConflict if it is not *expected*."""
-    return _without_canary(_with_canary(catalogue, expected))
+    _check_canary(catalogue, expected)
+    return _without_canary(catalogue)
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Catalogue:
@@ -425,16 +470,11 @@ def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Cat
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    restored = _live(catalogue, previous[-1], State.WITHDRAWN)
-    if not reason:
+    restored = _make_live(catalogue, previous[-1], replaced_state=State.WITHDRAWN)
+    withdrawn = None if catalogue.live_ref is None else restored.entry(catalogue.live_ref.incarnation)
+    if not reason or withdrawn is None:
         return restored
-    return replace(
-        restored,
-        releases=tuple(
-            replace(entry, refused_by=(reason,)) if entry.ref == catalogue.live_ref else entry
-            for entry in restored.releases
-        ),
-    )
+    return _with_entry(restored, replace(withdrawn, refused_by=(reason,)))
 
 
 def prune(
@@ -444,11 +484,14 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark lapsed drafts, and releases that are neither live nor kept and past their grace, as `dropping`.
+    """Mark as `dropping` what is needed no more: lapsed drafts, and old releases.
 
-    Also incarnations without an entry that were *present* before the catalogue was read, as entries precede data. Kept
-    are the canary, arm B's previous release, the *keep* releases live before, and ready ones: always, or for
-    *keep_ready_s*.
+    Kept are the live release, the canary, arm B's previous release, the *keep* releases live before, ready releases
+    (for *keep_ready_s* after they were begun; None: always), and any that left service less than *grace_s* ago, as
+    lagging readers may still read it.
+
+    Incarnations in *present* without an entry are marked, too, under an id of their own. They must have been listed
+    before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
     if (canary := catalogue.canary_entry) is not None:
@@ -463,34 +506,39 @@ def prune(
             return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
         return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
 
-    entries = [
-        replace(entry, state=State.DROPPING) if is_unneeded(entry) else entry for entry in _lapsed_dropped(catalogue)
-    ]
-    entries += [
-        Release(ReleaseId(f"unknown-{incarnation}"), incarnation, State.DROPPING, catalogue.now)
-        for incarnation in sorted(set(present) - catalogue.incarnations)
-    ]
+    entries = list(_with_lapsed_dropping(catalogue))
+    for place, entry in enumerate(entries):
+        if is_unneeded(entry):
+            entries[place] = replace(entry, state=State.DROPPING)
+    for incarnation in sorted(set(present) - catalogue.incarnations):
+        unnamed = unnamed_release(incarnation)
+        entries.append(Release(unnamed.id, incarnation, State.DROPPING, created_at=catalogue.now))
     return replace(catalogue, releases=tuple(entries))
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
     """Mark a draft as `dropping`; ReleaseConflict if another writer owns it."""
-    return _with(catalogue, replace(_owned(catalogue, draft), state=State.DROPPING, lease_until=None))
+    return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), state=State.DROPPING, lease_until=None))
 
 
 def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
     """Remove an erased, `dropping` release."""
-    erased = (release.incarnation, State.DROPPING)
-    kept = (entry for entry in catalogue.releases if (entry.incarnation, entry.state) != erased)
-    return replace(catalogue, releases=tuple(kept))
+    entry = catalogue.entry(release.incarnation)
+    if entry is None or entry.state is not State.DROPPING:
+        return catalogue
+    return replace(catalogue, releases=tuple(other for other in catalogue.releases if other is not entry))
 
 
 def succeed(old: Catalogue, new: Catalogue, token: str, store_id: str) -> Catalogue:
-    """Stamp *new* as the successor of *old*; *store_id* is for the first change."""
+    """Stamp *new* as the successor of *old*: the next generation, with a new *token*.
+
+    The store's id stays; *store_id* is for its first change.
+    """
     return replace(new, store_id=old.store_id or store_id, generation=old.generation + 1, token=token)
 
 
-def _owned(catalogue: Catalogue, draft: DraftRef) -> Release:
+def _owned_draft(catalogue: Catalogue, draft: DraftRef) -> Release:
+    """Return a draft's entry; ReleaseNotFound if it was dropped, ReleaseConflict if it is no longer the writer's."""
     entry = catalogue.entry(draft.incarnation)
     if entry is None:
         raise ReleaseNotFound(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
@@ -502,6 +550,7 @@ def _owned(catalogue: Catalogue, draft: DraftRef) -> Release:
 
 
 def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
+    """Return the releases that were live before the live one, in order; empty if nothing is live."""
     before = list[Release]()
     for entry in catalogue.releases:
         if entry.state is State.LIVE:
@@ -511,7 +560,8 @@ def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
     return []
 
 
-def _lapsed_dropped(catalogue: Catalogue) -> tuple[Release, ...]:
+def _with_lapsed_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
+    """Return all releases, with drafts whose lease has lapsed as `dropping`."""
     return tuple(
         replace(entry, state=State.DROPPING, lease_until=None)
         if entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) <= 0
@@ -520,58 +570,70 @@ def _lapsed_dropped(catalogue: Catalogue) -> tuple[Release, ...]:
     )
 
 
-def _retire(catalogue: Catalogue, state: State) -> Catalogue:
-    if (live := catalogue.live_entry) is None:
-        return catalogue
-    return _with(catalogue, replace(live, state=state, superseded_at=catalogue.now))
-
-
-def _with_canary(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+def _check_canary(catalogue: Catalogue, expected: ReleaseId) -> None:
     if catalogue.canary is None or catalogue.canary.release != expected:
         raise ReleaseConflict(f"release {expected} is not the canary any more; `hotplate releases list` shows what is")
-    return catalogue
 
 
 def _without_canary(catalogue: Catalogue) -> Catalogue:
-    if (entry := catalogue.canary_entry) is None:
+    """End the canary, whose grace begins now, and a running experiment; the same catalogue without a canary."""
+    entry = catalogue.canary_entry
+    if entry is None:
         return catalogue
-    running = catalogue.running
-    experiment = catalogue.experiment if running is None else replace(running, ended_at=catalogue.now)
-    changed = _with(catalogue, replace(entry, superseded_at=catalogue.now))
+    experiment = catalogue.experiment
+    if catalogue.running is not None:
+        experiment = replace(catalogue.running, ended_at=catalogue.now)
+    changed = _with_entry(catalogue, replace(entry, superseded_at=catalogue.now))
     return replace(changed, canary=None, experiment=experiment)
 
 
 def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
+    """Make *entry* the canary of the running experiment, in the place of arm B's release before it.
+
+    Its users, by the salt, stay the same. Raises HeldBack if no experiment is running, ReleaseConflict for the live
+    release.
+    """
     catalogue.ref_of("B")
-    before = catalogue.canary_entry
+    previous = catalogue.canary_entry
     canary = catalogue.canary
     running = catalogue.running
     if entry.state is State.LIVE:
         raise ReleaseConflict(f"release {entry.id} is live, as that of arm A; publish another for arm B")
-    if before is None or canary is None or running is None or before.id == entry.id:
+    if previous is None or canary is None or running is None or previous.id == entry.id:
         return catalogue
-    left = State.WITHDRAWN if before.state is State.READY else before.state  # no target of a rollback
-    chosen = State.READY if entry.state is State.WITHDRAWN else entry.state
-    changed = _with(catalogue, replace(before, state=left, superseded_at=catalogue.now))
-    renewed = replace(running, previous=before.incarnation)
+    retired = replace(previous, superseded_at=catalogue.now)
+    if previous.state is State.READY:
+        retired = replace(retired, state=State.WITHDRAWN)  # never a target of a rollback
+    if entry.state is State.WITHDRAWN:
+        entry = replace(entry, state=State.READY)
+    changed = _with_entry(_with_entry(catalogue, retired), entry)
     return replace(
-        _with(changed, replace(entry, state=chosen)), canary=replace(canary, release=entry.id), experiment=renewed
+        changed,
+        canary=replace(canary, release=entry.id),
+        experiment=replace(running, previous=previous.incarnation),
     )
 
 
-def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
-    return replace(
-        catalogue,
-        releases=tuple(changed if entry.incarnation == changed.incarnation else entry for entry in catalogue.releases),
-    )
+def _with_entry(catalogue: Catalogue, changed: Release) -> Catalogue:
+    """Return the catalogue with *changed* in the place of the entry of its incarnation."""
+    releases = [changed if entry.incarnation == changed.incarnation else entry for entry in catalogue.releases]
+    return replace(catalogue, releases=tuple(releases))
 
 
-def _live(catalogue: Catalogue, entry: Release, left: State, *, end_canary: bool = False) -> Catalogue:
-    goes_on = catalogue.running is not None and catalogue.served[-1].id != entry.id and not end_canary
-    retired = _retire(catalogue if goes_on else _without_canary(catalogue), left)
-    others = (other for other in retired.releases if other.incarnation != entry.incarnation)
-    changed = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
-    return replace(retired, releases=(*others, changed))
+def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, end_canary: bool = False) -> Catalogue:
+    """Make *entry* live, as the last release; the live one before it gets *replaced_state*.
+
+    A canary ends, unless it is arm B of a running experiment, and neither *entry* itself nor ended by *end_canary*.
+    """
+    is_experiment_continued = catalogue.running is not None and catalogue.served[-1].id != entry.id and not end_canary
+    if not is_experiment_continued:
+        catalogue = _without_canary(catalogue)
+    replaced = catalogue.live_entry
+    if replaced is not None:
+        catalogue = _with_entry(catalogue, replace(replaced, state=replaced_state, superseded_at=catalogue.now))
+    others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
+    live = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
+    return replace(catalogue, releases=(*others, live))
 
 
 class RecordFormat(Struct):
@@ -591,7 +653,7 @@ class _Record(Struct):
     erased: Erased | None = None
     experiment: Experiment | None = None
     refusals: str | None = None
-    """Of a pre-release of 0.3: the checksum of the refusals, which the other one leaves out."""
+    """Of a pre-release of 0.3: the checksum of the refusals, which *checksum* leaves out."""
 
     def catalogue(self, now: float) -> Catalogue:
         """Return the catalogue, read at *now*."""
@@ -627,7 +689,7 @@ def format_of(catalogue: Catalogue) -> int:
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Encode a catalogue for storage."""
+    """Encode a catalogue for storage: JSON in lines, in the oldest format that has its fields."""
     return orjson.dumps(
         {
             "format": format_of(catalogue),
@@ -646,55 +708,64 @@ def dump(catalogue: Catalogue) -> bytes:
 
 
 def parse(record: bytes, *, now: float, where: str) -> Catalogue:
-    """Decode a stored catalogue; CatalogueUnreadable, naming *where*, if it is invalid."""
+    """Decode a stored catalogue, read at *now* by the store's clock; *where* names it in errors.
+
+    Raises CatalogueUnreadable if it is damaged or contradicts itself, with the record, or if its format is newer or no
+    longer read.
+    """
 
     def unreadable(reason: str) -> CatalogueUnreadable:
         advice = "`hotplate store rebuild` writes a new one from the releases that the store holds"
         return CatalogueUnreadable(f"the catalogue at {where} {reason}; {advice}", record, now)
 
     try:
-        written = msgspec.json.decode(record, type=RecordFormat).format  # first: others may have other fields
-        if written > FORMAT:
+        written_format = msgspec.json.decode(record, type=RecordFormat).format  # others may have other fields
+        if written_format > FORMAT:
             raise CatalogueUnreadable(
-                f"the catalogue at {where} was written by a newer hotplate: it has format {written}, and this one "
-                f"reads {FORMAT}; upgrade hotplate, services before publishers"
+                f"the catalogue at {where} was written by a newer hotplate: it has format {written_format}, and this "
+                f"one reads {FORMAT}; upgrade hotplate, services before publishers"
             )
-        if written < FORMAT_PLAIN:
+        if written_format < FORMAT_PLAIN:
             raise CatalogueUnreadable(
-                f"the catalogue at {where} has format {written}, which this hotplate reads no more; publish into a new "
-                f"store"
+                f"the catalogue at {where} has format {written_format}, which this hotplate reads no more; publish "
+                f"into a new store"
             )
         fields = msgspec.json.decode(record, type=_Record)
         catalogue = fields.catalogue(now)
-        is_contradictory = _is_contradictory(catalogue, live=fields.live, written=written)
+        is_contradictory = _is_contradictory(catalogue, live=fields.live, written_format=written_format)
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
     if is_contradictory:
         raise unreadable("contradicts itself")
-    is_split = fields.refusals is not None and written == FORMAT_PLAIN
-    if fields.checksum != _checksum(catalogue, with_refusals=not is_split):
+    has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
+    if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
         raise unreadable("is damaged: its checksum is wrong")
-    if is_split and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
+    if has_two_checksums and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
         raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
-def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written: int) -> bool:
-    """Return whether fields of a record in the format *written* exclude each other; ReleaseNotFound for the canary."""
+def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_format: int) -> bool:
+    """Return whether fields of a record exclude each other; *live* is its field, besides the states of its releases.
+
+    Raises ReleaseNotFound if the canary is not among the releases.
+    """
     canary = catalogue.canary_entry
-    living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
+    live_ids = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
     incarnations = {entry.incarnation for entry in catalogue.releases}
+    is_erased_expected = written_format == FORMAT_ERASED
     return (
         not 1 <= catalogue.generation < 1 << 63
-        or living != ([live] if live else [])
+        or live_ids != ([live] if live else [])
         or len(incarnations) != len(catalogue.releases)
-        or (written < FORMAT and (written == FORMAT_ERASED) != (catalogue.erased is not None))
-        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
+        or (written_format < FORMAT and is_erased_expected != (catalogue.erased is not None))
+        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not live_ids))
         or (catalogue.running is not None and canary is None)
     )
 
 
 def _refusals_checksum(fields: _Refusals) -> str:
+    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it."""
     refusals = [
         (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
         for entry in fields.entries
@@ -704,22 +775,31 @@ def _refusals_checksum(fields: _Refusals) -> str:
 
 
 def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
-    # Over values, not stored bytes: a store may reorder fields and write 1.0 as 1.
+    """Return the checksum over the fields of a catalogue; those that earlier versions lacked count only if set.
+
+    Over values, not stored bytes: a store may reorder fields and write 1.0 as 1.
+    """
+    fields = list[object](catalogue.version)
     canary = catalogue.canary
-    entries = [
-        (
-            entry.id,
-            entry.incarnation,
-            entry.state,
-            float(entry.created_at),
-            entry.writer,
-            None if entry.superseded_at is None else float(entry.superseded_at),
-            None if entry.lease_until is None else float(entry.lease_until),
-            *filter(None, [entry.refused_by if with_refusals else ()]),  # hotplate 0.2 had none
-        )
-        for entry in catalogue.releases
+    fields.append(None if canary is None else (canary.release, float(canary.percent), canary.salt))
+    fields.append([_checked_fields(entry, with_refusals=with_refusals) for entry in catalogue.releases])
+    if catalogue.erased is not None:
+        fields.append(catalogue.erased.stored)
+    if catalogue.experiment is not None:
+        fields.append(astuple(catalogue.experiment))
+    return xxh3_64_hexdigest(orjson.dumps(fields))
+
+
+def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
+    fields: list[object] = [
+        entry.id,
+        entry.incarnation,
+        entry.state,
+        float(entry.created_at),
+        entry.writer,
+        None if entry.superseded_at is None else float(entry.superseded_at),
+        None if entry.lease_until is None else float(entry.lease_until),
     ]
-    shown = None if canary is None else (canary.release, float(canary.percent), canary.salt)
-    erased = () if catalogue.erased is None else (catalogue.erased.stored,)
-    tried = () if catalogue.experiment is None else (astuple(catalogue.experiment),)
-    return xxh3_64_hexdigest(orjson.dumps((*catalogue.version, shown, entries, *erased, *tried)))
+    if with_refusals and entry.refused_by:
+        fields.append(entry.refused_by)
+    return fields

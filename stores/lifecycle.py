@@ -1,4 +1,8 @@
-"""The life of written releases in any store: activate, canary, roll back, prune."""
+"""The life of written releases in any store: activate, canary, roll back, prune.
+
+Each verb reads the catalogue, checks that the release may and can be served, and applies a pure function of
+`hotplate.stores.catalogue` by compare-and-set (`change`).
+"""
 
 import asyncio
 import logging
@@ -8,7 +12,16 @@ from contextlib import suppress
 from functools import partial
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import (
+    GRACE_S,
+    Arm,
+    Catalogue,
+    Release,
+    ReleaseId,
+    ReleaseRef,
+    State,
+    unnamed_release,
+)
 from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -27,7 +40,8 @@ log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# Swaps that may fail without a clear result; the second settles the first.
+# Swaps that may fail without a clear result: the store was lost after it was sent. A second swap settles the first, as
+# both replace the same generation.
 UNCLEAR_SWAPS = 2
 
 # Time limit of reads that settle an unclear swap.
@@ -68,31 +82,47 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
 async def _serve(
     store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
 ) -> Catalogue:
-    release = entry.ref
-    if entry.refused_by and not (force or though_refused):
-        when = "" if entry.state is State.WITHDRAWN else " when it was published"
-        raise RefusedByGates(
-            f"release {release.id} was refused by {', '.join(entry.refused_by)}{when}, so it stays "
-            f"{entry.state}; `hotplate releases show {release.id}` says why. Publish again without the fault; only if "
-            "it may be served as it is: --force of activate, canary and promote, or `?force=true` over HTTP"
-        )
+    """Apply *step*, by which a release becomes live or the canary, and return the new catalogue.
+
+    *entry* is the release in the catalogue that was read first. Raises RefusedByGates if it is refused, unless *force*
+    or *though_refused* is true, and ReleaseCorrupt if it cannot be served, unless *force* is true.
+    """
+    if not (force or though_refused):
+        _check_accepted(entry)
     if not force:
-        try:
-            damaged = (await read_servable(store, release)).damaged
-        except (ReleaseCorrupt, ReleaseNotFound) as error:
-            now = (await store.catalogue()).entry(release.incarnation)
-            if now is None or now.state is State.DROPPING:
-                raise ReleaseConflict(f"release {release.id} was pruned meanwhile") from error
-            raise ReleaseCorrupt(
-                f"release {release.id} cannot be served, and nothing was changed: {error}. --force would serve it with "
-                "what can still be read"
-            ) from error
-        if damaged:
-            log.warning("release %s can be served, but is %s", release.id, counted(damaged))
-    await store.prepare(release)
+        await _check_servable(store, entry.ref)
+    await store.prepare(entry.ref)
     changed = await change(store, step, repeatable=False)
     await prepare_served(store, changed)
     return changed
+
+
+def _check_accepted(entry: Release) -> None:
+    """Raise RefusedByGates for a release that its gates, or services on probation, refused."""
+    if not entry.refused_by:
+        return
+    when = "" if entry.state is State.WITHDRAWN else " when it was published"
+    raise RefusedByGates(
+        f"release {entry.id} was refused by {', '.join(entry.refused_by)}{when}, so it stays "
+        f"{entry.state}; `hotplate releases show {entry.id}` says why. Publish again without the fault; only if "
+        "it may be served as it is: --force of activate, canary and promote, or `?force=true` over HTTP"
+    )
+
+
+async def _check_servable(store: Store, release: ReleaseRef) -> None:
+    """Raise ReleaseCorrupt for a release that cannot be served, ReleaseConflict for one that was pruned meanwhile."""
+    try:
+        damaged = (await read_servable(store, release)).damaged
+    except (ReleaseCorrupt, ReleaseNotFound) as error:
+        entry = (await store.catalogue()).entry(release.incarnation)
+        if entry is None or entry.state is State.DROPPING:
+            raise ReleaseConflict(f"release {release.id} was pruned meanwhile") from error
+        raise ReleaseCorrupt(
+            f"release {release.id} cannot be served, and nothing was changed: {error}. --force would serve it with "
+            "what can still be read"
+        ) from error
+    if damaged:
+        log.warning("release %s can be served, but is %s", release.id, counted(damaged))
 
 
 async def rollback(
@@ -160,6 +190,7 @@ async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
 
 
 def _canary_of(catalogue: Catalogue) -> Release:
+    """Return the canary's entry; ReleaseNotFound if there is none."""
     entry = catalogue.canary_entry
     if entry is None:
         raise ReleaseNotFound("no release is the canary in this store; `hotplate releases canary` starts one")
@@ -174,17 +205,22 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase the releases that `catalogue.prune` marks, and return their ids; kept ones past their grace scale down."""
+    """Erase the releases that `catalogue.prune` marks, with the same options, and return their ids.
+
+    Kept releases past their grace are scaled down.
+    """
     present = await _prunable(store)
-    marked = await change(store, lambda catalogue: changes.prune(catalogue, keep, grace_s, keep_ready_s, present))
-    dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
-    for number, release in enumerate(dropped):
-        on_progress(number, len(dropped))
+    step = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
+    catalogue = await change(store, step)
+    dropping = [entry.ref for entry in catalogue.releases if entry.state is State.DROPPING]
+    for number, release in enumerate(dropping):
+        on_progress(number, len(dropping))
         await drop(store, release)
-    for entry in marked.releases:
-        if entry.state in (State.SUPERSEDED, State.WITHDRAWN) and (entry.superseded_at or 0.0) + grace_s <= marked.now:
+    for entry in catalogue.releases:
+        is_past_grace = (entry.superseded_at or 0.0) + grace_s <= catalogue.now
+        if is_past_grace and entry.state in (State.SUPERSEDED, State.WITHDRAWN):
             await scale_down(store, entry.ref)
-    return list(dict.fromkeys(release.id for release in dropped))
+    return list(dict.fromkeys(release.id for release in dropping))
 
 
 async def _prunable(store: Store) -> list[str]:
@@ -202,7 +238,7 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
     if release not in (await store.catalogue()).served:
         with suppress(ReleaseNotFound):
             await store.scale_down(release)
-    if release in (await store.catalogue()).served:  # activated in between
+    if release in (await store.catalogue()).served:  # it became live in between
         await store.prepare(release)
 
 
@@ -213,22 +249,25 @@ async def change(
     repeatable: bool = True,
     records: Sequence[RecordChange] = (),
 ) -> Catalogue:
-    """Apply a pure function to the catalogue by compare-and-set, again after a lost race.
+    """Apply a pure function to the catalogue by compare-and-set, again after a lost race, and return the result.
 
-    A swap without a clear result may still be made: then the next read finds its token, or the next swap loses against
-    it. After swaps by others, an idempotent (*repeatable*) step is applied again, else StoreUnavailable is raised. With
-    *records*, which depend on what was read, a lost race soon raises ReleaseConflict. Raises CatalogueUnreadable if the
-    store holds releases and its catalogue is gone.
+    A swap without a clear result may still take place: then the next read finds its token, or the next swap loses
+    against it. After swaps by others, a step that may be applied twice (*repeatable*) is applied again, else
+    StoreUnavailable is raised.
+
+    *records* are changes beside the catalogue that depend on what was read: with them, a lost race soon raises
+    ReleaseConflict, so that the caller reads again. Raises CatalogueUnreadable if the store holds releases and its
+    catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
-    written = dict[str, Catalogue]()
+    sent = dict[str, Catalogue]()  # by token
     unclear = list[StoreUnavailable]()
-    unclear_from = ""
+    token_before_unclear = ""
     attempts = UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS
     for _ in range(attempts):
         old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
-        if old.token in written:
-            return written[old.token]
+        if old.token in sent:
+            return sent[old.token]
         if len(unclear) == UNCLEAR_SWAPS:
             raise StoreUnavailable(f"{unclear[-1]}; the catalogue has not changed so far: see `hotplate releases list`")
         new = step(old)
@@ -236,17 +275,17 @@ async def change(
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        if unclear and not repeatable and old.token != unclear_from:
-            raise _unknown(unclear[-1])
+        if unclear and not repeatable and old.token != token_before_unclear:
+            raise _unknown_result(unclear[-1])  # others swapped since, maybe after ours
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        written[new.token] = new
+        sent[new.token] = new
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
             await asyncio.sleep(backoff.next_s())
         except StoreUnavailable as error:
             unclear.append(error)
-            unclear_from = old.token
+            token_before_unclear = old.token
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {attempts} times; try again when it is quieter")
@@ -255,7 +294,7 @@ async def change(
 async def check_nothing_to_rebuild(store: Store) -> None:
     """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases, which `prune` would erase."""
     for incarnation in await store.incarnations():
-        exists = await is_sealed(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation))
+        exists = await is_sealed(store, unnamed_release(incarnation))
         if exists and not (await store.catalogue()).generation:  # else another writer published first
             raise CatalogueUnreadable(
                 "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
@@ -276,6 +315,7 @@ async def is_sealed(store: Store, release: ReleaseRef) -> bool:
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
+    """Read the catalogue after the swap that failed with *unclear*; StoreUnavailable after SETTLE_S."""
     backoff = Backoff(0.05, 1.0)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
@@ -284,11 +324,11 @@ async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
             return await store.catalogue()
         except StoreUnavailable as error:
             if loop.time() >= give_up_at:
-                raise _unknown(unclear) from error
+                raise _unknown_result(unclear) from error
         await asyncio.sleep(backoff.next_s())
 
 
-def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
+def _unknown_result(unclear: StoreUnavailable) -> StoreUnavailable:
     return StoreUnavailable(f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`")
 
 
@@ -310,6 +350,7 @@ async def drop(store: Store, release: ReleaseRef) -> None:
 
 
 def _check_dropping(release: ReleaseRef, catalogue: Catalogue) -> None:
+    """Raise ReleaseConflict unless a release is `dropping`; called by `Store.erase` with a catalogue read then."""
     entry = catalogue.entry(release.incarnation)
     if entry is None or entry.state is not State.DROPPING:
         state = "not in the catalogue" if entry is None else entry.state

@@ -1,7 +1,8 @@
 """Writing releases to any store.
 
-The writer that begins a draft writes part 0 and commits. Other processes may write parts numbered from 1 with the same
-writer token. The rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
+A draft is a release being written. Its writer, known by a random token, begins it, writes part 0 and commits it, and
+renews its lease meanwhile; other processes may write parts numbered from 1 with the same token. A lapsed draft can be
+resumed: the rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.lifecycle import activate, change, drop, scale_down
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.store import Diagnosed, Plan, Row, Store
+from hotplate.stores.store import Diagnosed, Plan, RecordChange, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ DRAFT_POLL_S = 1.0
 # The same for a release on probation.
 PROBATION_POLL_S = 2.0
 
-# Makes the manifest, or compares the rows with that of an earlier attempt.
+# From the sums over all rows: returns the manifest, or that of an earlier attempt (None: there is none) if it matches.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
-# A manifest's origin, or a function of the sums over all rows.
+# The record of a manifest's origin (`hotplate.stores.origin`), or a function from the sums over all rows to it.
 About = dict[str, Any] | Callable[[Tally], Awaitable[dict[str, Any]]]
 
 # Returns the gates that refuse a release; called again when a draft is resumed.
@@ -60,7 +61,11 @@ RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class PartContext:
-    """A draft for processes that write its parts; without *puts*, its rows, all written before, are only summed."""
+    """A draft for processes that write its parts.
+
+    *dictionary* is that of its compression, None without. If *puts* is false, an earlier attempt has written all rows,
+    and they are only summed.
+    """
 
     draft: DraftRef
     dictionary: bytes | None
@@ -122,19 +127,21 @@ async def publish(
     """Write a release, verify it, commit it and, unless *live* is false, activate it.
 
     *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows; *plan*
-    counts all. *refused_by* defaults to the gates in the manifest. While another release is the canary, unless that is
-    arm B or *end_canary* is true, and for arm B without an experiment, the release stays ready (`held_back`).
-    *on_progress* gets lists written and in all.
+    counts all. *about* is the record of the origin. *refused_by* returns the gates that refuse the release, by default
+    those that failed in the manifest. *on_progress* gets lists written and in all.
+
+    While another release is the canary, unless that is arm B or *end_canary* is true, and for arm B without an
+    experiment, the release stays ready (`held_back`).
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
-    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. The caller is the
-    writer of a DraftRef to resume. Raises ReleaseConflict if *resume* has another writer or other rows, or is not a
-    draft; StoreMisused for a value that is not a body.
+    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. *resume* is a
+    release's id, or a DraftRef of which the caller is the writer. Raises ReleaseConflict if *resume* has another writer
+    or other rows, or is not a draft; StoreMisused for a value that is not a body.
     """
 
     async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
         if begun is not None:
-            return _same(begun, tally)
+            return _check_same(begun, tally)
         origin = about if isinstance(about, dict) else await about(tally)
         created_at = (await store.catalogue()).now
         return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
@@ -169,7 +176,10 @@ def frozen_heap() -> Iterator[None]:
 async def go_live(
     store: Store, result: WriteResult, *, arm: Arm = "A", end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
-    """Activate a written release, for an arm, unless a canary or its gates hold it back."""
+    """Activate a written release, for an arm, unless a canary or its gates hold it back.
+
+    Returns *result* with the time taken, or with the reason as `held_back`.
+    """
     release = result.manifest.release
     started = time.perf_counter()
     try:
@@ -181,21 +191,20 @@ async def go_live(
 
 
 async def outlast_probation(store: Store, release: ReleaseId, wait_s: float) -> ReleaseWithdrawn | None:
-    """Wait while a release is live, and return the reason if services withdraw it (`serve --probation`)."""
+    """Wait while a release is live; return the reason if services withdraw it (`serve --probation`)."""
     log.warning("waiting %g s for services to judge release %s", wait_s, release)
     ends_at = time.monotonic() + wait_s
     while (left_s := ends_at - time.monotonic()) > 0:
         await asyncio.sleep(min(left_s, PROBATION_POLL_S))
         with suppress(StoreUnavailable):
-            found = await store.catalogue()
-            if found.live == release:
+            catalogue = await store.catalogue()
+            if catalogue.live == release:
                 continue
-            entry = found.get(release)
-            if entry is not None and entry.state is State.WITHDRAWN and entry.refused_by:
-                return ReleaseWithdrawn(
-                    f"release {release} was withdrawn, and {found.live} is live again: {', '.join(entry.refused_by)}"
-                )
-            return None
+            entry = catalogue.get(release)
+            if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
+                return None
+            reasons = ", ".join(entry.refused_by)
+            return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
     return None
 
 
@@ -219,19 +228,20 @@ async def take_over(store: Store, release: ReleaseId, *, writer: str | None = No
     Raises ReleaseConflict if it is not a draft, its lease is renewed, or it is of a copy; ReleaseNotFound if dropped.
     """
     token = writer or secrets.token_hex(8)
-    first_seen = None
+    first_lease_until = None
     while True:
         catalogue = await store.catalogue()
         entry = catalogue.find_draft(release)
         if entry.writer.startswith(COPIER) and not token.startswith(COPIER):
             raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
         left_s = entry.lease_left_s(catalogue.now)
-        if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
+        is_renewed = first_lease_until is not None and entry.lease_until != first_lease_until
+        if left_s <= 0 or is_renewed:
             draft = DraftRef(entry.id, entry.incarnation, token)
-            await change(store, partial(changes.take_over, draft=draft))
+            await change(store, partial(changes.take_over, draft=draft))  # raises ReleaseConflict if it was renewed
             return draft
-        if first_seen is None:
-            first_seen = entry.lease_until
+        if first_lease_until is None:
+            first_lease_until = entry.lease_until
             log.warning("release %s has a writer; if that process is gone, its lease lapses in %.0f s", release, left_s)
         await asyncio.sleep(min(left_s, DRAFT_POLL_S))
 
@@ -246,40 +256,60 @@ async def write(
     others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit; with *prepare*, ready to be live at once."""
+    """Write or continue a draft, under a lease, up to its commit.
+
+    *encode* makes its rows; *others* write further parts; *finish* makes the manifest. With *prepare*, the release is
+    made ready to be live before the commit: a repair is served from then on. *refused_by* is as of `publish`.
+
+    After StoreUnavailable, and if an earlier attempt wrote other rows, the draft stays for another attempt, without its
+    lease. After any other error or an interrupt it is dropped, but for an interrupt of a scheduled run, which resumes.
+    """
     try:
         async with lease(store, draft) as check_lease:
             encoded = await encode()
             check_lease()
-            begun = await _claim(store, draft, encoded.plan)
-            context = PartContext(draft, encoded.dictionary, puts=begun is None)
-            written = await put_part(store, context, encoded.batches, check=check_lease)
-            if others is not None:
-                written = written.merged(await others.write(context))
-            manifest = await finish(written.tally, begun)
-            if begun is None:
-                await store.put(draft, [manifest.key_row])
-            result = WriteResult(manifest, written.rows, written.tally.rows - written.rows)
+            result = await _write_rows(store, draft, encoded, finish=finish, others=others, check_lease=check_lease)
             await store.seal(draft)
             await _verify(store, draft, result)
             if prepare:
                 await store.prepare(draft.release)
-            refusing = manifest.refused_by if refused_by is None else await refused_by(manifest)
+            refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
             check_lease()
-            await change(store, lambda catalogue: changes.commit(catalogue, draft, refusing))
-    except (StoreUnavailable, _Refused) as error:  # the acknowledged rows stay
+            await change(store, partial(changes.commit, draft=draft, refused_by=refusing))
+    except (StoreUnavailable, _AttemptRefused) as error:
         with suppress(StoreError):  # unavailable: the lease will lapse
-            await change(store, lambda catalogue: changes.end_lease(catalogue, draft))
-        if isinstance(error, _Refused):
+            await change(store, partial(changes.end_lease, draft=draft))
+        if isinstance(error, _AttemptRefused):
             raise
-        again = draft.writer.startswith((COPIER, RUNNER))
-        advice = "give the same command again" if again else f"continue with --resume {draft.id}"
+        is_repeated = draft.writer.startswith((COPIER, RUNNER))
+        advice = "give the same command again" if is_repeated else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
     except BaseException as error:
         if not (isinstance(error, asyncio.CancelledError) and draft.writer.startswith(RUNNER)):
             await _abandon(store, draft)
         raise
     return result
+
+
+async def _write_rows(
+    store: Store,
+    draft: DraftRef,
+    encoded: EncodedRows,
+    *,
+    finish: Finish,
+    others: ParallelWriters | None,
+    check_lease: Callable[[], None],
+) -> WriteResult:
+    """Put all rows that earlier attempts have not put, the manifest last, and return what was written."""
+    begun = await _claim(store, draft, encoded.plan)
+    context = PartContext(draft, encoded.dictionary, puts=begun is None)
+    written = await put_part(store, context, encoded.batches, check=check_lease)
+    if others is not None:
+        written = written.merged(await others.write(context))
+    manifest = await finish(written.tally, begun)
+    if begun is None:
+        await store.put(draft, [manifest.key_row])
+    return WriteResult(manifest, rows=written.rows, skipped=written.tally.rows - written.rows)
 
 
 def new_copier() -> str:
@@ -298,12 +328,15 @@ async def new_id(store: Store) -> ReleaseId:
             return release_id
 
 
-class _Refused(ReleaseConflict):
-    """A draft has other rows or a living writer, and stays."""
+class _AttemptRefused(ReleaseConflict):
+    """A draft has other rows or a living writer, so this attempt ends; the draft stays."""
 
 
 async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
-    """Claim a draft; return its manifest if an earlier attempt wrote it."""
+    """Claim a draft; return its manifest if an earlier attempt wrote it, and so all of its rows.
+
+    Raises ReleaseConflict if the writer of an earlier attempt is alive.
+    """
     refused = None
     try:
         await store.create(draft, plan)
@@ -313,11 +346,12 @@ async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
         return await load_manifest(store, draft.release)
     except (ReleaseNotFound, ReleaseCorrupt):  # usually not written yet
         if refused is not None:
-            raise _Refused(str(refused)) from refused
+            raise _AttemptRefused(str(refused)) from refused
         return None
 
 
 async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
+    """Verify a sealed draft; ReleaseConflict if an earlier attempt may have put other rows, else ReleaseCorrupt."""
     try:
         await verify(store, draft.release)
     except ReleaseCorrupt as error:
@@ -336,25 +370,32 @@ async def put_part(
     part: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> WrittenPart:
-    """Put the unacknowledged rows of a part, without erased users."""
+    """Put the rows of a part that are not acknowledged yet, without erased users, and sum up all of them.
+
+    *check* is called before each batch, and may raise to end the part.
+    """
     erased = await erased_from(store)
     if erased.lost and part == 0:
         log.warning("%s", lost_sentence(erased.lost))
-    point = await store.resume_point(context.draft, part) if context.puts else None
+    resume_point = await store.resume_point(context.draft, part) if context.puts else None
     tally = Tally()
-    put = 0
+    rows_put = 0
     async for batch in batches:
         check()
-        rows = [row for row in batch if not erased.covers(row.key)] if erased else batch
+        rows = batch
+        if erased:
+            rows = [row for row in batch if not erased.covers(row.key)]
         if context.puts:
-            fresh, point = _after(point, rows)
-            if fresh:
-                await store.put(context.draft, fresh, part)
-            put += len(fresh)
+            new_rows = rows
+            if resume_point is not None:
+                new_rows, resume_point = _after(resume_point, rows)
+            if new_rows:
+                await store.put(context.draft, new_rows, part)
+            rows_put += len(new_rows)
         tally.add(rows)
         tally.left_out += len(batch) - len(rows)
         await asyncio.sleep(0)  # let the lease be renewed
-    return WrittenPart(tally, put)
+    return WrittenPart(tally, rows_put)
 
 
 async def write_part(
@@ -366,28 +407,35 @@ async def write_part(
     return await put_part(store, context, batches, part)
 
 
-def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    # Puts are acknowledged in order: all rows before the point, `meta` too, are written.
-    if point is None:
-        return rows, None
-    last = point.encode()
+def _after(resume_point: str, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
+    """Return the rows after the last acknowledged key, and the resume point for the next rows, None once passed.
+
+    Puts are acknowledged in order: all rows before the point, `meta` too, are written.
+    """
+    last = resume_point.encode()
     for index, (key, _) in enumerate(rows):
-        if not key.startswith(META) and (raw := key.encode()) >= last:
-            return rows[index + (raw == last) :], None
-    return (), point
+        if key.startswith(META):  # not in the order of the others, and no resume point
+            continue
+        raw = key.encode()
+        if raw >= last:
+            first_new = index + 1 if raw == last else index
+            return rows[first_new:], None
+    return (), resume_point
 
 
-def _same(manifest: Manifest, tally: Tally) -> Manifest:
+def _check_same(manifest: Manifest, tally: Tally) -> Manifest:
+    """Return the manifest of an earlier attempt; ReleaseConflict if the rows of this one differ from it."""
     try:
         return compare(manifest, tally)
     except ReleaseCorrupt as error:
-        raise _Refused(
+        raise _AttemptRefused(
             f"these are other lists than release {manifest.release} was begun with, or a user was erased since; "
             f"publish them as a new release"
         ) from error
 
 
 async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: OnProgress) -> AsyncIterator[list[Row]]:
+    """Yield *batches*, and report the rows after each."""
     done = 0
     async for rows in batches:
         yield rows
@@ -400,15 +448,15 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
     """Renew a draft's lease in the background; the yielded function raises if it is lost."""
 
     async def renew() -> None:
-        lapses_in = LEASE_S
+        left_s = LEASE_S
         while True:
-            await asyncio.sleep(min(LEASE_S, lapses_in) / 3)
+            await asyncio.sleep(left_s / 3)
             try:
-                await change(store, lambda catalogue: changes.renew(catalogue, draft))
-                lapses_in = LEASE_S
-            except StoreUnavailable:
-                lapses_in *= 2 / 3
-                if lapses_in < 1.0:
+                await change(store, partial(changes.renew, draft=draft))
+                left_s = LEASE_S
+            except StoreUnavailable:  # again after a third of what is left, up to the last second
+                left_s *= 2 / 3
+                if left_s < 1.0:
                     raise
 
     renewal = asyncio.create_task(renew())
@@ -425,21 +473,30 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
+    """Drop a draft, as far as possible."""
     with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
-        await change(store, lambda catalogue: changes.abandon(catalogue, draft))
+        await change(store, partial(changes.abandon, draft=draft))
         await drop(store, draft.release)
 
 
 async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
-    """Run a publish against a stand-in for *store*, and return its rows; StoreFull if it cannot fit."""
+    """Run a publish against a stand-in for *store*, and return its rows and bytes.
+
+    The stand-in is a folder with the catalogue and the erased users of *store*. Raises StoreFull if the release does
+    not fit into *store*.
+    """
     with temporary_folder("rehearsal") as folder:
         catalogue = await store.catalogue()
         erased = await erased_from(store)
         stand_in = _StandIn(folder, store, catalogue)
         try:
             if catalogue.generation:
-                named, records = first_records(erased) if erased else (None, [])
-                CatalogueFile(folder).replace(replace(catalogue, erased=named), records)
+                copied = replace(catalogue, erased=None)
+                records = list[RecordChange]()
+                if erased:
+                    entry, records = first_records(erased)
+                    copied = replace(copied, erased=entry)
+                CatalogueFile(folder).replace(copied, records)
             manifest = await run(stand_in)
         finally:
             await stand_in.close()
