@@ -18,9 +18,8 @@ import msgspec
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
-from hotplate.stores.catalogue import RecordFormat
-from hotplate.stores.encoding import ATTRIBUTES, encode_id
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, check_format
+from hotplate.stores.encoding import ATTRIBUTES, decode_versioned, encode_id
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
 from hotplate.stores.factors import PIECE_BYTES
 from hotplate.stores.store import Row
 
@@ -60,20 +59,26 @@ class Column(NamedTuple):
         return self.texts[self.values[row]] if row >= 0 else None
 
 
+def _column(stored: _StoredColumn) -> Column:
+    typecode = "d" if stored.texts is None else "I"
+    return Column(array(typecode, stored.values), stored.texts)
+
+
 class ItemAttributes:
     """The table of one release, immutable."""
 
     def __init__(self, table: bytes) -> None:
         """Parse the pieces, joined; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
         try:
-            written = msgspec.msgpack.decode(table, type=RecordFormat).format
-            check_format(written, FORMAT, "the table of item attributes")
-            stored = msgspec.msgpack.decode(table, type=_StoredTable)
+            stored = decode_versioned(
+                table,
+                _StoredTable,
+                newest=FORMAT,
+                subject="the table of item attributes",
+                decode=msgspec.msgpack.decode,
+            )
             self._hashes = array("Q", stored.hashes)
-            self.columns = {
-                name: Column(array("d" if texts is None else "I", values), texts)
-                for name, values, texts in map(msgspec.structs.astuple, stored.columns)
-            }
+            self.columns = {column.name: _column(column) for column in stored.columns}
         except (msgspec.MsgspecError, ValueError) as error:
             raise ReleaseCorrupt(f"the item attributes cannot be read ({error}); {HEAL}") from error
 
@@ -87,20 +92,21 @@ class ItemAttributes:
 def encode_attributes(
     ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str] = ()
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Return the rows of a table, and its entry in the manifest's origin.
+    """Return the rows of a table, and its entry in the record of the manifest's origin.
 
-    Columns have numbers or texts, None if missing; those named in *texts* are of texts even without any. Raises
-    StoreMisused for a repeated item, and for too large a table.
+    *columns* have the values by row, in the order of *ids*: numbers or texts, None if missing; those named in *texts*
+    are of texts even without any. Raises StoreMisused for a repeated item, and for too large a table.
     """
     hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
-    for place, other in pairwise(order):
-        if hashes[place] == hashes[other]:
-            raise StoreMisused(f"item {ids[place]!r} has two rows of attributes; keep one for each item")
-    stored = tuple(
-        _stored(name, [values[row] for row in order], is_text=name in texts) for name, values in columns.items()
-    )
-    table = msgspec.msgpack.encode(_StoredTable(array("Q", map(hashes.__getitem__, order)).tobytes(), stored))
+    for row, next_row in pairwise(order):
+        if hashes[row] == hashes[next_row]:
+            raise StoreMisused(f"item {ids[row]!r} has two rows of attributes; keep one for each item")
+    sorted_hashes = array("Q", [hashes[row] for row in order])
+    stored = list[_StoredColumn]()
+    for name, values in columns.items():
+        stored.append(_stored_column(name, [values[row] for row in order], is_text=name in texts))
+    table = msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), tuple(stored)))
     if len(table) > MAX_BYTES:
         raise StoreMisused(
             f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
@@ -109,15 +115,18 @@ def encode_attributes(
     pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
     kinds = {column.name: "number" if column.texts is None else "text" for column in stored}
     about = {ABOUT: {"pieces": len(pieces), "columns": kinds}}
-    return list(map(Row, piece_keys(len(pieces)), pieces)), about
+    rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
+    return rows, about
 
 
-def _stored(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
+def _stored_column(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
+    """Encode a column: of texts if *is_text* is true or one value is a text, else of numbers."""
     if not is_text and not any(isinstance(value, str) for value in values):
-        return _StoredColumn(name, array("d", (nan if value is None else value for value in values)).tobytes(), None)
+        numbers = array("d", [nan if value is None else value for value in values])
+        return _StoredColumn(name, numbers.tobytes(), None)
     texts = (None, *sorted({value for value in values if value is not None}))
-    numbers = {text: number for number, text in enumerate(texts)}
-    return _StoredColumn(name, array("I", map(numbers.__getitem__, values)).tobytes(), texts)
+    number_of = {text: number for number, text in enumerate(texts)}
+    return _StoredColumn(name, array("I", [number_of[value] for value in values]).tobytes(), texts)
 
 
 def piece_keys(pieces: int) -> list[str]:

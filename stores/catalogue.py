@@ -32,6 +32,7 @@ import orjson
 from msgspec import Meta, Struct
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from hotplate.stores.encoding import RecordFormat
 from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, HeldBack, ReleaseConflict, ReleaseNotFound
 
 ReleaseId = NewType("ReleaseId", str)
@@ -634,12 +635,6 @@ def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, e
     others = (other for other in catalogue.releases if other.incarnation != entry.incarnation)
     live = replace(entry, state=State.LIVE, superseded_at=None, live_since=catalogue.now)
     return replace(catalogue, releases=(*others, live))
-
-
-class RecordFormat(Struct):
-    """The format number of a stored record."""
-
-    format: int
 
 
 class _Record(Struct):

@@ -98,15 +98,6 @@ class ReleaseCorrupt(StoreError):
     """Counts, bytes or digest of the rows differ from the manifest."""
 
 
-def check_format(written: int, newest: int, subject: str) -> None:
-    """Raise WrittenByNewer if the format *written* is newer than *newest*, the last that this hotplate reads."""
-    if written > newest:
-        raise WrittenByNewer(
-            f"{subject} was written by a newer hotplate: its format is {written}, and this one reads {newest}; upgrade "
-            f"hotplate"
-        )
-
-
 def reason_of(error: Exception) -> str:
     """Return the reason why a record could not be parsed."""
     if isinstance(error, KeyError):

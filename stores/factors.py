@@ -15,9 +15,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hotplate.stores.catalogue import RecordFormat
-from hotplate.stores.encoding import FACTORS
-from hotplate.stores.errors import ReleaseCorrupt, check_format
+from hotplate.stores.encoding import FACTORS, decode_versioned
+from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Row
 
 FORMAT = 1
@@ -62,29 +61,33 @@ def piece_key(number: int) -> str:
 
 
 def pieces(items: Iterable[tuple[ItemEntry, bytes]]) -> Iterator[Row]:
-    """Yield pieces of at most PIECE_BYTES, or of a single item."""
-    number = size = 0
+    """Yield the rows of pieces of at most PIECE_BYTES, or of a single item.
+
+    *items* are pairs of an item and its factors, in bytes.
+    """
+    number = 0
+    size = 0
     entries = list[bytes]()
     factors = list[bytes]()
-    for entry, row in items:
+    for entry, item_factors in items:
         encoded = msgspec.json.encode(entry)
-        more = len(encoded) + 1 + len(row)
-        if entries and size + more > PIECE_BYTES:
+        item_size = len(encoded) + 1 + len(item_factors)
+        if entries and size + item_size > PIECE_BYTES:
             yield _piece(number, entries, factors)
             number += 1
             size = 0
             entries = []
             factors = []
         entries.append(encoded)
-        factors.append(row)
-        size += more
+        factors.append(item_factors)
+        size += item_size
     if entries:
         yield _piece(number, entries, factors)
 
 
 def _piece(number: int, entries: list[bytes], factors: list[bytes]) -> Row:
-    listed = b"[" + b",".join(entries) + b"]"
-    return Row(piece_key(number), b"".join([_LENGTH.pack(len(listed)), listed, *factors]))
+    encoded = b"[" + b",".join(entries) + b"]"
+    return Row(piece_key(number), b"".join([_LENGTH.pack(len(encoded)), encoded, *factors]))
 
 
 def description_row(description: Description) -> Row:
@@ -95,8 +98,7 @@ def description_row(description: Description) -> Row:
 def read_description(body: bytes) -> Description:
     """Parse a description; raises ReleaseCorrupt, and WrittenByNewer for a newer format."""
     try:
-        check_format(msgspec.json.decode(body, type=RecordFormat).format, FORMAT, f"the row {FACTORS!r}")
-        return msgspec.json.decode(body, type=Description)
+        return decode_versioned(body, Description, newest=FORMAT, subject=f"the row {FACTORS!r}")
     except ValueError as error:
         raise ReleaseCorrupt(f"the row {FACTORS!r} cannot be read ({error}); publish the release again") from error
 

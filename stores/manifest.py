@@ -1,4 +1,9 @@
-"""The manifest: the description of a release, with sums that show whether its rows are complete."""
+"""The manifest: the description of a release, with sums that show whether its rows are complete.
+
+It is the last row of a release that is written. A tally holds the same sums over rows that are written or read: their
+number by kind, their bytes and a digest that does not depend on their order. Its sample are keys that are read before
+the release is served.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,7 +13,7 @@ import msgspec
 import orjson
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
-from hotplate.stores.catalogue import RecordFormat, ReleaseId
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.encoding import (
     ENCODINGS,
     HEADER_BYTES,
@@ -22,12 +27,14 @@ from hotplate.stores.encoding import (
     POPULAR,
     USER,
     Checksum,
+    RecordFormat,
     RowKey,
     check_kind,
     check_list,
+    decode_versioned,
     prefix_of,
 )
-from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer, check_format
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused, WrittenByNewer
 from hotplate.stores.origin import Origin
 from hotplate.stores.store import Row
 
@@ -78,11 +85,11 @@ class Tally:
         if prefix and last.startswith(prefix):  # then all keys have it, as in most calls
             self._add(prefix[:-1], rows)
             return
-        by_kind = dict[str, list[Row]]()
+        rows_by_kind = dict[str, list[Row]]()
         for row in rows:
-            by_kind.setdefault(row.key.partition(":")[0], []).append(row)
-        for kind, of_kind in by_kind.items():
-            self._add(kind, of_kind)
+            rows_by_kind.setdefault(row.key.partition(":")[0], []).append(row)
+        for kind, rows_of_kind in rows_by_kind.items():
+            self._add(kind, rows_of_kind)
 
     def merge(self, other: "Tally") -> None:
         """Add the sums over other rows."""
@@ -96,14 +103,17 @@ class Tally:
         self._draw(other.drawn)
 
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
-        if check_kind(kind) + ":" == META:
+        """Add rows of one kind as named in keys, such as `user` or `user@basket`."""
+        kind_of_rows = RowKey.parse(check_kind(kind)).kind
+        if kind_of_rows == META:
             rows = [row for row in rows if row.key != MANIFEST]
-        size = digest = length = 0
+        size = 0
+        digest = 0
+        length = 0
         length_bytes = b""
-        drawn = list[tuple[int, str]]()
+        candidates = list[tuple[int, str]]()
         hash_of = xxh3_64_intdigest
-        base = RowKey.parse(kind).kind
-        below = 0 if base not in _SAMPLED else _HASHES if len(self.drawn) < SAMPLE_ROWS else self.drawn[-1][0]
+        candidates_below = self._sampled_below() if kind_of_rows in _SAMPLED else 0
         for key, value in rows:
             raw = key.encode()
             if len(raw) != length:  # rarely
@@ -111,25 +121,33 @@ class Tally:
                 length_bytes = length.to_bytes(4, "big")
             size += length + len(value)
             digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
-            if (hashed := hash_of(raw)) < below:
-                drawn.append((hashed, key))
+            if (key_hash := hash_of(raw)) < candidates_below:
+                candidates.append((key_hash, key))
         self.bytes += size
         self.digest = (self.digest + digest) % (1 << 128)
         if rows:
             self.counts[kind] = self.counts.get(kind, 0) + len(rows)
-        self._draw(drawn)
-        if base == POPULAR:
+        self._draw(candidates)
+        if kind_of_rows == POPULAR:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
 
-    def _draw(self, rows: list[tuple[int, str]]) -> None:
-        if rows:
-            self.drawn = sorted(self.drawn + rows)[:SAMPLE_ROWS]
+    def _sampled_below(self) -> int:
+        """Return the hash below which a key belongs to the sample: that of its last key, once it is full."""
+        return self.drawn[-1][0] if len(self.drawn) == SAMPLE_ROWS else _HASHES
+
+    def _draw(self, candidates: list[tuple[int, str]]) -> None:
+        if candidates:
+            self.drawn = sorted(self.drawn + candidates)[:SAMPLE_ROWS]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Description of a release."""
+    """Description of a release.
+
+    *counts* has the number of rows by kind as in keys (`user`, `item@basket`), *bytes* and *digest* their sums as in a
+    Tally, *segments* the segments of users that have a popular list of their own in the default list.
+    """
 
     release: ReleaseId
     encoding: str
@@ -284,10 +302,10 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:
         record = Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
-        written = msgspec.json.decode(record, type=RecordFormat).format
-        check_format(written, FORMAT_WITH_NAMES, f"release {release}")
-        if written < FORMAT:
-            raise ReleaseCorrupt(f"release {release} has format {written}, which this hotplate reads no more; {HEAL}")
+        subject = f"release {release}"
+        written_format = decode_versioned(record, RecordFormat, newest=FORMAT_WITH_NAMES, subject=subject).format
+        if written_format < FORMAT:
+            raise ReleaseCorrupt(f"{subject} has format {written_format}, which this hotplate reads no more; {HEAL}")
         manifest = msgspec.json.decode(record, type=Manifest)
         Origin.of(manifest.about)  # so that `origin` never fails
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -307,12 +325,15 @@ def release_in(value: bytes) -> ReleaseId:
 
 def compare(manifest: Manifest, tally: Tally) -> Manifest:
     """Return the manifest; ReleaseCorrupt, with both figures, if stored rows differ from it."""
-    stated = (manifest.counts, manifest.bytes, manifest.digest)
-    counted = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
-    for name, before, now in zip(("rows", "bytes", "digest"), stated, counted, strict=True):
-        if before != now:
+    figures: list[tuple[str, object, object]] = [
+        ("rows", manifest.counts, dict(sorted(tally.counts.items()))),
+        ("bytes", manifest.bytes, tally.bytes),
+        ("digest", manifest.digest, f"{tally.digest:032x}"),
+    ]
+    for name, stated, counted in figures:
+        if stated != counted:
             raise ReleaseCorrupt(
-                f"release {manifest.release} does not add up: its manifest says {name} {before}, the store {now}; "
+                f"release {manifest.release} does not add up: its manifest says {name} {stated}, the store {counted}; "
                 f"{HEAL}"
             )
     return manifest

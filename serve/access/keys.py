@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
-from hotplate.stores.catalogue import RecordFormat
+from hotplate.stores.encoding import RecordFormat
 from hotplate.stores.folders import check_held, flush, take_lock
 
 T = TypeVar("T")
