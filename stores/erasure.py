@@ -3,7 +3,8 @@
 Rollback, restore, copy and rebuild keep erasures. Unless the store is a RowEraser, releases keep the rows of erased
 users, whom readers treat as unknown. `hotplate.stores.erasure_log` stores the record.
 
-The rows of erased users are counted before they are deleted, by hashes of their keys. So a repeated erasure counts
+Ids are kept as hashes with a secret salt, so that a record does not show them. The rows of erased users are counted
+before they are deleted, by hashes of their keys. So a repeated erasure counts
 none twice, and `verify` is exact at any time: it leaves these rows out, whether they are there, were deleted, or came
 back with a node that restarted with older data, and adds their sums.
 """
@@ -48,10 +49,14 @@ class RowSums:
 
     @classmethod
     def lacking(cls, manifest: Manifest, tally: Tally) -> "RowSums":
-        """Return the sums over the rows that *manifest* has and *tally* lacks."""
-        counts = {kind: count - tally.counts.get(kind, 0) for kind, count in manifest.counts.items()}
+        """Return the sums over the rows that *manifest* has and *tally* lacks; kinds without any are left out."""
+        counts = dict[str, int]()
+        for kind, count in manifest.counts.items():
+            missing = count - tally.counts.get(kind, 0)
+            if missing:
+                counts[kind] = missing
         digest = (int(manifest.digest, 16) - tally.digest) % _DIGESTS
-        return cls({kind: count for kind, count in counts.items() if count}, manifest.bytes - tally.bytes, digest)
+        return cls(counts, bytes=manifest.bytes - tally.bytes, digest=digest)
 
     def __add__(self, other: "RowSums") -> "RowSums":
         counts = dict(Counter(self.counts) + Counter(other.counts))
@@ -116,11 +121,10 @@ class ErasedUsers:
         return sum(map(len, self.groups.values()))
 
     def merged(self, other: "ErasedUsers") -> "ErasedUsers":
-        """Return the union."""
-        groups = {
-            salt: self.groups.get(salt, frozenset()) | other.groups.get(salt, frozenset())
-            for salt in (*self.groups, *other.groups)
-        }
+        """Return the union; of rows that both have of a release, these."""
+        groups = dict(self.groups)
+        for salt, hashes in other.groups.items():
+            groups[salt] = groups.get(salt, frozenset()) | hashes
         return ErasedUsers(groups, {**other.rows, **self.rows})
 
     def with_users(self, users: Iterable[str]) -> "ErasedUsers":
@@ -130,35 +134,40 @@ class ErasedUsers:
         return replace(self, groups={**self.groups, salt: self.groups.get(salt, frozenset()) | new})
 
     def missing_from(self, release: ReleaseRef) -> MissingRows:
-        """Return the rows that a release lacks."""
+        """Return the rows that a release lacks, none if it was published without erased users."""
         return self.rows.get(release.incarnation) or self.rows.get(release.id) or MissingRows()
 
     def with_rows(self, release: ReleaseRef, missing: MissingRows) -> "ErasedUsers":
         """Return a copy with these rows of a release."""
-        return (
-            self
-            if missing == self.missing_from(release)
-            else replace(self, rows={**self.rows, release.incarnation: missing})
-        )
+        if missing == self.missing_from(release):
+            return self
+        return replace(self, rows={**self.rows, release.incarnation: missing})
 
     def with_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
-        """Return a copy in which *rows*, which the release has, are missing."""
+        """Return a copy in which *rows*, which the release has, are missing.
+
+        Rows that were counted before are not counted again. Damaged rows, and those beyond MAX_ROWS, are only counted
+        as `unsummed`.
+        """
         missing = self.missing_from(release)
         salt = next(iter(self.groups))
-        room = MAX_ROWS - sum(len(missing_rows.hashes) for missing_rows in self.rows.values())
-        new = [row for row in rows if not self.hashes_of([row.key]) & missing.hashes]
-        kept = new[: max(0, room)]
-        whole = [row for row in kept if _is_whole(release, row)]
-        sums = missing.sums + RowSums.of(whole)
-        hashes = missing.hashes | {_hash(salt, row.key.encode()) for row in kept}
-        return self.with_rows(release, MissingRows(sums, hashes, missing.unsummed + len(new) - len(whole)))
+        new_rows = [row for row in rows if not self.hashes_of([row.key]) & missing.hashes]
+        hashed = sum(len(missing_rows.hashes) for missing_rows in self.rows.values())
+        kept_rows = new_rows[: max(0, MAX_ROWS - hashed)]
+        whole_rows = [row for row in kept_rows if _is_whole(release, row)]
+        with_new = MissingRows(
+            sums=missing.sums + RowSums.of(whole_rows),
+            hashes=missing.hashes | {_hash(salt, row.key.encode()) for row in kept_rows},
+            unsummed=missing.unsummed + len(new_rows) - len(whole_rows),
+        )
+        return self.with_rows(release, with_new)
 
     def hashes_of(self, keys: Iterable[str]) -> set[bytes]:
         """Return the hashes by which *keys* may be counted as missing."""
         return {_hash(salt, key.encode("utf-8", "surrogatepass")) for key in keys for salt in self.groups}
 
     def of_releases(self, entries: Iterable[Release]) -> "ErasedUsers":
-        """Return a copy without the rows of other releases."""
+        """Return a copy without the rows of releases other than *entries*, whose data are gone."""
         names = {name for entry in entries for name in entry.ref}
         return replace(self, rows={name: missing for name, missing in self.rows.items() if name in names})
 

@@ -3,7 +3,8 @@
     erased            all up to a part NUMBER, the base
     erased-00 … 31    the last parts: what a change added to all before it; part NUMBER is in NUMBER mod 32
 
-A change writes the next part, after it has read all others; every 16 parts also a new base. The catalogue names the
+A part holds groups of hashes by salt, and rows that releases lack (`hotplate.stores.erasure`), both in base64 or hex. A
+change writes the next part, after it has read all others; every 16 parts also a new base. The catalogue names the
 last part, and counts the hashes of ids. Where parts and catalogue are not written in one atomic step, parts come first:
 an interrupted change leaves a part that the catalogue does not name, and counts all the same.
 
@@ -17,14 +18,14 @@ import base64
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from hotplate.stores.catalogue import Catalogue, Erased, RecordFormat, ReleaseId, ReleaseRef
-from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, Checksum
+from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, ReleaseRef
+from hotplate.stores.encoding import META, NO_OFFSET, OFFSET_BYTES, Checksum, decode_versioned
 from hotplate.stores.erasure import HASH_BYTES, NOBODY, ErasedUsers, MissingRows, RowSums
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, check_format
+from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.store import Reader, RecordChange, Store, read_one
 
 ID: Final = ReleaseId("erased-users")
@@ -39,6 +40,10 @@ NAMES = (BASE, *(f"{BASE}-{slot:02}" for slot in range(PARTS)))
 
 # Parts since the base: new ones replace only parts that the base holds, also if it is written late.
 PARTS_SINCE_BASE = 16
+
+
+# What errors call the record.
+_SUBJECT = "the record of erased users"
 
 
 class _Group(msgspec.Struct):
@@ -74,8 +79,9 @@ class _FirstFormat(msgspec.Struct):
 class ErasureLog:
     """The log as it was read.
 
-    *last* is the number of the last part, *base* that of the base, *stored* the bytes by name. Unless *is_whole*, the
-    base or a part after it is missing or unreadable: *damage* says why, *unreadable* are the names.
+    *last* is the number of the last part, *base* that of the base, *stored* the bytes of all records by name. Unless
+    *is_whole*, there is no log, or the base or a part after it is missing or unreadable: *damage* says why,
+    *unreadable* are the names.
     """
 
     users: ErasedUsers
@@ -89,7 +95,9 @@ class ErasureLog:
     def appended(self, users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[RecordChange]]:
         """Return the catalogue's entry, and the changes of records, by which *users* become the erased ones.
 
-        *expected* is the count in the catalogue. Raises StoreMisused if there are too many.
+        *expected* is the count in the catalogue, which stays if fewer are known. Besides the next part, a new base is
+        written if the log is not whole or the base is old, and unreadable parts are replaced by empty ones. Raises
+        StoreMisused if there are too many users.
         """
         users.check_bounds()
         number = self.last + 1
@@ -106,34 +114,45 @@ class ErasureLog:
 
 
 async def read_log(reader: Reader) -> ErasureLog:
-    """Read the log, even without a catalogue. Raises StoreUnavailable, WrittenByNewer."""
-    stored = {name: value for name, value in zip(NAMES, await reader.records(NAMES), strict=True) if value is not None}
-    base = 0
-    users = NOBODY
-    has_base = False
+    """Read the log, even without a catalogue: the base, and the parts after it in order.
+
+    Raises StoreUnavailable, WrittenByNewer.
+    """
+    values = await reader.records(NAMES)
+    stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
+    base: _ParsedPart | None = None
+    parts = dict[int, ErasedUsers]()
     damage: str | None = None
     unreadable = list[str]()
-    parts = dict[int, ErasedUsers]()
     for name, value in stored.items():
         try:
-            number, part = _parse(name, value)
+            part = _parse(name, value)
         except ReleaseCorrupt as error:
             damage = str(error)
             unreadable.append(name)
             continue
         if name == BASE:
-            has_base = True
-            base = number
-            users = part
+            base = part
         else:
-            parts[number] = part
-    later = sorted(number for number in parts if number > base)
+            parts[part.number] = part.users
+    base_number = 0 if base is None else base.number
+    users = NOBODY if base is None else base.users
+    later = sorted(number for number in parts if number > base_number)
     for number in later:
         users = parts[number].merged(users)
-    last = max([base, *later])
-    if stored and not (has_base and later == list(range(base + 1, last + 1))):
+    last = max([base_number, *later])
+    has_all_parts = base is not None and later == list(range(base_number + 1, last + 1))
+    if stored and not has_all_parts:
         damage = damage or "a record of erased users is missing"
-    return ErasureLog(users, last, base, stored, bool(stored) and damage is None, damage, tuple(unreadable))
+    return ErasureLog(
+        users=users,
+        last=last,
+        base=base_number,
+        stored=stored,
+        is_whole=bool(stored) and damage is None,
+        damage=damage,
+        unreadable=tuple(unreadable),
+    )
 
 
 async def read_erased(reader: Reader, catalogue: Catalogue) -> ErasedUsers:
@@ -181,12 +200,13 @@ def first_records(users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[R
 def lost_sentence(lost: int) -> str:
     """Return what to do about *lost* ids."""
     return (
-        f"the record of erased users has lost {lost:,} of them, and shows them again: erase these ids again, as by "
+        f"{_SUBJECT} has lost {lost:,} of them, and shows them again: erase these ids again, as by "
         f"`hotplate users erase`; `hotplate store repair` accepts the loss"
     )
 
 
 def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
+    """Return what a part must hold so that *before* becomes *users*."""
     groups = {salt: hashes - before.groups.get(salt, frozenset()) for salt, hashes in users.groups.items()}
     rows = {name: missing for name, missing in users.rows.items() if before.rows.get(name) != missing}
     return ErasedUsers({salt: hashes for salt, hashes in groups.items() if hashes}, rows)
@@ -207,17 +227,21 @@ def _joined(hashes: frozenset[bytes]) -> str:
     return base64.b64encode(b"".join(sorted(hashes))).decode()
 
 
-def _parse(name: str, value: bytes) -> tuple[int, ErasedUsers]:
+class _ParsedPart(NamedTuple):
+    number: int
+    users: ErasedUsers
+
+
+def _parse(name: str, value: bytes) -> _ParsedPart:
+    """Parse a part or the base; ReleaseCorrupt if it is damaged, WrittenByNewer for a newer format."""
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
-        # First: others may have other fields.
-        check_format(msgspec.json.decode(stored, type=RecordFormat).format, FORMAT, "the record of erased users")
-        part = msgspec.json.decode(stored, type=_Part)
+        part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
         rows = {
             release: MissingRows(_sums(missing.sums), _split(missing.hashes), missing.unsummed)
             for release, missing in part.rows.items()
         }
-        return part.number, ErasedUsers(_groups(part.groups), rows)
+        return _ParsedPart(part.number, ErasedUsers(_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error
 
@@ -226,8 +250,7 @@ def parse_first_format(value: bytes) -> ErasedUsers:
     """Parse the row of an incarnation, of format 1; ReleaseCorrupt if it is invalid."""
     try:
         stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
-        check_format(msgspec.json.decode(stored, type=RecordFormat).format, 1, "the record of erased users")
-        record = msgspec.json.decode(stored, type=_FirstFormat)
+        record = decode_versioned(stored, _FirstFormat, newest=1, subject=_SUBJECT)
         rows = {release: MissingRows(unsummed=count) for release, count in record.rows.items()}
         return ErasedUsers(_groups(record.groups), rows)
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
@@ -235,7 +258,7 @@ def parse_first_format(value: bytes) -> ErasedUsers:
 
 
 def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
-    return ReleaseCorrupt(f"the record of erased users cannot be read ({name}: {error})")
+    return ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})")
 
 
 def _sums(stored: _Sums) -> RowSums:
@@ -247,5 +270,6 @@ def _groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
 
 
 def _split(hashes: str) -> frozenset[bytes]:
+    """Return the hashes in a text; ValueError if it is not base64."""
     raw = base64.b64decode(hashes, validate=True)
     return frozenset(raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))

@@ -33,11 +33,10 @@ async def copy(
     source is damaged.
     """
     entry = await _committed(source, release)
-    found = entry.ref
-    manifest = await load_manifest(source, found)
+    manifest = await load_manifest(source, entry.ref)
     draft = await _draft_of_copy(target, release)
     if draft is not None:
-        written = await _write_copy(source, found, manifest, target, draft, on_progress=on_progress)
+        written = await _write_copy(source, entry.ref, manifest, target, draft, on_progress=on_progress)
     elif await _is_complete(target, release, manifest, on_progress):
         await take_over_erasures(target, await erased_from(source))
         written = WriteResult(manifest, 0, manifest.rows)
@@ -45,9 +44,9 @@ async def copy(
         log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
     if live:
-        there = (await target.catalogue()).find(release)
-        is_served_in_source = entry.state is not State.READY and not entry.refused_by
-        though_refused = is_served_in_source and there.state is not State.WITHDRAWN
+        state_in_target = (await target.catalogue()).find(release).state
+        is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
+        though_refused = is_accepted_in_source and state_in_target is not State.WITHDRAWN
         return await go_live(target, written, though_refused=though_refused)
     if written.rows:
         await scale_down(target, (await target.catalogue()).find(release).ref)
@@ -57,10 +56,10 @@ async def copy(
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
     """Return whether *target* has all rows of a release; ReleaseConflict if it has others under that id."""
     try:
-        there = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
+        verified = await verify(target, (await target.catalogue()).find(release).ref, on_progress=on_progress)
     except (ReleaseCorrupt, ReleaseNotFound):
         return False
-    if there != manifest:
+    if verified != manifest:
         raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
     return True
 
@@ -73,13 +72,13 @@ async def repair(
     Raises ReleaseConflict if *source* has other rows under that id.
     """
     damaged = (await _committed(store, release)).ref
-    origin = (await _committed(source, release)).ref
-    manifest = await load_manifest(source, origin)
+    intact = (await _committed(source, release)).ref
+    manifest = await load_manifest(source, intact)
     with suppress(ReleaseNotFound, ReleaseCorrupt):
         if await load_manifest(store, damaged) != manifest:
             raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
     draft = await begin(store, release, repairs=damaged.incarnation, writer=new_copier())
-    written = await _write_copy(source, origin, manifest, store, draft, on_progress=on_progress, prepare=True)
+    written = await _write_copy(source, intact, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
     return written
 
@@ -103,7 +102,7 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
 
 async def _write_copy(
     source: Store,
-    origin: ReleaseRef,
+    release: ReleaseRef,
     manifest: Manifest,
     target: Store,
     draft: DraftRef,
@@ -111,23 +110,26 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
+    """Write the rows of *release* of *source* into *draft* of *target*, without users erased from either store."""
     await take_over_erasures(target, await erased_from(source))
 
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
         erased = await erased_from(source)  # also users erased since the copy began
         await take_over_erasures(target, erased)
-        absent = erased.missing_from(origin).most + erased.lost * (1 + len(manifest.named))
+        # A lost id had at most one row in each list.
+        absent = erased.missing_from(release).most + erased.lost * (1 + len(manifest.named))
         await check_copied(target, draft, manifest, tally, absent=absent)
         return manifest
 
     async def read() -> EncodedRows:
-        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, origin, manifest, on_progress))
+        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, release, manifest, on_progress))
 
     with frozen_heap():
         return await write(target, draft, read, finish=finish, prepare=prepare)
 
 
 async def _committed(source: Store, release: ReleaseId) -> Release:
+    """Return the entry of a committed release; ReleaseConflict for a draft, ReleaseNotFound if it is unknown."""
     entry = (await source.catalogue()).find(release)
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")

@@ -18,16 +18,17 @@ from hotplate.stores.verification import load_manifest, read_slots
 # Rows that came back while they were deleted, or a publish wrote meanwhile, are deleted again.
 ATTEMPTS = 3
 
-# Returns what is to be erased, given the catalogue and what is.
-More = Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]
+# From the catalogue and the erased users in its record: returns those that the record is to have.
+Revise = Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
     """The result of an erasure, or of a search.
 
-    *holding* are the releases that still have rows of given users, *lists* the named lists with some of these rows;
-    *being_written* are drafts, which were not searched. *lost* is the number of ids that the store's record has lost,
+    *erased* are those of the given users whom the record has. *holding* are the users of whom a release still has rows,
+    *lists* the named lists with some of these rows; *being_written* are drafts, which were not searched. *deleted* is
+    the number of rows. *lost* is the number of ids that the store's record has lost,
     *warning* a sentence if this erasure may be lost with the store's data.
     """
 
@@ -43,45 +44,48 @@ class Erasure:
 async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     """Erase *users*: from their next refresh on, readers treat them as unknown.
 
-    Rows are deleted if the store can. Raises ReleaseNotFound if nothing was ever published.
+    They are recorded first, with the rows that releases lack from then on; then the rows are deleted, if the store can.
+    Raises ReleaseNotFound if nothing was ever published.
     """
     wanted = list(dict.fromkeys(users))
-
     deleted = 0
     for _ in range(ATTEMPTS):
-        recorded, held = await _mark(store, wanted)
+        catalogue, keys_by_release = await _record_users(store, wanted)
         if isinstance(store, RowEraser):
-            for release, keys in held.items():
+            for release, keys in keys_by_release.items():
                 with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
-                    deleted += await store.erase_rows(release, keys, partial(_check_recorded, recorded))
-        holdings = await find_users(store, wanted)
-        if len(holdings.erased) == len(wanted) and not (holdings.holding and isinstance(store, RowEraser)):
+                    deleted += await store.erase_rows(release, keys, partial(_check_recorded, catalogue))
+        result = await find_users(store, wanted)
+        are_recorded = len(result.erased) == len(wanted)
+        are_rows_left = bool(result.holding) and isinstance(store, RowEraser)
+        if are_recorded and not are_rows_left:
             break
     warning = await store.check_durability() if isinstance(store, Diagnosed) else None
-    return replace(holdings, deleted=deleted, warning=warning)
+    return replace(result, deleted=deleted, warning=warning)
 
 
-async def _mark(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
+async def _record_users(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
     """Record *users* as erased, and their rows as missing.
 
-    Returns the catalogue with the record, and the keys of these rows, which are still there.
+    Returns the catalogue with the record, and the keys of these rows, which are still there, by release.
     """
-    held = dict[ReleaseRef, list[str]]()
+    keys_by_release = dict[ReleaseRef, list[str]]()
 
-    async def more(catalogue: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        held.clear()
-        known = known.with_users(users)
+    async def add_users(catalogue: Catalogue, erased: ErasedUsers) -> ErasedUsers:
+        keys_by_release.clear()  # of an attempt that lost a race
+        erased = erased.with_users(users)
         for entry in catalogue.committed:
             with suppress(ReleaseNotFound):  # pruned since
-                rows = await _present(store, entry.ref, await _keys_of(store, entry.ref, users))
-                known = known.with_missing(entry.ref, rows)
-                held[entry.ref] = [row.key for row in rows]
-        return known
+                rows = await _present_rows(store, entry.ref, await _keys_of(store, entry.ref, users))
+                erased = erased.with_missing(entry.ref, rows)
+                keys_by_release[entry.ref] = [row.key for row in rows]
+        return erased
 
-    return await _change(store, more), held
+    return await _change_record(store, add_users), keys_by_release
 
 
 def _check_recorded(recorded: Catalogue, catalogue: Catalogue) -> None:
+    """Raise ReleaseConflict unless *catalogue* is *recorded*, or a later one of its store."""
     if catalogue.store_id != recorded.store_id or catalogue.generation < recorded.generation:
         raise ReleaseConflict("the store has returned to older data, which do not record the rows as missing")
 
@@ -91,30 +95,32 @@ async def find_users(store: Store, users: Sequence[str]) -> Erasure:
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
     wanted = list(dict.fromkeys(users))
-    held = {
-        release: [RowKey.parse(key) for key in keys]
-        for release, keys in (await _holding(store, catalogue, wanted)).items()
-    }
-    drafts = tuple(entry.id for entry in catalogue.releases if entry.state is State.DRAFT)
-    holding = {
-        release: tuple(dict.fromkeys(row.user for row in rows if row.user is not None))
-        for release, rows in held.items()
-        if rows
-    }
-    lists = {release: tuple(dict.fromkeys(row.list for row in rows if row.list)) for release, rows in held.items()}
-    marked = tuple(user for user in wanted if erased.covers_user(user))
-    named = {release: names for release, names in lists.items() if names}
-    return Erasure(marked, holding, drafts, lists=named, lost=erased.lost)
+    holding = dict[ReleaseId, tuple[str, ...]]()
+    lists = dict[ReleaseId, tuple[str, ...]]()
+    for release, keys in (await _present_keys(store, catalogue, wanted)).items():
+        rows = [RowKey.parse(key) for key in keys]
+        names = dict.fromkeys(row.list for row in rows if row.list)
+        if rows:
+            holding[release] = tuple(dict.fromkeys(row.id for row in rows))
+        if names:
+            lists[release] = tuple(names)
+    return Erasure(
+        erased=tuple(user for user in wanted if erased.covers_user(user)),
+        holding=holding,
+        being_written=tuple(entry.id for entry in catalogue.releases if entry.state is State.DRAFT),
+        lists=lists,
+        lost=erased.lost,
+    )
 
 
 async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
     """Add another store's *erased* users to those of *target*."""
 
-    async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        return known.merged(replace(erased, rows={}))
+    async def add_theirs(_: Catalogue, ours: ErasedUsers) -> ErasedUsers:
+        return ours.merged(replace(erased, rows={}))
 
     if erased:
-        await _change(target, more)
+        await _change_record(target, add_theirs)
 
 
 async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally: Tally, *, absent: int) -> None:
@@ -123,61 +129,72 @@ async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally
     Records the sums of these rows for `verify`.
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
-    others, theirs = (
-        {kind: count for kind, count in counts.items() if RowKey.parse(kind).kind != USER}
-        for counts in (manifest.counts, tally.counts)
-    )
-    others_differ = others != theirs
-    if not missing or others_differ or not tally.left_out <= missing <= tally.left_out + absent:
+    is_explained = tally.left_out <= missing <= tally.left_out + absent
+    has_all_others = _without_users(manifest.counts) == _without_users(tally.counts)
+    if not missing or not has_all_others or not is_explained:
         compare(manifest, tally)
         return
 
-    async def more(_: Catalogue, known: ErasedUsers) -> ErasedUsers:
-        return known.with_rows(draft.release, MissingRows(RowSums.lacking(manifest, tally)))
+    async def add_rows(_: Catalogue, erased: ErasedUsers) -> ErasedUsers:
+        return erased.with_rows(draft.release, MissingRows(RowSums.lacking(manifest, tally)))
 
-    await _change(target, more)
+    await _change_record(target, add_rows)
+
+
+def _without_users(counts: Mapping[str, int]) -> dict[str, int]:
+    return {kind: count for kind, count in counts.items() if RowKey.parse(kind).kind != USER}
 
 
 async def accept_loss(store: Store) -> int:
     """Count as erased only the users that the record has; return how many were lost."""
     lost = 0
 
-    async def more(catalogue: Catalogue, known: ErasedUsers) -> ErasedUsers:
+    async def count_lost(catalogue: Catalogue, erased: ErasedUsers) -> ErasedUsers:
         nonlocal lost
-        lost = 0 if catalogue.erased is None else max(0, catalogue.erased.count - known.count)
-        return known
+        lost = max(0, _counted(catalogue) - erased.count)
+        return erased
 
-    await _change(store, more, accepts_loss=True)
+    await _change_record(store, count_lost, accepts_loss=True)
     return lost
 
 
-async def _change(store: Store, more: More, *, accepts_loss: bool = False) -> Catalogue:
+async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = False) -> Catalogue:
+    """Change the record of erased users by *revise*, called again after a lost race, and return the new catalogue.
+
+    With *accepts_loss*, the catalogue counts only the users that the record has left. Raises ReleaseNotFound for an
+    empty store.
+    """
     for _ in range(SWAP_ATTEMPTS):
         catalogue = await store.catalogue()
         if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
         log = await _read_whole(store, catalogue)
-        wanted = (await more(catalogue, log.users)).of_releases(catalogue.releases)
-        is_named = _is_named(catalogue, log)
-        loses = catalogue.erased is not None and catalogue.erased.count > log.users.count
-        if is_named and not (accepts_loss and loses) and wanted == log.users.of_releases(catalogue.releases):
+        revised = (await revise(catalogue, log.users)).of_releases(catalogue.releases)
+        is_loss_accepted = accepts_loss and _counted(catalogue) > log.users.count
+        is_unchanged = revised == log.users.of_releases(catalogue.releases)
+        if is_unchanged and not is_loss_accepted and _is_last_part_named(catalogue, log):
             return catalogue
-        expected = 0 if accepts_loss or catalogue.erased is None else catalogue.erased.count
-        erased, records = log.appended(wanted, expected)
-
-        def step(current: Catalogue, seen: Catalogue = catalogue, new: Erased = erased) -> Catalogue:
-            if current.erased == new:
-                return current  # made, but its reply was lost
-            if current.version != seen.version:  # what is erased depends on the catalogue
-                raise ReleaseConflict("the catalogue has changed; try again")
-            return replace(current, erased=new)
-
+        entry, records = log.appended(revised, expected=0 if accepts_loss else _counted(catalogue))
         with suppress(ReleaseConflict):
-            return await change(store, step, records=records)
+            return await change(store, partial(_with_erased, seen=catalogue, entry=entry), records=records)
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-def _is_named(catalogue: Catalogue, log: ErasureLog) -> bool:
+def _with_erased(current: Catalogue, *, seen: Catalogue, entry: Erased) -> Catalogue:
+    """Return *current* with the entry of a new record, which depends on *seen*; ReleaseConflict if it has changed."""
+    if current.erased == entry:
+        return current  # swapped, but the reply was lost
+    if current.version != seen.version:
+        raise ReleaseConflict("the catalogue has changed; try again")
+    return replace(current, erased=entry)
+
+
+def _counted(catalogue: Catalogue) -> int:
+    """Return the number of erased users that a catalogue counts."""
+    return 0 if catalogue.erased is None else catalogue.erased.count
+
+
+def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
     """Return whether the catalogue names the last part, which an interrupted erasure may have written."""
     if catalogue.erased is None:
         return log.last == 0
@@ -190,7 +207,7 @@ async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
     users = log.users
     if catalogue.erased is not None and catalogue.erased.incarnation:
         users = users.merged(await read_incarnation(store, catalogue.erased.incarnation) or users)
-    if catalogue.erased is not None and catalogue.erased.count > users.count:
+    if _counted(catalogue) > users.count:
         users = users.merged(await find_erased(store))
     return log if users == log.users else replace(log, users=users, is_whole=False)
 
@@ -204,7 +221,7 @@ async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> l
     return [RowKey(USER, user, name).text for name in ("", *names) for user in users]
 
 
-async def _present(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
+async def _present_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
     """Return the rows that a release has; a row that cannot be read has no value."""
     return [
         Row(key, b"" if isinstance(slot, ReleaseCorrupt) else slot)
@@ -213,13 +230,16 @@ async def _present(store: Store, release: ReleaseRef, keys: Sequence[str]) -> li
     ]
 
 
-async def _holding(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
-    """Return the keys of the users' rows in all lists, by release."""
-    held = dict[ReleaseId, list[str]]()
+async def _present_keys(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
+    """Return the keys of the users' rows that committed releases have, in all lists, by id.
+
+    Of two incarnations with one id, those of the one with more of them.
+    """
+    keys_by_id = dict[ReleaseId, list[str]]()
     for entry in catalogue.committed:
         with suppress(ReleaseNotFound):  # pruned since
             keys = await _keys_of(store, entry.ref, users)
-            there = [row.key for row in await _present(store, entry.ref, keys)]
-            if len(there) >= len(held.get(entry.id, ())):
-                held[entry.id] = there
-    return held
+            present = [row.key for row in await _present_rows(store, entry.ref, keys)]
+            if len(present) >= len(keys_by_id.get(entry.id, ())):
+                keys_by_id[entry.id] = present
+    return keys_by_id
