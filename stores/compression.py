@@ -7,7 +7,7 @@ is the first row, `meta:dictionary`, empty and unused if there were too few list
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import zstandard
@@ -45,7 +45,7 @@ MATCHED_BYTES = 8
 
 MAX_LIST_BYTES = 4 << 20
 _MAX_BODY_BYTES = OFFSET_BYTES + MAX_LIST_BYTES
-_NO_BODY = b"g"  # above all bodies, which begin with hex digits
+_ABOVE_ALL_BODIES = b"g"  # as these begin with hex digits, their offset
 _POPULAR = (POPULAR, POPULAR[:-1] + "@")
 _SPECIAL = (META, *_POPULAR)
 
@@ -69,7 +69,10 @@ class Encoder:
             self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows of stored values; StoreMisused for an invalid body or an exceeded limit."""
+        """Return rows of stored values, in the same order, for rows of bodies and `meta` rows.
+
+        Raises StoreMisused for an invalid body or an exceeded limit.
+        """
         if not self._are_usual(rows):
             rows = [Row(key, self._body(key, value)) for key, value in rows]
         # Row(key, value) without a Python call each.
@@ -82,14 +85,22 @@ class Encoder:
         if self._compress is not None:
             return False
         for key, body in rows:
-            if not OFFSET_BYTES <= len(body) <= _MAX_BODY_BYTES or body >= _NO_BODY or key.startswith(_SPECIAL):
+            if (
+                not OFFSET_BYTES <= len(body) <= _MAX_BODY_BYTES
+                or body >= _ABOVE_ALL_BODIES
+                or key.startswith(_SPECIAL)
+            ):
                 return False
         return True
 
     def _body(self, key: str, body: bytes) -> bytes:
+        """Return the stored body of a row: compressed, if lists are, but for `meta` rows.
+
+        Raises StoreMisused for a value that is not a body, and for lists above the limits.
+        """
         if key.startswith(META):
             return NO_OFFSET + body
-        if len(body) < OFFSET_BYTES or body >= _NO_BODY:
+        if len(body) < OFFSET_BYTES or body >= _ABOVE_ALL_BODIES:
             raise StoreMisused(f"the value of {key!r} is not a body of a list; see `hotplate.stores.encoding`")
         size = len(body) - OFFSET_BYTES
         if size > MAX_LIST_BYTES:
@@ -104,7 +115,10 @@ class Encoder:
 
 
 def decompressor(dictionary: bytes) -> Callable[[bytes], bytes]:
-    """Return a function that decompresses one list of at most MAX_LIST_BYTES; both raise ReleaseCorrupt for damage."""
+    """Return a function that decompresses one list of at most MAX_LIST_BYTES; an empty one stays empty.
+
+    Both raise ReleaseCorrupt for damage.
+    """
     try:
         decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
     except zstandard.ZstdError as error:
@@ -152,19 +166,22 @@ async def encode_rows(
     *plan* counts keys and lists, without offsets; `zstd` scales its bytes by the compression ratio of the first lists.
     *sample* holds rows to train on if other processes write most of the release.
     """
-    plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
+    plan = replace(plan, payload_bytes=plan.payload_bytes + plan.rows * HEADER_BYTES)
     if encoding == PLAIN:
         plain = Encoder(checksum, None)
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
-    first = await _first(remaining)
-    known = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
-    lists = (row.value[OFFSET_BYTES:] for row in known if not is_empty(row.value))
+    first = await _first_batches(remaining)
+    rows_at_hand = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
+    lists = (row.value[OFFSET_BYTES:] for row in rows_at_hand if not is_empty(row.value))
     dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
-    measured = known[:: len(known) // MEASURED + 1]
-    before = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
-    after = sum(len(row.value) for row in Encoder(checksum, dictionary).rows(measured))
-    payload = plan.meta_bytes + int((plan.payload_bytes - plan.meta_bytes) * (after / before if before else 1.0))
+
+    list_bytes = plan.payload_bytes - plan.meta_bytes
+    compressed_bytes = int(list_bytes * _compression_ratio(rows_at_hand, Encoder(checksum, dictionary)))
+    dictionary_bytes = len(DICTIONARY) + HEADER_BYTES + len(dictionary)
+    compressed_plan = replace(
+        plan, rows=plan.rows + 1, payload_bytes=plan.meta_bytes + compressed_bytes + dictionary_bytes
+    )
     encoder = Encoder(checksum, dictionary)
 
     async def encoded() -> AsyncIterator[list[Row]]:
@@ -174,11 +191,15 @@ async def encode_rows(
         async for rows in remaining:
             yield encoder.rows(rows)
 
-    return EncodedRows(
-        Plan(plan.rows + 1, payload + len(DICTIONARY) + HEADER_BYTES + len(dictionary), plan.meta_bytes),
-        encoded(),
-        dictionary,
-    )
+    return EncodedRows(compressed_plan, encoded(), dictionary)
+
+
+def _compression_ratio(rows: Sequence[Row], encoder: Encoder) -> float:
+    """Return the size of stored values by that of uncompressed ones, measured on up to MEASURED of *rows*."""
+    measured = rows[:: len(rows) // MEASURED + 1]
+    plain_bytes = sum(len(row.value) + CHECKSUM_BYTES for row in measured)
+    stored_bytes = sum(len(row.value) for row in encoder.rows(measured))
+    return stored_bytes / plain_bytes if plain_bytes else 1.0
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
@@ -198,17 +219,22 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
     return decode
 
 
-async def _first(batches: AsyncIterator[Sequence[Row]]) -> deque[Sequence[Row]]:
-    taken = deque[Sequence[Row]]()
-    lists = size = 0
+async def _first_batches(batches: AsyncIterator[Sequence[Row]]) -> deque[Sequence[Row]]:
+    """Take batches until there are enough lists to train on; others stay in *batches*."""
+    first = deque[Sequence[Row]]()
+    rows_taken = 0
+    bytes_taken = 0
     async for rows in batches:
-        taken.append(rows)
-        lists += len(rows)
-        size += sum(len(row.value) for row in rows)
-        if lists >= TRAINED_ON or size >= TRAINED_ON_BYTES:
+        first.append(rows)
+        rows_taken += len(rows)
+        bytes_taken += sum(len(row.value) for row in rows)
+        if rows_taken >= TRAINED_ON or bytes_taken >= TRAINED_ON_BYTES:
             break
-    return taken
+    return first
 
 
 def _load(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
-    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT) if dictionary else None
+    """Return a trained dictionary for zstandard; None for an empty one."""
+    if not dictionary:
+        return None
+    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)

@@ -14,7 +14,15 @@ from importlib.metadata import version
 from statistics import median
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import (
+    Catalogue,
+    DraftRef,
+    Release,
+    ReleaseId,
+    ReleaseRef,
+    State,
+    unnamed_release,
+)
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
@@ -31,7 +39,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
-from hotplate.stores.store import Diagnosed, Finding, Level, Plan, Store, read_one
+from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, read_one
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
@@ -47,35 +55,42 @@ OnRowsRead = Callable[[ReleaseId, int, int], None]
 
 
 async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[Finding]:
-    """Examine a store without changes; never raises StoreError."""
-    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _own_findings(store)]
+    """Examine a store without changes; never raises StoreError.
+
+    *clock* is this machine's, in epoch seconds. Returns at least the version; without a readable catalogue, only what
+    the store says of its set-up, and the error.
+    """
+    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _set_up_findings(store)]
     before = clock()
     try:
         catalogue = await store.catalogue()
         if not catalogue.generation:
             await check_nothing_to_rebuild(store)
     except StoreError as error:
-        if not any(str(error) in finding.sentence for finding in findings):
+        is_reported = any(str(error) in finding.sentence for finding in findings)
+        if not is_reported:
             findings.append(Finding(Level.ERROR, "catalogue", str(error)))
         return findings
+    findings.append(_clock_finding(catalogue, before, clock()))
     sentence = f"generation {catalogue.generation:,}, releases: {len(catalogue.releases):,}"
-    findings += [_clock(catalogue, before, clock()), Finding(Level.OK, "catalogue", sentence)]
+    findings.append(Finding(Level.OK, "catalogue", sentence))
     try:
         if lost := (await erased_from(store)).lost:
             findings.append(Finding(Level.WARNING, "erased users", lost_sentence(lost)))
     except StoreError as error:
         findings.append(Finding(Level.ERROR, "erased users", str(error)))
-    return [*findings, *await _live(store, catalogue), *await _left_over(store, catalogue)]
+    return [*findings, *await _live_findings(store, catalogue), *await _leftover_findings(store, catalogue)]
 
 
-async def _own_findings(store: Store) -> list[Finding]:
+async def _set_up_findings(store: Store) -> list[Finding]:
     try:
         return await store.examine() if isinstance(store, Diagnosed) else []
     except StoreError as error:
         return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}")]
 
 
-def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
+def _clock_finding(catalogue: Catalogue, before: float, after: float) -> Finding:
+    """Compare the store's clock with ours, read *before* and *after* the catalogue."""
     ahead_s = catalogue.now - (before + after) / 2
     if abs(ahead_s) <= MAX_SKEW_S + (after - before) / 2:
         return Finding(Level.OK, "clock", f"it differs from ours by {abs(ahead_s):.1f} s")
@@ -84,23 +99,26 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
     return Finding(Level.WARNING, "clock", sentence)
 
 
-async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
+async def _live_findings(store: Store, catalogue: Catalogue) -> list[Finding]:
+    """Examine the live release and the canary, reads of the live one, and the room for another."""
     live = catalogue.live_entry
     canary = catalogue.canary_entry
     if live is None:
         sentence = "nothing is live, so a service has no lists; publish, or activate a release"
         return [Finding(Level.WARNING, "live", sentence)]
-    findings, manifest = await _served(store, catalogue, live, "live")
+    findings, manifest = await _served_findings(store, catalogue, live, "live")
     if canary is not None:
-        findings += (await _served(store, catalogue, canary, "canary"))[0]
+        canary_findings, _ = await _served_findings(store, catalogue, canary, "canary")
+        findings += canary_findings
     if manifest is None:
         return findings
-    return [*findings, await _reads(store, live, manifest), *await _room(store, manifest)]
+    return [*findings, await _read_finding(store, live, manifest), *await _room_findings(store, manifest)]
 
 
-async def _served(
+async def _served_findings(
     store: Store, catalogue: Catalogue, entry: Release, subject: str
 ) -> tuple[list[Finding], Manifest | None]:
+    """Examine a served release, the *subject* `live` or `canary`; returns its manifest, None if it cannot be read."""
     try:
         servable = await read_servable(store, entry.ref)
     except StoreError as error:
@@ -108,10 +126,12 @@ async def _served(
         if isinstance(error, ReleaseCorrupt | ReleaseNotFound):
             sentence = f"{sentence.removesuffix(f'; {HEAL}')}; {await _advice(store, catalogue)}"
         return [Finding(Level.ERROR, subject, sentence)], None
-    since = entry.live_since and f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
+    since = ""
+    if entry.live_since:
+        since = f", live since {datetime.fromtimestamp(entry.live_since, UTC):%Y-%m-%d %H:%M:%S}Z"
     size = f"{servable.manifest.rows:,} rows, {servable.manifest.bytes / 1e6:,.1f} MB"
     findings = [
-        Finding(Level.OK, subject, f"{entry.id}{since or ''}: {size}"),
+        Finding(Level.OK, subject, f"{entry.id}{since}: {size}"),
         Finding(Level.OK, "freshness", _freshness(servable.manifest, catalogue.now)),
     ]
     if servable.damaged:
@@ -145,9 +165,12 @@ async def _advice(store: Store, catalogue: Catalogue) -> str:
     return HEAL
 
 
-async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
-    taken = list[float]()
-    for number in range(READS if manifest.sample else 0):
+async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Finding:
+    """Time READS point reads of sampled rows, one after the other."""
+    if not manifest.sample:
+        return Finding(Level.OK, "reading", f"{live.id} has no sample to read")
+    latencies_s = list[float]()
+    for number in range(READS):
         started = time.perf_counter()
         try:
             await read_one(store, live.ref, manifest.sample[number % len(manifest.sample)])
@@ -155,17 +178,18 @@ async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
             continue  # reported as damaged rows
         except StoreError as error:
             return Finding(Level.ERROR, "reading", f"a row of {live.id} cannot be read: {error}")
-        taken.append(time.perf_counter() - started)
-    if not taken:
+        latencies_s.append(time.perf_counter() - started)
+    if not latencies_s:
         return Finding(Level.OK, "reading", f"{live.id} has no sample to read")
-    figures = f"{READS} point reads: median {median(taken) * 1e3:,.2f} ms, worst {max(taken) * 1e3:,.2f} ms"
-    if max(taken) <= BUDGET_S:
+    worst_s = max(latencies_s)
+    figures = f"{READS} point reads: median {median(latencies_s) * 1e3:,.2f} ms, worst {worst_s * 1e3:,.2f} ms"
+    if worst_s <= BUDGET_S:
         return Finding(Level.OK, "reading", figures)
     advice = f"a service spends {BUDGET_S * 1e3:.0f} ms on a request; serve from nearer, or with more --budget"
     return Finding(Level.WARNING, "reading", f"{figures}; {advice}")
 
 
-async def _room(store: Store, manifest: Manifest) -> list[Finding]:
+async def _room_findings(store: Store, manifest: Manifest) -> list[Finding]:
     if not isinstance(store, Diagnosed):
         return []
     draft = DraftRef(ReleaseId(manifest.release), "0" * 12, "")
@@ -176,27 +200,30 @@ async def _room(store: Store, manifest: Manifest) -> list[Finding]:
     return [Finding(Level.OK, "room", "enough for another release like the live one")]
 
 
-async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
+async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding]:
+    """Find what killed processes have left: drafts, half-erased releases, and data without an entry."""
     sentences = list[str]()
-    writing = ""
+    being_written = ""
     for entry in catalogue.releases:
         if entry.state is State.DROPPING:
             sentences.append(f"{entry.id} is being erased; `hotplate releases prune` finishes that")
         elif entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) > 0:
-            writing = f"; {entry.id} is being written"
+            being_written = f"; {entry.id} is being written"
         elif entry.state is State.DRAFT:
             advice = "continue it with --resume, or let `hotplate releases prune` erase it"
             sentences.append(f"the writer of the draft {entry.id} is gone; {advice}")
     try:
-        strangers = [name for name in await store.incarnations() if name not in catalogue.incarnations]
+        unknown = [name for name in await store.incarnations() if name not in catalogue.incarnations]
     except StoreError as error:
         sentences.append(f"the data in the store cannot be listed: {error}")
-        strangers = []
-    if strangers:
-        listed = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
-        sentences.append(f"the catalogue does not name the data of {listed}; `hotplate releases prune` erases them")
+        unknown = []
+    if unknown:
+        names = ", ".join(unknown[:NAMED])
+        if len(unknown) > NAMED:
+            names += f" and {len(unknown) - NAMED} more"
+        sentences.append(f"the catalogue does not name the data of {names}; `hotplate releases prune` erases them")
     if not sentences:
-        return [Finding(Level.OK, "left over", f"nothing{writing}")]
+        return [Finding(Level.OK, "left over", f"nothing{being_written}")]
     return [Finding(Level.WARNING, "left over", sentence) for sentence in sentences]
 
 
@@ -248,7 +275,8 @@ async def survey(
 ) -> Survey:
     """Find the sealed releases in a store, and read all their rows.
 
-    Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
+    Also finds the record of erased users, in rows of incarnations too, as earlier versions kept it. Raises
+    ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
     releases = list[FoundRelease]()
@@ -274,12 +302,12 @@ async def survey(
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     releases.sort(key=lambda release: release.manifest.created_at)
     erasures = replace(erasures, users=erased, is_whole=erasures.is_whole and erased == erasures.users)
-    result = Survey(tuple(releases), others, erasures, record, now)
+    result = Survey(releases=tuple(releases), others=others, erasures=erasures, record=record, now=now)
     if wanted is not None:
-        result.find(wanted)
-    read = [await _read(store, release, erased, on_progress) for release in releases]
-    read.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
-    return replace(result, releases=tuple(read))
+        result.find(wanted)  # before the rows are read, which takes long
+    examined = [await _examine_rows(store, release, erased, on_progress) for release in releases]
+    examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
+    return replace(result, releases=tuple(examined))
 
 
 async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:
@@ -301,20 +329,20 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
             f"left: erase the others again"
         )
     await store.prepare(chosen.ref)
-    erased, records = survey.erasures.appended(survey.erasures.users) if survey.erasures.users else (None, [])
-    new = changes.succeed(
-        Catalogue(now=survey.now),
-        Catalogue(releases=tuple(_entries(survey, chosen)), erased=erased, now=survey.now),
-        token=secrets.token_hex(8),
-        store_id=secrets.token_hex(8),
-    )
+    rebuilt = Catalogue(releases=tuple(_entries(survey, chosen)), now=survey.now)
+    records = list[RecordChange]()
+    if survey.erasures.users:
+        erased, records = survey.erasures.appended(survey.erasures.users)
+        rebuilt = replace(rebuilt, erased=erased)
+    empty = Catalogue(now=survey.now)
+    new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
     try:
         if survey.record is None:
             await store.swap(Catalogue(), new, records)
         else:
             await store.replace_unreadable(survey.record, new, records)
     except (ReleaseConflict, StoreUnavailable):
-        if await _token(store) != new.token:  # otherwise only the reply was lost
+        if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise
     for release in new.served:
         await store.prepare(release)  # a node of a cluster may have lost it meanwhile
@@ -322,6 +350,10 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
+    """Return the bytes of an unreadable catalogue, None if there is none, and the time by the store's clock.
+
+    Raises ReleaseConflict if the catalogue can be read, CatalogueUnreadable for one of a newer format.
+    """
     try:
         catalogue = await store.catalogue()
     except CatalogueUnreadable as error:
@@ -338,13 +370,14 @@ async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:
 async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
     """Read a row of an unnamed incarnation; None also for drafts and damaged releases."""
     try:
-        return await read_one(store, ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation), key)
+        return await read_one(store, unnamed_release(incarnation), key)
     except (ReleaseNotFound, ReleaseCorrupt):
         return None
 
 
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
-    unnamed = ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
+    """Read the manifest of an unnamed incarnation; ReleaseNotFound for a draft, ReleaseCorrupt without a manifest."""
+    unnamed = unnamed_release(incarnation)
     if not await is_sealed(store, unnamed):
         raise ReleaseNotFound("a draft that was not finished")
     value = await read_one(store, unnamed, MANIFEST)
@@ -353,7 +386,10 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     return read_manifest(release_in(value), value)
 
 
-async def _read(store: Store, release: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead) -> FoundRelease:
+async def _examine_rows(
+    store: Store, release: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead
+) -> FoundRelease:
+    """Read all rows of a release, and return it with their damage, if any."""
     try:
         await verify(store, release.ref, erased=erased, on_progress=partial(on_progress, release.ref.id))
         await read_servable(store, release.ref, erased=erased)
@@ -363,7 +399,7 @@ async def _read(store: Store, release: FoundRelease, erased: ErasedUsers, on_pro
 
 
 def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
-    # The live release is last; of two with one id, the earlier one is withdrawn.
+    """Return the entries of a new catalogue, *live* last; of two releases with one id, the earlier one is withdrawn."""
     entries = list[Release]()
     for release in survey.releases:
         if release is live:
@@ -375,7 +411,8 @@ def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
     return [*entries, Release(*live.ref, State.LIVE, live.manifest.created_at)]
 
 
-async def _token(store: Store) -> str:
+async def _read_token(store: Store) -> str:
+    """Return the catalogue's token; empty if it cannot be read."""
     try:
         return (await store.catalogue()).token
     except StoreError:

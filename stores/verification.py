@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from typing import NamedTuple
 
 from hotplate.stores.attributes import ItemAttributes, piece_keys
 from hotplate.stores.catalogue import ReleaseRef
@@ -34,14 +35,14 @@ from hotplate.stores.store import Diagnosed, Reader, Row, Store, read_one
 # Scans of a release, as erasures may change it meanwhile.
 SCANS = 3
 
-# Limits of a chunk; bytes are of values, and approximate.
+# Limits of a chunk of scanned rows; bytes are of values, and approximate.
 CHUNK_ROWS = 1000
 CHUNK_BYTES = 4 << 20
 
-# Damaged keys in a sentence.
+# Damaged keys that a sentence names.
 NAMED = 3
 
-# Bounds the wait of lookups on the same connection.
+# Pieces of 64 KiB in a read, so that lookups on the same connection do not wait for long.
 PIECES_AT_ONCE = 16
 
 # For all reads before a release is served.
@@ -63,7 +64,10 @@ async def read_rows(
     *,
     rows_per_s: float = inf,
 ) -> AsyncIterator[list[Row]]:
-    """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped."""
+    """Yield all rows of a release, the manifest too, in chunks; keys repeated by the scan are skipped.
+
+    With *rows_per_s*, chunks are smaller, and pauses keep to that rate. *on_progress* gets rows read and in all.
+    """
     loop = asyncio.get_running_loop()
     done = 0
     began = loop.time()
@@ -75,6 +79,7 @@ async def read_rows(
 
 
 async def _chunks(rows: AsyncIterator[Row], chunk_rows: int) -> AsyncIterator[list[Row]]:
+    """Collect scanned rows in chunks of at most *chunk_rows*, the last one maybe empty, without repeated keys."""
     chunk = list[Row]()
     size = 0
     last = ""
@@ -99,9 +104,10 @@ async def verify(
     erased: ErasedUsers | None = None,
     on_progress: OnProgress = unreported,
 ) -> Manifest:
-    """Compare all rows of a sealed release with its manifest, at most *rows_per_s* of them.
+    """Compare all rows of a sealed release with its manifest, at most *rows_per_s* of them, and return it.
 
     Raises ReleaseCorrupt, which counts missing and damaged rows. *erased* is needed if the catalogue cannot be read.
+    The rows are scanned again if a user was erased meanwhile.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
@@ -110,28 +116,48 @@ async def verify(
         rows = partial(read_rows, store, release, manifest, on_progress, rows_per_s=rows_per_s)
         for scan in range(SCANS):
             known = await erased_from(store) if erased is None else erased
-            tally, unsummed = await _tally(rows(), known, release)
-            unsummed += known.lost * (1 + len(manifest.named))  # a lost record may have counted their rows
+            tally = await _tally(rows(), known, release)
             try:
                 compare(manifest, tally)
             except ReleaseCorrupt as error:
                 if scan < SCANS - 1 and erased is None and await _is_outdated(store, release, known):
                     continue
-                missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-                deleted = min(count_of(missing, "user"), unsummed)
-                lost = sum(missing.values()) - deleted
-                damaged = await _damaged(store, release, manifest, rows_per_s)
-                flaws = [f"{lost:,} of {manifest.rows + 1:,} rows are missing"] if lost else []
-                if flaws := [*flaws, damaged] if damaged else flaws:
-                    raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(flaws)}; {HEAL}") from error
-                if not deleted:
-                    raise
+                await _check_loss(store, release, manifest, tally, known, rows_per_s=rows_per_s, mismatch=error)
             break
     return manifest
 
 
-async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release: ReleaseRef) -> tuple[Tally, int]:
-    """Sum up rows, those of erased users as they were; return how many more of these are missing, without sums."""
+async def _check_loss(
+    store: Store,
+    release: ReleaseRef,
+    manifest: Manifest,
+    tally: Tally,
+    erased: ErasedUsers,
+    *,
+    rows_per_s: float,
+    mismatch: ReleaseCorrupt,
+) -> None:
+    """Raise ReleaseCorrupt, with missing and damaged rows, unless a *mismatch* is due to rows of erased users alone.
+
+    Some of these rows have no sums, because they were damaged, too many, or counted by a record that is lost.
+    """
+    missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
+    unsummed = erased.missing_from(release).unsummed + erased.lost * (1 + len(manifest.named))
+    deleted = min(count_of(missing, "user"), unsummed)
+    lost = sum(missing.values()) - deleted
+    flaws = list[str]()
+    if lost:
+        flaws.append(f"{lost:,} of {manifest.rows + 1:,} rows are missing")
+    if damaged := await _damaged(store, release, manifest, rows_per_s):
+        flaws.append(damaged)
+    if flaws:
+        raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(flaws)}; {HEAL}") from mismatch
+    if not deleted:
+        raise mismatch
+
+
+async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release: ReleaseRef) -> Tally:
+    """Sum up rows; those of erased users as they were when they were recorded, present or not."""
     missing = erased.missing_from(release)
     tally = Tally()
     async for rows in chunks:
@@ -140,7 +166,7 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
         else:
             tally.add(rows)
     missing.sums.add_to(tally)
-    return tally, missing.unsummed
+    return tally
 
 
 def _is_missing(row: Row, erased: ErasedUsers, missing: MissingRows) -> bool:
@@ -156,20 +182,24 @@ async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) ->
 async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
     """Return how many rows are damaged, and some keys; empty if none are."""
     decode = await load_decode(store, release, manifest)
-    check = Checksum(release.id).open
+    open_meta = Checksum(release.id).open
     rows = 0
-    count = 0
-    first = list[str]()
+    damaged = 0
+    named = list[str]()
     async for chunk in read_rows(store, release, manifest, rows_per_s=rows_per_s):
         rows += len(chunk)
         for key, value in chunk:
+            open_value = open_meta if key.startswith(META) else decode
             try:
-                (check if key.startswith(META) else decode)(key, value)
+                open_value(key, value)
             except ReleaseCorrupt:
-                count += 1
-                first += [key][: NAMED - len(first)]
-    more = f" and {count - NAMED:,} more" if count > NAMED else ""
-    return f"{count:,} of {rows:,} rows are damaged: {', '.join(map(repr, first))}{more}" if count else ""
+                damaged += 1
+                if len(named) < NAMED:
+                    named.append(repr(key))
+    if not damaged:
+        return ""
+    more = f" and {damaged - NAMED:,} more" if damaged > NAMED else ""
+    return f"{damaged:,} of {rows:,} rows are damaged: {', '.join(named)}{more}"
 
 
 @contextmanager
@@ -196,7 +226,10 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
 async def read_slots(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt | None]]:
-    """Read *keys* in order, in batches; raises any StoreError but ReleaseCorrupt."""
+    """Yield (key, slot) for *keys* in order, read in batches: the stored value, an error for a damaged row, or None.
+
+    Raises any other StoreError.
+    """
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
@@ -209,7 +242,7 @@ async def read_slots(
 async def read_present(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* as `read_slots`, with an error for a missing row."""
+    """Read *keys* as `read_slots`, with an error in the place of a missing row."""
     async for key, slot in read_slots(reader, release, keys):
         if slot is None:
             slot = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901
@@ -259,44 +292,66 @@ async def read_servable(
 
 
 async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
+    """Read the parts of a release as `read_servable`, without a time limit."""
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
-    keys = manifest.popular_keys
     essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]
-    bodies, damaged = await _open(reader, release, [*keys, *manifest.sample], decode, essential)
+    opened = await _open_rows(reader, release, [*manifest.popular_keys, *manifest.sample], decode, essential=essential)
+    damaged = opened.damaged
+    lost_ids = 0
     if damaged:
         erased = await erased_from(reader) if erased is None else erased
         damaged = [key for key in damaged if not erased.covers(key)]
-    sampled = Counter(RowKey.parse(key).list for key in manifest.sample)
-    unreadable = Counter(RowKey.parse(key).list for key in set(manifest.sample) & {*damaged})
-    lost_ids = 0 if erased is None else erased.lost
-    for name, lost in unreadable.items():
-        if lost > max(1, lost_ids) and 2 * lost > sampled[name]:
-            of_list = f" of the list {name!r}" if name else ""
-            raise ReleaseCorrupt(
-                f"release {release.id} cannot be read: {lost} of the {sampled[name]} rows of its sample{of_list} are "
-                f"missing or damaged; {HEAL}"
-            )
-    popular = {key: bodies[key] for key in keys if key in bodies and not is_empty(bodies[key])}
+        lost_ids = erased.lost
+    _check_sample(manifest, damaged, lost_ids)
+    bodies = opened.bodies
+    popular = {key: bodies[key] for key in manifest.popular_keys if key in bodies and not is_empty(bodies[key])}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
-    if empty := [key for key in essential if key not in popular]:
-        raise ReleaseCorrupt(
-            f"release {release.id} has an empty popular list for everybody, {empty[0]!r}; publish again"
-        )
-    return Servable(manifest, decode, popular, tuple(damaged), await _read_attributes(reader, release, manifest))
+    for key in essential:
+        if key not in popular:
+            raise ReleaseCorrupt(
+                f"release {release.id} has an empty popular list for everybody, {key!r}; publish again"
+            )
+    attributes = await _read_attributes(reader, release, manifest)
+    return Servable(manifest, decode, popular, tuple(damaged), attributes)
+
+
+def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:
+    """Raise ReleaseCorrupt if most sampled rows of a list are *damaged*, but at least two.
+
+    As many as *lost_ids* of them may be of erased users whom the record has lost.
+    """
+    sampled = Counter(RowKey.parse(key).list for key in manifest.sample)
+    unreadable = Counter(RowKey.parse(key).list for key in set(manifest.sample) & {*damaged})
+    for name, count in unreadable.items():
+        if count > max(1, lost_ids) and 2 * count > sampled[name]:
+            of_list = f" of the list {name!r}" if name else ""
+            raise ReleaseCorrupt(
+                f"release {manifest.release} cannot be read: {count} of the {sampled[name]} rows of its sample"
+                f"{of_list} are missing or damaged; {HEAL}"
+            )
 
 
 async def _read_attributes(reader: Reader, release: ReleaseRef, manifest: Manifest) -> ItemAttributes | None:
-    pieces = [piece async for piece in read_pieces(reader, release, piece_keys(manifest.origin.item_attributes.pieces))]
+    keys = piece_keys(manifest.origin.item_attributes.pieces)
+    pieces = [piece async for piece in read_pieces(reader, release, keys)]
     return ItemAttributes(b"".join(pieces)) if pieces else None
 
 
-async def _open(
-    reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode, essential: Container[str]
-) -> tuple[dict[str, bytes], list[str]]:
+class _OpenedRows(NamedTuple):
+    """Opened bodies by key, and the keys of missing and damaged rows."""
+
+    bodies: dict[str, bytes]
+    damaged: list[str]
+
+
+async def _open_rows(
+    reader: Reader, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, essential: Container[str]
+) -> _OpenedRows:
+    """Read and open rows; ReleaseCorrupt if an *essential* one is missing or damaged."""
     bodies = dict[str, bytes]()
     damaged = list[str]()
     async for key, value in read_present(reader, release, keys):
@@ -308,4 +363,4 @@ async def _open(
             if key in essential:
                 raise
             damaged.append(key)
-    return bodies, damaged
+    return _OpenedRows(bodies, damaged)
