@@ -88,7 +88,10 @@ def open_stream(url: str, name: str) -> "RedisStream":
 async def opened(
     store: str | Store, observer: Observer | None = None, *, must_exist: bool = False
 ) -> AsyncIterator[Store]:
-    """Open the store at a URL, or take an open one, and close it."""
+    """Open the store at a URL, or take an open one, and close it.
+
+    With *must_exist*, raises ReleaseNotFound for an empty store.
+    """
     connection = connect(store, observer) if isinstance(store, str) else store
     try:
         if must_exist:
@@ -107,7 +110,7 @@ def run_on(
 ) -> T:
     """Run *act* on a store in a new event loop, in another thread if this one runs a loop, then close the store.
 
-    With *must_exist*, raises ReleaseNotFound for an empty store.
+    Returns the result of *act*. With *must_exist*, raises ReleaseNotFound for an empty store.
     """
 
     async def run() -> T:
@@ -128,7 +131,11 @@ def run_between(
     act: Callable[[Store, Store], Awaitable[T]],
     observer: Observer | None = None,
 ) -> T:
-    """Run *act* on two stores; StoreMisused if they are the same, ReleaseNotFound for an empty source."""
+    """Run *act* on *source* and *target* in a new event loop, then close both.
+
+    *observer* counts attempts of the target. Raises StoreMisused if both are the same, ReleaseNotFound for an empty
+    source.
+    """
     if source == target:
         where = redacted(source) if isinstance(source, str) else "one store"
         raise StoreMisused(f"{where} is given as both stores; name two")
@@ -140,13 +147,14 @@ def run_between(
     return run_on(target, both, observer)
 
 
-async def _check_exists(store: Store, given: str | Store) -> None:
+async def _check_exists(store: Store, source: str | Store) -> None:
+    """Raise ReleaseNotFound for an empty store; *source* is its URL, if known."""
     try:
         if (await store.catalogue()).generation or await store.incarnations():
             return
     except CatalogueUnreadable:  # handled by each verb
         return
-    raise never_published(given if isinstance(given, str) else None)
+    raise never_published(source if isinstance(source, str) else None)
 
 
 def never_published(url: str | None = None) -> ReleaseNotFound:

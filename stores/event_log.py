@@ -51,6 +51,7 @@ class LogSegment:
     """An open segment in *folder*; used by one thread. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
+        """Create and lock a segment."""
         self._started_s = time.monotonic()
         self.bytes = 0  # durable
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
@@ -59,7 +60,7 @@ class LogSegment:
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
             try:
-                # Another process may have removed it before the flock.
+                # Another process may have taken it for a dead writer's, and removed it, before the flock.
                 if _locked(self._descriptor) and is_at(self._descriptor, self._path):
                     flush(folder)
                     return
@@ -76,14 +77,14 @@ class LogSegment:
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write lines durably as one frame; close the segment after an OSError."""
-        left = memoryview(self._compressor.compress(b"".join(lines)))
-        count = len(left)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        frame = self._compressor.compress(b"".join(lines))
+        unwritten = memoryview(frame)
+        while unwritten:
+            unwritten = unwritten[os.write(self._descriptor, unwritten) :]
         _sync(self._descriptor)
         if not is_at(self._descriptor, self._path):
             raise OSError(errno.ESTALE, "another process has closed the segment", str(self._path))
-        self.bytes += count
+        self.bytes += len(frame)
 
     def close(self) -> None:
         """Truncate partial frames and publish the segment; raises OSError."""
@@ -114,20 +115,23 @@ class SegmentReader:
                     self.damaged += 1
 
     def _frames(self) -> Iterator[bytes]:
+        """Yield the contents of whole frames; after a damaged one, continue at the next that can be read."""
         start = 0
-        is_damaged = False
+        is_gap_open = False
         while start >= 0:
             content, end = _frame(self._data, start)
             if content is None:
-                is_damaged = True
-                start = self._data.find(_FRAME_BEGINS, start + 1)
+                is_gap_open = True
+                start = self._data.find(_FRAME_BEGINS, start + 1)  # -1 without another frame
                 continue
-            self.damaged += is_damaged
-            is_damaged = False
-            self.whole_bytes = start = end
+            if is_gap_open:
+                self.damaged += 1
+                is_gap_open = False
+            self.whole_bytes = end
             yield content
-            if start == len(self._data):
+            if end == len(self._data):
                 return
+            start = end
         self.damaged += 1
 
 
@@ -155,7 +159,10 @@ def is_local(name: str) -> bool:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Close the segments in *folder* with dead writers, and return them; raises OSError."""
+    """Close the segments in *folder* with dead writers, and return them; raises OSError.
+
+    The lock shows whether a writer on this machine lives; those of others are given ORPHAN_S since their last write.
+    """
     closed = list[Path]()
     for path in sorted(path for path in folder.iterdir() if is_open_segment(path.name)):
         try:
@@ -167,7 +174,7 @@ def recover(folder: Path) -> list[Path]:
         try:
             if _locked(descriptor) and is_at(descriptor, path):
                 reader = SegmentReader(path.read_bytes())
-                for _ in reader:
+                for _ in reader:  # which finds `whole_bytes`
                     pass
                 closed += _close(descriptor, path, reader.whole_bytes)
         finally:
@@ -176,10 +183,15 @@ def recover(folder: Path) -> list[Path]:
 
 
 def _host() -> str:
+    """Return a hash of this machine's name, as in names of segments."""
     return xxh32_hexdigest(gethostname().encode())
 
 
 def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
+    """Cut a locked segment after its whole frames, and rename it to that of a closed one; an empty one is removed.
+
+    Returns the closed segment, or nothing if it was empty or closed by another process.
+    """
     if not is_at(descriptor, path):
         return []  # closed by another process
     if whole_bytes == 0:
@@ -194,7 +206,7 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return a frame's content, None if torn, and its end."""
+    """Return the content of the frame at *start*, and its end; None and *start* if it is damaged or torn."""
     decoder = zstandard.ZstdDecompressor().decompressobj()
     pieces = list[bytes]()
     view = memoryview(data)
@@ -209,6 +221,7 @@ def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
 
 
 def _locked(descriptor: int) -> bool:
+    """Take the flock of a segment; return whether no other process holds it."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -71,9 +71,10 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
     """Yield this user's scratch folders in *parent* with *prefix*."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            named = entry.name.startswith(prefix) and _MARK.fullmatch(entry.name, len(prefix))
+            if not (entry.name.startswith(prefix) and _MARK.fullmatch(entry.name, len(prefix))):
+                continue
             with suppress(OSError):
-                if named and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
+                if entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
                     yield Path(entry)
 
 
@@ -103,11 +104,11 @@ def take_lock(path: Path, mode: int, timeout_s: float) -> int:
 def is_at(descriptor: int, path: Path) -> bool:
     """Return whether *descriptor* is the open file *path*."""
     try:
-        there = path.stat()
-        held = os.fstat(descriptor)
+        at_path = path.stat()
+        opened = os.fstat(descriptor)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+    return os.path.samestat(at_path, opened)
 
 
 def check_held(lock: int, path: Path) -> None:
@@ -190,7 +191,11 @@ def mapped_at(path: Path, inode: int) -> int:
 
 
 def release_map(path: Path, inode: int, size: int, at_once: int | None = None) -> None:
-    """Remove pages of a mapped file from the page table, but not from the page cache."""
+    """Remove pages of a mapped file of *size* bytes from the page table, but not from the page cache.
+
+    They count as memory of this process until then. *at_once* limits the bytes of a system call, during which no other
+    thread can map memory.
+    """
     with suppress(OSError):
         start = mapped_at(path, inode)
         step = at_once or size
@@ -206,22 +211,39 @@ def return_free_memory() -> None:
 
 
 def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
-    """Return the bytes of files that fit in memory; inf if unknown. Page cache counts as free."""
+    """Return the bytes of files that fit in memory, by the machine and the process's control groups; inf if unknown.
+
+    Page cache counts as free.
+    """
     room = _numbers(proc / "meminfo").get("MemAvailable:", inf) * 1024
-    inner = next((name[4:] for name in _numbers(proc / "self" / "cgroup") if name.startswith("0::/")), "")
-    for group in ((cgroups / inner), *(cgroups / inner).parents):
-        limit = next(iter(_numbers(group / "memory.max")), "max")
-        if limit.isdecimal():
-            stat = _numbers(group / "memory.stat")
-            used = next(iter(_numbers(group / "memory.current")), "0")
-            room = min(room, int(limit) - int(used) + stat.get("active_file", 0) + stat.get("inactive_file", 0))
+    group_path = next((name[4:] for name in _numbers(proc / "self" / "cgroup") if name.startswith("0::/")), "")
+    innermost = cgroups / group_path
+    for group in (innermost, *innermost.parents):  # each may have a limit
+        limit = _first_word(group / "memory.max")
+        if limit is None or not limit.isdecimal():  # "max"
+            continue
+        used = int(_first_word(group / "memory.current") or 0)
+        stat = _numbers(group / "memory.stat")
+        cached = stat.get("active_file", 0) + stat.get("inactive_file", 0)
+        room = min(room, int(limit) - used + cached)
     return max(0.0, room * SHARE_OF_ROOM)
+
+
+def _first_word(path: Path) -> str | None:
+    """Return the first word of a file; None if it has none or cannot be read."""
+    return next(iter(_numbers(path)), None)
 
 
 def _numbers(path: Path) -> dict[str, int]:
     """Return the number, or 0, after the first word of each line; empty if the file cannot be read."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines()]
+        lines = path.read_text().splitlines()
     except OSError:
         return {}
-    return {words[0]: int(words[1]) if words[1:] and words[1].isdecimal() else 0 for words in lines if words}
+    numbers = dict[str, int]()
+    for line in lines:
+        words = line.split()
+        if words:
+            has_number = len(words) > 1 and words[1].isdecimal()
+            numbers[words[0]] = int(words[1]) if has_number else 0
+    return numbers

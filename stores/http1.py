@@ -66,8 +66,10 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._pieces = list[bytes]()
-        self._done = self._keep = False
-        self._messages = self._received = 0
+        self._done = False
+        self._keep = False
+        self._messages = 0
+        self._received = 0
         self.tag: Tag | None = None
         self.status = 0
         self.body = b""
@@ -83,7 +85,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.tag = tag
         self.head = b""
         self._done = False
-        self._messages = self._received = 0
+        self._messages = 0
+        self._received = 0
         self._pieces = []
         cast("asyncio.Transport", self._transport).write(request)
 
@@ -128,6 +131,10 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self.fail("malformed")
 
     def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- hot: a keyword costs more
+        """Hand over the response, and keep the connection if it can be kept and nothing followed the response.
+
+        More bytes than head and body are those of chunks' sizes, or were not asked for.
+        """
         end = self.head.find(END_OF_HEAD) + len(END_OF_HEAD)
         surplus = self._received - end - len(self.body)
         chunked = surplus and b"chunked" in self.head[:end].lower()
@@ -195,14 +202,16 @@ class _Tunnel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        head, end, rest = self._received.partition(END_OF_HEAD)
-        status = head.split(b" ", 2)[1:2]
-        if self.opened.done() or not (end or len(head) > MAX_TUNNEL_HEAD):
+        head, end, surplus = self._received.partition(END_OF_HEAD)
+        is_complete = bool(end) or len(head) > MAX_TUNNEL_HEAD
+        if self.opened.done() or not is_complete:
             return
-        if end and status == [b"200"] and not rest:  # a server does not speak first
+        words = head.split(b" ", 2)
+        status = words[1].decode("latin-1") if len(words) > 1 else "?"
+        if end and status == "200" and not surplus:  # a server does not speak first
             self.opened.set_result(None)
         else:
-            self._fail(f"the proxy opened no tunnel, and answered {status[0].decode('latin-1') if status else '?'}")
+            self._fail(f"the proxy opened no tunnel, and answered {status}")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._fail(f"the proxy closed the connection: {error}")
@@ -228,12 +237,12 @@ class ConnectionPool:
         proxy: Proxy | None = None,
     ) -> None:
         """*proxy* opens tunnels to the server."""
-        self._server = host, port
+        self._server = (host, port)
         self._proxy = proxy
         self._size = size
         self._tls = tls
         self._idle = deque[ClientConnection[Pending]]()
-        self._carriers = dict[Pending, ClientConnection[Pending]]()
+        self._carriers = dict[Pending, ClientConnection[Pending]]()  # of requests in flight
         self._open = set[ClientConnection[Pending]]()
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
@@ -245,11 +254,14 @@ class ConnectionPool:
         self._connect_error: OSError | UnicodeError | None = None
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """If cancelled, its connection stays in use until the response, which is dropped, or the deadline."""
+        """Send a request, at once or when a connection is free, and return its response; see `Transport`.
+
+        If cancelled, its connection stays in use until the response, which is dropped, or the deadline.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         pending = Pending(loop=loop)
-        due = self._deadlines.add(pending, now + timeout_s)
+        same_deadline = self._deadlines.add(pending, now + timeout_s)
         self._close_idle(now - IDLE_S)
         if self._idle:
             self._send(self._idle.pop(), message, pending, now)
@@ -260,7 +272,7 @@ class ConnectionPool:
             return await pending
         finally:
             if not pending.cancelled():
-                due.discard(pending)
+                same_deadline.discard(pending)
 
     def _send(self, connection: ClientConnection[Pending], message: bytes, pending: Pending, now: float) -> None:
         connection.sent_at = now
@@ -290,15 +302,21 @@ class ConnectionPool:
             pending.set_exception(failure)
 
     def _dispatch(self, now: float) -> None:
+        """Open a connection for waiting requests if there is room, and fail them if none is open or opening.
+
+        While connects fail, one is tried at a time.
+        """
         if not self._waiting:
             return
-        limit = min(1 if self._backoff else len(self._waiting), self._size - len(self._open))
+        wanted = 1 if self._backoff else len(self._waiting)
+        limit = min(wanted, self._size - len(self._open))
         if len(self._opening) < limit and now >= self._retry_at:
             opening = asyncio.ensure_future(self._connect())
             self._opening.add(opening)
             opening.add_done_callback(self._opened)
         while self._waiting and not self._open and not self._opening:
-            self._fail(self._waiting.popleft()[1], "connect", self._connect_error)
+            _, pending = self._waiting.popleft()
+            self._fail(pending, "connect", self._connect_error)
 
     async def _connect(self) -> None:
         connect = asyncio.get_running_loop().create_connection
@@ -313,6 +331,7 @@ class ConnectionPool:
             self._pause()
 
     async def _connect_through(self, proxy: Proxy) -> None:
+        """Open a connection through a tunnel of *proxy*, with TLS inside it; raises OSError."""
         loop = asyncio.get_running_loop()
         transport, tunnel = await loop.create_connection(_Tunnel, proxy.host, proxy.port)
         opened: asyncio.Transport | None = transport

@@ -28,26 +28,26 @@ async def all_done(*calls: Awaitable[object]) -> None:
 
 
 class Deadlines(Generic[T]):
-    """Calls *expire* with items at their deadline."""
+    """Calls *expire* with items at their deadline, up to a tick late."""
 
     def __init__(self, expire: Callable[[T], None]) -> None:
         self._expire = expire
-        self._due = dict[int, set[T]]()
+        self._items = dict[int, set[T]]()  # by the number of their tick
 
     def add(self, item: T, at_s: float) -> set[T]:
         """Schedule *item* for *at_s* (loop time); discard it from the returned set to cancel."""
         tick = int(at_s / TICK_S) + 1
-        due = self._due.get(tick)
-        if due is None:
-            due = self._due[tick] = set()
+        items = self._items.get(tick)
+        if items is None:
+            items = self._items[tick] = set()
             asyncio.get_running_loop().call_at(tick * TICK_S, self._end, tick)
-        due.add(item)
-        return due
+        items.add(item)
+        return items
 
     def _end(self, tick: int) -> None:
-        due = self._due.pop(tick)
-        while due:  # *expire* may discard items
-            self._expire(due.pop())
+        items = self._items.pop(tick)
+        while items:  # *expire* may discard items
+            self._expire(items.pop())
 
 
 class TaskDeadlines:
@@ -62,7 +62,7 @@ class TaskDeadlines:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a deadline needs a running task")
-        due = self._deadlines.add(task, at_s)
+        same_deadline = self._deadlines.add(task, at_s)
         try:
             return await work
         except asyncio.CancelledError:
@@ -70,7 +70,7 @@ class TaskDeadlines:
                 raise  # cancelled from outside
             raise TimeoutError from None
         finally:
-            due.discard(task)
+            same_deadline.discard(task)
             self._cancelled.discard(task)
 
     def _cancel(self, task: asyncio.Task[object]) -> None:
@@ -79,7 +79,10 @@ class TaskDeadlines:
 
 
 class SharedCall(Generic[T]):
-    """Runs *call* in a task, once at a time; cancelled callers do not cancel it, and `close` gives them *closed*()."""
+    """Runs *call* in a task, once at a time; its callers share the result.
+
+    A cancelled caller does not cancel it. Callers at its `close` get the error that *closed* returns.
+    """
 
     def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], closed: Callable[[], StoreUnavailable]) -> None:
         self._call = call
@@ -149,7 +152,7 @@ class Pacer:
         self._owed_s = 0.0
 
     def pause_s(self, latency_s: float) -> float:
-        """Return the pause after a batch."""
+        """Return the pause after a batch that took *latency_s*; 0 for a short one, which is added to the next."""
         self._owed_s += latency_s * (1 / self._share - 1)
         if self._owed_s < MIN_PAUSE_S:
             return 0.0
@@ -179,7 +182,10 @@ class Backoff:
 
 
 class RateLimiter:
-    """Limits the cost per second, charged in advance and corrected once known; *rate* None: unlimited."""
+    """Limits the cost per second to *rate*, None: unlimited; charged in advance, and corrected once known.
+
+    Kept as the time up to which all costs are paid at that rate. Unused time counts up to BURST_S.
+    """
 
     def __init__(self, clock: Callable[[], float], rate: float | None) -> None:
         self._clock = clock
@@ -206,7 +212,10 @@ class RateLimiter:
 
 
 class Retrier:
-    """Repeats steps, within time limits, while their store is unavailable or throttled; 0 s is one attempt."""
+    """Repeats steps while their store is unavailable, for *for_s*, or throttled, for *throttled_for_s* (0: the same).
+
+    0 s is one attempt.
+    """
 
     def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
         self._clock = clock
@@ -215,13 +224,17 @@ class Retrier:
         self._succeeded_at = clock()
 
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
-        """Run an idempotent step until it succeeds; throttling is timed from the last success of any step."""
+        """Run an idempotent step until it succeeds, and return its result.
+
+        Throttling is timed from the last success of any step, as a throttled store lets some through; *at_most_s*
+        shortens both limits. Raises the last error.
+        """
         began_at = self._clock()
         failing_since = None
         backoff = Backoff(*RETRY_PAUSES_S)
         while True:
             try:
-                done = await step()
+                result = await step()
             except StoreThrottled as error:
                 if self._clock() - max(began_at, self._succeeded_at) > min(self._throttled_for_s, at_most_s):
                     raise
@@ -234,5 +247,5 @@ class Retrier:
                 wait_s = backoff.next_s()
             else:
                 self._succeeded_at = self._clock()
-                return done
+                return result
             await asyncio.sleep(wait_s)

@@ -54,7 +54,10 @@ def local_path(path: Path | str) -> Path:
 
 
 def redacted(url: str) -> str:
-    """Return *url* without credentials, even unescaped ones, and query."""
+    """Return *url* without credentials, even unescaped ones, and without query and fragment.
+
+    Of a URL with an @, only what follows the last one is shown, up to the first character that may begin a parameter.
+    """
     url = _escaped(url)
     scheme = scheme_of(url)
     start = f"{scheme}://" if scheme else ""
@@ -78,7 +81,7 @@ def split(url: str) -> SplitResult:
 
 def _escaped(url: str) -> str:
     """Return *url* with an @ in the path of `ca` percent-encoded."""
-    return _CA.sub(lambda found: found[1] + found[3].replace("@", "%40"), url)
+    return _CA.sub(lambda match: match[1] + match[3].replace("@", "%40"), url)
 
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
@@ -95,7 +98,7 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
 
 
 def certificate(options: Mapping[str, str], shown: str) -> str | None:
-    """Return the parameter `ca`; StoreMisused if the file does not exist."""
+    """Return the parameter `ca`, None without one; StoreMisused if the file does not exist."""
     ca = options.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
@@ -103,7 +106,10 @@ def certificate(options: Mapping[str, str], shown: str) -> str | None:
 
 
 def secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the variable *name*, or the content of the file in *name*_FILE."""
+    """Return the variable *name*, or the content of the file in *name*_FILE; None if neither is set.
+
+    Raises StoreMisused for a file that cannot be read.
+    """
     if value := environment.get(name):
         return value
     if path := environment.get(f"{name}_FILE"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from hotplate.stores.catalogue import Catalogue, Erased, ReleaseId, State, abort
+from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, State, abort
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
 from hotplate.stores.errors import (
@@ -50,18 +50,20 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     Raises StoreMisused if *target* is not empty, ReleaseCorrupt, StoreFull. *on_progress* gets bytes copied and in all.
     """
     _check_new(target)
-    async with _held(store) as (catalogue, files):
+    async with _held_open(store) as (catalogue, files):
         parent = target.parent
         with translated(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
-            copied = await _copy_all(files, {file: file for file in files}, scratch, on_progress)
+            same_names = {incarnation: incarnation for incarnation in files}
+            copied = await _copy_all(files, same_names, scratch, on_progress)
             values = zip(NAMES, await store.records(NAMES), strict=True)
             records = [RecordChange(name, None, value) for name, value in values if value is not None]
-            await _in_thread(CatalogueFile(scratch).replace, replace(catalogue, token=secrets.token_hex(8)), records)
+            saved = replace(catalogue, token=secrets.token_hex(8))
+            await _in_thread(CatalogueFile(scratch).replace, saved, records)
             with translated(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
                 flush(parent)
-    return BackupResult(catalogue.live, tuple(entry.id for entry in catalogue.releases), copied)
+    return BackupResult(catalogue.live, tuple(entry.id for entry in catalogue.releases), copied_bytes=copied)
 
 
 def _check_new(target: Path) -> None:
@@ -79,52 +81,61 @@ async def restore(
 
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """
-    catalogue = CatalogueFile(store.folder)
-    if _present(catalogue, store.clock()).generation and not over:
+    catalogue_file = CatalogueFile(store.folder)
+    if _read_present(catalogue_file, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
-    async with _held(backup := LmdbStore(source, store.clock)) as (saved, files):
-        erased = await read_erased(backup, saved)
+    backup = LmdbStore(source, store.clock)
+    async with _held_open(backup) as (saved, files):
+        erased_there = await read_erased(backup, saved)
         await backup.close()
-        names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
+        new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
         # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
         releases = store.folder / "releases"
         with translated(releases), scratch_folder(releases, RESTORED) as scratch:
-            copied = await _copy_all(files, names, scratch, on_progress)
-            with catalogue.locked() as lock:  # no erasure or prune in between
-                present = _present(catalogue, saved.now)
-                entries = tuple(replace(entry, incarnation=names[entry.incarnation]) for entry in saved.releases)
-                rows = {names.get(name, name): missing for name, missing in erased.rows.items()}
-                named, records = await _record_both(store, present, replace(erased, rows=rows))
-                restored = replace(saved, releases=entries, erased=named)
+            copied = await _copy_all(files, new_names, scratch, on_progress)
+            rows = {new_names.get(name, name): missing for name, missing in erased_there.rows.items()}
+            entries = [replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases]
+            with catalogue_file.locked() as lock:  # no erasure or prune in between
+                present = _read_present(catalogue_file, saved.now)
+                erased, records = await _record_both(store, present, replace(erased_there, rows=rows))
+                restored = replace(saved, releases=tuple(entries), erased=erased)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
-                catalogue.replace(_merged(present, restored), records, lock)
-    return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied)
+                catalogue_file.replace(_merged(present, restored), records, lock)
+    return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
 
 
 async def _record_both(
     store: LmdbStore, present: Catalogue, theirs: ErasedUsers
 ) -> tuple[Erased | None, list[RecordChange]]:
-    """Return the catalogue's entry, and the changes of records, for users erased from the store or the backup."""
+    """Return the catalogue's entry, and the changes of records, for users erased from the store or the backup.
+
+    *present* is the store's catalogue, *theirs* the users erased from the backup. None if there are none.
+    """
     ours = await (read_erased(store, present) if present.generation else find_erased(store))
     both = ours.merged(theirs)
     if not both and not present.erased:
         return None, []
-    log = replace(await read_log(store), is_whole=False)
-    return log.appended(both, max(ours.count + ours.lost, theirs.count + theirs.lost))
+    log = replace(await read_log(store), is_whole=False)  # so that a new base is written
+    return log.appended(both, expected=max(ours.count + ours.lost, theirs.count + theirs.lost))
 
 
 def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
-    if restored.canary is not None:  # it may have been aborted after the backup
+    """Return a catalogue with all entries of both, in which only *restored* has a live release.
+
+    It ends the canary of the backup, which may have been aborted since.
+    """
+    if restored.canary is not None:
         restored = abort(restored, restored.canary.release)
-    ids = {entry.id for entry in restored.releases}
-    others = [
-        replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
-        if entry.state in (State.LIVE, State.SUPERSEDED) or (entry.state is State.READY and entry.id in ids)
-        else entry
-        for entry in present.releases
-    ]
+    restored_ids = {entry.id for entry in restored.releases}
+    others = list[Release]()
+    for entry in present.releases:
+        is_replaced = entry.state is State.READY and entry.id in restored_ids
+        if is_replaced or entry.state in (State.LIVE, State.SUPERSEDED):
+            others.append(replace(entry, state=State.WITHDRAWN, superseded_at=restored.now))
+        else:
+            others.append(entry)
     return replace(
         restored,
         generation=max(present.generation, restored.generation) + 1,
@@ -133,7 +144,7 @@ def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
     )
 
 
-def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
+def _read_present(catalogue: CatalogueFile, now: float) -> Catalogue:
     """Read the catalogue; a damaged one counts as empty, but not one of a newer format."""
     try:
         return catalogue.read(now)
@@ -144,9 +155,12 @@ def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 
 @asynccontextmanager
-async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, BinaryIO]]]:
-    """Yield the catalogue and open files of its releases, which outlive a prune."""
-    before = None
+async def _held_open(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, BinaryIO]]]:
+    """Yield the catalogue of committed releases and, by incarnation, their open files, which outlive a prune.
+
+    Raises ReleaseNotFound for an empty store, and if a file is missing.
+    """
+    previous = None
     while True:
         catalogue = await store.catalogue()
         if not catalogue.generation:
@@ -156,9 +170,9 @@ async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, Bi
             try:
                 files = {name: _open(store.folder, name, opened) for name in sorted(complete.incarnations)}
             except ReleaseNotFound:
-                if catalogue == before:
+                if catalogue == previous:
                     raise  # it is missing, not pruned
-                before = catalogue
+                previous = catalogue
                 continue
             yield complete, files
             return
@@ -173,7 +187,10 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> BinaryIO:
 async def _copy_all(
     files: Mapping[str, BinaryIO], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
 ) -> int:
-    """Copy and check open *files* under new *names*; return the number of bytes."""
+    """Copy and check open *files* into *scratch*/releases; return the number of bytes.
+
+    *names* has the new name of each incarnation. Raises StoreFull before anything is copied, ReleaseCorrupt.
+    """
     total = sum(os.fstat(files[old].fileno()).st_size for old in names)
     done = 0
     check_room(scratch, total)

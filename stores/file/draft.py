@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import lmdb
 
@@ -38,6 +38,10 @@ PAGE_HEADER_BYTES = 16
 NODE_HEADER_BYTES = 10
 MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER_BYTES) // 2 - 4
 
+# Of an estimate: pages of an empty file, and the share of pages that lead to those with rows.
+FIRST_PAGES = 16
+BRANCH_FACTOR = 1.03
+
 # With more rows, writing takes twice the time: their pages leave the processor's cache.
 TRANSACTION_ROWS = 1000
 
@@ -58,7 +62,7 @@ class DraftFile:
     """
 
     def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
-        """Open a locked draft of about *needed* bytes; use `open_draft`."""
+        """Open a draft of about *needed* bytes, of whose lock *lock* is the descriptor; use `open_draft`."""
         self.path = path
         self.writer = draft.writer
         self._draft = draft
@@ -67,7 +71,7 @@ class DraftFile:
         self._busy = threading.Lock()
         try:
             self._env = _open(path, max(MAP_BYTES, MAP_FACTOR * needed))
-        except lmdb.MemoryError:
+        except lmdb.MemoryError:  # under a limit of address space
             self._env = _open(path, max(LEAST_MAP_BYTES, MAP_FACTOR * needed))
         self._inode = path.stat().st_ino
         self._mapped_bytes = 0
@@ -79,12 +83,12 @@ class DraftFile:
             self.writer = draft.writer
 
     def put(self, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a part; appends them if they are in order of key bytes."""
+        """Write rows of a part, acknowledged on return; appends them if they are in order of key bytes."""
         pairs = [(key.encode(), value) for key, value in rows]
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
             for start in range(0, len(pairs), TRANSACTION_ROWS):
                 self._write(pairs[start : start + TRANSACTION_ROWS], part)
-            self._let_go(sum(len(value) for _, value in pairs))
+            self._release_pages(sum(len(value) for _, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
         """Return the last key of a part, without `meta`; of all rows if a writer was killed at sealing."""
@@ -98,7 +102,7 @@ class DraftFile:
     def seal(self, path: Path) -> None:
         """Append the checksums, flush the file, and rename it to *path*; blocks for long."""
         with self._claimed(overhead(self._needed), last=True):
-            self._remove_points()
+            self._remove_resume_points()
             size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
             self._env.close()
             self._finish(size, path)
@@ -106,9 +110,10 @@ class DraftFile:
     def close(self) -> None:
         """Close the file and free the lock."""
         with self._busy:
-            self._give_up()
+            self._close_and_unlock()
 
     def _finish(self, size: int, path: Path) -> None:
+        """Append the checksums of the first *size* bytes, flush the file, and rename it to *path*."""
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
@@ -125,7 +130,8 @@ class DraftFile:
         flush(path.parent)
         lock_path(self.path).unlink(missing_ok=True)
 
-    def _give_up(self) -> None:
+    def _close_and_unlock(self) -> None:
+        """Close the file and free the lock, once."""
         if not self.closed:
             self.closed = True
             self._env.close()
@@ -137,10 +143,13 @@ class DraftFile:
 
     @contextmanager
     def _claimed(self, more: int = 0, *, last: bool = False) -> Iterator[None]:
-        """Hold the draft for a call, maybe the *last*, that may write *more* bytes; ReleaseNotFound if erased."""
+        """Hold the draft for a call, maybe the *last*, that may write *more* bytes.
+
+        Raises ReleaseNotFound if it was erased, and closes it then; errors of the call as `_refuse`.
+        """
         with self._busy:
             if self.closed or not self._is_there():
-                self._give_up()
+                self._close_and_unlock()
                 raise not_found(self._draft)
             try:
                 check_held(self._lock, lock_path(self.path))
@@ -149,7 +158,7 @@ class DraftFile:
                 self._refuse(error, more)
             finally:
                 if last:
-                    self._give_up()
+                    self._close_and_unlock()
 
     def _is_there(self) -> bool:
         with suppress(FileNotFoundError):
@@ -157,39 +166,48 @@ class DraftFile:
         return False
 
     def _write(self, pairs: list[tuple[bytes, bytes]], part: int) -> None:
+        """Write rows and the resume point of their part in one transaction.
+
+        Appending is faster than inserting, but works only for keys in ascending order after all others.
+        """
+        first_key = pairs[0][0]
         with self._env.begin(write=True) as txn:
             cursor = txn.cursor()
-            last = cursor.key() if cursor.last() else b""
-            ascending = pairs[0][0] > last
-            _, added = cursor.putmulti(pairs, append=ascending)
-            if ascending and added == len(pairs):
-                point = pairs[-1][0]
+            last_key = cursor.key() if cursor.last() else b""
+            is_appended = first_key > last_key
+            _, added = cursor.putmulti(pairs, append=is_appended)
+            if is_appended and added == len(pairs):
+                resume_point = pairs[-1][0]
             else:
-                if ascending:
+                if is_appended:
                     cursor.putmulti(pairs)  # not in order: LMDB skips rows that it cannot append
-                point = max(key for key, _ in pairs)
-            if not pairs[0][0].startswith(META.encode()):  # `meta` rows have separate calls
-                txn.put(POINT + b"%d" % part, point)
+                resume_point = max(key for key, _ in pairs)
+            if not first_key.startswith(META.encode()):  # `meta` rows have separate calls
+                txn.put(POINT + b"%d" % part, resume_point)
 
-    def _let_go(self, written: int) -> None:
-        """Release the pages of the map, which count as this process's memory."""
+    def _release_pages(self, written: int) -> None:
+        """Release the pages of the map after *written* more bytes: they count as this process's memory."""
         self._mapped_bytes += written
         if self._mapped_bytes > WRITTEN_BYTES:
             self._mapped_bytes = 0
             release_map(self.path, self._inode, self._env.info()["map_size"])
 
-    def _remove_points(self) -> None:
+    def _remove_resume_points(self) -> None:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:
             while cursor.set_range(POINT) and cursor.key().startswith(POINT):
                 cursor.delete()
 
     def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise the error for a failed call; LMDB calls a full disk an I/O error."""
+        """Raise the error for a failed call that would have written *more* bytes, 0 for a call that only reads.
+
+        On a full disk, the draft is removed, to free the space. LMDB calls a full disk an I/O error, so the free space
+        decides.
+        """
         is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if more and (is_full or shutil.disk_usage(self.path.parent).free < more + PROBE_BYTES):
             written = self.path.stat().st_size if self.path.exists() else 0
             self._remove()
-            self._give_up()
+            self._close_and_unlock()
             free = shutil.disk_usage(self.path.parent).free
             raise _no_room(self.path.parent, max(self._needed, written + more), written, free) from error
         with translated(self.path):
@@ -198,9 +216,10 @@ class DraftFile:
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
-    """Lock a draft and open its file, or create it for *needed* bytes, also after a reboot: it was never flushed.
+    """Lock a draft and open its file, or create it for *needed* bytes.
 
-    Raises ReleaseConflict if another process has it, or it was sealed.
+    A draft from before a reboot begins anew, as it was never flushed. Raises ReleaseConflict if another process has it,
+    or it was sealed; StoreFull if it does not fit.
     """
     with translated(path):
         check_room(path.parent, needed, path.stat().st_size if path.exists() else 0)
@@ -209,20 +228,20 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
             lock = take_lock(lock_file, 0o644, 0.0)
         except TimeoutError as error:
             raise ReleaseConflict(
-                f"release {draft.id} is being written by process {_signature(lock_file)[0]}, running or stopped, which "
-                f"holds {lock_file}; wait for it, or end it"
+                f"release {draft.id} is being written by process {_signature(lock_file).process}, running or stopped, "
+                f"which holds {lock_file}; wait for it, or end it"
             ) from error
-        began = False
+        has_rows = False
         try:
             check_unsealed(sealed_path, draft)
-            if _signature(lock_file)[1] not in ("", _boot()):
+            if _signature(lock_file).boot not in ("", _boot_id()):
                 path.unlink(missing_ok=True)
-            began = path.exists()
+            has_rows = path.exists()
             os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()} {_boot()}\n".encode(), 0)
+            os.pwrite(lock, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
             return DraftFile(path, draft, lock, needed=needed)
         except BaseException:
-            if not began:
+            if not has_rows:
                 path.unlink(missing_ok=True)
                 lock_file.unlink(missing_ok=True)
             _unlock(lock)
@@ -249,14 +268,17 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
-    """Return an upper estimate of the size of a release file."""
-    node = payload_bytes / max(rows, 1) + NODE_HEADER_BYTES
-    if node > MAX_NODE_BYTES:
-        row_bytes = math.ceil((node + PAGE_HEADER_BYTES) / PAGE_BYTES) * PAGE_BYTES + 64.0
+    """Return an upper estimate of the size of a release file, by rows of equal size.
+
+    Rows fill whole pages: many share one, or one has pages of its own, and some 64 bytes for its key on another.
+    """
+    row_bytes = payload_bytes / max(rows, 1) + NODE_HEADER_BYTES
+    if row_bytes > MAX_NODE_BYTES:
+        bytes_on_disk = math.ceil((row_bytes + PAGE_HEADER_BYTES) / PAGE_BYTES) * PAGE_BYTES + 64.0
     else:
-        row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER_BYTES) // node)
-    branches = 1.03
-    size = 16 * PAGE_BYTES + int(rows * row_bytes * branches)
+        rows_in_page = (PAGE_BYTES - PAGE_HEADER_BYTES) // row_bytes
+        bytes_on_disk = PAGE_BYTES / rows_in_page
+    size = FIRST_PAGES * PAGE_BYTES + int(rows * bytes_on_disk * BRANCH_FACTOR)
     return size + overhead(size)
 
 
@@ -271,15 +293,22 @@ def _unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _signature(lock_file: Path) -> tuple[str, str]:
-    """Return the process id and the boot id in a lock; empty if it was never signed."""
+class _Signature(NamedTuple):
+    """The writer's process id and the machine's boot id in a lock file; empty if it was never signed."""
+
+    process: str
+    boot: str
+
+
+def _signature(lock_file: Path) -> _Signature:
     with suppress(FileNotFoundError):
         process, _, boot = lock_file.read_text(errors="replace").strip().partition(" ")
-        return process, boot
-    return "", ""
+        return _Signature(process, boot)
+    return _Signature("", "")
 
 
-def _boot() -> str:
+def _boot_id() -> str:
+    """Return an id that changes at each boot of the machine; empty if unknown."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

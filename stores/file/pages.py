@@ -3,6 +3,11 @@
 LMDB follows damaged offsets, which may end the process; `PagedFile` reads only blocks whose checksum matches (LMDB 0.9,
 native byte order). Measured: requests for a list with a flipped byte ended 25 workers in 26 s without it, and one with
 it.
+
+The file is a tree of pages. A page holds a list of offsets, in the order of keys, to nodes. A node of a branch page
+names the page below it, whose keys are not less than its own; a node of a leaf page holds a key and its value, or the
+number of the first page with a large value. Two meta pages at the start name the root; that of the last transaction is
+valid.
 """
 
 import os
@@ -50,7 +55,7 @@ class Node(NamedTuple):
 
 
 def read_meta(file: int) -> Meta | None:
-    """Read the meta pages; None if one is invalid."""
+    """Read the meta pages of an open file, and return that of the last transaction; None if one is invalid."""
     meta = None
     newest = -1
     page_start = 0
@@ -77,28 +82,33 @@ class PagedFile:
     checksums: Checksums
 
     def get(self, key: bytes) -> bytes | None:
-        """Read one key; lmdb.CorruptedError if its pages, or those that lead to them, are damaged."""
+        """Read one key; None if it is absent.
+
+        Raises lmdb.CorruptedError if its pages, or those that lead to them, are damaged.
+        """
         page_bytes = self.meta.page_bytes
-        number = self.meta.root
-        while number != _NO_PAGE:
-            page = self._read(number * page_bytes, page_bytes)
+        page_number = self.meta.root
+        while page_number != _NO_PAGE:
+            page = self._read(page_number * page_bytes, page_bytes)
             kind, nodes_end = _HEADER.unpack_from(page)
-            is_branch = kind & _BRANCH
-            node = _last_node_up_to(key, page, nodes_end, has_keyless_first=bool(is_branch))
+            is_branch = bool(kind & _BRANCH)
+            node = _last_node_up_to(key, page, nodes_end, has_keyless_first=is_branch)
             if node is None:
                 return None
-            if is_branch:
-                number = node.number | node.flags << 32
-            elif node.key != key:
-                return None
-            elif node.flags & _VALUE_ON_SEPARATE_PAGES:
-                value_page = int.from_bytes(page[node.value_start : node.value_start + 8], sys.byteorder)
-                return self._read(value_page * page_bytes + _HEADER.size, node.number)
-            else:
-                return page[node.value_start : node.value_start + node.number]
+            if not is_branch:
+                return self._value(node, page) if node.key == key else None
+            page_number = node.number | node.flags << 32
         return None
 
+    def _value(self, node: Node, page: bytes) -> bytes:
+        """Return the value of a leaf's node, from its page or from separate ones."""
+        if not node.flags & _VALUE_ON_SEPARATE_PAGES:
+            return page[node.value_start : node.value_start + node.number]
+        first_page = int.from_bytes(page[node.value_start : node.value_start + 8], sys.byteorder)
+        return self._read(first_page * self.meta.page_bytes + _HEADER.size, node.number)
+
     def _read(self, place: int, size: int) -> bytes:
+        """Return *size* bytes at *place*; lmdb.CorruptedError if one of their blocks is damaged."""
         data = os.pread(self.file, size, place)
         if len(data) < size or damaged_blocks(self.file, self.checksums, place, size):
             raise lmdb.CorruptedError("a page is damaged")
@@ -114,8 +124,9 @@ def _last_node_up_to(key: bytes, page: bytes, nodes_end: int, *, has_keyless_fir
 
 
 def _node(page: bytes, index: int) -> Node:
-    (place,) = struct.unpack_from("=H", page, _HEADER.size + 2 * index)
-    low, high, flags, key_bytes = _NODE.unpack_from(page, place)
-    key_start = place + _NODE.size
+    """Parse the node at *index* of a page's list of offsets."""
+    (node_start,) = struct.unpack_from("=H", page, _HEADER.size + 2 * index)
+    low, high, flags, key_bytes = _NODE.unpack_from(page, node_start)
+    key_start = node_start + _NODE.size
     value_start = key_start + key_bytes
     return Node(page[key_start:value_start], low | high << 16, flags, value_start)

@@ -64,7 +64,7 @@ class ReleaseFile:
     _process = os.getpid()
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
-        """Map *path*; use `open` instead."""
+        """Map *path*, whose device and inode are *identity*; use `open` instead."""
         self.path = path
         self._identity = identity
         self._users = 0
@@ -83,10 +83,13 @@ class ReleaseFile:
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
-        """Map the file, or share its map; each call needs a `close`."""
+        """Map the file, or share its map; each call needs a `close`.
+
+        Waits for the end of unmapping if it is being closed. Raises ReleaseNotFound, ReleaseCorrupt.
+        """
         with translated(path):
             status = path.stat()
-        identity = status.st_dev, status.st_ino
+        identity = (status.st_dev, status.st_ino)
         if cls._process != os.getpid():
             cls.begin_in_child()  # uWSGI forks without Python's hooks
         with cls._lock:
@@ -99,9 +102,9 @@ class ReleaseFile:
         return file
 
     def slot(self, key: str) -> Slot:
-        """Return the slot of a key after a failed read, and begin a new transaction.
+        """Return the slot of a key after a failed read, and begin a new transaction for other reads.
 
-        Reads the key again if another read, in any thread, had failed in the same transaction.
+        Reads the key again, in a transaction of its own, if another read, in any thread, had failed in the same one.
         """
         raw = key.encode("utf-8", "surrogatepass")  # with surrogates, bytes that no row has
         try:
@@ -114,11 +117,11 @@ class ReleaseFile:
             if not self._damaged:
                 self._txn = self._env.begin()  # the old one ends with its last read
                 self.read = self._txn.get
-            if isinstance(failure, lmdb.BadTxnError):
+            if isinstance(failure, lmdb.BadTxnError):  # not this key's failure
                 with self._env.begin() as txn:
                     return txn.get(raw)
-        except FAILURES as again:
-            failure = again
+        except FAILURES as second_failure:
+            failure = second_failure
         return ReleaseCorrupt(
             f"{key!r} cannot be read from {self.path} ({failure}); `hotplate releases verify` checks all of it; {HEAL}"
         )
@@ -130,24 +133,30 @@ class ReleaseFile:
             self._intact_at = time.monotonic()
 
     async def warm(self, pause_s: float = 0.0) -> None:
-        """Read as much of the file into memory as fits, with pauses.
+        """Read as much of the file into memory as fits, with a pause of *pause_s* after each stride.
 
         If the file is damaged, its pages are read without LMDB from then on.
         """
         room = room_bytes()
-        damaged = list[int]()
+        damaged_blocks_read = list[int]()
         try:
-            await find_damaged_blocks(self.path, damaged, room, pause_s)
+            await find_damaged_blocks(self.path, damaged_blocks_read, up_to=room, pause_s=pause_s)
             if self._meta.size > room:
                 size_mb = self._meta.size / 1e6
                 log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room / 1e6)
         except ReleaseCorrupt as error:
             log.warning("%s; it may be served all the same", error)
         finally:  # also if the caller's time is up
-            if damaged and not self._damaged and (checksums := read_checksums(self._file)):
-                log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
-                self._damaged = True
-                self.read = PagedFile(self._file, self._meta, checksums).get
+            if damaged_blocks_read and not self._damaged:
+                self._read_by_pages(len(damaged_blocks_read))
+
+    def _read_by_pages(self, damaged_count: int) -> None:
+        """Read a damaged file without LMDB from now on, if its checksums are intact."""
+        checksums = read_checksums(self._file)
+        if checksums is not None:
+            log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, damaged_count)
+            self._damaged = True
+            self.read = PagedFile(self._file, self._meta, checksums).get
 
     @classmethod
     def begin_in_child(cls) -> None:
@@ -160,7 +169,7 @@ class ReleaseFile:
         cls._process = os.getpid()
 
     def close(self) -> None:
-        """Unmap the file, in its thread, at the last user's call."""
+        """End a user's use; at that of the last user, unmap the file in its thread."""
         with self._lock:
             self._users -= 1
             if self._users or self._open.get(self._identity) is not self:
@@ -185,7 +194,10 @@ class ReleaseFile:
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order of key bytes; call `check` first."""
+        """Yield all rows in order of key bytes; call `check` first.
+
+        Raises ReleaseCorrupt at a damaged page.
+        """
         last = b""
         new = tuple.__new__  # faster than Row(key, value)
         scanned_bytes = 0
@@ -236,8 +248,12 @@ async def check_whole(path: Path) -> None:
         )
 
 
-async def find_damaged_blocks(path: Path, damaged: list[int], up_to: float = inf, pause_s: float = 0.0) -> None:
-    """Read a file up to *up_to* in threads; add changed blocks to *damaged*. ReleaseCorrupt for damaged checksums."""
+async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = inf, pause_s: float = 0.0) -> None:
+    """Read the first *up_to* bytes of a file in threads, and add the numbers of changed blocks to *damaged*.
+
+    That is a parameter, so that a caller whose time is up keeps what was found. Raises ReleaseCorrupt if the checksums
+    are damaged.
+    """
     await asyncio.to_thread(check_size, path)
     with translated(path), path.open("rb", buffering=0) as file:
         checksums = read_checksums(file.fileno())
@@ -251,7 +267,7 @@ async def find_damaged_blocks(path: Path, damaged: list[int], up_to: float = inf
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Translate errors of LMDB and the file system, with *path*."""
+    """Translate errors of LMDB and the file system to those of stores, which name *path*."""
     try:
         yield
     except FileNotFoundError as error:

@@ -5,8 +5,9 @@ DIR/records/NAME.json           a record beside it
 DIR/releases/INCARNATION.mdb    a sealed release (`release.py`)
 DIR/releases/INCARNATION.draft  a draft, with its writer's lock, INCARNATION.lock (`draft.py`)
 
-A draft is sealed by a rename. A sealed file is never written to, so its map can always be read. Flushing, swapping,
-erasing and checking run in threads, because leases must be renewed meanwhile; `get`, `get_many` and `put` do not.
+A draft is a release being written; it is sealed, and immutable from then on, by a rename. A sealed file is never
+written to, so its map can always be read. Flushing, swapping, erasing and checking run in threads, because leases must
+be renewed meanwhile; `get`, `get_many` and `put` do not.
 """
 
 import asyncio
@@ -57,13 +58,16 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "gluster
 
 LOCK_TIMEOUT_S = 5.0
 
-# Allocated size of the next record, as a multiple of this one.
+# Allocated size of the next record, as a multiple of this one, in whole blocks of the file system.
 ROOM = 2
 BLOCK_BYTES = 4096
 
+_SUFFIXES = {".mdb", ".draft", ".lock"}
+_INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 
 class CatalogueFile:
-    """The catalogue of one folder, swapped by a rename, also on a full disk.
+    """The catalogue of one folder, swapped by a rename, also on a full disk. Calls block.
 
     catalogue.json     the record, padded with newlines
     catalogue.lock     locked during a swap or an erase
@@ -81,7 +85,7 @@ class CatalogueFile:
         self._records = folder / "records"
 
     def record(self, name: str | None = None) -> bytes | None:
-        """Return the stored bytes, unchecked, of the catalogue or a record beside it; None if it was never written."""
+        """Return the stored bytes, unchecked, of the catalogue or of the record *name*; None if never written."""
         path = self.path if name is None else self._records / f"{name}.json"
         try:
             return path.read_bytes()
@@ -95,7 +99,7 @@ class CatalogueFile:
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
-        """Decode a record."""
+        """Decode a record read at *now*; None is that of an empty store."""
         return Catalogue(now=now) if record is None else parse(record, now=now, where=str(self.path))
 
     def swap(
@@ -104,43 +108,61 @@ class CatalogueFile:
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
     ) -> None:
-        """Replace the record if it is the expected one; blocks on the lock and the disk."""
+        """Replace the record by *new* if *is_expected* of the stored bytes, None if there are none.
+
+        Raises ReleaseConflict if it is not.
+        """
         with self.locked() as lock:
             if not is_expected(self.record()):
                 raise catalogue_changed()
             self.replace(new, records, lock)
 
     def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
-        """Replace any record, first those beside it; *lock* is None in a folder that no other process knows.
+        """Replace whatever is stored, first the records beside the catalogue.
 
-        Raises StoreUnavailable if the file of the lock was removed.
+        *lock* is the descriptor of the held lock, None in a folder that no other process knows. Raises StoreUnavailable
+        if the file of the lock was removed.
         """
         self._write_records(records, lock)
         record = dump(new)
-        freed = 0
+        freed_bytes = 0
         with translated(self._spare):
             with suppress(FileNotFoundError):
-                freed = self.path.stat().st_size
-            with suppress(FileNotFoundError):
-                # A copy of the folder shares it, or it is what another user, such as root, wrote.
-                if self._spare.stat().st_nlink > 1 or not os.access(self._spare, os.W_OK, effective_ids=True):
-                    self._spare.unlink()
-            self._spare.touch(0o644)
-            with self._spare.open("r+b", buffering=0) as spare:
-                write_all(spare.fileno(), record.ljust(os.fstat(spare.fileno()).st_size, b"\n"), 0)
-                os.fsync(spare.fileno())
+                freed_bytes = self.path.stat().st_size
+            self._write_spare(record)
             if lock is not None:
                 self.check_locked(lock)
             self._spare.rename(self.path)
             flush(self.folder)
-        room = -(-ROOM * len(record) // BLOCK_BYTES) * BLOCK_BYTES
         with suppress(OSError):
-            self._spare.touch(0o644)
-            with self._spare.open("r+b", buffering=0) as spare:
-                os.posix_fallocate(spare.fileno(), 0, min(freed or room, room))  # on a full disk, all that there is
-                os.posix_fallocate(spare.fileno(), 0, room)
+            self._allocate_spare(len(record), freed_bytes)
+
+    def _write_spare(self, record: bytes) -> None:
+        """Write a record, durably, into the blocks of the spare file; newlines fill the rest."""
+        with suppress(FileNotFoundError):
+            # A hard-linked copy of the folder shares it, or another user, such as root, owns it.
+            if self._spare.stat().st_nlink > 1 or not os.access(self._spare, os.W_OK, effective_ids=True):
+                self._spare.unlink()
+        self._spare.touch(0o644)
+        with self._spare.open("r+b", buffering=0) as spare:
+            spare_bytes = os.fstat(spare.fileno()).st_size
+            write_all(spare.fileno(), record.ljust(spare_bytes, b"\n"), 0)
+            os.fsync(spare.fileno())
+
+    def _allocate_spare(self, record_bytes: int, freed_bytes: int) -> None:
+        """Allocate blocks for the record after one of *record_bytes*; OSError on a full disk.
+
+        First those that the record before has *freed_bytes* of: on a full disk, there are no others.
+        """
+        blocks = -(-ROOM * record_bytes // BLOCK_BYTES)
+        needed_bytes = blocks * BLOCK_BYTES
+        self._spare.touch(0o644)
+        with self._spare.open("r+b", buffering=0) as spare:
+            os.posix_fallocate(spare.fileno(), 0, min(freed_bytes or needed_bytes, needed_bytes))
+            os.posix_fallocate(spare.fileno(), 0, needed_bytes)
 
     def _write_records(self, records: Sequence[RecordChange], lock: int | None) -> None:
+        """Replace records beside the catalogue, in order, each durable before the next."""
         if not records:
             return
         with translated(self._records):
@@ -220,18 +242,19 @@ class LmdbStore(LocalReader, Diagnosed):
         return [self._catalogue.record(name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        seen = None
+        last_record = None
         catalogue = Catalogue()
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
-            is_news = record != seen or record is None
-            if is_news:
-                seen = record
+            is_new = record != last_record or record is None
+            if is_new:
+                last_record = record
                 catalogue = self._current(record)
-            if (removed := self._removed(catalogue)) and self._catalogue.record() == record:
-                raise removed
-            if is_news:
+            live_removed = self._removed_live(catalogue)
+            if live_removed is not None and self._catalogue.record() == record:  # not pruned after a swap
+                raise live_removed
+            if is_new:
                 yield catalogue
             await asyncio.sleep(POLL_S)
 
@@ -324,13 +347,15 @@ class LmdbStore(LocalReader, Diagnosed):
         return sorted(name for name in names if _INCARNATION.fullmatch(name))
 
     def _current(self, record: bytes | None) -> Catalogue:
+        """Decode a record, and unmap releases that are gone: their maps would keep the disk space."""
         catalogue = self._catalogue.parse(record, self.clock())
-        for incarnation in self._files.keys() - catalogue.incarnations if catalogue.generation else ():
-            self._files.pop(incarnation).close()  # a map would keep the disk space
+        if catalogue.generation:  # an empty catalogue takes no release away from readers
+            for incarnation in self._files.keys() - catalogue.incarnations:
+                self._files.pop(incarnation).close()
         return catalogue
 
-    def _removed(self, catalogue: Catalogue) -> ReleaseNotFound | None:
-        """Return an error if the file of the mapped live release was removed; unmap that of a removed canary."""
+    def _removed_live(self, catalogue: Catalogue) -> ReleaseNotFound | None:
+        """Return an error if the file of the mapped live release is gone; unmap that of a canary that is."""
         for release in catalogue.served:
             path = self._sealed_path(release)
             with translated(path):
@@ -344,6 +369,10 @@ class LmdbStore(LocalReader, Diagnosed):
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
+        """Return the open file of a draft that `create` claimed for its writer.
+
+        Raises ReleaseConflict if it was sealed or has another writer, ReleaseNotFound if it was erased.
+        """
         draft_file = self._drafts.get(draft.incarnation)
         if draft_file is not None and not draft_file.closed and draft_file.writer == draft.writer:
             return draft_file
@@ -353,7 +382,7 @@ class LmdbStore(LocalReader, Diagnosed):
         raise taken_over(draft)  # or never created by this handle
 
     def _remove(self, release: ReleaseRef, check: CheckCatalogue) -> None:
-        """Unlink all files, the draft first, to fail a concurrent `seal`."""
+        """Unlink all files of a release if *check* allows it; the draft first, to fail a concurrent `seal`."""
         draft = self._draft_path(release)
         with self._catalogue.locked() as lock:  # no swap or restore in between
             check(self._catalogue.read(self.clock()))
@@ -375,10 +404,6 @@ class LmdbStore(LocalReader, Diagnosed):
         return self._releases / f"{_checked(release.incarnation)}.draft"
 
 
-_SUFFIXES = {".mdb", ".draft", ".lock"}
-_INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
 def _checked(incarnation: str) -> str:
     if not _INCARNATION.fullmatch(incarnation):
         raise ReleaseNotFound(f"{incarnation!r} is not a release id; they look like 20261120T064200Z-7f3a")
@@ -394,43 +419,53 @@ def open_url(url: str) -> LmdbStore:
 
 
 def _examine(folder: Path) -> list[Finding]:
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    """Check this user's rights in a store's folder, and the file system under it."""
     releases = folder / "releases"
-    written = [existing] if existing != folder else [folder, releases, folder / "catalogue.lock"]
-    findings = [
-        _may("read", [folder, folder / "catalogue.json", releases, *sorted(folder.glob("releases/*.mdb"))], os.R_OK),
-        _may("publish", written, os.W_OK),
-    ]
-    if existing != folder:
-        findings[0] = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
-    kind = _kind(existing.resolve())
-    if kind in NETWORK:
-        sentence = f"{kind}, over a network, where locks and memory maps are not reliable; use a local disk"
-        return [*findings, Finding(Level.WARNING, "file system", sentence)]
-    return [*findings, Finding(Level.OK, "file system", kind or "of an unknown kind")]
+    if folder.is_dir():
+        existing = folder
+        files = sorted(releases.glob("*.mdb"))
+        readable = _access_finding("read", [folder, folder / "catalogue.json", releases, *files], os.R_OK)
+        writable = _access_finding("publish", [folder, releases, folder / "catalogue.lock"], os.W_OK)
+    else:
+        existing = next(path for path in folder.parents if path.is_dir())
+        readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
+        writable = _access_finding("publish", [existing], os.W_OK)
+    file_system = _file_system_of(existing.resolve())
+    if file_system in NETWORK:
+        sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
+        return [readable, writable, Finding(Level.WARNING, "file system", sentence)]
+    return [readable, writable, Finding(Level.OK, "file system", file_system or "of an unknown kind")]
 
 
-def _may(what: str, paths: Sequence[Path], mode: int) -> Finding:
-    """Say whether this user may use the paths that exist."""
+def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
+    """Check whether this user may use those of *paths* that exist; *mode* is os.R_OK or os.W_OK."""
+    subject = f"may {purpose}"
     for path in paths:
         try:
-            wanted = mode | (os.X_OK if path.is_dir() else 0)
-            refused = path.exists() and not os.access(path, wanted, effective_ids=True)
+            folder_mode = os.X_OK if path.is_dir() else 0
+            is_refused = path.exists() and not os.access(path, mode | folder_mode, effective_ids=True)
         except OSError:  # a folder above it cannot be entered
-            refused = True
-        if refused:
-            level, fine = (Level.ERROR, "") if mode == os.R_OK else (Level.WARNING, ", which is right for a service")
-            sentence = f"no: user {os.geteuid()} may not use {path}{fine}; to {what}, change its owner or its mode"
-            return Finding(level, f"may {what}", sentence)
-    return Finding(Level.OK, f"may {what}", "yes")
+            is_refused = True
+        if is_refused and mode == os.R_OK:
+            sentence = f"no: user {os.geteuid()} may not use {path}; to {purpose}, change its owner or its mode"
+            return Finding(Level.ERROR, subject, sentence)
+        if is_refused:
+            sentence = (
+                f"no: user {os.geteuid()} may not use {path}, which is right for a service; to {purpose}, change its "
+                f"owner or its mode"
+            )
+            return Finding(Level.WARNING, subject, sentence)
+    return Finding(Level.OK, subject, "yes")
 
 
-def _kind(path: Path) -> str:
-    """Return the file system type of *path*; empty if unknown."""
+def _file_system_of(path: Path) -> str:
+    """Return the type of the file system of *path*, such as `ext4`; empty if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
         return ""
-    fields = [line.split(" ") for line in mounts]
-    points = {Path(each[1].replace("\\040", " ")): each[2] for each in fields}  # the last covers others
-    return next((points[above] for above in (path, *path.parents) if above in points), "")
+    types = dict[Path, str]()
+    for mount in mounts:
+        _, mount_point, file_system, *_ = mount.split(" ")
+        types[Path(mount_point.replace("\\040", " "))] = file_system  # the last mount covers earlier ones
+    return next((types[folder] for folder in (path, *path.parents) if folder in types), "")
