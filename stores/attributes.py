@@ -97,6 +97,22 @@ def encode_attributes(
     *columns* have the values by row, in the order of *ids*: numbers or texts, None if missing; those named in *texts*
     are of texts even without any. Raises StoreMisused for a repeated item, and for too large a table.
     """
+    table, kinds = _encode_table(ids, columns, texts)
+    if len(table) > MAX_BYTES:
+        raise StoreMisused(
+            f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
+            "columns that no filter needs"
+        )
+    pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
+    about = {ABOUT: {"pieces": len(pieces), "columns": kinds}}
+    rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
+    return rows, about
+
+
+def _encode_table(
+    ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the table and the kinds of its columns; StoreMisused for a repeated item."""
     hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     for row, next_row in pairwise(order):
@@ -104,19 +120,12 @@ def encode_attributes(
             raise StoreMisused(f"item {ids[row]!r} has two rows of attributes; keep one for each item")
     sorted_hashes = array("Q", [hashes[row] for row in order])
     stored = list[_StoredColumn]()
+    kinds = dict[str, str]()
     for name, values in columns.items():
-        stored.append(_stored_column(name, [values[row] for row in order], is_text=name in texts))
-    table = msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), tuple(stored)))
-    if len(table) > MAX_BYTES:
-        raise StoreMisused(
-            f"the item attributes have {len(table)} bytes, and at most {MAX_BYTES} are kept in memory; leave out "
-            "columns that no filter needs"
-        )
-    pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
-    kinds = {column.name: "number" if column.texts is None else "text" for column in stored}
-    about = {ABOUT: {"pieces": len(pieces), "columns": kinds}}
-    rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
-    return rows, about
+        column = _stored_column(name, [values[row] for row in order], is_text=name in texts)
+        stored.append(column)
+        kinds[name] = "number" if column.texts is None else "text"
+    return msgspec.msgpack.encode(_StoredTable(sorted_hashes.tobytes(), tuple(stored))), kinds
 
 
 def _stored_column(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:

@@ -226,12 +226,14 @@ class Catalogue:
     @property
     def live(self) -> ReleaseId | None:
         """The release that readers follow."""
-        return None if (entry := self.live_entry) is None else entry.id
+        entry = self.live_entry
+        return None if entry is None else entry.id
 
     @property
     def live_ref(self) -> ReleaseRef | None:
         """The id and the incarnation of the live release."""
-        return None if (entry := self.live_entry) is None else entry.ref
+        entry = self.live_entry
+        return None if entry is None else entry.ref
 
     @property
     def live_entry(self) -> Release | None:
@@ -245,11 +247,13 @@ class Catalogue:
 
     @property
     def running(self) -> Experiment | None:
-        """The running experiment."""
-        return None if self.experiment is None or self.experiment.ended_at is not None else self.experiment
+        """The running experiment; None if there is none, or the last one has ended."""
+        if self.experiment is None or self.experiment.ended_at is not None:
+            return None
+        return self.experiment
 
     def ref_of(self, arm: Arm) -> ReleaseRef | None:
-        """Return an arm's release; HeldBack for B if no experiment is running."""
+        """Return an arm's release, None for A if nothing is live; HeldBack for B if no experiment is running."""
         if arm == "B" and self.running is None:
             raise HeldBack("no experiment is running in this store; `hotplate releases canary --days` starts one")
         return self.live_ref if arm == "A" else self.served[-1]
@@ -272,7 +276,8 @@ class Catalogue:
 
     def find(self, release: ReleaseId) -> Release:
         """Return the result of `get`; ReleaseNotFound instead of None."""
-        if (entry := self.get(release)) is None:
+        entry = self.get(release)
+        if entry is None:
             raise ReleaseNotFound(f"release {release} is not in this store; `hotplate releases list` shows what is")
         return entry
 
@@ -388,15 +393,21 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
     ready = replace(_owned_draft(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
     for place, other in enumerate(others):
-        if other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN):
+        is_repaired = other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN)
+        if is_repaired:
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
-            repaired = replace(other, incarnation=ready.incarnation, created_at=ready.created_at, writer=ready.writer)
+            repaired = replace(
+                other,
+                incarnation=ready.incarnation,
+                created_at=ready.created_at,
+                writer=ready.writer,
+            )
             return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
     return replace(catalogue, releases=(*others, ready))
 
 
 def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_canary: bool = False) -> Catalogue:
-    """Make a committed release live, or that of arm B; it is not refused any more.
+    """Make a committed release live, or that of arm B; a live release is no longer refused.
 
     Raises CanaryRunning while another release is the canary, unless *end_canary* is true, or it is arm B, which goes
     on. For arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
@@ -494,9 +505,11 @@ def prune(
     Incarnations in *present* without an entry are marked, too, under an id of their own. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
-    kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
-    if (canary := catalogue.canary_entry) is not None:
-        kept.add(canary.incarnation)
+    kept = set[str]()
+    if keep:
+        kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]}
+    if catalogue.canary_entry is not None:
+        kept.add(catalogue.canary_entry.incarnation)
     if catalogue.running is not None:
         kept.add(catalogue.running.previous)
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from statistics import median
+from typing import NamedTuple
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
@@ -279,6 +280,27 @@ async def survey(
     ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
+    found = await _find_releases(store)
+    result = Survey(releases=found.releases, others=found.others, erasures=found.erasures, record=record, now=now)
+    if wanted is not None:
+        result.find(wanted)  # before the rows are read, which takes long
+    examined = list[FoundRelease]()
+    for release in found.releases:
+        examined.append(await _examine_rows(store, release, found.erasures.users, on_progress))
+    examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
+    return replace(result, releases=tuple(examined))
+
+
+class _Contents(NamedTuple):
+    """What a store holds, as in a Survey; the rows of its releases are not read."""
+
+    releases: tuple[FoundRelease, ...]
+    others: dict[str, str]
+    erasures: ErasureLog
+
+
+async def _find_releases(store: Store) -> _Contents:
+    """Read the manifests of all incarnations; ReleaseNotFound if none is a sealed release."""
     releases = list[FoundRelease]()
     others = dict[str, str]()
     erasures = await read_log(store)
@@ -302,12 +324,7 @@ async def survey(
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     releases.sort(key=lambda release: release.manifest.created_at)
     erasures = replace(erasures, users=erased, is_whole=erasures.is_whole and erased == erasures.users)
-    result = Survey(releases=tuple(releases), others=others, erasures=erasures, record=record, now=now)
-    if wanted is not None:
-        result.find(wanted)  # before the rows are read, which takes long
-    examined = [await _examine_rows(store, release, erased, on_progress) for release in releases]
-    examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
-    return replace(result, releases=tuple(examined))
+    return _Contents(tuple(releases), others, erasures)
 
 
 async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:

@@ -62,6 +62,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
     """
 
     def __init__(self, listener: ConnectionListener[Tag]) -> None:
+        """Prepare a connection, whose events *listener* gets; it is open at `on_ready`."""
         self._listener = listener
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -113,6 +114,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
+        """Feed the parser, and end the request in flight once its response is complete or malformed."""
         if self.tag is None:
             self.close(unsolicited=True)
             return
@@ -201,6 +203,7 @@ class _Tunnel(asyncio.Protocol):
         self._received = b""
 
     def data_received(self, data: bytes) -> None:
+        """Wait for the end of the proxy's head, and check its status."""
         self._received += data
         head, end, surplus = self._received.partition(END_OF_HEAD)
         is_complete = bool(end) or len(head) > MAX_TUNNEL_HEAD

@@ -213,6 +213,7 @@ class LmdbStore(LocalReader, Diagnosed):
         self._drafts = dict[str, DraftFile]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        """Read one key from the map; see `LocalReader`. Opens the release if it is not open."""
         file = self._files.get(release.incarnation) or self._open(release)
         try:
             return file.read(key.encode())
@@ -226,6 +227,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return self._files.get(release.incarnation) or self._open(release)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        """Read keys from the map, without waiting; see `Reader`."""
         del timeout_s  # a read of a map cannot be cancelled
         file = self._files.get(release.incarnation) or self._open(release)
         read = file.read
@@ -242,6 +244,10 @@ class LmdbStore(LocalReader, Diagnosed):
         return [self._catalogue.record(name) for name in names]
 
     async def changes(self) -> AsyncIterator[Catalogue]:
+        """Yield the catalogue now and after changes, polled each POLL_S; see `Reader`.
+
+        Also raises ReleaseNotFound if the file of the live release was removed while it is mapped.
+        """
         last_record = None
         catalogue = Catalogue()
         while True:
@@ -259,6 +265,7 @@ class LmdbStore(LocalReader, Diagnosed):
             await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
+        """Free the locks of drafts, and unmap all releases."""
         for draft in self._drafts.values():
             await asyncio.to_thread(draft.close)
         files = list(self._files.values())
@@ -277,6 +284,7 @@ class LmdbStore(LocalReader, Diagnosed):
         check_room(self._releases, file_bytes(plan.rows, plan.payload_bytes))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
+        """Lock a draft's file, or hand over the one that this process has open; see `Store`."""
         draft_file = self._drafts.get(draft.incarnation)
         if draft_file is not None and not draft_file.closed:
             draft_file.hand_over(draft)
@@ -294,6 +302,7 @@ class LmdbStore(LocalReader, Diagnosed):
         return self._claimed(draft).resume_point(part)
 
     async def seal(self, draft: DraftRef) -> None:
+        """Seal a draft in a thread; see `Store`. Sealed by an earlier attempt, it stays as it is."""
         path = self._sealed_path(draft)
         if path.exists():  # sealed but not committed
             return
@@ -317,10 +326,12 @@ class LmdbStore(LocalReader, Diagnosed):
             raise not_found(release)
 
     async def warm(self, release: ReleaseRef) -> None:
+        """Read a release into memory, paced while another one is served; see `LocalReader`."""
         file = self._files.get(release.incarnation) or self._open(release)
         await file.warm(WARM_PAUSE_S if len(self._files) > 1 else 0.0)
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        """Replace the catalogue under its lock, in a thread; see `Store`."""
         parse_record = self._catalogue.parse
         await asyncio.to_thread(
             self._catalogue.swap,
@@ -333,6 +344,7 @@ class LmdbStore(LocalReader, Diagnosed):
         await asyncio.to_thread(self._catalogue.swap, new, lambda current: current == record, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
+        """Unlink the files of a release under the catalogue's lock, and close them; see `Store`."""
         await asyncio.to_thread(self._remove, release, check)
         if draft := self._drafts.pop(release.incarnation, None):
             await asyncio.to_thread(draft.close)
@@ -340,6 +352,7 @@ class LmdbStore(LocalReader, Diagnosed):
             file.close()
 
     async def incarnations(self) -> list[str]:
+        """Return the incarnations with files, and the folders of killed restores; see `Store`."""
         with translated(self._releases):
             paths = list(self._releases.iterdir()) if self._releases.is_dir() else []
             names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
