@@ -1,8 +1,8 @@
 """The catalogue: the control state of a store in one small record, and pure functions that change it.
 
 Releases are in the order of their last commit or activation. Times are epoch seconds by the store's clock. A swap
-replaces the record if its generation and token are those that were read: the generation counts changes, the token is
-drawn for each.
+replaces the record only if it still has the generation and the token that were read: the generation counts changes,
+and each change draws a new token.
 
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
@@ -17,7 +17,7 @@ Ids are for people; data are named by incarnations. Each new draft draws one, so
 draft cannot touch its data. A served release and the draft that repairs it share an id.
 
 A canary is a release that a share of the users see instead of the live one. An experiment compares both for some days:
-its arm A is the live release, its arm B the canary, and each may be replaced by a newer release meanwhile.
+its arm A is the live release, its arm B the canary, and each may get newer releases until the end.
 
 Functions that change a catalogue return a new one, or the same if there is nothing to change, as after a repeated call.
 """
@@ -123,7 +123,7 @@ class Release:
 
 
 def unnamed_release(incarnation: str) -> ReleaseRef:
-    """Return a reference to data whose release is unknown, by an id that no release has."""
+    """Return a reference to data of an unknown release, with an id that no release has."""
     return ReleaseRef(ReleaseId(f"unknown-{incarnation}"), incarnation)
 
 
@@ -432,7 +432,7 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_ca
 def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days: float | None = None) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the canary's share.
 
-    With *days*, this starts an experiment of that length, whose share is fixed. Raises ReleaseConflict for a draft or
+    With *days*, this starts an experiment of that length, with a fixed share. Raises ReleaseConflict for a draft or
     the live release, if nothing is live, while another is the canary, and while an experiment is running.
     """
     entry = catalogue.find(release)
@@ -575,7 +575,7 @@ def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
 
 
 def _with_lapsed_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
-    """Return all releases, with drafts whose lease has lapsed as `dropping`."""
+    """Return all releases, with lapsed drafts as `dropping`."""
     return tuple(
         replace(entry, state=State.DROPPING, lease_until=None)
         if entry.state is State.DRAFT and entry.lease_left_s(catalogue.now) <= 0
@@ -590,7 +590,7 @@ def _check_canary(catalogue: Catalogue, expected: ReleaseId) -> None:
 
 
 def _without_canary(catalogue: Catalogue) -> Catalogue:
-    """End the canary, whose grace begins now, and a running experiment; the same catalogue without a canary."""
+    """End the canary, which can still be read for its grace, and a running experiment."""
     entry = catalogue.canary_entry
     if entry is None:
         return catalogue
@@ -604,8 +604,8 @@ def _without_canary(catalogue: Catalogue) -> Catalogue:
 def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
     """Make *entry* the canary of the running experiment, in the place of arm B's release before it.
 
-    Its users, by the salt, stay the same. Raises HeldBack if no experiment is running, ReleaseConflict for the live
-    release.
+    The canary keeps its salt, so the users of arm B stay the same. Raises HeldBack if no experiment is running,
+    ReleaseConflict for the live release.
     """
     catalogue.ref_of("B")
     previous = catalogue.canary_entry

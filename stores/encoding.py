@@ -180,7 +180,7 @@ def cut(body: bytes, n: int) -> bytes:
 
 
 def cut_without(body: bytes, n: int, *left_out: IdSet) -> bytes:
-    """Return the first *n* items of an opened body's list whose ids are in none of *left_out*."""
+    """Return the first *n* items of an opened body's list that are in none of *left_out*."""
     items = body[OFFSET_BYTES:]
     lines = list[bytes]()
     for match, line in zip(_ID.finditer(items), items.split(SEPARATOR), strict=False):  # no id in an empty list

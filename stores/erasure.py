@@ -3,7 +3,7 @@
 Rollback, restore, copy and rebuild keep erasures. Unless the store is a RowEraser, releases keep the rows of erased
 users, whom readers treat as unknown. `hotplate.stores.erasure_log` stores the record.
 
-Ids are kept as hashes with a secret salt, so that a record does not show them. The rows of erased users are counted
+Ids are kept as hashes with a secret salt. The rows of erased users are counted
 before they are deleted, by hashes of their keys. So a repeated erasure counts
 none twice, and `verify` is exact at any time: it leaves these rows out, whether they are there, were deleted, or came
 back with a node that restarted with older data, and adds their sums.
@@ -167,7 +167,7 @@ class ErasedUsers:
         return {_hash(salt, key.encode("utf-8", "surrogatepass")) for key in keys for salt in self.groups}
 
     def of_releases(self, entries: Iterable[Release]) -> "ErasedUsers":
-        """Return a copy without the rows of releases other than *entries*, whose data are gone."""
+        """Return a copy without the rows of releases other than *entries*."""
         names = {name for entry in entries for name in entry.ref}
         return replace(self, rows={name: missing for name, missing in self.rows.items() if name in names})
 

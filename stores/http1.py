@@ -62,7 +62,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
     """
 
     def __init__(self, listener: ConnectionListener[Tag]) -> None:
-        """Prepare a connection, whose events *listener* gets; it is open at `on_ready`."""
+        """Prepare a connection that reports to *listener*; it can be used from `on_ready` on."""
         self._listener = listener
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None

@@ -252,7 +252,7 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of tallied rows, whose origin is the record *about* (`Origin`).
+    """Make the manifest of tallied rows; *about* is the record of their origin (`Origin`).
 
     Raises ReleaseCorrupt if a list has no popular list for everybody, or lists exceed the limits, and StoreMisused for
     an invalid origin or name.

@@ -1,7 +1,7 @@
 """Writing releases to any store.
 
 A draft is a release being written. Its writer, known by a random token, begins it, writes part 0 and commits it, and
-renews its lease meanwhile; other processes may write parts numbered from 1 with the same token. A lapsed draft can be
+renews its lease until then; other processes may write parts numbered from 1 with the same token. A lapsed draft can be
 resumed: the rows of a part are the same in each attempt, so any attempt continues after the last acknowledged row.
 """
 

@@ -26,10 +26,10 @@ Revise = Callable[[Catalogue, ErasedUsers], Awaitable[ErasedUsers]]
 class Erasure:
     """The result of an erasure, or of a search.
 
-    *erased* are those of the given users whom the record has. *holding* are the users of whom a release still has rows,
-    *lists* the named lists with some of these rows; *being_written* are drafts, which were not searched. *deleted* is
-    the number of rows. *lost* is the number of ids that the store's record has lost,
-    *warning* a sentence if this erasure may be lost with the store's data.
+    *erased* are the given users in the record. *holding* are those of them with rows in a release, by its id, *lists*
+    the named lists with some of these rows; *being_written* are drafts, which were not searched. *deleted* is the
+    number of deleted rows, *lost* that of ids that the store's record has lost. *warning* is a sentence if this erasure
+    may be lost with the store's data.
     """
 
     erased: tuple[str, ...]

@@ -322,7 +322,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
 def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:
     """Raise ReleaseCorrupt if most sampled rows of a list are *damaged*, but at least two.
 
-    As many as *lost_ids* of them may be of erased users whom the record has lost.
+    Up to *lost_ids* of them may be rows of erased users that the record has lost.
     """
     sampled = Counter(RowKey.parse(key).list for key in manifest.sample)
     unreadable = Counter(RowKey.parse(key).list for key in set(manifest.sample) & {*damaged})

@@ -62,7 +62,7 @@ class DraftFile:
     """
 
     def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
-        """Open a draft of about *needed* bytes, of whose lock *lock* is the descriptor; use `open_draft`."""
+        """Open a draft of about *needed* bytes; *lock* is the descriptor of its lock. Use `open_draft`."""
         self.path = path
         self.writer = draft.writer
         self._draft = draft
@@ -218,7 +218,7 @@ class DraftFile:
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
     """Lock a draft and open its file, or create it for *needed* bytes.
 
-    A draft from before a reboot begins anew, as it was never flushed. Raises ReleaseConflict if another process has it,
+    A draft from before a reboot is replaced, as it was never flushed. Raises ReleaseConflict if another process has it,
     or it was sealed; StoreFull if it does not fit.
     """
     with translated(path):

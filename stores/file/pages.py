@@ -5,7 +5,7 @@ native byte order). Measured: requests for a list with a flipped byte ended 25 w
 it.
 
 The file is a tree of pages. A page holds a list of offsets, in the order of keys, to nodes. A node of a branch page
-names the page below it, whose keys are not less than its own; a node of a leaf page holds a key and its value, or the
+names the page below it, which has keys from its own on; a node of a leaf page holds a key and its value, or the
 number of the first page with a large value. Two meta pages at the start name the root; that of the last transaction is
 valid.
 """

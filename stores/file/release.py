@@ -64,7 +64,7 @@ class ReleaseFile:
     _process = os.getpid()
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
-        """Map *path*, whose device and inode are *identity*; use `open` instead."""
+        """Map *path*; *identity* is its device and inode. Use `open` instead."""
         self.path = path
         self._identity = identity
         self._users = 0
@@ -251,7 +251,7 @@ async def check_whole(path: Path) -> None:
 async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = inf, pause_s: float = 0.0) -> None:
     """Read the first *up_to* bytes of a file in threads, and add the numbers of changed blocks to *damaged*.
 
-    That is a parameter, so that a caller whose time is up keeps what was found. Raises ReleaseCorrupt if the checksums
+    A cancelled caller keeps the numbers found until then. Raises ReleaseCorrupt if the checksums
     are damaged.
     """
     await asyncio.to_thread(check_size, path)

@@ -118,7 +118,7 @@ class CatalogueFile:
             self.replace(new, records, lock)
 
     def replace(self, new: Catalogue, records: Sequence[RecordChange] = (), lock: int | None = None) -> None:
-        """Replace whatever is stored, first the records beside the catalogue.
+        """Replace the catalogue unconditionally, first the records beside it.
 
         *lock* is the descriptor of the held lock, None in a folder that no other process knows. Raises StoreUnavailable
         if the file of the lock was removed.
