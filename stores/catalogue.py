@@ -526,7 +526,8 @@ def prune(
             entries[place] = replace(entry, state=State.DROPPING)
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
-        entries.append(Release(unnamed.id, incarnation, State.DROPPING, created_at=catalogue.now))
+        entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
+        entries.append(entry)
     return replace(catalogue, releases=tuple(entries))
 
 

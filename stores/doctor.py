@@ -286,7 +286,8 @@ async def survey(
         result.find(wanted)  # before the rows are read, which takes long
     examined = list[FoundRelease]()
     for release in found.releases:
-        examined.append(await _examine_rows(store, release, found.erasures.users, on_progress))
+        erased = found.erasures.users
+        examined.append(await _examine_rows(store, release, erased, on_progress=on_progress))
     examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
     return replace(result, releases=tuple(examined))
 
@@ -404,7 +405,7 @@ async def _load_manifest(store: Store, incarnation: str) -> Manifest:
 
 
 async def _examine_rows(
-    store: Store, release: FoundRelease, erased: ErasedUsers, on_progress: OnRowsRead
+    store: Store, release: FoundRelease, erased: ErasedUsers, *, on_progress: OnRowsRead
 ) -> FoundRelease:
     """Read all rows of a release, and return it with their damage, if any."""
     try:
@@ -421,11 +422,20 @@ def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
     for release in survey.releases:
         if release is live:
             continue
-        entry = Release(*release.ref, State.READY, release.manifest.created_at, refused_by=release.manifest.refused_by)
+        entry = replace(_entry(release, State.READY), refused_by=release.manifest.refused_by)
         if survey.candidates[release.ref.id] is not release:
             entry = replace(entry, state=State.WITHDRAWN, superseded_at=survey.now, refused_by=())
         entries.append(entry)
-    return [*entries, Release(*live.ref, State.LIVE, live.manifest.created_at)]
+    return [*entries, _entry(live, State.LIVE)]
+
+
+def _entry(release: FoundRelease, state: State) -> Release:
+    return Release(
+        id=release.ref.id,
+        incarnation=release.ref.incarnation,
+        state=state,
+        created_at=release.manifest.created_at,
+    )
 
 
 async def _read_token(store: Store) -> str:

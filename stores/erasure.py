@@ -45,7 +45,7 @@ class RowSums:
         """Sum up *rows*."""
         tally = Tally()
         tally.add(rows)
-        return cls(tally.counts, tally.bytes, tally.digest)
+        return cls(counts=tally.counts, bytes=tally.bytes, digest=tally.digest)
 
     @classmethod
     def lacking(cls, manifest: Manifest, tally: Tally) -> "RowSums":
@@ -60,7 +60,8 @@ class RowSums:
 
     def __add__(self, other: "RowSums") -> "RowSums":
         counts = dict(Counter(self.counts) + Counter(other.counts))
-        return RowSums(counts, self.bytes + other.bytes, (self.digest + other.digest) % _DIGESTS)
+        digest = (self.digest + other.digest) % _DIGESTS
+        return RowSums(counts=counts, bytes=self.bytes + other.bytes, digest=digest)
 
     @property
     def rows(self) -> int:
@@ -69,7 +70,7 @@ class RowSums:
 
     def add_to(self, tally: Tally) -> None:
         """Add these rows to *tally*."""
-        tally.merge(Tally(dict(self.counts), self.bytes, self.digest))
+        tally.merge(Tally(counts=dict(self.counts), bytes=self.bytes, digest=self.digest))
 
 
 @dataclass(frozen=True, slots=True)

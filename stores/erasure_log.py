@@ -107,7 +107,8 @@ class ErasureLog:
             records.append(self._change(BASE, self.last, self.users))
         records.append(self._change(part, number, _added(self.users, users)))
         records += [self._change(name, 0, NOBODY) for name in self.unreadable if name not in (BASE, part)]
-        return Erased("", max(expected, users.count), number, secrets.token_hex(8)), records
+        entry = Erased(incarnation="", count=max(expected, users.count), last=number, token=secrets.token_hex(8))
+        return entry, records
 
     def _change(self, name: str, number: int, users: ErasedUsers) -> RecordChange:
         return RecordChange(name, (self.stored or {}).get(name), _dump(name, number, users))
@@ -214,13 +215,14 @@ def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
 
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
     groups = [_Group(salt.hex(), _joined(hashes)) for salt, hashes in users.groups.items()]
-    part = _Part(number, groups, {release: _stored(missing) for release, missing in users.rows.items()})
+    rows = {release: _stored(missing) for release, missing in users.rows.items()}
+    part = _Part(number=number, groups=groups, rows=rows)
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
 
 
 def _stored(missing: MissingRows) -> _Missing:
-    sums = _Sums(dict(missing.sums.counts), missing.sums.bytes, f"{missing.sums.digest:x}")
-    return _Missing(sums, _joined(missing.hashes), missing.unsummed)
+    sums = _Sums(counts=dict(missing.sums.counts), bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
+    return _Missing(sums=sums, hashes=_joined(missing.hashes), unsummed=missing.unsummed)
 
 
 def _joined(hashes: frozenset[bytes]) -> str:
@@ -237,10 +239,7 @@ def _parse(name: str, value: bytes) -> _ParsedPart:
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
-        rows = {
-            release: MissingRows(_sums(missing.sums), _split(missing.hashes), missing.unsummed)
-            for release, missing in part.rows.items()
-        }
+        rows = {release: _parse_missing(missing) for release, missing in part.rows.items()}
         return _ParsedPart(part.number, ErasedUsers(_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error
@@ -261,8 +260,9 @@ def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
     return ReleaseCorrupt(f"{_SUBJECT} cannot be read ({name}: {error})")
 
 
-def _sums(stored: _Sums) -> RowSums:
-    return RowSums(stored.counts, stored.bytes, int(stored.digest, 16))
+def _parse_missing(stored: _Missing) -> MissingRows:
+    sums = RowSums(counts=stored.sums.counts, bytes=stored.sums.bytes, digest=int(stored.sums.digest, 16))
+    return MissingRows(sums=sums, hashes=_split(stored.hashes), unsummed=stored.unsummed)
 
 
 def _groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:

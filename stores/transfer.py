@@ -39,7 +39,7 @@ async def copy(
         written = await _write_copy(source, entry.ref, manifest, target, draft, on_progress=on_progress)
     elif await _is_complete(target, release, manifest, on_progress):
         await take_over_erasures(target, await erased_from(source))
-        written = WriteResult(manifest, 0, manifest.rows)
+        written = WriteResult(manifest, rows=0, skipped=manifest.rows)
     else:
         log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)

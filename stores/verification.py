@@ -316,7 +316,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
                 f"release {release.id} has an empty popular list for everybody, {key!r}; publish again"
             )
     attributes = await _read_attributes(reader, release, manifest)
-    return Servable(manifest, decode, popular, tuple(damaged), attributes)
+    return Servable(manifest=manifest, decode=decode, popular=popular, damaged=tuple(damaged), attributes=attributes)
 
 
 def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:
