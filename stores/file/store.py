@@ -472,7 +472,7 @@ def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
 
 
 def _file_system_of(path: Path) -> str:
-    """Return the type of the file system of *path*, such as `ext4`; empty if unknown."""
+    """Return the type of the file system of *path*, such as ext4; empty if unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:

@@ -93,7 +93,7 @@ async def test_interrupted_publish_resumes_without_rewriting(clock: FakeClock, c
 async def test_publish_killed_after_its_last_row_resumes_without_rows(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise StoreUnavailable("the store went away")
 
     dying = open_store()
