@@ -332,8 +332,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     """Write and return a catalogue with *live* live and the other releases of *survey* ready.
 
     Unless *force* is true, raises ReleaseCorrupt if *live* or the record of erased users is damaged, and RefusedByGates
-    if its gates refused it.
-    Raises ReleaseConflict if another process has written a catalogue since.
+    if its gates refused it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = survey.find(live)
     advice = "name another release with --live; only if there is none, --force makes it live as it is"

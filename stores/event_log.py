@@ -206,7 +206,10 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return the content of the frame at *start*, and its end; None and *start* if it is damaged or torn."""
+    """Return the content of the zstd frame at *start*, and where it ends.
+
+    None and *start* if it is damaged or torn.
+    """
     decoder = zstandard.ZstdDecompressor().decompressobj()
     pieces = list[bytes]()
     view = memoryview(data)

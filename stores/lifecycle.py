@@ -62,8 +62,9 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    Raises errors as `catalogue.activate`; RefusedByGates, unless *though_refused* or *force* is true; ReleaseCorrupt if
-    it cannot be served, unless *force* is true.
+    *though_refused* accepts a release that its gates refused, *force* also one that cannot be read as a whole. Raises
+    errors as `catalogue.activate`; else RefusedByGates for a refused release, and ReleaseCorrupt for one that cannot be
+    served.
     """
     seen = await store.catalogue()
     step = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)

@@ -211,7 +211,8 @@ async def outlast_probation(store: Store, release: ReleaseId, wait_s: float) -> 
 async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, writer: str | None = None) -> DraftRef:
     """Begin a draft, or continue one of the same *writer*, by default a new one.
 
-    A writer has one process at a time. Raises ReleaseConflict if the id is taken.
+    *repairs* is the incarnation of the damaged release of this id that the draft replaces. A writer has one process at
+    a time. Raises ReleaseConflict if the id is taken.
     """
     token = writer or secrets.token_hex(8)
 
@@ -223,9 +224,10 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
 
 
 async def take_over(store: Store, release: ReleaseId, *, writer: str | None = None) -> DraftRef:
-    """Become a draft's *writer*, by default a new one, once its lease has lapsed.
+    """Become a draft's *writer*, by default a new one, as soon as the lease of the writer before has lapsed.
 
-    Raises ReleaseConflict if it is not a draft, its lease is renewed, or it is of a copy; ReleaseNotFound if dropped.
+    Waits while that lease runs. Raises ReleaseConflict if it is renewed meanwhile, as its writer is alive, if the
+    release is not a draft, or is a copy's; ReleaseNotFound if it was dropped.
     """
     token = writer or secrets.token_hex(8)
     first_lease_until = None
@@ -372,7 +374,8 @@ async def put_part(
 ) -> WrittenPart:
     """Put the rows of a part that are not acknowledged yet, without erased users, and sum up all of them.
 
-    *check* is called before each batch, and may raise to end the part.
+    *batches* are all rows of the *part* (0: that of the draft's writer), in the same order in each attempt. *check* is
+    called before each batch, and may raise to end the part.
     """
     erased = await erased_from(store)
     if erased.lost and part == 0:
@@ -445,7 +448,10 @@ async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: 
 
 @asynccontextmanager
 async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
-    """Renew a draft's lease in the background; the yielded function raises if it is lost."""
+    """Renew a draft's lease in the background, at each third of it, until the end of the context.
+
+    Yields a function that raises the error of the renewal if the lease is lost: the writer calls it before each step.
+    """
 
     async def renew() -> None:
         left_s = LEASE_S

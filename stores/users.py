@@ -15,7 +15,7 @@ from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_slots
 
-# Rows that came back while they were deleted, or a publish wrote meanwhile, are deleted again.
+# Of recording and deleting: rows that came back while they were deleted, or that a publish wrote, are deleted again.
 ATTEMPTS = 3
 
 # From the catalogue and the erased users in its record: returns those that the record is to have.

@@ -277,7 +277,7 @@ class Servable:
 async def read_servable(
     reader: Reader, release: ReleaseRef, *, erased: ErasedUsers | None = None, deadline_s: float = DEADLINE_S
 ) -> Servable:
-    """Read the parts of a release that serving it needs; *erased* as for `verify`.
+    """Read the parts of a release that serving it needs, within *deadline_s*; *erased* is as of `verify`.
 
     Raises ReleaseNotFound if the data are gone; StoreUnavailable after *deadline_s*; ReleaseCorrupt if a file was cut,
     or the manifest, dictionary, overall popular list, item attributes or most of the sample is missing or damaged.

@@ -251,8 +251,8 @@ async def check_whole(path: Path) -> None:
 async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = inf, pause_s: float = 0.0) -> None:
     """Read the first *up_to* bytes of a file in threads, and add the numbers of changed blocks to *damaged*.
 
-    A cancelled caller keeps the numbers found until then. Raises ReleaseCorrupt if the checksums
-    are damaged.
+    A cancelled caller keeps the numbers found until then. *pause_s* is the pause after each stride. Raises
+    ReleaseCorrupt if the checksums are damaged.
     """
     await asyncio.to_thread(check_size, path)
     with translated(path), path.open("rb", buffering=0) as file:
