@@ -78,13 +78,13 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
             for name in names:
                 kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
         with data_errors(source, files):
-            shapes = [_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
+            shapes = [_attribute_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
             kept = Rows(shapes, source).kept.collect(engine="streaming")
         columns = dict[str, _Column]()
         for number, name in enumerate(names):
             cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
-            columns[name] = _typed(name, cells, kinds.get(name), tables)
-    return _encoded(kept.get_column(_ITEM), columns, source)
+            columns[name] = _typed_column(name, cells, kinds.get(name), tables)
+    return _encoded_rows(kept.get_column(_ITEM), columns, source)
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
@@ -111,7 +111,7 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
             raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> TableShape:
+def _attribute_shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> TableShape:
     """Declare the values of a table: the item, the table's *place* among the tables, and a number for each attribute.
 
     *item* and *names* are columns; the value of the attribute `names[2]` is called `2`, as its name may be in use.
@@ -124,7 +124,7 @@ def _shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Map
     return shape
 
 
-def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
+def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
     """Return the column *name* of *cells* [ROW, _TABLE, cell] as *wanted*, or by its share of numbers if None.
 
     Raises SettingError if numbers are *wanted* and no cell is one.
@@ -143,7 +143,7 @@ def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[
     if wanted is None and share < _LEAST_NUMBERS:
         return _Column(values, _notes_on_texts(name, values, not_numbers, share, tables))
     if wanted == "number" and present and not numbers.count():
-        cell = _shown(name, not_numbers.head(1), tables)
+        cell = _cells_in_words(name, not_numbers.head(1), tables)
         raise SettingError(f"--attribute {name}=number: no cell is a number ({cell}); leave it out, or mend the file.")
     if not_numbers.is_empty():
         return _Column(numbers, [])
@@ -151,7 +151,7 @@ def _typed(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[
     are_missing = "cells are no numbers and are missing"
     if not_numbers.height == 1:
         are_missing = "cell is no number and is missing"
-    note = f"{name} (number): {not_numbers.height:,} {are_missing}: {_shown(name, not_numbers, tables)}"
+    note = f"{name} (number): {not_numbers.height:,} {are_missing}: {_cells_in_words(name, not_numbers, tables)}"
     return _Column(numbers, [note])
 
 
@@ -164,18 +164,18 @@ def _notes_on_texts(
     """
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
-        shown = _shown(name, not_numbers.head(1), tables)
+        shown = _cells_in_words(name, not_numbers.head(1), tables)
         return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]
     if share < _FEW_NUMBERS:
         return []
     note = (
         f"{name} (text): {share:.0%} of its cells are numbers, and {_LEAST_NUMBERS:.0%} would make it one of numbers; "
-        f"--attribute {name}=number takes the not_numbers as missing: {_shown(name, not_numbers, tables)}"
+        f"--attribute {name}=number takes the other cells as missing: {_cells_in_words(name, not_numbers, tables)}"
     )
     return [note]
 
 
-def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
+def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
     """Return the places and values of the first *cells* of the column *name*, for a note."""
     first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
@@ -184,7 +184,7 @@ def _shown(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
     return ", ".join(places) + (", …" if cells.height > len(places) else "")
 
 
-def _encoded(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> Attributes:
+def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> Attributes:
     """Return the rows of a release, and the manifest's entry; DataError for repeated items and attributes too large."""
     values = {name: column.values.to_list() for name, column in columns.items()}
     texts = [name for name, column in columns.items() if column.kind == "text"]

@@ -134,7 +134,7 @@ def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]
 
 def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
     """Parse a (nested) table of bounds by name; *where* begins the message of a SettingError."""
-    return tuple(_parse(name, bound, where) for name, bound in _flat(table))
+    return tuple(_parse_gate(name, bound, where) for name, bound in _by_dotted_name(table))
 
 
 def with_defaults(gates: Sequence[Gate]) -> tuple[Gate, ...]:
@@ -149,7 +149,7 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
-        if gate.metric and _value(known, gate.metric) is None:
+        if gate.metric and _metric_value(known, gate.metric) is None:
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in known)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
@@ -190,12 +190,14 @@ async def judge(
     release is damaged, those not by default fail. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
-    verdicts = {gate: _of_release(gate, origin.metrics, lists) for gate in gates if gate not in compared}
+    verdicts = {gate: _judged_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
     if live is None:
         verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
-            verdicts |= await _against(compared, origin, lists, reader, live, name=name, is_default=is_default)
+            verdicts |= await _compared_with_live(
+                compared, origin, lists, reader, live, name=name, is_default=is_default
+            )
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
             verdicts |= {gate: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
@@ -218,12 +220,12 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     return "".join(f"{sentence}; " for sentence in sentences)
 
 
-def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
+def _judged_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
     """Judge a gate on the release alone, by its *metrics* (as of `Evaluation.to_json`) or its measured *lists*."""
     if gate.subject == _METRIC:
-        trained = _value(_numbers((metrics or {}).get("as_trained")), gate.metric)
+        trained = _metric_value(_numbers((metrics or {}).get("as_trained")), gate.metric)
         note = "" if trained is None else f"as published; {trained:.4g} in training"
-        return gate.verdict(_value(_numbers(metrics), gate.metric), note)
+        return gate.verdict(_metric_value(_numbers(metrics), gate.metric), note)
     if lists.shortest is None:
         return gate.verdict(None, "no user has a list")
     if gate.subject == _POPULAR:
@@ -232,7 +234,7 @@ def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measuremen
     return gate.verdict(figures[gate.subject])
 
 
-async def _against(
+async def _compared_with_live(
     gates: Sequence[Gate],
     origin: Origin,
     lists: Measurement,
@@ -250,7 +252,9 @@ async def _against(
     if stored is None:
         note = f"the live release {live.id} has no list {name}"
         return {gate: gate.verdict(None, note, passed=True) for gate in gates}
-    verdicts = {gate: _drop(gate, origin.metrics or {}, manifest, stored) for gate in gates if gate.subject == _DROP}
+    verdicts = {
+        gate: _relative_loss(gate, origin.metrics or {}, manifest, stored) for gate in gates if gate.subject == _DROP
+    }
     of_lists = [gate for gate in gates if gate.subject != _DROP]
     if not of_lists:
         return verdicts
@@ -259,16 +263,18 @@ async def _against(
     is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
     sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sample, stored)
-    kept = _kept(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
+    kept = _kept_by_subject(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
     for gate in of_lists:
         if gate.subject == _OVERLAP:
-            verdicts[gate] = _overlap(gate, sample, live_lists, live)
+            verdicts[gate] = _overlap_verdict(gate, sample, live_lists, live)
         else:
             verdicts[gate] = kept[gate.subject].verdict(gate)
     return verdicts
 
 
-def _overlap(gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef) -> GateVerdict:
+def _overlap_verdict(
+    gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef
+) -> GateVerdict:
     """Judge how many items the sampled lists have in common with those of the live release."""
     users = live_lists.users
     if not users:
@@ -292,7 +298,7 @@ class _Kept(NamedTuple):
         return gate.verdict(self.now / self.before, self.note)
 
 
-def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
+def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
     """Return what is kept of the live lists, by subject of LEAST_KEPT.
 
     *sampled* users with a new list were looked up in the live release; *live* has the lists of those found there.
@@ -352,11 +358,11 @@ def _kept(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -
     }
 
 
-def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
+def _relative_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
     """Judge the relative loss of a metric, if both releases were evaluated in the same way."""
     live_metrics = live.origin_of(stored).metrics or {}
-    now = _value(_numbers(metrics), gate.metric)
-    before = _value(_numbers(live_metrics), gate.metric)
+    now = _metric_value(_numbers(metrics), gate.metric)
+    before = _metric_value(_numbers(live_metrics), gate.metric)
     if now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
     live_protocol = _protocol(live_metrics)
@@ -368,19 +374,19 @@ def _drop(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
-def _parse(name: str, bound: object, where: str) -> Gate:
+def _parse_gate(name: str, bound: object, where: str) -> Gate:
     """Return the gate *name*, perhaps with the name of a list before a colon; SettingError for a bound out of range."""
     of_list, colon, name = name.rpartition(":")
     if not _is_number(bound):
         raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
-    gate = _gate(name, bound, where)
+    gate = _gate_named(name, bound, where)
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:
         raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
     return replace(gate, name=f"{of_list}{colon}{gate.name}")
 
 
-def _gate(name: str, bound: float, where: str) -> Gate:
+def _gate_named(name: str, bound: float, where: str) -> Gate:
     """Return the gate of this name, by default one of a metric."""
     first, _, metric = name.partition(".")
     if first == _DROP and metric:
@@ -396,11 +402,11 @@ def _gate(name: str, bound: float, where: str) -> Gate:
     return Gate(name, bound, _METRIC, metric=name)
 
 
-def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
     """Yield the values of nested tables by dotted name, such as `as_served.ndcg`, after *before*."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
+            yield from _by_dotted_name(value, f"{before}{name}.")
         else:
             yield before + name, value
 
@@ -418,7 +424,7 @@ def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     tables = {
         name: table for name, table in (metrics or {}).items() if isinstance(table, Mapping) and name not in _NO_METRICS
     }
-    return {name: float(value) for name, value in _flat(tables) if _is_number(value)}
+    return {name: float(value) for name, value in _by_dotted_name(tables) if _is_number(value)}
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -426,6 +432,6 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _value(numbers: Mapping[str, float], metric: str) -> float | None:
+def _metric_value(numbers: Mapping[str, float], metric: str) -> float | None:
     """Return a metric of `_numbers` by its name; those of the model need no `model.` before it."""
     return numbers.get(f"model.{metric}", numbers.get(metric))

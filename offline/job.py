@@ -84,7 +84,7 @@ def publish(
     return written
 
 
-def _write(source: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
+def _write_lists(source: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
     return run_on(store, lambda opened: publish_lists(source, opened, settings))
 
 
@@ -289,7 +289,7 @@ class Attempt:
         *,
         train: Callable[[TrainSettings, Path], TrainReport] = train,
         measure: Callable[[ModelLists], ModelLists] = ModelLists.measure,
-        write: Callable[[ModelLists | NamedLists, str, PublishSettings], Written] = _write,
+        write: Callable[[ModelLists | NamedLists, str, PublishSettings], Written] = _write_lists,
     ) -> None:
         self.summary = Summary(pipeline=job.name, store=redacted(job.store))
         self._job = job
@@ -297,15 +297,15 @@ class Attempt:
         self._keep_ready_s = keep_ready_s
         self._train = train
         self._measure = measure
-        self._write = write
+        self._write_lists = write
 
     def make(self, path: Path) -> None:
         """Do the remaining steps in a folder."""
         job = self._job
         with opened(path, self._wait_s) as folder:
-            self._note(succeeded_at=folder.succeeded_at)
+            self._update_summary(succeeded_at=folder.succeeded_at)
             inputs = state_of(job.inputs)
-            run = run_on(job.store, partial(self._run_of, folder.run, inputs))
+            run = run_on(job.store, partial(self._same_or_new_run, folder.run, inputs))
             if run is not folder.run:
                 folder.sweep()
                 folder.record(run)
@@ -315,14 +315,14 @@ class Attempt:
                 self.summary = run.summary
                 if run.outcome == "published":
                     folder.finish(run.summary)
-                    self._note(outcome="unchanged")
-            self._note(succeeded_at=folder.succeeded_at)
+                    self._update_summary(outcome="unchanged")
+            self._update_summary(succeeded_at=folder.succeeded_at)
 
-    def _note(self, **facts: object) -> None:
+    def _update_summary(self, **facts: object) -> None:
         """Change fields of the summary."""
         self.summary = msgspec.structs.replace(self.summary, **facts)
 
-    async def _run_of(self, last: Run, inputs: str, store: Store) -> Run:
+    async def _same_or_new_run(self, last: Run, inputs: str, store: Store) -> Run:
         """Return the *last* run if options, inputs and store are unchanged, else a new one."""
         catalogue = await store.catalogue()
         catalogue.ref_of(self._job.publishing.arm)
@@ -338,12 +338,12 @@ class Attempt:
         """Train, track, publish and prune, without the steps that an earlier attempt has done."""
         job = self._job
         run = folder.run
-        self._note(run=run.id, release=run.release, model=str(folder.model), inputs=run.inputs)
+        self._update_summary(run=run.id, release=run.release, model=str(folder.model), inputs=run.inputs)
         if not is_model(folder.model):
             with folder.step("train") as within:
                 within.update(self._train(job.training, folder.model).seconds)
-        tracked = self._track(folder)
-        published = self._publish(folder)
+        tracked = self._log_model(folder)
+        published = self._publish_or_activate(folder)
         with folder.step("prune"):
             keep = partial(prune, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s)
             erased = run_on(job.store, keep)
@@ -362,12 +362,12 @@ class Attempt:
         )
         if tracked is not None:
             is_live = not refusal and job.publishing.activate and job.publishing.arm == "A"
-            _record(tracked, job.store, manifest.release, is_live=is_live)
+            _note_release(tracked, job.store, manifest.release, is_live=is_live)
         if published.held_back is None:  # else the next attempt continues here
             folder.finish(summary)
         self.summary = summary
 
-    def _track(self, folder: RunFolder) -> "Logged | None":
+    def _log_model(self, folder: RunFolder) -> "Logged | None":
         """Log the model to MLflow, if the job says so."""
         register = self._job.register
         if register is None and not self._job.track:
@@ -377,10 +377,10 @@ class Attempt:
         with folder.step("track"):
             target = None if register is None else mlflow_models.Target.of(register)
             tracked = mlflow_models.log_training(folder.model, target, job=folder.run.id)
-            self._note(tracked=tracked.uri)
+            self._update_summary(tracked=tracked.uri)
         return tracked
 
-    def _publish(self, folder: RunFolder) -> "_Published":
+    def _publish_or_activate(self, folder: RunFolder) -> "_Published":
         """Write the release, or activate that of an interrupted attempt."""
         job = self._job
         run = folder.run
@@ -388,11 +388,11 @@ class Attempt:
         if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
                 return run_on(job.store, partial(self._activate, run))
-        source = self._measured(folder)
+        source = self._measured_lists(folder)
         draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
         try:
             with folder.step("publish") as within:
-                written = self._write(source, job.store, replace(job.publishing, resume=draft))
+                written = self._write_lists(source, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
         except ReleaseConflict:  # begun with other lists
             folder.record(replace(folder.run, options=""))
@@ -404,7 +404,7 @@ class Attempt:
             held_back = RefusedByGates(str(written.refused))
         return _Published(manifest, held_back)
 
-    def _measured(self, folder: RunFolder) -> ModelLists | NamedLists:
+    def _measured_lists(self, folder: RunFolder) -> ModelLists | NamedLists:
         """Load the models of all lists, and measure the lists as published."""
         job = self._job
         with folder.step("measure") as within:
@@ -458,7 +458,7 @@ def _read_state(path: Path) -> _State:
         raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
 
-def _record(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool) -> None:
+def _note_release(tracked: "Logged", store: str, release: ReleaseId, *, is_live: bool) -> None:
     """Note in MLflow which release the model is in; a live one moves the alias."""
     from hotplate.offline import mlflow_models  # noqa: PLC0415 -- of an extra
 

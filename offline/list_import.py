@@ -152,7 +152,7 @@ class _Sources(NamedTuple):
 
 
 @contextmanager
-def _opened(settings: ImportSettings) -> Iterator[_Sources]:
+def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
     """Yield the rows of the files of *settings*, which stay open; raises DataError."""
     similar_paths = _optional(settings.similar)
     popular_paths = _optional(settings.popular)
@@ -191,12 +191,12 @@ class ImportedLists:
         self._name = name
         numbers = ItemNumbers()
         length = settings.length
-        with _opened(settings) as sources:
+        with _opened_files(settings) as sources:
             self._users = sort_lists(sources.lists, numbers, length, folder / "users", partial(on_progress, "sort"))
             on_similar = partial(on_progress, "similar")
             self._similar = sort_lists(sources.similar, numbers, length, folder / "similar", on_similar)
             counted = self._similar if sources.lists is None else self._users
-            self._popular = _popular(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
+            self._popular_lists = _popular_lists(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
             titles = _titles(sources, settings)
 
         first = sources.rows[0]
@@ -217,8 +217,8 @@ class ImportedLists:
         """See `ListSource`."""
         titles = np.array([len((title or "").encode()) for title in self._titles])
         item_bytes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
-        rows = len(self._popular.owners)
-        payload = len(self._popular.items) * int(item_bytes.max())
+        rows = len(self._popular_lists.owners)
+        payload = len(self._popular_lists.items) * int(item_bytes.max())
         for lists in (self._users, self._similar):
             rows += lists.owners
             payload += int(item_bytes[: len(lists.in_lists)] @ lists.in_lists)
@@ -245,7 +245,7 @@ class ImportedLists:
 
     def items(self) -> Items:
         """See `ListSource`; without users' lists the catalogue is unknown."""
-        overall = next(self._popular.batches(1))  # its empty name sorts before all segments
+        overall = next(self._popular_lists.batches(1))  # its empty name sorts before all segments
         settings = self._settings
         knows_catalogue = any((settings.similar, settings.popular, settings.titles))
         return Items(self._items.to_list(), overall.items, self._catalogue if knows_catalogue else None)
@@ -254,7 +254,7 @@ class ImportedLists:
         """See `ListSource`."""
         for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
-        yield from self._rows(POPULAR, self._popular)
+        yield from self._rows(POPULAR, self._popular_lists)
         for lists in self._users.read():
             observe(lists.owners, lists.items, lists.lengths)
             yield from self._rows(USER, lists)
@@ -285,11 +285,11 @@ def read_scored(
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
-    shapes = [_shape(table, columns, owner, item) for table in tables]
+    shapes = [_score_shape(table, columns, owner, item) for table in tables]
     return Rows(shapes, source)
 
 
-def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
+def _score_shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
     """Declare the values of `read_scored`; *columns* are names by role, *owner* and *item* are roles."""
     shape = TableShape(table)
     shape.values["owner"] = table.text(columns.get(owner))
@@ -323,7 +323,7 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     return titles_of(titled.lazy(), source)
 
 
-def _popular(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Rank the popular lists by segment; the overall one counts *lists* if *scored* has none."""
     in_lists = lists.in_lists.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(in_lists)), "score": in_lists})
@@ -358,10 +358,10 @@ def sort_lists(
     done = 0
     on_progress(done, total)
     with data_errors(folder):
-        bounds = _bounds(scored)
+        bounds = _partition_bounds(scored)
         rows = scored.kept.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
-            _spill(batch, numbers, bounds, folder, f"{done}.arrow")
+            _write_pieces(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
             on_progress(done, total)
 
@@ -421,7 +421,7 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
     )
 
 
-def _bounds(scored: Rows) -> pl.Series:
+def _partition_bounds(scored: Rows) -> pl.Series:
     """Return the least owner of each partition but the first, from a sample, so that partitions are about equal."""
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
@@ -435,7 +435,7 @@ def _bounds(scored: Rows) -> pl.Series:
     return owners.gather(starts).unique(maintain_order=True)
 
 
-def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
+def _write_pieces(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
     """Write *rows* [owner, item, score] to the folders of their partitions, as files of this *name*."""
     # Within a query this would load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")

@@ -184,8 +184,8 @@ class ModelLists:
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of similar items from *start* to *stop*."""
-        for batch in _ranges(start, stop):
-            yield from self._rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
+        for batch in _batches(start, stop):
+            yield from self._list_rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
 
     def popular(self) -> list[Row]:
         """Return the rows of the popular lists."""
@@ -202,13 +202,13 @@ class ModelLists:
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield the rows of users in order; *observe* gets their lists."""
         user_ids = self.model.matrix.user_ids
-        for batch in _ranges(0, len(user_ids)):
+        for batch in _batches(0, len(user_ids)):
             lists = self.ranked.personal(batch)
             items = lists.items
             listed = items >= 0
             observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1, dtype=np.int32))
             items[self._are_popular(items)] = -1
-            yield from self._rows(USER, user_ids, batch, lists)
+            yield from self._list_rows(USER, user_ids, batch, lists)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
         """Return which lists equal the head of the popular list, the fallback for missing lists."""
@@ -225,7 +225,7 @@ class ModelLists:
             return
         rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         written = 0
-        for piece in pieces(zip(self._entries(), rows, strict=True)):
+        for piece in pieces(zip(self._item_entries(), rows, strict=True)):
             yield [piece]
             written += 1
         params = ranker.params
@@ -242,7 +242,7 @@ class ModelLists:
         )
         yield [description_row(description)]
 
-    def _entries(self) -> Iterator[ItemEntry]:
+    def _item_entries(self) -> Iterator[ItemEntry]:
         """Yield what the rules know of each item, for lists that are folded in."""
         allowed = self.ranked.allowed
         categories = self.ranked.categories
@@ -261,7 +261,7 @@ class ModelLists:
         model = self.model.with_users(users)
         return replace(self, model=model, ranked=self.ranked.for_users(model, users))
 
-    def _rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
+    def _list_rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
         """Yield the rows of lists that are not empty; those *ranked* belong to the numbers *batch* among *ids*."""
         present = ranked.items >= 0
         lengths = present.sum(axis=1)
@@ -275,7 +275,7 @@ class ModelLists:
         return (self.encoder.rows(prefix, part) for part in lists.batches(_BATCH))
 
 
-def _ranges(start: int, stop: int) -> Iterator[Indices]:
+def _batches(start: int, stop: int) -> Iterator[Indices]:
     """Yield the numbers from *start* to *stop* in batches."""
     for first in range(start, stop, _BATCH):
         yield np.arange(first, min(first + _BATCH, stop), dtype=np.int32)

@@ -71,9 +71,9 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
     Returns the finished run of the *job*, if any. Raises DataError if the server fails.
     """
     description = describe(folder)
-    with _server():
+    with _server_errors():
         experiment = _experiment()
-        if job is not None and (logged := _logged(experiment, job, target)) is not None:
+        if job is not None and (logged := _finished_run(experiment, job, target)) is not None:
             return logged
         with mlflow.start_run(experiment_id=experiment, tags={} if job is None else {_JOB: job}) as run:
             mlflow.log_params(_params(description))
@@ -99,13 +99,13 @@ class _Flavor:
 def set_alias(logged: Logged) -> None:
     """Move the target's alias, if any, to the logged version."""
     if logged.target is not None and logged.target.alias is not None:
-        with _server():
+        with _server_errors():
             mlflow.MlflowClient().set_registered_model_alias(logged.target.name, logged.target.alias, logged.version)
 
 
 def fetch(uri: str, out: Path) -> Path:
     """Download a logged model below *out*, and return its folder; raises DataError."""
-    with _server():
+    with _server_errors():
         downloaded = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(out))
     folder = Path(downloaded) / _FOLDER
     if not folder.is_dir():
@@ -119,7 +119,7 @@ def resolve(uri: str) -> str:
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")
     name, _, version = name.partition("/")
-    with _server():
+    with _server_errors():
         client = mlflow.MlflowClient()
         if at:
             version = str(client.get_model_version_by_alias(name, alias).version)
@@ -136,7 +136,7 @@ def record_release(uri: str, store: str, release: str) -> None:
     name, _, version = uri.removeprefix("models:/").partition("/")
     if not uri.startswith("models:/"):
         return
-    with _server():
+    with _server_errors():
         client = mlflow.MlflowClient()
         for tag, value in ((_RELEASE, release), (_STORE, redacted(store))):
             client.set_model_version_tag(name, version, tag, value)
@@ -151,7 +151,7 @@ def _experiment() -> str:
     return str(mlflow.create_experiment(name) if experiment is None else experiment.experiment_id)
 
 
-def _logged(experiment: str, job: str, target: Target | None) -> Logged | None:
+def _finished_run(experiment: str, job: str, target: Target | None) -> Logged | None:
     """Return the finished run of *job*, registered as *target* if given; None if there is none."""
     wanted = f"tags.`{_JOB}` = '{job}' and status = 'FINISHED'"
     runs = mlflow.search_runs([experiment], filter_string=wanted, output_format="list")
@@ -186,7 +186,7 @@ def _metrics(description: Description) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[None]:
+def _server_errors() -> Iterator[None]:
     """Raise errors of MLflow as DataError, and print its messages to stderr."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:

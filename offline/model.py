@@ -139,7 +139,7 @@ def save(model: Model, path: Path) -> None:
     Of two concurrent writers the later one wins. A crash between the two renames leaves the old model as .NAME.old-*,
     until the next save. Raises DataError if *path* holds something else or cannot be written.
     """
-    path = _local(path).resolve()
+    path = _checked_path(path).resolve()
     check_target(path)
     new = f".{path.name}.new-"
     old = f".{path.name}.old-"
@@ -185,7 +185,7 @@ def is_model(path: Path) -> bool:
 
 def check_target(path: Path) -> None:
     """Raise DataError unless *path* is missing, an empty folder, or a model; SettingError for a URL."""
-    _local(path)
+    _checked_path(path)
     try:
         names = {file.name for file in path.iterdir()}  # listed once; a writer may replace it
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -201,7 +201,7 @@ def load(path: Path | str) -> Model:
 
     Raises DataError if it is missing, damaged, or of another format, SettingError for a URL.
     """
-    path = _local(path)
+    path = _checked_path(path)
     description = describe(path)
     try:
         model = _load(path, description)
@@ -219,12 +219,12 @@ def _load(path: Path, description: "Description") -> Model:
         items = pl.read_parquet(path / "items.parquet", glob=False)
         users = pl.read_parquet(path / "users.parquet", glob=False)
         interactions = _read_arrays(path / "user_items.npz")
-        user_items = _pairs(interactions, (users.height, items.height))
+        user_items = _csr_matrix(interactions, (users.height, items.height))
         matrix = Matrix(
             user_ids=users.get_column("user").to_list(),
             item_ids=items.get_column("item").to_list(),
             user_items=user_items,
-            history=_history(interactions, user_items, description.data),
+            history=_read_history(interactions, user_items, description.data),
             left_out=description.matrix,
         )
         titled = items.drop_nulls("title")
@@ -239,7 +239,7 @@ def _load(path: Path, description: "Description") -> Model:
             metrics=description.metrics,
             data=description.data,
             created_at=datetime.fromisoformat(description.created_at),
-            similar=Similar(_pairs(_read_arrays(path / _SIMILAR), (items.height, items.height))),
+            similar=Similar(_csr_matrix(_read_arrays(path / _SIMILAR), (items.height, items.height))),
             tuning=description.tuning,
             popular_half_life_days=description.popular_half_life_days,
             repeats=description.repeats,
@@ -247,7 +247,7 @@ def _load(path: Path, description: "Description") -> Model:
         )
 
 
-def _local(path: Path | str) -> Path:
+def _checked_path(path: Path | str) -> Path:
     """Return a path of this machine; SettingError for a URL."""
     try:
         return local_path(path)
@@ -393,7 +393,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
         case EASEParams():
             return EASE(_read_array(path, "weights", items), recent)
         case NeighbourParams():
-            similarity = _pairs(_read_arrays(path / "similarity.npz"), (items, items))
+            similarity = _csr_matrix(_read_arrays(path / "similarity.npz"), (items, items))
             return Neighbours(similarity, params, recent)
         case _:
             return Popularity(_read_array(path, "counts", items))
@@ -421,7 +421,7 @@ def _arrays_of(pairs: UserItems) -> Arrays:
     return {"data": pairs.data, "indices": pairs.indices, "indptr": pairs.indptr}
 
 
-def _pairs(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
+def _csr_matrix(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
     """Return the csr_matrix of such arrays, which are canonical."""
     pairs = csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
     pairs.has_canonical_format = True
@@ -441,7 +441,7 @@ def _arrays_of_history(matrix: Matrix) -> Arrays:
     return arrays
 
 
-def _history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> History | None:
+def _read_history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> History | None:
     """Return the rows behind *user_items*: those of *arrays* or, without, one for each pair; None without times.
 
     *data* is `Model.data`, which says how rows were weighed.

@@ -129,7 +129,7 @@ def names_in_keys(names: Iterable[str]) -> dict[str, str]:
     return {name: name if place else "" for place, name in enumerate(names)}
 
 
-def _merged(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
+def _merged_by_key(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
     """Merge batches by key: each is of one kind, and those of another list are of another kind."""
     present = [filter(None, batches) for batches in sources]
     return heapq.merge(*present, key=lambda rows: rows[0].key)
@@ -196,7 +196,9 @@ async def publish(
         write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
         writers = ParallelWriters([] if encoding == "json" else source.sample(), write)
     else:
-        rows = _merged(of_list.batches(review.lists[name].add) for name, of_list in _named(source).items())
+        rows = _merged_by_key(
+            of_list.batches(review.lists[name].add) for name, of_list in _sources_by_name(source).items()
+        )
 
     resume = settings.resume
     result = await publication.publish(
@@ -265,7 +267,7 @@ class _GateCheck:
         self._steps = steps
         self.lists = dict[str, Measurement]()
         self._reviews = dict[str, _Review]()
-        sources = _named(source)
+        sources = _sources_by_name(source)
         check_names(bounds_of(settings), sources)
         for name, of_list in sources.items():
             gates = gates_of(bounds_of(settings), name)
@@ -278,7 +280,7 @@ class _GateCheck:
 
     async def about(self, tally: Tally) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
-        live, verdicts = await self._judge(tally.counts, tally.popular)
+        live, verdicts = await self._verdicts(tally.counts, tally.popular)
         if not verdicts:
             return self._about
         against = None if live is None else live.id
@@ -289,13 +291,13 @@ class _GateCheck:
         """Return the gates that failed, by name, now or when the draft was begun."""
         failed = list[str]()
         if not self._is_forced(manifest):
-            judged = await self._judge(manifest.counts, manifest.popular_keys)
+            judged = await self._verdicts(manifest.counts, manifest.popular_keys)
             failed = [verdict.gate for verdict in judged.verdicts if not verdict.passed]
         return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
 
     async def refusal(self, manifest: Manifest) -> str:
         """Return why the release may not go live, empty if it may."""
-        live, verdicts = await self._judge(manifest.counts, manifest.popular_keys)
+        live, verdicts = await self._verdicts(manifest.counts, manifest.popular_keys)
         failed = failures(verdicts)
         if not failed or self._is_forced(manifest):
             return ""
@@ -311,21 +313,21 @@ class _GateCheck:
         """Whether this publish, and the one that began the draft, go live despite failed gates."""
         return self._settings.force and manifest.origin.gates.forced
 
-    async def _judge(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
+    async def _verdicts(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
         """Return the verdicts, of the first call; *counts* and *popular_keys* are those of a manifest."""
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for name, stored in names_in_keys(self._reviews).items():
-                    self._count(name, stored, counts, popular_keys)
+                    self._count_rows(name, stored, counts, popular_keys)
                     verdicts += await self._judge_list(name, stored, live)
                 if live is not None:
                     verdicts += await self._names_kept(live)
                 self._judged = _Judged(live, verdicts)
         return self._judged
 
-    def _count(self, name: str, stored: str, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
+    def _count_rows(self, name: str, stored: str, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
         """Add the numbers of a list's similar items and segments to its measurement."""
         prefix = prefix_of(POPULAR, stored)
         measured = self.lists[name]
@@ -355,9 +357,9 @@ class _GateCheck:
         listed = ", ".join(f"{name} is {kinds[name]}" for name in sorted(changed))
         previous = ", ".join(dict.fromkeys(live_kinds[name] for name in sorted(changed)))
         return [
-            *_lost("lists_kept", live_lists, live_lists - self.lists.keys(), live),
-            *_lost("attributes_kept", live_kinds.keys(), live_kinds.keys() - kinds.keys(), live),
-            *_failed(
+            *_lost_verdict("lists_kept", live_lists, live_lists - self.lists.keys(), live),
+            *_lost_verdict("attributes_kept", live_kinds.keys(), live_kinds.keys() - kinds.keys(), live),
+            *_failed_verdict(
                 "attribute_kinds",
                 of=live_kinds.keys() & kinds.keys(),
                 failed=changed,
@@ -366,19 +368,19 @@ class _GateCheck:
         ]
 
 
-def _lost(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
+def _lost_verdict(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
     """Return a failed verdict if some *names* of the live release are *lost*."""
-    return _failed(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
+    return _failed_verdict(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
 
 
-def _failed(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
+def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
     """Return a failed verdict if some names have *failed*."""
     if not failed:
         return []
     return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
 
 
-def _named(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
+def _sources_by_name(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
     """Return the lists of a source by name; a source of one list has no name."""
     return source.sources if isinstance(source, NamedLists) else {"": source}
 

@@ -170,8 +170,8 @@ class RuledLists:
         """Apply *rules* to a model; raises SettingError for new items without times."""
         matrix = model.matrix
         ids = matrix.item_ids
-        boosts = _boosts(rules, ids)
-        allowed = _allowed(rules, ids)
+        boosts = _score_factors(rules, ids)
+        allowed = _allowed_items(rules, ids)
         counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
         if boosts is not None:
             counts = counts * boosts
@@ -185,7 +185,7 @@ class RuledLists:
             keep_seen=keep_seen,
             boosts=boosts,
             allowed=allowed,
-            categories=None if rules.max_per_category is None else _codes(rules.categories, ids),
+            categories=None if rules.max_per_category is None else _category_numbers(rules.categories, ids),
             similarity=ItemSimilarity(model.similar) if rules.diversity else None,
             new=new,
             popularity=Popularity(counts.astype(np.float32)),
@@ -236,13 +236,13 @@ class RuledLists:
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
         enough = self.context.history[users] >= self.rules.min_history
-        items[enough], scores[enough] = self._cut(self._recommend, users[enough], self._depth)
+        items[enough], scores[enough] = self._ranked_under_cap(self._recommend, users[enough], self._depth)
         return Ranked(items, levelled(items, scores) if self.rules.rearrange else scores)
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
         similar = self.model.similar
-        return self._cut(
+        return self._ranked_under_cap(
             lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self.length
         )
 
@@ -343,7 +343,7 @@ class RuledLists:
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
         lists, values = new.inserted(chosen, items, scores, self.length)
-        return cut(lists, values, (lists >= 0) & _first(lists, 1), items.shape[1])
+        return cut(lists, values, (lists >= 0) & _are_first_of_kind(lists, 1), items.shape[1])
 
     def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
         """Put the pinned items that users do not have at the head of their lists, unless a list is empty."""
@@ -353,9 +353,9 @@ class RuledLists:
             pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
         everything = np.concatenate([pins, items], axis=1)
         values = np.concatenate([np.broadcast_to(scores[:, :1], pins.shape), scores], axis=1)
-        return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
+        return cut(everything, values, (everything >= 0) & _are_first_of_kind(everything, 1), items.shape[1])
 
-    def _cut(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
+    def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Return lists of the full length, under the cap, of the first *depth* items or more of a ranking.
 
         *rank* is called with some of the *rows* and a depth. A list that the cap leaves short is ranked again, deeper.
@@ -444,7 +444,7 @@ def _new_items(model: Model, explore: Explore, allowed: Allowed, *, keep_seen: b
 
 def capped(items: Indices, categories: Indices, most: int) -> Mask:
     """Return the mask of *items* [rows, depth], best first, under a cap of *most* per category; False for -1."""
-    return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
+    return (items >= 0) & _are_first_of_kind(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
 
 
 def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
@@ -462,10 +462,10 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)
     values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
-    return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
+    return cut(everything, values, (everything >= 0) & _are_first_of_kind(everything, 1), items.shape[1])
 
 
-def _first(kinds: Indices, most: int) -> Mask:
+def _are_first_of_kind(kinds: Indices, most: int) -> Mask:
     """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
@@ -533,7 +533,7 @@ def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
     return dict(rows.iter_rows())
 
 
-def _allowed(rules: Rules, ids: list[str]) -> Allowed:
+def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:
     """Return the mask of items that are available and not excluded [items], None without such rules."""
     if rules.available is None and not rules.excluded:
         return None
@@ -541,14 +541,14 @@ def _allowed(rules: Rules, ids: list[str]) -> Allowed:
     return np.array([item in allowed for item in ids], dtype=np.bool_)
 
 
-def _boosts(rules: Rules, ids: list[str]) -> Floats | None:
+def _score_factors(rules: Rules, ids: list[str]) -> Floats | None:
     """Return factors of scores [items], None if all are 1."""
     if not rules.boosts:
         return None
     return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
 
 
-def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
+def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:
     """Return the number of each item's category [items], the same in each attempt to publish."""
     numbers = {name: number for number, name in enumerate(sorted({*categories.values()}))}
     return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)

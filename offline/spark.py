@@ -40,7 +40,7 @@ from hotplate.stores.verification import OnProgress
 _SAMPLED = 4_096
 _POLL_S = 0.2
 # Executor errors are raised as the first matching type.
-_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
+_RAISED_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
 def check_store(url: str) -> None:
@@ -89,11 +89,11 @@ class SparkLists(PartedSource):
     ) -> WrittenPart:
         """See `PartedSource`; the first failure cancels waiting parts."""
         blocks = [*self._of_items, *self._of_users]
-        noted = self._context.accumulator(_NOTHING, _Noting())
+        noted = self._context.accumulator(_NO_PROGRESS, _ProgressSum())
         total = self.plan().rows
         job = _PublishJob(self._shared, context, self._url, lists.depth)
-        work = partial(_write, job, noted)
-        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, blocks, work)
+        work = partial(_write_blocks, job, noted)
+        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run_tasks, blocks, work)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
@@ -101,7 +101,7 @@ class SparkLists(PartedSource):
                     raise failed
                 on_progress(min(noted.value.rows, total), total)
                 if running.done():
-                    return self._sum(running.result(), len(blocks), lists, observer)
+                    return self._summed(running.result(), len(blocks), lists, observer)
         except Py4JError as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
@@ -110,7 +110,7 @@ class SparkLists(PartedSource):
                 self._context.cancelAllJobs()
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
-    def _sum(
+    def _summed(
         self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement, observer: Observer | None
     ) -> WrittenPart:
         """Sum up all *wanted* parts, and add their measures to *lists* and their charges to *observer*."""
@@ -128,7 +128,7 @@ class SparkLists(PartedSource):
                     observer.failed(kind)
         return WrittenPart(tally, rows)
 
-    def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
+    def _run_tasks(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
         """Return the results of *work* on each block, one task for each."""
         results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
         return results
@@ -144,24 +144,24 @@ class _PublishJob:
     depth: int
 
 
-class _Noted(NamedTuple):
+class _Progress(NamedTuple):
     """What executors report while they work: the rows written so far, and the first error."""
 
     rows: int
     failed: StoreError | None
 
 
-_NOTHING = _Noted(0, None)
+_NO_PROGRESS = _Progress(0, None)
 
 
-class _Noting(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
+class _ProgressSum(AccumulatorParam):  # type: ignore[misc]  # pyspark is not typed
     """Adds up reports of executors."""
 
-    def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- Spark's interface
-        return _NOTHING
+    def zero(self, value: _Progress) -> _Progress:  # noqa: ARG002 -- Spark's interface
+        return _NO_PROGRESS
 
-    def addInPlace(self, value1: _Noted, value2: _Noted) -> _Noted:  # noqa: N802 -- as above
-        return _Noted(value1.rows + value2.rows, value1.failed or value2.failed)
+    def addInPlace(self, value1: _Progress, value2: _Progress) -> _Progress:  # noqa: N802 -- as above
+        return _Progress(value1.rows + value2.rows, value1.failed or value2.failed)
 
 
 class _MeasuredPart(NamedTuple):
@@ -172,16 +172,16 @@ class _MeasuredPart(NamedTuple):
     charges: ChargeCounter
 
 
-def _write(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
+def _write_blocks(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
     """Write parts on an executor; a StoreError ends the task."""
     for block in blocks:
         try:
             part = asyncio.run(_write_block(job, block))
         except StoreError as error:
-            kind = next(kind for kind in _KINDS if isinstance(error, kind))
-            noted.add(_Noted(0, kind(str(error))))
+            kind = next(kind for kind in _RAISED_KINDS if isinstance(error, kind))
+            noted.add(_Progress(0, kind(str(error))))
             return
-        noted.add(_Noted(part.written.tally.rows, None))
+        noted.add(_Progress(part.written.tally.rows, None))
         yield part
 
 

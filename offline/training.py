@@ -192,11 +192,11 @@ def train(
     trials = out.resolve().with_name(f".{out.resolve().name}.kept")
 
     with _stage("read", seconds, on_progress):
-        interactions = _read(settings)
+        interactions = _read_data(settings)
     with _stage("matrix", seconds, on_progress):
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
-        test = _split(settings, matrix, on_notice)
+        test = _test_split(settings, matrix, on_notice)
         standing = matrix.standing()
         if settings.tuning is None and (fitting_s := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
             on_notice(f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model")
@@ -207,9 +207,11 @@ def train(
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             on_trial = partial(on_progress, "tune")
-            search = _search(learnable, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice)
+            search = _search_params(
+                learnable, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice
+            )
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
-    chosen = _choose(learnable, settings, search, trials)
+    chosen = _choose_params(learnable, settings, search, trials)
 
     evaluation = None
     note = "No evaluation was requested."
@@ -221,9 +223,9 @@ def train(
     del test, learnable, matrix  # releases memory for the last fit
 
     with _stage("fit", seconds, on_progress):
-        model = _fit(interactions, standing, settings, chosen, partial(on_progress, "fit"))
+        model = _fit_model(interactions, standing, settings, chosen, partial(on_progress, "fit"))
         metrics = None if evaluation is None else evaluation.to_json()
-        model = replace(model, tuning=_tuning(search, chosen), metrics=metrics)
+        model = replace(model, tuning=_search_record(search, chosen), metrics=metrics)
     with _stage("save", seconds, on_progress):
         save(model, out)
         shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
@@ -280,7 +282,7 @@ class _Chosen(NamedTuple):
     repeats: RepeatSearch | None
 
 
-def _read(settings: TrainSettings) -> Interactions:
+def _read_data(settings: TrainSettings) -> Interactions:
     """Read the interactions of *settings*."""
     return read_interactions(
         *settings.data,
@@ -294,10 +296,10 @@ def _read(settings: TrainSettings) -> Interactions:
     )
 
 
-def _choose(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
+def _choose_params(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
     """Choose all parameters: the engine's by the *search*, if any; similar items and repeats only along with one."""
     params = search.trials[search.best].params if search else settings.params
-    recent = _recent(learnable, settings, search, trials)
+    recent = _popular_params(learnable, settings, search, trials)
     days = recent.half_life_days
     similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
     user_items, history, options = learnable
@@ -335,14 +337,14 @@ def _evaluate(
     )
 
 
-def _tuning(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
+def _search_record(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
     """Return what the model folder keeps of the search, None without one."""
     if search is None:
         return None
     return search.to_json() | {"repeats": None if chosen.repeats is None else asdict(chosen.repeats)}
 
 
-def _fit(
+def _fit_model(
     interactions: Interactions,
     matrix: Matrix,
     settings: TrainSettings,
@@ -378,7 +380,7 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
-def _search(
+def _search_params(
     learnable: _Learnable,
     settings: TrainSettings,
     tuning: TuneOptions,
@@ -406,7 +408,7 @@ def _search(
     return search
 
 
-def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
+def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
     """Return the split that the data allow; None without an evaluation."""
     wanted = settings.split
     if wanted is None:
@@ -430,7 +432,9 @@ def _split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test 
     return test
 
 
-def _recent(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> PopularityParams:
+def _popular_params(
+    learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path
+) -> PopularityParams:
     """Return the half-life of popular lists: that of the search or, in a split by time, of another search."""
     if search is not None and search.popular.half_life_days is not None:
         return search.popular

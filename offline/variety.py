@@ -203,7 +203,7 @@ class NewItems:
         self._number_of = np.full(len(new), -1, dtype=np.int32)
         self._number_of[self.items] = np.arange(len(self.items), dtype=np.int32)
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
-        self._segments, self._weights = self._weighed(model)
+        self._segments, self._weights = self._draw_weights(model)
 
     def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
         """Return ranked lists with drawn items at drawn places of each ten, with a score of -inf.
@@ -213,11 +213,11 @@ class NewItems:
         got no item. Empty lists stay empty.
         """
         tens = -(-length // _TEN)
-        drawn = self._drawn(users, items[:, :length], tens * self.explore.new)
+        drawn = self._drawn_items(users, items[:, :length], tens * self.explore.new)
         drawn[items[:, 0] < 0] = -1
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
         is_slot = np.zeros((len(items), width), dtype=np.bool_)
-        is_slot[:, : tens * _TEN] = self._slots(users.ids, tens)
+        is_slot[:, : tens * _TEN] = self._drawn_places(users.ids, tens)
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
 
         lists = np.empty((len(items), width), dtype=np.int32)
@@ -227,19 +227,19 @@ class NewItems:
         values[~is_slot] = np.pad(scores, padding).ravel()
         return Ranked(lists, values)
 
-    def _drawn(self, users: Users, listed: Indices, n: int) -> Indices:
+    def _drawn_items(self, users: Users, listed: Indices, n: int) -> Indices:
         """Return *n* new items of each user [users, n], -1 if there are fewer; *listed* ones are not drawn."""
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
         for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
             segments = None if users.segments is None else users.segments[rows]
-            keys = self._keys(users.ids[rows], segments)
-            self._exclude(keys, users.user_items[rows], listed[rows])
+            keys = self._draw_keys(users.ids[rows], segments)
+            self._exclude_from_draw(keys, users.user_items[rows], listed[rows])
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
             drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
         return drawn
 
-    def _exclude(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
+    def _exclude_from_draw(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
         """Exclude items that are listed, or that a user has, from a draw by *keys*."""
         if not self._keep_seen:
             keys[user_items[:, self.items].toarray() > 0] = -np.inf
@@ -247,7 +247,7 @@ class NewItems:
         rows, places = np.nonzero(numbers >= 0)
         keys[rows, numbers[rows, places]] = -np.inf
 
-    def _keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
+    def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
         """Return the keys of the draw [users, new items]; the highest are drawn."""
         draws = _uniform(_hashes(users, self.explore.seed)[:, None] ^ self._hashes)
         everybody = len(self._segments)
@@ -257,7 +257,7 @@ class NewItems:
         keys: npt.NDArray[np.float64] = np.log(draws) / self._weights[rows]
         return keys
 
-    def _slots(self, users: Sequence[str], tens: int) -> Mask:
+    def _drawn_places(self, users: Sequence[str], tens: int) -> Mask:
         """Return the places of new items [users, 10 * tens]."""
         places = np.arange(tens * _TEN, dtype=np.uint64)
         hashes = _hashes(users, self.explore.seed)[:, None] + places
@@ -268,7 +268,7 @@ class NewItems:
         np.put_along_axis(slots, chosen, values=True, axis=2)
         return slots.reshape(len(users), tens * _TEN)
 
-    def _weighed(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
+    def _draw_weights(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
         """Return the number of each segment, and weights [segments + 1, new items]; the last row is of all users."""
         segments = model.user_segments or []
         numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}

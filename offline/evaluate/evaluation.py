@@ -230,7 +230,7 @@ def evaluate_parts(
         model=model,
         baselines=results,
         cold_pairs=_cold_pairs(parts),
-        leads=tuple(_lead(model, baseline) for baseline in results),
+        leads=tuple(_lead_over(model, baseline) for baseline in results),
         drawn_from=testable if testable > len(parts.tested) else None,
         similar=similar_result,
         new_days=None if similar is None else new_days,
@@ -243,7 +243,7 @@ def _cold_pairs(parts: Parts) -> int:
     return int(np.count_nonzero(~known[parts.test.indices]))
 
 
-def _lead(model: EngineResult, baseline: EngineResult) -> Lead:
+def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
     """Return how much better *model* ranks than *baseline*, as both are served."""
     difference = model.served_per_user - baseline.served_per_user
     return Lead(float(np.mean(difference)), interval(difference))
@@ -342,7 +342,7 @@ def as_published(
         split=options,
         k=record.k,
         baselines=(),
-        make=partial(_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
+        make=partial(_lists_as_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
         similar=SimilarParams() if record.similar is None else record.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,
@@ -351,7 +351,7 @@ def as_published(
     return evaluation.to_json() | {"similar": trained.get("similar"), "as_trained": as_trained}
 
 
-def _published(
+def _lists_as_published(
     model: Model,
     rules: Rules,
     parts: Parts,

@@ -80,7 +80,7 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, Format(delimiter))
         columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
-        shapes = [_shape(table, columns) for table in tables]
+        shapes = [_choice_shape(table, columns) for table in tables]
         rows = Rows(shapes, source)
         ratings = [pl.col("rating").mean()] if "rating" in columns else []
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
@@ -92,7 +92,7 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
-def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
+def _choice_shape(table: Table, columns: Mapping[str, str]) -> TableShape:
     """Declare the values user and item, and the rating if *columns* (by role) name one."""
     shape = TableShape(table, {role: table.text(columns[role]) for role in _ROLES})
     shape.leave_out_ids({role: columns[role] for role in _ROLES})
@@ -158,7 +158,7 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
     """Look up the list of each user of *pairs*; raises ReleaseCorrupt and StoreError."""
     manifest = await load_manifest(reader, release)
-    read = partial(_read, reader, release, await load_decode(reader, release, manifest))
+    read = partial(_read_undamaged, reader, release, await load_decode(reader, release, manifest))
     owners = list[str]()
     ids = list[str]()
     scores = list[float]()
@@ -177,7 +177,7 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     )
 
 
-async def _read(
+async def _read_undamaged(
     reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, list[Item]]]:
     """Yield the ids in *keys* that *release* has, with their lists; raises ReleaseCorrupt for a damaged one."""
@@ -214,10 +214,10 @@ class Figures:
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for each metric."""
-        yield from _rows("lists", self.ranking)
-        yield from _rows("lists, as served", self.as_served)
-        yield from _rows("popularity, as served", self.popularity)
-        yield from _rows("scores as ratings", self.rating)
+        yield from _metric_rows("lists", self.ranking)
+        yield from _metric_rows("lists, as served", self.as_served)
+        yield from _metric_rows("popularity, as served", self.popularity)
+        yield from _metric_rows("scores as ratings", self.rating)
         if self.coverage is not None:
             yield Row("lists", "coverage", "", self.coverage)
 
@@ -234,7 +234,7 @@ class Figures:
             yield "the popular items rank better than the lists, as served"
 
 
-def _rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
+def _metric_rows(subject: str, metrics: RankingMetrics | RatingMetrics | None) -> Iterator[Row]:
     if metrics is None:
         return
     for metric in measured(metrics):

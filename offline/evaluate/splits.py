@@ -144,19 +144,19 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
         )
     times = None if history is None else history.first_times(user_items)
     if options.in_time and history is not None and times is not None:
-        parts = _in_time(user_items, history, times, options)
+        parts = _split_in_time(user_items, history, times, options)
         return parts if options.repeats else parts._replace(test_times=history.first_times(parts.test))
     rows = rows_of(user_items)
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, rows, history, options)
-    held_back = _drawn(user_items, rows, options)
+    held_back = _random_pairs(user_items, rows, options)
     train = core(part(user_items, ~held_back), options.min_per_user, options.min_per_item)
     past = None if history is None else history.only(train)
-    test = _known(user_items, held_back, train, options)
+    test = _testable_pairs(user_items, held_back, train, options)
     return Parts(train=train, history=past, seen=train, test=test)
 
 
-def _in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
+def _split_in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
     """Split at a time; *times* are the first times of the pairs of *user_items*.
 
     Of the pairs in order of time, a piece of the log takes the first ones, and the test the last share of those.
@@ -177,11 +177,11 @@ def _in_time(user_items: UserItems, history: History, times: Times, options: Spl
     if options.repeats:
         user_items = history.pairs_after(cut)
         held_back = np.ones(user_items.nnz, dtype=np.bool_)
-    test = _known(user_items, held_back, train, options)
+    test = _testable_pairs(user_items, held_back, train, options)
     return Parts(train=train, history=past.only(train), seen=train, test=test)
 
 
-def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
+def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
     """Return the pairs *held_back*, without users and items that the minimum numbers leave out of *train*."""
     if options.min_per_user == options.min_per_item == 1:
         return part(user_items, held_back)
@@ -191,7 +191,7 @@ def _known(user_items: UserItems, held_back: Mask, train: UserItems, options: Sp
     return part(user_items, held_back & users[rows] & items[user_items.indices])
 
 
-def _drawn(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
+def _random_pairs(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
     """Return which pairs a random split holds back; *rows* are their users."""
     draw = np.random.default_rng(options.seed).random(user_items.nnz)
     groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}

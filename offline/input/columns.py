@@ -53,7 +53,7 @@ def find_column(name: str, available: Sequence[str], role: str, source: str) -> 
         return name
     same = [column for column in available if column.casefold() in (name.casefold(), f"{NUMBERED}{name}")]
     if len(same) != 1:
-        raise DataError(f"{source} has no column {name!r} for the {role}. Its columns are: {_listed(available)}.")
+        raise DataError(f"{source} has no column {name!r} for the {role}. Its columns are: {_column_names(available)}.")
     return same[0]
 
 
@@ -82,7 +82,7 @@ def choose_columns(
             option = f" or give --{role}-column" if role in named else ""
             raise DataError(
                 f"No column of {source} looks like the {role}; name it {role!r}{option}. Its columns are: "
-                f"{_listed(available)}. If these are data, give --no-header; if they are one column, --delimiter."
+                f"{_column_names(available)}. If these are data, give --no-header; if they are one column, --delimiter."
             )
     return chosen
 
@@ -92,7 +92,7 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
     Case, spaces and punctuation do not count, and ids may end in `id`: `User-ID` is a user.
     """
-    plain = {_plain(column): column for column in reversed(available)}
+    plain = {_letters_and_digits(column): column for column in reversed(available)}
     endings = ("", "id") if role in _ID_ROLES else ("",)
     names = (name + ending for name in _COMMON_NAMES[role].split() for ending in endings)
     return next((plain[name] for name in names if name in plain), None)
@@ -147,12 +147,12 @@ def _from_epoch(number: pl.Expr) -> pl.Expr:
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 
 
-def _plain(name: str) -> str:
+def _letters_and_digits(name: str) -> str:
     """Return the letters and digits of a column's name, without case."""
     return "".join(filter(str.isalnum, name.casefold()))
 
 
-def _listed(available: Sequence[str]) -> str:
+def _column_names(available: Sequence[str]) -> str:
     """Return the first columns' names for a message."""
     return repr(", ".join(available[:40]))[1:-1]  # a binary file may have control characters
 

@@ -67,9 +67,9 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
         files = list[DataFile]()
         for path in paths:
             if isinstance(path, Frame):
-                files.append(stack.enter_context(_written(path)))
+                files.append(stack.enter_context(_frame_as_file(path)))
             elif (url := url_of(path)) is not None:
-                files += stack.enter_context(_fetched(url))
+                files += stack.enter_context(_local_copies(url))
             else:
                 files += find_files(Path(path))
         yield files
@@ -89,7 +89,7 @@ def _name_of(path: DataSource) -> str:
 
 
 @contextmanager
-def _written(frame: Frame) -> Iterator[DataFile]:
+def _frame_as_file(frame: Frame) -> Iterator[DataFile]:
     """Yield a temporary Parquet file of a data frame; DataError if it cannot be converted."""
     with temporary_folder("input") as folder:
         path = folder / "frame.parquet"
@@ -101,11 +101,11 @@ def _written(frame: Frame) -> Iterator[DataFile]:
 
 
 @contextmanager
-def _fetched(url: str) -> Iterator[list[DataFile]]:
+def _local_copies(url: str) -> Iterator[list[DataFile]]:
     """Yield temporary copies of the file or folder at *url*; messages name the URL, without its secrets."""
     shown = redacted(url)
     with temporary_folder("input") as folder:
-        with _fetching(url) as remote:
+        with _open_remote(url) as remote:
             is_http = scheme_of(url) in _HTTP
             name = Path(urlsplit(remote.root).path if is_http else remote.root).name
             copy = folder / (name or "data")
@@ -128,7 +128,7 @@ class _Remote(NamedTuple):
 
 
 @contextmanager
-def _fetching(url: str) -> Iterator[_Remote]:
+def _open_remote(url: str) -> Iterator[_Remote]:
     """Yield the file system of *url*; errors within are raised as DataError, SettingError for a missing package."""
     shown = redacted(url)
     scheme = scheme_of(url)
@@ -150,26 +150,26 @@ def find_files(path: Path) -> list[DataFile]:
     """Return *path*, or the files in this folder and its `key=value` folders, sorted and not hidden; or DataError."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give a CSV, TSV, JSON lines or Parquet file, or a folder of them.")
-    files = list(_in_folder(path, {})) if path.is_dir() else [DataFile(path, _kind(path))]
+    files = list(_files_in_folder(path, {})) if path.is_dir() else [DataFile(path, _kind_by_name(path))]
     if not files:
         raise DataError(f"The folder {path} holds no files, neither directly nor in folders such as date=2026-01-01.")
     return files
 
 
-def _in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
+def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
     """Yield the visible files in *folder* and its `key=value` folders, with *keys* and those of their folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.suffix == ".crc":
             continue
         key, equals, text = path.name.partition("=")
         if path.is_file():
-            yield DataFile(path, _kind(path), keys)
+            yield DataFile(path, _kind_by_name(path), keys)
         elif equals:
             value = None if text == _NO_VALUE else unquote(text)
-            yield from _in_folder(path, {**keys, unquote(key): value})
+            yield from _files_in_folder(path, {**keys, unquote(key): value})
 
 
-def _kind(file: Path) -> FileKind:
+def _kind_by_name(file: Path) -> FileKind:
     """Return the kind of a file by the end of its name; DataError for an unknown one."""
     is_compressed = file.suffix.lower() in _COMPRESSIONS
     suffix = file.with_suffix("").suffix if is_compressed else file.suffix
@@ -206,7 +206,7 @@ def state_of(paths: Iterable[Path]) -> str:
     states = list[str]()
     for path in paths:
         if (url := url_of(path)) is not None:
-            with _fetching(url) as (files, root):
+            with _open_remote(url) as (files, root):
                 names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
                 states += [f"{name} {files.info(name)}" for name in names]
         else:

@@ -176,7 +176,7 @@ def read_interactions(
         columns=named if titles is None else replace(named, title=None),
         event_weights=event_weights,
         filters=[parse_filter(text) for text in where],
-        guessed=[*_guessed(titles, weighting)],
+        guessed=[*_optional_roles(titles, weighting)],
     )
     with (
         input_files(paths) as files,
@@ -185,17 +185,17 @@ def read_interactions(
         data_errors(source, files),
     ):
         notes = list[str]()
-        inputs = _inputs(files, request, form or Format(), source, notes)
+        inputs = _open_inputs(files, request, form or Format(), source, notes)
         chosen = inputs[0].request.columns
 
-        rows = Rows(list(map(_shape, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
+        rows = Rows(list(map(_interaction_shape, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
         chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
 
         has_cancellations = facts.cancellations > 0
-        log = _log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
+        log = _grouped_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
         titled = rows.kept
         if title_files:
             title_columns = {"item": chosen.item, "title": named.title}
@@ -224,7 +224,7 @@ def read_interactions(
         )
 
 
-def _guessed(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
+def _optional_roles(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
     """Yield the optional roles to look for; titles may have a file, and binary weights ignore a column."""
     if titles is None:
         yield "title"
@@ -232,7 +232,9 @@ def _guessed(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
         yield "weight"
 
 
-def _inputs(files: Sequence[DataFile], request: _Request, form: Format, source: str, notes: list[str]) -> list[_Input]:
+def _open_inputs(
+    files: Sequence[DataFile], request: _Request, form: Format, source: str, notes: list[str]
+) -> list[_Input]:
     """Open logs, and events that the service recorded, as tables: one for each log, then one for all events.
 
     Adds to *notes* what is wrong with the events. Raises DataError, and SettingError for events without weights.
@@ -328,7 +330,7 @@ def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
         yield pl.col("segment").drop_nulls().n_unique().alias("segments")
 
 
-def _shape(source: _Input) -> TableShape:
+def _interaction_shape(source: _Input) -> TableShape:
     """Declare how the rows of a table become values by role, and which rows are left out."""
     table, request = source
     shape = TableShape(table)
@@ -398,7 +400,7 @@ def _add_time(shape: TableShape, column: str) -> None:
     shape.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
 
 
-def _log(
+def _grouped_log(
     kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, has_cancellations: bool
 ) -> pl.DataFrame:
     """Return `Interactions.log` of the rows *kept*; DataError if all purchases were cancelled."""
@@ -406,10 +408,10 @@ def _log(
     if columns.time is not None:
         key.append("time")
     if not has_cancellations:
-        return _weighed(kept, key, columns, weighting).collect(engine="streaming")
+        return _grouped_weights(kept, key, columns, weighting).collect(engine="streaming")
     kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
     quantity = pl.col("quantity").sum()
-    bought = _weighed(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
+    bought = _grouped_weights(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
     cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity)
     both = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
     log = take_back(pl.concat(both, how="diagonal"))
@@ -418,7 +420,7 @@ def _log(
     return log
 
 
-def _weighed(
+def _grouped_weights(
     rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *sums: pl.Expr
 ) -> pl.LazyFrame:
     """Group *rows* by *key*, with their weight and *sums*."""
@@ -444,7 +446,7 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     descending = [False] * len(order) + [True]
     touched = log.join(cancelled, on=_PAIR, how="semi").sort(*order, "quantity", descending=descending)
     schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
-    pieces = pl.DataFrame(_pieces(touched), schema=schema, orient="row")
+    pieces = pl.DataFrame(_purchase_parts(touched), schema=schema, orient="row")
     left = touched[pieces.get_column("row")].with_columns(
         pl.col("weight") * pieces.get_column("quantity") / pl.col("quantity")
     )
@@ -454,7 +456,7 @@ def take_back(log: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([untouched, left], how="diagonal").drop("quantity")
 
 
-class _Piece(NamedTuple):
+class _PurchasePart(NamedTuple):
     """A part of the *quantity* of a row, and the time of its cancellation, if any."""
 
     row: int
@@ -462,7 +464,7 @@ class _Piece(NamedTuple):
     ended: datetime | None
 
 
-def _pieces(rows: pl.DataFrame) -> list[_Piece]:
+def _purchase_parts(rows: pl.DataFrame) -> list[_PurchasePart]:
     """Divide the purchases of *rows* [user, item, quantity, perhaps time] into cancelled parts and the rest.
 
     Rows are sorted by user, item and time. Each cancellation takes from the latest purchases of its pair that are left;
@@ -472,7 +474,7 @@ def _pieces(rows: pl.DataFrame) -> list[_Piece]:
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
     is_new_pair = rows.select(pl.struct(_PAIR).rle_id()).to_series().diff().fill_null(1).to_list()
     left = list(quantities)
-    pieces = list[_Piece]()
+    pieces = list[_PurchasePart]()
     # Of one user and item, not yet cancelled, the latest last.
     purchases = list[int]()
     for row, quantity in enumerate(quantities):
@@ -485,12 +487,12 @@ def _pieces(rows: pl.DataFrame) -> list[_Piece]:
             latest = purchases[-1]
             part = min(left[latest], to_cancel)
             if times[latest] != times[row]:
-                pieces.append(_Piece(latest, part, times[row]))
+                pieces.append(_PurchasePart(latest, part, times[row]))
             to_cancel = round(to_cancel - part, _DECIMALS)
             left[latest] = round(left[latest] - part, _DECIMALS)
             if left[latest] <= 0:
                 purchases.pop()
-    return pieces + [_Piece(row, quantity, None) for row, quantity in enumerate(left) if quantity > 0]
+    return pieces + [_PurchasePart(row, quantity, None) for row, quantity in enumerate(left) if quantity > 0]
 
 
 def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_named: bool) -> Columns:

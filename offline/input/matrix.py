@@ -72,20 +72,20 @@ class History:
 
     def matrix(self) -> UserItems:
         """Return the pairs with rows not cancelled."""
-        rows = self._standing()
+        rows = self._uncancelled()
         starts = _starts(rows.cells)
-        return _csr(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
+        return _matrix_of_cells(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
 
     def until(self, until: int) -> "History":
         """Return the rows up to *until* (inclusive), without later cancellations."""
         past = self
         if self.ended is not None:
             past = replace(self, ended=np.where(self.ended <= until, self.ended, NEVER))
-        return past._only(self.times <= until)  # noqa: SLF001 -- own class
+        return past._rows_where(self.times <= until)  # noqa: SLF001 -- own class
 
     def only(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs in *user_items*."""
-        return self._only(are_among(cells_of(user_items), self.cells))
+        return self._rows_where(are_among(cells_of(user_items), self.cells))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
         """Return some *users* and *items*, renumbered without gaps."""
@@ -94,7 +94,7 @@ class History:
         shape = int(users.sum()), int(items.sum())
         new_users = (np.cumsum(users) - 1)[of_user[rows]]
         new_items = (np.cumsum(items) - 1)[of_item[rows]]
-        return replace(self._only(rows), shape=shape, cells=new_users * shape[1] + new_items)
+        return replace(self._rows_where(rows), shape=shape, cells=new_users * shape[1] + new_items)
 
     def core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
         """Return the k-core of *pairs*, those of `matrix`; the mean weight is that of the pairs kept."""
@@ -105,7 +105,7 @@ class History:
 
     def first_times(self, user_items: UserItems) -> Times:
         """Return the first time of each pair of *user_items*, in the order of its data."""
-        rows = self._standing()
+        rows = self._uncancelled()
         starts = _starts(rows.cells)
         first: Times = rows.times[starts]
         if len(first) == user_items.nnz:
@@ -114,16 +114,16 @@ class History:
 
     def pairs_after(self, until: int) -> UserItems:
         """Return the pairs with a row after *until* never cancelled, with weight 1."""
-        cells = self._only(self.times > until)._standing().cells  # noqa: SLF001 -- own class
+        cells = self._rows_where(self.times > until)._uncancelled().cells  # noqa: SLF001 -- own class
         starts = _starts(cells)
-        return _csr(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
+        return _matrix_of_cells(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
 
-    def _only(self, rows: Mask) -> "History":
+    def _rows_where(self, rows: Mask) -> "History":
         ended = None if self.ended is None else self.ended[rows]
         return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
 
-    def _standing(self) -> "History":
-        return self if self.ended is None else self._only(self.ended == NEVER)
+    def _uncancelled(self) -> "History":
+        return self if self.ended is None else self._rows_where(self.ended == NEVER)
 
 
 def cells_of(user_items: UserItems) -> Cells:
@@ -213,7 +213,7 @@ def to_matrix(
     items = _numbered(log.get_column("item"))
     shape = len(users.names), len(items.names)
     cells = users.numbers.astype(np.int64) * shape[1] + items.numbers
-    history = _history(log, cells, shape, weighing or Weighing())
+    history = _history_of_log(log, cells, shape, weighing or Weighing())
     everything = history.matrix()
     user_items = history.core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
@@ -346,7 +346,7 @@ def _numbered(ids: pl.Series) -> _Numbered:
     return _Numbered(names.gather(order), number_of[ids.to_physical().to_numpy()])
 
 
-def _history(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
+def _history_of_log(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
     """Return the rows of *log*, whose pairs are *cells* [rows], sorted by cell and time."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
@@ -397,7 +397,7 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
     return scaled
 
 
-def _csr(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
+def _matrix_of_cells(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
     """Return the matrix with *weights* at *cells*, which are unique and ascend."""
     users, items = np.divmod(cells, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))

@@ -47,7 +47,7 @@ class Showings:
 
         Only days after the last click, and after the last interaction in *matrix*, count.
         """
-        rows = _numbered(self.frame, matrix)
+        rows = _numbered_cells(self.frame, matrix)
         clicks = rows.filter("clicked").group_by("cell").agg(last_click=pl.col("day").max())
         clicked = rows.join(clicks, on="cell", how="left")
         since_click = clicked.filter(pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click")))
@@ -74,17 +74,17 @@ def read_showings(source: DataSource) -> Showings:
         shown = pl.DataFrame(schema=_SHOWN)
         pieces = list[pl.DataFrame]()
         for file in files:
-            pieces.append(_read(file))
+            pieces.append(_read_shown(file))
             if sum(piece.height for piece in pieces) >= _ROWS_AT_ONCE:
-                shown = _merged([shown, *pieces])
+                shown = _one_row_a_day([shown, *pieces])
                 pieces.clear()
-        shown = _merged([shown, *pieces])
+        shown = _one_row_a_day([shown, *pieces])
     if shown.is_empty():
         raise DataError(f"{named_paths([source])} has no impressions; name the events that the service wrote.")
     return Showings(shown)
 
 
-def _read(file: DataFile) -> pl.DataFrame:
+def _read_shown(file: DataFile) -> pl.DataFrame:
     """Return the items shown or clicked in one file of events [user, item, day, clicked], a row for each."""
     events = read_segment(file, _EVENT).events
     shown = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK])).explode("items")
@@ -92,21 +92,23 @@ def _read(file: DataFile) -> pl.DataFrame:
     return rows.cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
 
 
-def _merged(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def _one_row_a_day(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Return one row for each user, item and day of the last 30 days; it is clicked if any of its rows is."""
     rows = pl.concat(pieces)
     rows = rows.filter(pl.col("day") > pl.col("day").max() - REMEMBERED_DAYS)
     return rows.group_by(*_PAIR, "day").agg(pl.col("clicked").any())
 
 
-def _numbered(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
+def _numbered_cells(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
     """Return the rows of known users and items [cell, day, clicked], where cell is user * items + item."""
-    rows = shown.join(_numbers("user", matrix.user_ids), on="user").join(_numbers("item", matrix.item_ids), on="item")
+    rows = shown.join(_numbers_of_ids("user", matrix.user_ids), on="user").join(
+        _numbers_of_ids("item", matrix.item_ids), on="item"
+    )
     cell = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
     return rows.select("day", "clicked", cell=cell)
 
 
-def _numbers(role: str, ids: Sequence[str]) -> pl.DataFrame:
+def _numbers_of_ids(role: str, ids: Sequence[str]) -> pl.DataFrame:
     """Return the number of each id, its place in *ids*, for a join on the column *role* [role, role_number]."""
     known = pl.Series(role, ids, dtype=pl.String).cast(pl.Categorical)
     return pl.DataFrame({role: known, f"{role}_number": np.arange(len(ids), dtype=np.int64)})

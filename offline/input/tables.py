@@ -126,10 +126,11 @@ class Table:
         """Return the place and value of a *column* in some *rows*, with their *fault*."""
         place = "" if column == EXTRA else f", column {column!r}"
         cells = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
-        return [
-            f"{self.file}, row {row + self.first_row}{place}: {value!r:.80} {fault}{_hint(value, fault)}".rstrip()
-            for row, value in cells.iter_rows()
-        ]
+        sentences = list[str]()
+        for row, value in cells.iter_rows():
+            advice = _advice_on_number(value, fault)
+            sentences.append(f"{self.file}, row {row + self.first_row}{place}: {value!r:.80} {fault}{advice}".rstrip())
+        return sentences
 
 
 def _text_of_float(column: pl.Expr) -> pl.Expr:
@@ -140,7 +141,7 @@ def _text_of_float(column: pl.Expr) -> pl.Expr:
     return pl.when(column.is_not_nan()).then(text)
 
 
-def _hint(value: object, fault: str) -> str:
+def _advice_on_number(value: object, fault: str) -> str:
     """Return advice on a text with a decimal comma that should be a number, else an empty text."""
     if not isinstance(value, str) or not fault.endswith("number"):
         return ""
@@ -149,7 +150,7 @@ def _hint(value: object, fault: str) -> str:
 
 def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
     """Open *files* as tables; raises DataError if they are unreadable or columns differ."""
-    first, *others = tables = [_open(file, form) for file in files]
+    first, *others = tables = [_open_table(file, form) for file in files]
     for table in others:
         if table.schema.keys() != first.schema.keys():
             raise DataError(
@@ -159,7 +160,7 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
     return tables
 
 
-def _open(file: DataFile, form: Format) -> Table:
+def _open_table(file: DataFile, form: Format) -> Table:
     """Open one file as a table; its rows are read later. Raises DataError."""
     if file.kind == "text":
         check_text(file)
@@ -396,7 +397,7 @@ class Rows:
         self._shapes = shapes
         reasons = dict.fromkeys([_MALFORMED, *(reason for shape in shapes for reason in shape.left_out)])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
-        marked = [self._marked(shape, file, repeated) for file, shape in enumerate(shapes)]
+        marked = [self._with_reason(shape, file, repeated) for file, shape in enumerate(shapes)]
         self._all = pl.concat(marked, how="diagonal")
         with data_errors(source, [shape.table.file for shape in shapes]):
             if repeated:
@@ -418,7 +419,7 @@ class Rows:
 
     def values(self, reason: str, name: str) -> pl.Series:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
-        counted = self._only(reason).group_by(value=pl.col(name).cast(pl.String)).len()
+        counted = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
     def _nothing_left(self, source: str) -> DataError:
@@ -443,7 +444,7 @@ class Rows:
         for reason in self.left_out:
             if reason in faults:
                 count += self.left_out[reason]
-                shown += self._shown(reason, faults[reason])
+                shown += self._bad_rows_of(reason, faults[reason])
         share = self._shapes[0].table.form.max_bad_rows
         if count > share * self.total:
             are = "is" if count == 1 else "are"
@@ -454,21 +455,21 @@ class Rows:
             )
         return shown
 
-    def _shown(self, reason: str, fault: Fault | None) -> list[str]:
+    def _bad_rows_of(self, reason: str, fault: Fault | None) -> list[str]:
         """Return the first bad rows of *reason*; a malformed row has the *fault* of its table."""
         shown = list[str]()
-        first = self._only(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
+        first = self._rows_left_out(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
         for (file,), rows in first.group_by("file", maintain_order=True):
             table = self._shapes[file].table
             column, text = fault or Fault(EXTRA, table.fault)
             shown += table.shown(rows.get_column(ROW).to_list(), column, text)
         return shown
 
-    def _only(self, reason: str) -> pl.LazyFrame:
+    def _rows_left_out(self, reason: str) -> pl.LazyFrame:
         """Return the rows left out for *reason*."""
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
-    def _marked(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
+    def _with_reason(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
         """Return the values of a table, with the number of its *file* and of the first reason to leave a row out.
 
         Values with the name of a reason are conditions, and dropped. *repeated* texts become categories.

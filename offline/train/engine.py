@@ -51,7 +51,7 @@ def engine_of(params: Params) -> Engine:
 
 def described(params: Params) -> str:
     """Return the engine and its parameters: `neighbours (weighting tfidf, neighbours 5)`."""
-    chosen = ", ".join(f"{name} {value}" for name, value in _chosen(params).items())
+    chosen = ", ".join(f"{name} {value}" for name, value in _described_params(params).items())
     return f"{engine_of(params)} ({chosen})" if chosen else engine_of(params)
 
 
@@ -63,7 +63,7 @@ def name_of(engine: str, params: Mapping[str, Any]) -> str:
 
 def as_options(params: Params) -> str:
     """Return *params* as the command's options."""
-    chosen = ",".join(f"{name}={value}" for name, value in _chosen(params).items())
+    chosen = ",".join(f"{name}={value}" for name, value in _described_params(params).items())
     return f"--engine {engine_of(params)}" + (f" --params {chosen}" if chosen else "")
 
 
@@ -93,7 +93,7 @@ def _days(text: str) -> float:
     return parse_half_life(text) / timedelta(days=1)
 
 
-def _chosen(params: Params) -> dict[str, str]:
+def _described_params(params: Params) -> dict[str, str]:
     """Return the parameters that describe *params*, as the command reads them; without those all cells share."""
     if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
         chosen: dict[str, Any] = {"weighting": params.weighting, "neighbours": params.neighbours}

@@ -171,7 +171,7 @@ def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) ->
     """Return the *n* items with the most users, perhaps decayed."""
     require_at_least("The length of the popular list", n)
     counts = recent_popularity(matrix.user_items, matrix.times, half_life_days)
-    return _first(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
+    return _top_items(np.arange(len(matrix.item_ids), dtype=np.int32), counts, n)
 
 
 def popular_by_segment(
@@ -191,11 +191,11 @@ def popular_by_segment(
     lists = dict[str, Popular]()
     for (segment,), rows in counts.group_by("segment", maintain_order=True):
         items = rows.get_column("column").to_numpy()
-        lists[str(segment)] = _first(items, rows.get_column("weight").to_numpy(), n)
+        lists[str(segment)] = _top_items(items, rows.get_column("weight").to_numpy(), n)
     return lists
 
 
-def _first(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
+def _top_items(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
     """Return the *n* of *items* with the highest *counts*, both in the order of ids."""
     first = by_popularity(counts)[:n]
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))

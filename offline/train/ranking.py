@@ -76,7 +76,7 @@ def recommend(
             table[rows_of(rows), rows.indices] = -np.inf
         return table
 
-    return _best(scores_of, users, ranker, min(n, ranker.shape[1]), allowed)
+    return _best_of_tables(scores_of, users, ranker, min(n, ranker.shape[1]), allowed)
 
 
 def _add_own(table: ScoreTable, own: UserItems) -> None:
@@ -136,7 +136,7 @@ class _Queries:
         return self._scores_of(self._batch)
 
 
-def _best(
+def _best_of_tables(
     scores_of: Callable[[Indices], ScoreTable], rows: Indices, ranker: Scorer, n: int, allowed: Allowed
 ) -> Ranked:
     """Return lists of *n* as `recommend`; *scores_of* returns the scores of some of the *rows* [rows, items]."""

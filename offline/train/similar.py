@@ -79,16 +79,16 @@ class SimilarResult:
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
     """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
     items = np.arange(user_items.shape[1], dtype=np.int32)
-    (similarity,) = _nearest_by(user_items, times, items, [params], _KEPT)
+    (similarity,) = _nearest_by_params(user_items, times, items, [params], _KEPT)
     return Similar(similarity)
 
 
-def _nearest_by(
+def _nearest_by_params(
     user_items: UserItems, times: Times | None, items: Indices, cells: Sequence[SimilarParams], most: int
 ) -> list[Any]:
     """Return the *most* similar items of *items* by each of *cells*: csr matrices [len(items), all items]."""
     recencies = [None if params.recency is None else params.recency.weights(user_items, times) for params in cells]
-    sampled = _sampled(user_items)
+    sampled = _sampled_users(user_items)
     binary = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
     by_item = csr_matrix(binary.T)
     counts = np.maximum(users_per_item(sampled), 1)
@@ -116,7 +116,7 @@ def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> np
     return cosines
 
 
-def _sampled(user_items: UserItems) -> UserItems:
+def _sampled_users(user_items: UserItems) -> UserItems:
     """Return the rows of random users whose comparison takes some 100 million terms."""
     counts = items_per_user(user_items).astype(np.float64)
     order = np.random.default_rng(0).permutation(len(counts))
@@ -157,13 +157,13 @@ def choose(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> Simil
         usual, *higher = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
         recencies = [usual, None, *higher]
     cells = [SimilarParams(recency=recency) for recency in recencies]
-    tests = [_test_of(parts) for parts in cuts]
+    tests = [_next_items_test(parts) for parts in cuts]
     if not any(len(test.users) for test in tests):
         return cells[0]
-    rates = _rates_by(cuts, tests, cells, k)
+    rates = _hit_rates_by_params(cuts, tests, cells, k)
     best = _first_as_good(rates)
     undamped = replace(best, shrink=0.0)
-    return _first_as_good({best: rates[best], **_rates_by(cuts, tests, [undamped], k)})
+    return _first_as_good({best: rates[best], **_hit_rates_by_params(cuts, tests, [undamped], k)})
 
 
 def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
@@ -174,7 +174,7 @@ def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
 
 def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
     """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
-    test = _test_of(parts)
+    test = _next_items_test(parts)
     if not len(test.users):
         return None
     lists, _ = similar.similar_items(test.items, k)
@@ -189,7 +189,7 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
 
 
 @dataclass(frozen=True, slots=True)
-class _Test:
+class _NextItemsTest:
     """The last items in train, and the next ones in test, of *users* that have both.
 
     items      the last items of all users, ascending
@@ -213,40 +213,40 @@ class _Test:
         return rates
 
 
-def _test_of(parts: Parts) -> _Test:
+def _next_items_test(parts: Parts) -> _NextItemsTest:
     """Return what users of *parts* with items in train and test chose last and next."""
     tested = parts.tested
     users = tested[items_per_user(parts.train)[tested] > 0]
     latest_first = None if parts.train_times is None else ~parts.train_times
     rows = rows_of(parts.train)
-    last = _first(parts.train, latest_first, _LAST) & np.isin(rows, users)
+    last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(rows, users)
     items, places = np.unique(parts.train.indices[last], return_inverse=True)
-    return _Test(
+    return _NextItemsTest(
         users=users,
         items=items.astype(np.int32),
         last_users=rows[last],
         last=places,
-        following=cells_of(parts.test)[_first(parts.test, parts.test_times, _NEXT)],
+        following=cells_of(parts.test)[_are_first_of_user(parts.test, parts.test_times, _NEXT)],
         shape=parts.test.shape,
     )
 
 
-def _rates_by(
-    cuts: Sequence[Parts], tests: Sequence[_Test], cells: Sequence[SimilarParams], k: int
+def _hit_rates_by_params(
+    cuts: Sequence[Parts], tests: Sequence[_NextItemsTest], cells: Sequence[SimilarParams], k: int
 ) -> dict[SimilarParams, Values]:
     """Return the hit rates of the users of all *cuts* by each of *cells*; only items of the tests are compared."""
     per_user: dict[SimilarParams, list[Values]] = {params: [] for params in cells}
     for parts, test in zip(cuts, tests, strict=True):
         if not len(test.users):
             continue
-        similarities = _nearest_by(parts.train, parts.train_times, test.items, cells, k)
+        similarities = _nearest_by_params(parts.train, parts.train_times, test.items, cells, k)
         for params, similarity in zip(cells, similarities, strict=True):
             lists, _ = Similar(similarity).similar_items(np.arange(len(test.items), dtype=np.int32), k)
             per_user[params].append(test.hit_rates(lists))
     return {params: np.concatenate(rates) for params, rates in per_user.items()}
 
 
-def _first(pairs: UserItems, order: Times | None, most: int) -> Mask:
+def _are_first_of_user(pairs: UserItems, order: Times | None, most: int) -> Mask:
     """Return which pairs are among the first *most* of their user by *order* [pairs], or by item if that is None."""
     rows = rows_of(pairs)
     rank, _ = ranked(rows, pairs.indices.astype(np.float64) if order is None else order)

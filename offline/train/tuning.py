@@ -229,7 +229,7 @@ def tune(
     if *evaluated*, all that follows the search, and with the cells beyond the budget. Returns None for too few pairs.
     Raises DataError if the folder cannot be written.
     """
-    drawn = _drawn(user_items, history, _inner(options, pieces=_CUTS))
+    drawn = _drawn_users(user_items, history, _inner_split(options, pieces=_CUTS))
     splits = drawn.splits()
     if not splits:
         return None
@@ -308,10 +308,10 @@ def _recency_order(params: Params) -> int:
 
 def inner_cuts(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the inner splits of a search with *options*; none if a part of one is empty."""
-    return _drawn(user_items, history, _inner(options, pieces=_CUTS)).splits()
+    return _drawn_users(user_items, history, _inner_split(options, pieces=_CUTS)).splits()
 
 
-def _inner(options: SplitOptions, *, pieces: int) -> SplitOptions:
+def _inner_split(options: SplitOptions, *, pieces: int) -> SplitOptions:
     """Return *options* for a split of the training part; the outer seed would hold back the same pairs."""
     return replace(options, seed=(options.seed + 1) % 2**32, pieces=pieces, piece=0, repeats=False)
 
@@ -332,7 +332,7 @@ def search_repeats(
     """
     if history is None or not options.in_time:
         return None
-    drawn = _drawn(user_items, history, replace(_inner(options, pieces=1), repeats=True))
+    drawn = _drawn_users(user_items, history, replace(_inner_split(options, pieces=1), repeats=True))
     most = max(1, _RANKED // drawn.user_items.shape[1])
     parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most, drawn.options.seed)
     if not are_among(cells_of(parts.train), cells_of(parts.test)).any():
@@ -344,7 +344,7 @@ def search_repeats(
     return choose_repeats(parts, fit_parts(parts, tried), k, half_life_days)
 
 
-class _Drawn(NamedTuple):
+class _DrawnUsers(NamedTuple):
     """The users of a search, all or some drawn at random, and the options of its split."""
 
     user_items: UserItems
@@ -369,13 +369,13 @@ class _Drawn(NamedTuple):
         return splits
 
 
-def _drawn(user_items: UserItems, history: History | None, options: SplitOptions) -> _Drawn:
+def _drawn_users(user_items: UserItems, history: History | None, options: SplitOptions) -> _DrawnUsers:
     """Draw the users of a search: all of them, or some with a million pairs and the items that these have.
 
     The minimum number of users per item counts all users, so it is dropped for a draw.
     """
     if user_items.nnz <= _SEARCHED_PAIRS:
-        return _Drawn(user_items, history, options)
+        return _DrawnUsers(user_items, history, options)
     counts = items_per_user(user_items)
     order = np.random.default_rng(options.seed).permutation(len(counts))
     most = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
@@ -386,7 +386,7 @@ def _drawn(user_items: UserItems, history: History | None, options: SplitOptions
     drawn = drawn[:, items]
     drawn.has_canonical_format = True
     past = None if history is None else history.renumbered(users, items)
-    return _Drawn(drawn, past, replace(options, min_per_item=1))
+    return _DrawnUsers(drawn, past, replace(options, min_per_item=1))
 
 
 class _Trials:
@@ -410,11 +410,11 @@ class _Trials:
         """
         total = len(self.done) + len(cells) + to_come
         for params in cells:
-            self.done.append(self._trial(params))
+            self.done.append(self._stored_or_measured(params))
             on_trial(len(self.done), total)
         return self.done[len(self.done) - len(cells) :]
 
-    def _trial(self, params: Params) -> Trial:
+    def _stored_or_measured(self, params: Params) -> Trial:
         """Return the stored trial of *params*, or measure and store it."""
         tried = exploring(params)
         iterations = tried.iterations if isinstance(tried, ALSParams) else None
@@ -429,7 +429,7 @@ class _Trials:
         per_user = self._measure(tried)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if file is not None:
-            _write(file, trial)
+            _store_trial(file, trial)
         return trial
 
     def _measure(self, params: Params) -> Values:
@@ -470,11 +470,11 @@ class _Fits:
         """Yield *params* fitted to each split."""
         recency = recency_of(params)
         if recency is not None:
-            rankers = self._kept(without_recency(params))
+            rankers = self._kept_or_fitted(without_recency(params))
             for ranker, parts, times in zip(rankers, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
         elif isinstance(params, ALSParams) and self._bytes(params) <= _KEPT_BYTES:
-            yield from self._kept(params)
+            yield from self._kept_or_fitted(params)
         else:
             for parts in self._splits:
                 yield fit_parts(parts, params)
@@ -489,9 +489,9 @@ class _Fits:
             self._best_ndcg = ndcg
         self._last = None
 
-    def _kept(self, plain: Params) -> list[Ranker]:
+    def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
         """Return the rankers of *plain*, which has no recency: those that are kept, or new ones, which then are."""
-        rankers = self._find(plain)
+        rankers = self._kept_rankers(plain)
         if rankers is not None:
             return rankers
         # They are released before the next fit.
@@ -501,7 +501,7 @@ class _Fits:
         self._last = _Fitted(plain, [fit_parts(parts, plain) for parts in self._splits])
         return self._last.rankers
 
-    def _find(self, plain: Params) -> list[Ranker] | None:
+    def _kept_rankers(self, plain: Params) -> list[Ranker] | None:
         for fitted in (self._last, self._best):
             if fitted is not None and fitted.params == plain:
                 return fitted.rankers
@@ -512,7 +512,7 @@ class _Fits:
         return sum(fit_bytes(params, parts.train) for parts in self._splits)
 
 
-def _write(path: Path, trial: Trial) -> None:
+def _store_trial(path: Path, trial: Trial) -> None:
     """Write the seconds and then the nDCG of each user; raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -607,13 +607,13 @@ def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
     for factors in (2 * best.factors, _MOST_FACTORS):
         if best.factors < factors <= min(_MOST_FACTORS, items):
             yield replace(best, factors=factors)
-    for times in _past([params.alpha for params in ranked], 2, 0.5):
+    for times in _factors_past_edge([params.alpha for params in ranked], 2, 0.5):
         yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
 
 
 def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
     """Yield a larger or smaller regularization, if the best one is at an edge."""
-    for times in _past([params.regularization for params in ranked], 3, 1 / 3):
+    for times in _factors_past_edge([params.regularization for params in ranked], 3, 1 / 3):
         yield EASEParams(float(f"{times * ranked[0].regularization:.3g}"))
 
 
@@ -622,7 +622,7 @@ def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterato
     best = ranked[0]
     numbers = [params.neighbours for params in ranked if replace(params, neighbours=best.neighbours) == best]
     most = max(2, min(items, _MOST_SIMILARITIES // items))
-    for times in _past(numbers, 5, 0.5):
+    for times in _factors_past_edge(numbers, 5, 0.5):
         yield replace(best, neighbours=int(np.clip(times * best.neighbours, 2, most)))
 
 
@@ -635,7 +635,7 @@ def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
             yield replace(walk, walk_alpha=alpha, walk_beta=beta)
 
 
-def _past(values: Sequence[float], up: float, down: float) -> list[float]:
+def _factors_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
     """Return factors that move the first of *values*, the best one, beyond all others; none inside the range."""
     return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
 
@@ -652,7 +652,7 @@ def more_recency(
     if popular is not None and popular.half_life_days is not None:
         timings.append(_Timing(popular.half_life_days, _MOST_GAMMA))
     if tried:
-        timings = list(_steps(params, list(tried.values())))
+        timings = list(_timings_around_best(params, list(tried.values())))
     cells: dict[Params, None] = {}
     for timing in timings:
         if not timing.is_in_range:
@@ -676,7 +676,7 @@ class _Timing(NamedTuple):
         return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LEAST_GAMMA <= self.gamma <= _MOST_GAMMA
 
 
-def _steps(params: Params, tried: Sequence[Trial]) -> Iterator[_Timing]:
+def _timings_around_best(params: Params, tried: Sequence[Trial]) -> Iterator[_Timing]:
     """Yield timings around that of the best trial."""
     best = max(tried, key=lambda trial: trial.ndcg)
     days, gamma = _timing(best.params)
@@ -686,11 +686,11 @@ def _steps(params: Params, tried: Sequence[Trial]) -> Iterator[_Timing]:
         yield _Timing(days, gamma * _STEP)
         yield _Timing(days, gamma / _STEP)
         for trial in tried:
-            if _equals(trial, best):
+            if _is_as_good_and_recent(trial, best):
                 yield _Timing(days, _timing(trial.params).gamma * _STEP)
 
 
-def _equals(trial: Trial, best: Trial) -> bool:
+def _is_as_good_and_recent(trial: Trial, best: Trial) -> bool:
     """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
     timing = _timing(trial.params)
     best_timing = _timing(best.params)
