@@ -55,7 +55,7 @@ class Attributes(NamedTuple):
 
 
 def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
-    """Read a file with a column of items, whose others are attributes.
+    """Read a file with a column of items; its other columns are attributes.
 
     *kinds* are `number` or `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are,
     and columns of Parquet keep their types; Booleans are texts. A cell that is no number is missing in a column of

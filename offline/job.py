@@ -122,7 +122,7 @@ class Job:
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What one attempt at a job prints, and a folder keeps of the last run; UNSET is left out.
+    """The printed result of one attempt at a job; a folder keeps that of its last run. UNSET fields are left out.
 
     outcome       `published`, `unchanged`, `refused`, `failed` or `interrupted`
     error         why the outcome is not `published`

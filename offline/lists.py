@@ -120,7 +120,7 @@ class ModelLists:
         return lists
 
     def users(self, start: int, stop: int) -> Users:
-        """Return a range of users, with what the rules know of them."""
+        """Return a range of users, with the facts that rules use."""
         return self.ranked.users(start, stop)
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
@@ -243,7 +243,7 @@ class ModelLists:
         yield [description_row(description)]
 
     def _item_entries(self) -> Iterator[ItemEntry]:
-        """Yield what the rules know of each item, for lists that are folded in."""
+        """Yield each item with its rules, for lists that are folded in."""
         allowed = self.ranked.allowed
         categories = self.ranked.categories
         multipliers = self.ranked.multipliers

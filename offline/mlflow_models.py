@@ -86,7 +86,7 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
 
 
 class _Flavor:
-    """What MLflow expects of the module of a flavor."""
+    """The functions that MLflow calls in the module of a flavor."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: LoggedModel, folder: Path) -> None:

@@ -342,7 +342,7 @@ def _write_tables(model: Model, folder: Path) -> None:
 
 
 def _description(model: Model, folder: Path) -> Description:
-    """Describe *model*, whose files are in *folder*."""
+    """Describe *model*; its other files are in *folder*."""
     matrix = model.matrix
     return Description(
         format=FORMAT,

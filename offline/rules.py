@@ -123,7 +123,7 @@ def read_rules(files: RuleFiles) -> Rules:
 
 
 class UserContext(NamedTuple):
-    """What rules know of the users of a model.
+    """Facts about the users of a model that rules use.
 
     history  number of interactions [users]
     own      counts of their own interactions [users, items], None unless lists keep seen items
@@ -149,7 +149,7 @@ class RuledLists:
     new         draws new items, None unless they are explored
     popularity  fills lists
     pins        items at the head of lists
-    context     what is known of the model's users
+    context     facts about the model's users
     """
 
     model: Model
@@ -198,14 +198,14 @@ class RuledLists:
         )
 
     def users(self, start: int, stop: int) -> Users:
-        """Return a range of the model's users, with what the rules know of them."""
+        """Return a range of the model's users, with the facts that rules use."""
         rows = slice(start, stop)
         own = None if self.context.own is None else self.context.own[rows]
         shown = None if self.context.shown is None else self.context.shown[rows]
         return self.model.users(start, stop)._replace(own=own, shown=shown)
 
     def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
-        """Return the same rules for the users of *model*, with what is known of *users*, if given."""
+        """Return the same rules for the users of *model*, with the facts in *users*, if given."""
         context = UserContext(
             history=items_per_user(model.matrix.user_items),
             own=None if users is None else users.own,

@@ -136,7 +136,7 @@ class SparkLists(PartedSource):
 
 @dataclass(frozen=True, slots=True)
 class _PublishJob:
-    """What executors need: the lists without users, the draft, the store's URL, and the items to sample of a list."""
+    """Input of executors: lists without users, the draft, the store's URL, and the items to sample of a list."""
 
     lists: "Broadcast[ModelLists]"
     context: PartContext
@@ -145,7 +145,7 @@ class _PublishJob:
 
 
 class _Progress(NamedTuple):
-    """What executors report while they work: the rows written so far, and the first error."""
+    """Progress that executors report: the rows written so far, and the first error."""
 
     rows: int
     failed: StoreError | None

@@ -259,7 +259,7 @@ class _Test(NamedTuple):
 
 
 class _Learnable(NamedTuple):
-    """What parameters are chosen on: the train part of the evaluation's *split*, or everything without one."""
+    """The data that parameters are chosen on: the train part of the evaluation's *split*, or everything without one."""
 
     user_items: UserItems
     history: History | None
@@ -338,7 +338,7 @@ def _evaluate(
 
 
 def _search_record(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
-    """Return what the model folder keeps of the search, None without one."""
+    """Return the search as `Model.tuning`, None without one."""
     if search is None:
         return None
     return search.to_json() | {"repeats": None if chosen.repeats is None else asdict(chosen.repeats)}
@@ -452,7 +452,7 @@ def _popular_params(
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
-    """Return what the model keeps of its interactions (`Model.data`)."""
+    """Return the description of the interactions (`Model.data`)."""
     times = interactions.time_range
     return {
         "rows": interactions.rows,

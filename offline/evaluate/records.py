@@ -40,7 +40,7 @@ class SplitRecord(msgspec.Struct, frozen=True):
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What `Evaluation.to_json` returns; *model* are metrics of personal lists, without their *intervals*."""
+    """The JSON of `Evaluation.to_json`; *model* are metrics of personal lists, without their *intervals*."""
 
     engine: str
     params: dict[str, Any]
@@ -59,7 +59,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TuningRecord(msgspec.Struct, frozen=True):
-    """What reports show of the search (`Model.tuning`): *repeats* is None if they were not searched."""
+    """Those fields of the search (`Model.tuning`) that reports show; *repeats* is None if they were not searched."""
 
     repeats: RepeatSearch | None = None
 

@@ -188,13 +188,13 @@ async def _read_undamaged(
 
 
 def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of *lists* whose user and item are among *pairs*."""
+    """Return the rows of *lists* for *pairs* of user and item."""
     return lists.join(pairs, on=["user", "item"], how="semi")
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is measured of a candidate, as in the JSON of a report.
+    """The measurements of a candidate, as in the JSON of a report.
 
     as_served   of the lists, with popular items for users without one, if those are known
     popularity  of the popular items of the history, if it is known

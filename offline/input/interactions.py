@@ -507,7 +507,7 @@ def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_nam
 
 
 def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
-    """Return `Interactions.segments`; after cancellations, of purchases whose pair is still in *log*."""
+    """Return `Interactions.segments`; after cancellations, of the pairs that are still in *log*."""
     if log is not None:
         standing = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
         pairs = standing.select(_PAIR).unique().lazy()

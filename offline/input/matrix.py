@@ -347,7 +347,7 @@ def _numbered(ids: pl.Series) -> _Numbered:
 
 
 def _history_of_log(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
-    """Return the rows of *log*, whose pairs are *cells* [rows], sorted by cell and time."""
+    """Return the rows of *log* sorted by cell and time; *cells* are those of its rows."""
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
     times = np.zeros(len(cells), dtype=np.int64)

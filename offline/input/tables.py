@@ -329,7 +329,7 @@ def _object(line: str) -> bytes:
 
 
 class Fault(NamedTuple):
-    """What is wrong with the values of a *column* in bad rows."""
+    """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`."""
 
     column: str
     text: str

@@ -47,7 +47,7 @@ def exploring(params: Params) -> Params:
 
 
 class Budget:
-    """What a search may take, by prices that do not depend on the machine.
+    """Limits of a search: seconds by prices that do not depend on the machine, and memory.
 
     *seconds* None allows the default, inf all cells; then memory is bounded by the free memory alone.
     """

@@ -75,7 +75,7 @@ _MOST_GAMMA = 16.0
 
 @dataclass(frozen=True, slots=True)
 class TuneOptions:
-    """What to search.
+    """Options of a search.
 
     cells     to try; () for the default cells, extended beyond their edge
     engine    the only one to try
@@ -539,7 +539,7 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _to_json(trial: Trial) -> dict[str, Any]:
-    """Return what a model folder keeps of a trial."""
+    """Return JSON values of a trial."""
     return {
         "engine": engine_of(trial.params),
         "params": asdict(trial.params),
