@@ -325,7 +325,7 @@ class Attempt:
     async def _same_or_new_run(self, last: Run, inputs: str, store: Store) -> Run:
         """Return the *last* run if options, inputs and store are unchanged, else a new one."""
         catalogue = await store.catalogue()
-        catalogue.ref_of(self._job.publishing.arm)
+        catalogue.ref_of(self._job.publishing.arm)  # raises HeldBack for arm B without an experiment
         # An empty store may have replaced the last one.
         has_release = any(entry.id == last.release for entry in catalogue.releases)
         is_known = last.outcome is None or catalogue.live or has_release

@@ -296,7 +296,7 @@ class _GateCheck:
         return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
 
     async def refusal(self, manifest: Manifest) -> str:
-        """Return why the release may not go live, empty if it may."""
+        """Return why the release may not go live, and what to do; empty if it may."""
         live, verdicts = await self._verdicts(manifest.counts, manifest.popular_keys)
         failed = failures(verdicts)
         if not failed or self._is_forced(manifest):

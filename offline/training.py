@@ -126,7 +126,7 @@ class TrainReport:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about a baseline that ranks better on the test, or None."""
+        """A sentence about the baseline that ranks best on the test, if better than the model, or None."""
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None

@@ -103,7 +103,7 @@ def _is_compressed(path: Path) -> bool:
 
 
 def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
-    """Yield what shows that the file *name* is no text in lines, to be put after its name."""
+    """Yield faults of a text file *name* that begins with the bytes *head*, each to be put after its name."""
     if not head:
         yield "is empty"
     for magic, kind in _OTHERS.items():

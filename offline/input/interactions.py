@@ -240,18 +240,18 @@ def _open_inputs(
     Adds to *notes* what is wrong with the events. Raises DataError, and SettingError for events without weights.
     """
     logs = [file for file in files if file.kind != "events"]
-    segments = [file for file in files if file.kind == "events"]
-    if segments and request.event_weights is None:
+    event_files = [file for file in files if file.kind == "events"]
+    if event_files and request.event_weights is None:
         raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
     inputs = list[_Input]()
     has_times = request.columns.time != NO_TIMES
     if logs:
         tables = open_tables(logs, form)
-        of_logs = _request_of_logs(list(tables[0].schema), request, source, with_events=bool(segments))
+        of_logs = _request_of_logs(list(tables[0].schema), request, source, with_events=bool(event_files))
         inputs = [_Input(table, of_logs) for table in tables]
         has_times = of_logs.columns.time is not None
-    if segments:
-        table = _read_events(segments, form, notes)
+    if event_files:
+        table = _read_events(event_files, form, notes)
         columns = Columns(user="user", item="item", event="event", time="time" if has_times else None)
         # Filters of a log's own columns leave events alone.
         filters = [condition for condition in request.filters if not logs or condition.column in table.schema]
@@ -294,15 +294,15 @@ def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) 
         raise SettingError(f"The event column {columns.event!r} needs event weights, such as view=1,cart=3,buy=5.")
 
 
-def _read_events(segments: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
-    """Return a table with a row for each item of each event, in the *segments* (files) of the event log.
+def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
+    """Return a table with a row for each item of each event, in *files* of the event log.
 
     An event that was sent again has the same id, and counts once. Adds to *notes* the number of repeated and of damaged
     events.
     """
     frames = [pl.DataFrame(schema=_EVENT)]
     damaged = 0
-    for file in segments:
+    for file in files:
         segment = read_segment(file, _EVENT)
         frames.append(segment.events)
         damaged += segment.damaged
@@ -314,7 +314,7 @@ def _read_events(segments: Sequence[DataFile], form: Format, notes: list[str]) -
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
-    return Table(file=segments[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
+    return Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
 
 
 def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
