@@ -102,7 +102,7 @@ class ReleaseFile:
         return file
 
     def slot(self, key: str) -> Slot:
-        """Return the slot of a key after a failed read, and begin a new transaction for other reads.
+        """Return the value of a key, None or an error after a failed read, and begin a new transaction for other reads.
 
         Reads the key again, in a transaction of its own, if another read, in any thread, had failed in the same one.
         """
