@@ -23,11 +23,11 @@ from tests.support.stores import OpenStore
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is no property of the code: a busy machine would decide.
+# The time of an example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
+# A separate distribution, which `tests/stores/test_third_party.py` installs and runs.
 collect_ignore = ["third_party"]
 
 
@@ -38,40 +38,40 @@ def clock() -> FakeClock:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One server for all tests that do it no harm; each takes a prefix of its own."""
+    """A server shared by all tests that do not disturb it; each uses a separate prefix."""
     with running(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    """One cluster for all tests that do it no harm; each takes a prefix of its own."""
+    """A cluster shared by all tests that do not disturb it; each uses a separate prefix."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def cosmos_http() -> Iterator[Account]:
-    """One emulator for all tests that do it no harm; each takes a database of its own."""
+    """An emulator shared by all tests that do not disturb it; each uses a separate database."""
     with emulated_account(None) as running_one:
         yield running_one
 
 
 @pytest.fixture(scope="session")
 def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """The same over TLS, with a certificate of its own."""
+    """The same over TLS, with a self-signed certificate."""
     with emulated_account(tmp_path_factory.mktemp("cosmos") / "cosmos.pem") as running_one:
         yield running_one
 
 
 @pytest.fixture(scope="module")
 def two_regions() -> Iterator[Account]:
-    """An emulated account in two regions, for the tests of one file."""
+    """An emulated account in two regions, shared by the tests of one file."""
     with emulated_account(None, "--second-region", "0") as running_one:
         yield running_one
 
 
-# TLS is tried with a few tests of its own, too.
+# TLS also has separate tests.
 SECURED = [pytest.param(scheme, marks=pytest.mark.soak) for scheme in ("rediss", "cosmos+https")]
 
 
@@ -117,7 +117,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what long tests have counted, so that a run says how much it has tried."""
+    """Print the counts of long tests."""
     for report in terminalreporter.stats.get("passed", []):
         if report.user_properties:
             counted = ", ".join(f"{name} {value}" for name, value in report.user_properties)

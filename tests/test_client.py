@@ -42,7 +42,7 @@ LISTS = {
     "popular:Spain": a_list("vino"),
     **{f"user:{name}": a_list("odd") for name in ODD_IDS},
 }
-# A deadline that is never met where the service does not answer, and one that always is where it does.
+# A deadline that is never met without an answer, and one that is always met with one.
 SHORT_S = 0.15
 AMPLE_S = 60.0
 # How long a call may take that would never end if its deadline did not end it.
@@ -69,7 +69,7 @@ class Blocking:
 
 
 class Impatient:
-    """A client whose calls have little time unless they say otherwise."""
+    """A client with short deadlines by default."""
 
     def __init__(self, client: Any) -> None:  # noqa: ANN401 -- either client
         self._client = client

@@ -1,4 +1,4 @@
-"""The arrows of the house: who may import whom, held by looking at the imports and at `sys.modules`."""
+"""Allowed imports between rooms, checked by the imports and by `sys.modules`."""
 
 import ast
 import re

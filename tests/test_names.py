@@ -15,7 +15,7 @@ ROOMS = ("bench", "hotplate", "offline", "serve", "stores")
 VOCABULARY = {"py", "pyx", "ps", "column_1"}
 SPAN = re.compile(r"`+([^`\n]+)`+")
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
-# What a build makes, in a folder of its own or in that of the sources.
+# Build results, in a separate folder or beside the sources.
 BUILT = {"dist", "hotplate/serve/connections/lane.*.so"}
 
 

@@ -63,7 +63,7 @@ def test_unsupported_proxy_is_refused_without_its_value(monkeypatch: pytest.Monk
 
 @contextlib.asynccontextmanager
 async def proxying(answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> AsyncIterator[tuple[int, list[bytes]]]:
-    """Run a proxy that answers so, and then opens a tunnel to the named port of this machine; yields what it heard."""
+    """Run a proxy that answers so, and then opens a tunnel to the named local port; yields what it heard."""
     heard = list[bytes]()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,7 +168,7 @@ async def test_each_kind_of_request_asks_the_proxy(
 ) -> None:
     async with proxying(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n") as (port, heard):
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
-        with pytest.raises(Exception):  # noqa: B017, PT011 -- of its own kind; the proxy refuses
+        with pytest.raises(Exception):  # noqa: B017, PT011 -- of any kind; the proxy refuses
             await ask("a.invalid")
         assert heard
         assert all(head.startswith(b"CONNECT a.invalid:443 ") for head in heard)

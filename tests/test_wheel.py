@@ -114,7 +114,7 @@ def required(root: Distribution, extras: frozenset[str] = frozenset()) -> dict[s
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment with the wheel and what it declares that it needs, without any extra; return its Python."""
+    """A fresh environment with the wheel and its required dependencies, without any extra; return its Python."""
     environment = tmp_path_factory.mktemp("site")
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")

@@ -1,4 +1,4 @@
-"""Benchmarks and published figures: what is kept of results, and the tables that are made of it."""
+"""Benchmarks and published figures: stored results, and the tables in the docs."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def a_report() -> Report:
 
 
 def test_only_a_measured_cpu_time_is_called_cpu() -> None:
-    """Wall time of a publish was published as its CPU: a mark of its own had no timer."""
+    """Wall time of a publish was once published as its CPU time."""
     assert lines_of([run(1)])[0].what == "a read: CPU"
     assert lines_of([run(1, timer="perf_counter")])[0].what == "a read: wall time"
 

@@ -1,4 +1,4 @@
-"""The command against a real service: what it writes, what it compares, and what makes it say that it failed."""
+"""`hotplate bench http` and `compare` against a real service: reports, comparisons and failures."""
 
 import asyncio
 import json
@@ -80,7 +80,7 @@ def test_a_measurement_leaves_a_report_in_two_forms(service: Service, store: Pat
     assert ("No difference that matters" in compared.stdout) is not bool(report.failures)
 
 
-@pytest.mark.alone  # what is found in windows of 0.2 s is compared
+@pytest.mark.alone  # it compares results of windows of 0.2 s
 def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
     searched = json.loads(
@@ -148,7 +148,7 @@ def test_a_service_that_refuses_parallel_batches_gets_fewer(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose store died after it had read the popular list."""
+    """A service with a store that died after the popular list was read."""
     folder = tmp_path_factory.mktemp("dead")
     with redis_running(folder) as server:
         asyncio.run(publish_to(server.url(), {f"user:{n}": a_list(f"i{n}") for n in range(USERS)}))

@@ -32,7 +32,7 @@ def test_failed_server_start_shows_its_output() -> None:
 
 def test_measured_processes_get_no_hotplate_or_polars_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTPLATE_FACTORS", "2")
-    monkeypatch.setenv("_RJEM_MALLOC_CONF", "dirty_decay_ms:500")  # polars sets it where it is loaded, as here
+    monkeypatch.setenv("_RJEM_MALLOC_CONF", "dirty_decay_ms:500")  # polars sets it on import
     monkeypatch.setenv("OTHER", "1")
     assert not {"HOTPLATE_FACTORS", "_RJEM_MALLOC_CONF"} & environment().keys()
     assert environment()["OTHER"] == "1"

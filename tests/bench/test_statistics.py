@@ -125,7 +125,7 @@ def round_of(latencies_s: np.ndarray) -> Result:
 
 
 def series(rng: np.random.Generator, machine: np.ndarray, slower: float = 1.0) -> list[Result]:
-    """Return rounds of 800 answers: log-normal, with a tail of 2 %, on a machine whose speed changes slowly."""
+    """Return rounds of 800 answers: log-normal, with a tail of 2 %, on a machine with slowly changing speed."""
     rounds = []
     body, tail = (0.15 * autocorrelated(rng, len(machine), 0.2) for _ in range(2))
     for speed, own, far in zip(machine, body, tail, strict=True):

@@ -1,4 +1,4 @@
-"""The comparison of stores: its answer and table, what breaks it, what it refuses, and runs from end to end."""
+"""The comparison of stores: answer, table, refusals, and runs from end to end."""
 
 import asyncio
 import io
@@ -118,7 +118,7 @@ def test_the_answer_names_the_fastest_the_cheapest_and_a_shared_store() -> None:
 
 
 def test_p99_decided_by_stalls_is_no_difference() -> None:
-    """The verdict was "cannot be told apart (within a factor of 14)" beside figures 2,000 times apart."""
+    """The verdict was "cannot be told apart (within a factor of 14)" next to figures 2,000 times apart."""
     stalled = [*steady(0.0008, 13), a_run(0.4)]
     comparison = summary(store_runs("files", "file:///a", steady(0.001, 14)), store_runs("Redis", "redis://a", stalled))
     p99 = comparison.row("Redis", "p99")
@@ -145,7 +145,7 @@ def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     runs = store_runs("files", "file:///a", [*steady(0.002), delayed(a_run(0.002))]).runs
     rounds = [{"files": run} for run in runs]
     assert [*undisturbed(rounds)] == rounds[:-1]
-    assert [*undisturbed(rounds[-3:])] == rounds[-3:]  # too few are left: the report says what is wrong
+    assert [*undisturbed(rounds[-3:])] == rounds[-3:]  # too few are left: the report explains it
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def blocks(page: Path) -> Iterator[str]:
 
 
 def spans(page: Path) -> Iterator[str]:
-    """Yield what stands between backticks in the prose of a page."""
+    """Yield the text between backticks in the prose of a page."""
     without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^    .*$", "", without_fences, flags=re.MULTILINE)
     yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
@@ -49,7 +49,7 @@ def commands(lines: Iterator[str]) -> list[list[str]]:
 
 
 def check(words: list[str], *, complete: bool) -> None:
-    """Parse a command as its program would; where it is not *complete*, arguments may be missing."""
+    """Parse a command as its program would; unless *complete*, arguments may be missing."""
     match words:
         case ["hotplate", *arguments]:
             parse_verb(VERBS, spelled_out(arguments), complete=complete)
@@ -63,7 +63,7 @@ def parse_verb(command: TyperCommand | TyperGroup, words: list[str], *, complete
     while isinstance(command, TyperGroup) and words:
         name, *words = words
         assert name in command.commands, f"no verb {name}"
-        command = command.commands[name]  # type: ignore[assignment]  # typer makes commands and groups of its own only
+        command = command.commands[name]  # type: ignore[assignment]  # typer creates only these classes
     if isinstance(command, TyperGroup) and not complete:
         return  # the name of a group of verbs
     try:

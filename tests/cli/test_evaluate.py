@@ -1,4 +1,4 @@
-"""`hotplate evaluate`: what is measured, and reports as text and as a page."""
+"""`hotplate evaluate`: metrics, and reports as text and as a page."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of users who each lack one item of their own parity, with hostile titles."""
+    """A model in which each user lacks one item of the same parity, with hostile titles."""
     folder = tmp_path_factory.mktemp("evaluated")
     rows = [
         (f"n{user:02}", f"in{item:02}", f"{item} {HOSTILE}")

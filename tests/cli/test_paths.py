@@ -1,4 +1,4 @@
-"""Path options of every verb: a URL is read where that is meant, and never taken for a folder of this machine."""
+"""Path options of every verb: URLs are read where supported, and never taken for local folders."""
 
 from collections.abc import Iterator
 from pathlib import Path

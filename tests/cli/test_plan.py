@@ -109,7 +109,7 @@ def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
 
 
 def measured(path: Path, *rows: Row, kind: str = "http", **more: Any) -> Path:  # noqa: ANN401 -- fields of a report
-    """Write a report of `hotplate bench`: of 200 requests/s, answered after 2 ms, if there are no rows."""
+    """Write a report of `hotplate bench`; without rows, of 200 requests/s answered after 2 ms."""
     facts = {"highest rate": ("/s", 200.0), "p50": ("us", 2e3), "p99": ("us", 4e3), "popular lists": ("share", 0.005)}
     report_rows = rows or tuple(Row("files", name, unit, value) for name, (unit, value) in facts.items())
     machine = {"cpu": "EPYC", "date": "2026-11-25"}

@@ -1,4 +1,4 @@
-"""`--dry-run`, `--max-ru` and gates as people meet them: exit codes, tables, and what is live afterwards."""
+"""`--dry-run`, `--max-ru` and gates: exit codes, tables, and the live release afterwards."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_dry_run_prints_rows_and_bytes_for_files_and_redis(
 ) -> None:
     for url in (f"file://{tmp_path}/store", redis_server.url("redis", secrets.token_hex(4))):
         estimate = json_of("import", lists, "--store", url, "--dry-run")
-        assert estimate["rows"] in (62, 63)  # a manifest, and a dictionary where there is compression
+        assert estimate["rows"] in (62, 63)  # a manifest, and with compression a dictionary
         assert "nothing is written" in hotplate("publish", model, "--store", url, "--dry-run").stdout
         listed = hotplate("releases", "list", "--store", url)
         assert (listed.returncode, "Nothing was ever published to " in listed.stderr) == (1, True)
@@ -96,7 +96,7 @@ GATES = ROOT / "docs" / "examples" / "gates.toml"
 
 
 def models(folder: Path) -> tuple[Path, Path]:
-    """Train a model on sample data, and spoil another: what was learnt of one item is used for another."""
+    """Train a model on sample data, and save a second one with shuffled item factors."""
     good = folder / "good"
     spoilt = folder / "spoilt"
     sample(users=300, items=150).write_csv(folder / "clicks.csv")

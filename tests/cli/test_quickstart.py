@@ -27,7 +27,7 @@ def transcript(page: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports whose admin and health listeners, one and two thousand above them, are free as well."""
+    """Return ports with free admin and health listeners one and two thousand above them."""
     ports = list[int]()
     while len(ports) < count:
         port = free_port()
@@ -52,7 +52,7 @@ def write_clicks(path: Path) -> None:
 
 
 def run(folder: Path, script: str, **environment: str) -> str:
-    """Run a script that may leave services behind, which end with it; return what it printed."""
+    """Run a script with the services that it leaves behind, and end them; return its output."""
     (folder / "script.sh").write_text(f"{ENDS}\n{script}\n")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "script.sh"],
@@ -152,7 +152,7 @@ def test_transcript_runs_under_load_without_failed_requests(tmp_path: Path, cosm
         done = thread.submit(run, tmp_path, f"{script}\n{STAYS}", TERM="dumb", HOTPLATE_DRAIN_DELAY="0.5")
         wait_for(tmp_path / "deployed", done)
         key = tmp_path / "key"
-        headers = lambda: {"X-API-Key": key.read_text().strip()}  # noqa: E731 -- read anew for each request
+        headers = lambda: {"X-API-Key": key.read_text().strip()}  # noqa: E731 -- read again for each request
         with balanced(a, b, path="/v1/recommendations/7", callers=2, headers=headers) as balancer:
             balancer.ports.append(c)
             wait_for(tmp_path / "over", done)

@@ -48,7 +48,7 @@ def write_data(folder: Path, seed: int = 42) -> None:
 
 
 def write_pipeline(folder: Path, url: str, more: str = "") -> Path:
-    """Write a pipeline of few and small steps, and its data, where there are none."""
+    """Write a pipeline of few and small steps, and its data, unless they exist."""
     if not (folder / "clicks.csv").exists():
         write_data(folder)
     train = 'data = "clicks.csv"\nparams = {factors = 8, iterations = 2}\nsplit = "none"'

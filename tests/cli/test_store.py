@@ -1,4 +1,4 @@
-"""What an operator types to look after stores, releases and users, and what is refused."""
+"""Commands that look after stores, releases and users, and their refusals."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`hotplate train`: what it makes of data, what is searched or named, and what its first line says."""
+"""`hotplate train`: the model, searched and given parameters, and the first line of output."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The checks of k8s/ need packages of their own, which `make k8s-check` brings; the other verbs pass them by."""
+"""The checks of k8s/ need packages that only `make k8s-check` installs; other verbs ignore this folder."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""The Dockerfile, what it takes into an image, and its health check."""
+"""The Dockerfile, its build context, and the health check of an image."""
 
 import importlib.metadata
 import re
@@ -40,7 +40,7 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_an_image_is_built_from_what_the_tests_ran_with() -> None:
     tested = locked("dev")
-    # What `make spark-test` installs beside the rest, and the client of MLflow, whose server the tests leave out.
+    # Installed by `make spark-test`, and MLflow's client, which the tests do not need.
     client = """
         cachetools databricks-sdk gitdb gitpython google-auth mlflow-skinny pyasn1 pyasn1-modules
         python-dotenv smmap uvicorn

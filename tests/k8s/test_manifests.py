@@ -25,12 +25,12 @@ from tests.support.policies import POLICIES, Cluster, name_of, objections
 
 pytestmark = pytest.mark.k8s
 
-# The oldest whose users are still many, one in the middle, and the newest whose schemas are at hand.
+# The oldest version in wide use, one in the middle, and the newest with available schemas.
 VERSIONS = ("1.29", "1.33", kubernetes_validate.latest_version())
 OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
 JOBS = sorted(path.parent.name for path in K8S.glob("jobs/*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml"))
-# The overlays whose store others may write to, each with all components and its jobs: what somebody may have at most.
+# Overlays with a store that jobs can write to, each with all components and its jobs.
 WHOLE = {
     overlay: (
         [
@@ -60,7 +60,7 @@ def _overlay(name: str) -> str:
 
 
 def overlay(name: str) -> list[Object]:
-    """Return the objects of an overlay; each caller gets objects of its own."""
+    """Return the objects of an overlay; each caller gets a copy."""
     return cast("list[Object]", json.loads(_overlay(name)))
 
 
@@ -249,7 +249,7 @@ def test_ingress_hashes_by_user() -> None:
 
 
 class Good:
-    """A good deployment, to be spoiled: what is looked for most often, by name."""
+    """A good deployment for tests to spoil, with its most used parts by name."""
 
     def __init__(self, objects: list[Object]) -> None:
         self.objects = objects

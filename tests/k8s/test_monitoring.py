@@ -1,4 +1,4 @@
-"""Alerts, dashboards and the runbook: they parse, they fire, and what they name is on `/metrics` of a real service."""
+"""Alerts, dashboards and the runbook: they parse, they fire, and their metrics exist in a real service."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ from tests.support.service import a_list, publish_to, serving, until
 
 pytestmark = pytest.mark.k8s
 
-# What Prometheus itself adds (whether a target answers, where a series comes from), and what the backup's unit writes.
+# Series of Prometheus itself (`up`, `instance`, `job`), and those that the backup's unit writes.
 FOREIGN = {"up", "hotplate_backup_last_success_timestamp_seconds"}
 TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
 TESTS = sorted((ROOT / "tests/k8s/alerts").glob("*.yaml"))

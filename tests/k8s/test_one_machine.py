@@ -29,7 +29,7 @@ from tests.support.service import a_list, publish_lists, running, until
 pytestmark = pytest.mark.k8s
 SYSTEMD = K8S / "targets/systemd"
 COMPOSE = K8S / "targets/compose"
-# What panels show of runs, remote stores and their caches, certificates, refusals and models, none of which is here.
+# Panels of runs, remote stores and caches, certificates, refusals and models, which have no data here.
 ELSEWHERE = re.compile("hotplate_(run|store|cache|certificate|shed|learnt)_")
 
 

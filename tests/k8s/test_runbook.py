@@ -1,4 +1,4 @@
-"""The runbook's commands, run as they stand there: hotplate's on stores of their own, curl's on a service."""
+"""The runbook's commands, run as written: those of hotplate on separate stores, those of curl on a service."""
 
 import asyncio
 import os

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.k8s
 TARGETS = K8S / "targets"
 BICEP = sorted((TARGETS / "azure").glob("*.bicep"))
 ENTRYPOINT = "/opt/hotplate/bin/hotplate"
-# Where the health listener is if nothing else is said; the health check of the image looks there.
+# The default address of the health listener, which the image's health check uses.
 HEALTH_PORT = 8091
 # Where a file of a target keeps what a test has in a folder of its own, and what it reads that no test can reach.
 DATA, KEYS, FAR_AWAY = "/var/lib/hotplate", "/etc/hotplate/keys", r"^(cosmos|rediss?)://.*"
@@ -273,7 +273,7 @@ def _parsed(file: str) -> Any:  # noqa: ANN401 -- a tree
 
 
 def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
-    """Return what one of the Bicep files says; each caller gets a tree of its own."""
+    """Return the contents of one of the Bicep files; each caller gets a copy."""
     return copy.deepcopy(_parsed(file))
 
 

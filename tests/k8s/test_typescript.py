@@ -18,7 +18,7 @@ SECTION = (ROOT / "docs" / "integration.md").read_text().partition("## TypeScrip
 PACKAGES = re.findall(r"[\w-]+@\d+\.\d+\.\d+", SECTION)
 GENERATE, COMPILE = re.findall(r"^    npx (.*)$", SECTION, re.MULTILINE)
 (PROGRAM,) = re.findall(r"```ts\n(.*?)```", SECTION, re.DOTALL)
-# More that the types know; `@ts-expect-error` fails where there is no error.
+# More checks of the types; `@ts-expect-error` fails if there is no error.
 MORE = """
 const { data } = await service.POST("/v1/recommendations", { body: { users: ["42"], n: 1 } });
 console.log(JSON.stringify(data?.results.map((one) => one.items.map((item) => item.id))));

@@ -1,4 +1,4 @@
-"""Gates: what is measured of lists, what is said of it, and that lists which are not good enough do not go live."""
+"""Gates: measurements, verdicts, and that bad lists do not go live."""
 
 import math
 from collections.abc import Sequence
@@ -49,11 +49,11 @@ def gates(**bounds: object) -> tuple[Any, ...]:
     return parse_gates({name.replace("__", "."): bound for name, bound in bounds.items()}, "test")
 
 
-# what is measured
+# measurements
 
 
 def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int = 0) -> Measurement:
-    """Measure lists of users who are named by their numbers, a few at a time."""
+    """Measure lists of numbered users, a few at a time."""
     measurement = Measurement(Items([f"i{item}" for item in range(8)], np.array([2, 5], dtype=np.int32), 10), depth)
     for start in range(0, len(lists), cuts):
         part = lists[start : start + cuts]
@@ -103,7 +103,7 @@ def test_import_coverage_counts_items_named_in_files(tmp_path: Path) -> None:
     assert catalogues == [None, 3]
 
 
-# what is said of it
+# verdicts
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models in MLflow, where it is installed: logged, registered, fetched and published."""
+"""Models in MLflow, if it is installed: logged, registered, fetched and published."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ mlflow = pytest.importorskip("mlflow")
 from hotplate.offline import mlflow_models  # noqa: E402 -- it loads mlflow
 from hotplate.offline.mlflow_models import Target  # noqa: E402 -- as above
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and what it loads
+pytestmark = pytest.mark.filterwarnings("ignore")  # by MLflow and its imports
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The model folder: what is saved is what is loaded, replaced as a whole, and damage is an error."""
+"""The model folder: saved and loaded unchanged, replaced atomically, and damage is an error."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""From a model to a release: whose lists, in which order, of which length, and what the rows say."""
+"""From a model to a release: users, order and length of lists, and the rows."""
 
 from dataclasses import replace
 from datetime import timedelta

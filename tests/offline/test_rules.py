@@ -1,4 +1,4 @@
-"""Business rules: what they leave in lists, in which order, and what fills those that they have shortened."""
+"""Business rules: the items left in lists, their order, and fillers of shortened lists."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def parity(item: str) -> str:
 
 
 def neighbours_model() -> Model:
-    """A model whose users get few items: those of their own parity that they lack."""
+    """A model with short lists: users get the missing items of the same parity."""
     params = NeighbourParams(neighbours=2)
     return replace(MODEL, ranker=fit_neighbours(MODEL.matrix.user_items, params), params=params)
 

@@ -57,7 +57,7 @@ def test_popular_list_and_baseline_use_best_half_life_before_the_cut(tmp_path: P
     rows = [
         f"u{(user + day) % 40:02},i{day // 10}{choice},{(start + timedelta(days=day, minutes=user)).isoformat()}"
         for day in range(60)
-        for user in range(day % 7 + 20 - day // 4)  # fewer and fewer users, so that old items stay ahead overall
+        for user in range(day % 7 + 20 - day // 4)  # fewer and fewer users: old items stay ahead overall
         for choice in (user % 3,)
     ]
     (tmp_path / "fashions.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")

@@ -41,7 +41,7 @@ SEGMENTS = ("north", "south", None)
 
 
 def random_model(random: np.random.Generator) -> Model:
-    """Return a model of few users and items, whose last items are new."""
+    """Return a model of few users and items; the last items are new."""
     users = int(random.integers(3, 9))
     items = int(random.integers(6, 40))
     pairs = random.random((users, items)) < random.uniform(0.1, 0.5)

@@ -64,7 +64,7 @@ def reads(store: RemoteStore) -> int:
 
 
 async def over(**stores: Reader) -> TieredReader:
-    """Return a reader with a cache of stores, of which each was only read to follow what is live in it."""
+    """Return a reader with a cache of stores, which it has read only to follow the live release."""
     reader = TieredReader(stores, cache_bytes=len(stores) * MAX_BYTES)
     await follow(reader, *stores.values())
     return reader

@@ -78,7 +78,7 @@ def unrouted(folder: Path, *ports: int) -> Iterator[int]:
 
 
 def request(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Send a request over a connection of its own; the status is 0 if it is cut or refused."""
+    """Send a request over a new connection; the status is 0 if it is cut or refused."""
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json"})

@@ -108,7 +108,7 @@ def ids(answer: hotplate.Recommendations) -> list[str]:
 
 
 def modules_after(program: str) -> set[str]:
-    """Return the modules that are loaded after *program* ran in a Python of its own."""
+    """Return the modules loaded after *program* ran in a new Python process."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"],
         check=True,

@@ -157,7 +157,7 @@ def test_experiments_with_enough_users_have_80_percent_power() -> None:
 
 
 def report(experiment: Experiment, now: float, bought: dict[Arm, float], only: str = "AB", goal: str = "") -> ArmReport:
-    """Return the report on 400 users who see a list; of each arm, a half buys."""
+    """Return the report on 400 users who see a list; half of the users of each arm buy."""
     events = ArmEvents(experiment, goal or "buy:value", now)
     for number in range(400):
         user = f"u{number}"

@@ -1,4 +1,4 @@
-"""Clusters, and primaries behind sentinels, that fail or are replaced: what a worker answers meanwhile."""
+"""Clusters, and primaries behind sentinels, that fail or are replaced: answers of a worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -42,7 +42,7 @@ class Watch:
 
     @property
     def misses(self) -> int:
-        """How many lists were said not to exist, of users who all have one."""
+        """The number of lists reported as absent, of users who all have one."""
         return sum(answer.status == "unknown" for answer in self.answers)
 
     async def until_personal(self, release: str | None = None) -> None:
@@ -94,7 +94,7 @@ def slot_of(user: int, release: ReleaseRef) -> int:
 
 
 def others_than(slots: set[int], watch: Watch) -> set[int]:
-    """Return who got the popular list though the list of their own, in the release that was read, is elsewhere."""
+    """Return the users who got the popular list although their list, in the release read, is on another node."""
     return {
         place % USERS
         for place, answer in enumerate(watch.answers)

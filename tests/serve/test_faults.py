@@ -123,7 +123,7 @@ COSMOS_FAULTS: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def cosmos() -> Iterator[Account]:
-    """An account of this file's own, as it is disturbed; each test takes a database of its own."""
+    """An account for this file, because its tests disturb it; each test uses a separate database."""
     with emulated_account(None) as account:
         yield account
 

@@ -50,7 +50,7 @@ few = settings(max_examples=15, deadline=None)
 
 @lru_cache
 def model(seed: int = 1, title: str = "Title") -> Model:
-    """A model of random factors, whose lists are as good as any; its titles say which it is."""
+    """A model of random factors; its titles tell models apart."""
     draw = np.random.default_rng(seed)
     other = checkerboard_model()
     ids = [f"i{n:03}" for n in range(ITEMS)]

@@ -54,7 +54,7 @@ def store(clock: FakeClock) -> TwoPlaces:
 
 
 async def opened(store: TwoPlaces) -> TieredReader:
-    """Read a release by one tier, whose delay has come down to the usual time."""
+    """Read a release by one tier until its delay is the usual one."""
     await publish(store.inner, "first")
     reader = TieredReader({"redis": store}, budget_s=BUDGET_S)
     (tier,) = reader.tiers

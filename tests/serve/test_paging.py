@@ -60,7 +60,7 @@ class Release:
 
 @dataclass
 class World:
-    """A store, a reader of it, and what is hidden from whom."""
+    """A store, a reader of it, and the hidden items of users."""
 
     open_store: OpenStore
     draws: random.Random

@@ -30,7 +30,7 @@ BUDGET_S = 0.1
 
 
 class Counting(TieredReader):
-    """A reader over some stores, and what it counted."""
+    """A reader over some stores, and its counts."""
 
     def __init__(self, *stores: Reader) -> None:
         names = [f"tier{place}" for place in range(len(stores))]

@@ -1,4 +1,4 @@
-"""What was bought through one service disappears in the others, too: over Redis, also after kills and losses."""
+"""Items bought through one service disappear in the others: over Redis, also after kills and losses."""
 
 import asyncio
 import json

@@ -67,7 +67,7 @@ def _repeat(work: Callable[[], object]) -> NoReturn:
 
 
 def numbered(number: int, size: int) -> bytes:
-    """Return a value whose parts all say which one it is."""
+    """Return a value of which every part identifies it."""
     piece = b"%08d" % number
     return piece * (size // len(piece))
 

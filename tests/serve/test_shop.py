@@ -164,7 +164,7 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
             assert pages() == [[]] * 5, "no release is live"
             asyncio.run(publish_to(redis.url(), LISTS))
             until(lambda: ask("/") == POPULAR)
-            time.sleep(REFRESH_AGAIN_S)  # then the client reads what it remembers
+            time.sleep(REFRESH_AGAIN_S)  # then the client uses its memory
             assert pages() == [POPULAR, ["1", "2"], POPULAR, ["8", "9"], FOLDED]
             assert ask("/basket", lines=[]) == POPULAR
             assert ask("/basket", lines=[{"id": 7, "quantity": 0}]) == [], "the service refuses it"

@@ -9,7 +9,7 @@ from tests.support.shared import shared_states
 
 
 def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState:
-    """Return a state whose every text is *text*."""
+    """Return a state with *text* in every text field."""
     finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
     tier = TierState("file", text[:40], [finding] * findings, False, 1.0, 2.0)
     return WorkerState(
@@ -49,7 +49,7 @@ def test_state_is_read_atomically() -> None:
         while reads < 20_000 or len(seen) < len(both):  # a busy machine may stop the writer for long
             read_state = states.read(0)
             reads = reads + 1
-            assert read_state is None or read_state in both  # None where it was written to all the while
+            assert read_state is None or read_state in both  # None if a writer was always in the middle
             seen |= {both.index(read_state)} if read_state is not None else set()
     finally:
         os.kill(writer, signal.SIGKILL)

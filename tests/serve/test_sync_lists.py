@@ -68,7 +68,7 @@ def descriptors() -> set[str]:
 
 
 def output_of(program: str, *arguments: object) -> str:
-    """Run a program, and return what it prints; it has to end by itself, and to complain of nothing."""
+    """Run a program that must exit without warnings; return its output."""
     command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -98,7 +98,7 @@ def test_sync_methods_answer_like_async_methods(url: str) -> None:
         assert lists.personal("42", n=1).items == [{"id": "a", "score": 1.0, "title": "Title a"}]
         assert ids(lists.personal("nobody", segment="France")) == ["vin", "pain"]
         assert lists.fold_in(["nothing like it"]).source == "popular"
-        here = threading.get_ident()  # a query set of Django is not read beside a running loop
+        here = threading.get_ident()  # a query set of Django must not be read in a thread with a running loop
         assert ids(lists.fold_in(item for item in ["a"] if threading.get_ident() == here)) == ["b", "c"]
         with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)

@@ -21,7 +21,7 @@ BUDGET_S = 0.2
 
 
 class KeyByKeyStore(RemoteStore):
-    """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
+    """A remote store that reads each key separately, reports that to an observer, and names slow keys."""
 
     coalesce = 1
 

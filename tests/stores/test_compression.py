@@ -1,4 +1,4 @@
-"""Encoding `zstd`: what is compressed comes back whole, damage is an error, and the service answers the same."""
+"""Encoding `zstd`: values round-trip, damage is an error, and the service gives the same answers."""
 
 import random
 from base64 import b64encode

@@ -8,5 +8,5 @@ from hotplate.testing import OpenStore, StoreContract
 class TestEveryStore(StoreContract):
     @pytest.fixture
     def open_store(self, open_store: OpenStore) -> OpenStore:
-        """Take the stores of `tests/conftest.py`, in the place of the one that a third party would give."""
+        """Take the stores of `tests/conftest.py` instead of a third party's."""
         return open_store

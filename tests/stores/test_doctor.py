@@ -1,4 +1,4 @@
-"""The doctor on every store: what it finds, and that it changes nothing."""
+"""The doctor on every store: its findings, and that it changes nothing."""
 
 import os
 import shutil

@@ -36,7 +36,7 @@ from tests.support.stores import OpenStore, on_every_store, publish, ref_of, unc
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(12))]
 
-# What dc36bc97 wrote for the users 6 and 7, of whom a release lacked two rows.
+# Written by dc36bc97 for the users 6 and 7; a release lacked two of their rows.
 FIRST_FORMAT = (
     b'qX7GWX0T0000{"format":1,"groups":[{"salt":"000102030405060708090a0b0c0d0e0f",'
     b'"hashes":"Bks+tyFIECe8nK5uCDRfSA=="}],"rows":{"20261120T064200Z-aaaa":2}}'
@@ -267,7 +267,7 @@ async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) 
     assert (await erased_from(store)).lost == 3
     await prune(store, keep=0, grace_s=0.0)
     assert "0" * 12 in await store.incarnations()
-    await erase_users(store, ["8"])  # also takes over what is left
+    await erase_users(store, ["8"])  # also takes over the remaining record
     assert await erased_of(store) == ["6", "7", "8"]
     await prune(store, keep=0, grace_s=0.0)
     assert "0" * 12 not in await store.incarnations()
@@ -312,7 +312,7 @@ async def test_concurrent_erasures_and_publish_count_each_row_once(open_store: O
     release = await ref_of(store, await publish(store, ROWS))
     users = [[str(number), str(number + 1)] for number in range(6)]  # also the same users at once
     await asyncio.gather(*(erase_users(open_store(), pair) for pair in users), publish(open_store(), ROWS))
-    await erase_users(store, ["0", "6"])  # rows that the publish wrote meanwhile
+    await erase_users(store, ["0", "6"])  # rows written by the publish
     assert await erased_of(store) == [str(number) for number in range(7)]
     for entry in (await store.catalogue()).releases:
         await verify(store, entry.ref)

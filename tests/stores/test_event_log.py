@@ -1,4 +1,4 @@
-"""Segments of events: whatever cuts or damages one, what is read was written, and whole frames are read whole."""
+"""Segments of events: truncated and damaged ones give exactly the intact frames."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Item factors in pieces: whole again as they were, on every store; damage is named, and costs nothing else."""
+"""Item factors in pieces: they round-trip on every store; damage is named and affects nothing else."""
 
 from collections.abc import AsyncIterator, Sequence
 

@@ -110,7 +110,7 @@ async def test_connection_that_may_be_closing_is_not_used_again(
         pool = ConnectionPool("127.0.0.1", port)
         for _ in range(2):
             assert (await pool.request(REQUEST, 5)).body == b"ok"
-            for _ in range(5):  # so that the surplus comes before the next request, however late the loop is
+            for _ in range(5):  # the surplus arrives before the next request even on a late loop
                 await asyncio.sleep(0.01)
         await pool.close()
     assert opened == 2
@@ -145,10 +145,10 @@ async def test_idle_connections_are_dropped_after_a_reset(
 
 
 class Wire(asyncio.Transport):
-    """A connection to nobody: what is written goes nowhere."""
+    """A connection without a peer: written bytes are dropped."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Nobody reads it."""
+        """Discard the bytes."""
 
     def close(self) -> None:
         """Nothing is open."""

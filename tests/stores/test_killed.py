@@ -1,4 +1,4 @@
-"""Publishers and erasures that are killed in the middle: what they acknowledged counts, and is not done twice."""
+"""Publishers and erasures that are killed: acknowledged work counts, and is not repeated."""
 
 import asyncio
 import random

@@ -13,7 +13,7 @@ from tests.support.soak import SEED, scaled
 
 @pytest.fixture
 def interleaved(request: pytest.FixtureRequest) -> type[Interleaved]:
-    """Return the machine over the store that is named, with counts of its own."""
+    """Return the state machine over the named store, with separate counts."""
     over = {"memory": Interleaved, "file": InterleavedOnDisk, "cosmos": InterleavedOnCosmos}.get(request.param)
     over = over or on_redis(request.getfixturevalue("redis_server"))
     return type("Counted", (over,), {"histories": 0, "steps": 0})

@@ -1,4 +1,4 @@
-"""Versions beside each other on one store: each reads what the other wrote, or refuses it and overwrites nothing.
+"""Several versions on one store: each reads the other's records, or refuses them and overwrites nothing.
 
 Earlier versions are checkouts of their commits, which a shallow clone lacks.
 """

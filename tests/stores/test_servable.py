@@ -1,4 +1,4 @@
-"""No verb makes live what nobody can read, or, unless it is forced, what gates refused."""
+"""No verb makes an unreadable release live, or, unless forced, one that gates refused."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ verbs = pytest.mark.parametrize(
 
 
 async def two_releases(store: Store) -> tuple[ReleaseId, ReleaseId]:
-    """Publish one release and make another live after it; return what is to be served, and what is."""
+    """Publish one release and make another live after it; return the former and the live one."""
     return await publish(store, ROWS), await publish(store, ROWS)
 
 

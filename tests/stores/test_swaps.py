@@ -1,4 +1,4 @@
-"""A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
+"""A swap with a lost reply is made once; an impossible one is reported."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,7 +108,7 @@ async def test_store_lost_after_a_swap_reports_an_unknown_outcome(monkeypatch: p
 
 
 def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], Awaitable[object]]) -> None:
-    """Have somebody else take a step after the next swap, whose reply is then lost."""
+    """Let another process take a step after the next swap, and lose the swap's reply."""
     swap = store.swap
 
     async def overtaken(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:

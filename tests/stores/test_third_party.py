@@ -1,4 +1,4 @@
-"""A store of somebody else, in a distribution of its own: installed, held to the contract, and found by its URL."""
+"""A third-party store in a separate distribution: installed, held to the contract, and found by its URL."""
 
 import json
 import os
@@ -15,7 +15,7 @@ EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
 
 
 def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder of nothing else, with what was installed; pytest finds no settings of ours there."""
+    """Run Python in an empty folder with the installed packages; pytest finds no settings there."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -27,7 +27,7 @@ def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[
     )
 
 
-# Verbs one after the other in one process: to start each anew takes a second of a core.
+# Verbs one after the other in one process: a new process each would take a second of a core.
 VERBS = """
 import json, sys
 from hotplate.cli.main import main

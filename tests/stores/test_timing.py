@@ -37,7 +37,7 @@ async def test_step_is_retried_only_while_its_store_is_down() -> None:
 
 
 def after(seconds: float) -> float:
-    """Return the time of the loop's clock so many seconds from now."""
+    """Return the loop's time in this many seconds."""
     return asyncio.get_running_loop().time() + seconds
 
 

@@ -1,4 +1,4 @@
-"""Resuming and copying: nothing that was acknowledged is written again, and what arrives is what was sent."""
+"""Resuming and copying: acknowledged rows are not written again, and copies equal their source."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ async def publish(store: Store, rows: Sequence[Row] = ROWS, *, live: bool = True
 
 
 class Watched(MemoryStore):
-    """Notes what is put, and becomes unavailable after so many calls."""
+    """Records puts, and becomes unavailable after this many calls."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -52,7 +52,7 @@ async def draft_in(store: Store) -> ReleaseId:
 
 
 async def interrupted(clock: FakeClock, calls: int, encoding: str = "json") -> Watched:
-    """Return a store that failed after so many calls of a publish whose lease has lapsed, and works again."""
+    """Return a store that failed after this many calls of a publish with a lapsed lease, and works again."""
     store = Watched(clock)
     store.calls_left = calls
     with pytest.raises(StoreUnavailable):

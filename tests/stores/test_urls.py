@@ -1,4 +1,4 @@
-"""What is shown of a store's URL, whoever wrote it and however wrongly: nothing that could be a secret."""
+"""Shown URLs of stores never hold a secret, for any well-formed or malformed URL."""
 
 import traceback
 from importlib.metadata import EntryPoint
@@ -14,8 +14,8 @@ from hotplate.stores.urls import redacted, split
 
 SCHEMES = ("redis", "rediss", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
 SEPARATORS = ("://", ":", ":/", "//", ":///", "")
-# Digits and marks in which nothing else of a sentence or a URL of these tests is written.
-# None makes a scheme of what it begins with, which is shown.
+# Digits and marks that occur nowhere else in the sentences and URLs of these tests.
+# No scheme starts with these, as a scheme is shown.
 SECRETS = (
     st.text(st.sampled_from("789§µ/?#[]@:%&=;\\ ℀\n\u200b"), max_size=12)
     .map(lambda text: f"789{text}987")

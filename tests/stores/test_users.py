@@ -95,7 +95,7 @@ async def test_copy_of_an_existing_release_applies_erasures() -> None:
 
 
 class Erasing(MemoryStore):
-    """A target during whose first put a user is erased from the source."""
+    """A target during the first put of which a user is erased from the source."""
 
     source: Store
     erasures = 0

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     if not hasattr(item.config, "workerinput"):  # only the workers of pytest-xdist run several tests at a time
         return (yield)
-    folder = Path(item.config.getoption("basetemp")).parent  # the workers have folders of their own in it
+    folder = Path(item.config.getoption("basetemp")).parent  # the workers' folders are in it
     started = folder / "alone.started"
     if not _is_alone(item) and _is_alone(item.session.items[0]):
         _wait_for(started)

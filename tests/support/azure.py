@@ -56,7 +56,7 @@ ACTIONS = {
 TOKEN_SIGNATURE_INVALID, TOKEN_EXPIRED, TOKEN_AUDIENCE_INVALID = 5004, 5006, 5008
 TOKEN_NOT_AUTHORIZED, METADATA_PERMISSION_MISSING, DATA_PERMISSION_MISSING = 5300, 5301, 5302
 
-# Where ARM keeps the emulated account, whose name is the first label of the host that it is reached by.
+# ARM's record of the emulated account; its name is the first label of the host.
 PLACE = {"subscription": "00000000-0000-0000-0000-000000000000", "resource_group": "emulation"}
 # Seconds until a change is reported as done; it is done at once.
 OPERATION_S = 0.2
@@ -153,7 +153,7 @@ class TokenAuthenticator(Authenticator):
 
 
 class ArmError(HttpError):
-    """An error of ARM itself; those of the resource provider have no code of their own."""
+    """An error of ARM itself; those of the resource provider have no separate code."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, message)
@@ -162,7 +162,7 @@ class ArmError(HttpError):
 
 @dataclass(frozen=True, slots=True)
 class ArmResource:
-    """The parts of a path, as they were written; empty where it has none."""
+    """The parts of a path as written; empty if it has none."""
 
     id: str
     subscription: str

@@ -32,7 +32,7 @@ def unknown(model: Any, value: object, path: str = "") -> Iterator[str]:  # noqa
 
 
 def _of_condition(model: Any, operands: object, path: str) -> Iterator[str]:  # noqa: ANN401 -- see `Fields`
-    """Yield what is unknown of either value that a condition chooses from; other operators are not looked into."""
+    """Yield the unknown fields of both values of a condition; other operators are skipped."""
     if isinstance(operands, Mapping) and "true_value" in operands:
         yield from unknown(model, [operands["true_value"], operands["false_value"]], path)
 

@@ -1,4 +1,4 @@
-"""A load balancer as a client of its own: it sends only to services that said they are ready when last probed."""
+"""A load balancer as a client: it sends only to services that were ready when last probed."""
 
 import http.client
 import select
@@ -20,7 +20,7 @@ def by_status(status: int, _: bytes) -> str:
 
 
 class Balancer:
-    """Sends requests in turn, over connections that it keeps, to ports of this machine; made by `balanced`."""
+    """Sends requests round robin, over kept connections, to local ports; made by `balanced`."""
 
     def __init__(self, *ports: int, path: str, headers: Headers = dict, outcome: Outcome = by_status) -> None:
         self.ports = list(ports)
@@ -47,7 +47,7 @@ class Balancer:
             port = ready[turn % len(ready)]
             connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=60))
             if _was_closed(connection):
-                connection.close()  # and opened anew by the next line
+                connection.close()  # the next line opens it again
             try:
                 connection.request("GET", self._path, headers=dict(self._headers()))
                 response = connection.getresponse()
@@ -69,7 +69,7 @@ def _was_closed(connection: http.client.HTTPConnection) -> bool:
 def balanced(
     *ports: int, path: str, callers: int = 3, headers: Headers = dict, outcome: Outcome = by_status
 ) -> Iterator[Balancer]:
-    """Load the services on these ports by so many callers, who each wait 2 ms after an answer."""
+    """Load the services on these ports by this many callers, which wait 2 ms after each answer."""
     balancer = Balancer(*ports, path=path, headers=headers, outcome=outcome)
     threads = [threading.Thread(target=balancer.probe)]
     threads += [threading.Thread(target=balancer.send) for _ in range(callers)]

@@ -1,4 +1,4 @@
-"""A page in a real browser, driven by the DevTools protocol: what it requests, what it complains of, what it shows."""
+"""A page in a real browser, driven by the DevTools protocol: its requests, errors and contents."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ FLAGS = (
 
 
 def chromium() -> str:
-    """Return the browser; the test is skipped, or fails, where there is none."""
+    """Return the browser's path; without one the test is skipped, or fails if it is required."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
@@ -79,7 +79,7 @@ class Page:
 
 @asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
-    """Open *url* in headless Chromium, whose profile is kept in *folder*, until the block ends."""
+    """Open *url* in headless Chromium, with its profile in *folder*, until the block ends."""
     profile = folder / "profile"
     with (folder / "chromium.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

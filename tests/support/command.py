@@ -1,4 +1,4 @@
-"""The command as people type it: in this process, or, where the process is the point, in one of its own."""
+"""The command as people type it: in this process, or in a separate one."""
 
 import asyncio
 import io
@@ -26,26 +26,26 @@ def hotplate(*arguments: str | Path, **environment: str) -> subprocess.Completed
         asyncio.get_running_loop()
     except RuntimeError:
         return _run(*arguments, **environment)
-    with ThreadPoolExecutor(1) as thread:  # a verb runs a loop of its own, and a thread has at most one
+    with ThreadPoolExecutor(1) as thread:  # a verb runs an event loop, and a thread has at most one
         return thread.submit(_run, *arguments, **environment).result()
 
 
 def succeeded(*arguments: str | Path, **environment: str) -> str:
-    """Run the command in this process, where it has to succeed; return what it printed."""
+    """Run the command in this process and require success; return its output."""
     done = hotplate(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def json_of(*arguments: str | Path, code: int = 0, **environment: str) -> Any:  # noqa: ANN401 -- JSON is what it is
-    """Run the command with --json in this process, where it has to exit with *code*; return what it printed."""
+    """Run the command with --json in this process and require exit code *code*; return its output."""
     done = hotplate(*arguments, "--json", **environment)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
 
 def hotplate_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+    """Run the command in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "hotplate", *map(str, arguments)],
         capture_output=True,

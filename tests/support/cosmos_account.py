@@ -1,4 +1,4 @@
-"""An emulated account in a process of its own, which injects faults on request and counts requests."""
+"""An emulated account in a separate process, which injects faults on request and counts requests."""
 
 import secrets
 import ssl

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# What is done to a request, if it is not answered with bytes.
+# The faults of a request, if it is not answered with bytes.
 RELAY = "it is passed on"
 SILENT = "it is never answered"
 TRICKLED_HEAD = "headers come byte by byte, without an end"
@@ -16,7 +16,7 @@ TRICKLED_BODY = "the body comes byte by byte, without an end"
 DROPPED = "the connection is closed"
 RESET = "the connection is reset"
 HEADERS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000000\r\n"
-# The first bytes of an answer that has no end, and what is repeated then.
+# The first bytes of an endless answer, and the bytes repeated after them.
 TRICKLES = {TRICKLED_HEAD: (HEADERS + b"X-Long: ", b"a"), TRICKLED_BODY: (HEADERS + b"\r\n{", b" ")}
 
 

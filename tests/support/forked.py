@@ -1,4 +1,4 @@
-"""The command in a process of its own, forked from one that has loaded its modules, which takes a second of a core."""
+"""The command in a process forked from one with loaded modules, because loading takes a second of a core."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ _context.set_forkserver_preload(
 
 
 class Forked:
-    """Runs `hotplate` with *words*, and writes what it prints to *output*; used as `subprocess.Popen` is."""
+    """Runs `hotplate` with *words*, with its output in *output*; used like `subprocess.Popen`."""
 
     def __init__(self, *words: str | Path, output: Path) -> None:
         arguments = (list(map(str, words)), str(output), dict(os.environ), Path.cwd())

@@ -34,7 +34,7 @@ LISTS = {f"user:{n}": a_list(*(f"{n}-{m}" for m in range(20))) for n in range(5)
     "item:1": a_list("2", "3"),
     "popular:": a_list(*map(str, range(15))),
 }
-# Users whose rows are drawn: whole, cut, damaged, with other offsets.
+# Users with random rows: intact, cut, damaged, with other offsets.
 DRAWN = "drawn"
 
 
@@ -83,7 +83,7 @@ class GuardedStore(MemoryStore):
 
 
 def drawn(random: Random) -> bytes:
-    """Draw a request, or bytes that are none."""
+    """Draw a request, or other bytes."""
     kind = random.randrange(4)
     data = b"".join(pieces(random)) if kind == 0 else request(random)
     if kind == 1:
@@ -136,7 +136,7 @@ async def main(examples: int, minutes: float, seed: int) -> None:
 
 
 def ignore(_: bytes) -> None:
-    """Take the answer to a request whose row is damaged, which the reader gives later."""
+    """Take the later answer of the reader to a request for a damaged row."""
 
 
 def feed(lane: "Lane", memory: Guarded, data: bytes, *, at_end: bool) -> bool:

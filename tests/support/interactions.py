@@ -1,4 +1,4 @@
-"""Interactions whose right recommendations can be proved."""
+"""Interactions with provably right recommendations."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ def matrix_of(rows: Sequence[tuple[str, str, datetime]], weighing: Weighing) -> 
 
 
 def checkerboard(size: int) -> UserItems:
-    """Even users like even items, odd users odd ones; each lacks one, the item of its own number: the one to find."""
+    """Even users like even items, odd users odd ones; each lacks the item of the same number: the one to find."""
     rows, columns = np.indices((size, size))
     return csr_matrix(((rows % 2 == columns % 2) & (rows != columns)).astype(np.float32))
 

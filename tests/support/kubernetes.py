@@ -17,7 +17,7 @@ Object = dict[str, Any]
 
 
 def tool(name: str) -> str:
-    """Return the path of an executable beside this Python or on the PATH; skips, or fails where it is required."""
+    """Return the path of an executable beside this Python or on the PATH; skips, or fails if it is required."""
     program = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         reason = f"{name} is not here (make k8s-check brings it where it can)"
@@ -36,6 +36,6 @@ def build(folder: str) -> str:
 
 
 def built(folder: str) -> list[Object]:
-    """Return the objects that kustomize builds of a folder below k8s/; each caller gets objects of its own."""
+    """Return the objects that kustomize builds of a folder below k8s/; each caller gets a copy."""
     # libyaml, ten times as fast as the loader in Python
     return [resource for resource in yaml.load_all(build(folder), yaml.CSafeLoader) if resource]

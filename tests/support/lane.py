@@ -22,14 +22,14 @@ from hotplate.serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 needs_lane = pytest.mark.skipif(not is_compiled(), reason="the fast lane is not compiled")
-# What differs from one answer to the next, and is no server's choice.
+# Headers that differ from one answer to the next by no choice of the server.
 VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
 # In how many turns of the loop a piece is read, and all is answered.
 TURNS, LAST_TURNS = 6, 60
 
 
 class MemoryTransport(asyncio.Transport):
-    """A connection's other end in memory: keeps what is written, and gives what is fed to it when it is read."""
+    """A connection's other end in memory: it stores written bytes, and feeds bytes to a reader."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
@@ -108,7 +108,7 @@ class Pair:
 
     def _server(self, *, fast: bool) -> HttpServer:
         anonymous = frozenset[str]() if self.keys else frozenset({"read"})
-        guard = Guard(self.keys, anonymous=anonymous)  # of its own, and so its rates
+        guard = Guard(self.keys, anonymous=anonymous)  # a separate one, with separate rates
         dispatcher = Dispatcher(
             self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )
@@ -119,7 +119,7 @@ class Pair:
 
     async def check(self, *pieces: bytes, turns: int = TURNS) -> None:
         """Send the same pieces to both servers, and after them a request that ends it; fail if the answers differ."""
-        for pause_s in (0.0, 0.01):  # again with time, where a thread or a batch's turn may have been waited for
+        for pause_s in (0.0, 0.01):  # again with time, for a thread or a batch's turn
             with_lane = await exchange(self.lane, pieces, pause_s, turns)
             without = await exchange(self.plain, pieces, pause_s, turns)
             if with_lane == without:

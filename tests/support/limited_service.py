@@ -67,7 +67,7 @@ def samples(service: Service, name: str = "", **labels: str) -> list[Sample]:
 
 @contextmanager
 def sockets(service: Service, count: int = 1, receive_bytes: int = 0) -> Iterator[list[socket.socket]]:
-    """Open so many connections; they are reset at the end of the block, so that no port is left waiting."""
+    """Open this many connections; they are reset at the end of the block, which leaves no port in TIME_WAIT."""
     with ExitStack() as stack:
         opened = [stack.enter_context(socket.socket()) for _ in range(count)]
         for place, connection in enumerate(opened):
@@ -82,7 +82,7 @@ def sockets(service: Service, count: int = 1, receive_bytes: int = 0) -> Iterato
 
 
 def allow_files(count: int) -> bool:
-    """Let this process open so many files, or more; False where it may not."""
+    """Let this process open at least this many files; return False if it may not."""
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most >= count > now:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))

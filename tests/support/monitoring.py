@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 MONITORING = K8S / "monitoring"
 RUNBOOK = ROOT / "docs" / "runbook.md"
-# What Grafana puts in the place of its variables.
+# Grafana's values of its variables.
 VARIABLES = {"$__rate_interval": "5m", "$namespace": "shop", "$provisioned": "400"}
 
 _STRING = r'"(?:[^"\\]|\\.)*"'

@@ -11,7 +11,7 @@ import pytest
 def installed(config: pytest.Config, *packages: str) -> Path:
     """Return the folder in which packages, each as NAME@VERSION, can be required.
 
-    Skips where they cannot be installed, or fails where HOTPLATE_REQUIRE says node.
+    Skips if they cannot be installed, or fails if HOTPLATE_REQUIRE has node.
     """
     folder = config.cache.mkdir("hotplate-npm-" + "-".join(packages).replace("@", "-").replace("/", "-"))
     if all((folder / "node_modules" / package.rpartition("@")[0]).is_dir() for package in packages):

@@ -1,4 +1,4 @@
-"""Redis deployments whose servers are restarted with older snapshots, as after a crash without an append-only file."""
+"""Redis deployments with servers restarted from older snapshots, as after a crash without an append-only file."""
 
 import random
 import shutil
@@ -48,13 +48,13 @@ class Snapshots:
 
 
 class AgeingDeployment(ABC):
-    """A deployment, and what is done to it; calls block."""
+    """A deployment and its faults; calls block."""
 
     url: str
 
     @abstractmethod
     def save(self, draws: random.Random) -> None:
-        """Save a snapshot, of one of the servers if each has data of its own."""
+        """Save a snapshot; of one server, if each has separate data."""
 
     @abstractmethod
     def strike(self, draws: random.Random) -> None:

@@ -13,7 +13,7 @@ PAGE = 4096
 
 
 def absent_pages(path: Path) -> int:
-    """Return how many pages of a file are not in memory; reads none of them."""
+    """Return the number of pages of a file that are not in memory, without reading them."""
     size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), size, mmap.MAP_SHARED, mmap.PROT_READ) as view:
         pages = -(-size // PAGE)

@@ -1,4 +1,4 @@
-"""Where things are: the repository, and the real data beside it, which is never part of it."""
+"""Paths of the repository and of the real data beside it, which are never part of it."""
 
 from pathlib import Path
 

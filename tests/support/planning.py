@@ -5,7 +5,7 @@ from hotplate.bench.planner.inputs import InputSource, merge
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.stores.cosmos import charges as cosmos_charges
 
-# Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5.
+# Bytes of a list with an item under 1 KB: a read costs 1 RU and a new item 5.
 SMALL = 700
 LEAST: dict[str, object] = {
     "users": 1_000, "peak_rps": 70, "encoding": "json", "list_bytes": SMALL, "list_length": 1, "hot_share": 0

@@ -1,4 +1,4 @@
-"""Rules for manifests. Each yields checks: whether an object breaks the rule, and what is wrong with it."""
+"""Rules for manifests. Each yields checks: whether an object breaks the rule, and the objection."""
 
 import os
 import re
@@ -330,7 +330,7 @@ def _variables(command: TyperCommand | TyperGroup) -> Iterator[str]:
         named = parameter.envvar or ()
         yield from [named] if isinstance(named, str) else named
     for below in command.commands.values() if isinstance(command, TyperGroup) else ():
-        yield from _variables(below)  # type: ignore[arg-type]  # typer makes commands and groups of its own only
+        yield from _variables(below)  # type: ignore[arg-type]  # typer creates only these classes
 
 
 def _parse(command: TyperCommand | TyperGroup, words: list[str]) -> None:

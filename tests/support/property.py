@@ -12,7 +12,7 @@ from tests.support.soak import SEED, scaled
 
 
 def depths(quick: int, soak: int) -> pytest.MarkDecorator:
-    """Run a test with so many *examples* in the fast suite, and with so many in a soak of ten minutes."""
+    """Run a test with *examples* examples in the fast suite, and with this many in a soak of ten minutes."""
     deep = pytest.param(scaled(soak), id="soak", marks=pytest.mark.soak)
     return pytest.mark.parametrize("examples", [pytest.param(quick, id="quick"), deep])
 
@@ -20,7 +20,7 @@ def depths(quick: int, soak: int) -> pytest.MarkDecorator:
 def explored(
     quick: int, soak: int, **strategies: SearchStrategy[Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a property a test of so many draws of each strategy, as `depths` says; its other arguments are pytest's."""
+    """Make a property a test of as many draws of each strategy as `depths` says; other arguments are pytest's."""
 
     def make(holds: Callable[..., None]) -> Callable[..., None]:
         def test(examples: int, **fixtures: Any) -> None:  # noqa: ANN401 -- whatever pytest gives
@@ -45,7 +45,7 @@ def explore(check: Callable[..., None], examples: int, **strategies: SearchStrat
 
 
 def depth(examples: int, steps: int, **options: Any) -> settings:  # noqa: ANN401 -- handed through
-    """Return the settings of a state machine: so many histories, of so many steps each."""
+    """Return the settings of a state machine: the number of histories, and of steps in each."""
     return settings(
         max_examples=examples,
         stateful_step_count=steps,

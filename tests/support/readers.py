@@ -1,4 +1,4 @@
-"""Readers of stores as a worker of the service has them, and what is waited for."""
+"""Readers of stores as a worker of the service has them, and a wait for conditions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

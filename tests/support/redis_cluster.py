@@ -18,7 +18,7 @@ SLOTS, PRIMARIES = 16384, 3
 # Long enough for whatever a machine that stands still for seconds does to elections.
 SETTLED_WITHIN_S = 60.0
 
-# After so long a node that does not answer is replaced. While a cluster begins it is short, because nodes wait for it.
+# The time after which a silent node is replaced; short while a cluster starts, because nodes wait for it.
 NODE_TIMEOUT_MS, BEGINNING_NODE_TIMEOUT_MS = 60_000, 1000
 
 # How often, and for how long, a cluster may try to begin; it takes 2 s.
@@ -39,7 +39,7 @@ class ClusterNode:
 
 
 def described(nodes: Sequence[ClusterNode], myself: ClusterNode) -> str:
-    """Return what *myself* remembers of a cluster whose primaries share the slots evenly: its `nodes.conf`."""
+    """Return the `nodes.conf` of *myself* in a cluster with evenly shared slots."""
     lines = list[str]()
     for place, node in enumerate(nodes):
         flags, of, slots, epoch = "slave", "-", "", 0
@@ -205,7 +205,7 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = NODE_TIM
 
 
 def _nodes(binary: str, certified: Path, folder: Path, *options: str) -> list[ClusterNode]:
-    """Return servers that know each other from their first instant, each with a folder of its own."""
+    """Return servers that know each other from the start, each with a separate folder."""
     nodes = list[ClusterNode]()
     for number in range(2 * PRIMARIES):
         place = folder / str(number)

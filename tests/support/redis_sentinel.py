@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer, certify, find_binary
 NAME = "shop"
 # Longer than the 30 s for which a sentinel does nothing after it stood still itself for 2 s (its mode TILT).
 TIMEOUT_S = 60.0
-# After so long a server or a sentinel that does not answer counts as down.
+# The time after which a silent server or sentinel counts as down.
 DOWN_AFTER_MS = 60_000
 
 # A replica gets its copy at once, and notices within a second that its primary is gone.
@@ -116,7 +116,7 @@ class SentinelDeployment:
         wait(self.is_healthy, "the deployment does not come up")
 
     def is_healthy(self) -> bool:
-        """Whether each sentinel sees all servers and all others, so that a failover can be made."""
+        """Whether each sentinel sees all servers and other sentinels, as a failover needs."""
         try:
             for number in range(len(self.sentinels)):
                 seen = self.ask("REPLICAS", NAME, of=number)

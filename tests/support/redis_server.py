@@ -29,7 +29,7 @@ SOON_S = 30.0
 
 
 def users_of_the_guide(prefix: str, execute: Callable[..., object], url_of: Callable[..., str]) -> dict[str, str]:
-    """Make the users of docs/redis.md for a prefix; return the URL of each by what it does."""
+    """Create the users of docs/redis.md for a prefix; return the URL of each by its role."""
     urls = dict[str, str]()
     for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
         words = line.replace("SECRET", "open").replace("shop", prefix).split()
@@ -45,7 +45,7 @@ def array(*values: bytes) -> bytes:
 
 
 async def commands_in(reader: asyncio.StreamReader) -> AsyncIterator[list[bytes]]:
-    """Yield the commands that a client sends, for servers whose replies a test makes up."""
+    """Yield the commands that a client sends, for servers with scripted replies."""
     parser = hiredis.Reader(notEnoughData=Ellipsis)
     while data := await reader.read(1 << 16):
         parser.feed(data)
@@ -54,7 +54,7 @@ async def commands_in(reader: asyncio.StreamReader) -> AsyncIterator[list[bytes]
 
 
 def copied(client: redis.Redis, prefix: str) -> dict[bytes, bytes]:
-    """Return all keys of a deployment with what is stored under them, as the server writes it."""
+    """Return all keys of a deployment with their serialized values."""
     names = cast("list[bytes]", client.keys(f"*{prefix}*"))  # the client decodes nothing
     with client.pipeline(transaction=False) as pipeline:
         for name in names:
@@ -134,7 +134,7 @@ class RedisServer:
 
 @contextmanager
 def running(folder: Path, *options: str, password: str | None = None) -> Iterator[RedisServer]:
-    """Run a server with its files in *folder* until the block ends; skipped, or failed, where there is none."""
+    """Run a server with its files in *folder* until the block ends; without one, skip or fail the test."""
     binary = find_binary()
     certify(folder)
     if password is not None:
@@ -161,7 +161,7 @@ def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
 
 
 def find_binary() -> str:
-    """Return the server of HOTPLATE_REDIS_SERVER, or on the PATH; skips the test, or fails it, where there is none."""
+    """Return the server of HOTPLATE_REDIS_SERVER, or on the PATH; without one, skip or fail the test."""
     if (chosen := os.environ.get("HOTPLATE_REDIS_SERVER")) is not None:
         assert shutil.which(chosen), f"HOTPLATE_REDIS_SERVER is {chosen}, which cannot be executed"
         return chosen

@@ -67,7 +67,7 @@ class RemoteStore(Diagnosed):
 
 
 class SendingRemote(RemoteStore, SendingReader):
-    """A store over a network whose reads its reader sends without a task."""
+    """A store over a network that sends its reads without a task."""
 
     def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]]:
         return asyncio.ensure_future(self.get_many(release, keys))

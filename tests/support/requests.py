@@ -1,4 +1,4 @@
-"""Requests as bytes: plain ones, odd ones, and what is none, drawn at random from what may make a difference."""
+"""Requests as bytes: plain, unusual and malformed ones, drawn at random."""
 
 import re
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ METHODS = ["HEAD", "POST", "get", "GET ", "OPTIONS", "G", "\r\nGET", "\nGET", " 
 VERSIONS = ["HTTP/1.0", "HTTP/2.0", "HTTP/1.1 ", "http/1.1", "HTTP/1.10", "HTTP/1.01", ""]
 HOSTS = ["", "Host:\r\n", "host: a b\r\n", "Host: a/b\r\n", "HOST: x:y\r\n", "Host : x\r\n"]
 BODIES = ["{}", "0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n", GET.decode(), "GET ", "\r\n"]
-# What is known to have gone wrong between servers: two readings of where a request ends, or of what it is.
+# Known differences between servers: two readings of the end of a request, or of its meaning.
 LINE = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n"
 CORPUS = [
     GET,
@@ -108,7 +108,7 @@ CORPUS = [
 ]  # fmt: skip
 
 
-# A request with a body in which headers end, or whole requests are, so that what takes it for a header is found out.
+# A request with headers or whole requests in its body, to detect servers that parse a body as headers.
 END = b"\r\n\r\n"
 BODY = b'{"users":["1"]}' + END + b"GET /v1/popular HTTP/1.1\r\nX: "
 
@@ -131,7 +131,7 @@ POSTS = [
 _BEHIND = (GET, REAL, b"", GET + POSTS[0], POSTS[1] + GET)
 CORPUS += [post + two for post, two in zip(POSTS[::7], _BEHIND * 2, strict=False)]
 
-# Requests whose end servers have been known to find in two places: framing headers, and a body.
+# Requests with an end that servers have found in two places: framing headers, and a body.
 SECRET = b"GET /v1/recommendations/2 HTTP/1.1\r\nHost: a\r\n\r\n"
 _CHUNKED = b"0\r\n\r\n" + SECRET
 _COUNTED = b"Content-Length: %d" % len(_CHUNKED)

@@ -73,7 +73,7 @@ class RotatingProvider(StreamingCredentialProvider):
 
 @dataclass
 class FakeIdentity(IdentityProviderInterface):
-    """An identity endpoint whose tokens are passwords of users that it creates on a server."""
+    """An identity endpoint with tokens that are passwords of users that it creates on a server."""
 
     server: RedisServer
     life_s: float

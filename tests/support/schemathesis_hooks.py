@@ -44,7 +44,7 @@ def is_short(case: schemathesis.Case[Any]) -> bool:
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case[Any]) -> bool:
     del context  # schemathesis passes it by this name
     if any("{" in str(value) for value in (case.query or {}).values()):
-        return False  # what was an object, to be refused, is text in a query, and any text may be an id
+        return False  # an object becomes text in a query, and any text may be an id
     if any(isinstance(part, Mapping) and part.get("where") for part in (case.query, case.body)):
         return False  # only the attributes of a release make conditions valid
     return all(map(fits, (case.path_parameters, case.query, case.body))) and is_small(case.body) and is_short(case)

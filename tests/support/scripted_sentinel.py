@@ -1,4 +1,4 @@
-"""A sentinel whose answers a test chooses."""
+"""A sentinel with scripted answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from tests.support.streams import listening
 
 
 def described(port: int, role: str, **other: str) -> bytes:
-    """Return a server as a sentinel describes it: names and values in turn."""
+    """Return a server as a sentinel describes it: names and values alternate."""
     fields = {
         "name": NAME, "ip": "127.0.0.1", "port": str(port), "flags": role, "num-other-sentinels": "2", **other,
     }  # fmt: skip

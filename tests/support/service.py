@@ -1,4 +1,4 @@
-"""A real service in processes of its own, and the plainest of clients, for the tests that need them."""
+"""A real service in separate processes, and a minimal client."""
 
 import http.client
 import json
@@ -24,7 +24,7 @@ from hotplate.stores.store import Plan, Row, Store
 from tests.support.forked import Forked
 from tests.support.stores import as_bodies
 
-# Of a process that a test begins in a way of its own; otherwise one is forked, which is cheaper.
+# For a process that a test starts in a special way; otherwise one is forked, which is cheaper.
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, a stop without a delay, and each answer out of a store.
 DEFAULTS = ("--port", "0", "--admin-port", "0", "--health-port", "0", "--drain-delay", "0", "--cache-mb", "0")
@@ -32,7 +32,7 @@ UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 UNVERIFIED.check_hostname = False
 UNVERIFIED.verify_mode = ssl.CERT_NONE
 SECURE = partial(http.client.HTTPSConnection, context=UNVERIFIED)
-# How long a test waits for what is to come about.
+# How long a test waits for a condition.
 UNTIL_S = 60.0
 
 
@@ -63,7 +63,7 @@ def parse_answer(received: bytes) -> Answer:
 
 
 def status_of(port: int, path: str, method: str = "GET", *, timeout_s: float = UNTIL_S) -> int:
-    """Return the status of an answer over a connection of its own; 0 if it is cut or refused, or none comes in time."""
+    """Return the status of an answer over a new connection; 0 if it is cut, refused or late."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
         connection.request(method, path)
@@ -230,7 +230,7 @@ async def publish_lists(
 async def publish_to(
     url: str, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
 ) -> str:
-    """Publish *lists* by key, with a popular list where there is none, and return the release."""
+    """Publish *lists* by key, with a popular list unless there is one, and return the release."""
     return await publish_through(connect(url), lists, live=live, about=about)
 
 

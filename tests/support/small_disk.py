@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[Path]:
-    """Mount a file system of *size* bytes, in memory, until the block ends; skips the test where that may not be."""
+    """Mount a file system of *size* bytes, in memory, until the block ends; without the right to, skip the test."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "hotplate-test", str(place)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)

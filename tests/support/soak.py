@@ -1,6 +1,6 @@
 """How much a soak test does: counts grow with SOAK_MINUTES, and each run draws another seed, which it prints.
 
-The seed is left in the environment, so that the processes of pytest-xdist, which collect for themselves, share it.
+The seed is left in the environment, because each process of pytest-xdist collects tests and needs the same one.
 """
 
 import os
@@ -15,5 +15,5 @@ long = pytest.mark.skipif(MINUTES < 20, reason="there is no time for it in ten m
 
 
 def scaled(count: int, *, least: int = 1) -> int:
-    """Return how many times to do what is done *count* times in a soak of ten minutes."""
+    """Scale a count of a soak of ten minutes to SOAK_MINUTES."""
     return max(least, round(count * MINUTES / 10))

@@ -18,7 +18,7 @@ from hotplate.stores.store import Row
 
 
 def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
-    """Return a model of random factors, whose lists nobody has to learn."""
+    """Return a model of random factors, without training."""
     generator = np.random.default_rng(7)
     places = np.sort(generator.random((users, items)).argsort(axis=1)[:, :5], axis=1)
     indptr = np.arange(0, 5 * users + 1, 5)
@@ -42,7 +42,7 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
 
 
 def assert_same_lists(rows: Sequence[Row], expected: Sequence[Row]) -> None:
-    """Hold rows of lists, without offsets, to others: the last digit of a score depends on what is computed with it."""
+    """Compare rows of lists, without offsets: the last digit of a score may differ between libraries."""
     assert [row.key for row in rows] == [row.key for row in expected]
     for (key, value), (_, other) in zip(rows, expected, strict=True):
         ours = decode(value)

@@ -59,7 +59,7 @@ class StepwiseLoop(asyncio.SelectorEventLoop):
         self.run_forever()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and do what becomes due meanwhile."""
+        """Let time pass, and run the due timers."""
         until = self.now_s + seconds
         self.settle()
         while self.next_in_s is not None and self.now_s + self.next_in_s <= until:
@@ -157,7 +157,7 @@ class Process:
             self.run(1.0)
 
     def ended(self) -> list[BaseException | None]:
-        """Take out the tasks that are done, and return what they raised."""
+        """Take out the finished tasks, and return their errors."""
         done = [task for task in self.tasks if task.done()]
         self.tasks = [task for task in self.tasks if not task.done()]
         return [asyncio.CancelledError() if task.cancelled() else task.exception() for task in done]
@@ -175,7 +175,7 @@ class Process:
         assert not self.tasks
 
     async def pause(self) -> None:
-        """Wait to be let go on; raises what is to be lost."""
+        """Wait for permission to continue; raises the fault of a lost call."""
         if self.killed:
             raise asyncio.CancelledError
         if self.free:
@@ -190,7 +190,7 @@ class Process:
 
 
 async def sleep(delay: float, result: T | None = None) -> T | None:
-    """Sleep as ever; but an erase waits, where it pauses between two batches, to be let go on."""
+    """Sleep as usual; but an erase, in its pause between two batches, waits for permission."""
     if (erasing := _ERASING.get()) is None or asyncio.current_task() is not erasing[1]:
         return await _SLEEP(delay, result)
     process, _ = erasing

@@ -22,7 +22,7 @@ __all__ = (
     "write",
 )  # fmt: skip
 
-# For what is written once over any store. TLS and sockets are the contract suite's.
+# For code that works over any store. TLS and sockets are tested by the contract suite.
 on_every_store = pytest.mark.parametrize("open_store", ["memory", "file", "redis", "cosmos+http"], indirect=True)
 
 
@@ -64,7 +64,7 @@ async def published_values(store: Store, release: ReleaseId) -> list[Row]:
 
 
 async def published_rows(store: Store, release: ReleaseId) -> list[Row]:
-    """Return the same without the manifest, and with lists in the place of values; for the encoding `json`."""
+    """Return the rows without the manifest, with lists instead of values; for the encoding `json`."""
     manifest = await load_manifest(store, await ref_of(store, release))
     assert manifest.encoding == "json"
     opened = Checksum(release).open

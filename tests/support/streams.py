@@ -34,7 +34,7 @@ async def listening(handler: Handler) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for _ in range(3):  # so many turns of the loop pass between the acceptance of a connection and `accept`
+        for _ in range(3):  # this many turns of the loop pass between the acceptance of a connection and `accept`
             await asyncio.sleep(0)
         for writer in writers:
             writer.transport.abort()

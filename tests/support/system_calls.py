@@ -21,7 +21,7 @@ T = TypeVar("T")
 # How long a thread may take from one call to the next, on a machine however busy.
 DEADLINE_S = 60.0
 
-# Of a store's files, those whose names or sizes are looked at.
+# Names and sizes of these files of a store are looked at.
 _LOOKED_AT = (".json", ".spare", ".former", ".draft", ".lock", ".mdb")
 
 _current = threading.local()
@@ -77,7 +77,7 @@ class Schedule:
     """How many there were at each choice."""
 
     def choose(self, options: int) -> int:
-        """Return which of so many options comes next."""
+        """Return which of this many options is next."""
         if len(self.options) == len(self.choices):
             self.choices.append(0)
         self.options.append(options)
@@ -121,7 +121,7 @@ class _Run:
             assert not thread.is_alive()
 
     def before(self, process: Process, call: str) -> None:
-        """Decide who goes on, and what happens then; return once that is *process*."""
+        """Choose the process that continues, and a kill; return once *process* continues."""
         if process.killed:
             raise Killed
         process.calls.append(call)

@@ -9,7 +9,7 @@ _TURNS_TO_ACCEPT = 3
 
 
 class Proxy:
-    """What stands before one server, and the faults that it shows at present; lives until its block ends."""
+    """A proxy before one server, with its present faults; it exists until its block ends."""
 
     def __init__(self, target: int) -> None:
         """Lead to a port of this machine."""

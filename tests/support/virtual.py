@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when nothing is left to do, and a server simulated in it."""
+"""An event loop with time that passes only when nothing is left to do, and a server simulated in it."""
 
 import asyncio
 import selectors
@@ -19,7 +19,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when nothing is left to do, and stands still while threads work for it."""
+    """An event loop with time that passes only when nothing is left to do, and stands still while threads work."""
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
@@ -70,7 +70,7 @@ def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
 
 
 def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run a test in virtual time; its fixtures are plain ones, for they are made outside of its loop."""
+    """Run a test in virtual time; its fixtures are synchronous, because they run outside of its loop."""
 
     @wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -133,7 +133,7 @@ def simulate(
         at_start(loop)
         return await generator.run()
 
-    simulated = in_virtual_time(work)  # in which nobody waits for a core, however busy the machine is
+    simulated = in_virtual_time(work)  # independent of the load of the machine
     return replace(simulated, cpu_share=0.0)
 
 

@@ -1,4 +1,4 @@
-"""What is charged, held against what the documents say: by the formulas, over the wire, and in our own docs."""
+"""Charges compared with the documented ones: of the formulas, over the wire, and in our docs."""
 
 import tomllib
 from functools import partial

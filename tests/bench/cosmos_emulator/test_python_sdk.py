@@ -35,7 +35,7 @@ def charge(result: object) -> float:
 
 @contextmanager
 def refused(status: int, match: str | None = None) -> Iterator[None]:
-    """Hold that a request is refused with so much."""
+    """Assert that a request is refused with this status."""
     with pytest.raises(CosmosHttpResponseError, match=match) as error:
         yield
     assert (error.value.status_code, error.value.sub_status) == (status, 0)

@@ -83,7 +83,7 @@ def say_nothing(_transport: asyncio.Transport, _count: int) -> None:
 
 
 def say(*answers: bytes) -> Act:
-    """Return a server that gives these answers in turn."""
+    """Return a server that gives these answers one after the other."""
     return lambda transport, count: transport.write(answers[count % len(answers)])
 
 

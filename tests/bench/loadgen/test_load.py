@@ -1,4 +1,4 @@
-"""When requests fall due, for whom, and how the options are read."""
+"""Arrival times, users and options of a load."""
 
 import itertools
 from collections import Counter

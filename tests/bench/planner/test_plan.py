@@ -96,9 +96,9 @@ def test_cost_never_falls_with_load_size_or_regions_nor_rises_with_a_cache(examp
         then = plan.with_inputs(regions=plan.inputs.regions * times)
         for name in ("manual_cost", "redis_cost", "pods_cost"):
             assert then.number(name) == pytest.approx(times * plan.number(name)), name
-        # What is reached is spread over the regions; what is provisioned stands in each.
+        # Reached rates are spread over the regions; provisioned rates count in each.
         assert then.number("autoscale_cost") <= times * plan.number("autoscale_cost") + 1e-6
-        # With more RU/s of its own, a publish may be billed for fewer hours.
+        # With separate RU/s, a publish may be billed for fewer hours.
         steady = plan.with_inputs(publish_ru=plan.number("publish_ru_s"))
         larger = steady.with_inputs(list_bytes=plan.number("stored_bytes") * 3 + 1)
         assert larger.number("manual_cost") >= steady.number("manual_cost") - 1e-6

@@ -27,7 +27,7 @@ MONTH_H = 730
 DAILY = 730 / 24
 # An item below 1 KB costs 1 RU to read and 5 to create; a publish reads back what it wrote.
 ROW_RU = 5 + 1
-# A publish also changes the catalogue, makes a container and reads a sample: about so much, whatever it writes.
+# A publish also changes the catalogue, creates a container and reads a sample: about this much for any size.
 BESIDE_RU = 200
 # The item of a list of 700 bytes and a user of 10 characters: id, list and its quotes, and the service's properties.
 ITEM_GB = (21 + 14 + 700 + 6 + 205) / 1e9
@@ -50,7 +50,7 @@ def manual(live: float, kept: float, publishing: float, *, publishes: float = DA
 
 
 def autoscale(reached: float, kept: float, publishing: float) -> float:
-    """Return the same, of what is reached, at 1.5 times the price; control is manual."""
+    """Return the same reached rates at 1.5 times the price; scaling is manual."""
     hours = (reached + kept) * MONTH_H + DAILY * (publishing + reached)
     return hours * RU_HOUR * AUTOSCALE + 400 * MONTH_H * RU_HOUR
 
@@ -241,7 +241,7 @@ def test_redis_overhead_of_a_row_matches_the_store() -> None:
 
 
 def test_shortage_follows_from_reads() -> None:
-    # Without headroom, what is provisioned is what reads need.
+    # Without headroom, provisioned RU/s equal those of the reads.
     plan_report = report(a_plan(peak_rps=6_800, have_ru=400, ru_utilisation=1), "prices.toml")
     assert plan_report.sentence.startswith("short by 6,400 RU/s: 94 of 100 reads get 429. Provision 6,800 RU/s, and ")
     # A container of 6,100 RU/s has two partitions, of which one gets 0.9 + 0.05 of the reads, 3,800 of 4,000.

@@ -40,7 +40,7 @@ def http(body: bytes) -> bytes:
 
 
 class Account:
-    """A service over a container of even partitions, whose budgets are kept by the second; *saved_ru* is burst."""
+    """A service over a container of even partitions with a budget per second; *saved_ru* is burst capacity."""
 
     def __init__(
         self, ru: int, charge_ru: float, *, parts: float = 1, saved_ru: float = 0.0, offset_s: float = 0.0

@@ -1,4 +1,4 @@
-"""Evaluation: what is reported is what the lists of each engine give, with intervals."""
+"""Evaluation: metrics of each engine's lists, with intervals."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ PARAMS = ALSParams(factors=4, iterations=3)
 
 
 def board(users: int = 60, items: int = 30, seed: int = 1) -> UserItems:
-    """Return a checkerboard with gaps: users like items of their own parity."""
+    """Return a checkerboard with gaps: users like items of the same parity."""
     rng = np.random.default_rng(seed)
     same = (np.arange(users)[:, None] + np.arange(items)) % 2 == 0
     return csr_matrix((same & (rng.random((users, items)) < 0.7)).astype(np.float32))

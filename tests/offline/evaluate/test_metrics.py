@@ -18,7 +18,7 @@ Case = tuple[list[list[int]], list[set[int]], int, int]
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw lists, what is liked, k, and the number of items."""
+    """Draw lists, liked items, k, and the number of items."""
     items = draw(st.integers(2, 9))
     k = draw(st.integers(1, 9))
     users = draw(st.integers(1, 6))
@@ -47,7 +47,7 @@ def test_ranking_metrics_match_trec_eval(case: Case) -> None:
     test = matrix_of(liked, items)
     measured = measure_users(recommended, test)
     truth = {str(user): {str(item): 1 for item in wanted} for user, wanted in enumerate(liked) if wanted}
-    # A run needs something of each user: what nobody likes is no hit.
+    # A run needs a line for each user: an item that nobody likes is not a hit.
     run = {
         user: {"no such item": 0.0}
         | {str(item): float(k - rank) for rank, item in enumerate(lists[int(user)]) if item >= 0}
@@ -88,7 +88,7 @@ ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4,
 )
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine is not a failure
 @given(ratings)
 def test_rating_metrics_match_scikit_learn(pairs: list[tuple[float, float]]) -> None:
     # Not above, because to import it takes a second, which every worker that collects the tests would spend.

@@ -26,7 +26,7 @@ Row = tuple[str, str, int]
 
 
 def log(seed: int = 3) -> list[Row]:
-    """Users, items and hours: users like items of their own parity, and choose the same ones again and again."""
+    """Users, items and hours: users like items of the same parity, and choose them repeatedly."""
     rng = np.random.default_rng(seed)
     rows = []
     for hour in range(1500):

@@ -1,4 +1,4 @@
-"""Splits: nothing is lost and nothing twice, shares are kept, and no future is in what is learnt from."""
+"""Splits: each pair is in one part, shares are kept, and training data have no future."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

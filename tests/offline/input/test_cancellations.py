@@ -1,4 +1,4 @@
-"""Cancellations: what is cancelled is not learnt, and what is cancelled after a cut in time is learnt before it."""
+"""Cancellations: cancelled purchases are not learnt; those cancelled after a time cut are learnt before it."""
 
 from datetime import timedelta
 from itertools import product
@@ -84,7 +84,7 @@ rows = st.tuples(st.sampled_from("uvwx"), st.sampled_from("abcd"), quantities, s
 # The only purchase of a user, and of an item, is cancelled after the cut.
 LEAK = [("w", "c", 1.0, 1), ("w", "c", -1.0, 9)]
 LEAK += [(user, item, 1.0, day) for day, (user, item) in enumerate(product("uv", "abd"), start=1)]
-# A pair that the minimum leaves out is no part of the mean weight.
+# Pairs below the minimum do not count for the mean weight.
 SCALE = [("u", "a", 0.5, 1), ("u", "b", 0.5, 0), ("u", "c", 0.5, 0), ("w", "a", 0.5, 2), ("w", "b", 0.5, 2)]
 logs = st.lists(rows, min_size=6, max_size=40)
 

@@ -1,4 +1,4 @@
-"""Segments of events as a source of training: weighed by type, each event once, alone and beside other files."""
+"""Segments of events as training data: weighed by type, duplicates removed, alone and with other files."""
 
 import json
 from datetime import UTC, datetime

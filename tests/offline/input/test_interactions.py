@@ -1,4 +1,4 @@
-"""Interactions: the same rows in every format give the same pairs, and what is left out is counted."""
+"""Interactions: equal rows in every format give equal pairs, and left out rows are counted."""
 
 import gzip
 import math
@@ -347,7 +347,7 @@ def test_weight_is_halved_per_half_life_relative_to_the_newest_row(
     half_life = timedelta(seconds=100)
     interactions = read_interactions(written(tmp_path, "csv"), weighting=weighting, half_life=half_life)
     plain = [weight for _, _, weight in pairs_of(read_interactions(tmp_path / "rows.csv", weighting=weighting))]
-    scale = sum(plain) / sum(weights)  # the mean stays what it is without a half-life
+    scale = sum(plain) / sum(weights)  # the mean does not depend on the half-life
     assert [weight for _, _, weight in pairs_of(interactions)] == pytest.approx([scale * weight for weight in weights])
     aged = read_interactions(tmp_path / "rows.csv", weighting=weighting, half_life=timedelta(seconds=1))
     assert min(weight for _, _, weight in pairs_of(aged)) > 0, "what is old is still an interaction"

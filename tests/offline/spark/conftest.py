@@ -1,4 +1,4 @@
-"""The tests of Spark need Java and packages of their own, which `make spark-test` brings; other verbs pass them by."""
+"""The tests of Spark need Java and packages that only `make spark-test` installs; other verbs ignore this folder."""
 
 import shutil
 from importlib.util import find_spec

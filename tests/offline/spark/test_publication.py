@@ -1,4 +1,4 @@
-"""Lists computed and written by executors, which are processes of their own here, and what happens when some die."""
+"""Lists computed and written by executors, here separate processes, some of which are killed."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ def lists_of(model: Model) -> ModelLists:
 
 
 def rows_here(model: Model) -> list[Row]:
-    """Return what is published without Spark, in the order of a scan."""
+    """Return the rows published without Spark, in the order of a scan."""
     return bodies_as_lists(row for batch in lists_of(model).batches() for row in batch)
 
 
@@ -72,7 +72,7 @@ def executors(session: SparkSession) -> list[int]:
 
 
 def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
-    """Run a publish, and kill its driver with all executors once the server holds so many rows more."""
+    """Run a publish, and kill its driver with all executors once the server has this many more rows."""
     before = int(server.execute_command("DBSIZE"))
     driver = subprocess.Popen([sys.executable, "-m", "hotplate", *command], start_new_session=True)
     while int(server.execute_command("DBSIZE")) < before + rows:

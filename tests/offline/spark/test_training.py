@@ -1,4 +1,4 @@
-"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command."""
+"""ALS on Spark: lists on a checkerboard, the objective compared with implicit's, and the command."""
 
 import shutil
 import subprocess

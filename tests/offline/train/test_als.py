@@ -1,4 +1,4 @@
-"""ALS: what is its own beside what every engine promises, and its objective on Spark, as far as it is known without."""
+"""ALS: its differences from other engines, and its objective on Spark as far as known without Spark."""
 
 import numpy as np
 import pytest

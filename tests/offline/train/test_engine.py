@@ -180,7 +180,7 @@ WRONG: list[tuple[type[Params], str, object, str]] = [
 
 
 def with_times(board: UserItems) -> Times:
-    """When each pair began, in days: those of higher items later, so that nearly all items differ in recency."""
+    """Return the day on which each pair began: later for higher items, for nearly distinct recencies."""
     times: Times = (board.indices.astype(np.int64) // 2 + 3) * 86_400_000_000
     return times
 
@@ -276,7 +276,7 @@ def test_too_short_popular_lists_are_refused() -> None:
 
 
 def matrix(users: int, items: int, items_per_user: int) -> UserItems:
-    """Users who all have the first items."""
+    """Return users who all have the first items."""
     ends = np.arange(users + 1) * items_per_user
     indices = np.tile(np.arange(items_per_user, dtype=np.int32), users)
     return csr_matrix((np.ones(users * items_per_user, dtype=np.float32), indices, ends), shape=(users, items))

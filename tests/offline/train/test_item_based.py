@@ -34,7 +34,7 @@ def test_lists_match_implicit(weighting: NeighbourWeighting, neighbours: int) ->
         items, scores = fit_neighbours(user_items, NeighbourParams(weighting, neighbours)).recommend(
             user_items, USERS, 8, keep_seen=keep_seen
         )
-        present = wanted_scores > 0  # it lists what it leaves out at the end, with a score of 0
+        present = wanted_scores > 0  # left out items are at the end, with a score of 0
         assert np.array_equal(items >= 0, present)
         assert (items[present] == wanted[present]).all()
         assert np.allclose(scores[present], wanted_scores[present], rtol=1e-5)
@@ -44,7 +44,7 @@ def test_lists_match_implicit(weighting: NeighbourWeighting, neighbours: int) ->
 def test_random_walk_weights_match_the_formula(alpha: float, beta: float, neighbours: int) -> None:
     generator = np.random.default_rng(5)
     weights = (generator.integers(1, 4, (40, 30)) * (generator.random((40, 30)) < 0.3)).astype(np.float32)
-    weights[:, 7] = 0  # nobody has it
+    weights[:, 7] = 0  # no user has it
     with np.errstate(invalid="ignore"):
         to_users, to_items = (np.nan_to_num(edges / edges.sum(axis=1, keepdims=True)) for edges in (weights.T, weights))
     users = np.maximum((weights > 0).sum(axis=0), 1)

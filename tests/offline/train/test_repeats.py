@@ -21,7 +21,7 @@ from tests.support.interactions import matrix_of
 
 @pytest.fixture(scope="module")
 def groceries() -> Matrix:
-    """Users buy two staples of their own again and again, and each day something that is new to them."""
+    """Each user buys two staples again and again, and a new item each day."""
     rng = np.random.default_rng(5)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [

@@ -1,4 +1,4 @@
-"""Similar items for any engine: what is compared, how it is measured, and what the search chooses."""
+"""Similar items of any engine: comparison, metrics, and the choice of the search."""
 
 from datetime import UTC, datetime, timedelta
 

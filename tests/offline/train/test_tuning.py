@@ -1,4 +1,4 @@
-"""The search and its cells: on data whose best cell is known, what it may see and keep, and what it recommends."""
+"""The search and its cells on data with a known best cell: its data, trials and recommendation."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 class Issuer:
-    """Signs tokens, and publishes the keys for that; what it publishes can be changed and broken."""
+    """Signs tokens and publishes its keys; tests can change and break the published documents."""
 
     def __init__(self, url: str) -> None:
         self.url = url

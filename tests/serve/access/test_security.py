@@ -1,4 +1,4 @@
-"""What strangers, and clients that overstep, get from the service; and that no key ever ends where it may be read."""
+"""Refusals of unauthorised and malformed requests, and that keys never appear in answers or logs."""
 
 import asyncio
 import json
@@ -164,13 +164,13 @@ def test_service_with_unreadable_keys_does_not_start(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize("odd", ["a\\nb", "a\tb", "x" * 129, '"}{"', "\x1b[2J", "é", "a b", "%0a", "<script>"])
 def test_malformed_request_id_is_neither_returned_nor_logged(keyed: Keyed, odd: str) -> None:
     answer = keyed.service.get(USER, X_API_Key=keyed.read, X_Request_Id=odd)
-    assert answer.status in (200, 400)  # what is no header value at all is not HTTP
+    assert answer.status in (200, 400)  # an invalid header value is not HTTP
     assert re.fullmatch("[0-9a-f]{20}", answer.headers["x-request-id"])
     assert keyed.service.get(USER, X_Request_Id="abc-123").headers["x-request-id"] == "abc-123"
 
 
 def exchanged(service: Service, request: bytes) -> bytes:
-    """Send bytes as they are and read what comes until the connection closes."""
+    """Send bytes and read until the connection closes."""
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(request)
         received = b""

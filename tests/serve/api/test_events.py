@@ -1,4 +1,4 @@
-"""`POST /v1/events` of a real service: what it takes and refuses, counts, and has on its disk once it answers."""
+"""`POST /v1/events` of a real service: accepted and refused events, counts, and durability."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def release(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def keys(folder: Path) -> dict[str, str]:
-    """Keys by their scope; whoever is on this machine is an operator."""
+    """Keys by their scope; callers on loopback are operators."""
     return {scope: create(folder / "keys.json", scope, [scope]).key for scope in ("read", "events")}
 
 
@@ -151,7 +151,7 @@ def test_a_page_of_another_site_cannot_send_events_to_a_service_without_keys(
     asked = open_service.request(
         "OPTIONS", "/v1/events", Origin="https://evil.example", Access_Control_Request_Method="POST"
     )
-    assert asked.status == 405  # so that the browser does not send JSON
+    assert asked.status == 405  # the browser must not send JSON
     rebound = {"Content_Type": "application/json", "Host": "evil.example:8080", "Origin": "http://evil.example:8080"}
     for key in ({}, {"X_API_Key": "any"}):  # a service without keys checks none
         assert open_service.request("POST", "/v1/events", body("1"), **rebound, **key).status == 403

@@ -1,4 +1,4 @@
-"""The service as its callers see it: every route and refusal, what can be chosen of an answer, who may keep it."""
+"""Every route and refusal as callers see it, with its options and cache headers."""
 
 import asyncio
 import json

@@ -157,7 +157,7 @@ def refused(service: Service, body: bytes, status: int = 400) -> str:
 
 
 def check(elements: list[dict[str, Any]], rows: list[Row]) -> None:
-    """Hold the answers against the rows: each in its place, with its own list, cut to its own length."""
+    """Compare answers with rows: each in its place, with the right list and length."""
     assert len(elements) == len(rows)
     for element, (user, n) in zip(elements, rows, strict=True):
         assert element["user"] == user
@@ -172,7 +172,7 @@ async def test_scoring_job_gets_every_answer_in_order_for_any_batches(service: S
     async with ClientSession() as session:
         endpoint = await discover(session, service.url)
         assert await endpoint.is_healthy(session)
-    rows = ROWS * (batch // 250 or 1)  # so that as many batches are under way as a job sends at once
+    rows = ROWS * (batch // 250 or 1)  # as many batches as a job sends at once
     job = ScoringJob(endpoint, batch)
     check(await job.run(rows), rows)
 

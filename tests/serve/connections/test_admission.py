@@ -1,4 +1,4 @@
-"""What a worker takes on and what it refuses: turns of batches, deadlines, clients that have gone, real overload."""
+"""Admission of batches: turns, deadlines, disconnected clients, and real overload."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ from tests.support.service import Service, a_list, publish_lists, until
 
 
 class Gate:
-    """An admission that measures, and batches whose work ends when the test says so."""
+    """An admission that measures, and batches that end when the test says."""
 
     def __init__(self) -> None:
         self.counted = Counter[str]()

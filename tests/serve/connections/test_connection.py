@@ -1,4 +1,4 @@
-"""Connections in memory: what is a header, what comes behind another request; how aiohttp is used; and the acceptor."""
+"""Connections in memory: headers, pipelined requests, the use of aiohttp, and the acceptor."""
 
 import asyncio
 import re
@@ -58,7 +58,7 @@ async def turns(count: int) -> None:
 
 
 async def until_answered(transport: MemoryTransport, count: int) -> None:
-    """Wait until so many requests are answered, all of them with 200."""
+    """Wait until this many requests are answered, all of them with 200."""
     async with asyncio.timeout(60):
         while transport.written.count(b"HTTP/1.1 ") < count:
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The fast lane as an extension: it is compiled where it can be, and everything works without it."""
+"""The fast lane as an extension: it is compiled if possible, and everything works without it."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The fast lane beside aiohttp: the same bytes get the same answer, whichever of the two has given it."""
+"""The fast lane compared with aiohttp: equal requests get equal answers."""
 
 import asyncio
 import random
@@ -71,7 +71,7 @@ def pair(
 async def reader_of(
     store: MemoryStore | LmdbStore, *, awaited: bool = False, denied: Path | None = None
 ) -> TieredReader:
-    """Publish LISTS and return a reader of them: at hand, or as if the store were over a network."""
+    """Publish LISTS and return a reader of them, over memory or a simulated network."""
 
     async def rows() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
@@ -103,7 +103,7 @@ def takes(runner: asyncio.Runner, pair: Pair) -> Callable[[bytes], bool]:
 
 @pytest.fixture(scope="module")
 def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
-    """Requests of a caller who has the answer already."""
+    """Return requests of a caller that has the answer already."""
     answer = runner.run(exchange(pair.plain, [GET]))
     (etag,) = re.findall(rb"ETag: (.*)\r", answer)
     names = (b"If-None-Match: %b", b'If-None-Match: "x", W/%b', b"If-None-Match: *", b"If-None-Match: x%b")
@@ -247,7 +247,7 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
 ) -> None:
     keys = tmp_path / "keys.json"
     requests = requests_that_are_partly_rejected(keys)
-    monkeypatch.setattr("hotplate.serve.access.auth.monotonic", lambda: 1000.0)  # so that Retry-After is the same
+    monkeypatch.setattr("hotplate.serve.access.auth.monotonic", lambda: 1000.0)  # Retry-After must be the same
     reader = await reader_of(MemoryStore())
     async with Pair(reader, keys=keys, origins=origins, access_log=AccessLog(1.0, users="hashed")) as pair:
         counts = list[Counter[tuple[str, ...]]]()
@@ -330,7 +330,7 @@ class GatedStore(RemoteStore):
 
 @asynccontextmanager
 async def gated() -> AsyncIterator[tuple[Pair, GatedStore]]:
-    """Give two servers over a store whose gate is closed."""
+    """Return two servers over a store with a closed gate."""
     memory = MemoryStore()
     await reader_of(memory)
     store = GatedStore(memory)

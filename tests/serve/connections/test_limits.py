@@ -25,7 +25,7 @@ MOST_MB = 200.0
 USERS = 200
 GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\n"
-# A batch whose answer is more than a MB.
+# A batch with an answer of more than a MB.
 BATCH = json.dumps({"users": [str(n % USERS) for n in range(1000)], "n": 20}).encode()
 SHORT: Any = {"idle_s": 1.0, "header_s": 0.5, "body_s": 0.5, "write_s": 0.5, "bytes_in_flight": 16 * MB}
 
@@ -76,7 +76,7 @@ def last_answer(connection: socket.socket) -> Answer:
 
 
 def said(service: Service, *parts: bytes) -> Answer:
-    """Send bytes on a connection of their own; the answer after which the service closes it."""
+    """Send bytes on a new connection; return the answer after which the service closes it."""
     with sockets(service) as (connection,):
         for part in parts:
             connection.sendall(part)
@@ -155,7 +155,7 @@ def test_unread_answers_do_not_keep_an_idle_connection_open(service: Service) ->
     assert shed(service, "slow_reader") > before
 
 
-# A worker whose loop is late closes a connection as idle, after a second, before it reads what the client has sent.
+# A late worker closes a connection as idle, after a second, before it reads the request.
 CLOSED_AS_IDLE = (ssl.SSLEOFError, ConnectionError)
 
 
@@ -164,7 +164,7 @@ def test_clients_that_never_read_take_bounded_memory_and_delay_no_other(service:
     before = shed(service, "slow_reader")
 
     def is_cut() -> bool:
-        """Add a batch that nobody reads, because a busy worker may refuse all of the first ones."""
+        """Add a batch with an unread answer, because a busy worker may refuse all of the first ones."""
         (connection,) = clients.enter_context(sockets(service))
         with suppress(*CLOSED_AS_IDLE):
             connection.sendall(post(BATCH))
@@ -190,7 +190,7 @@ def test_memory_of_unread_answers_is_returned(store: Path) -> None:
         until(lambda: service.request("POST", "/v1/recommendations", BATCH).status == 200)
 
         def hold() -> bool:
-            """Add a batch that nobody reads; the first ones may be refused."""
+            """Add a batch with an unread answer; the first ones may be refused."""
             (connection,) = readers.enter_context(sockets(service, 1, receive_bytes=4096))
             connection.sendall(post(BATCH))
             return memory_mb(service) > before_mb + 60

@@ -28,7 +28,7 @@ async def pair() -> AsyncIterator[Pair]:
 
 
 async def answered(transport: MemoryTransport) -> bytes:
-    """Return what was written once the connection is closed."""
+    """Return the bytes written until the connection is closed."""
     async with asyncio.timeout(30):
         while not transport.closed:
             await asyncio.sleep(0.001)

@@ -69,7 +69,7 @@ def is_open(port: int) -> bool:
 
 
 def curl(folder: Path, port: int, path: str, *options: str) -> tuple[str, int, bytes]:
-    """Request by HTTP/2 where it is offered; return the version, the status and the body."""
+    """Request by HTTP/2 if offered; return the version, the status and the body."""
     ran = subprocess.run(
         [
             *("curl", "--silent", "--show-error", "--http2", "--cacert", str(folder / "ca.pem"), *options),

@@ -1,4 +1,4 @@
-"""Shipments: whole segments only, each once, whatever kills the command and how often; and reports on what is there."""
+"""Shipments: complete segments only, each once, through kills at any point; and reports on events."""
 
 import json
 import os
@@ -46,11 +46,11 @@ def test_shipment_killed_at_any_point_loses_nothing_and_next_one_completes(tmp_p
     source.mkdir()
     segment(source, "a", "b")
     segment(source, "c")
-    if (worker := os.fork()) == 0:  # whose segment is left open
+    if (worker := os.fork()) == 0:  # its segment is left open
         LogSegment(source).append([line_of(b'{"id":"d"}')])
         os._exit(9)
     os.waitpid(worker, 0)
-    fsspec.filesystem("file")  # what is loaded takes no steps
+    fsspec.filesystem("file")  # loaded modules take no steps
     contents = {path.name: path.read_bytes() for path in segments(source)}
     step = 0
     while killed_at(step, source, target):

@@ -48,7 +48,7 @@ async def test_pending_events_are_committed_together_and_all_of_them_on_stop(tmp
 async def test_events_beyond_the_queue_are_refused_until_it_drained(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     line = line_of(b'"' + b"x" * MB + b'"')
-    # The loop does not turn meanwhile, so that nothing is known to be written.
+    # The loop does not turn here: nothing is known to be written.
     waiting = [writer.append(line) for _ in range(MAX_QUEUED_BYTES // len(line))]
     with pytest.raises(QueueFull):
         writer.append(line)
@@ -170,7 +170,7 @@ def report(service: Service, caller: int, durable: set[str], over: threading.Eve
         sent = [f"{caller}-{request}-{number}" for number in range(EVENTS)]
         try:
             answer = service.request("POST", "/v1/events", body(*sent), Content_Type="application/json")
-        except OSError:  # the worker was killed, and nobody knows
+        except OSError:  # the worker was killed, and the outcome is unknown
             time.sleep(0.01)
             continue
         if answer.status == 200:

@@ -1,4 +1,4 @@
-"""The admin listener: what operators read of all workers, what they may change, and who is refused."""
+"""The admin listener: what operators read and change, and refusals."""
 
 import asyncio
 import socket

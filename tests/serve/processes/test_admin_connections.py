@@ -1,4 +1,4 @@
-"""Connections to the admin listener: strangers who hold many of them open keep no operator out."""
+"""Connections to the admin listener: many open ones do not lock operators out."""
 
 import socket
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MOST = 64
 
 @contextmanager
 def held(service: Service, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
-    """Hold connections to the admin listener open, each with what was *sent* on it."""
+    """Open connections to the admin listener, send *sent* on each, and hold them."""
     with ExitStack() as stack:
         opened = list[socket.socket]()
         for _ in range(count):
@@ -28,7 +28,7 @@ def held(service: Service, count: int, sent: bytes = b"") -> Iterator[list[socke
 
 
 def status(service: Service) -> int:
-    """Return the status that an operator gets over a connection of their own; 0 if it is cut."""
+    """Return the status of an operator's request over a new connection; 0 if it is cut."""
     return status_of(service.admin_port, "/metrics")
 
 

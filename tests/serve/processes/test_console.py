@@ -1,4 +1,4 @@
-"""The console's routes: what the page reads, who may read it, and what it changes."""
+"""The console's routes: state, access and changes."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The console in a real browser: operators change releases behind the confirmation, try users, and see what is so."""
+"""The console in a real browser: release changes after a confirmation, user lookups, and shown state."""
 
 import asyncio
 import json

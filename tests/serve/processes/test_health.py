@@ -1,4 +1,4 @@
-"""The health listener: it says what is so of all workers, whatever hangs, dies, or takes all connections."""
+"""The health listener: it reports the state of all workers, while they hang, die, or hold connections."""
 
 import asyncio
 import os
@@ -124,7 +124,7 @@ def test_service_under_nohup_survives_its_terminal(folder: Path) -> None:
         assert service.stop() == 0
 
 
-# A parent whose patience with silent workers is short, and workers that SIGUSR1 sends into an endless loop.
+# A parent with little patience with silent workers, and workers that loop for ever after SIGUSR1.
 IMPATIENT = """
 import runpy, signal, sys
 import hotplate.serve.processes.supervisor as supervisor

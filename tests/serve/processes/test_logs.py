@@ -17,7 +17,7 @@ LINE = "x" * 199 + "\n"
 
 
 def read_all(descriptor: int) -> str:
-    """Read what there is without waiting."""
+    """Read the available bytes without waiting."""
     os.set_blocking(descriptor, False)
     said = b""
     with suppress(OSError):
@@ -86,7 +86,7 @@ def test_lines_of_all_processes_are_read_in_order_and_the_latest_kept() -> None:
     assert [line.message for line in lines] == [f"line {number}" for number in range(10, LINES + 10)]
     assert {line.process for line in lines} == {os.getpid()}
     assert shared.lines(after=lines[1].at) == lines[2:]
-    for number in range(10_000):  # more than nobody reads
+    for number in range(10_000):  # more than the pipe holds
         logged(shared, "line %d", number)
     shared.read()
     assert shared.lines()

@@ -154,7 +154,7 @@ def test_stalled_request_delays_a_stop_by_the_drain_at_most(folder: Path) -> Non
             connection.sendall(b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
             time.sleep(0.2)
             assert service.stop() == 0
-        assert "worker 0 ended with 0" in service.log.read_text()  # by itself, and not killed
+        assert "worker 0 ended with 0" in service.log.read_text()  # it exited, and was not killed
 
 
 def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> None:
@@ -194,7 +194,7 @@ def cut(store: Path) -> Path:
 
 
 def until_answered(service: Service, path: str, **wanted: str) -> None:
-    """Request a path until its answer has the fields *wanted*; a worker may die of the request meanwhile."""
+    """Request a path until its answer has the fields *wanted*; the request may kill a worker."""
 
     def is_so() -> bool:
         with suppress(OSError, http.client.HTTPException):
@@ -263,7 +263,7 @@ def test_truncated_only_store_serves_popular_lists_until_the_next_release(tmp_pa
 
 @pytest.mark.soak
 def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
-    options = ("--workers", "2", "--drain-delay", "5")  # so long does the balancer have to see that an instance drains
+    options = ("--workers", "2", "--drain-delay", "5")  # the time for the balancer to notice the drain
     with (
         running(folder, *options) as first,
         running(folder, *options) as second,
@@ -309,7 +309,7 @@ LISTS = {f"user:{n:06}": b'[{"id":"%s"}]' % (b"x" * 400) for n in range(5000)}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Publish a release, none of which is in memory, as after a reboot."""
+    """Publish a release and drop its pages from memory, as after a reboot."""
     folder = tmp_path / "store"
     asyncio.run(publish_lists(folder, LISTS))
     evict(file_of(folder))

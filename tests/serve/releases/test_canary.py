@@ -1,4 +1,4 @@
-"""A canary beside the live release: who sees it, that no answer mixes the two, and when a process stops using it."""
+"""A canary beside the live release: assignment of users, consistent answers, and regressions."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ async def with_canary(store: MemoryStore, percent: float = 50, users: range = ra
 
 
 def of_canary(reader: TieredReader) -> list[str]:
-    """Return who sees the canary of the first tier."""
+    """Return the users of the canary of the first tier."""
     canary = reader.tiers[0].follower.canary
     return [] if canary is None else [name for name in NAMES if canary.includes(RowKey(USER, name))]
 

@@ -48,7 +48,7 @@ class Canaries(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         drawn = count()
-        self.patch = pytest.MonkeyPatch()  # so that a history can be repeated
+        self.patch = pytest.MonkeyPatch()  # histories must be repeatable
         for module in (life, publication):
             counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
             self.patch.setattr(module, "secrets", counted)

@@ -1,4 +1,4 @@
-"""Damaged stores behind readers and services: who reads what is damaged gets another list, and nobody else does."""
+"""Damaged stores behind readers and services: users of damaged lists get another list, others are unaffected."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def files(store: Path) -> set[Path]:
 
 
 def spoil_page_of(path: Path, key: str) -> None:
-    """Make the leaf page that holds *key*, and older versions of it that nobody reads, ones of no known kind."""
+    """Give the leaf page of *key*, and unused older versions of it, an unknown page kind."""
     content = path.read_bytes()
     with path.open("r+b") as file:
         for match in re.finditer(key.encode(), content):

@@ -1,4 +1,4 @@
-"""Following the live release of a store that misbehaves: what is served stays served."""
+"""Following the live release of a misbehaving store: served lists stay served."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ def backup(memory: MemoryStore) -> MemoryStore:
 
 
 def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = False) -> None:
-    """Let a store hold what a copy of it holds, as an operator does at night: no swap, and nothing else stays."""
+    """Replace a store's data by those of a copy, as a restore at night does: no swap, and no other data stay."""
     memory.current = copy.current
     if not only_catalogue:
         memory.releases = deepcopy(copy.releases)
@@ -181,7 +181,7 @@ async def elapsed_until(follower: Follower, release: ReleaseId) -> float:
 
 
 async def restored(memory: MemoryStore, follower: Follower) -> ReleaseId:
-    """Publish twice, and put the store back as it was between; return what is live in it."""
+    """Publish twice, and restore the store to the state between; return the live release."""
     first = await followed(memory, follower)
     copy = backup(memory)
     await until(follower, await publish(memory, "second"))
@@ -309,7 +309,7 @@ async def test_same_generation_catalogue_with_another_token_is_followed_at_once(
         older = backup(memory)
         await until(follower, await publish(memory, "lost by a failover"))
         lost = await memory.catalogue()
-        restore(memory, older, only_catalogue=True)  # what is served is there still, and by itself no reason to follow
+        restore(memory, older, only_catalogue=True)  # the served release is still there
         other = await publish(memory, "written after the failover")
         assert (await memory.catalogue()).generation == lost.generation
         assert await elapsed_until(follower, other) < 2 * SPREAD_S

@@ -1,4 +1,4 @@
-"""A release on probation: what is counted, how it is judged, and that only its own faults withdraw it."""
+"""A release on probation: counts, judgement, and withdrawal for its faults only."""
 
 import asyncio
 import http.client
@@ -55,13 +55,13 @@ READ_SHARES = np.diff([0.0, *_BELOW, 1.0])
 
 
 class Simulated:
-    """A release before, whose last hour is counted, and one on probation, second by second."""
+    """A former release with the counts of its last hour, and one on probation, second by second."""
 
     def __init__(self, random: np.random.Generator, *, lost: float) -> None:
         self.random = random
         self.lost = lost
         self.per_minute = exp(random.uniform(log(20), log(20_000)))
-        # Visitors without a list in either release, whose misses do not count.
+        # Visitors without a list in either release; their misses do not count.
         self.unknown = random.uniform(0.0, 0.3)
         self.requests = 0
         self.counts = ReleaseCounts()
@@ -468,7 +468,7 @@ LISTS = {f"user:{number:04}": a_list(*(f"item-{rank}-{number}" for rank in range
 
 @contextmanager
 def traffic(service: Service) -> Iterator[None]:
-    """Request lists of all users in turn, until the block ends."""
+    """Request lists of all users one after the other, until the block ends."""
     stopped = threading.Event()
 
     def request() -> None:
@@ -534,7 +534,7 @@ def answered(service: Service, release: str) -> float:
 
 @contextmanager
 def on_trial(logs: Path, url: str, probation: str, *options: str) -> Iterator[tuple[Service, str]]:
-    """Run a service, with requests, whose first release has answered 600 of them; *options* may name another store."""
+    """Run a service, with requests, after 600 answers of its first release; *options* may name another store."""
     first = asyncio.run(publish_to(url, LISTS))
     store = () if "--store" in options else ("--store", url)
     with serving(logs, *store, *options, "--probation", probation, "--workers", "2") as service, traffic(service):

@@ -1,4 +1,4 @@
-"""Releases that change, and stores that are deleted or whose catalogue is rebuilt, while they are served."""
+"""Releases that change, and stores that are deleted or rebuilt, while they are served."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from tests.support.virtual import VirtualLoop, in_virtual_time
 
 @contextmanager
 def requested(service: Service) -> Iterator[list[str]]:
-    """Request a list and the readiness time and again until the block ends, none of which may fail; yield releases."""
+    """Request a list and the readiness repeatedly until the block ends, and fail on any error; yield releases."""
     over = threading.Event()
     releases = list[str]()
     failures = list[object]()
@@ -132,7 +132,7 @@ def test_warming_beside_a_served_release_pauses(tmp_path: Path) -> None:
 
 
 async def flip(folder: Path, store: LmdbStore, number: int) -> str:
-    """Change the live release, by a publish, an activation or a rollback in turn; return it."""
+    """Change the live release, by a publish, an activation or a rollback; return it."""
     if number % 3 == 0:
         return await life.rollback(store)
     release = await publish_lists(folder, lists(f"r{number}"), live=number % 3 == 1)

@@ -151,7 +151,7 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 def recorded(reader: TieredReader, *requests: bytes, lane: bool = True) -> list[Span]:
-    """Answer requests, each on a connection of its own, all at once; return what was recorded of them."""
+    """Answer requests concurrently, each on a new connection; return the recorded spans."""
     spans = list[Span]()
     tracer = Tracer(Sampling(1.0, parent_based=True), spans.append)
 

@@ -12,7 +12,7 @@ from tests.support.cosmos_raw import ScriptedServer, scripted
 
 @pytest.fixture
 def account(cosmos_https: Account) -> Account:
-    """The account over TLS: what is there over plain connections is there, too."""
+    """The account over TLS, which has the features of the plain one."""
     return cosmos_https
 
 

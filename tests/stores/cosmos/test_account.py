@@ -1,4 +1,4 @@
-"""Azure-cosmos: its control plane, its reads by `?client=sdk`, and what it raises in our words."""
+"""Azure-cosmos: control plane, reads with `?client=sdk`, and translated errors."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # th
 
 @pytest.fixture
 async def containers(cosmos_http: Account, observer: ChargeCounter) -> AsyncIterator[CosmosAccount]:
-    """A database of its own."""
+    """A separate database."""
     account = CosmosAccount(cosmos_http.address(f"d{secrets.token_hex(4)}"), observer)
     for _ in range(2):
         await account.create_database()

@@ -25,7 +25,7 @@ ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d
 
 @asynccontextmanager
 async def opened(server: AzureAccount, url: str, *roles: str) -> AsyncIterator[CosmosStore]:
-    """Open a store as `open_url` does, with an identity of *roles* in the place of this machine's."""
+    """Open a store as `open_url` does, with an identity of *roles* instead of this machine's."""
     address = parse(url, {})
     client = SignedClient(address, credential=Identity(server, *roles))
 

@@ -186,7 +186,7 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
     manifest = (await publication.publish(store, batches(LARGE), plan=Plan(len(LARGE), 1000), about={})).manifest
     took_s = loop.time() - began
     spent_ru = account.admitted_ru(manifest.release)
-    assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # what is done one after the other
+    assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # one step after the other
     assert account.answers(429) <= 5
 
 

@@ -43,7 +43,7 @@ async def opened(observer: ChargeCounter) -> AsyncIterator[Open]:
 
 @pytest.fixture
 async def client_and_containers(account: Account, opened: Open) -> AsyncIterator[tuple[SignedClient, CosmosAccount]]:
-    """A client with a database and a container `c` of its own, and what made them."""
+    """A client with a database and a container `c`, and the control plane that created them."""
     account.inject_faults()
     address = account.address(f"d{secrets.token_hex(4)}")
     client = opened(address)

@@ -1,4 +1,4 @@
-"""The Cosmos DB store beyond the contract: who may publish, what containers may spend, what is reported of it all."""
+"""The Cosmos DB store beyond the contract: writers, throughput, and reports."""
 
 import asyncio
 import secrets
@@ -55,7 +55,7 @@ async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccou
     old = await store.catalogue()
     first = changes.succeed(old, changes.begin(old, draft_of(R)), "one", "s")
     account.lose_answers = 1
-    with pytest.raises(ReleaseConflict):  # one attempt was made, another refused: who swaps reads back
+    with pytest.raises(ReleaseConflict):  # one attempt was made, another refused: a swap reads back
         await store.swap(old, first)
     assert await rival.catalogue() == first
     account.lose_answers = 1

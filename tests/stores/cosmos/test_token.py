@@ -1,4 +1,4 @@
-"""Who is let in by Entra ID: tokens that are kept, renewed in good time, refused and gone, against a test issuer."""
+"""Entra ID tokens: cached, renewed in time, refused and missing, with a test issuer."""
 
 import asyncio
 import time

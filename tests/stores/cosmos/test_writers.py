@@ -1,4 +1,4 @@
-"""Who may write a draft on Cosmos DB: one writer at a time, and what comes late from another changes nothing."""
+"""Writers of a draft on Cosmos DB: one at a time, and late requests of a former one change nothing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PLAN = Plan(100, 1000)
 async def put_and_hold(
     account: SimulatedAccount, store: CosmosStore, draft: DraftRef, rows: Sequence[Row]
 ) -> tuple[asyncio.Event, asyncio.Task[None]]:
-    """Put rows whose requests are on their way until the event that is returned is set."""
+    """Put rows, and delay their requests until the returned event is set."""
     account.held = held = HeldItems()
     putting = asyncio.create_task(store.put(draft, rows))
     while held.waiting < len(rows):

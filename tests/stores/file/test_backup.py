@@ -1,4 +1,4 @@
-"""Backups are consistent whatever goes on, complete or absent; what is put back is followed at once."""
+"""Backups are consistent under changes, complete or absent; restored data are followed at once."""
 
 import asyncio
 import shutil
@@ -138,7 +138,7 @@ asyncio.run(backup(LmdbStore(Path(sys.argv[1])), Path(sys.argv[2]), on_progress)
 async def test_killed_backup_is_absent_and_the_next_one_removes_its_leftovers(store: LmdbStore, target: Path) -> None:
     await published(store, "first")
     processes = [
-        subprocess.Popen(  # noqa: ASYNC220 -- nothing else waits while a test starts a process
+        subprocess.Popen(  # noqa: ASYNC220 -- starting a process may block here
             [sys.executable, "-c", KILLED, str(store.folder), str(target)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Damaged files: what is whole is served, what is not is an error, and no changed byte stays unseen."""
+"""Damaged files: intact rows are served, damaged ones are errors, and every changed byte is detected."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ KEYS = [f"user:{n:06}" for n in range(2000)]
 
 
 async def sealed(folder: Path, keys: list[str] = KEYS, large: int = 0) -> Path:
-    """Write a release of small values, and *large* values that take pages of their own; return its file."""
+    """Write a release of small values, and *large* values with separate pages; return its file."""
     store = LmdbStore(folder)
     rows = [Row(key, key.encode() * (800 if n < large else 8)) for n, key in enumerate(keys)]
     await store.create(DRAFT, Plan(len(rows), 100_000))

@@ -1,4 +1,4 @@
-"""A lock whose file is removed while it is held: its holder changes nothing, as another process may hold the new."""
+"""A lock with a removed file: its holder changes nothing, as another process may hold the new file."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Files that are not in memory: what is warmed and populated."""
+"""Files that are not in memory: warming and populating."""
 
 import resource
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ class Published(NamedTuple):
 
 @pytest.fixture
 async def cold(tmp_path: Path) -> AsyncIterator[Published]:
-    """Publish a release, none of which is in memory."""
+    """Publish a release and drop its pages from memory."""
     writer = LmdbStore(tmp_path)
     ref = await ref_of(writer, await publish(writer, ROWS))
     values = await writer.get_many(ref, KEYS)

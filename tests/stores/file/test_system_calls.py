@@ -32,7 +32,7 @@ ONES = grown(SECOND, "one", 5)
 OTHERS = grown(SECOND, "other", 5)
 THIRDS = grown(ONES, "third", 2)
 
-# How often a process may be left for the other; None is no limit.
+# The number of switches from a process to the other; None is unlimited.
 LIMITS = pytest.mark.parametrize("switches", [2, pytest.param(None, id="soak", marks=pytest.mark.soak)])
 
 

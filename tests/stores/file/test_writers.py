@@ -56,7 +56,7 @@ async def is_complete(store: LmdbStore) -> bool:
 
 async def test_late_writer_cannot_write_into_a_sealed_release(store: LmdbStore) -> None:
     command = [sys.executable, "-c", WRITER, str(store.folder), *ONE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as late:  # noqa: ASYNC220 -- nothing else waits
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as late:  # noqa: ASYNC220 -- nothing waits
         assert late.stdout is not None
         assert late.stdout.readline() == b"wrote\n"
         for stopped in (False, True):
@@ -107,7 +107,7 @@ async def test_draft_from_before_a_reboot_is_started_again(store: LmdbStore) -> 
     process, boot = lock.read_text().split()
     assert process == str(os.getpid())
     lock.write_text(f"{process} {boot[::-1]}\n")
-    draft.write_bytes(draft.read_bytes()[:4096] + bytes(8192))  # what a power cut may leave of what was never flushed
+    draft.write_bytes(draft.read_bytes()[:4096] + bytes(8192))  # a power cut may lose unflushed pages
     await store.create(OTHER, PLAN)
     assert await store.resume_point(OTHER) is None
     await store.put(OTHER, ROWS)

@@ -44,7 +44,7 @@ LAST = DraftRef(FIRST, "cafe", "last")
 class TestCluster(StoreContract):
     @pytest.fixture(params=["redis+cluster", pytest.param("rediss+cluster", marks=pytest.mark.soak)])
     def open_store(self, request: pytest.FixtureRequest, redis_cluster: RedisCluster) -> OpenStore:
-        """Open handles on a deployment of its own."""
+        """Open handles on a separate deployment."""
         url = redis_cluster.url(request.param, secrets.token_hex(4))
         return lambda: connect(url)
 
@@ -61,7 +61,7 @@ def names_of(prefix: str, *keys: str) -> list[str]:
 
 
 def to_be_moved(cluster: RedisCluster, prefix: str) -> tuple[str, ClusterNode]:
-    """Return a row whose slot a test moves, and a node that does not have it."""
+    """Return a row with a slot to move, and a node that does not have it."""
     (moved,) = names_of(prefix, USERS[0].key)
     return moved, next(node for node in cluster.primaries if node is not cluster.owner(moved))
 
@@ -212,7 +212,7 @@ async def test_erase_continues_after_a_slot_moved(store: RedisStore, redis_clust
     def between() -> None:
         if not erasing:
             erasing.append(asyncio.run_coroutine_threadsafe(store.erase(ref(FIRST), unchecked), loop))
-            time.sleep(0.5)  # in which the erase reaches the slot, whose keys are on two nodes
+            time.sleep(0.5)  # meanwhile the erase reaches the slot; its keys are on two nodes
 
     await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)
     await asyncio.wrap_future(erasing[0])

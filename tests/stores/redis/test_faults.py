@@ -40,11 +40,11 @@ USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
 
 TEN = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 100) for n in range(10))]
 
-# Generous: what is asserted is that it recovers, not how soon a busy machine lets it.
+# Generous: the test asserts recovery, not its speed on a busy machine.
 RECOVERS_WITHIN_S = 30.0
 
 
-# The loop of tests and of the job, and that of a service, whose transports are not asyncio's.
+# The loop of tests and jobs, and the loop of a service, with transports that are not asyncio's.
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
 # How long a tier waits for a store.
@@ -255,7 +255,7 @@ async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
 
 
 async def read_within_budget(store: RedisStore) -> list[Slot]:
-    """Read as a tier does; raises what it calls unavailable."""
+    """Read as a tier does; unavailability raises."""
     async with asyncio.timeout(BUDGET_S):
         return await store.get_many(ref(FIRST), ["user:1"], timeout_s=BUDGET_S)
 

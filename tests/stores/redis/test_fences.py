@@ -43,7 +43,7 @@ async def store(proxy: RedisProxy) -> AsyncIterator[Store]:
 
 
 async def live_before_prune(store: Store, snapshots: Snapshots, keep: int) -> ReleaseId:
-    """Publish what a prune will erase, save the data in which it is live, and publish what is kept."""
+    """Publish a release for a prune to erase, save the data while it is live, and publish one to keep."""
     release = await publish(store, ROWS)
     snapshots.save()
     for _ in range(1 + keep):
@@ -76,7 +76,7 @@ async def test_prune_never_erases_what_is_live_in_the_data_of_a_restarted_server
 
 
 async def again(store: Store) -> ReleaseId | None:
-    """Return what is live, once the store has found its server."""
+    """Return the live release, once the store has found its server."""
     for _ in range(100):
         try:
             return (await store.catalogue()).live

@@ -1,4 +1,4 @@
-"""A reply reaches its own caller or nobody: on a real server, and on one that replies what none should."""
+"""A reply reaches its own caller or none: on a real server, and on one with wrong replies."""
 
 import asyncio
 import secrets
@@ -38,7 +38,7 @@ async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds
 
 
 class ScriptedServer:
-    """A server whose replies the test makes up; each connection is a *greeting*, then *reply* to each command."""
+    """A server with scripted replies; each connection gets a *greeting*, then *reply* to each command."""
 
     def __init__(self, reply: Callable[[list[bytes]], bytes], greeting: bytes) -> None:
         self.reply = reply

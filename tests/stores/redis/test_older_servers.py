@@ -42,7 +42,7 @@ FOLLOWED_WITHIN_S = 120.0
 # Verbs between two prunes after which nothing may be left over.
 ROUND = 10
 
-# A verb is struck within so many seconds, mostly before its end.
+# A verb is interrupted within this many seconds, mostly before its end.
 STRUCK_WITHIN_S = 0.2
 
 
@@ -53,7 +53,7 @@ def bodies(label: str) -> list[Row]:
 
 
 class Harness:
-    """Runs verbs on a deployment, strikes it meanwhile, and compares all lists with what was published."""
+    """Runs verbs on a deployment, interrupts it, and compares all lists with the published ones."""
 
     def __init__(self, deployment: AgeingDeployment, draws: random.Random) -> None:
         self.deployment = deployment
@@ -91,11 +91,11 @@ class Harness:
 
     @property
     def verbs(self) -> list[Callable[[Store], Coroutine[None, None, object]]]:
-        """What is drawn from; some more often."""
+        """The choices of a draw; some are repeated for more weight."""
         return [self.publish, self.publish, self.publish_ready, self.prune, self.prune, self.erase, self.roll_back]
 
     async def run(self, verbs: int) -> None:
-        """Run so many verbs, half of which are struck."""
+        """Run this many verbs, and interrupt half of them."""
         async with opened(self.deployment.url) as store:
             await self.publish(store)
         await asyncio.to_thread(self.deployment.save, self._draws)
@@ -174,7 +174,7 @@ class Harness:
         assert all(erased.covers(key) for key in missing), f"{release} lacks {sorted(missing)[:5]}"
 
     async def check_service(self, service: hotplate.Lists) -> None:
-        """Every user gets their own list or the popular one, and no user whom it has known as erased their own."""
+        """Every user gets their own list or the popular one, and erased users never their own."""
         answers = await service.personal_many([str(user) for user in range(USERS)], 1)
         for user, answer in enumerate(answers):
             key = "popular:" if answer.source == "popular" else f"{USER}{user}"

@@ -54,7 +54,7 @@ def opened(stores: AsyncExitStack, url: str) -> RedisStore:
 
 
 async def until_read(store: RedisStore, expected: Sequence[bytes | None], release: ReleaseId = FIRST) -> None:
-    """Read BOTH until there is an answer, which must be what is *expected*."""
+    """Read BOTH until there is an answer, which must equal *expected*."""
     async with asyncio.timeout(SOON_S):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Redis URLs: what they may say, and that nobody hears the password."""
+"""Redis URLs: their parts, and that errors never show the password."""
 
 from pathlib import Path
 

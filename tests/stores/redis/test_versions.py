@@ -15,7 +15,7 @@ from hotplate.testing import OpenStore, StoreContract
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 
-# What redis-py sends by itself, and `SENTINEL …`.
+# Commands that redis-py itself sends, and `SENTINEL …`.
 COMMANDS_OF_REDIS_PY = {
     "AUTH",
     "SELECT",

@@ -40,7 +40,7 @@ LOCK_TIMEOUT_S = 5.0
 
 
 class SqliteStore(Diagnosed):
-    """One file of releases; an instance lives as long as its process."""
+    """One file of releases; one instance per process."""
 
     batch = coalesce = 64
 
@@ -143,7 +143,7 @@ class SqliteStore(Diagnosed):
         self._set(owner, Row(key, dump_catalogue(new)), *(Row(change.name, change.after) for change in records))
 
     def _check_claim(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict where a release is sealed, or another writer's; ReleaseNotFound where it is gone."""
+        """Raise ReleaseConflict if a release is sealed, or another writer's; ReleaseNotFound if it is gone."""
         writer = self._get(draft.incarnation, "@writer")
         if writer is None:
             raise ReleaseNotFound(f"release {draft.id} is not in this store")
