@@ -112,7 +112,7 @@ def test_the_extra_takes_only_versions_of_redis_py_that_were_tested() -> None:
 class TestRESP3(StoreContract):
     @pytest.fixture(params=["redis", "redis+cluster"])
     def open_store(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, prefix: str) -> OpenStore:
-        """Open handles whose connections speak RESP 3; the store's own choice is 2."""
+        """Open handles with RESP 3; the store's default is 2."""
         for module in ("client", "cluster", "sentinels"):
             monkeypatch.setattr(f"hotplate.stores.redis.{module}.PROTOCOL", 3)
         place = request.getfixturevalue("redis_server" if request.param == "redis" else "redis_cluster")
