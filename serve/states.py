@@ -225,7 +225,7 @@ def _tier_state(tier: Tier) -> TierState:
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
         canary_counts=tier.follower.canary_counts,
-        canary_stopped=tier.follower.canary_stopped is not None,
+        canary_stopped=tier.follower.is_canary_stopped,
     )
 
 

@@ -543,6 +543,16 @@ cdef inline double _monotonic() noexcept nogil:
     return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
 
 
+cdef inline bytes _joined(bytes first, bytes second):
+    """Return `first + second`, which takes 200 instructions more by the operator."""
+    cdef bytes joined = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(second))
+    cdef Room room = _room(joined)
+    _put_bytes(&room, first)
+    _put_bytes(&room, second)
+    _check_full(&room)
+    return joined
+
+
 # Objects that outlive a request -------------------------------------------------------------------------------------
 
 @cython.final
@@ -906,7 +916,7 @@ cdef class Lane:
         cdef Py_buffer view
         cdef Span row
         cdef double started = _monotonic()
-        cdef bytes key = request.route.prefix + request.identifier
+        cdef bytes key = _joined(request.route.prefix, request.identifier)
         cdef object value
         try:
             value = source.rows.read(key)

@@ -16,6 +16,7 @@ import msgspec
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
+from hotplate.serve.releases.agreement import Said, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Findings that only another catalogue clears.
-FOLLOWED: tuple[FindingSource, ...] = ("restored", "canary", "erased users")
+# Sources of findings of the followed catalogue, which only another catalogue clears.
+CATALOGUE_FINDINGS: tuple[FindingSource, ...] = ("restored", "canary", "erased users")
 
 # Minimum between logs of repeated errors.
 LOG_EVERY_S = 60.0
@@ -42,7 +43,7 @@ LOG_EVERY_S = 60.0
 RETRY_S = (0.1, 5.0)
 # A store counts as restored after reads of the primary were older for this time.
 RESTORED_S = 30.0
-# Poll interval while the catalogue is older, or the served release is gone.
+# Interval of reads while the store disagrees with the followed catalogue (`agreement.UNSETTLED`).
 STALE_POLL_S = 2.0
 # Processes spread the loading of a remote release over this time.
 SPREAD_S = 0.5
@@ -59,8 +60,20 @@ class RowsOfRelease(msgspec.Struct, frozen=True):
     rows: Sequence[RowKey]
 
 
+class StoppedCanary(msgspec.Struct, frozen=True):
+    """A canary that this process uses no more, because it is worse than the live release."""
+
+    entry: Release
+    sentence: str
+
+
 class Follower:
-    """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read."""
+    """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read.
+
+    Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
+    disagrees with the followed one (`agreement`), and one loads and judges the canary. `_switching` lets one of them at
+    a time load and switch.
+    """
 
     served = Policy[ServedRelease | None]()
     canary = Policy[ServedCanary | None]()
@@ -75,65 +88,76 @@ class Follower:
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
         self.erased = NOBODY
-        self._most_erased = 0
-        """The most erased users that the store has counted."""
-        self.canary_stopped: str | None = None
         self.last_error: str | None = None
+        """Why the store cannot be read or followed."""
         self.attempted = asyncio.Event()
         """Set after the first read of the store or its failure."""
         self.ready = asyncio.Event()
+        """Set once a release is served."""
         self._reader = reader
         self._fold_in = fold_in
         self._canary_counts = canary_counts
-        self._stopped: Release | None = None
-        self._seen: Catalogue | None = None
+        self._followed: Catalogue | None = None
+        self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
         self._taken = 0
         """Number of catalogues taken; one that was requested before the last may be older."""
-        self._stale = asyncio.Event()
-        """Set while the store disagrees with the followed catalogue."""
-        self._older_since: float | None = None
-        self._current = False
-        self._current_at = time.monotonic()
-        self._found: dict[FindingSource, list[str]] = {}
-        self._canary_named = asyncio.Event()
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
+        self._sentences: dict[FindingSource, str] = {}
+        """Findings of the followed catalogue, by CATALOGUE_FINDINGS."""
+        self._most_erased = 0
+        """The most erased users that the store has counted."""
+        self._stopped_canary: StoppedCanary | None = None
+        self._canary_named = asyncio.Event()
+        """Set while the followed catalogue names a canary."""
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
     @property
     def findings(self) -> list[ServiceFinding]:
         """Problems of the store and the served release."""
-        found = [ServiceFinding(source, sentence) for source in FOLLOWED for sentence in self._found.get(source, ())]
+        findings = list[ServiceFinding]()
         if self.last_error is not None:
-            found.insert(0, ServiceFinding("store", self.last_error))
-        if self.canary_stopped is not None:
-            found.append(ServiceFinding("canary", self.canary_stopped))
+            findings.append(ServiceFinding("store", self.last_error))
+        for source in CATALOGUE_FINDINGS:
+            if source in self._sentences:
+                findings.append(ServiceFinding(source, self._sentences[source]))
+        if self._stopped_canary is not None:
+            findings.append(ServiceFinding("canary", self._stopped_canary.sentence))
         if self.served is not None and self.served.damaged:
-            found.append(ServiceFinding("rows", counted(self.served.damaged)))
-        return found
+            findings.append(ServiceFinding("rows", counted(self.served.damaged)))
+        return findings
+
+    @property
+    def is_canary_stopped(self) -> bool:
+        """Whether this process uses a canary no more, because it is worse than the live release."""
+        return self._stopped_canary is not None
 
     @property
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
-        now = time.monotonic()
-        current_at = now if self._current else self._current_at
+        current_at = self._agreement.current_at
         polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None
-        return now - (current_at if polled_at is None else min(current_at, polled_at))
+        if polled_at is not None:
+            current_at = min(current_at, polled_at)
+        return time.monotonic() - current_at
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled; *warm* reads local releases into memory first."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
-            group.create_task(self._poll_while_stale())
+            group.create_task(self._read_while_unsettled())
             group.create_task(self._watch_canary())
 
     @property
     def all_served(self) -> list[ServedRelease]:
         """The live release and the canary."""
-        canary = self.canary
-        both = (self.served, None if canary is None else canary.served)
-        return [served for served in both if served is not None]
+        followed = list[ServedRelease]()
+        if self.served is not None:
+            followed.append(self.served)
+        if self.canary is not None:
+            followed.append(self.canary.served)
+        return followed
 
     def find(self, release: str) -> ServedRelease | None:
         """Return the live release, the canary or the release before, by its id."""
@@ -146,15 +170,15 @@ class Follower:
         return canary.served if canary is not None and canary.includes(row) else self.served
 
     def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
-        """Return releases with their rows; none while no release is served."""
+        """Return the releases to read *rows* in: the canary for its users, the live one; none while none is served."""
         if self.served is None or not rows:
             return []
         canary = self.canary
         if canary is None:
             return [RowsOfRelease(self.served, rows)]
-        live = [row for row in rows if not canary.includes(row)]
-        taken = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(self.served, live), RowsOfRelease(canary.served, taken))
+        live_rows = [row for row in rows if not canary.includes(row)]
+        canary_rows = [row for row in rows if canary.includes(row)]
+        groups = (RowsOfRelease(self.served, live_rows), RowsOfRelease(canary.served, canary_rows))
         return [group for group in groups if group.rows]
 
     async def refresh(self) -> ServedRelease | None:
@@ -163,6 +187,7 @@ class Follower:
         return self.served
 
     async def _follow_changes(self, *, warm: bool) -> None:
+        """Take each catalogue that the store reports; after an error, begin again with a pause."""
         backoff = Backoff(*RETRY_S)
         while True:
             try:
@@ -176,32 +201,33 @@ class Follower:
                 self.attempted.set()
             await asyncio.sleep(backoff.next_s())
 
-    async def _poll_while_stale(self) -> None:
+    async def _read_while_unsettled(self) -> None:
         while True:
-            await self._stale.wait()
+            await self._agreement.wait_until_unsettled()
             await self._refresh()
-            if self._stale.is_set():
+            if self._agreement.is_unsettled:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
+        """Every CANARY_S while there is a canary: load it if it is not loaded, else judge it."""
         now = asyncio.get_running_loop().time
         while True:
             await self._canary_named.wait()
             await asyncio.sleep(CANARY_S)
             if self.canary is None:
                 async with self._switching:
-                    self.canary = None if self._seen is None else await self._load_canary(self._seen)
-            elif self._seen is not None and not self._switching.locked():
-                entry = self._seen.canary_entry
+                    self.canary = None if self._followed is None else await self._load_canary(self._followed)
+            elif self._followed is not None and not self._switching.locked():
+                entry = self._followed.canary_entry
                 finding = self.canary.judge(now(), self._canary_counts())
                 if entry is not None and finding is not None:
                     self._stop_canary(entry, finding)
 
     def _stop_canary(self, entry: Release, finding: str) -> None:
         self.canary = None
-        self._stopped = entry
-        self.canary_stopped = f"release {entry.id} is the canary, and is not used any more: {finding}"
-        log.warning("%s", self.canary_stopped, extra={"release": entry.id})
+        sentence = f"release {entry.id} is the canary, and is not used any more: {finding}"
+        self._stopped_canary = StoppedCanary(entry, sentence)
+        log.warning("%s", sentence, extra={"release": entry.id})
 
     @property
     def canary_counts(self) -> BothCounts | None:
@@ -216,13 +242,13 @@ class Follower:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.served is gone:
             self.canary = None
-            self._set_canary_error(f"release {gone.id} is the canary, and is not in this store any more")
+            self._set_finding("canary", f"release {gone.id} is the canary, and is not in this store any more")
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return `previous`, which a worker that has restarted since loads again; None if it cannot be read."""
         if self.previous is not None and self.previous.ref == ref:
             return self.previous
-        entry = None if self._seen is None else self._seen.entry(ref.incarnation)
+        entry = None if self._followed is None else self._followed.entry(ref.incarnation)
         if entry is None:
             return None
         async with self._switching:
@@ -237,11 +263,12 @@ class Follower:
             self.previous = None
 
     async def _refresh(self) -> None:
+        """Read the catalogue because of a problem, and take it; again if another one was taken meanwhile."""
         try:
             while True:
                 taken = self._taken
-                found = await self._reader.catalogue()
-                if await self._take(found, requested_after=taken):
+                catalogue = await self._reader.catalogue()
+                if await self._take(catalogue, requested_after=taken):
                     return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
@@ -249,54 +276,76 @@ class Follower:
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
         """Read local releases into memory before a switch, or delay this process randomly."""
         live = catalogue.live_entry
-        if live is None or not follows(catalogue, self._seen):
+        if live is None or not follows(catalogue, self._followed):
             return
-        entries = [entry for entry in (live, catalogue.canary_entry) if entry is not None and entry != self._stopped]
+        entries = [live]
+        if catalogue.canary_entry is not None and not self._is_stopped(catalogue.canary_entry):
+            entries.append(catalogue.canary_entry)
         unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
-            for one in unread if warm else ():
-                await _warm(self._reader, one.ref)
+            for entry in unread if warm else ():
+                await _warm(self._reader, entry.ref)
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
-    async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
-        """Follow *found* if it is newer, or if the store was restored; an error changes nothing.
+    async def _take(self, catalogue: Catalogue, *, requested_after: int | None = None) -> bool:
+        """Follow *catalogue* if it is newer, or if the store was restored; an error changes nothing.
 
-        *requested_after* is `_taken` when *found* was requested because of a problem: then this also checks the served
-        release, but does nothing and returns False if others were taken since.
+        *requested_after* is `_taken` when *catalogue* was requested because of a problem: then this also checks the
+        served release, but does nothing and returns False if others were taken since.
         """
-        requested = requested_after is not None
+        is_requested = requested_after is not None
         async with self._switching:
-            if requested and requested_after != self._taken:
+            if is_requested and requested_after != self._taken:
                 return False
             self._taken += 1
-            seen = self._seen
-            restored = bool(self._found.get("restored"))
-            if restored and seen is not None and not found.primary and found.generation > seen.generation:
-                self._stale.set()  # may lag behind the restored primary
-            elif follows(found, seen):
-                await self._follow(found)
-                self._set_error(_nothing_live() if found.live is None else None)
-            elif seen is None:
-                self._current = True
+            followed = self._followed
+            if self._may_lag_behind_restore(catalogue):
+                self._agreement.note(Said.ANOTHER)
+            elif follows(catalogue, followed):
+                await self._follow(catalogue)
+                self._set_error(_nothing_live() if catalogue.live is None else None)
+            elif followed is None:
+                self._agreement.note(Said.CONFIRMED)
                 self._set_error(never_published())
-            elif found.version != seen.version:
-                self._stale.set()
-                if requested:  # others may be outdated reads
-                    await self._take_older(found, seen)
-            elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
-                self._stale.set()
-                self._note_outdated()
-                self._set_error(gone)
+            elif catalogue.version == followed.version:
+                await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
+            elif is_requested:
+                await self._take_older(catalogue, followed)
             else:
-                self._note_current()
-                self._set_error(_nothing_live() if found.live is None else None)
+                self._agreement.note(Said.ANOTHER)
         return True
 
-    async def _follow(self, found: Catalogue) -> None:
-        if found.erased != (None if self._seen is None else self._seen.erased):
-            await self._follow_erased(found)
-        live = found.live_entry
+    def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
+        """Return whether a replica names a higher generation after a restore, which it may not have seen yet."""
+        is_restored = "restored" in self._sentences
+        followed = self._followed
+        return (
+            is_restored
+            and followed is not None
+            and not catalogue.primary
+            and catalogue.generation > followed.generation
+        )
+
+    async def _confirm(self, catalogue: Catalogue, *, check: bool) -> None:
+        """Note that the store has the followed catalogue; with *check*, only if it has the live release, too."""
+        if check and self.served is not None and self.served.ref == catalogue.live_ref and await self._is_gone():
+            self._agreement.note(Said.UNPROVEN)
+            self._set_error(
+                ReleaseNotFound(
+                    f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
+                )
+            )
+            return
+        self._agreement.note(Said.CONFIRMED)
+        self._set_error(_nothing_live() if catalogue.live is None else None)
+
+    async def _follow(self, catalogue: Catalogue) -> None:
+        """Load the live release and the canary of a catalogue, and switch to both; raises StoreError."""
+        followed_erased = None if self._followed is None else self._followed.erased
+        if catalogue.erased != followed_erased:
+            await self._follow_erased(catalogue)
+        live = catalogue.live_entry
         served = self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
@@ -304,44 +353,48 @@ class Follower:
                 served = replace(self.canary.served, is_canary=False)
             else:
                 served = await load(self._reader, live, self._fold_in)
-        canary = await self._load_canary(found)
+        canary = await self._load_canary(catalogue)
         if is_new and self.served is not None:
             self.previous = replace(self.served, factors=None)
-        self.served, self.canary = served, canary  # together, so no user sees an older release
+        # Without an await in between, so no user sees an older release.
+        self.served = served
+        self.canary = canary
         if served is not None and is_new:
             self.ready.set()
             log.info("release %s is live", served.id, extra={"release": served.id})
             if served.damaged:
                 log.warning("release %s is %s", served.id, counted(served.damaged))
-        self._seen = found
-        self._found["restored"] = []
-        self._note_current()
+        self._followed = catalogue
+        self._sentences.pop("restored", None)
+        self._agreement.note(Said.CONFIRMED)
 
-    async def _follow_erased(self, found: Catalogue) -> None:
+    async def _follow_erased(self, catalogue: Catalogue) -> None:
         """Add the erased users of a store to those known, who stay hidden if the store was restored or lost some."""
-        stored = await read_erased(self._reader, found)
+        stored = await read_erased(self._reader, catalogue)
         self.erased = self.erased.merged(stored)
         self._most_erased = max(self._most_erased, stored.count + stored.lost)
         lost = self._most_erased - stored.count
-        sentences = [lost_sentence(lost)] if lost else []
-        if sentences and sentences != self._found.get("erased users"):
-            log.warning("%s", sentences[0])
-        self._found["erased users"] = sentences
+        if lost:
+            self._set_finding("erased users", lost_sentence(lost))
+        else:
+            self._sentences.pop("erased users", None)
 
-    async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
-        """None also if the canary cannot be loaded."""
-        record = found.canary
-        entry = found.canary_entry
+    async def _load_canary(self, catalogue: Catalogue) -> ServedCanary | None:
+        """Return the canary of a catalogue, loaded unless it is served already, also at another share.
+
+        None without a canary, for one that was stopped, and for one that cannot be loaded, which is a finding.
+        """
+        record = catalogue.canary
+        entry = catalogue.canary_entry
         if record is None or entry is None:
             self._canary_named.clear()
-            self.canary_stopped = None
-            self._stopped = None
-            self._found["canary"] = []
+            self._stopped_canary = None
+            self._sentences.pop("canary", None)
             return None
         self._canary_named.set()
-        if self._stopped == entry:
+        if self._is_stopped(entry):
             return None
-        self.canary_stopped = self._stopped = None
+        self._stopped_canary = None
         if self.canary is None or not self._is_canary(entry):
             served = await self._try_load(entry)
             began_with = None
@@ -356,73 +409,69 @@ class Follower:
         return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), began_with)
 
     async def _try_load(self, canary: Release) -> ServedRelease | None:
+        """Load a canary; an error becomes a finding, and must not harm the live release."""
         try:
             served = replace(await load(self._reader, canary, self._fold_in), is_canary=True)
-        except Exception as error:  # noqa: BLE001 -- must not harm the live release
+        except Exception as error:  # noqa: BLE001 -- a finding
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
-            self._set_canary_error(sentence, None if isinstance(error, StoreError) else error)
+            self._set_finding("canary", sentence, None if isinstance(error, StoreError) else error)
             return None
-        self._found["canary"] = []
+        self._sentences.pop("canary", None)
         return served
 
-    def _set_canary_error(self, sentence: str, cause: Exception | None = None) -> None:
-        if [sentence] != self._found.get("canary"):
+    def _set_finding(self, source: FindingSource, sentence: str, cause: Exception | None = None) -> None:
+        """Set a finding of the followed catalogue, and log it if it is new; *cause* is a defect."""
+        if self._sentences.get(source) != sentence:
             log.warning("%s", sentence, exc_info=cause)
-        self._found["canary"] = [sentence]
+        self._sentences[source] = sentence
 
-    async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
+    async def _take_older(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow an older catalogue only if the store was restored.
 
         Then the served release is gone, or the primary was older for RESTORED_S. A replica proves nothing.
         """
-        self._note_outdated()
-        now = asyncio.get_running_loop().time()
-        if not found.primary:
-            error = f"only a replica answers, with generation {found.generation} instead of {seen.generation}"
-        elif found.generation == 0:
-            self._older_since = None
+        if not catalogue.primary:
+            self._agreement.note(Said.UNPROVEN)
+            error = f"only a replica answers, with generation {catalogue.generation} instead of {followed.generation}"
+        elif catalogue.generation == 0:
+            self._agreement.note(Said.EMPTY)
             error = "the catalogue is not in this store any more; `hotplate store rebuild` writes a new one"
         else:
-            self._older_since = self._older_since or now
-            if now >= self._older_since + RESTORED_S or await self._is_gone():
-                await self._follow_restored(found, seen)
+            self._agreement.note(Said.OLDER)
+            if self._agreement.older_s >= RESTORED_S or await self._is_gone():
+                await self._follow_restored(catalogue, followed)
                 return
             error = (
-                f"the catalogue has generation {found.generation}, older than {seen.generation}, which is followed; if "
-                f"that lasts for {RESTORED_S:.0f} s, the store counts as restored"
+                f"the catalogue has generation {catalogue.generation}, older than {followed.generation}, which is "
+                f"followed; if that lasts for {RESTORED_S:.0f} s, the store counts as restored"
             )
         self._set_error(StoreError(error))
 
-    async def _follow_restored(self, found: Catalogue, seen: Catalogue) -> None:
-        await self._follow(found)
-        sentence = (
-            f"the store was restored from an older copy at generation {found.generation}, after {seen.generation}; "
-            f"release {found.live or 'none'} is live in it"
+    async def _follow_restored(self, catalogue: Catalogue, followed: Catalogue) -> None:
+        """Follow the older catalogue of a restored store, and report the restore until a newer one is followed."""
+        await self._follow(catalogue)
+        self._set_finding(
+            "restored",
+            f"the store was restored from an older copy at generation {catalogue.generation}, after "
+            f"{followed.generation}; release {catalogue.live or 'none'} is live in it",
         )
-        self._found["restored"] = [sentence]
-        log.warning("%s", sentence)
-        self.last_error = self._logged = None  # the warning covers it
-        if found.live is None:
+        # The warning covers the errors before it.
+        self.last_error = None
+        self._logged = None
+        if catalogue.live is None:
             self._set_error(_nothing_live())
 
-    def _note_current(self) -> None:
-        self._older_since = None
-        self._current = True
-        self._stale.clear()
-
-    def _note_outdated(self) -> None:
-        if self._current:
-            self._current = False
-            self._current_at = time.monotonic()
-
     def _is_new(self, live: Release) -> bool:
-        return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
+        return self.served is None or not self.served.is_of(live)
 
     def _is_canary(self, entry: Release) -> bool:
-        served = None if self.canary is None else self.canary.served
-        return served is not None and (served.ref, served.writer) == (entry.ref, entry.writer)
+        return self.canary is not None and self.canary.served.is_of(entry)
+
+    def _is_stopped(self, entry: Release) -> bool:
+        return self._stopped_canary is not None and self._stopped_canary.entry == entry
 
     async def _is_gone(self) -> bool:
+        """Return whether the store certainly lacks the live release."""
         if self.served is not None:
             try:
                 await read_one(self._reader, self.served.ref, MANIFEST)
@@ -432,15 +481,9 @@ class Follower:
                 log.debug("whether release %s is there cannot be known", self.served.id, exc_info=True)
         return False
 
-    async def _live_gone(self, found: Catalogue) -> ReleaseNotFound | None:
-        if self.served is None or self.served.ref != found.live_ref or not await self._is_gone():
-            return None
-        return ReleaseNotFound(
-            f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
-        )
-
     def _report(self, error: Exception) -> None:
-        self._note_outdated()
+        """Note that the store could not be read; errors other than StoreError are defects."""
+        self._agreement.note(Said.FAILED)
         if isinstance(error, StoreError):
             self._set_error(error)
         else:
@@ -448,6 +491,7 @@ class Follower:
             self._set_error(defect, cause=error)
 
     def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
+        """Set or clear `last_error`, and log the change: errors of one type at most every LOG_EVERY_S."""
         text = None if error is None else str(error)
         if text == self.last_error:
             return
@@ -468,6 +512,7 @@ def _nothing_live() -> ReleaseNotFound:
 
 
 async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
+    """Read a release into memory, for WARM_S at most; it is served in any case."""
     clock = asyncio.get_running_loop().time
     started = clock()
     try:

@@ -74,6 +74,10 @@ class ServedRelease:
         """The release id."""
         return self.ref.id
 
+    def is_of(self, entry: Release) -> bool:
+        """Return whether this is the release of a catalogue's entry, by the same writer."""
+        return self.ref == entry.ref and self.writer == entry.writer
+
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Load a release, and its item factors with *fold_in*; raises StoreError."""

@@ -611,7 +611,7 @@ class Interleaved(RuleBasedStateMachine):
             self.finish(verify(self.store, entry.ref))
 
     def check_reader(self, reader: int, follower: Follower) -> None:
-        seen = follower._seen
+        seen = follower._followed
         before = self.seen[reader]
         if seen is not before:
             if before is not None:
@@ -656,8 +656,8 @@ class Interleaved(RuleBasedStateMachine):
             return
         assert follower.served is not None, follower.last_error
         assert (follower.served.ref, follower.served.writer) == (live.ref, live.writer), follower.last_error
-        assert follower._seen is not None
-        assert follower._seen.version == self.truth.version
+        assert follower._followed is not None
+        assert follower._followed.version == self.truth.version
         canary = self.truth.canary_entry
         if canary is None or canary.incarnation not in self.lost | self.excused:
             assert (follower.canary and follower.canary.record) == self.truth.canary, follower.findings
