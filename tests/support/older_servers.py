@@ -10,8 +10,9 @@ from pathlib import Path
 import redis
 
 from tests.support.redis_cluster import RedisCluster, running_cluster
-from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment, wait
+from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import RedisServer, running
+from tests.support.service import until
 
 # Snapshots of a server that are kept.
 KEPT = 3
@@ -27,7 +28,7 @@ class Snapshots:
 
     def save(self) -> None:
         """Keep what the server holds now."""
-        wait(self._is_saved, "a copy for a replica does not end")
+        until(self._is_saved, "a copy for a replica does not end")
         self._count += 1
         path = self.server.folder / f"older-{self._count}.rdb"
         shutil.copy(self.server.folder / "dump.rdb", path)
@@ -127,7 +128,7 @@ class BehindSentinels(AgeingDeployment):
                 place = primary.options.index("--replicaof")
                 primary.options = primary.options[:place] + primary.options[place + 3 :]
             self._snapshots[primary.port].restart(draws)
-        wait(self._deployment.is_healthy, "the deployment does not recover")
+        until(self._deployment.is_healthy, "the deployment does not recover")
 
     def keys(self) -> list[str]:
         keys: list[str] = self._deployment.primary.execute_command("KEYS", "*")

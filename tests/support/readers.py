@@ -21,14 +21,14 @@ def lists(mark: str) -> dict[str, bytes]:
     }
 
 
-async def until(is_so: Callable[[], Awaitable[object]], event: str) -> None:
-    """Wait until a condition holds; *what* says in a failure what did not come about."""
+async def until(condition: Callable[[], Awaitable[object]], failure: str) -> None:
+    """Wait until a condition holds; *failure* is the message if it does not in time."""
     try:
         async with asyncio.timeout(WAIT_S):
-            while not await is_so():
+            while not await condition():
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"in {WAIT_S:.0f} s, {event}") from None
+        raise AssertionError(f"in {WAIT_S:.0f} s, {failure}") from None
 
 
 @asynccontextmanager

@@ -3,8 +3,7 @@
 import secrets
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,9 @@ import redis
 
 from hotplate.bench.process import free_port
 from tests.support.redis_server import RedisServer, certify, find_binary
+from tests.support.service import until
 
 NAME = "shop"
-# Longer than the 30 s for which a sentinel does nothing after it stood still itself for 2 s (its mode TILT).
-TIMEOUT_S = 60.0
 # The time after which a silent server or sentinel counts as down.
 DOWN_AFTER_MS = 60_000
 
@@ -99,21 +97,21 @@ class SentinelDeployment:
                 self.ask("FAILOVER", NAME)
             return False
 
-        wait(is_replaced, "no failover")
+        until(is_replaced, "no failover")
         return self.primary
 
     def wait_for_other(self, before: RedisServer) -> RedisServer:
         """Wait until the sentinels call another server than *before* the primary; return it."""
-        wait(lambda: self.primary is not before, "no failover")
+        until(lambda: self.primary is not before, "no failover")
         return self.primary
 
     def start(self) -> None:
         for server in self.servers:
             server.start()
-        wait(self._are_linked, "a replica gets no copy")  # first: sentinels look every ten seconds only
+        until(self._are_linked, "a replica gets no copy")  # first: sentinels look every ten seconds only
         for sentinel in self.sentinels:
             self._start(sentinel)
-        wait(self.is_healthy, "the deployment does not come up")
+        until(self.is_healthy, "the deployment does not come up")
 
     def is_healthy(self) -> bool:
         """Whether each sentinel sees all servers and other sentinels, as a failover needs."""
@@ -154,14 +152,6 @@ class SentinelDeployment:
         with (sentinel.folder / "sentinel.log").open("ab") as log:
             command = [self.servers[0].binary, str(config), "--sentinel"]
             sentinel.process = subprocess.Popen(command, stdout=log, stderr=log)
-
-
-def wait(is_so: Callable[[], bool], event: str) -> None:
-    """Wait until a condition holds; *what* says in a failure what did not come about."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline, event
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -32,15 +32,15 @@ UNVERIFIED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 UNVERIFIED.check_hostname = False
 UNVERIFIED.verify_mode = ssl.CERT_NONE
 SECURE = partial(http.client.HTTPSConnection, context=UNVERIFIED)
-# How long a test waits for a condition.
+# How long a test waits for a condition: longer than the 30 s for which a sentinel that was suspended does nothing.
 UNTIL_S = 60.0
 
 
-def until(is_so: Callable[[], object], what: str = "what is waited for does not come about") -> None:
-    """Wait until a condition holds; *what* says in a failure what did not come about."""
+def until(condition: Callable[[], object], failure: str = "the condition did not hold") -> None:
+    """Wait until a condition holds; *failure* is the message if it does not in time."""
     deadline = time.monotonic() + UNTIL_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"in {UNTIL_S:.0f} s, {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"in {UNTIL_S:.0f} s, {failure}"
         time.sleep(0.02)
 
 
