@@ -65,6 +65,9 @@ POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 
 # Placeholder for the tier names.
 TIERS = ("TIERS",)
+# The stream of consumed items, which may be in another Redis than those of the tiers.
+STREAM = "consumed"
+TIERS_AND_STREAM = (*TIERS, STREAM)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +90,8 @@ class Metric:
 
     def series(self, tiers: Sequence[str]) -> Iterator[Labels]:
         """Yield the labels of each series."""
-        return product(*(tiers if values is TIERS else values for values in self.labels.values()))
+        named = {TIERS: tiers, TIERS_AND_STREAM: (*tiers, STREAM)}
+        return product(*(named.get(values, values) for values in self.labels.values()))
 
 
 # fmt: off
@@ -121,7 +125,8 @@ HEDGES = Metric("hotplate_store_hedged_reads", "Late reads that were sent once m
 FAILED = Metric("hotplate_store_failures", "Attempts that failed otherwise, including retried ones.",
                 {"store": TIERS, "kind": FAILURES}, shown="attempts")
 TOKEN_FAILURES = Metric("hotplate_store_token_failures",
-                        "Tokens of Entra ID that could not be got or renewed, or that the store refused.", _STORE)
+                        "Tokens of Entra ID that could not be got or renewed, or that the store refused.",
+                        {"store": TIERS_AND_STREAM})
 EVENT_COUNTS = Metric("hotplate_events", "Events reported.", {"type": EVENT_TYPES, "outcome": EVENT_OUTCOMES})
 IMPRESSIONS = Metric("hotplate_impressions", "Items shown, by position in the list.", _PLACE, shown="counted")
 CLICKS = Metric("hotplate_clicks", "Items clicked, by position in the list.", _PLACE, shown="counted")

@@ -25,10 +25,22 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from hotplate.serve.consumed import BUCKETS, KEPT, USERS, WAYS, Consumed, ConsumedEvent, ConsumedPairs, hiding_events
+from hotplate.serve.consumed import (
+    BUCKETS,
+    HOUR_S,
+    KEPT,
+    MAX_HOURS,
+    USERS,
+    WAYS,
+    Consumed,
+    ConsumedEvent,
+    ConsumedPairs,
+    hiding_events,
+)
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, SENT, Metrics
+from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, SENT, STREAM, Metrics
 from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.tiers import StoreObserver
 from hotplate.stores.connect import REDIS, open_stream, opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
@@ -42,7 +54,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STREAM = "consumed"
 OFF = "off"
 # Of the stream: as many as the table has places. With ids of 10 characters they take 48 MB, and 185 MB with MAX_PAIRS.
 MAX_ENTRIES = BUCKETS * WAYS
@@ -120,9 +131,9 @@ def stream_url(settings: ServiceSettings) -> str | None:
 
 
 class SharingState:
-    """What the admin process tells workers about the sharing, in two shared numbers."""
+    """What the admin process tells workers about the sharing, in three shared numbers."""
 
-    CELLS = 2
+    CELLS = 3
 
     def __init__(self, cells: "memoryview[float]") -> None:
         self._cells = cells
@@ -136,6 +147,17 @@ class SharingState:
     def note_current(self) -> None:
         """Note that everything was read and sent."""
         self._cells[0] = time.monotonic()
+
+    def keep_s(self, window_s: float) -> int:
+        """Return for how long entries are kept: the longest window of all services, of which this one's is *window_s*.
+
+        Those that share a stream may hide items for different hours.
+        """
+        return int(max(window_s, self._cells[2])) + 1
+
+    def note_window(self, window_s: float) -> None:
+        """Note for how many seconds another service hides items."""
+        self._cells[2] = max(self._cells[2], min(window_s, MAX_HOURS * HOUR_S))
 
     def note_started(self) -> None:
         """Note that the stream was read, or cannot be read."""
@@ -262,7 +284,7 @@ class ConsumedSender:
         self, url: str, *, consumed: Consumed, state: SharingState, metrics: Metrics, is_erased: Callable[[str], bool]
     ) -> None:
         """*is_erased* says whether a user is erased, whose pairs are not sent."""
-        self._stream = open_stream(url, STREAM)
+        self._stream = open_stream(url, STREAM, StoreObserver(STREAM, metrics))
         self._consumed = consumed
         self._state = state
         self._metrics = metrics
@@ -275,17 +297,18 @@ class ConsumedSender:
             return
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(SEND_S):
-                await _append(self._stream, parts, self._consumed, self._metrics)
+                await _append(
+                    self._stream, parts, keep_s=self._state.keep_s(self._consumed.window_s), metrics=self._metrics
+                )
 
     async def close(self) -> None:
         """Close the connections."""
         await self._stream.close()
 
 
-async def _append(stream: "RedisStream", parts: Sequence[ConsumedPairs], consumed: Consumed, metrics: Metrics) -> None:
-    """Append entries, and count them and those that were removed."""
-    values = list(map(encode_pairs, parts))
-    trimmed = await stream.append(values, keep_s=int(consumed.window_s) + 1, most=MAX_ENTRIES)
+async def _append(stream: "RedisStream", parts: Sequence[ConsumedPairs], *, keep_s: int, metrics: Metrics) -> None:
+    """Append entries, which are kept for *keep_s*, and count them and those that were removed."""
+    trimmed = await stream.append(list(map(encode_pairs, parts)), keep_s=keep_s, most=MAX_ENTRIES)
     metrics.count_in(CONSUMED_PAIRS, SENT, number=sum(len(part.pairs) for part in parts))
     metrics.count_in(CONSUMED_PAIRS, DROPPED, number=trimmed)
 
@@ -307,7 +330,7 @@ class ConsumedSharing:
 
         *consumed* is the table of the service, which learns from the events in *folder*.
         """
-        self._stream = open_stream(url, STREAM)
+        self._stream = open_stream(url, STREAM, StoreObserver(STREAM, metrics))
         self._tail = SegmentTail(folder, consumed)
         self._consumed = consumed
         self._in_stream = Consumed(
@@ -408,15 +431,23 @@ class ConsumedSharing:
             else:
                 self._consumed.hide(pairs)
                 self._in_stream.hide(pairs)
+                self._state.note_window(pairs.until - entry.added_at)
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
         if not erased:
             return
         try:
-            await _append(self._stream, forgotten, self._consumed, self._metrics)
-            await self._stream.delete(erased)
+            await self._append(forgotten)
+            await self._stream.erase(erased, keep_s=self._keep_s, most=MAX_ENTRIES)
         except StoreError:
             self._wants_rewind = True  # the stream is past these entries
             raise
+
+    async def _append(self, parts: Sequence[ConsumedPairs]) -> None:
+        await _append(self._stream, parts, keep_s=self._keep_s, metrics=self._metrics)
+
+    @property
+    def _keep_s(self) -> int:
+        return self._state.keep_s(self._consumed.window_s)
 
     def _forget(self, pairs: ConsumedPairs) -> None:
         for table in (self._consumed, self._in_stream):
@@ -433,7 +464,7 @@ class ConsumedSharing:
         while self._unsent:
             parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
             if parts:
-                await _append(self._stream, parts, self._consumed, self._metrics)
+                await self._append(parts)
             for part in parts:
                 self._in_stream.hide(part)
             del self._unsent[:BATCH]

@@ -73,15 +73,18 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 
-def open_stream(url: str, name: str) -> "RedisStream":
-    """Open the stream *name* in the Redis of a store, without I/O; StoreMisused for another or a malformed URL."""
+def open_stream(url: str, name: str, observer: Observer | None = None) -> "RedisStream":
+    """Open the stream *name* in the Redis of a store, without I/O; StoreMisused for another or a malformed URL.
+
+    *observer* counts failures to renew tokens.
+    """
     check_single(url)
     if scheme_of(url) not in REDIS:
         raise StoreMisused(f"{redacted(url)!r} is not the URL of a Redis: write redis://HOST:6379/0 or similar")
     with extra_installed("redis"):
         from hotplate.stores.redis import stream  # noqa: PLC0415 -- an extra: only its users need it
 
-        return stream.open_stream(url, name)
+        return stream.open_stream(url, name, observer)
 
 
 @asynccontextmanager

@@ -32,13 +32,14 @@ from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
+from hotplate.serve.metrics import STREAM
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_memory
 from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_consumed import STREAM, stream_url
+from hotplate.serve.shared_consumed import stream_url
 from hotplate.stores.connect import connect, open_stream
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment

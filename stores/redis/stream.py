@@ -17,12 +17,15 @@ from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import deployment_of
+from hotplate.stores.store import Observer
 
 FORMAT = b"1"
 BEGIN = b"0-0"
 END = b"+"
 # Entries read at once.
 PAGE = 1000
+# Most entries of a stream's node in the server, by its option `stream-node-max-entries`.
+NODE = 100
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
 
@@ -32,6 +35,12 @@ class Entry(NamedTuple):
 
     id: bytes
     value: bytes | None
+
+    @property
+    def added_at(self) -> float:
+        """When it was appended, by the clock of the server: Unix time in seconds."""
+        milliseconds, _ = _order(self.id)
+        return milliseconds / 1000
 
 
 class RedisStream:
@@ -118,9 +127,30 @@ class RedisStream:
         self._last_known = max(self._last_known, ids[-1], key=_order)
         return int(trimmed)
 
-    async def delete(self, entries: Sequence[Entry]) -> None:
-        """Delete entries."""
-        await self._execute_all(("XDEL", self._key, *(entry.id for entry in entries)))
+    async def erase(self, entries: Sequence[Entry], *, keep_s: int, most: int) -> None:
+        """Delete entries, also from the memory and the snapshots of the server; other arguments as of `append`.
+
+        XDEL only marks an entry as deleted. Its bytes stay until all entries of its node, at most NODE by default, are
+        deleted. So the entries around it are appended again, and deleted with it.
+        """
+        erased = {entry.id for entry in entries}
+        around = dict[bytes, bytes]()
+        """Values of other entries by their ids."""
+
+        for entry in entries:
+            before, behind = await self._execute_all(
+                ("XREVRANGE", self._key, entry.id, "-", "COUNT", NODE),
+                ("XRANGE", self._key, entry.id, "+", "COUNT", NODE),
+            )
+            if not behind or behind[0][0] != entry.id:
+                continue  # another service has erased it
+            for neighbour in _entries([*before, *behind]):
+                if neighbour.id not in erased and neighbour.value is not None:
+                    around[neighbour.id] = neighbour.value
+        values = [around[entry_id] for entry_id in sorted(around, key=_order)]
+        if values:
+            await self.append(values, keep_s=keep_s, most=most)
+        await self._execute_all(("XDEL", self._key, *erased, *around))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -132,9 +162,12 @@ class RedisStream:
         return await self._router.run(self._key, lambda session: session.execute_all(*commands))
 
 
-def open_stream(url: str, name: str) -> RedisStream:
-    """Open a stream in the Redis at a URL, without I/O; StoreMisused if it is invalid."""
-    return RedisStream(name, deployment_of(url))
+def open_stream(url: str, name: str, observer: Observer | None = None) -> RedisStream:
+    """Open a stream in the Redis at a URL, without I/O; StoreMisused if it is invalid.
+
+    *observer* counts failures to get or renew tokens.
+    """
+    return RedisStream(name, deployment_of(url, observer))
 
 
 def _entries(raw: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from hotplate.serve.consumed import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events import ship
+from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import (
     MAX_PAIRS,
+    ConsumedSender,
     SegmentTail,
     SharingState,
     decode_pairs,
@@ -32,6 +34,7 @@ from tests.support.command import json_of
 from tests.support.limited_service import counted
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running, users_of_the_guide
+from tests.support.rotation import RotatingProvider
 from tests.support.service import Service, a_list, publish_lists, publish_to, serving, until
 from tests.support.shared import consumed_items
 
@@ -57,9 +60,9 @@ class Shop:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = client.xrange("{shop}:consumed")
             return entries
 
-    def service(self, name: str, *options: str) -> AbstractContextManager[Service]:
+    def service(self, name: str, *options: str, hours: int = 24) -> AbstractContextManager[Service]:
         """Run a service, with a folder of events by its name."""
-        events = ("--events", str(self.folder / name), "--hide-consumed", "buy=24")
+        events = ("--events", str(self.folder / name), "--hide-consumed", f"buy={hours}")
         store = ("--store", f"file://{self.folder / 'store'}")
         return serving(self.folder, *store, *events, "--share-consumed", self.url, *options)
 
@@ -286,6 +289,64 @@ def test_erased_users_leave_the_stream_and_do_not_come_back(shop: Shop) -> None:
         assert users_in(shop.stream) == {"2", "3"}
 
 
+def test_the_stream_is_kept_for_the_longest_hours_of_its_services(shop: Shop) -> None:
+    with shop.service("long", hours=48) as long:
+        buy(long, 1, "a")
+    with shop.service("short", hours=1) as short:
+        buy(short, 2, "b")
+    with redis.Redis(port=shop.server.port) as client:
+        assert 47 * 3600 < client.ttl("{shop}:consumed") <= 48 * 3600 + 1
+
+
+async def test_erased_entries_leave_the_memory_of_the_server(redis_server: RedisServer) -> None:
+    redis_server.execute_command("CONFIG", "SET", "rdbcompression", "no")
+    key = "{forgetful}:consumed"
+    stream = open_stream(redis_server.url(prefix="forgetful"), "consumed")
+    values = [b"entry of user %d." % number for number in range(700)]
+    await stream.append(values, keep_s=60, most=10_000)
+    entries = await stream.older()
+    erased = [entry for entry in entries if entry.value in (values[300], values[699])]
+
+    await stream.erase(erased, keep_s=60, most=10_000)
+
+    with redis.Redis(port=redis_server.port) as client:
+        dumped = client.dump(key)
+    assert dumped is not None
+    assert [value for value in values if value not in dumped] == [values[300], values[699]]
+    assert redis_server.execute_command("XLEN", key) == 698
+    await stream.erase(erased, keep_s=60, most=10_000)
+    assert redis_server.execute_command("XLEN", key) == 698
+    redis_server.execute_command("DEL", key)
+    assert await stream.newer(0) is None
+    await stream.close()
+
+
+async def test_missing_tokens_of_the_stream_are_counted(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoTokens(RotatingProvider):
+        def get_credentials(self) -> tuple[str, str]:
+            raise ValueError("no managed identity here")
+
+    monkeypatch.setattr("hotplate.stores.redis.store.entra_provider", lambda: NoTokens([]).create)
+    metrics = Metrics(1, ["file"])
+    consumed = consumed_items("buy=24")
+    sender = ConsumedSender(
+        f"{redis_server.url('rediss')}&auth=entra",
+        consumed=consumed,
+        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
+        metrics=metrics,
+        is_erased=lambda _: False,
+    )
+    pairs = consumed.pairs_of("buy", "1", ["a"], None)
+    assert pairs is not None
+    async with asyncio.timeout(30):
+        while metrics.counted(TOKEN_FAILURES)["consumed",] == [0.0]:
+            await sender.send([pairs])
+    await sender.close()
+    assert metrics.counted(TOKEN_FAILURES)["file",] == [0.0]
+
+
 def test_the_store_is_used_with_the_rights_of_the_guide(redis_server: RedisServer, tmp_path: Path) -> None:
     urls = users_of_the_guide("guide", redis_server.execute_command, redis_server.url)
     asyncio.run(publish_to(urls["publish"], LISTS))
@@ -314,10 +375,10 @@ async def test_a_cluster_keeps_the_stream_in_the_slot_of_the_catalogue(redis_clu
     entries = await stream.newer(1000)
     assert entries is not None
     assert [entry.value for entry in entries] == [b"z"]
-    await stream.delete(entries)
-    assert await stream.newer(0) is None
+    await stream.erase(entries, keep_s=60, most=1000)
+    assert await stream.newer(0) is not None
     stream.rewind()
-    assert len(await stream.older()) == 2
+    assert [entry.value for entry in await stream.older()] == [b"y", b"x"]
     await stream.close()
 
 
