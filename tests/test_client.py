@@ -161,12 +161,20 @@ def test_each_method_returns_the_service_answer(service: Service, connect: Open)
     assert client.recommendations("42", 1, exclude=["a"], fields=("id",)).items == [{"id": "b"}]
     unknown = client.recommendations("nobody", segment="France")
     assert (ids(unknown), unknown.source) == (["vin", "pain"], "popular")
+    assert (ids(client.similar("a")), client.similar("a").source) == (["b", "c"], "similar")
+    assert ids(client.popular(2)) == ["p1", "p2"]
+
+
+def test_batch_returns_an_answer_for_each_user(service: Service, connect: Open) -> None:
+    client = connect(service.url)
     first, second = client.batch(["42", "nobody"], 1, fields=("id", "score"), segment="France", exclude=["a"])
     assert (ids(first), first.source, first.status) == (["b"], "personal", "ok")
     assert (ids(second), second.source, second.status) == (["vin"], "popular", "unknown")
     assert client.batch([]) == []
-    assert (ids(client.similar("a")), client.similar("a").source) == (["b", "c"], "similar")
-    assert ids(client.popular(2)) == ["p1", "p2"]
+
+
+def test_any_id_reaches_the_service_unchanged(service: Service, connect: Open) -> None:
+    client = connect(service.url)
     for name in ODD_IDS:
         assert ids(client.recommendations(name)) == ["odd"], name
     assert ids(client.recommendations("42", exclude=ODD_IDS[:-1])) == ["a", "b", "c", "p1", "p2", "p3", "p4"]

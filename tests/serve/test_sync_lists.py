@@ -100,6 +100,10 @@ def test_sync_methods_answer_like_async_methods(url: str) -> None:
         assert lists.fold_in(["nothing like it"]).source == "popular"
         here = threading.get_ident()  # a query set of Django must not be read in a thread with a running loop
         assert ids(lists.fold_in(item for item in ["a"] if threading.get_ident() == here)) == ["b", "c"]
+
+
+def test_sync_methods_refuse_invalid_arguments(url: str) -> None:
+    with hotplate.open_sync(url) as lists:
         with pytest.raises(hotplate.StoreMisused, match="n must be at least 1"):
             lists.personal("42", n=0)
         with pytest.raises(hotplate.StoreMisused, match="recency is a factor"):

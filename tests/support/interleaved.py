@@ -1,11 +1,11 @@
-"""The life of releases as processes that take turns between any two primitives of the store; a test runs it over each.
+"""The life of releases with processes that interleave between any two primitives of a store; a test runs it over each.
 
-Two publishers, an operator, a pruner and two readers, one of which may be behind a stale replica, are the real code.
-Hypothesis decides who goes on, whose request or reply is lost, who dies, how long all of them are paused, and when the
-store is put back to an earlier copy: as a whole, or its catalogue alone.
+Two publishers, an operator, a pruner and two readers, one of them perhaps behind a stale replica, run the real code.
+Hypothesis chooses the process that continues, lost requests and replies, kills, pauses of all processes, and restores
+of the store from an earlier copy: of everything, or of the catalogue only.
 
-What a restore takes from a release is no fault of whoever reads it afterwards. Until it is pruned, it is `excused` from
-being whole where it was written or erased at that moment, and `lost` where its data was not in the copy.
+A restore may damage releases. Until it is pruned, a release that was being written or erased at the time of the copy is
+`excused` from being complete, and one without data in the copy is `lost`.
 """
 
 import asyncio
@@ -57,14 +57,14 @@ T = TypeVar("T")
 
 KEYS = ["popular:", "user:1", "user:2"]
 
-# Who claimed last what is being erased.
+# The writer of a release that is being erased.
 ERASED = "nobody: it is being erased"
 PLAN = Plan(len(KEYS), 300)
 
-# Within which time readers follow whatever happened to the store.
+# The time within which readers follow any change of the store.
 FOLLOWED_S = 45.0
 
-# Who takes turns next, a byte each: who, how many primitives begin or end, and whether the last that waits comes first.
+# The next turns, a byte each: the process, the number of primitives, and whether the last waiting one is first.
 TURNS = st.binary(min_size=2, max_size=8)
 STEPS = (1, 1, 2, 2, 3, 5, 8, 13, 21, 60)
 
@@ -148,7 +148,7 @@ class ServerLike(MemoryStore):
             stored = now
         del self.releases[release.incarnation]
 
-    def find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a type of its own
+    def find(self, release: ReleaseRef | DraftRef) -> Any:  # noqa: ANN401 -- a private type
         if (stored := super().find(release)).writer == ERASED:
             raise not_found(release)
         return stored
@@ -178,7 +178,7 @@ class Interleaved(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         drawn = itertools.count(1)
         counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
-        for module in (life, publication):  # so that a history can be repeated
+        for module in (life, publication):  # makes a history repeatable
             self.patch.setattr(module, "secrets", counted)
         self.patch.setattr(asyncio, "sleep", sleep)
         if Interleaved.source is None:
@@ -228,7 +228,7 @@ class Interleaved(RuleBasedStateMachine):
         """Open a handle; the first is the test's own."""
         return ServerLike(self.clock) if not hasattr(self, "store") else self.store
 
-    async def save(self) -> Any:  # noqa: ANN401 -- each store has copies of its own kind
+    async def save(self) -> Any:  # noqa: ANN401 -- copies differ by store
         assert isinstance(self.store, MemoryStore)
         return deepcopy(self.store.releases)
 
@@ -264,7 +264,7 @@ class Interleaved(RuleBasedStateMachine):
 
     @initialize(past=st.lists(st.sampled_from(PAST), max_size=5), stops=st.integers(1, 48), goes_on=st.integers(1, 48))
     def something_is_live(self, past: list[str], stops: int, goes_on: int) -> None:
-        """Live through a past in which a publisher stopped, and its heir is amid what it left, after so many steps."""
+        """Run a past in which a publisher stopped after *stops* steps, and its successor has made *goes_on* steps."""
         publisher = self.processes[0]
         for verb in ("publish", *past):
             if verb == "grace passes":
@@ -366,7 +366,7 @@ class Interleaved(RuleBasedStateMachine):
             )
 
     async def request(self, process: Process, follower: Follower, served: ServedRelease, user: str) -> None:
-        """Read all lists as a tier does: from what is served to a user, or from what is once that is gone."""
+        """Read all lists as a tier does: of the served release, or of the live one if that is gone."""
         try:
             slots = await process.store.get_many(served.ref, KEYS)
         except ReleaseNotFound:
@@ -446,7 +446,7 @@ class Interleaved(RuleBasedStateMachine):
             await self.put_back(data)
         try:
             await self.store.swap(await self.store.catalogue(), catalogue)
-        except RowsLost:  # Redis refuses to commit what is a draft again
+        except RowsLost:  # Redis refuses to commit a release that is a draft again
             assert data is None
             return
         self.truth = catalogue
@@ -569,7 +569,7 @@ class Interleaved(RuleBasedStateMachine):
         return self.source.contents.get(release) or self.publishes[process]
 
     def check_draft(self, process: Process, before: Release, after: Release) -> None:
-        """Only a draft's writer changes it, but for whom its lease has lapsed."""
+        """Check that only its writer changes a draft until the lease has lapsed."""
         lapsed = (before.lease_until or 0.0) <= self.clock()
         owner = self.owners.get(before.writer)
         is_taken = after.writer != before.writer
@@ -587,7 +587,7 @@ class Interleaved(RuleBasedStateMachine):
     # What must hold after every step
 
     def look(self) -> None:
-        """Look at what was done, and at what readers read."""
+        """Check the changes, and the lists that readers read."""
         type(self).steps += 1
         for process in self.processes:
             for error in process.ended():
@@ -705,7 +705,7 @@ class Interleaved(RuleBasedStateMachine):
 
 
 class InterleavedOnDisk(Interleaved):
-    """Over files, each process with a handle of its own."""
+    """Over files, with a handle for each process."""
 
     def open(self) -> Store:
         if not hasattr(self, "store"):
@@ -727,7 +727,7 @@ class InterleavedOnDisk(Interleaved):
 
 
 def on_redis(server: RedisServer) -> type[Interleaved]:
-    """Over a Redis server; each history has a prefix of its own."""
+    """Over a Redis server, with a prefix for each history."""
     client = redis.Redis(port=server.port)
 
     class InterleavedOnRedis(Interleaved):

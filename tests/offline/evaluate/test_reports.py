@@ -42,10 +42,19 @@ def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> Non
     assert facts["coverage"] == pytest.approx(3 / 4)
     low, high = ranking["intervals"]["recall"]
     assert low <= ranking["recall"] <= high
+
+
+def test_report_rows_repeat_the_metrics(tmp_path: Path) -> None:
+    evaluator, lists = held(tmp_path)
+    facts = to_json(evaluator.evaluate(lists))
     rows = {(row["subject"], row["figure"]): row["value"] for row in facts["rows"]}
-    assert rows["lists", "recall"] == ranking["recall"]
+    assert rows["lists", "recall"] == facts["ranking"]["recall"]
     assert rows["scores as ratings", "mae"] == facts["rating"]["mae"]
     assert rows["popularity, as served", "ndcg"] == facts["popularity"]["ndcg"]
+
+
+def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
+    evaluator, _ = held(tmp_path)
     (path,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
     sparse = evaluator.evaluate(from_files(path, evaluator.truth.pairs, 2, {}))
     assert sparse.notes[0] == "2 of 3 users have no list"

@@ -118,12 +118,22 @@ def test_operators_start_promote_and_abort_a_canary(service: Service, releases: 
     assert service.admin("/v1/releases/canary/abort", "POST").json == {"release": first}
     until(lambda: not metric(service, "hotplate_release_info", role="canary"))
     assert service.admin("/v1/releases/canary/promote", "POST").status == 404
+
+
+def test_impossible_canaries_are_refused(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    service.admin(f"/v1/releases/{second}/activate", "POST")
     for percent in ("?percent=100", "?percent=nan", "?percent=-1", "?percent=x", "?share=5"):
         refused = service.admin(f"/v1/releases/{first}/canary{percent}", "POST")
         assert (refused.status, refused.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
     assert service.admin(f"/v1/releases/{second}/canary?percent=5", "POST").status == 409  # it is live
+
+
+def test_decision_about_a_canary_names_the_canary(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    service.admin(f"/v1/releases/{second}/activate", "POST")
     service.admin(f"/v1/releases/{first}/canary?percent=50", "POST")
-    for verb in ("promote", "abort"):  # of a dialog about a canary that is not the one any more
+    for verb in ("promote", "abort"):  # in a dialog about a former canary
         refused = service.admin(f"/v1/releases/canary/{verb}?if_canary={second}", "POST")
         assert (refused.status, refused.json.get("type")) == (409, "urn:hotplate:problem:conflict")
     (tier,) = service.admin("/v1/releases").json["tiers"]
