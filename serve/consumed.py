@@ -108,9 +108,12 @@ class Consumed:
 
     def hidden_from(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, or None; 0.2 µs."""
-        hashed = xxh3_64_intdigest(user.encode())
-        until = self._users[hashed % USERS]
-        return HiddenItems(self._pairs, hashed, now) if until and until > (now := time.time()) else None
+        user_hash = xxh3_64_intdigest(user.encode())
+        until = self._users[user_hash % USERS]
+        if not until:
+            return None
+        now = time.time()
+        return HiddenItems(self._pairs, user_hash, now) if until > now else None
 
     @property
     def hidden_until(self) -> "memoryview[int]":
@@ -128,13 +131,19 @@ class Consumed:
         return HOUR_S * max(self._hours.values())
 
     def pairs_of(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> ConsumedPairs | None:
-        """Return what an event hides, which happened now or at a Unix time; None for nothing."""
+        """Return what an event hides; None for nothing.
+
+        *happened_at* is a Unix time in seconds, None for now. One in the future counts as now, so that no client hides
+        items for longer than the hours.
+        """
         now = time.time()
-        until = int(min(now, now if happened_at is None else happened_at) + HOUR_S * self._hours.get(kind, 0))
+        if happened_at is None or happened_at > now:
+            happened_at = now
+        until = int(happened_at + HOUR_S * self._hours.get(kind, 0))
         if until <= now:
             return None
-        hashed = _hash_of(user)
-        return ConsumedPairs(user, tuple(xxh3_64_intdigest(encode_id(item), hashed) for item in items), until)
+        user_hash = _hash_of(user)
+        return ConsumedPairs(user, tuple(xxh3_64_intdigest(encode_id(item), user_hash) for item in items), until)
 
     def add(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> None:
         """Hide the items of an event of this kind, which happened now or at a Unix time."""
@@ -184,9 +193,10 @@ class Consumed:
     def restore(self, folder: Path) -> None:
         """Add the events of the segments in *folder*, for RESTORE_S at most, and keep its hours for shipments."""
         _keep_hours(folder, self._hours)
-        ends, oldest = time.monotonic() + RESTORE_S, time.time() - self.window_s
+        ends = time.monotonic() + RESTORE_S
+        oldest = time.time() - self.window_s
         paths = [path for path in folder.iterdir() if is_segment(path.name) or is_open_segment(path.name)]
-        paths.sort(key=lambda each: each.name.lstrip("."), reverse=True)
+        paths.sort(key=lambda path: path.name.lstrip("."), reverse=True)
         if (folder / KEPT).exists():
             paths.append(folder / KEPT)
         for path in paths:
@@ -251,8 +261,11 @@ def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
             if longest != known:
                 _replace(folder / HOURS, msgspec.json.encode(longest))
     except (OSError, msgspec.DecodeError) as error:
-        said = "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again"
-        log.warning(said, folder / HOURS, error)
+        log.warning(
+            "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again",
+            folder / HOURS,
+            error,
+        )
 
 
 def _read_hours(folder: Path) -> dict[str, float]:
@@ -262,7 +275,10 @@ def _read_hours(folder: Path) -> dict[str, float]:
 
 
 def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:
-    """Yield the lines and events of some types."""
+    """Yield the events of some types with their lines, which are JSON.
+
+    Lines that cannot be of these types are not decoded, which is most of the time of a start.
+    """
     marks = [f'"type":"{kind}"'.encode() for kind in kinds]
     wanted = set(kinds)
     decode = msgspec.json.Decoder(ConsumedEvent).decode
@@ -274,6 +290,7 @@ def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tu
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Replace a file by one that a power failure leaves whole."""
     draft = path.with_name(f"{path.name}.part")
     try:
         draft.write_bytes(content)
@@ -295,8 +312,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _read_since(oldest: float, path: Path) -> bytes:
-    """Read a segment that changed since *oldest*; another process may close it, which renames it, or ship it."""
-    for each in (path, path.with_name(path.name.removeprefix("."))):
+    """Read a segment that changed since *oldest*, a Unix time; empty if it did not, or is gone.
+
+    Another process may close it meanwhile, which removes the dot from its name, or ship it.
+    """
+    closed = path.with_name(path.name.removeprefix("."))
+    for candidate in (path, closed):
         with suppress(FileNotFoundError):
-            return each.read_bytes() if each.stat().st_mtime > oldest else b""
+            if candidate.stat().st_mtime <= oldest:
+                return b""
+            return candidate.read_bytes()
     return b""

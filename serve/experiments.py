@@ -1,7 +1,8 @@
 """The arms of an experiment, compared by their users' events once the horizon is reached.
 
-The arm follows from the user's id, so that a purchase need not name a release. Users are the unit, because events of
-one user are not independent (Deng, Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics").
+Arm B are the users of the canary, arm A the others; the horizon is the planned end. The arm follows from the user's id,
+so that a purchase need not name a release. Users are the unit, because events of one user are not independent (Deng,
+Knoblich and Lu 2018, "Applying the Delta Method in Metric Analytics").
 """
 
 from collections import defaultdict
@@ -17,7 +18,9 @@ from hotplate.stores.erasure import NOBODY, ErasedUsers
 
 # Quantiles of the normal distribution: of a 95 % interval, of a power of 80 %, and of p = 0.001 for the numbers of
 # users (Fabijan et al. 2019, "Diagnosing Sample Ratio Mismatch").
-Z_INTERVAL, Z_POWER, Z_RATIO = 1.959964, 0.841621, 3.290527
+Z_INTERVAL = 1.959964
+Z_POWER = 0.841621
+Z_RATIO = 3.290527
 
 LEAST_USERS = 30  # of each arm, for a mean that is nearly normal
 
@@ -38,8 +41,9 @@ class Sample(NamedTuple):
         """Return the sample of one value per user."""
         users = max(1, len(values))
         mean = sum(values) / users
-        variance, third = (sum((value - mean) ** power for value in values) for power in (2, 3))
-        return cls(len(values), mean, variance / max(1, users - 1), third / users)
+        squares = sum((value - mean) ** 2 for value in values)
+        cubes = sum((value - mean) ** 3 for value in values)
+        return cls(len(values), mean, variance=squares / max(1, users - 1), third=cubes / users)
 
 
 def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
@@ -47,11 +51,19 @@ def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
 
     Welch 1947, with Student's quantile by Abramowitz and Stegun 26.7.5.
     """
-    of_a, of_b = (each.variance / max(1, each.users) for each in (a, b))
-    spread = of_a**2 / max(1, a.users - 1) + of_b**2 / max(1, b.users - 1)
-    z, inverse = Z_INTERVAL, spread / (of_a + of_b) ** 2 if spread else 0.0  # 1 / degrees of freedom
+    error_a = a.variance / max(1, a.users)
+    error_b = b.variance / max(1, b.users)
+    error = error_a + error_b
+    """Squared standard errors: of both means, and of their difference."""
+
+    spread = error_a**2 / max(1, a.users - 1) + error_b**2 / max(1, b.users - 1)
+    inverse = 0.0
+    if spread:
+        inverse = spread / error**2  # 1 / degrees of freedom
+    z = Z_INTERVAL
     quantile = z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
-    difference, half = b.mean - a.mean, quantile * sqrt(of_a + of_b)
+    difference = b.mean - a.mean
+    half = quantile * sqrt(error)
     return difference - half, difference + half
 
 
@@ -63,7 +75,10 @@ def skewness(a: Sample, b: Sample) -> float:
 
 
 def users_needed(a: Sample, b: Sample, share: float, min_effect: float) -> tuple[int, int] | None:
-    """Return the users of each arm that find a relative change of A's mean in 80 % of experiments; *share* is B's."""
+    """Return the users of arm A and B that find a relative change of A's mean in 80 % of experiments.
+
+    *share* is the share of users in B, *min_effect* the change, as 0.05 for 5 %. None if A's mean is 0.
+    """
     if not a.mean:
         return None
     spread = a.variance / (1 - share) + b.variance / share
@@ -89,9 +104,16 @@ class ArmEvents:
 
     def __init__(self, experiment: Experiment, goal: str, now: float, erased: ErasedUsers = NOBODY) -> None:
         """*now* is the store's time."""
-        self._experiment, self._goal, self._now, self._erased = experiment, goal, now, erased
-        self._kind, self._is_value = goal.removesuffix(":value"), goal.endswith(":value")
-        self._arms, self._sums = dict[str, Arm](), defaultdict[str, float](float)
+        self._experiment = experiment
+        self._goal = goal
+        self._now = now
+        self._erased = erased
+        self._kind = goal.removesuffix(":value")
+        self._is_value = goal.endswith(":value")
+        self._arms = dict[str, Arm]()
+        """Of users with an impression."""
+
+        self._sums = defaultdict[str, float](float)
 
     def add(self, kind: str, user: str, time: float, value: float | None) -> None:
         """Count an event between the start and the horizon; only users with an impression are reported."""
@@ -104,26 +126,51 @@ class ArmEvents:
 
     def report(self, min_effect: float) -> ArmReport:
         """Compare the arms; *min_effect* is a share of A's mean."""
-        a, b = (
-            Sample.of([self._sums.get(user, 0.0) for user, each in self._arms.items() if each == arm]) for arm in "AB"
+        a = self._sample_of("A")
+        b = self._sample_of("B")
+        verdict = self._reason_for_no_verdict(a, b)
+        interval: tuple[float, float] | None = None
+        if verdict is None:
+            interval = welch_interval(a, b)
+            verdict = _verdict_of(interval)
+        return ArmReport(
+            experiment=self._experiment,
+            goal=self._goal,
+            users=(a.users, b.users),
+            means=(a.mean, b.mean),
+            interval=interval,
+            users_needed=users_needed(a, b, self._experiment.percent / 100, min_effect),
+            verdict=verdict,
         )
-        share, users, interval = self._experiment.percent / 100, (a.users, b.users), welch_interval(a, b)
-        if (reason := self._undecided(a, b)) is None:
-            verdict = "B has more" if interval[0] > 0 else "A has more" if interval[1] < 0 else "no difference"
-        needed, shown = users_needed(a, b, share, min_effect), None if reason else interval
-        return ArmReport(self._experiment, self._goal, users, (a.mean, b.mean), shown, needed, reason or verdict)
 
-    def _undecided(self, a: Sample, b: Sample) -> str | None:
-        ended_at, ends_at = self._experiment.ended_at, self._experiment.ends_at
+    def _sample_of(self, arm: Arm) -> Sample:
+        """Return the sums of the arm's users with an impression, 0 for those without an event."""
+        return Sample.of([self._sums.get(user, 0.0) for user, user_arm in self._arms.items() if user_arm == arm])
+
+    def _reason_for_no_verdict(self, a: Sample, b: Sample) -> str | None:
+        """Return why the arms cannot be compared yet, or at all; None if they can."""
+        ended_at = self._experiment.ended_at
+        ends_at = self._experiment.ends_at
         if ended_at is not None and ended_at < ends_at:
             return "no verdict: ended before the horizon"
         if self._now < ends_at:
             return "no verdict: before the horizon"
         if not (a.mean or b.mean):  # also if events lack a value, or name other users than impressions do
             return f"no verdict: no {self._goal} of users with an impression"
-        share, both = self._experiment.percent / 100, a.users + b.users
-        if abs(b.users - share * both) > Z_RATIO * sqrt(both * share * (1 - share)):
+        share = self._experiment.percent / 100
+        users = a.users + b.users
+        if abs(b.users - share * users) > Z_RATIO * sqrt(users * share * (1 - share)):
             return "no verdict: one arm loses users (p < 0.001)"
         if min(a.users, b.users) < LEAST_USERS:
             return f"no verdict: fewer than {LEAST_USERS} users of an arm"
         return "no verdict: too few users for such values" if abs(skewness(a, b)) > MAX_SKEWNESS else None
+
+
+def _verdict_of(interval: tuple[float, float]) -> str:
+    """Return which arm has more, by the interval of the difference of means, B minus A."""
+    low, high = interval
+    if low > 0:
+        return "B has more"
+    if high < 0:
+        return "A has more"
+    return "no difference"

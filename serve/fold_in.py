@@ -65,24 +65,24 @@ async def from_similar(
 ) -> list[Item]:
     """Sum up the *lists* of similar items by their items' *weights*, and return the *n* best of other items.
 
-    Takes the first items of opened lists, in equal numbers. Items without scores count by their rank; *left_out* are
-    ids as by `encode_id`.
+    *lists* are bodies of rows without their checksums, by item. Takes the first items of each, in equal numbers. Items
+    without scores count by their rank; *left_out* are ids as by `encode_id`.
     """
     scores = defaultdict[str, float](float)
-    found = dict[str, Item]()
+    items = dict[str, Item]()
     most = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
     taken = 0
     for item, body in lists.items():
         for rank, other in enumerate(decode(cut(body, most)), 1):
             scores[other["id"]] += weights[item] * other.get("score", 1 / rank)
-            found[other["id"]] = other
+            items[other["id"]] = other
         taken += most
         if taken >= PIECE_ITEMS:
             taken = 0
             await asyncio.sleep(0)
-    ranked = sorted(scores.keys() - weights.keys(), key=lambda each: (-scores[each], each))
-    kept = (each for each in ranked if not any(encode_id(each) in ids for ids in left_out))
-    return [{**found[each], "score": round(scores[each], SCORE_DECIMALS)} for each in islice(kept, n)]
+    ranked = sorted(scores.keys() - weights.keys(), key=lambda identifier: (-scores[identifier], identifier))
+    kept = (identifier for identifier in ranked if not any(encode_id(identifier) in ids for ids in left_out))
+    return [{**items[identifier], "score": round(scores[identifier], SCORE_DECIMALS)} for identifier in islice(kept, n)]
 
 
 class FoldIn:
@@ -137,7 +137,11 @@ class FoldIn:
         denied: Container[bytes],
         excluded: Collection[bytes],
     ) -> list[Item]:
-        """Compute a list in the thread; raises StoreThrottled if too many visitors wait."""
+        """Compute a list of *n* items in the thread.
+
+        *basket* has the weights of known items by their row in the factors; *denied* and *excluded* are ids as by
+        `encode_id`. Raises StoreThrottled if too many visitors wait.
+        """
         if self._waiting >= MAX_WAITING:
             raise StoreThrottled("too many visitors wait to be folded in", 1.0)
         self._waiting += 1

@@ -177,10 +177,10 @@ class Handlers:
     @property
     def findings(self) -> list[ServiceFinding]:
         """Problems of watched files and of event logging."""
-        found = [ServiceFinding("file", each.warning) for each in self._watched if each.warning]
+        findings = [ServiceFinding("file", files.warning) for files in self._watched if files.warning]
         if self._writer is not None and self._writer.warning:
-            found.append(ServiceFinding("events", self._writer.warning))
-        return found
+            findings.append(ServiceFinding("events", self._writer.warning))
+        return findings
 
     async def _answer(
         self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
@@ -225,8 +225,8 @@ def _paging(answer: ListAnswer) -> bytes:
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
     """Return headers with the live release and the canary; without live lists, RELEASE is the canary."""
-    canary = next((one.served.id for one in answers if one.served.is_canary), None)
-    live = next((one.served.id for one in answers if not one.served.is_canary), canary)
+    canary = next((encoded.served.id for encoded in answers if encoded.served.is_canary), None)
+    live = next((encoded.served.id for encoded in answers if not encoded.served.is_canary), canary)
     return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}
 
 
@@ -246,12 +246,13 @@ def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
 
 def list_head(encoded: EncodedList) -> bytes:
     """Return the part of a list answer between subject and items."""
-    release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
+    release = encoded.served.id.encode()
+    source = encoded.source.encode()
+    tier = encoded.tier.encode()
     canary = b'"canary":true,' if encoded.served.is_canary else b""
     name = b'"list":"%b",' % encoded.name.encode() if encoded.name else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
-    parts = release, canary, name, source, segment, tier
-    return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % parts
+    return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, name, source, segment, tier)
 
 
 def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
@@ -275,7 +276,7 @@ def is_known(etag: str, known: str) -> bool:
 
 
 def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shaper: Shaper) -> Iterator[bytes]:
-    """Yield the result of each user as JSON."""
+    """Yield the result of each user as a JSON object; *lists* are those that were read for *requests*, in order."""
     heads = dict[tuple[str, int], bytes]()
     """By status and release."""
 

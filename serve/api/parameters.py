@@ -447,10 +447,8 @@ def _refused(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> 
     what, _, place = str(error).partition(" - at `$")
     if "unknown field" in what:
         what = _unknown(what[: 2 * SHOWN_CHARS], route, kind)
-    where, what = (
-        place.rstrip("`").removeprefix("."),
-        what.replace("Object missing", "it is missing").replace("Object", "it"),
-    )
+    where = place.rstrip("`").removeprefix(".")
+    what = what.replace("Object missing", "it is missing").replace("Object", "it")
     return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
 
 
