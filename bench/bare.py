@@ -77,6 +77,7 @@ def train(path: str, factors: str) -> None:
 
 
 def _read_retail(path: str) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """Return a matrix of who bought what, with as many pairs left out as by our options for this data."""
     import numpy as np  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
@@ -107,6 +108,7 @@ def _matrix(users: Any, items: Any, shape: tuple[int, int]) -> Any:  # noqa: ANN
 
 
 def _train(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
+    """Print the NDCG of ALS and TF-IDF on held-back pairs; fit ALS on all pairs, and compute all lists."""
     import numpy as np  # noqa: PLC0415
     from implicit.evaluation import ranking_metrics_at_k  # noqa: PLC0415
     from implicit.nearest_neighbours import TFIDFRecommender  # noqa: PLC0415
@@ -119,7 +121,8 @@ def _train(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
     neighbours.fit(learnt, show_progress=False)
     for fitted in (_fit(learnt, factors), neighbours):
         print(ranking_metrics_at_k(fitted, learnt, test, K=K, show_progress=False)["ndcg"])
-    model, (users, items) = _fit(everything, factors), everything.shape
+    model = _fit(everything, factors)
+    users, items = everything.shape
     for start in range(0, users, USERS_AT_ONCE):
         part = np.arange(start, min(start + USERS_AT_ONCE, users))
         model.recommend(part, everything[part], N=LENGTH)

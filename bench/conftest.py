@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import uvloop
@@ -108,10 +108,10 @@ def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
 
 def executable(name: str) -> str:
     """Find a program, also in sbin, or skip the benchmark."""
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if found is None:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
         pytest.skip(f"{name} is not installed; on Debian or Ubuntu: apt-get install {name}")
-    return found
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -163,8 +163,7 @@ def cosmos(values: list[bytes]) -> Iterator[Filled]:
 
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
     """Serve a store uncached on the first core; a slow read counts as slow, not as a popular list."""
-    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", "--budget", f"{PATIENCE_S:g}", *options]
-    return service_serving(command, ROUTE + COPIED[0])
+    return service_serving(ROUTE + COPIED[0], options=("--store", store, "--budget", f"{PATIENCE_S:g}", *options))
 
 
 @contextmanager
@@ -288,13 +287,34 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
     ).encode()
 
 
-def saturate(server: Server, requests: bytes) -> tuple[float, float]:
-    """Run wrk for WRK_SECONDS; return requests/s and the server's CPU a request in µs.
+class Saturation(NamedTuple):
+    """Requests/s, and the server's CPU a request in µs."""
+
+    rate: float
+    cpu_us: float
+
+
+def saturate(server: Server, requests: bytes) -> Saturation:
+    """Measure *server* with wrk for WRK_SECONDS, with *requests* in their order.
 
     Raises RuntimeError for errors, and for more than MAX_POPULAR popular lists, which are cheap.
     """
     before = lookups(server)
     before_s = server.cpu_s()
+    output = _run_wrk(server, requests)
+    used_s = server.cpu_s() - before_s
+    counted = re.search(r"(\d+) requests in ", output)
+    if counted is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", output):
+        raise RuntimeError(f"wrk printed {output[-500:]}")
+    answers = int(counted[1])
+    lists, popular = (after - first for first, after in zip(before, lookups(server), strict=True))
+    if popular > MAX_POPULAR * lists:
+        raise RuntimeError(f"{popular:,.0f} of {lists:,.0f} lists were popular ones; is the machine busy?")
+    return Saturation(answers / WRK_SECONDS, used_s * 1e6 / answers)
+
+
+def _run_wrk(server: Server, requests: bytes) -> str:
+    """Run wrk on the second core; return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "wrk.lua"
         file = Path(folder) / "requests"
@@ -305,23 +325,17 @@ def saturate(server: Server, requests: bytes) -> tuple[float, float]:
             ended = subprocess.run(  # noqa: S603 -- a known tool
                 [executable("wrk"), *options, server.url], capture_output=True, text=True, check=False
             )
-    counted = re.search(r"(\d+) requests in ", ended.stdout)
-    if counted is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", ended.stdout):
-        raise RuntimeError(f"wrk printed {(ended.stdout + ended.stderr)[-500:]}")
-    found = int(counted[1]) / WRK_SECONDS, (server.cpu_s() - before_s) * 1e6 / int(counted[1])
-    made, popular = (after - first for first, after in zip(before, lookups(server), strict=True))
-    if popular > MAX_POPULAR * made:
-        raise RuntimeError(f"{popular:,.0f} of {made:,.0f} lists were popular ones; is the machine busy?")
-    return found
+    return ended.stdout + ended.stderr
 
 
 def lookups(server: Server) -> tuple[float, float]:
     """Return lookups and popular lists; zeros for a peer."""
     if not server.admin_url:
         return 0.0, 0.0
-    samples = [each for each in read_samples(f"{server.admin_url}/metrics") if each.name == "hotplate_lookups_total"]
-    popular = [each for each in samples if each.labels["source"] == POPULAR_SOURCE]
-    return sum(each.value for each in samples), sum(each.value for each in popular)
+    metrics = read_samples(f"{server.admin_url}/metrics")
+    samples = [sample for sample in metrics if sample.name == "hotplate_lookups_total"]
+    popular = [sample for sample in samples if sample.labels["source"] == POPULAR_SOURCE]
+    return sum(sample.value for sample in samples), sum(sample.value for sample in popular)
 
 
 # A child's peak memory starts at its parent's.

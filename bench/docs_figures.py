@@ -37,7 +37,7 @@ PEERS = "peers"
 class Line(NamedTuple):
     """A figure with a value for each run, or each round of one."""
 
-    what: str
+    label: str
     unit: str
     values: list[float]
     group: str
@@ -64,17 +64,18 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
         "commit": facts["commit_info"].get("id"),
         "machine": {name: machine[name] for name in MACHINE if name in machine}
         | {name: machine["cpu"][name] for name in CPU if name in machine.get("cpu", {})},
-        "benchmarks": [
-            {name: each[name] for name in ("group", "name", "extra_info")}
-            | {"options": {"timer": each["options"]["timer"]}}
-            | {"stats": {name: each["stats"][name] for name in STATS}}
-            for each in facts["benchmarks"]
-        ],
+        "benchmarks": list(map(_stripped_benchmark, facts["benchmarks"])),
     }
 
 
+def _stripped_benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: benchmark[name] for name in ("group", "name", "extra_info")}
+    stats = {name: benchmark["stats"][name] for name in STATS}
+    return {**named, "options": {"timer": benchmark["options"]["timer"]}, "stats": stats}
+
+
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Write files without names to *folder*; delete the oldest beyond RUNS."""
+    """Write files without names to *folder*, reports by their kind; delete the oldest runs beyond RUNS."""
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
@@ -91,17 +92,17 @@ def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return the figures of one or several runs."""
-    found: dict[str, Line] = {}
-    counts = Counter(each["name"] for run in runs for each in run["benchmarks"])
+    """Return the figures of one or several runs; of several, a line has the median of each run."""
+    lines: dict[str, Line] = {}
+    counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
     for run in runs:
         subject = ""
-        for each in run["benchmarks"]:
-            for what, unit, values in _figures(each):
-                subject = subject if what.startswith("the same") else what.partition(":")[0]
-                line = found.setdefault(f"{subject}: {what}", Line(what, unit, [], each["group"]))
-                line.values.extend([median(values)] if counts[each["name"]] > 1 else values)
-    return list(found.values())
+        for benchmark in run["benchmarks"]:
+            for label, unit, values in _figures(benchmark):
+                subject = subject if label.startswith("the same") else label.partition(":")[0]
+                line = lines.setdefault(f"{subject}: {label}", Line(label, unit, [], benchmark["group"]))
+                line.values.extend([median(values)] if counts[benchmark["name"]] > 1 else values)
+    return list(lines.values())
 
 
 def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
@@ -121,19 +122,19 @@ def printed(report: Report) -> str:
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
-    """Write both pages' tables."""
+    """Write the peers' table and the printed reports to *readme*, the other benchmarks to *page*."""
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(of_one_cpu(runs))
-    peers = [[each.what, each.measured] for each in lines if each.group == PEERS]
-    others = [[each.what, each.measured] for each in lines if each.group != PEERS]
+    peers = [[line.label, line.measured] for line in lines if line.group == PEERS]
+    own = [[line.label, line.measured] for line in lines if line.group != PEERS]
     front = readme.read_text()
     for name in REPORTS:
-        if (file := folder / f"{name}.json").exists():
+        file = folder / f"{name}.json"
+        if file.exists():
             report = from_json(json.loads(file.read_text()))
             front = markdown_page(front, printed(report), f"{VERB}: {name}")
     readme.write_text(markdown_page(front, markdown_table(["compared", "measured"], peers), VERB))
-    table = markdown_table(["benchmark", "measured"], others)
-    page.write_text(markdown_page(page.read_text(), table, VERB))
+    page.write_text(markdown_page(page.read_text(), markdown_table(["benchmark", "measured"], own), VERB))
 
 
 def main() -> None:

@@ -250,7 +250,13 @@ def _popular_rows(subject: str, results: Sequence[Result]) -> list[Row]:
 
 
 class _Rounds:
-    """The outcome of rounds at one rate, and of the search for that rate, if there was one."""
+    """The outcome of rounds at one rate, and of the search for that rate, if there was one.
+
+    _broken  bounds that the rounds did not keep, or that no rate kept
+    _late    bounds that the generator's lateness broke
+    _best    the highest rate inside the objective; None if the rounds at it were not
+    _limit   why the search ended, if not because of the service
+    """
 
     def __init__(self, runs: HttpRuns) -> None:
         self._plan = runs.plan
@@ -268,7 +274,6 @@ class _Rounds:
             why = f": at {ended.offered:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
             self._broken.append(f"no rate was inside the objective {self._objective}{why}")
         self._best = None if self._broken else best
-        # Why the search ended, if not because of the service.
         self._limit = ended.doubts[0] if ended and ended.is_unclear else ""
 
     @property
@@ -278,6 +283,7 @@ class _Rounds:
 
     @property
     def outcome(self) -> Outcome:
+        """The answer, figures and plots; without rounds, those of the search."""
         return Outcome(
             kind="http",
             answer=self._answer,
@@ -349,6 +355,7 @@ class _Rounds:
 
     @property
     def _rows(self) -> Iterator[Row]:
+        """The line of the table, and percentiles that it does not show."""
         subject = redacted(self._plan.load.url)
         rounds = self._rounds
         if self._best:

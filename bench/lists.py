@@ -42,13 +42,13 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Draw DISTINCT bodies that compress like real lists, with items by a Zipf law."""
+        """Draw DISTINCT encoded lists that compress like real ones: items by a Zipf law, scores descending."""
         rng = np.random.default_rng(0)
         summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
         drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
         scores = -np.sort(-rng.uniform(0.1, 1.0, (DISTINCT, self.items)).round(4))
         lists = (list(dict.fromkeys(row))[: self.items] for row in drawn.tolist())
-        return [encode(map(_item, *one)) for one in zip(lists, scores.tolist(), strict=True)]
+        return [encode(map(_item, numbers, row)) for numbers, row in zip(lists, scores.tolist(), strict=True)]
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of keys."""
@@ -143,7 +143,7 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
     """Compare *samples* with their releases in *store*; error responses are skipped."""
-    made = _Comparison(store)
+    comparison = _Comparison(store)
     by_release = dict[str, list[ReceivedList]]()
     for sample in samples:
         if sample.status >= 400:
@@ -152,34 +152,41 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
             for received in _received_lists(sample):
                 by_release.setdefault(received.result["release"], []).append(received)
         except (ValueError, KeyError, TypeError) as error:
-            made.compared += 1
-            made.wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
+            comparison.compared += 1
+            comparison.wrong.append(f"{sample.body[:80]!r} is not an answer: {error!r}")
     for release, lists in by_release.items():
-        await made.compare(ReleaseId(release), lists)
-    return made.result
+        await comparison.compare(ReleaseId(release), lists)
+    return comparison.result
 
 
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
+    """Yield the lists in a response to a GET, a batch, or Azure ML's form of a batch.
+
+    Raises ValueError, KeyError or TypeError for a body that is no such response.
+    """
     head, _, body = sample.request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
     response = orjson.loads(sample.body)
-    if method == "POST":
-        request = orjson.loads(body)
-        if "data" in request:  # of scoring
-            for row, result in zip(request["data"], response, strict=True):
-                yield ReceivedList(row["user"], row["n"], result)
-            return
-        for user, result in zip(request["users"], response["results"], strict=True):
-            yield ReceivedList(user, request["n"], result)
-    else:
+    if method == "GET":
         parts = urlsplit(target)
         n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
         yield ReceivedList(unquote(parts.path.rpartition("/")[2]), n, response)
+        return
+    request = orjson.loads(body)
+    if "data" in request:  # of scoring
+        for row, result in zip(request["data"], response, strict=True):
+            yield ReceivedList(row["user"], row["n"], result)
+    else:
+        for user, result in zip(request["users"], response["results"], strict=True):
+            yield ReceivedList(user, request["n"], result)
 
 
 class _Comparison:
+    """Received lists compared with those of a store; `wrong` has a sentence for each wrong list."""
+
     def __init__(self, store: Reader) -> None:
         self._store = store
+        # Ids of items that any answer shows, and users with the ids that their lists lack.
         self._shown = set[str]()
         self._lacking = list[tuple[str, set[str]]]()
         self.wrong = list[str]()
@@ -193,28 +200,30 @@ class _Comparison:
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
+        """Compare *lists* with those of a release; if it cannot be read, that is one wrong list."""
         store = self._store
         self.compared += len(lists)
         try:
             ref = (await store.catalogue()).find(release).ref
-            opened = await load_decode(store, ref, await load_manifest(store, ref))
+            decompress = await load_decode(store, ref, await load_manifest(store, ref))
             overall = POPULAR + OVERALL
             (slot,) = await store.get_many(ref, [overall])
-            popular = decode(opened(overall, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
+            popular = decode(decompress(overall, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
         except StoreError as error:
             self.wrong += [f"release {release} cannot be read to compare with: {error}"]
             return
         for start in range(0, len(lists), store.batch):
-            chunk = lists[start : start + store.batch]
-            keys = [USER + received.user for received in chunk]
-            for received, key, slot in zip(chunk, keys, await store.get_many(ref, keys), strict=True):
+            batch = lists[start : start + store.batch]
+            keys = [USER + received.user for received in batch]
+            for received, key, slot in zip(batch, keys, await store.get_many(ref, keys), strict=True):
                 if isinstance(slot, StoreError):
                     self.wrong.append(f"user {received.user}: {slot}")
                     continue
-                own = None if slot is None else decode(opened(key, slot)[OFFSET_BYTES:])
-                self._compare_one(received, own, popular)
+                own = None if slot is None else decode(decompress(key, slot)[OFFSET_BYTES:])
+                self._compare_list(received, own, popular)
 
-    def _compare_one(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
+    def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
+        """Compare with the user's stored list, None if there is none, or with *popular* if the answer says so."""
         items = received.result["items"]
         is_popular = received.result["source"] == POPULAR_SOURCE
         stored = popular if is_popular else own
@@ -233,14 +242,14 @@ def _not_stored(user: str) -> str:
 
 
 def _left_out(items: list[Item], stored: list[Item], n: int) -> set[str] | None:
-    # Items that an answer of up to *n* omits; None if it has others or another order.
-    left = set[str]()
-    rest = iter(stored)
+    """Return ids of stored items that an answer of up to *n* omits; None if it has others or another order."""
+    omitted = set[str]()
+    following = iter(stored)
     for item in items:
-        for other in rest:
-            if other == item:
+        for candidate in following:
+            if candidate == item:
                 break
-            left.add(other["id"])
+            omitted.add(candidate["id"])
         else:
             return None
-    return left if len(items) == n else left | {other["id"] for other in rest}
+    return omitted if len(items) == n else omitted | {item["id"] for item in following}

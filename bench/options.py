@@ -16,16 +16,16 @@ HOW = "How it is measured"
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
-    "headers": lambda given: [header.partition(":")[0] for header in given],
-    "urls": lambda given: [redacted(url) for url in given],
+    "headers": lambda headers: [header.partition(":")[0] for header in headers],
+    "urls": lambda urls: [redacted(url) for url in urls],
     "store": redacted,
     "account": redacted,
 }
 
 
-def require_positive(given: Mapping[str, float | None]) -> None:
-    """Raise BenchMisused naming the flag unless a number is positive."""
-    for flag, value in given.items():
+def require_positive(values: Mapping[str, float | None]) -> None:
+    """Raise BenchMisused naming the flag unless a number is positive; None is absent."""
+    for flag, value in values.items():
         if value is not None and value <= 0:
             raise BenchMisused(f"{flag} must be above zero, and is {value:g}")
 
@@ -48,9 +48,9 @@ def parse_share(text: str) -> float:
     return share
 
 
-def _parse(text: str, units: dict[str, float], what: str) -> float:
+def _parse(text: str, units: dict[str, float], expected: str) -> float:
     try:
-        return parse_quantity(text, units, what)
+        return parse_quantity(text, units, expected)
     except ValueError as error:
         raise BenchMisused(str(error)) from None
 
@@ -62,7 +62,7 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Return the set options as JSON, without secrets."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}  # type: ignore[arg-type]  # a dataclass
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # a dataclass
         values |= {name: hide(values[name]) for name, hide in SECRETS.items() if values.get(name)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value}
 

@@ -91,10 +91,10 @@ def _commit() -> str | None:
         return None
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
+        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return described.stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +204,20 @@ def serving(
 
 
 @contextmanager
-def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run `hotplate serve` on free loopback ports with *settings*; see `serving`."""
+def service_serving(
+    path: str, settings: Mapping[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[Server]:
+    """Run `hotplate serve` without cache, so that every request reads the store, on free loopback ports; see `serving`.
+
+    *settings* are variables of its environment, *options* those of the command.
+    """
     port = free_port()
     admin_port = free_port()
-    options = ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0"]
-    options += ["--workers", "1", "--drain-delay", "0"]
+    command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--workers", "1", "--drain-delay", "0"]
+    command += ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0", *options]
     url = f"http://127.0.0.1:{port}"
     env = environment() | dict(settings or {})
-    with _running([*command, *options], env, lambda: _answers(url + path), SERVICE_CORE) as process:
+    with _running(command, env, lambda: _answers(url + path), SERVICE_CORE) as process:
         yield Server(url, process.pid, f"http://127.0.0.1:{admin_port}")
 
 
@@ -229,7 +234,7 @@ def emulator_serving(*options: str, core: int = GENERATOR_CORE, latency: str | N
 
 @contextmanager
 def redis_serving(core: int = GENERATOR_CORE) -> Iterator[RedisServer]:
-    """Run a redis-server without persistence on a core."""
+    """Run a redis-server without persistence on a core; at the end it is killed, as nothing is to be saved."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [REDIS_SERVER, "--dir", folder, "--save", "", "--appendonly", "no"]
@@ -272,7 +277,7 @@ class StoreCounts(NamedTuple):
 
 
 def store_counts(service: Server) -> StoreCounts:
-    """Read a service's counts; zeros without Cosmos DB. Raises OSError."""
+    """Sum a service's metrics of its store; zeros without Cosmos DB. Raises OSError."""
     sums = dict[str, float]()
     timeouts = 0.0
     for sample in read_samples(f"{service.admin_url}/metrics"):
@@ -328,6 +333,10 @@ def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN
 def _running(
     command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
 ) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a process on a core until the block ends, which begins once *is_ready* is true.
+
+    Raises BenchFailed with its output if it ends, or is not ready in READY_WITHIN_S.
+    """
     with tempfile.TemporaryFile() as output:
         with on_core(core):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
@@ -347,9 +356,9 @@ def _running(
 
 
 def _not_started(command: Sequence[str], code: int | None, output: bytes) -> str:
-    what = f"did not answer within {READY_WITHIN_S:g} s" if code is None else f"ended at once, with exit code {code}"
+    fault = f"did not answer within {READY_WITHIN_S:g} s" if code is None else f"ended at once, with exit code {code}"
     printed = output.decode(errors="replace").strip()[-2000:]
-    return f"{' '.join(command)} {what}; it printed {printed or 'nothing'}"
+    return f"{' '.join(command)} {fault}; it printed {printed or 'nothing'}"
 
 
 def free_port() -> int:

@@ -57,13 +57,16 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     The interval needs five rounds, or five seconds.
     """
     rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
-    seconds = [second.latencies_s for result in results for second in result.seconds if second.latencies_s.size]
     pooled = Histogram.merged(rounds)
-    values = tuple(each.percentile_us(percent) for each in rounds)
-    if percent < 100 and pooled.count * (100 - percent) / 100 < ENOUGH_SAMPLES - 1e-9:
+    values = tuple(histogram.percentile_us(percent) for histogram in rounds)
+    beyond = pooled.count * (100 - percent) / 100
+    if percent < 100 and beyond < ENOUGH_SAMPLES - 1e-9:
         return Figure(None, values, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
     value = pooled.percentile_us(percent)
-    parts = rounds if len(rounds) >= MIN_ROUNDS else [Histogram.of(each) for each in seconds]
+    parts = rounds
+    if len(rounds) < MIN_ROUNDS:
+        seconds = (second.latencies_s for result in results for second in result.seconds)
+        parts = [Histogram.of(latencies_s) for latencies_s in seconds if latencies_s.size]
     if len(parts) < MIN_ROUNDS:
         return Figure(value, values)
     without = _percentiles_without(parts, percent)
@@ -72,6 +75,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
 
 
 def _percentiles_without(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
+    """Return the percentile of all parts but one, in µs, for each that is left out."""
     highest_us, counts = Histogram.table(parts)
     cumulated = np.cumsum(counts.sum(axis=0) - counts, axis=1)
     wanted = np.maximum(1, np.floor(percent * cumulated[:, -1] / 100 + 0.5))
@@ -86,23 +90,23 @@ def _jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
     # Contributions of rounds: their mean is the value, but for bias.
     log_value = math.log(value)
     count = len(without)
-    contributions = [count * log_value - (count - 1) * math.log(each) for each in without]
+    contributions = [count * log_value - (count - 1) * math.log(estimate) for estimate in without]
     centre = math.fsum(contributions) / count
     low, high = interval(contributions)
     return math.exp(log_value + low - centre), math.exp(min(log_value + high - centre, MOST_LOG))
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
-    """Return the sum of *parts* divided by that of *wholes*; both by round."""
+    """Return the sum of *parts* divided by that of *wholes*, both by round; unknown if all wholes are 0."""
     whole = sum(wholes)
     if not whole:
         return Figure(None, note="there were none")
     value = sum(parts) / whole
-    values = tuple(part / of for part, of in zip(parts, wholes, strict=True) if of)
+    values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
     if len(wholes) < MIN_ROUNDS:
         return Figure(value, values)
     # The delta method for a ratio of two means.
-    deviations = [(part - value * of) * len(wholes) / whole for part, of in zip(parts, wholes, strict=True)]
+    deviations = [(part - value * total) * len(wholes) / whole for part, total in zip(parts, wholes, strict=True)]
     low, high = interval(deviations)
     return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
 
@@ -118,20 +122,23 @@ def popular_share(results: Sequence[Result]) -> Figure:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """Return the mean of rounds."""
+    """Return the mean of *values*, one for each round; with five rounds, an interval, too."""
     if not values:
         return Figure(None, note="nothing was measured")
     total = math.fsum(values)
     count = len(values)
     if count < MIN_ROUNDS:
         return Figure(total / count, tuple(values))
-    without = tuple((total - each) / (count - 1) for each in values)
+    without = tuple((total - value) / (count - 1) for value in values)
     low, high = interval(values)
     return Figure(total / count, tuple(values), low, high, without=without)
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return *second* / *first*; the rounds left out are paired."""
+    """Return *second* / *first*, with an interval if both have as many rounds, which are paired.
+
+    Unknown if one of them is unknown or zero; without an interval, the note says why.
+    """
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
     value = second.value / first.value
@@ -141,7 +148,7 @@ def compared(first: Figure, second: Figure) -> Figure:
         return Figure(value, note=f"{len(first.without)} rounds and {len(second.without)} are no pairs")
     if min(*first.without, *second.without) <= 0:
         return Figure(value, note="it was zero in all rounds but one")
-    without = tuple(two / one for one, two in zip(first.without, second.without, strict=True))
+    without = tuple(after / before for before, after in zip(first.without, second.without, strict=True))
     low, high = _jackknife(value, without)
     return Figure(value, (), low, high, without=without)
 
@@ -161,14 +168,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
-    # For each of RHOS: mean, standard error and weight.
+    """Return mean, standard error and weight of *y* for each autocorrelation of RHOS.
+
+    The transform of Prais and Winsten makes the values independent. A regression on the transformed constant gives
+    their mean, and its likelihood, times PRIOR, the weight.
+    """
     first = np.sqrt(1 - RHOS**2)
     rho = RHOS[:, None]
     white = np.column_stack([first * y[0], y[1:] - rho * y[:-1]])
-    ones = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])
-    information = (ones**2).sum(axis=1)
-    centres = (ones * white).sum(axis=1) / information
-    squares = np.maximum(((white - centres[:, None] * ones) ** 2).sum(axis=1), 1e-12)
+    constant = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])
+    information = (constant**2).sum(axis=1)
+    centres = (constant * white).sum(axis=1) / information
+    squares = np.maximum(((white - centres[:, None] * constant) ** 2).sum(axis=1), 1e-12)
     free = len(y) - 1
     logs = np.log(first) - np.log(information) / 2 - free / 2 * np.log(squares)
     weights = PRIOR * np.exp(logs - logs.max())
@@ -176,8 +187,11 @@ def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _quantile(centres: Floats, errors: Floats, weights: Floats, free: int, tail: float) -> float:
+    """Return the quantile *tail* of a weighted mixture of Student's t with *free* degrees of freedom."""
     low = float((centres - 1e3 * errors).min())
     high = float((centres + 1e3 * errors).max())
-    return float(
-        brentq(lambda value: float((weights * stdtr(free, (value - centres) / errors)).sum()) - tail, low, high)
-    )
+
+    def excess(value: float) -> float:
+        return float((weights * stdtr(free, (value - centres) / errors)).sum()) - tail
+
+    return float(brentq(excess, low, high))

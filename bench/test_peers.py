@@ -59,16 +59,17 @@ def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: L
     ratios = list[float]()
 
     def round_of_both() -> None:
-        (rate, cpu), (other_rate, other_cpu) = saturate(*ours), saturate(*peers)
-        cpu_us.append(cpu)
-        cpu_ratios.append(cpu / other_cpu)
-        ratios.append(rate / other_rate)
+        own = saturate(*ours)
+        other = saturate(*peers)
+        cpu_us.append(own.cpu_us)
+        cpu_ratios.append(own.cpu_us / other.cpu_us)
+        ratios.append(own.rate / other.rate)
 
     saturate(*ours)
     saturate(*peers)
     benchmark.pedantic(round_of_both, rounds=ROUNDS)
     benchmark.extra_info["figures"] = [
-        [f"{names[0]}: requests/s and core", "/s", [1e6 / each for each in cpu_us]],
+        [f"{names[0]}: requests/s and core", "/s", [1e6 / used_us for used_us in cpu_us]],
         ["the same: CPU", "µs", cpu_us],
         [f"the same: CPU against {names[1]}", TIMES, cpu_ratios],
         [f"the same: rate against {names[1]}", TIMES, ratios],

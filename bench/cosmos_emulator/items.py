@@ -96,7 +96,10 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
 
 
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
-    """Create, upsert, replace or delete an item."""
+    """Create, upsert, replace or delete an item, and charge its partition.
+
+    *item_id* is that in the path, empty for a create or an upsert, whose id is in the body.
+    """
     request = context.request
     item = {} if verb == "delete" else request.object()
     key = key_of(request)

@@ -165,7 +165,7 @@ class HttpConnection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Handle a request."""
+        """Answer a complete request; 413 if its body was too large."""
         if self._is_closing:
             return
         keep_alive = self._parser.should_keep_alive()

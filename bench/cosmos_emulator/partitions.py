@@ -189,7 +189,7 @@ class Partitions:
         return f'"{self._next_id}"'
 
     def to_json(self, container_rid: str) -> list[dict[str, object]]:
-        """Return the ranges in the service's format."""
+        """Return the ranges of keys in the service's format."""
         return [
             {
                 "_rid": container_rid,

@@ -35,7 +35,7 @@ Conditions = Mapping[str, list[Any]]
 
 
 def parse_query(request: Request) -> Conditions:
-    """Parse a request's query and parameters."""
+    """Return the accepted values by property; raises 400 for what is not supported."""
     fields = request.object()
     text = fields.get("query")
     parameters = fields.get("parameters") or []

@@ -77,7 +77,7 @@ class EmulatedOffer:
         return minimum_ru(self.highest_ru, stored_bytes, autoscale=self.throughput.autoscale)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the service's JSON."""
+        """Return the offer in the service's format, by which SDKs tell manual from autoscale."""
         ru = self.throughput.ru
         content: dict[str, Any] = {"offerThroughput": ru, "offerIsRUPerMinuteThroughputEnabled": False}
         if self.throughput.autoscale:
@@ -117,7 +117,7 @@ class Container:
         self.offer = EmulatedOffer(rid, self, throughput, throughput.ru)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the service's JSON."""
+        """Return the container in the service's format."""
         return {
             "id": self.name,
             "indexingPolicy": {
@@ -232,7 +232,7 @@ def create_container(
 
 
 def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> EmulatedOffer:
-    """Change a container's throughput; raises 400."""
+    """Change a container's throughput, which may split its partitions; raises 400 below its minimum."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
     if throughput.ru < offer.minimum_ru:

@@ -75,27 +75,20 @@ async def running(
     settings: EmulatorSettings,
     extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler,
 ) -> AsyncIterator[RunningEmulator]:
-    """Run an emulator; *extend* may wrap its handler."""
-    if settings.consistency not in CONSISTENCIES:
-        raise BenchMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
+    """Run an emulator, with a listener for each region; *extend* may wrap its handler. Raises BenchMisused."""
     context = _tls_context(settings)
-    scheme = "http" if context is None else "https"
-    ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
-    regions = tuple(zip(REGIONS, ports, strict=False))
-    account = EmulatedAccount(load(settings.charges or OURS), regions, settings.consistency)
-    service = Service(account, Authenticator(settings.key))
-    if settings.latency is not None:
-        service.latency = parse_latency(settings.latency)
+    service = _service(settings)
     handler = extend(service, partial(_answer, service))
+    scheme = "http" if context is None else "https"
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
     try:
-        for region, port in enumerate(ports):
+        for region, (_, port) in enumerate(service.account.regions):
             accept = partial(HttpConnection, handler, emulator.connections, region, scheme)
             listeners.append(await loop.create_server(accept, settings.host, port, ssl=context))
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
-        account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
+        service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
     finally:
         for listener in listeners:
@@ -103,6 +96,17 @@ async def running(
         await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)
         for connection in list(emulator.connections):
             connection.reset()
+
+
+def _service(settings: EmulatorSettings) -> Service:
+    """Return a service with an empty account. Raises BenchMisused for settings that it cannot have."""
+    if settings.consistency not in CONSISTENCIES:
+        raise BenchMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
+    ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
+    regions = tuple(zip(REGIONS, ports, strict=False))
+    account = EmulatedAccount(load(settings.charges or OURS), regions, settings.consistency)
+    latency = None if settings.latency is None else parse_latency(settings.latency)
+    return Service(account, Authenticator(settings.key), latency=latency)
 
 
 def _answer(service: Service, request: Request) -> HttpResponse:

@@ -105,7 +105,7 @@ class ResourceRoute:
 
 @lru_cache(16384)
 def route_of(path: str) -> ResourceRoute:
-    """Parse a percent-encoded path; raises 400 or 404."""
+    """Parse a percent-encoded path, and tell what its signature covers; raises 400 or 404."""
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
@@ -124,7 +124,7 @@ def route_of(path: str) -> ResourceRoute:
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
-    """Return a request's operation in metrics and faults."""
+    """Return a request's operation in metrics and faults, as `read item`, by method and headers."""
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
@@ -166,7 +166,7 @@ class Service:
     _activities: int = 0
 
     def answer(self, request: Request) -> HttpResponse:
-        """Answer a request; never raises."""
+        """Answer a request, with the latency of the data plane, and count it; never raises."""
         operation = "unreadable"
         try:
             route = route_of(request.path)

@@ -45,7 +45,10 @@ Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
 async def sleep_until_due(tick: Tick) -> None:
-    """Call *tick* at each due time, by a timerfd: ~50 µs late, where the loop's timer is ~1 ms late."""
+    """Call *tick*, which returns the next due time, at each due time until it returns None.
+
+    A timerfd is ~50 µs late, where the loop's timer is ~1 ms late.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     # os.timerfd_create needs Python 3.13.
     timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,6 +86,7 @@ class Recorder:
     """Counts and times of one run, at 8 bytes a request."""
 
     def __init__(self, observe: Sequence[str] = (), sample_every: int = 0) -> None:
+        """Count values of the fields *observe* of JSON bodies, and keep one of *sample_every* responses (0: none)."""
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
         self._sample_every = sample_every
         self._until_sample = sample_every
@@ -100,15 +104,15 @@ class Recorder:
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
-        """Record a response."""
+        """Count a response's status and observed values, and keep it if its turn has come."""
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
             if request.startswith(b"POST"):  # one per list of a batch
                 _, *pieces = body.split(b'"%b":"' % name.encode())  # faster than the pattern
                 self._seen[name].update([piece[: piece.find(b'"')] for piece in pieces] or [b""])
                 continue
-            found = pattern.search(body)
-            self._seen[name][found[1] if found else b""] += 1
+            match = pattern.search(body)
+            self._seen[name][match[1] if match else b""] += 1
         if self._sample_every:
             self._until_sample -= 1
             if not self._until_sample:
@@ -147,7 +151,10 @@ class Recorder:
 
 
 class LoadGenerator:
-    """The connections and queue of one run; *clock*, *keep_pace* and *connect* can be virtual."""
+    """The connections and queue of one run; *clock*, *keep_pace* and *connect* can be virtual.
+
+    A due request is *offered*: sent by an idle connection, or else it waits for one, or is dropped.
+    """
 
     def __init__(
         self,
@@ -157,6 +164,7 @@ class LoadGenerator:
         keep_pace: Pacer | None = None,
         connect: Connect | None = None,
     ) -> None:
+        """Open nothing yet; times are those of *clock*, which is that of *keep_pace*, too."""
         self._load = load
         self._clock = clock
         self._keep_pace = keep_pace or sleep_until_due
@@ -175,7 +183,10 @@ class LoadGenerator:
         self._recorder = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Run the load, and wait for requests in flight."""
+        """Connect, run the load, wait for requests in flight, and close all connections.
+
+        *begin* is awaited once the connections are there; without it, the run begins at once.
+        """
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
@@ -200,6 +211,7 @@ class LoadGenerator:
         self._stopped.set()
 
     async def _traffic(self) -> None:
+        """Offer all requests of the run, and wait for those in flight."""
         self._end_s = self._start_s + self._load.duration_s
         if self._load.rate is None:
             await asyncio.sleep(self._start_s - self._clock())
@@ -209,7 +221,7 @@ class LoadGenerator:
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
-        while self._waiting or any(each.tag is not None for each in self._open):  # noqa: ASYNC110 -- an event costs more
+        while self._waiting or any(connection.tag is not None for connection in self._open):  # noqa: ASYNC110 -- an event costs more
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
@@ -223,6 +235,7 @@ class LoadGenerator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _offer_due(self) -> float | None:
+        """Offer all requests that are due, and record their delay; return the next due time, None at the end."""
         while self._next_s is not None:
             due_s = self._start_s + self._next_s
             now_s = self._clock()
@@ -230,7 +243,9 @@ class LoadGenerator:
                 return due_s
             self._next_s = next(self._dues, None)
             self._offer(due_s)
-            self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
+            # Sent at once, or only queued: the wait for a connection is the service's.
+            handled_s = self._last_sent_s if self._last_sent_s > due_s else self._clock()
+            self._recorder.late(handled_s - due_s)
         return None
 
     def _offer(self, due_s: float) -> None:
@@ -250,6 +265,7 @@ class LoadGenerator:
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
+        """Mark the end of each second, and fail requests that have timed out, until it is cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
@@ -294,7 +310,7 @@ class LoadGenerator:
         await asyncio.get_running_loop().create_connection(make, target.host, target.port, ssl=target.tls)
 
     def on_ready(self, connection: LoadConnection) -> None:
-        """See `hotplate.stores.http1.ConnectionListener`."""
+        """Send the request that waits longest, or else keep the connection, as a `ConnectionListener`."""
         if connection not in self._open:
             self._open.add(connection)
             self._recorder.opened += 1
@@ -304,7 +320,7 @@ class LoadGenerator:
             self._idle.append(connection)
 
     def on_response(self, connection: LoadConnection, tag: Sent) -> None:
-        """See `hotplate.stores.http1.ConnectionListener`."""
+        """Record a response, from when its request was due; a closed loop sends the next request."""
         due_s, request = tag
         now_s = self._clock()
         self._last_read_s = now_s
@@ -329,7 +345,7 @@ class LoadGenerator:
             asyncio.get_running_loop().call_later(RETRY_S, self._offer_one)
 
     def on_closed(self, connection: LoadConnection, *, unsolicited: bool) -> None:
-        """See `hotplate.stores.http1.ConnectionListener`."""
+        """Forget a connection, and replace it if requests wait."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -341,6 +357,7 @@ class LoadGenerator:
             self._offer(now_s)
 
     def _result(self, cpu_share: float) -> Result:
+        """Return what was recorded; an early end, or answers after the end, change the duration."""
         load = self._load
         recorder = self._recorder
         elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
@@ -389,7 +406,7 @@ class LoadWorker:
         return self._process.pid
 
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
-        """Make one run; blocks until its end.
+        """Make one run in the process; blocks until its end.
 
         *on_the_second* begins it with a second of the clock, as RU/s budgets do. Ctrl-C gives an `interrupted` result.
         Raises BenchFailed if the process dies.
@@ -415,7 +432,7 @@ class LoadWorker:
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
-    """Make one run on command of the parent."""
+    """Make one run on command of the parent, which sends its start, and perhaps STOP."""
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
     begun: asyncio.Future[float] = loop.create_future()
@@ -444,9 +461,9 @@ async def make_run(channel: Channel, load: Load) -> Result:
 
 
 def work_until_closed(channel: Channel) -> None:
-    """Make runs until the channel's other end is closed."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # the parent ends its workers
-        signal.signal(each, signal.SIG_IGN)
+    """Make a run for each load that the parent sends, until its end of the channel is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends its workers
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()

@@ -31,7 +31,7 @@ class InTurn:
     """Keys in order, repeatedly: the worst case for caches."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """Yield blocks of BLOCK positions below *count*, infinitely."""
+        """Yield blocks of BLOCK positions below *count*, infinitely, from a random one on."""
         for start in itertools.count(int(rng.integers(count)), BLOCK):
             yield np.arange(start, start + BLOCK) % count
 
@@ -41,7 +41,7 @@ class Uniform:
     """Uniformly random keys."""
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `InTurn`."""
+        """Yield blocks of BLOCK random positions below *count*, infinitely."""
         while True:
             yield rng.integers(count, size=BLOCK)
 
@@ -57,7 +57,7 @@ class Zipf:
             raise BenchMisused(f"the exponent of zipf is above 0 and at most 10, not {self.exponent:g}")
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """See `InTurn`."""
+        """Yield blocks of BLOCK random positions below *count*, infinitely."""
         summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
         order = np.random.default_rng(count).permutation(count)  # same in every run
         while True:
@@ -81,6 +81,7 @@ class RequestKeys:
             raise BenchMisused("a key to request is missing")
 
     def __iter__(self) -> Iterator[str]:
+        """Yield ids, infinitely, of which a share `unknown` is made up."""
         rng = np.random.default_rng(self.seed)
         for positions in self.draw.blocks(len(self.ids), rng):
             drawn = [self.ids[position] for position in positions.tolist()]
@@ -113,7 +114,7 @@ class Gets:
             raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """See `Requests`."""
+        """Yield complete GETs, infinitely; without keys, all are the same."""
         before, _, after = self.path.partition(KEY)
         head = f"GET {before}".encode()
         tail = after.encode() + _request_tail(host, headers)
@@ -131,7 +132,7 @@ class Posts:
     score: bool = False
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """See `Requests`."""
+        """Yield complete POSTs of the next users, infinitely, in our form or in Azure ML's."""
         drawn = iter(self.keys)
         path = SCORE_PATH if self.score else BATCH_PATH
         while True:
@@ -159,7 +160,7 @@ def status_is_good(status: int, body: bytes) -> str | None:
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
-    """Yield due times in seconds: evenly spaced, or with a *seed* by a Poisson process."""
+    """Yield due times in seconds from the start: evenly spaced, or with a *seed* by a Poisson process."""
     rng = None if seed is None else np.random.default_rng(seed)
     passed = 0.0
     for block in itertools.count():
@@ -198,6 +199,7 @@ class Load:
     sample_every: int = 0
 
     def __post_init__(self) -> None:
+        """Check everything that would break a request. Raises BenchMisused."""
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise BenchMisused(f"the target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}")

@@ -1,4 +1,8 @@
-"""Counts, latencies in HDR histograms, and validity of a run."""
+"""Counts, latencies in HDR histograms, and validity of a run.
+
+A request is due at a time of the schedule, whether or not earlier ones were answered. The generator's lag is the time
+from then until it handled the request; a run with much of it says nothing of the service.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +40,7 @@ class Histogram:
 
     @classmethod
     def of(cls, seconds: Seconds) -> "Histogram":
-        """Count times in seconds."""
+        """Count times in seconds; those beyond 60 s count as 60 s."""
         histogram = cls()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
         if len(times_us):
@@ -213,7 +217,7 @@ class Result:
         return [*reasons, *lateness([self])]
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON, with latencies as an HDR histogram."""
+        """Return the run as JSON, with latencies as an HDR histogram instead of single ones."""
         left_out = {"samples", "seconds", "lags_s", "statuses"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return plain | {

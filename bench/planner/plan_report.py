@@ -377,7 +377,7 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield the plan's warnings."""
+    """Yield what a reader of the plan should know besides: hot users, limits, slow publishes, missing prices."""
     inputs = plan.inputs
     hot, skew, partitions = (plan.number(name) for name in ("hot_key_ru", "skew", "partitions"))
     if hot > new_partition_ru(inputs) * inputs.ru_utilisation or skew >= 2:
@@ -414,7 +414,10 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read inputs and any figures to check. Raises PlanMisused."""
+    """Read a saved plan: inputs, and under [check] figures and the growth that they may have.
+
+    Raises PlanMisused for other keys or values.
+    """
     facts = read_toml(path)
     check = facts.pop(CHECK, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:

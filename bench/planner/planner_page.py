@@ -148,7 +148,7 @@ class PlannerPage:
 
 
 def application(page: PlannerPage, token: str) -> web.Application:
-    """Return the page's routes, all below */TOKEN/*."""
+    """Return the page's routes, all below */TOKEN/*: its files, and JSON of fields, plan and plots."""
     drawing = asyncio.Lock()
 
     async def file(request: web.Request) -> web.Response:

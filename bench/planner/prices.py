@@ -138,7 +138,7 @@ def load(path: Path = OURS) -> Prices:
 
 
 def parse(text: str) -> Prices:
-    """Parse a file of prices. Raises KeyError, TypeError or ValueError."""
+    """Parse a file of prices, sizes of Redis in ascending order. Raises KeyError, TypeError or ValueError."""
     tables = tomllib.loads(text)
     currency = tables["currency"]
     if not isinstance(currency, str) or len(currency) != 3 or not currency.isalpha() or not currency.isupper():

@@ -42,7 +42,7 @@ class Option:
 
 
 def price(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Option, ...]:
-    """Enter what the options cost, and return them."""
+    """Enter what each way to serve the load costs, and return them in the order of STORES."""
     month = f"{prices.currency}/month"
     _carried(table, inputs, month)
     _manual_cost(table, inputs, month)

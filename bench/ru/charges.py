@@ -78,9 +78,12 @@ class MeasuredCharges:
 
     def points(self, operation: str) -> list[tuple[float, float]]:
         """Return measured charges by KB, then ours for larger items."""
-        found = [(float(one.size_kb), one.measured_ru) for one in self.by_size if one.operation == operation]
-        known = self.ours.read_points if operation == "read" else self.ours.write_points
-        return found + [point for point in known if point[0] > found[-1][0]]
+        measured = [
+            (float(charge.size_kb), charge.measured_ru) for charge in self.by_size if charge.operation == operation
+        ]
+        largest_kb, _ = measured[-1]
+        ours = self.ours.read_points if operation == "read" else self.ours.write_points
+        return measured + [(size_kb, ru) for size_kb, ru in ours if size_kb > largest_kb]
 
     def to_toml(self) -> str:
         """Return a file of coefficients, each marked as measured or ours."""
@@ -91,22 +94,24 @@ class MeasuredCharges:
             lines += ["", f"[{section}]"]
             if operation := POINTS.get(section):
                 points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
-                largest = max(one.size_kb for one in self.by_size)
+                largest = max(charge.size_kb for charge in self.by_size)
                 lines += [f"# measured up to {largest} KB; ours beyond", f"points = [{points}]"]
-            for name in coefficients:
-                if name.endswith("_points"):
-                    continue
-                found = self.small.get(name)
-                ours = getattr(self.ours, name)
-                value = str(ours).lower() if isinstance(ours, bool) else f"{ours if found is None else found:g}"
-                lines.append(
-                    f"{name.partition('_')[2]} = {value}  # {'not measured: ours' if found is None else 'measured'}"
-                )
+            lines += [self._toml_line(name) for name in coefficients if not name.endswith("_points")]
         return "\n".join([*lines, ""])
+
+    def _toml_line(self, coefficient: str) -> str:
+        """Return the line of a coefficient, as `read_missing`, in its section, as `[read]`."""
+        origin = "measured"
+        value = self.small.get(coefficient)
+        if value is None:
+            origin = "not measured: ours"
+            value = getattr(self.ours, coefficient)
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+        return f"{coefficient.partition('_')[2]} = {shown}  # {origin}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        by_size = [one._asdict() for one in self.by_size]
+        by_size = [charge._asdict() for charge in self.by_size]
         return {"subject": self.subject, "when": self.when, "charges": by_size, "coefficients": dict(self.small)}
 
 
@@ -127,8 +132,9 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator[Charge]:
+    """Yield the median charge of each operation on TIMES items of a size, and our charge of it."""
     size = size_kb * KB
-    found = dict[str, list[float]]()
+    measured_ru = dict[str, list[float]]()
     for body in _bodies(size_kb, TIMES):
         name = body["id"]
         requests: Mapping[str, Callable[..., object]] = {
@@ -138,17 +144,22 @@ def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator
             "delete": partial(container.delete_item, name, name),
         }
         for operation, request in requests.items():
-            received = list[Mapping[str, Any]]()
-            request(response_hook=lambda headers, *_, received=received: received.append(headers))
-            found.setdefault(operation, []).append(_charge(received[-1]))
-    known = {
+            measured_ru.setdefault(operation, []).append(_charge_of(request))
+    ours_ru = {
         "create": ours.create(size, 0),
         "read": ours.read(size),
         "upsert": ours.replace(size, size, 0, 0),
         "delete": ours.delete(size, 0),
     }
-    for operation, charges in found.items():
-        yield Charge(operation, size_kb, median(charges), known[operation])
+    for operation, charges_ru in measured_ru.items():
+        yield Charge(operation, size_kb, median(charges_ru), ours_ru[operation])
+
+
+def _charge_of(request: Callable[..., object]) -> float:
+    """Make a request of azure-cosmos; return its charge."""
+    received = list[Mapping[str, Any]]()
+    request(response_hook=lambda headers, *_: received.append(headers))
+    return _charge(received[-1])
 
 
 def _missing(container: ContainerProxy) -> float:
@@ -160,17 +171,20 @@ def _missing(container: ContainerProxy) -> float:
 
 
 def _charge(headers: Mapping[str, Any]) -> float:
-    if not (found := headers.get(HttpHeaders.RequestCharge)):
+    charge_ru = headers.get(HttpHeaders.RequestCharge)
+    if not charge_ru:
         raise BenchFailed("a response has no charge; is this Cosmos DB?")
-    return float(found)
+    return float(charge_ru)
 
 
 def _bodies(size_kb: int, count: int) -> list[dict[str, Any]]:
+    """Return items that take *size_kb* with the system properties."""
     bodies = [{"id": f"{size_kb}k-{number:08d}", "pad": ""} for number in range(count)]
     return [body | {"pad": "x" * (size_kb * KB - SYSTEM_BYTES - len(orjson.dumps(body)))} for body in bodies]
 
 
 def _replace_share(by_size: Sequence[Charge]) -> float:
-    created = {one.size_kb: one.measured_ru for one in by_size if one.operation == "create"}
-    upserts = (one for one in by_size if one.operation == "upsert")
-    return round(median(one.measured_ru / (2 * created[one.size_kb]) for one in upserts), 4)
+    """Return the charge of replacing an item, divided by that of creating both the old and the new one."""
+    created_ru = {charge.size_kb: charge.measured_ru for charge in by_size if charge.operation == "create"}
+    upserts = (charge for charge in by_size if charge.operation == "upsert")
+    return round(median(upsert.measured_ru / (2 * created_ru[upsert.size_kb]) for upsert in upserts), 4)

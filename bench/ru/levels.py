@@ -103,7 +103,10 @@ class LevelTrial(Trial):
 
 
 def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
-    """Return a trial with a run's counted seconds."""
+    """Return a trial with a run's counted seconds, without LEAD_S and TAIL_S.
+
+    *rate* is in reads/s, *share* that of the level's capacity; the counts are of the whole run.
+    """
     counted = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
     first = sum(second.due for second in result.seconds[:LEAD_S])
     lags_s = result.lags_s[first : first + sum(second.due for second in counted)]
@@ -311,7 +314,7 @@ class Sweep:
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
-    """Return the report of a sweep."""
+    """Return the report of a sweep: a line for each level, and a plot over the offered load."""
     levels = sweep.levels
     account = sweep.options.account
     return Outcome(
@@ -341,6 +344,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
+    """Return what is measured, exact and priced."""
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     regions = ""
     if sweep.regions > 1:

@@ -1,7 +1,6 @@
 """`hotplate bench ru`: reads/s at each level of throughput, without a cache."""
 
 import itertools
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -79,7 +78,7 @@ class SweepPlan:
 
 
 def plan(options: SweepOptions) -> SweepPlan:
-    """Validate options. Raises BenchMisused and StoreMisused."""
+    """Validate options, with defaults for levels and sizes. Raises BenchMisused and StoreMisused."""
     listed = options.levels or (AUTOSCALE_LEVELS if options.autoscale else MANUAL_LEVELS)
     levels = tuple(sorted({_parse_level(level, autoscale=options.autoscale) for level in listed.split(",")}))
     least = minimum_ru(levels[-1], 0, autoscale=options.autoscale)
@@ -233,10 +232,9 @@ class _SweepMeasurement:
         published = database.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
         self._display.start("starting a service")
-        command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # every request reads the store
         # Otherwise other processes make the service miss its deadline of 50 ms.
         with (
-            process.service_serving(command, PATH.format(key=users[0]), database.settings) as service,
+            process.service_serving(PATH.format(key=users[0]), database.settings) as service,
             process.before_others(service, *servers),
         ):
             charge_ru = read_charge(service, users)

@@ -50,20 +50,21 @@ class SizedLists:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """Users, alternating between partitions."""
-        held: list[list[str]] = [[] for _ in range(self.parts)]
+        """Users, alternating between partitions, so that any run of them spends all budgets evenly."""
+        by_partition: list[list[str]] = [[] for _ in range(self.parts)]
         number = 0
-        while min(map(len, held)) * self.parts < self.count:
+        while min(map(len, by_partition)) * self.parts < self.count:
             user = f"{number:08d}"
-            held[partition_of(name_of(USER + user), self.parts)].append(user)
+            by_partition[partition_of(name_of(USER + user), self.parts)].append(user)
             number += 1
-        return tuple(user for turn in zip(*held, strict=False) for user in turn)[: self.count]
+        return tuple(user for users in zip(*by_partition, strict=False) for user in users)[: self.count]
 
     @property
     def body(self) -> bytes:
         """The list of every user, as long as fits."""
-        empty, ten = (self._stored_bytes(items) for items in (1, 11))
-        items = 1 + (self.size_kb * KB - empty) * 10 // (ten - empty)
+        shortest = self._stored_bytes(1)
+        ten_bytes = self._stored_bytes(11) - shortest  # of ten more items
+        items = 1 + (self.size_kb * KB - shortest) * 10 // ten_bytes
         while self._stored_bytes(items) > self.size_kb * KB:
             items -= 1
         return _list_of(items)
@@ -134,6 +135,7 @@ class Sandbox:
         return asyncio.run(self._publish(lists))
 
     async def _publish(self, lists: SizedLists) -> Published:
+        """Publish, and divide what it cost beyond the overhead of any publish by the number of rows."""
         rows = lists.rows()
         spent = ChargeCounter()
         batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
@@ -206,12 +208,12 @@ def sandbox(
     url: str, ru: int, environment: Mapping[str, str] | None = None, *, autoscale: bool = False
 ) -> Iterator[Sandbox]:
     """Yield a temporary database in the account of *url*; drops it at the end, also after Ctrl-C."""
-    made = Sandbox(own_url(url, Throughput(ru, autoscale)), os.environ if environment is None else environment)
+    database = Sandbox(own_url(url, Throughput(ru, autoscale)), os.environ if environment is None else environment)
     try:
-        yield made
+        yield database
     finally:
         with handling(dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_IGN)):
-            made.drop()  # takes seconds; a database costs money
+            database.drop()  # takes seconds; a database costs money
 
 
 @asynccontextmanager

@@ -29,7 +29,10 @@ Counts = dict[tuple[str, str, int], Counter[int]]
 
 
 async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyTrace:
-    """Read lists one by one, IN_FLIGHT at a time, for at most WITHIN_S. Raises BenchFailed without an answer."""
+    """Read lists of *users* in turn, IN_FLIGHT at a time, until *reads* or for WITHIN_S.
+
+    Raises BenchFailed without an answer.
+    """
     counted: Counts = {}
     async with opened(url) as store:
         read = partial(_timed_read, store, await live_in(store), counted)
@@ -53,6 +56,7 @@ async def _read_all(read: Callable[[str], Awaitable[None]], keys: Iterator[str])
 
 
 async def _timed_read(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
+    """Read one list, and count its latency unless it failed; *counted* is changed."""
     loop = asyncio.get_running_loop()
     call = TracedCall()
     reset = traced_call.set(call)

@@ -122,7 +122,7 @@ def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
-    """Parse the options. Raises BenchMisused."""
+    """Return the settings of the rounds. Raises BenchMisused for invalid options."""
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
     if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
@@ -241,7 +241,7 @@ class Summary:
             yield replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
 
     def rows(self) -> Iterator[Row]:
-        """Yield report rows."""
+        """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units."""
         cpu_us = self.cpu.value
         results = self.store.results
         charge_ru = read_ru(self.store)
@@ -263,7 +263,7 @@ def read_ru(store: StoreRuns) -> float | None:
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
-    """Summarise the runs of one store."""
+    """Return the figures of one store, whose cost is that of *rate* reads a second."""
     if not store.sound:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
@@ -282,7 +282,7 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report a comparison."""
+    """Report a comparison; verdicts are given only if all stores were measured and served what they should."""
     rate = parse_rate(options.rate)
     prices = load_prices()
     if options.cpu_hour is not None:
@@ -379,7 +379,7 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Lines on p50, p99, CPU, cost and stalls."""
+        """Lines on p50, p99, CPU, cost and stalls, by name, as far as two stores can be compared."""
         lines = dict[str, str]()
         for name in ("p50", DECISIVE):
             if ranking := _rank_latency(name, self._timed):
@@ -481,7 +481,7 @@ def _latencies(store: Summary) -> str:
 
 
 def plots(stores: Sequence[Summary]) -> list[Plot]:
-    """Plot each store's p99 by round, if the table has one."""
+    """Plot each store's p99 by round, if the table has one; no plot if none has."""
     curves = list[Curve]()
     for store in stores:
         figure = store.latencies[DECISIVE]

@@ -4,7 +4,6 @@ import asyncio
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,11 +125,10 @@ def prepared_stores(
     names = store_names(urls)
     lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, make_up=make_up))
     first = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
-    command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
-    command += ["--budget", f"{PATIENCE_S:g}"]
+    options = ("--budget", f"{PATIENCE_S:g}")
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services")
-        services = [stack.enter_context(process.service_serving(command, first, store_settings(url))) for url in urls]
+        services = [stack.enter_context(process.service_serving(first, store_settings(url), options)) for url in urls]
         stack.enter_context(process.before_others(*services))
         candidates = map(Candidate, names, urls, lists.manifests, services)
         yield Setup(tuple(candidates), lists.users, lists.notes)
@@ -179,8 +177,7 @@ async def _share_lists(names: Mapping[str, str], users: int, display: ProgressDi
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
-            shape = Shape(users, LIST_LENGTH)
-            await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+            await _generate_lists(source, users, display)
         release = await live_in(source)
         for name, store in zip(names.values(), stores, strict=True):
             if (await store.catalogue()).live_ref is None:
@@ -189,6 +186,11 @@ async def _share_lists(names: Mapping[str, str], users: int, display: ProgressDi
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
         first_users = await _first_users(source, release, users)
     return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
+
+
+async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
+    shape = Shape(users, LIST_LENGTH)
+    await publish_rows(store, shape.batches(shape.values()), shape.plan, "zstd", display.step)
 
 
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
@@ -327,7 +329,10 @@ class Rounds:
         self._interrupted = False
 
     def run(self) -> Measured:
-        """Make all rounds; Ctrl-C discards an incomplete one."""
+        """Make all rounds, then compare the kept responses with the stores.
+
+        Ctrl-C discards an incomplete round. Rounds with a late generator are left out if enough remain.
+        """
         with LoadWorker(process.GENERATOR_CORE) as worker:
             began_s = time.monotonic()
             try:

@@ -62,8 +62,8 @@ def a_report() -> Report:
 
 def test_only_a_measured_cpu_time_is_called_cpu() -> None:
     """Wall time of a publish was once published as its CPU time."""
-    assert lines_of([run(1)])[0].what == "a read: CPU"
-    assert lines_of([run(1, timer="perf_counter")])[0].what == "a read: wall time"
+    assert lines_of([run(1)])[0].label == "a read: CPU"
+    assert lines_of([run(1, timer="perf_counter")])[0].label == "a read: wall time"
 
 
 def test_figures_of_different_cpus_are_not_merged() -> None:
