@@ -443,8 +443,11 @@ class Comparison:
                 figures = ", ".join(f"{store.name} {_ms(store.latencies[name])}" for store in slower)
                 alike = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
                 return least.name, f"{name} {_ms(least.latencies[name])} ms, {figures}{alike}"
-        figures = ", ".join(f"{store.name} {_ms(store.latencies[DECISIVE])} ms" for store in timed)
-        return "", f"No difference in speed is proven ({DECISIVE}: {figures})"
+        for name in (DECISIVE, "p50"):
+            if all(store.latencies[name].value is not None for store in timed):
+                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])} ms" for store in timed)
+                return "", f"No difference in speed is proven ({name}: {figures})"
+        return "", "No difference in speed is proven: too few answers"
 
     def _redis_plan(self) -> CapacityPlan | None:
         """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""

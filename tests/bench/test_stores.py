@@ -63,13 +63,13 @@ def releases(url: str) -> list[str]:
 
 
 @cache
-def simulated(answer_s: float) -> Result:
-    load = Load(url="http://simulated", requests=Gets("/"), rate=2_000, duration_s=1, connections=1_000)
+def simulated(answer_s: float, rate: float) -> Result:
+    load = Load(url="http://simulated", requests=Gets("/"), rate=rate, duration_s=1, connections=1_000)
     return simulate(load, lambda arrival_s: arrival_s + answer_s)
 
 
-def a_run(answer_s: float, sources: Mapping[str, int] | None = None) -> Result:
-    result = simulated(answer_s)
+def a_run(answer_s: float, sources: Mapping[str, int] | None = None, *, rate: float = 2_000) -> Result:
+    result = simulated(answer_s, rate)
     return replace(result, seen={"source": sources or {"personal": result.ok}}, samples=())
 
 
@@ -139,6 +139,17 @@ def test_single_round_on_a_busy_machine_is_no_verdict() -> None:
     assert comparison.exit_code == 1
     assert "2 rounds were made in 0 s, and a verdict needs 5" in comparison.failures[0]
     assert comparison.row("files", "p50").value is not None  # type: ignore[union-attr]  # what was measured is shown
+
+
+def test_unknown_p99_is_not_shown_as_zero() -> None:
+    """Two rounds of few answers ended with "p99: files 0 ms, Redis 0 ms"."""
+    files = store_runs("files", "file:///a", [a_run(0.002, rate=100)] * 2)
+    redis = store_runs("Redis", "redis://a", [a_run(0.003, rate=100)] * 2)
+    compared = summary(files, redis)
+    p99 = compared.row("files", "p99")
+    assert p99 is not None
+    assert p99.value is None
+    assert compared.sentence.startswith("No difference in speed is proven (p50: files 2.0 ms, Redis 3.0 ms).")
 
 
 def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
