@@ -110,16 +110,15 @@ def report(
     short = [*shortage(plan)]
     carries_only = plan.sourced.carries_only
     grown = [*growth(plan, baseline)] if baseline else []
-    sentence = _carries(plan) if carries_only else _answer(plan)
     if baseline:
         inside = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-        sentence = f"{inside} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-    if short:
-        sentence = f"{short[0]}. {sentence}"
+        answer = f"{inside} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    else:
+        answer = _carries(plan) if carries_only else _answer(plan)
     is_listed = carries_only or baseline is not None
     return Report(
         kind="plan",
-        sentence=sentence,
+        sentence=". ".join((*short[:1], answer)),
         rows=() if baseline else (*_summary(plan), *_rows(plan)),
         columns=() if is_listed else _columns(plan),
         listed=True,
@@ -279,13 +278,15 @@ def _pods(count: float) -> str:
 
 def _carries(plan: CapacityPlan) -> str:
     """Say what `have_ru` carries, without users and rate."""
-    ru, reads, mean, lists = (plan.number(f"carried_{name}") for name in ("ru", "reads", "mean", "lists"))
+    reads = format_value(plan.number("carried_reads"))
+    mean = format_value(plan.number("carried_mean"))
+    lists = format_value(plan.number("carried_lists"))
     regions = plan.inputs.regions
     where = f" in each of {regions} regions" if regions > 1 else ""
     return (
-        f"{ru:,.0f} RU/s{where} carry {format_value(reads)} reads/s{' in all' if where else ''}, "
-        f"{format_value(mean)} with room for peaks, or {format_value(lists)} lists published/s, for "
-        f"{_total(plan, 'carried_cost')} {plan.prices.currency} a month"
+        f"{plan.number('carried_ru'):,.0f} RU/s{where} carry {reads} reads/s{' in all' if where else ''}, "
+        f"{mean} with room for peaks, or {lists} lists published/s, for {_total(plan, 'carried_cost')} "
+        f"{plan.prices.currency} a month"
     )
 
 
@@ -379,11 +380,12 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 def warnings(plan: CapacityPlan) -> Iterator[str]:
     """Yield what a reader of the plan should know besides: hot users, limits, slow publishes, missing prices."""
     inputs = plan.inputs
-    hot, skew, partitions = (plan.number(name) for name in ("hot_key_ru", "skew", "partitions"))
+    hot = plan.number("hot_key_ru")
+    skew = plan.number("skew")
     if hot > new_partition_ru(inputs) * inputs.ru_utilisation or skew >= 2:
         yield (
-            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {partitions:,.0f} partitions gets as "
-            f"many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
+            f"the hottest user alone takes {hot:,.0f} RU/s; as each of {plan.number('partitions'):,.0f} partitions "
+            f"gets as many as the fullest, that is {skew:,.1f} times an even load: answer that user from a cache"
         )
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"

@@ -114,6 +114,10 @@ class Prices:
         """Return the cost of RU/s-hours: 400 RU/s for 2 hours are 800."""
         return ru_hours / 100 * self.ru_hour.amount * (self.autoscale_factor.amount if autoscale else 1) * regions
 
+    def ru_month(self, ru: float, *, autoscale: bool = False, regions: int = 1) -> float:
+        """Return the cost of RU/s for a month."""
+        return self.ru_hours(ru * HOURS_A_MONTH, autoscale=autoscale, regions=regions)
+
     def moved(self, direction: int) -> "Prices":
         """Return upper (1) or lower (-1) bounds."""
         sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)

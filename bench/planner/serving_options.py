@@ -125,8 +125,9 @@ def reached_ru(inputs: Inputs, top: float, busiest: float) -> list[float]:
 def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     """Reads spread evenly over regions; an hour bills its highest RU/s, at least a tenth of the maximum."""
     n = t.term
-    reads, publish, gb = (t[name].number for name in ("reads_ru", "publish_ru_s", "release_gb"))
-    highest = autoscale_top(max(reads, publish), 0, 0)
+    reads = t["reads_ru"].number
+    gb = t["release_gb"].number
+    highest = autoscale_top(max(reads, t["publish_ru_s"].number), 0, 0)
     formula = f"the least that holds reads_ru, in steps of {url.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     source = "in each region; at least a tenth of the highest top ever"
     top = t.derive("autoscale_top_ru", "RU/s", autoscale_top(reads, highest, gb), formula, source)
@@ -136,6 +137,12 @@ def _autoscale(t: FigureTable, inputs: Inputs, month: str) -> None:
     mean = t.derive("autoscale_mean_ru", "RU/s", fmean(reached_ru(inputs, top.value, now.value)), formula, DYNAMIC)
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
     t.derive("autoscale_idle_ru", "RU/s", autoscale_top(0, highest, gb) / FLOOR, formula)
+    _autoscale_costs(t, mean, top, month)
+
+
+def _autoscale_costs(t: FigureTable, mean: Term, top: Term, month: str) -> None:
+    """Enter the cost of autoscale at its *mean* over the hours of a day, and always at its maximum, *top*."""
+    n = t.term
     other = n("publishes") * (n("publish_ru_s") * n("publish_billed_hours") + mean * OVERLAP_HOURS) / HOURS_A_MONTH
     source = "publishes, kept releases and hours with two of them, as a mean over the month"
     t.derive("autoscale_other_ru", "RU/s", other + n("kept") * n("autoscale_idle_ru"), source=source)
@@ -185,11 +192,7 @@ def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
     gb_value = t.derive("redis_gb", "GB", gb, source="live, kept and the next one").value
     size = choose_size(prices, gb_value, t["reads_s"].number, inputs)
     if size is None:
-        obstacle = "the prices file has no sizes of Redis"
-        if prices.redis:
-            largest = f"{prices.redis[-1].name}, the largest, holds"
-            obstacle = f"{gb_value:,.0f} GB, uneven over its shards, or its reads/s are more than {largest}"
-        t.enter("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
+        t.enter("redis_cost", f"not possible: {_redis_obstacle(prices, gb_value)}", "", "one endpoint is used")
         return
     t.enter("redis_size", size.name, "", f"the cheapest that is enough: {size.gb:g} GB; {size.hour.provenance}")
     t.enter("redis_size_gb", size.gb, "GB", "prices file")
@@ -199,6 +202,13 @@ def _redis(t: FigureTable, inputs: Inputs, prices: Prices, month: str) -> None:
     t.derive("redis_fullest", "", fullest_shard(size.shards, t["copies"].number), formula, source)
     t.enter("price_redis_node_hour", size.hour.amount, prices.currency, size.hour.provenance)
     t.derive("redis_cost", month, n("redis_nodes") * n("price_redis_node_hour") * HOURS_A_MONTH * n("regions"))
+
+
+def _redis_obstacle(prices: Prices, gb: float) -> str:
+    if not prices.redis:
+        return "the prices file has no sizes of Redis"
+    largest = f"{prices.redis[-1].name}, the largest, holds"
+    return f"{gb:,.0f} GB, uneven over its shards, or its reads/s are more than {largest}"
 
 
 def choose_size(prices: Prices, gb: float, gets_per_s: float, inputs: Inputs) -> Size | None:
@@ -271,10 +281,13 @@ def _today(t: FigureTable, month: str) -> None:
     """Enter what `have_ru` lacks or has too much, and the share of reads that get 429."""
     n = t.term
     t.derive("short_ru", "RU/s", most(0, n("serve_ru") - n("have_ru")))
-    names = ("have_ru", "reads_plain_ru", "have_skew", "have_partitions")
-    have, reads, skew, partitions = (t[name].number for name in names)
     formula = "reads of the busiest hour above the share of have_ru of have_partitions, by reads_plain_ru; have_skew"
-    refused = refused_share(have, reads, skew, int(partitions))
+    refused = refused_share(
+        t["have_ru"].number,
+        t["reads_plain_ru"].number,
+        skew=t["have_skew"].number,
+        partitions=int(t["have_partitions"].number),
+    )
     t.derive("refused_reads", "share", refused, formula, "reads alone, without headroom; retries make it worse")
     t.derive("today_use", "share", n("reads_plain_ru") / n("have_ru"), source="reads in the busiest hour")
     over = t.derive("over_ru", "RU/s", most(0, n("have_ru") - n("serve_ru")))

@@ -51,24 +51,30 @@ def size(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
 def _sizes(t: FigureTable, inputs: Inputs) -> None:
     """Enter the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis."""
     n = t.term
-    titled = inputs.title_chars > 0
     item = term(ITEM_BYTES) + n("item_id_chars")
-    item = item + TITLE_BYTES + n("title_chars") if titled else item
+    if inputs.title_chars:
+        item = item + TITLE_BYTES + n("title_chars")
     size = t.derive("json_bytes", "bytes", n("list_length") * item + term(SEPARATOR_BYTES) * (n("list_length") - 1))
     if inputs.encoding == "zstd":
         size = size * n("zstd_share")
     stored = t.derive("stored_bytes", "bytes", size if inputs.list_bytes is None else n("list_bytes"))
-    if inputs.encoding == "zstd":
-        text = t.derive("text_bytes", "bytes", ceiling(stored / 3) * 4, source="base64")
-    else:
-        source = "JSON in JSON: a backslash for each quote and each end of line"
-        quoted = stored + term(QUOTES + TITLE_QUOTES * titled) * n("list_length") + n("list_length") - 1
-        text = t.derive("text_bytes", "bytes", quoted, source=source)
+    text = _text_bytes(t, inputs)
     whole = term(SKELETON_BYTES) + ceiling(n("user_id_chars") * 4 / 3) + text + n("system_bytes")
     t.derive("item_bytes", "bytes", whole, source='an item {"id":"user.ID","t":"…"} with the id in base64url')
     row = (stored + KEY_BYTES + n("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES) * REDIS_ALLOCATED
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
     t.derive("redis_row_bytes", "bytes", row, source=source)
+
+
+def _text_bytes(t: FigureTable, inputs: Inputs) -> Term:
+    """Enter the bytes of a stored list as a text in JSON."""
+    n = t.term
+    if inputs.encoding == "zstd":
+        return t.derive("text_bytes", "bytes", ceiling(n("stored_bytes") / 3) * 4, source="base64")
+    quotes = QUOTES + TITLE_QUOTES * (inputs.title_chars > 0)
+    quoted = n("stored_bytes") + term(quotes) * n("list_length") + n("list_length") - 1
+    source = "JSON in JSON: a backslash for each quote and each end of line"
+    return t.derive("text_bytes", "bytes", quoted, source=source)
 
 
 def _workload(t: FigureTable, inputs: Inputs) -> None:

@@ -369,7 +369,7 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     """Yield the line of the table: what the level carries, how fast, and for how much."""
     subject = sweep.subject(level)
     reads_per_s = level.reads_per_s
-    month_usd = _month_usd(level, prices, sweep.regions)
+    month_usd = prices.ru_month(level.ru, regions=sweep.regions)
     mark = {Standing.COMPUTED: COMPUTED_MARK, Standing.AT_LEAST: AT_LEAST_MARK}.get(level.standing, "")
     yield Row(subject, READS, "", reads_per_s, note=level.standing.value, mark=mark)
     yield Row(subject, "reads/s per 100 RU/s", "", reads_per_s / level.ru * 100, main=False)
@@ -380,15 +380,11 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     else:
         yield Row(subject, REFUSED, "share", 1 - 1 / OVERLOAD, mark=COMPUTED_MARK)
     yield Row(subject, MANUAL, "", month_usd)
-    yield Row(subject, AUTOSCALE, "", _autoscale_usd(level, prices, sweep.regions))
+    # Always at the maximum, of the least maximum that holds the level.
+    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
+    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=sweep.regions))
     billion_usd = month_usd / (reads_per_s * SECONDS_A_MONTH) * 1e9 if reads_per_s else None
     yield Row(subject, BILLION, "", billion_usd)
-
-
-def _autoscale_usd(level: Level, prices: Prices, regions: int) -> float:
-    """Return the cost of a month always at the maximum, of the least maximum that holds the level."""
-    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN)).ru
-    return prices.ru_hours(autoscale * HOURS_A_MONTH, autoscale=True, regions=regions)
 
 
 def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
@@ -420,19 +416,15 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
         yield Row(subject, f"{load}: 429s that the service saw", "", trial.throttled, main=False)
 
 
-def _month_usd(level: Level, prices: Prices, regions: int) -> float:
-    return prices.ru_hours(level.ru * HOURS_A_MONTH, regions=regions)
-
-
 def _answer(sweep: Sweep, prices: Prices) -> str:
     """Say what 100 RU/s carry and cost, and what the highest level does."""
     if not sweep.levels:
         return NOTHING_MEASURED
     first = sweep.levels[0]
     hundred = 100 / first.charge_ru
-    hundred_usd = _month_usd(first, prices, sweep.regions) / first.ru * 100
+    hundred_usd = prices.ru_month(first.ru, regions=sweep.regions) / first.ru * 100
     top = max(sweep.levels, key=lambda level: (level.size_kb == first.size_kb, level.ru))
-    top_usd = _month_usd(top, prices, sweep.regions)
+    top_usd = prices.ru_month(top.ru, regions=sweep.regions)
     standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
     p99_us = _latency(sweep, top, 99).value
     p99 = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"

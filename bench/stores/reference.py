@@ -8,7 +8,7 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.loadgen.load import Uniform
 from hotplate.bench.options import ReferenceOptions, describe_latency, parse_seconds, require_positive
 from hotplate.bench.outcome import Outcome, interrupted_report
-from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
+from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.stores.report import (
@@ -104,7 +104,7 @@ def _published(prices: Prices) -> Iterator[Row]:
     yield Row(PUBLISHED, "p50", "us", MEDIAN_US)
     yield Row(PUBLISHED, "requests/s", "", RATE)
     yield Row(PUBLISHED, NEEDED, "", float(RU))
-    yield Row(PUBLISHED, MONTH, "", prices.ru_hours(RU * HOURS_A_MONTH))
+    yield Row(PUBLISHED, MONTH, "", prices.ru_month(RU))
 
 
 def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
@@ -132,7 +132,7 @@ def _answer(summary: Summary, needed: Needs | None, prices: Prices) -> str:
         latency = f"Faster than {published}? Unknown: our p50 of {format_value(p50, 'us')} is assumed"
     if needed is None:
         return f"{latency}."
-    before = prices.ru_hours(RU * HOURS_A_MONTH)
+    before = prices.ru_month(RU)
     return (
         f"{RATE:g} requests/s need {needed.needed_ru:,} RU/s ({needed.month:,.0f} {prices.currency} a month), not the "
         f"reference's {RU:,} ({before:,.0f}). {latency}."

@@ -161,7 +161,7 @@ class Needs(NamedTuple):
 def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
     """Calculate the RU/s for *rate* reads a second of *read_ru*."""
     needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
-    return Needs(rate * read_ru, needed, prices.ru_hours(needed * HOURS_A_MONTH))
+    return Needs(rate * read_ru, needed, prices.ru_month(needed))
 
 
 def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> CapacityPlan:
