@@ -97,6 +97,9 @@ class ServerLookups(Lookups):
             return [names.state, *names.located(keys).names]
 
 
+_UNSENT = ReadElsewhere("no node is known")  # never raised
+
+
 class _NodeRead(NamedTuple):
     """The part of a read that was sent to one node."""
 
@@ -172,13 +175,15 @@ class ClusterLookups(Lookups):
             return await self._deployment.read_by_redis_py(names, until_s)
         if not self._deployment.is_loaded:
             await self._deployment.load()
-        reads = [
-            self._send(node, positions, [names[position] for position in positions])
-            for node, positions in self._deployment.positions_by_primary(slots).items()
-            if node is not None
-        ]
-        values = list[Slot]([ReadElsewhere("no node is known")]) * len(names)  # until a node returns them
-        await self._receive(reads, values, until_s)
+        if len(slots) == 1 and (node := self._deployment.primary_of(slots[0])) is not None:
+            reads = [self._send(node, (0,), names)]  # in less time than below
+        else:
+            reads = [
+                self._send(node, positions, [names[position] for position in positions])
+                for node, positions in self._deployment.positions_by_primary(slots).items()
+                if node is not None
+            ]
+        values = await self._receive(reads, len(names), until_s)
         if VALUES.issuperset(map(type, values)):
             return values
         return await self._completed(values, names, until_s)
@@ -194,20 +199,30 @@ class ClusterLookups(Lookups):
 
         return _NodeRead(positions, None, asyncio.create_task(send_later()))
 
-    async def _receive(self, reads: Sequence[_NodeRead], values: list[Slot], until_s: float | None) -> None:
-        """Put the values of *reads*, or the errors of their nodes, into *values* by position."""
+    async def _receive(self, reads: Sequence[_NodeRead], count: int, until_s: float | None) -> list[Slot]:
+        """Return the *count* values of *reads* by position, or the errors of their nodes.
+
+        A value that no read has, because no node is known for its slot, is ReadElsewhere.
+        """
         pending = tuple([read.replies for read in reads])
         scheduled = None if until_s is None else self._deadlines.add(pending, until_s)
+        values = list[Slot]([_UNSENT]) * count
         try:
             for read in reversed(reads):  # the last mostly replies last
-                for position, value in zip(read.positions, await self._values(read), strict=True):
+                received = await self._values(read)
+                if len(received) == count:
+                    return received  # the only read: in three quarters of the time
+                for position, value in zip(read.positions, received, strict=True):
                     values[position] = value
-        finally:
-            if scheduled is not None:
-                scheduled.discard(pending)
+        except BaseException:
             for replies in pending:
                 if not replies.cancel() and not replies.cancelled():
                     replies.exception()  # mark as retrieved
+            raise
+        finally:
+            if scheduled is not None:
+                scheduled.discard(pending)
+        return values
 
     async def _values(self, read: _NodeRead) -> list[Slot]:
         """Return the values of one node, or its error for each: ReadElsewhere if its connection was lost."""
