@@ -6,12 +6,11 @@ The writer of a draft acknowledges each batch of rows by an item with their pack
 the writer that took over first "rows_1", and so on.
 """
 
-from typing import Any
-
 import msgspec
 from msgspec.structs import replace
 
 from hotplate.stores.catalogue import DraftRef
+from hotplate.stores.cosmos.signed import CosmosItem
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import sealed, taken_over
 
@@ -52,7 +51,7 @@ class ReleaseState(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens of the erasures that are about to delete the container; a container restored from a backup lacks them."""
 
     @classmethod
-    def of(cls, item: dict[str, Any]) -> "ReleaseState":
+    def of(cls, item: CosmosItem) -> "ReleaseState":
         """Decode the item; ReleaseCorrupt if it is invalid."""
         try:
             return msgspec.convert(item, cls)
@@ -60,9 +59,9 @@ class ReleaseState(msgspec.Struct, frozen=True, omit_defaults=True):
             sentence = f"the item {STATE!r} of a release was not written by hotplate ({error}); publish again"
             raise ReleaseCorrupt(sentence) from error
 
-    def item(self, stored: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Encode the item that replaces *stored*, whose other fields stay."""
-        fields: dict[str, Any] = msgspec.to_builtins(self)
+    def item(self, stored: CosmosItem | None = None) -> CosmosItem:
+        """Encode the item that replaces *stored*; fields that only *stored* has stay."""
+        fields: CosmosItem = msgspec.to_builtins(self)
         return ({"id": STATE} if stored is None else stored) | fields
 
     @property

@@ -172,6 +172,7 @@ class Budget(Retrier):
         """
 
         async def request_in_budget() -> T:
+            """Wait until the budget allows the request, send it once, and correct the charge."""
             async with self._admission:  # in order
                 wait_s = self._limiter.wait_s()
                 while wait_s > 0:

@@ -470,7 +470,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace a damaged catalogue, whose record is *record*; ReleaseConflict if it has changed."""
+        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
         stored = await self._read_catalogue()
         if stored.item is None or _record_in(stored.item) != record:
             raise catalogue_changed()

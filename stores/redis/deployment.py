@@ -206,7 +206,7 @@ class Standalone(Deployment):
 
 
 class DiscoveredDeployment(Deployment):
-    """A deployment that is asked for its servers; each discovery is shared by all who wait for it."""
+    """A deployment that is asked for its servers; concurrent callers share one discovery."""
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
         super().__init__(common, credentials)

@@ -1,8 +1,8 @@
 """The releases that a deployment holds: their incarnations, their keys, and their erasure.
 
-Incarnations are recorded in a set before they hold data. A restart or failover may bring erased data back, and gives a
-primary a new replication history, whose id the set has of each primary that was searched. So once an id is new, all
-keys are searched: 1 µs a key.
+Incarnations are recorded in a set before they hold data. A restart or failover may bring erased data back. It gives a
+primary a new replication history, too, and the set holds the ids of the histories that were searched. So if an id is
+missing in it, all keys are searched: 1 µs a key.
 
 A server may return with older data, in which a release that is being erased is live. So an erasure first marks each
 state with its token, then reads the catalogue, and deletes a state only if it still bears the mark, which an older

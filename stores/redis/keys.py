@@ -143,9 +143,9 @@ def state_of(draft: DraftRef) -> bytes:
     return b"draft:" + draft.writer.encode()
 
 
-def unsealed(release: ReleaseRef, parts: int, of: int) -> ReleaseNotFound:
-    """Return the error of a release of whose *of* groups of states *parts* are not sealed."""
-    which = "" if of == 1 else f": {parts} of its {of} parts are not sealed"
+def unsealed(release: ReleaseRef, count: int, total: int) -> ReleaseNotFound:
+    """Return the error of a release with *count* groups of states that are not sealed, of *total*."""
+    which = "" if total == 1 else f": {count} of its {total} parts are not sealed"
     return ReleaseNotFound(
         f"a server has lost the end of release {release.id}, perhaps in a failover{which}; publish it again"
     )

@@ -130,7 +130,7 @@ class ClusterLookups(Lookups):
     """
 
     def __init__(self, keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> None:
-        """*router* reads what is redirected, and what was sent over a connection that is lost."""
+        """*router* reads redirected values, and values that were lost with a connection."""
         self._keys = keys
         self._connections = connections
         self._deployment = connections.deployment

@@ -366,7 +366,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._router.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace a damaged catalogue, whose record is *record*; ReleaseConflict if it has changed."""
+        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
 
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
