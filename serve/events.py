@@ -6,7 +6,7 @@ Events that arrive during a commit share the next one, so a slow disk does not l
 import asyncio
 import logging
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -121,7 +121,10 @@ class EventWriter:
                 self._close_segment()
 
     def _next(self) -> tuple[list[_Commit], bool]:
-        """Wait for commits until the segment is too old; return all, and False if the writer is closed."""
+        """Wait for commits until the segment is too old.
+
+        Returns those that are queued, and whether the writer is still open: None in the queue closes it.
+        """
         commits = list[_Commit]()
         left_s = None if self._segment is None else self._segment.left_s
         with suppress(Empty):
@@ -231,7 +234,9 @@ class SegmentFolder:
 
     def take(self, path: Path) -> int:
         """Copy a file here, under a temporary name until complete, unless it is here; return its size."""
-        draft, full, size = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}", path.stat().st_size
+        draft = f"{self._root}/.{path.name}.part"
+        full = f"{self._root}/{path.name}"
+        size = path.stat().st_size
         with self._errors(path.name):
             if self._files.exists(full) and self._files.size(full) == size:
                 return size
@@ -249,6 +254,7 @@ class SegmentFolder:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
+        """Raise EventsFailed for any error, at *what*: fsspec's file systems have no common errors."""
         try:
             yield
         except Exception as error:
@@ -264,7 +270,8 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
-    place, copied = SegmentFolder(url), 0
+    place = SegmentFolder(url)
+    copied = 0
     try:
         with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
             if place.holds(Path(probe.name).name):  # the same folder by another name: segments would be deleted
@@ -303,7 +310,8 @@ class ListedItems(NamedTuple):
         shown = self.impressions
         if not 0 <= self.clicks <= shown or not shown:
             return None
-        share, weight = self.clicks / shown, Z * Z / shown
+        share = self.clicks / shown
+        weight = Z * Z / shown
         half = Z * sqrt(share * (1 - share) / shown + weight / (4 * shown))
         return (share + weight / 2 - half) / (1 + weight), (share + weight / 2 + half) / (1 + weight)
 
@@ -323,6 +331,20 @@ class EventReport:
     rows: list[ListedItems]
 
 
+class _Place(NamedTuple):
+    """What impressions and clicks are counted by; see `ListedItems`."""
+
+    release: str
+    role: str
+    position: str
+
+
+@dataclass(slots=True)
+class _Counts:
+    impressions: int = 0
+    clicks: int = 0
+
+
 def report(
     url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None, *, arms: ArmEvents | None = None
 ) -> EventReport:
@@ -330,14 +352,19 @@ def report(
 
     Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
     """
-    place = SegmentFolder(url)
-    everything = place.names()
-    names = [name for name in everything if is_segment(name)]
-    seen, types, places = set[int](), Counter[str](), dict[tuple[str, str, str], list[int]]()
-    duplicates = damaged = 0
+    folder = SegmentFolder(url)
+    files = folder.names()
+    names = [name for name in files if is_segment(name)]
+    seen = set[int]()
+    """Hashes of the ids of events."""
+
+    types = Counter[str]()
+    counts_at = defaultdict[_Place, _Counts](_Counts)
+    duplicates = 0
+    damaged = 0
     decode = msgspec.json.Decoder(WrittenEvent).decode
     for number, name in enumerate(names):
-        reader = SegmentReader(place.read(name))
+        reader = SegmentReader(folder.read(name))
         for line in reader:
             event = decode(line)
             identity = xxh3_64_intdigest(event.id.encode())
@@ -349,20 +376,35 @@ def report(
             if arms is not None:
                 arms.add(event.type, event.user, event.time, event.value)
             if event.type in (IMPRESSION, CLICK):
-                for position in _positions(event):
-                    for row in (ALL, position):
-                        counts = places.setdefault((event.release, event.role, row), [0, 0])
-                        counts[event.type == CLICK] += 1
+                for place in _places(event):
+                    if event.type == CLICK:
+                        counts_at[place].clicks += 1
+                    else:
+                        counts_at[place].impressions += 1
         damaged += reader.damaged
         on_progress(number + 1, len(names))
     order = (ALL, *POSITIONS)
-    groups = sorted(places, key=lambda group: (*group[:2], order.index(group[2])))
-    rows = [ListedItems(*group, *places[group]) for group in groups]
-    open_segments = sum(map(is_open_segment, everything))
-    return EventReport(len(names), open_segments, len(seen), duplicates, damaged, dict(types), rows)
+    places = sorted(counts_at, key=lambda place: (place.release, place.role, order.index(place.position)))
+    return EventReport(
+        segments=len(names),
+        open_segments=sum(map(is_open_segment, files)),
+        events=len(seen),
+        duplicates=duplicates,
+        damaged=damaged,
+        types=dict(types),
+        rows=[
+            ListedItems(*place, impressions=counts_at[place].impressions, clicks=counts_at[place].clicks)
+            for place in places
+        ],
+    )
 
 
-def _positions(event: WrittenEvent) -> Iterator[str]:
-    for place in range(len(event.items)):
-        position = None if event.position is None else event.position + place
-        yield POSITIONS[-1 if position is None else min(position, COUNTED_POSITIONS + 1) - 1]
+def _places(event: WrittenEvent) -> Iterator[_Place]:
+    """Yield the place of each item of an event, and for each also ALL; the first item is at the event's position."""
+    unknown = POSITIONS[-1]
+    for number in range(len(event.items)):
+        position = unknown
+        if event.position is not None:
+            position = POSITIONS[min(event.position + number, COUNTED_POSITIONS + 1) - 1]
+        yield _Place(event.release, event.role, ALL)
+        yield _Place(event.release, event.role, position)

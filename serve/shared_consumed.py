@@ -291,7 +291,7 @@ class ConsumedSender:
         self._is_erased = is_erased
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
-        """Send pairs, unless Redis does not answer or they are too many."""
+        """Send pairs, unless Redis does not answer or they are too many: then `ConsumedSharing` sends them later."""
         parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
         if not 0 < len(parts) <= BATCH or self._state.lag_s > HEALTHY_S:
             return
@@ -368,6 +368,7 @@ class ConsumedSharing:
                 await self._stream.close()
 
     async def _share(self) -> None:
+        """Read and send until cancelled; workers that wait for the first reading go on after a failure."""
         backoff = Backoff(*PAUSES_S)
         while True:
             try:
