@@ -59,7 +59,8 @@ class DenyList:
 
 def parse(content: bytes) -> DenyList:
     """Parse a deny-list; raises DenyListInvalid. A million lines take some seconds."""
-    users, items = set[str](), set[bytes]()
+    users = set[str]()
+    items = set[bytes]()
     add: dict[str, Callable[[str], None]] = {USER: users.add, ITEM: lambda item: items.add(encode_id(item))}
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for number, raw in _paced(BytesIO(content)):
@@ -80,14 +81,23 @@ def parse(content: bytes) -> DenyList:
 
 
 def parse_overrides(content: bytes) -> DenyList:
-    """Parse overrides; raises DenyListInvalid."""
-    values, denied, count, number = dict[str, dict[bytes, str]](), set[bytes](), 0, 0
+    """Parse overrides, a CSV table with a header or a JSON object per line; raises DenyListInvalid.
+
+    A row has an item, values of its attributes (an empty one overrides nothing), and perhaps `deny`.
+    """
+    values = dict[str, dict[bytes, str]]()
+    """Overriding values of attributes, by attribute and item."""
+
+    denied = set[bytes]()
+    count = 0
+    number = 0
     header = 1
     if max(content.count(b"\n"), content.count(b"\r")) > MAX_OVERRIDES + header:
         raise _too_many_overrides()
     try:
         text = content.decode("utf-8-sig")
-        is_json, lines = text.lstrip().startswith("{"), filter(str.strip, text.split("\n"))
+        is_json = text.lstrip().startswith("{")
+        lines = filter(str.strip, text.split("\n"))
         table = csv.DictReader(StringIO(text, newline=""), strict=True)
         if text.strip() and not is_json:
             [name.strip() for name in table.fieldnames or ()].index("item")  # or ValueError, as for a JSON array
@@ -140,12 +150,13 @@ class DenyListFile:
         self.current = DenyList()
         self._parts = [self.current, self.current]
         self.watched = [
-            WatchedFiles([each], partial(self._load, number, each), max_bytes=MAX_BYTES)
-            for number, each in enumerate((path, overrides))
-            if each is not None
+            WatchedFiles([file], partial(self._load, number, file), max_bytes=MAX_BYTES)
+            for number, file in enumerate((path, overrides))
+            if file is not None
         ]
 
     def _load(self, number: int, path: Path, contents: Sequence[bytes]) -> None:
+        """Take the new content of a file: 0 is the deny-list, 1 the overrides. Raises DenyListInvalid."""
         try:
             self._parts[number] = (parse, parse_overrides)[number](contents[0])
         except DenyListInvalid as error:

@@ -47,7 +47,8 @@ class ItemFactors:
 
     def add(self, entries: Sequence[ItemEntry], rows: memoryview) -> None:
         """Add the items and factors of a piece; raises ValueError for too many."""
-        start, stop = len(self._entries), len(self._entries) + len(entries)
+        start = len(self._entries)
+        stop = start + len(entries)
         self._matrix[start:stop] = np.frombuffer(rows, dtype="<f4").reshape(len(entries), -1)
         self._rows.update(zip((entry.id for entry in entries), range(start, stop), strict=True))
         self._entries += entries
@@ -79,15 +80,22 @@ class ItemFactors:
         own = np.array(list(basket), dtype=np.intp)
         scores = self._matrix @ self._solve(own, np.array(list(basket.values()))) * self._multipliers
         if self._denied[0] is not denied:
-            self._denied = denied, np.flatnonzero([encode_id(each.id) in denied for each in self._entries if denied])
+            self._denied = denied, np.flatnonzero([encode_id(entry.id) in denied for entry in self._entries if denied])
         scores[own] = scores[self._banned] = scores[self._denied[1]] = -np.inf
         if excluded:
-            scores[[row for one in excluded if (row := self._rows.get(orjson.loads(one))) is not None]] = -np.inf
+            rows = [self._rows.get(orjson.loads(identifier)) for identifier in excluded]
+            scores[[row for row in rows if row is not None]] = -np.inf
         best = self._best(scores, n)
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
     def _best(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
-        most, categories = self.description.max_per_category, self._categories
+        """Return the rows of the best *n* items, the best first; -inf leaves an item out.
+
+        At most `max_per_category` items have the same category. As only the best are sorted, they may be too few under
+        this cap; then more are.
+        """
+        most = self.description.max_per_category
+        categories = self._categories
         counts = np.bincount(categories[scores > -np.inf], minlength=1)
         if most is not None:
             counts[1:] = np.minimum(counts[1:], most)
@@ -105,9 +113,11 @@ class ItemFactors:
     def _solve(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Solve for the factors of a visitor with items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
         described = self.description
-        confidence, regularization = described.alpha * weights, described.regularization
+        confidence = described.alpha * weights
+        regularization = described.regularization
         if described.engine == "spark":
-            confidence, regularization = np.maximum(confidence, LEAST_CONFIDENCE), regularization * len(own)
+            confidence = np.maximum(confidence, LEAST_CONFIDENCE)
+            regularization *= len(own)
         items = self._matrix[own].astype(np.float64)
         left = self._gram + (items.T * (confidence - 1)) @ items
         left.flat[:: len(left) + 1] += regularization

@@ -71,7 +71,8 @@ class WatchedFiles:
         """
         try:
             contents = self._read()
-            before, self._seen = self._seen, _hash_of(contents)
+            before = self._seen
+            self._seen = _hash_of(contents)
             if self._seen == self._tried or self._seen != before:
                 return
             self._tried = self._seen

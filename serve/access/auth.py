@@ -147,8 +147,10 @@ class Guard:
 
         Raises a Problem: 401 without a known key, 403 without the scope, 429 above the rate limit.
         """
-        found = self.caller(credential_of(headers))
-        caller = found if isinstance(found, Caller) else await found()
+        caller = self.caller(credential_of(headers))
+        if not isinstance(caller, Caller):
+            verify = caller
+            caller = await verify()
         self.charge(caller, scope)
         return caller
 

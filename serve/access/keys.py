@@ -100,23 +100,23 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     """Parse the content of a file of keys, like `load`."""
     is_large = len(text) > MAX_FILE_BYTES
-    what = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else NOT_OURS
+    reason = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else NOT_OURS
     try:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _, is_placed, place = str(error).partition(" - at `$")  # what is before may quote the file
         if _is_newer(text):
-            what = "they were written by a newer hotplate; upgrade hotplate"
+            reason = "they were written by a newer hotplate; upgrade hotplate"
             is_placed = ""
         if is_placed:
-            what = f"{place[:-1].removeprefix('.')} is not as it has to be"
+            reason = f"{place[:-1].removeprefix('.')} is not as it has to be"
     else:
         digests = [digest for client in clients for digest in client.digests()]
         if len({client.name for client in clients}) < len(clients) or len(set(digests)) < len(digests):
-            what = "it has a client or a key twice"
+            reason = "it has a client or a key twice"
         elif not is_large:
             return clients
-    raise KeysUnreadable(f"the keys in {path} cannot be used: {what}")
+    raise KeysUnreadable(f"the keys in {path} cannot be used: {reason}")
 
 
 def _is_newer(text: bytes) -> bool:

@@ -145,10 +145,10 @@ class TokenVerifier:
                 if document.get("issuer") != self._issuer:
                     raise IssuerUnreadable("its configuration names another issuer")
                 keys = await _get(session, str(document.get("jwks_uri")))
-            found = jwt.PyJWKSet.from_dict(keys).keys
+            published = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
-        usable = (key for key in found if key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig"))
+        usable = (key for key in published if key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig"))
         return {key.key_id: key for key in usable if key.key_id}
 
 
@@ -196,12 +196,15 @@ def _is_trusted(url: str) -> bool:
 
 
 def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
-    """Raises TypeError and OverflowError for odd claims."""
+    """Return the caller of a verified token, and until when it is valid.
+
+    Scopes are words of any of SCOPE_CLAIMS. Raises TypeError and OverflowError for odd claims.
+    """
     granted = set[str]()
     for claim in SCOPE_CLAIMS:
         words = claims.get(claim, "")
         granted.update(words.split() if isinstance(words, str) else words)
-    name = next((claims[each] for each in ("azp", "appid", "client_id") if each in claims), "")
+    name = next((claims[claim] for claim in ("azp", "appid", "client_id") if claim in claims), "")
     known = isinstance(name, str) and NAME.fullmatch(name)
     caller = Caller(name if known else "token", frozenset(SCOPES) & granted)
     return _TokenVerdict(caller, float(claims["exp"]) + LEEWAY_S)

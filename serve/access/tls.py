@@ -47,7 +47,8 @@ class Certificate:
             raise ServiceMisused(
                 f"{self._names} are not a certificate and its key, in PEM without a password: {reason}"
             ) from None
-        self.context, self.expires_at = context, expires_at
+        self.context = context
+        self.expires_at = expires_at
 
 
 def certificate_of(settings: ServiceSettings) -> Certificate | None:

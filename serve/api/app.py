@@ -152,8 +152,8 @@ class RequestIds:
 
     def of(self, headers: CIMultiDictProxy[str]) -> str:
         """Return the caller's id if it is valid, or a new one."""
-        given = headers.get(GIVEN_ID)
-        return given if given is not None and is_request_id(given) else self.new()
+        request_id = headers.get(GIVEN_ID)
+        return request_id if request_id is not None and is_request_id(request_id) else self.new()
 
     def new(self) -> str:
         """Return a new id."""

@@ -114,7 +114,7 @@ SERVICE = (
 TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
 RATED = (*OPERATIONS, *events.OPERATIONS)
 # Routes that need a key if keys are in use.
-KEYED = frozenset({*(one.path for one in RATED), "/score"})
+KEYED = frozenset({*(operation.path for operation in RATED), "/score"})
 
 
 class Documents:
@@ -156,11 +156,11 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
     for tag, operations in tags.items():
-        for one in operations:
-            described = _operation(one, schemas) | {"tags": [tag]}
-            if one.path not in KEYED:
+        for operation in operations:
+            described = _operation(operation, schemas) | {"tags": [tag]}
+            if operation.path not in KEYED:
                 described["security"] = []
-            paths.setdefault(one.path, {})[one.method.lower()] = described
+            paths.setdefault(operation.path, {})[operation.method.lower()] = described
     problem = {CONTENT_TYPE: {"schema": _schema(ProblemAnswer, schemas)}}
     later = {"Retry-After": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}}
     return {

@@ -200,11 +200,11 @@ class MetricReport:
         """Return all series that have counted something."""
         counted = take_snapshot(self._metrics)
         now_ns = time.time_ns()
-        found = [self._metric(row, counted, now_ns) for row in counted if row.otel]
+        metrics = [self._metric(row, counted, now_ns) for row in counted if row.otel]
         if self._settings.delta:
             self._before = counted
             self._started_ns = now_ns
-        scope = ScopeMetrics(SCOPE, [one for one in found if one.data.data_points], "")
+        scope = ScopeMetrics(SCOPE, [metric for metric in metrics if metric.data.data_points], "")
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _metric(self, row: Metric, counted: Snapshot, now_ns: int) -> ExportedMetric:
@@ -233,16 +233,16 @@ class MetricReport:
         return ExportedMetric(name, "", unit, Histogram(points, temporality))
 
     def _attributes(self, row: Metric, labels: Labels) -> dict[str, Attribute]:
-        found: dict[str, Attribute] = {
+        attributes: dict[str, Attribute] = {
             ATTRIBUTES[name]: value
             for name, value in zip(row.labels, labels, strict=True)
             if value not in ("ok", OTHER)
         }
         if row is not REQUEST_TIMES:
-            system = {"db.system.name": system_of(str(found["hotplate.tier"]))}
-            return {"db.operation.name": "read_item", **system, **found}  # only charges have no operation
-        if code := str(found.get("http.response.status_code", "")):
-            found["http.response.status_code"] = int(code)
+            system = {"db.system.name": system_of(str(attributes["hotplate.tier"]))}
+            return {"db.operation.name": "read_item", **system, **attributes}  # only charges have no operation
+        if code := str(attributes.get("http.response.status_code", "")):
+            attributes["http.response.status_code"] = int(code)
         if code >= "500":
-            found["error.type"] = code
-        return {"http.request.method": "_OTHER", "url.scheme": self._scheme, **found}
+            attributes["error.type"] = code
+        return {"http.request.method": "_OTHER", "url.scheme": self._scheme, **attributes}

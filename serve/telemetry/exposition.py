@@ -62,13 +62,15 @@ def _is_degraded(state: WorkerState | None) -> bool:
 
 def _lookups(state: WorkerState | None) -> Values:
     for release, counts in ({} if state is None else state.lookups).items():
-        yield from (((release, what), count) for what, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
+        yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
 def _by_list(state: WorkerState | None) -> Values:
     for release, lists in ({} if state is None else state.by_list).items():
         for name, counts in lists.items():
-            yield from (((release, name, what), count) for what, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
+            yield from (
+                ((release, name, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True)
+            )
 
 
 def _releases(state: WorkerState | None) -> Values:
@@ -110,7 +112,7 @@ STATE_TABLE = (
     StateMetric("hotplate_worker_connections", "Open client connections.", "", _each(lambda state: state.connections)),
     StateMetric("hotplate_worker_unusable_files",
                 "Files (keys, certificate, deny-list) whose previous version is in use because the current one is "
-                "invalid.", "", _each(lambda state: sum(one.source == "file" for one in state.findings))),
+                "invalid.", "", _each(lambda state: sum(finding.source == "file" for finding in state.findings))),
     StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
                 _each(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_consumed_lag_seconds",
@@ -186,11 +188,11 @@ class Exposition(Collector):
         counted = take_snapshot(self._metrics)
         yield from (_family(row, _shown(row, counted)) for row in TABLE if row.shown != "none")
         states = self._states()
-        for each in STATE_TABLE:
-            kind = CounterMetricFamily if each.kind == "counter" else GaugeMetricFamily
-            family = kind(each.name, each.help, labels=["worker", *each.labels.split()])
+        for metric in STATE_TABLE:
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(metric.name, metric.help, labels=["worker", *metric.labels.split()])
             for number, state in enumerate(states):
-                for labels, value in each.read(state):
+                for labels, value in metric.read(state):
                     if value is not None:
                         family.add_metric([str(number), *labels], value)
             yield family
@@ -210,8 +212,8 @@ def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:
         return counted[row]
     if row.shown == "counted":
         return {labels: counts for labels, counts in counted[row].items() if any(counts)}
-    group = (each for each in TABLE if each.shown == row.shown)
-    active = {labels[0] for each in group for labels, counts in counted[each].items() if any(counts)}
+    group = (other for other in TABLE if other.shown == row.shown)
+    active = {labels[0] for other in group for labels, counts in counted[other].items() if any(counts)}
     return {labels: counts for labels, counts in counted[row].items() if labels[0] in active}
 
 
