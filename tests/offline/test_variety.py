@@ -90,6 +90,32 @@ def random_showings(random: np.random.Generator, model: Model) -> Showings:
     return Showings(frame.with_columns(clicked).cast(kinds))  # type: ignore[arg-type]  # polars wants its classes
 
 
+def mutual_similarities(model: Model) -> list[list[np.float32]]:
+    """Return the similarity of each two items: the larger of their shares of the most similar item's."""
+    table = model.similar.similarity.toarray()
+    shares = [[value / (max(row) or 1) for value in row] for row in table]
+    items = range(len(model.matrix.item_ids))
+    return [[max(shares[item][other], shares[other][item]) for other in items] for item in items]
+
+
+def times_by_pair(model: Model) -> dict[tuple[int, int], int]:
+    """Return the time of each pair of a user and an item."""
+    pairs = model.matrix.user_items.tocoo()
+    assert model.matrix.times is not None
+    places = zip(pairs.row.tolist(), pairs.col.tolist(), strict=True)
+    return dict(zip(places, model.matrix.times.tolist(), strict=True))
+
+
+def days_by_cell(model: Model) -> dict[int, list[int]]:
+    """Return the days of interactions by cell of the matrix."""
+    history = model.matrix.history
+    assert history is not None
+    days = dict[int, list[int]]()
+    for cell, time in zip(history.cells.tolist(), history.times.tolist(), strict=True):
+        days.setdefault(cell, []).append(time // DAY_US)
+    return days
+
+
 @dataclass
 class Oracle:
     """One user's list, from the whole ranking of the model without rules."""
@@ -105,25 +131,12 @@ class Oracle:
         rankings, _ = everything.personal(np.arange(len(self.model.matrix.user_ids), dtype=np.int32))
         self.rankings = [[item for item in ranking.tolist() if item >= 0] for ranking in rankings]
         self.has = self.model.matrix.user_items.toarray() > 0
-        table = self.model.similar.similarity.toarray()
-        shares = [[value / (max(row) or 1) for value in row] for row in table]
-        self.similarities = [
-            [max(shares[item][other], shares[other][item]) for other in range(len(self.ids))]
-            for item in range(len(self.ids))
-        ]
-        pairs = self.model.matrix.user_items.tocoo()
-        assert self.model.matrix.times is not None
-        self.times = dict(
-            zip(zip(pairs.row.tolist(), pairs.col.tolist(), strict=True), self.model.matrix.times.tolist(), strict=True)
-        )
+        self.similarities = mutual_similarities(self.model)
+        self.times = times_by_pair(self.model)
         self.first_times = dict[int, int]()
         for (_, item), time in self.times.items():
             self.first_times[item] = min(time, self.first_times.get(item, time))
-        history = self.model.matrix.history
-        assert history is not None
-        self.interaction_days = dict[int, list[int]]()
-        for cell, time in zip(history.cells.tolist(), history.times.tolist(), strict=True):
-            self.interaction_days.setdefault(cell, []).append(time // DAY_US)
+        self.interaction_days = days_by_cell(self.model)
         self.shown = dict[tuple[str, str], list[tuple[int, bool]]]()
         if self.rules.showings is not None:
             for user, item, day, clicked in self.rules.showings.frame.iter_rows():

@@ -324,13 +324,6 @@ def test_pages_continue_over_a_flip(tmp_path: Path) -> None:
         assert (moved["restarted"], moved["release"]) == (True, second)
         other_list = service.get(f"/v1/similar/a?n=1&after={page.json['next']}").json
         assert other_list["restarted"]
-        refused = service.get("/v1/recommendations/1?after=1")
-        assert (refused.status, refused.json["detail"]) == (
-            400,
-            "after is '1'; give the `next` of a page, or 0 for the first",
-        )
-        assert service.get("/v1/recommendations/1?after=0&list=other").status == 404
-
         third = flip(service, tmp_path / "store")
         restarted = service.get(f"/v1/recommendations/1?n=2&after={page.json['next']}")
         assert (restarted.json["restarted"], restarted.json["release"]) == (True, third)
@@ -369,9 +362,13 @@ def test_batch_pages_users_that_have_a_cursor(tmp_path: Path) -> None:
         assert moved["release"] != second
 
 
-def test_batch_with_an_invalid_cursor_is_refused(tmp_path: Path) -> None:
+def test_invalid_cursors_and_lists_are_refused(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", LISTS))
     with running(tmp_path / "store") as service:
+        refused = service.get("/v1/recommendations/1?after=1")
+        assert refused.status == 400
+        assert refused.json["detail"] == "after is '1'; give the `next` of a page, or 0 for the first"
+        assert service.get("/v1/recommendations/1?after=0&list=other").status == 404
         assert batch(service, [{"id": "1", "after": "?"}], 1)["detail"].startswith("after is '?'; give the `next`")
         assert batch(service, [{"id": "1"}], 1)["status"] == 400
 

@@ -163,7 +163,7 @@ async def test_defect_in_a_pipelined_request_is_answered_and_logged_as_its_own(
 
 @needs_lane
 @virtual
-async def test_defect_in_reading_a_pipelined_request_closes_the_connection_after_the_answer(
+async def test_defect_in_a_pipelined_request_closes_after_the_answer(
     memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await publish(memory, "first")

@@ -360,7 +360,7 @@ async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
     assert service.state().blocked == ""  # as slow as the release before
 
 
-async def test_one_slow_read_does_not_withdraw_a_release_after_a_slow_time_of_the_store(
+async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
     memory: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, _ = await rehearsed(memory)
