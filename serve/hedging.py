@@ -24,6 +24,8 @@ BURST = 10.0
 
 @dataclass(slots=True, eq=False)
 class _Race:
+    """One hedged read: the first read runs in *task*, and the second, if it is sent, in *second*."""
+
     task: asyncio.Task[object] | None
     release: ReleaseRef
     keys: Sequence[str]
@@ -92,6 +94,7 @@ class Hedge:
         self._delay_s = min(high, max(low, self._delay_s * factor))
 
     async def _read_elsewhere(self, race: _Race) -> None:
+        """Send the second read; if all its values are intact, and the first read still runs, end that one."""
         try:
             slots = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
             for key, slot in zip(race.keys, slots, strict=True):

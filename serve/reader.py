@@ -283,6 +283,7 @@ class TieredReader:
         return EncodedList(origin.tier.name, origin.served, source, body, "ok", fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
+        """Return the list of *row*, read with others of this turn; after the caller's deadline, one without I/O."""
         encoded = self.get_nowait(row, fallback)
         if encoded is not None:
             return encoded
@@ -300,6 +301,7 @@ class TieredReader:
             return self.get_nowait(row, fallback, late=True) or self._fallbacks.unread(row, fallback)
 
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
+        """Give all waiters of a row its list, or their popular ones: see `tier_reads.Complete`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin.tier.name, CACHE_SHARED], len(waiters) - 1)
         for waiter in waiters:

@@ -51,7 +51,8 @@ class Admission:
         self._pace_s = 0.0
         self._ended_at = -inf  # with others waiting
         self._timer: asyncio.TimerHandle | None = None
-        self._due = self._cpu_s = 0.0
+        self._due = 0.0
+        self._cpu_s = 0.0
         self._is_late = False
 
     def stop(self) -> None:
@@ -88,6 +89,7 @@ class Admission:
             self._end()
 
     async def _begin(self) -> None:
+        """Wait for the turn of a batch, and count it as running; raises Problem if it may not wait."""
         if self._has_room and not self._waiting:
             self._run()
             return
@@ -125,10 +127,13 @@ class Admission:
 
     def _allowed_s(self, now: float) -> float:
         """Return how long a batch may wait."""
-        stands = self._waiting and now - self._waiting_since > INTERVAL_S
-        return TARGET_S if stands or now - self._refused_at < INTERVAL_S else INTERVAL_S
+        is_standing = self._waiting and now - self._waiting_since > INTERVAL_S
+        if is_standing or now - self._refused_at < INTERVAL_S:
+            return TARGET_S
+        return INTERVAL_S
 
     def _wake_waiters(self) -> None:
+        """Let waiting batches run while there is room, the oldest first, and refuse those that waited too long."""
         now = monotonic()
         allowed_s = self._allowed_s(now)
         while self._waiting:
@@ -148,11 +153,14 @@ class Admission:
         return overloaded(detail)
 
     def _measure(self) -> None:
-        self._due, self._cpu_s = monotonic() + TICK_S, thread_time()
+        self._due = monotonic() + TICK_S
+        self._cpu_s = thread_time()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        late_s, worked_s = monotonic() - self._due, thread_time() - self._cpu_s
+        """Change the limit of running batches by the load of the loop since the last tick."""
+        late_s = monotonic() - self._due
+        worked_s = thread_time() - self._cpu_s
         self._is_late = min(late_s, worked_s) > TICK_S
         if worked_s > IDLE_SHARE * (TICK_S + late_s):
             self._limit = max(MIN_RUNNING, self._limit * 3 // 4)
@@ -162,4 +170,5 @@ class Admission:
         if self._running:
             self._measure()
         else:
-            self._timer, self._is_late = None, False
+            self._timer = None
+            self._is_late = False

@@ -234,8 +234,9 @@ class Connection(BaseProtocol):
         self._closes = False  # after the current request
         self._is_ended = False  # the client half-closed
         self._task: asyncio.Task[None] | None = None
-        self._held = self._queued = 0
-        self._stalled = 0.0
+        self._held = 0  # bytes of requests and answers that count as in flight
+        self._queued = 0  # bytes of an answer that the client has not read
+        self._stalled = 0.0  # since when the client has not read WRITE_STEP_BYTES more
 
     def _go(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:
@@ -334,6 +335,10 @@ class Connection(BaseProtocol):
         return self.transport
 
     def _read_headers(self) -> None:
+        """Begin with requests whose headers are complete in the buffer, until one must be waited for.
+
+        The lane answers pipelined requests here; the last one in the buffer was not the lane's, or arrived in parts.
+        """
         at_once = 0
         while self._buffer and self.state in (State.IDLE, State.HEADER):
             if self.state is State.IDLE:
@@ -358,6 +363,7 @@ class Connection(BaseProtocol):
                     self._feed_header(header)
 
     def _feed_header(self, header: bytes) -> None:
+        """Parse a complete header by aiohttp, and begin its request."""
         if self._requests is None:
             self._requests = HttpRequestParser(
                 self,
@@ -377,6 +383,7 @@ class Connection(BaseProtocol):
             self._begin(*messages[0])
 
     def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        """Refuse a request by its header, or start the task that answers it, and feed the body that has arrived."""
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
             status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
@@ -395,14 +402,18 @@ class Connection(BaseProtocol):
             self._payload = EMPTY_PAYLOAD
             self._requests = None  # it waits for the body
             self._go(State.REFUSED)
-            data, self._buffer = bytes(self._buffer), bytearray()
-            self._discard_body(data)
+            self._discard_body(self._take_buffer())
             return
         self._go(State.ANSWER if payload.is_eof() else State.BODY)
         self._task = asyncio.get_running_loop().create_task(self._respond(message))
         if self.state is State.BODY and self._buffer:
-            data, self._buffer = bytes(self._buffer), bytearray()
-            self._feed_body(data)
+            self._feed_body(self._take_buffer())
+
+    def _take_buffer(self) -> bytes:
+        """Return what has arrived, and empty the buffer."""
+        data = bytes(self._buffer)
+        self._buffer = bytearray()
+        return data
 
     def _shed(self, message: RawRequestMessage) -> bytes | None:
         """Return the refusal of a request whose body can be discarded without a parser."""
@@ -412,6 +423,7 @@ class Connection(BaseProtocol):
         return self._registry.shed(message, self.since)
 
     def _discard_body(self, data: bytes) -> None:
+        """Discard the body of a refused request; keep what follows it, and read that after a pause."""
         size = int(min(len(data), self._left))
         self._left -= size
         self._buffer += data[size:]
@@ -425,6 +437,7 @@ class Connection(BaseProtocol):
             self._go_on()
 
     def _feed_body(self, data: bytes) -> None:
+        """Give the request a part of its body; keep the bytes behind the body in the buffer."""
         if self._payload.exception() is not None or self._requests is None:
             return  # a refused body is discarded
         try:
@@ -474,6 +487,10 @@ class Connection(BaseProtocol):
             self._payload.set_exception(problem)
 
     async def _respond(self, message: RawRequestMessage) -> None:
+        """Answer a request by aiohttp's classes, and write the answer; then go on, or close.
+
+        A defect is answered with 500, or cuts the connection if the answer has begun.
+        """
         loop = asyncio.get_running_loop()
         writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
         writer = writer_type(self, loop)
@@ -508,12 +525,14 @@ class Connection(BaseProtocol):
             self._linger()
 
     def _deliver(self, answer: bytes) -> None:
+        """Write an answer for which the lane has waited, and go on."""
         if self.transport is None or self.transport.is_closing():
             return
         self.transport.write(answer)
         self._go_on()
 
     def _go_on(self) -> None:
+        """After an answer: wait for the next request, or begin with those that have arrived."""
         self._payload = EMPTY_PAYLOAD
         self._await_request()
         if self._buffer:
@@ -574,7 +593,8 @@ class Connection(BaseProtocol):
 
     def check(self, now: float) -> None:
         """Close if the state has lasted too long at *now* (`time.monotonic`)."""
-        age_s, limits = now - self.since, self._registry.limits
+        age_s = now - self.since
+        limits = self._registry.limits
         if self._queued:
             self._check_reader(now)
         elif self.state is State.CLOSING:
@@ -598,13 +618,17 @@ class Connection(BaseProtocol):
                 self._live.close()
 
     def _check_reader(self, now: float) -> None:
-        limits, registry = self._registry.limits, self._registry
-        is_crowded = registry.bytes_in_flight > limits.bytes_in_flight // 2
+        """Cut a client that reads its answer too slowly: see WRITE_STEP_BYTES."""
+        registry = self._registry
+        step_s = registry.limits.write_s
+        if registry.bytes_in_flight > registry.limits.bytes_in_flight // 2:
+            step_s = min(step_s, CROWDED_WRITE_S)
         queued = self._live.get_write_buffer_size()
         if queued <= self._queued - WRITE_STEP_BYTES:
             registry.bytes_in_flight += queued - self._queued
-            self._queued, self._stalled = queued, now
-        elif now - self._stalled > min(limits.write_s, CROWDED_WRITE_S if is_crowded else inf):
+            self._queued = queued
+            self._stalled = now
+        elif now - self._stalled > step_s:
             self._cut_slow_reader()
 
     def _cut_slow_reader(self) -> None:

@@ -22,7 +22,7 @@ from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.metrics import Metrics
-from hotplate.serve.problems import Problem
+from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.settings import Limits
 from hotplate.serve.tier_reads import read_within
 
@@ -110,12 +110,14 @@ class HttpServer:
         await asyncio.sleep(0)  # for the transports to end
 
     def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
+        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there is no room."""
         if not self.registry.may_open():
             accepted.close()
             return
         connection = Connection(self.registry)
         self.registry.open[connection] = None
-        loop, tls = asyncio.get_running_loop(), certificate.context if certificate else None
+        loop = asyncio.get_running_loop()
+        tls = certificate.context if certificate else None
         connection.accepting = loop.create_task(
             loop.connect_accepted_socket(
                 lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
@@ -151,7 +153,9 @@ class HttpServer:
         return None if refused is None else self.writer.write_problem(*refused, took_s)
 
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
-        deadline, refusal = inf, None
+        """Answer a request that has a time-out, from *since* on, or refuse it."""
+        deadline = inf
+        refusal = None
         try:
             deadline = deadline_of(request, since)
             self.admission.check_deadline(deadline)
@@ -182,6 +186,7 @@ class HttpServer:
         return await self.admission.batch(in_turn, deadline=deadline, is_gone=lambda: request.transport is None)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
+        """Read a body, after `100 Continue` if the client waits for that; raises Problem."""
         check_body(request)
         expects = request.headers.get("Expect", "").lower() == CONTINUE and request.version >= HttpVersion11
         if expects and request.transport is not None:
@@ -198,9 +203,9 @@ async def _passed(is_over: Callable[[], bool], until: float) -> None:
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:
     """Return the end of the caller's time-out by `time.monotonic`; inf without one."""
-    given = request.headers.get(TIMEOUT)
-    if given is None:
+    timeout_ms = request.headers.get(TIMEOUT)
+    if timeout_ms is None:
         return inf
-    if not (given.isascii() and given.isdecimal() and len(given) <= 9):
-        raise Problem(400, "bad-parameter", f"{TIMEOUT} must be a whole number of milliseconds, not {given[:40]!r}")
-    return received + min(int(given) / 1000, MOST_TIMEOUT_S)
+    if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) <= 9):
+        raise bad_parameter(f"{TIMEOUT} must be a whole number of milliseconds, not {timeout_ms[:40]!r}")
+    return received + min(int(timeout_ms) / 1000, MOST_TIMEOUT_S)

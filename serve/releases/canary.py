@@ -218,6 +218,7 @@ def slow_s(reads: tuple[float, ...]) -> float:
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
+    """Return the first bucket of slow reads, an index of BUCKETS_S or that of the overflow; see SLOW_S and USUAL."""
     total = sum(reads)
     usual_bucket = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
     usual_s = BUCKETS_S[min(usual_bucket, len(BUCKETS_S) - 1)]

@@ -164,6 +164,10 @@ class ReleaseCounter:
         self._shared.write(self._worker, self._counted)
 
     async def _count(self, tier: Tier, probation: TierProbation | None) -> None:
+        """Add what a tier's live release has answered since the last call.
+
+        Misses only count on probation, and only those of lists that the release before has.
+        """
         served = tier.follower.served
         if served is None:
             return
@@ -257,6 +261,7 @@ class Probation:
             self._shared.keep(self._probations)
 
     async def _look(self, probation: TierProbation) -> None:
+        """Judge a tier's live release; first follow the newest one that the workers have, and sample its counts."""
         counted = self._shared.counted(probation.tier)
         if not counted:
             return
@@ -298,6 +303,7 @@ class Probation:
         return True
 
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
+        """Withdraw a release on probation if its *counts* since it went live are worse; end the probation in time."""
         if self._is_circuit_open(probation.tier):
             return
         finding = find_regression(probation.expected, counts, baseline=BASELINE)
@@ -316,6 +322,10 @@ class Probation:
         return any(own.breaker_open for state in workers for own in state.tiers if own.tier == tier)
 
     async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
+        """Roll back to the release before, if that is whole and, for a release that is only slow, faster.
+
+        Why it is not possible is logged once, and kept in `TierProbation.blocked`. *finding* is the reason.
+        """
         live = probation.live
         before = probation.before
         if live is None or before is None:
@@ -335,8 +345,8 @@ class Probation:
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
             if not probation.blocked:
-                said = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
-                log.error(said, live.id, before.id, reason, finding)  # noqa: TRY400 -- expected
+                sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
+                log.error(sentence, live.id, before.id, reason, finding)  # noqa: TRY400 -- expected
             probation.blocked = reason
             return
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
