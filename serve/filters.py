@@ -86,6 +86,7 @@ def parse_where(text: str) -> tuple[Condition, ...]:
 
 
 def _unquoted(value: str) -> str:
+    """Return a value, decoded if it is a JSON string; raises StoreMisused for an empty or malformed one."""
     value = value.strip()
     if value and '"' not in value:
         return value
@@ -141,6 +142,7 @@ class Rejected:
         return verdict
 
     def _fails(self, identifier: bytes) -> bool:
+        """Return whether an item fails a condition; an override of its attribute counts instead of the release's."""
         row = self._row_of(identifier)
         for column, accept, overrides in self._tests:
             value = column.value(row)
@@ -152,7 +154,10 @@ class Rejected:
 
 
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
-    """Return the test of an attribute's value."""
+    """Return the test of an attribute's value: None or NaN if an item has none, which passes no test.
+
+    Raises StoreMisused for an operator or value of another kind than the column's.
+    """
     wanted: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
     subject = f"{condition.column}{condition.operator}"
     if condition.operator[0] in "<>" and (column.texts or len(wanted) > 1):
@@ -212,6 +217,7 @@ class ReleaseFilters:
         return filtered
 
     def _may_remember(self) -> bool:
+        """Count one more verdict, and return whether there is room for it."""
         self._verdicts += 1
         return self._verdicts <= MAX_VERDICTS
 

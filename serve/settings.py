@@ -231,21 +231,25 @@ def read_telemetry(
 
 
 def _sampling(environment: Mapping[str, str]) -> Sampling:
+    """Read OpenTelemetry's variables of the sampler; raises ServiceMisused.
+
+    A name such as `parentbased_traceidratio` follows the decision of the caller's span, if there is one.
+    """
     name = environment.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
     kind = name.lower().removeprefix("parentbased_")
     if kind not in SAMPLERS:
         raise ServiceMisused(
             f"OTEL_TRACES_SAMPLER is {name!r}; it takes {', '.join(SAMPLERS)}, with parentbased_ in front or not"
         )
-    given = environment.get("OTEL_TRACES_SAMPLER_ARG") or "1"
+    argument = environment.get("OTEL_TRACES_SAMPLER_ARG") or "1"
     if kind != "traceidratio":
-        given = "1" if kind == "always_on" else "0"
+        argument = "1" if kind == "always_on" else "0"
     try:
-        share = float(given)
+        share = float(argument)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {given!r}; it is the share of traces, from 0 to 1")
+        raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {argument!r}; it is the share of traces, from 0 to 1")
     return Sampling(share, parent_based=kind != name.lower())
 
 

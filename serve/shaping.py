@@ -90,6 +90,7 @@ class Shaper:
         return None if self._consumed is None else self._consumed.hidden_from(user)
 
     def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
+        """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
         where = selection.only.where
         if encoded.source == "popular":
             return cut_without(self._popular(encoded.served, encoded.fallback, where), selection.n, *left_out)
@@ -110,7 +111,7 @@ class Shaper:
         return filling
 
     def _popular(self, served: ServedRelease, fallback: RowKey, where: str) -> bytes:
-        """Return an opened popular list under *where*."""
+        """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""
         body = served.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
@@ -118,6 +119,7 @@ class Shaper:
 
 
 def _filters_of(served: ServedRelease) -> ReleaseFilters:
+    """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
     if served.filters is NO_FILTERS and served.manifest.origin.item_attributes.pieces:
         raise StoreUnavailable(f"the item attributes of release {served.id} cannot be read for now")
     return served.filters

@@ -322,6 +322,7 @@ class QueryParser(Generic[AnyStruct]):
         return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
 
     def _parse(self, raw: str) -> AnyStruct:
+        """Parse a query that is not cached; digits are converted here, as the types do not take text as a number."""
         values = dict[str, object]()
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
@@ -444,6 +445,7 @@ def _ids_in(raw: str) -> tuple[str, ...]:
 
 
 def _refused(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
+    """Return the problem of an invalid value, in our words: msgspec names the place behind " - at `$"."""
     what, _, place = str(error).partition(" - at `$")
     if "unknown field" in what:
         what = _unknown(what[: 2 * SHOWN_CHARS], route, kind)

@@ -174,6 +174,7 @@ def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
 
 
 def _row_of(raw: Raw) -> ScoreRow | bytes:
+    """Parse a row: an object, an array or a user alone; an invalid one becomes its element of the answer, in JSON."""
     try:
         first = memoryview(raw)[0]
         if first == _OBJECT:

@@ -324,13 +324,20 @@ class Admin:
         """No request of an operator is shed."""
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
+        """Log a refused request, unless there were too many of late: these are counted in the next line."""
         self._refused += 1
         if not self._refusals.take():
             address, *_ = (request.transport and request.transport.get_extra_info("peername")) or ("?",)
             count = self._refused
             self._refused = 0
-            said = "%s %s from %s was refused: %s (%d refused since the last such line)"
-            log.warning(said, request.method, template, address, problem.detail, count)
+            log.warning(
+                "%s %s from %s was refused: %s (%d refused since the last such line)",
+                request.method,
+                template,
+                address,
+                problem.detail,
+                count,
+            )
 
     def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
         """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""

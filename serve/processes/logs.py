@@ -123,6 +123,7 @@ def _send(descriptor: int, data: bytes) -> int:
 
 
 def _write_if_ready(descriptor: int, data: bytes) -> int:
+    """Write as much of *data* as a pipe takes at once without blocking; return the number of bytes, 0 if it is full."""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLOUT)
     return os.write(descriptor, data[: select.PIPE_BUF]) if waiting.poll(0) else 0

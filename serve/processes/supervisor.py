@@ -330,8 +330,12 @@ class _Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             return
         child.is_aborted = True
-        said = "%s (process %d) has said nothing for %.0f s and is ended; its stack follows unless it is stopped"
-        log.error(said, child.name, child.pid, silent_s[child.number])
+        log.error(
+            "%s (process %d) has said nothing for %.0f s and is ended; its stack follows unless it is stopped",
+            child.name,
+            child.pid,
+            silent_s[child.number],
+        )
         os.kill(child.pid, signal.SIGABRT)
 
     def _patience_s(self, child: _Child) -> float:

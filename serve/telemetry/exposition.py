@@ -61,11 +61,13 @@ def _is_degraded(state: WorkerState | None) -> bool:
 
 
 def _lookups(state: WorkerState | None) -> Values:
+    """Yield the labels, release and outcome, and the number of lists."""
     for release, counts in ({} if state is None else state.lookups).items():
         yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
 def _by_list(state: WorkerState | None) -> Values:
+    """Yield the labels, release, list and outcome, and the number of lists that were requested by name."""
     for release, lists in ({} if state is None else state.by_list).items():
         for name, counts in lists.items():
             yield from (
@@ -74,6 +76,7 @@ def _by_list(state: WorkerState | None) -> Values:
 
 
 def _releases(state: WorkerState | None) -> Values:
+    """Yield the labels, store, release and role, and 1 for each release that is served."""
     for tier in () if state is None else state.tiers:
         for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
             if release is not None:
