@@ -133,10 +133,13 @@ class Harness:
                 await self.check_live(store)
 
     async def mend(self, store: Store, damage: str) -> None:
-        """Do what the doctor advises."""
+        """Do what the doctor advises, or what `verify` does if rows are missing that the doctor's sample lacks."""
         findings = [finding for finding in await examine(store) if finding.subject in ("catalogue", "live", "rows")]
         said = " ".join(finding.sentence for finding in findings if finding.level is not Level.OK)
-        assert said, f"the doctor finds nothing, but: {damage}"
+        if not said:
+            assert damage.startswith("of release "), f"the doctor finds nothing, but: {damage}"
+            self.counts["found by verify alone"] += 1
+            said = damage
         if "`hotplate store rebuild`" in said:
             self.counts["rebuilt"] += 1
             await self.rebuild(store)
