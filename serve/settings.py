@@ -233,7 +233,7 @@ def read_telemetry(
 def _sampling(environment: Mapping[str, str]) -> Sampling:
     """Read OpenTelemetry's variables of the sampler; raises ServiceMisused.
 
-    A name such as `parentbased_traceidratio` follows the decision of the caller's span, if there is one.
+    A name that begins with parentbased_ follows the decision of the caller's span, if there is one.
     """
     name = environment.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
     kind = name.lower().removeprefix("parentbased_")
