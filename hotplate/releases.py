@@ -48,9 +48,9 @@ def prune(
 ) -> list[ReleaseId]:
     """Erase the releases that are no longer needed, and return their ids.
 
-    Kept are the live release, the canary, the *keep* releases that were live before, releases that left service less
-    than *grace_s* ago, and those never live; with *keep_ready_s*, only if begun since. Drafts without a writer are
-    erased. *on_progress* is called with (erased, to erase).
+    Kept are the live release, the canary, arm B's previous release, the *keep* releases that were live before, releases
+    that left service less than *grace_s* ago, and ready ones, with *keep_ready_s* only those begun within that time.
+    Drafts without a writer are erased. *on_progress* is called with (erased, to erase).
     """
     act = partial(lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
     return run_on(store, act, must_exist=True)

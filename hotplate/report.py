@@ -208,7 +208,7 @@ def _time(us: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Format with three significant digits, without zeros at the end: 0.125, 1.5, 12,346."""
+    """Format with at least three significant digits, without zeros after the point: 0.125, 1.5, 12,346."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -228,7 +228,7 @@ def format_cell(row: Row | None, column: Column) -> str:
 
 
 def rounded(value: float, digits: int = 2) -> str:
-    """Format with significant digits, as a whole number from 100 on: 0.37, 1.6, 12, 3,992."""
+    """Format with significant digits, as a whole number from 100 on: 0.37, 1.6, 12, 4,000."""
     nearest = float(f"{value:.{digits - 1}e}")
     if nearest == 0 or not math.isfinite(nearest):
         return f"{nearest:g}"

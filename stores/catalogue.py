@@ -5,12 +5,13 @@ replaces the record only if it still has the generation and the token that were 
 and each change draws a new token.
 
     draft → ready → live → superseded → dropping
-                      └──→ withdrawn ──────┘        left by a rollback or a repair; never a rollback's target
+                      └──→ withdrawn ──────┘
 
     draft        being written, by the process with the writer's token, which renews a lease; once that lapses, another
                  process may take it over, or `prune` marks it
     ready        complete: committed by its writer, but not live
     live         served; at most one release
+    withdrawn    replaced by a rollback, a repair, a restore or a newer release of arm B; never a rollback's target
     dropping     its data are being erased
 
 Ids are for people; data are named by incarnations. Each new draft draws one, so late writers and erasers of another
@@ -354,7 +355,7 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
 
 
 def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Renew a draft's lease; ReleaseConflict if another writer has taken it over."""
+    """Renew a draft's lease; ReleaseConflict if it is no longer the writer's, ReleaseNotFound if it was dropped."""
     return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now + LEASE_S))
 
 
@@ -465,7 +466,10 @@ def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """End the canary, which stays ready; ReleaseConflict if it is not *expected*."""
+    """End the canary, whose release keeps its state, and a running experiment.
+
+    Raises ReleaseConflict if the canary is not *expected*.
+    """
     _check_canary(catalogue, expected)
     return _without_canary(catalogue)
 
@@ -473,7 +477,8 @@ def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 def rollback(catalogue: Catalogue, expected: ReleaseId, reason: str = "") -> Catalogue:
     """Withdraw the live release, restore the one before it, and end a canary, but not an experiment.
 
-    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live.
+    With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *expected* is not live, and
+    ReleaseNotFound if there is no earlier release.
     """
     if catalogue.live != expected:
         raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")

@@ -69,7 +69,7 @@ ATTRIBUTES = META + "attributes"
 FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 OVERALL = ""
-MAX_LISTS = 20  # with names, in one release
+MAX_LISTS = 20  # of one release, the default one included
 MAX_LIST_NAME = 32
 _is_list_name = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_LIST_NAME - 1}}}").fullmatch
 _HEADER = struct.Struct(">HH")  # lengths of the first and last key
@@ -277,7 +277,10 @@ def check_id(identifier: str) -> str:
 
 
 def check_list(name: str) -> str:
-    """Return the *name* of a list; StoreMisused unless it has 1 to 32 ASCII letters, digits, `-` and `_`."""
+    """Return the *name* of a list.
+
+    Raises StoreMisused unless it has 1 to 32 ASCII letters, digits, `-` and `_`, and begins with a letter or digit.
+    """
     if not _is_list_name(name):
         raise StoreMisused(
             f"{name[:MAX_ID_BYTES]!r} is not the name of a list, which has 1 to {MAX_LIST_NAME} letters, digits, - "

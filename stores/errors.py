@@ -79,7 +79,7 @@ class ReleaseConflict(StoreError):
 
 
 class HeldBack(ReleaseConflict):
-    """A release stays ready until an operator decides."""
+    """A step waits for an operator's decision; a release that it has written is not live."""
 
 
 class CanaryRunning(HeldBack):
@@ -95,7 +95,7 @@ class RefusedByGates(HeldBack):
 
 
 class ReleaseCorrupt(StoreError):
-    """Counts, bytes or digest of the rows differ from the manifest."""
+    """Data of a release are damaged, missing or beyond its limits."""
 
 
 def reason_of(error: Exception) -> str:

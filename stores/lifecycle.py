@@ -132,7 +132,8 @@ async def rollback(
     """Make the release that was live before live again, and return it; a canary ends, an experiment does not.
 
     With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *if_live* is given and is not live;
-    ReleaseCorrupt if the release cannot be served, unless *force* is true.
+    ReleaseNotFound if nothing is live, or there is no earlier release; ReleaseCorrupt if the release cannot be served,
+    unless *force* is true.
     """
     seen = await store.catalogue()
     if seen.live is None:
@@ -253,12 +254,12 @@ async def change(
     """Apply a pure function to the catalogue by compare-and-set, again after a lost race, and return the result.
 
     A swap without a clear result may still take place: then the next read finds its token, or the next swap loses
-    against it. After swaps by others, a step that may be applied twice (*repeatable*) is applied again, else
-    StoreUnavailable is raised.
+    against it. If others have swapped since then, only a step that may be applied twice (*repeatable*) is applied
+    again; for others, StoreUnavailable is raised.
 
-    *records* are changes beside the catalogue that depend on what was read: with them, a lost race soon raises
-    ReleaseConflict, so that the caller reads again. Raises CatalogueUnreadable if the store holds releases and its
-    catalogue is gone.
+    *records* are changes beside the catalogue that depend on what was read. Raises ReleaseConflict after SWAP_ATTEMPTS
+    lost races, but with *records* after UNCLEAR_SWAPS + 1, so that the caller reads again. Raises CatalogueUnreadable
+    if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     sent = dict[str, Catalogue]()  # by token

@@ -320,7 +320,7 @@ def new_copier() -> str:
 
 
 async def new_id(store: Store) -> ReleaseId:
-    """Return an id that no release of *store* has, from the time by the store's clock and four random digits."""
+    """Return a new id of a release: the time by the store's clock, and four random hexadecimal digits."""
     catalogue = await store.catalogue()
     started = datetime.fromtimestamp(catalogue.now, UTC)
     taken = {release.id for release in catalogue.releases}

@@ -226,8 +226,8 @@ class Retrier:
     async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
         """Run an idempotent step until it succeeds, and return its result.
 
-        Throttling is timed from the last success of any step, as a throttled store lets some through; *at_most_s*
-        shortens both limits. Raises the last error.
+        Throttling is timed from the start of this call, or from a later success of any step, as a throttled store lets
+        some through; *at_most_s* shortens both limits. Raises the last error.
         """
         began_at = self._clock()
         failing_since = None

@@ -164,7 +164,7 @@ class LoadGenerator:
         keep_pace: Pacer | None = None,
         connect: Connect | None = None,
     ) -> None:
-        """Open nothing yet; times are those of *clock*, which is that of *keep_pace*, too."""
+        """Open nothing yet; all times are by *clock*, which *keep_pace* must share."""
         self._load = load
         self._clock = clock
         self._keep_pace = keep_pace or sleep_until_due

@@ -1,4 +1,4 @@
-"""Rounds of a comparison of stores, which take turns, reversed in every second round (A B, B A, …)."""
+"""Rounds of a comparison of stores, which take turns, reversed in odd rounds (B A, A B, …)."""
 
 import asyncio
 import math

@@ -1,7 +1,7 @@
 """Rows of a release as items; a batch item with the packed keys acknowledges each batch.
 
 A row's id and partition key is `KIND.` and the ID in base64url; ids of other items have no dot. A value is stored as
-text if it is valid UTF-8 and shorter so, otherwise as base64.
+text if it is valid UTF-8 and not longer than in base64, otherwise as base64.
 
 Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
 replaced by compare-and-set (`hotplate.stores.cosmos.release_state`). Batch items are numbered without gaps, in a series

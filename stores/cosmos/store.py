@@ -379,7 +379,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return [ok("may publish", "yes"), etag]
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        """Return: containers grow."""
+        """Do nothing, as containers grow."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # containers grow

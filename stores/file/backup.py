@@ -76,8 +76,9 @@ async def restore(
 ) -> BackupResult:
     """Restore a backup into an empty store or, with *over*, into one that may be in use.
 
-    The backup's live release becomes live in a new generation of the catalogue; canaries end. Other releases are
-    withdrawn, and pruned after their grace; drafts stay. Restored releases get new incarnations, unknown to erasers.
+    The backup's live release becomes live in a new generation of the catalogue; canaries end. The store's live and
+    superseded releases are withdrawn, and pruned after their grace, as are ready ones whose ids the backup has; other
+    ready releases and drafts stay. Restored releases get new incarnations, unknown to erasers.
 
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """

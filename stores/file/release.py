@@ -102,9 +102,9 @@ class ReleaseFile:
         return file
 
     def slot(self, key: str) -> Slot:
-        """Return the value of a key, None or an error after a failed read, and begin a new transaction for other reads.
+        """Return the value of a key, None or an error; after a failed read, other reads get a new transaction.
 
-        Reads the key again, in a transaction of its own, if another read, in any thread, had failed in the same one.
+        Reads the key again, in a separate transaction, if another read, in any thread, had failed in the shared one.
         """
         raw = key.encode("utf-8", "surrogatepass")  # with surrogates, bytes that no row has
         try:
@@ -127,7 +127,7 @@ class ReleaseFile:
         )
 
     async def check(self, max_age_s: float = 0.0) -> None:
-        """Compare every block with its checksum, unless done *max_age_s* ago; ReleaseCorrupt if one changed."""
+        """Compare every block with its checksum, unless done within *max_age_s*; ReleaseCorrupt if one changed."""
         if time.monotonic() >= self._intact_at + max_age_s:
             await check_whole(self.path)
             self._intact_at = time.monotonic()

@@ -108,9 +108,9 @@ class CatalogueFile:
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
     ) -> None:
-        """Replace the record by *new* if *is_expected* of the stored bytes, None if there are none.
+        """Replace the record by *new* if *is_expected* is true for the stored bytes, or for None if there are none.
 
-        Raises ReleaseConflict if it is not.
+        Raises ReleaseConflict if it is false.
         """
         with self.locked() as lock:
             if not is_expected(self.record()):
@@ -152,7 +152,7 @@ class CatalogueFile:
     def _allocate_spare(self, record_bytes: int, freed_bytes: int) -> None:
         """Allocate blocks for the record after one of *record_bytes*; OSError on a full disk.
 
-        First those that the record before has *freed_bytes* of: on a full disk, there are no others.
+        First as many as the replaced record freed (*freed_bytes*): a full disk has no others.
         """
         blocks = -(-ROOM * record_bytes // BLOCK_BYTES)
         needed_bytes = blocks * BLOCK_BYTES

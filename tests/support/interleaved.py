@@ -167,8 +167,10 @@ class Interleaved(RuleBasedStateMachine):
     """Who is who among `processes`."""
 
     refuses_late_writers = True
+    """Whether the store refuses all that a writer puts after it has lost its draft, rather than only changes of it."""
+
     erases_conditionally = True
-    """Whether the store refuses all that whoever has lost a draft puts, rather than what would change it."""
+    """Whether the erasure of a release can depend on the catalogue."""
 
     source: Source | None = None
 
