@@ -92,9 +92,8 @@ def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
     kinds = dict[str, str]()
     for name, kind in chain.from_iterable(map(named_values, texts)):
         if not name or kind not in get_args(Kind):
-            raise SettingError(
-                f"--attribute: {f'{name}={kind}'!r} is not NAME=number or NAME=text, such as price=number."
-            )
+            written = f"{name}={kind}" if kind else name
+            raise SettingError(f"--attribute: {written!r} is not NAME=number or NAME=text, such as price=number.")
         kinds[name] = kind
     return kinds
 

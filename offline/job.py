@@ -454,7 +454,7 @@ def _read_state(path: Path) -> _State:
         return _State(Run.from_json(state["run"]), state["succeeded_at"])
     except FileNotFoundError:
         return _State(Run(id="", options="", inputs="", release=ReleaseId("")), None)
-    except (OSError, ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 
 

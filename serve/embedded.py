@@ -104,8 +104,10 @@ class Lists:
         From a mapping of users to their `after`, returns pages as of `personal`.
         """
         selection = _selection(n, options)
-        segment = options.get("segment", OVERALL)
+        segment = str(options.get("segment", OVERALL))
         name = options.get("list", "")
+        if not users:
+            self._here.row_of(POPULAR, segment, name)  # raises UnknownList
         requests = list[ListRequest]()
         for user in users:
             cursor = parse_cursor(users[user]) if isinstance(users, Mapping) else None
@@ -146,7 +148,7 @@ class Lists:
             basket,
             n,
             selection.only,
-            segment=options.get("segment", OVERALL),
+            segment=str(options.get("segment", OVERALL)),
             recency=recency,
             name=options.get("list", ""),
         )

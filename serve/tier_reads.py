@@ -173,7 +173,14 @@ class TierWalk(ABC):
         return [row for rest in rests for row in rest]
 
     async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        """Read rows of one release like `read_tier`."""
+        """Read rows of one release like `read_tier`; all of them again if another release is followed since."""
+        try:
+            return await self.read_once(place, group)
+        except ReleaseMoved:
+            return await self.read_tier(place, group.rows)
+
+    async def read_once(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+        """Read rows of one release like `read_tier`; raises ReleaseMoved."""
         tier = self.tiers[place]
         keys = [row.text for row in group.rows]
         reading = tier.read(group.served, keys, self.share_s(place))
@@ -182,7 +189,7 @@ class TierWalk(ABC):
         try:
             slots = await reading
         except ReleaseMoved:
-            return await self.read_tier(place, group.rows)
+            raise
         except StoreError as error:
             if not isinstance(error, ReleaseCorrupt):
                 self.failure = error
@@ -229,7 +236,7 @@ class _Turn(TierWalk, Generic[Waiter]):
             origins = self.missed.get(row)
             self.complete(row, self.waiting.pop(row, ()), origins[0] if origins else None, None)
 
-    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+    async def read_once(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows that this release does not lack, as a part of their sampled requests."""
         lacking = list[RowKey]()
         if self.missed:
@@ -241,7 +248,7 @@ class _Turn(TierWalk, Generic[Waiter]):
         if self.spans:
             spans = [span for row in group.rows for span in self.spans.get(row, ())]
             sampled_requests.set(tuple(spans))
-        return [*lacking, *await super().read_group(place, group)]
+        return [*lacking, *await super().read_once(place, group)]
 
     def _has_missed(self, row: RowKey, served: ServedRelease) -> bool:
         return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
@@ -417,6 +424,13 @@ class ReleaseRead(BatchRead):
         """Return the release if the tier serves it, or has served it before the live one."""
         served = tier.follower.find(self.release)
         return [] if served is None else [RowsOfRelease(served, rows)]
+
+    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+        """Read rows like `read_tier`; those of a release that is gone are to be read in the tiers after it."""
+        try:
+            return await self.read_once(place, group)
+        except ReleaseMoved:
+            return group.rows
 
     def take(self, read: RowsRead) -> Sequence[RowKey]:
         """Take rows that were read or are absent, and return the others."""

@@ -173,7 +173,8 @@ class Manifest:
     @property
     def origins(self) -> list[Origin]:
         """The origins of all lists, the default one first."""
-        return [self.origin_of(name) for name in ("", *self.named)]
+        origin = self.origin
+        return [origin, *(origin.lists.get(name, Origin()) for name in self.named)]
 
     def origin_of(self, stored: str) -> Origin:
         """Return the origin of the list of this name in keys."""

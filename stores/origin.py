@@ -4,7 +4,7 @@ A manifest keeps this record as it was written, with fields of other versions (`
 that it knows as an `Origin`. All of them are optional: third-party publishers may write none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -134,8 +134,14 @@ class Origin(Struct, frozen=True):
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Origin":
-        """Decode a record; raises msgspec.ValidationError."""
-        return msgspec.convert(record, cls)
+        """Decode a record; fields that others wrote as null or as another type are left out.
+
+        Raises msgspec.ValidationError for those that say what a release holds, and whether it may go live.
+        """
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError:
+            return cls(**dict(_readable(record)))
 
     @property
     def learnt_until_s(self) -> float | None:
@@ -149,5 +155,25 @@ class Origin(Struct, frozen=True):
 
     @property
     def quality(self) -> Quality:
-        """The metrics that are shown, empty without an evaluation; raises msgspec.ValidationError."""
-        return msgspec.convert(self.metrics or {}, Quality)
+        """The metrics that are shown, empty without an evaluation of ours."""
+        try:
+            return msgspec.convert(self.metrics or {}, Quality)
+        except msgspec.ValidationError:
+            return Quality()
+
+
+_STRUCTURE = ("item_attributes", "list", "gates")
+
+
+def _readable(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for field in msgspec.structs.fields(Origin):
+        value = record.get(field.name)
+        if field.name == "lists" and value is not None:
+            lists = msgspec.convert(value, dict[str, dict[str, Any]])
+            yield field.name, {name: Origin.of(of_list) for name, of_list in lists.items()}
+        elif value is not None:
+            try:
+                yield field.name, msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                if field.name in _STRUCTURE:
+                    raise msgspec.ValidationError(f"{error} - in `$.{field.name}`") from error

@@ -7,6 +7,7 @@ chosen before.
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 
 import numpy as np
 import polars as pl
@@ -98,6 +99,8 @@ def _choice_shape(table: Table, columns: Mapping[str, str]) -> TableShape:
     shape.leave_out_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
         shape.add_number("rating", columns["rating"], missing="no rating", invalid=_NO_NUMBER)
+        number = table.number(columns["rating"]).fill_null(inf).fill_nan(None)  # NaN in any spelling is no rating
+        shape.values["rating"] = pl.when(~table.is_absent(columns["rating"])).then(number)
     return shape
 
 

@@ -186,8 +186,9 @@ def parse_event_weights(text: str) -> dict[str, float]:
     for name, value in named_values(text):
         weight = number_in(value)
         if not name or name in weights or weight is None or weight <= 0:
+            written = f"{name}={value}" if value else name
             raise SettingError(
-                f"The event weight {f'{name}={value}'!r} cannot be used; write each name once, with a weight above "
+                f"The event weight {written!r} cannot be used; write each name once, with a weight above "
                 "zero: view=1,buy=5."
             )
         weights[name] = weight

@@ -185,9 +185,9 @@ class AccountRegions:
     def update(self, response: Response, _: str) -> None:
         """Take over the regions and properties in a response about the account. Raises ValueError."""
         account = object_in(response)
+        former = self.regions  # before `_regions` renames them
         writable = self._regions(account.get("writableLocations"))
         readable = self._regions(account.get("readableLocations"))
-        former = self.regions
 
         self.write = writable[0]
         self.readable = sorted(readable, key=lambda region: region.name != self._preferred)

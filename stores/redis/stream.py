@@ -118,6 +118,10 @@ class RedisStream:
         Entries older than *keep_s* are removed, too, as the clock of the server says. Some hundred entries beyond both
         bounds may stay, which is cheaper for the server.
         """
+        _, trimmed = await self._append(values, keep_s=keep_s, most=most)
+        return trimmed
+
+    async def _append(self, values: Sequence[bytes], *, keep_s: int, most: int) -> tuple[list[bytes], int]:
         newest_ms, _ = _order(self._last_known)
         oldest_ms = max(0, newest_ms - keep_s * 1000)
         added: list[Command] = [("XADD", self._key, "MINID", "~", oldest_ms, "*", FORMAT, value) for value in values]
@@ -125,7 +129,7 @@ class RedisStream:
             *added, ("XTRIM", self._key, "MAXLEN", "~", most), ("EXPIRE", self._key, keep_s)
         )
         self._last_known = max(self._last_known, ids[-1], key=_order)
-        return int(trimmed)
+        return ids, int(trimmed)
 
     async def erase(self, entries: Sequence[Entry], *, keep_s: int, most: int) -> None:
         """Delete entries, also from the memory and the snapshots of the server; other arguments as of `append`.
@@ -147,10 +151,18 @@ class RedisStream:
             for neighbour in _entries([*before, *behind]):
                 if neighbour.id not in erased and neighbour.value is not None:
                     around[neighbour.id] = neighbour.value
-        values = [around[entry_id] for entry_id in sorted(around, key=_order)]
-        if values:
-            await self.append(values, keep_s=keep_s, most=most)
-        await self._execute_all(("XDEL", self._key, *erased, *around))
+        originals = sorted(around, key=_order)
+        copies = list[bytes]()
+        if originals:
+            # More than *most* until the originals are deleted: trimmed now, the stream would lose its oldest entries.
+            most_now = most + len(erased) + len(originals)
+            copies, _ = await self._append([around[entry_id] for entry_id in originals], keep_s=keep_s, most=most_now)
+        _, *deleted = await self._execute_all(
+            ("XDEL", self._key, *erased), *(("XDEL", self._key, entry_id) for entry_id in originals)
+        )
+        surplus = [copy for copy, is_ours in zip(copies, deleted, strict=True) if not is_ours]
+        if surplus:  # another service has copied these
+            await self._execute_all(("XDEL", self._key, *surplus))
 
     async def close(self) -> None:
         """Close all connections."""

@@ -461,3 +461,43 @@ async def test_an_erased_user_is_answered_as_unknown_by_every_tier(memory: Memor
     cached = reader.get_nowait(RowKey(USER, "1"))
     assert cached is not None
     assert (cached.source, cached.status) == ("popular", "unknown")
+
+
+class MovingRemote(RemoteStore):
+    """A remote store whose live release is replaced and erased while the first rows of users are read."""
+
+    moves_to: range = range(0)
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        slots = await super().get_many(release, keys, timeout_s=timeout_s)
+        if self.moves_to and keys[0].startswith(USER):
+            users = self.moves_to
+            self.moves_to = range(0)
+            await publish(self.inner, "second", users=users)
+            await self.inner.erase(release, unchecked)
+        return slots
+
+
+@virtual
+async def test_a_row_that_a_replaced_release_lacked_is_read_in_its_successor(clock: FakeClock) -> None:
+    memory = MemoryStore(clock)
+    await publish(memory, "first")
+    first = MovingRemote(memory)
+    reader = await over(first, RemoteStore(memory))
+    first.broken_keys = {"user:1"}
+    first.moves_to = range(9)
+    lacking, failing = await asyncio.gather(reader.personal("8"), reader.personal("1"))
+    assert brief(lacking) == ("tier1", "personal", b"second for 8")
+    assert brief(failing) == ("tier1", "personal", b"second for 1")
+
+
+@virtual
+async def test_release_of_a_page_that_is_gone_is_read_once(memory: MemoryStore, remote: RemoteStore) -> None:
+    first = await publish(memory, "first")
+    reader = await over(remote)
+    await publish(memory, "second")
+    await memory.erase(await ref_of(memory, first), unchecked)
+    remote.reads.clear()
+    await reader.in_release(first, [RowKey(USER, "1")])
+    assert list(remote.reads).count(["user:1"]) == 1
+    assert reader.popular_in_release(first) is not None

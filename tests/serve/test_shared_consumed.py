@@ -321,6 +321,22 @@ async def test_erased_entries_leave_the_memory_of_the_server(redis_server: Redis
     await stream.close()
 
 
+async def test_erasing_at_once_in_a_full_stream_keeps_the_other_entries(redis_server: RedisServer) -> None:
+    streams = [open_stream(redis_server.url(prefix="both"), "consumed") for _ in range(3)]
+    values = [b"entry %d" % number for number in range(1000)]
+    await streams[0].append(values, keep_s=60, most=1000)
+    erased = [entry for entry in await streams[0].older() if entry.value in values[::200]]
+    assert len(erased) == 5
+
+    await asyncio.gather(*(stream.erase(erased, keep_s=60, most=1000) for stream in streams[:2]))
+
+    left = [entry.value for entry in await streams[2].older() if entry.value is not None]
+    assert sorted(left) == sorted(set(values) - set(values[::200]))
+    redis_server.execute_command("DEL", "{both}:consumed")
+    for stream in streams:
+        await stream.close()
+
+
 async def test_missing_tokens_of_the_stream_are_counted(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,9 +118,17 @@ def test_a_manifest_without_a_readable_time_has_no_age(about: dict[str, object])
     assert manifest.rules == ()
 
 
-def test_an_origin_with_a_field_of_another_type_is_refused() -> None:
-    with pytest.raises(StoreMisused, match=r"the origin of release .* is invalid: .*\$\.list_length"):
-        describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about={"list_length": "ten"})
+def test_an_origin_with_invalid_gates_is_refused() -> None:
+    with pytest.raises(StoreMisused, match=r"the origin of release .* is invalid: .*\$\.gates"):
+        describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about={"gates": 7})
+
+
+@pytest.mark.parametrize("value", [None, 7, [1], {"a": {"b": "c"}}])
+def test_fields_of_an_origin_that_others_wrote_otherwise_are_left_out(value: object) -> None:
+    about = {"model": value, "rules": value, "params": value, "notes": value, "list_length": "ten", "rows": 1.5}
+    manifest = describe(ID, tally([Row("popular:", b"{}")]), created_at=0, encoding="json", about=about)
+    assert read_manifest(ID, manifest.key_row.value).about == about
+    assert manifest.rules == ()
 
 
 def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:
