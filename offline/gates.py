@@ -359,7 +359,7 @@ def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_len
 
 
 def _relative_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
-    """Judge the relative loss of a metric, if both releases were evaluated in the same way."""
+    """Judge the relative loss of a metric; fail if either release lacks it, or they were evaluated differently."""
     live_metrics = live.origin_of(stored).metrics or {}
     now = _metric_value(_numbers(metrics), gate.metric)
     before = _metric_value(_numbers(live_metrics), gate.metric)

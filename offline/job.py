@@ -66,7 +66,8 @@ def publish(
 
     Models by name make named lists, of which the first is the default one. *store* is a URL, or an unused Store, which
     gets closed. *on_progress* is called with (rows written, rows in all).
-    Raises GateFailed or CanaryRunning if the release is not live, DataError, SettingError and StoreError.
+    Raises GateFailed or HeldBack if the release was refused, held back or withdrawn, DataError, SettingError and
+    StoreError.
     """
     models = model if isinstance(model, Mapping) else {"": model}
     of_all = lists or ListSettings()
@@ -125,7 +126,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The printed result of one attempt at a job; a folder keeps that of its last run. UNSET fields are left out.
 
     outcome       `published`, `unchanged`, `refused`, `failed` or `interrupted`
-    error         why the outcome is not `published`
+    error         why the outcome is neither `published` nor `unchanged`
     run           id of the run, the same in all its attempts
     model         its folder
     inputs        digest of the input files
@@ -259,7 +260,7 @@ class RunFolder:
 
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
-    """Create and lock a folder; raises DataError if it stays locked for *wait_s*."""
+    """Create and lock a folder; raises DataError if *path* is a file, or stays locked for *wait_s*, at least 2 s."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:

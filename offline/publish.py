@@ -155,7 +155,7 @@ class Written:
     seconds   wall time until the release was live or refused
     erased    releases that were pruned
     steps     seconds by step, with pruning and waiting, which *seconds* leave out
-    refused   why the release is not live, None if it is
+    refused   why the release was refused, held back or withdrawn; None if it was not
     """
 
     result: WriteResult

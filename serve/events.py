@@ -306,7 +306,10 @@ class ListedItems(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the rate (Wilson, for independent items)."""
+        """The 95 % interval of the rate (Wilson, for independent items).
+
+        None without impressions, or with more clicks than those.
+        """
         shown = self.impressions
         if not 0 <= self.clicks <= shown or not shown:
             return None

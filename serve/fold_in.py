@@ -101,7 +101,7 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
-        """Load the factors of a release, unless missing or damaged; raises StoreError."""
+        """Load the factors of a release; None if they are missing or damaged. Raises StoreError."""
         if (known := self._loaded.get(manifest.digest)) is not None:
             return known
         try:

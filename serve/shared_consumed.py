@@ -1,7 +1,7 @@
 """Consumed items that the services of a shop share through a Redis stream, so that each of them hides an item.
 
 A worker sends what an event hides before it answers the event, unless Redis is away, so that a kill delays nothing.
-The admin process reads the stream. It opens stores, which the parent must not, a service has one, and its restart
+The admin process reads the stream: unlike the parent, it may open stores; a service has only one; and its restart
 delays no request. It also reads the segments of events, and sends what the stream lacks: at the start, and after Redis
 lost entries, it compares all segments with the whole stream, and later what workers append to them. So nothing that is
 durable is lost. An entry may be in the stream twice, which changes nothing.

@@ -67,7 +67,7 @@ _read_by = ContextVar[float | None]("_read_by", default=None)
 
 @contextmanager
 def read_within(timeout_s: float) -> Iterator[None]:
-    """Wait *timeout_s* at most for reads in this block; they go on for other callers."""
+    """Wait *timeout_s* at most for reads in this block; those of a turn go on for other callers, others end."""
     token = _read_by.set(loop_time() + timeout_s)
     try:
         yield

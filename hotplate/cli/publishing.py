@@ -254,8 +254,8 @@ def publish_lists(
 ) -> None:
     """Publish the lists that *read* returns as `write_lists`, or rehearse that for a dry run.
 
-    *on_written* is called with the release, live or not, but not in a dry run. Raises GateFailed or CanaryRunning,
-    after printing the result, if one keeps the release from going live.
+    *on_written* is called with the release, live or not, but not in a dry run. Raises GateFailed or HeldBack, after
+    printing the result, if the release was refused, held back or withdrawn.
     """
     if not flags.dry_run:
         written = write_lists(read, flags, imported)

@@ -49,7 +49,8 @@ def exploring(params: Params) -> Params:
 class Budget:
     """Limits of a search: seconds by prices that do not depend on the machine, and memory.
 
-    *seconds* None allows the default, inf all cells; then memory is bounded by the free memory alone.
+    *seconds* None is BUDGET_S, and BUDGET_BYTES for a trial; with a number, even inf, only the free memory bounds a
+    trial. Cells whose last fit would not fit into the free memory, or take over LAST_FIT_S, are always left out.
     """
 
     def __init__(self, splits: Sequence[Parts], user_items: UserItems, seconds: float | None) -> None:

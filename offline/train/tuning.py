@@ -79,7 +79,7 @@ class TuneOptions:
 
     cells     to try; () for the default cells, extended beyond their edge
     engine    the only one to try
-    budget_s  estimated seconds of a core; None for 36 and 40 % of it for recency, unlimited for *cells*
+    budget_s  estimated seconds of a core, and 40 % more for recency; None is 36, or unlimited with *cells*
     """
 
     cells: tuple[Params, ...] = ()

@@ -155,7 +155,10 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return the caller with this key, or a function that verifies the token; raises a Problem (401)."""
+        """Return the caller with this key, or a function that verifies the token; raises a Problem (401).
+
+        Without a *credential*, or if no clients are known, the caller is anonymous.
+        """
         if credential is None or not self.knows_clients:
             return self.anonymous
         callers, seen = self._known
@@ -210,7 +213,7 @@ def is_loopback(host: str) -> bool:
 
 
 def credential_of(headers: Mapping[str, str]) -> str | None:
-    """Return the key or token of a request."""
+    """Return the key or token of a request; None if it has none."""
     key = headers.get(API_KEY)
     return key if key is not None else bearer(headers.get(AUTHORIZATION))
 

@@ -56,7 +56,8 @@ CONTINUE = "100-continue"
 CHUNKED = "chunked"
 # A record of TLS.
 TLS_WRITE_BYTES = 16_384
-# Each tick of the sweep checks one of SLICES slices: each connection once a second.
+# Each tick of the sweep checks one of SLICES slices, so each connection about once a second: its slice changes when an
+# older one closes.
 SLICES = 10
 TICK_S = 0.1
 # Memory of more freed bodies and answers is returned to the system.
@@ -115,7 +116,7 @@ class ConnectionRegistry:
     ) -> None:
         """*answer* is called with a request, and when it began by `time.monotonic`.
 
-        *shed* is called with the header of a request with a body; it may return a refusal.
+        *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
         """
         self.limits = limits
         self.metrics = metrics
@@ -143,7 +144,7 @@ class ConnectionRegistry:
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request is being answered, or an answer sent."""
+        """Whether a request is being answered or refused, or a last answer has not been read yet."""
         return any(connection.idle_since == inf for connection in self.open)
 
     def start(self) -> None:
@@ -223,7 +224,7 @@ class Connection(BaseProtocol):
         self.ssl_context: SSLContext | None = None
         self.accepting: asyncio.Task[object] | None = None
         self.since = monotonic()
-        """When the current request began, or the previous one was answered."""
+        """When the current request or closing began, or the previous request was answered."""
         self._registry = registry
         self._lane = registry.lane
         self._buffer = bytearray()
@@ -250,7 +251,7 @@ class Connection(BaseProtocol):
 
     @property
     def idle_since(self) -> float:
-        """Since when it waits for a whole request; inf during an answer."""
+        """Since when it waits for a whole request; inf while it answers, refuses or closes."""
         return self.since if self.state in WAITS_FOR_REQUEST and not self._queued else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -24,8 +24,8 @@ The lane reads three kinds of memory and writes one:
 A `Span` is a part of such a buffer: its start and its end. Only functions below "Reading" advance a start, and each
 compares with the end before it reads. Only `_put` writes, and it compares the room that is left before each copy; an
 answer that its parts do not fill exactly is not sent (`_check_full`). No Span is stored in an object: what outlives a
-call is copied to bytes. Sizes cannot overflow: requests are limited to MAX_BYTES, and other parts are Python objects,
-whose sizes together stay far below 2 ** 63.
+call is copied to bytes. Sizes cannot overflow: header blocks are limited to MAX_BYTES, ids to MAX_ID, queries to
+MAX_QUERY, and other parts are Python objects, whose sizes together stay far below 2 ** 63.
 """
 
 cimport cython
@@ -89,7 +89,7 @@ PENDING = b""
 
 log = logging.getLogger(__name__)
 
-# Bytes of a request line and of a header block.
+# Sizes in bytes, but MAX_NAMES is a number of header names. MAX_BYTES limits a header block.
 cdef enum:
     MAX_BYTES = 4096
     MAX_ID = 128
@@ -100,7 +100,7 @@ cdef enum:
     ROW_CHECKSUM = 8
     ROW_HEADER = 12
     ETAG = 16
-    # "%08x" of a 64-bit count, and "%d.%03d" of a 64-bit number of microseconds.
+    # A 64-bit number in decimal, or microseconds as milliseconds ("%d.%03d").
     MAX_DIGITS = 24
 
 if (ROW_CHECKSUM, ROW_HEADER) != (CHECKSUM_BYTES, CHECKSUM_BYTES + OFFSET_BYTES):
@@ -418,8 +418,8 @@ cdef bint _is_whole(bytes key, Span row, object seed) except -1:
 cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
     """Return the first *n* items of an opened body, as `encoding.cut`.
 
-    A body begins with four hexadecimal digits: the size of its first USUAL_CUT items, or 0 if it has no more. If they
-    are not digits, the end is NULL. Items are separated by a comma and a line feed.
+    A body begins with four hexadecimal digits: the size in bytes of its first USUAL_CUT items, or 0 if that is above
+    65,535. If they are not digits, the end is NULL. Items are separated by a comma and a line feed.
     """
     cdef Span items
     cdef Py_ssize_t place, digit, offset = 0
@@ -641,7 +641,8 @@ cdef class _Frame:
 cdef class _Source:
     """The release from which rows are read without I/O and without Python code of ours in between.
 
-    There is one while the first tier is local, no tier has a canary, and no user is hidden.
+    There is one while the first tier is local, its release is not compressed, no tier has a canary, and no user is
+    hidden.
     """
 
     cdef object tier

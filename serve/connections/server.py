@@ -202,7 +202,7 @@ async def _passed(is_over: Callable[[], bool], until: float) -> None:
 
 
 def deadline_of(request: web.BaseRequest, received: float) -> float:
-    """Return the end of the caller's time-out by `time.monotonic`; inf without one."""
+    """Return the end of the caller's time-out by `time.monotonic`, inf without one; raises Problem if it is invalid."""
     timeout_ms = request.headers.get(TIMEOUT)
     if timeout_ms is None:
         return inf

@@ -314,7 +314,7 @@ class _Supervisor:
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
     def _end_silent(self) -> None:
-        """Abort a silent child, which logs its stack, and kill it in the next turn.
+        """Abort a silent child, which logs its stack, and kill it in the next tick if it has not ended.
 
         A stopped process is not continued, as it would accept connections before it handles SIGABRT. Only one worker
         at a time, after the last new one has reported: all may wait for the same resource.

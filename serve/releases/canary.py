@@ -1,8 +1,8 @@
 """A canary beside the live release of a tier, and the judgement of a canary and of a release on probation.
 
 A hash of id and salt selects a canary's users: all processes agree, and the first 5 % stay when the share grows. The
-canary is judged by errors, fallbacks and slow reads of the last minute, a release on probation by those since it went
-live (`probation`).
+canary is judged by errors, fallbacks and slow reads of the current window of a minute, a release on probation by those
+since it went live (`probation`).
 
 Both are judged every second, so the evidence must not grow by looking often. It is a likelihood ratio: how much better
 the counts are explained by a share that is worse, by the bound or more, than by the share of the live release, averaged
@@ -88,7 +88,7 @@ class BothCounts(NamedTuple):
 
 
 def click_interval(shown: float, clicks: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of clicks per shown list; None without data."""
+    """Return the 95 % interval of clicks per shown list; None without lists or clicks."""
     if not (shown and clicks):
         return None
     half = INTERVAL * clicks**0.5
@@ -179,8 +179,8 @@ def find_regression(
 ) -> str | None:
     """Return a sentence on how a release is worse than the live one, by a bound and not by chance; None if it is not.
 
-    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* of the
-    evidence divides that. *baseline* names the release of the counts *live* in the sentence.
+    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; a *factor* of the
+    required evidence divides that rate. *baseline* names the release of the counts *live* in the sentence.
     """
     slow_from = _slow_from(live.reads)
     comparisons = (
