@@ -66,8 +66,8 @@ def publish(
 
     Models by name make named lists, of which the first is the default one. *store* is a URL, or an unused Store, which
     gets closed. *on_progress* is called with (rows written, rows in all).
-    Raises GateFailed or HeldBack if the release was refused, held back or withdrawn, DataError, SettingError and
-    StoreError.
+    Raises GateFailed or HeldBack (a ReleaseConflict) if the release was refused, held back or withdrawn, DataError,
+    SettingError and StoreError.
     """
     models = model if isinstance(model, Mapping) else {"": model}
     of_all = lists or ListSettings()

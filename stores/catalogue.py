@@ -360,7 +360,7 @@ def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Let a draft's lease lapse now."""
+    """Let a draft's lease lapse now; raises the errors of `renew`."""
     return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), lease_until=catalogue.now))
 
 
@@ -537,7 +537,7 @@ def prune(
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
-    """Mark a draft as `dropping`; ReleaseConflict if another writer owns it."""
+    """Mark a draft as `dropping`; raises the errors of `renew`."""
     return _with_entry(catalogue, replace(_owned_draft(catalogue, draft), state=State.DROPPING, lease_until=None))
 
 

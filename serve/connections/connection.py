@@ -584,7 +584,7 @@ class Connection(BaseProtocol):
             self._registry.bytes_in_flight += count
 
     def _count(self, size: int) -> None:
-        """Beyond the limit, refuse the body or cut the connection."""
+        """Hold *size* more bytes; if all in flight exceed their limit, refuse the body or cut the connection."""
         self.hold(size)
         if self._registry.is_full:
             if self.state is State.BODY:

@@ -179,8 +179,8 @@ def find_regression(
 ) -> str | None:
     """Return a sentence on how a release is worse than the live one, by a bound and not by chance; None if it is not.
 
-    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; a *factor* of the
-    required evidence divides that rate. *baseline* names the release of the counts *live* in the sentence.
+    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* multiplies
+    the required evidence, which divides that rate. *baseline* names the release of the counts *live* in the sentence.
     """
     slow_from = _slow_from(live.reads)
     comparisons = (
