@@ -22,8 +22,9 @@ import pytest
 import uvloop
 
 from hotplate.bench.bare import COPIED, ROUTE, fetch
-from hotplate.bench.lists import MAX_POPULAR, Shape, publish_rows
+from hotplate.bench.lists import Shape, publish_rows
 from hotplate.bench.loadgen.result import POPULAR_SOURCE
+from hotplate.bench.options import MAX_POPULAR
 from hotplate.bench.process import (
     REDIS_SERVER,
     RedisServer,

@@ -15,11 +15,11 @@ from hotplate.bench.http_report import (
     report,
     report_popular,
 )
-from hotplate.bench.lists import MAX_POPULAR, check_samples, popular_complaint
+from hotplate.bench.lists import check_samples, popular_complaint
 from hotplate.bench.loadgen.generator import LoadWorker
 from hotplate.bench.loadgen.load import KEY, Gets, InTurn, KeyDraw, Load, Posts, RequestKeys, Uniform, Zipf, send_one
 from hotplate.bench.loadgen.result import ResponseSample, Result
-from hotplate.bench.options import HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
+from hotplate.bench.options import MAX_POPULAR, HttpOptions, parse_rate, parse_seconds, parse_share, require_positive
 from hotplate.bench.progress import ProgressDisplay
 from hotplate.bench.trials import Trial, attempts
 from hotplate.report import Report

@@ -10,6 +10,7 @@ import orjson
 
 from hotplate.bench.errors import BenchFailed
 from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
+from hotplate.bench.options import MAX_POPULAR
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
@@ -88,7 +89,6 @@ async def live_in(store: Store) -> ReleaseRef:
 
 
 DEFAULT_N = 10
-MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 EXAMPLES = 5
 
 

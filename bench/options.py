@@ -14,6 +14,7 @@ WHEN = "When requests fall due"
 WHAT = "What is requested"
 HOW = "How it is measured"
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+MAX_POPULAR = 0.01  # highest share of popular lists in a sound run
 # Redacting functions of options that may hold secrets.
 SECRETS: Mapping[str, Callable[[Any], object]] = {
     "headers": lambda headers: [header.partition(":")[0] for header in headers],

@@ -26,16 +26,16 @@ from hotplate.serve.list_requests import (
 )
 from hotplate.serve.paging import parse_cursor
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import DEFAULT_N, Selection, Shaper
 from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.watched import follow
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, check_id, decode
 from hotplate.stores.errors import StoreMisused
+from hotplate.stores.options import BUDGET_S
 
 # Maximum wait for the first read of each store.
-FIRST_READ_S = 1.0
+ENTER_TIMEOUT_S = 1.0
 
 
 class Lists:
@@ -47,7 +47,7 @@ class Lists:
     """
 
     def __init__(
-        self, reader: TieredReader, timeout_s: float = FIRST_READ_S, again: Callable[[], TieredReader] | None = None
+        self, reader: TieredReader, timeout_s: float = ENTER_TIMEOUT_S, again: Callable[[], TieredReader] | None = None
     ) -> None:
         """*again* opens the stores for a second block; without it there is none."""
         self.reader = reader
@@ -285,7 +285,7 @@ class Options(TypedDict, total=False):
 def open_lists(
     *urls: str,
     budget_s: float = BUDGET_S,
-    timeout_s: float = FIRST_READ_S,
+    timeout_s: float = ENTER_TIMEOUT_S,
     deny_list: str | Path | None = None,
     fold_in: bool = False,
 ) -> Lists:

@@ -18,7 +18,6 @@ from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.serve.settings import BUDGET_S
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_reads import (
@@ -35,6 +34,7 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty
 from hotplate.stores.errors import StoreUnavailable
+from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import LocalReader, Reader
 
 # How long a start waits for silent stores.

@@ -13,11 +13,8 @@ from uuid import uuid4
 import orjson
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.stores.options import RARE, Flag, parse_seconds
+from hotplate.stores.options import BUDGET_S, RARE, Flag, parse_seconds
 from hotplate.stores.urls import secret
-
-# For all store reads of one request together.
-BUDGET_S = 0.05
 
 # Panels of `hotplate serve --help`.
 STORES = "Stores"

@@ -40,13 +40,12 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
+from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, read_one
 from hotplate.stores.verification import counted, read_servable, verify
 
 MAX_SKEW_S = 2.0
 READS = 20
-# The service's default time budget for reads.
-BUDGET_S = 0.05
 NAMED = 5
 HOUR_S = 3600
 # Longer ages are shown in days.

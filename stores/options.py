@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 # The panel of options that few users need; it stands last in the help.
 RARE = "Rarely needed"
+# The default of --budget: for all store reads of one request.
+BUDGET_S = 0.05
 
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hotplate.bench.errors import BenchMisused
+from hotplate.bench.options import MAX_POPULAR
 from hotplate.report import Report, from_json
 from hotplate.stores.cosmos.charges import SYSTEM_BYTES
 from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU
@@ -41,7 +42,6 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
 MOST = 1e12  # sums beyond it lose whole units
 THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
-MAX_POPULAR = 0.01  # highest share of popular lists in a sound report
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
 OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
 # Placeholders with --have-ru only.

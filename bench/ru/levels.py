@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
-from hotplate.bench.lists import MAX_POPULAR
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
-from hotplate.bench.options import SweepOptions, describe_latency
+from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
 from hotplate.bench.outcome import NOTHING_MEASURED, Outcome
 from hotplate.bench.planner.inputs import PROVISIONED, READS
 from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
@@ -19,6 +18,7 @@ from hotplate.bench.statistics import percentile
 from hotplate.bench.trials import Trial, attempts
 from hotplate.report import Column, Curve, Plot, Report, Row, format_value, rounded
 from hotplate.stores.cosmos.url import AUTOSCALE_MIN, Throughput
+from hotplate.stores.options import BUDGET_S
 from hotplate.stores.urls import redacted
 
 # Load before and after the counted seconds.
@@ -26,9 +26,8 @@ LEAD_S = TAIL_S = 1
 OVERLOAD, CALM = 1.1, 0.9
 # Further points of the plot.
 CURVE = (0.3, 0.6)
-SERVICE_BUDGET_S = 0.05  # of `hotplate serve`, by default
 TOO_FAR = (
-    f"the service's deadline of {1000 * SERVICE_BUDGET_S:g} ms: the account is too far away. Measure from a machine in "
+    f"the service's deadline of {1000 * BUDGET_S:g} ms: the account is too far away. Measure from a machine in "
     "its region"
 )
 # Below this share of its reads, timeouts and not throughput limit a level.

@@ -39,7 +39,7 @@ TIMEOUT = istr("X-Request-Timeout-Ms")
 ANSWER_RATIO = 256
 MOST_ANSWER_BYTES = 4 << 20
 # How long a stop lets idle clients send one more request.
-LINGER_S = 0.5
+IDLE_GRACE_S = 0.5
 POLL_S = 0.01
 
 Work = Callable[[], Awaitable[web.Response]]
@@ -93,9 +93,9 @@ class HttpServer:
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until clients have closed (at most LINGER_S) and requests are answered."""
+        """Wait until clients have closed (at most IDLE_GRACE_S) and requests are answered."""
         began = monotonic()
-        await _passed(lambda: not self.registry.open, began + min(LINGER_S, timeout_s))
+        await _passed(lambda: not self.registry.open, began + min(IDLE_GRACE_S, timeout_s))
         await _passed(lambda: not self.registry.is_answering, began + timeout_s)
 
     async def close(self, timeout_s: float = 0.0) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.connections.listeners import reserve
-from hotplate.serve.connections.server import LINGER_S
+from hotplate.serve.connections.server import IDLE_GRACE_S
 from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
@@ -137,7 +137,7 @@ def test_a_stopping_service_finishes_what_it_accepted(folder: Path) -> None:
             time.sleep(0.2)
             service.process.send_signal(signal.SIGTERM)
             until(lambda: is_refused(service.port), "it goes on listening")
-            time.sleep(2 * LINGER_S)  # idle clients have less time
+            time.sleep(2 * IDLE_GRACE_S)  # idle clients have less time
             connection.sendall(body[5:])
             received = b""
             while chunk := connection.recv(65536):
