@@ -86,12 +86,12 @@ class Rules:
             raise SettingError(f"diversity is {self.diversity}; it must lie between 0 and {MAX_DIVERSITY}.")
 
     @property
-    def rearrange(self) -> bool:
+    def rearranges(self) -> bool:
         """Whether a rule changes the order of users' lists, beyond pins and boosts."""
         return self.diversity > 0 or self.showings is not None or self.explore is not None
 
     @property
-    def shorten(self) -> bool:
+    def shortens(self) -> bool:
         """Whether a rule removes items from lists."""
         return self.available is not None or bool(self.excluded) or self.max_per_category is not None
 
@@ -237,7 +237,7 @@ class RuledLists:
         scores = np.zeros((len(users), width), dtype=np.float32)
         enough = self.context.history[users] >= self.rules.min_history
         items[enough], scores[enough] = self._ranked_under_cap(self._recommend, users[enough], self._depth)
-        return Ranked(items, levelled(items, scores) if self.rules.rearrange else scores)
+        return Ranked(items, levelled(items, scores) if self.rules.rearranges else scores)
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
@@ -250,7 +250,7 @@ class RuledLists:
         """Return popular lists by segment, filled with overall popular items of score 0."""
         model = self.model
         counts = self.popularity.counts
-        if not (self.rules.shorten or len(self.pins) or self.boosts is not None):
+        if not (self.rules.shortens or len(self.pins) or self.boosts is not None):
             return {OVERALL: model.popular, **model.segments}
         order = by_popularity(counts)
         lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
@@ -305,7 +305,7 @@ class RuledLists:
         own = self.context.own
         rank = ranker.recommend if own is None else partial(recommend, ranker, own=own)
         items, scores = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
-        if self.rules.shorten:
+        if self.rules.shortens:
             self._fill(users, items, scores)
         if self.similarity is not None or self.context.shown is not None:
             items, scores = self._rearranged(users, items, scores)

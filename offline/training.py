@@ -298,7 +298,7 @@ def _read_data(settings: TrainSettings) -> Interactions:
 
 def _choose_params(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
     """Choose all parameters: the engine's by the *search*, if any; similar items and repeats only along with one."""
-    params = search.trials[search.best].params if search else settings.params
+    params = search.trials[search.recommended].params if search else settings.params
     recent = _popular_params(learnable, settings, search, trials)
     days = recent.half_life_days
     similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))

@@ -44,7 +44,7 @@ Tick = Callable[[], float | None]  # returns the next due time by `time.monotoni
 Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
-async def sleep_until_due(tick: Tick) -> None:
+async def run_when_due(tick: Tick) -> None:
     """Call *tick*, which returns the next due time, at each due time until it returns None.
 
     A timerfd is ~50 µs late, where the loop's timer is ~1 ms late.
@@ -167,7 +167,7 @@ class LoadGenerator:
         """Open nothing yet; all times are by *clock*, which *keep_pace* must share."""
         self._load = load
         self._clock = clock
-        self._keep_pace = keep_pace or sleep_until_due
+        self._keep_pace = keep_pace or run_when_due
         self._open_one = connect or self._connect_by_tcp
         self._requests = load.rendered()
         self._dues = load.dues()

@@ -153,8 +153,8 @@ def _request_tail(host: str, headers: Mapping[str, str]) -> bytes:
     return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def status_is_good(status: int, body: bytes) -> str | None:
-    """Return "status" for statuses from 400 on."""
+def failure_by_status(status: int, body: bytes) -> str | None:
+    """Return "status" for statuses from 400 on, else None."""
     del body
     return "status" if status >= 400 else None
 
@@ -194,7 +194,7 @@ class Load:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 5.0
     backlog: int = 10_000
-    check: ResponseCheck = status_is_good
+    check: ResponseCheck = failure_by_status
     observe: Sequence[str] = ()
     sample_every: int = 0
 

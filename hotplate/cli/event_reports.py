@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from hotplate.cli.terminal import counted, out, print_json, progress_bars, table, with_store
-from hotplate.serve.events import EventReport, ListedItems
+from hotplate.serve.events import EventReport, PositionCounts
 from hotplate.serve.events import report as count
 from hotplate.serve.experiments import ArmEvents, ArmReport
 from hotplate.stores.erasure_log import read_erased
@@ -76,7 +76,7 @@ async def _arm_events(goal: str, store: Store) -> ArmEvents:
     return ArmEvents(catalogue.experiment, goal, catalogue.now, await read_erased(store, catalogue))
 
 
-def _cells(row: ListedItems) -> tuple[str, ...]:
+def _cells(row: PositionCounts) -> tuple[str, ...]:
     rate = "" if row.ctr is None else f"{row.ctr:.2%}"
     interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
     return (

@@ -146,9 +146,9 @@ def _model_in_words(report: TrainReport) -> str:
     search = report.search
     if search is None:
         return f"{model}. {report.tuning_note}"
-    best = search.trials[search.best]
+    trial = search.trials[search.recommended]
     tried = f"the best of {len(search.trials)} tried in {report.seconds['tune']:.0f} s"
-    return f"{model}: {tried} (nDCG@{search.k} {best.ndcg:.4f} on the inner split)"
+    return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
 
 
 def _origins(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

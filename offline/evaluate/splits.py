@@ -76,7 +76,7 @@ class SplitOptions:
         return self.kind == "by-time"
 
     @property
-    def draws(self) -> "tuple[SplitOptions, ...]":
+    def by_piece(self) -> "tuple[SplitOptions, ...]":
         """One split per piece of the log, else this split."""
         if not self.in_time:
             return (self,)

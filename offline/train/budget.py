@@ -26,7 +26,7 @@ from hotplate.stores.folders import room_bytes
 
 # Seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
 BUDGET_S = 36.0
-RECENCY = 0.4
+RECENCY_SHARE = 0.4
 BUDGET_BYTES = 650e6
 LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
@@ -59,7 +59,7 @@ class Budget:
         self._seconds = BUDGET_S if seconds is None else seconds
         self._bytes = BUDGET_BYTES if seconds is None else float(room_bytes())
         self._left_for_cells = self._seconds
-        self._left_for_recency = RECENCY * self._seconds
+        self._left_for_recency = RECENCY_SHARE * self._seconds
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:

@@ -129,7 +129,7 @@ class Search:
     users: int | None = None
 
     @property
-    def best(self) -> int:
+    def recommended(self) -> int:
         """The number of the recommended trial.
 
         1. Popularity, if it leads the best personal cell by more than a 95 % interval.
@@ -204,7 +204,7 @@ class Search:
             "users_searched": self.users,
             "trials": [_to_json(trial) for trial in self.trials],
             "left_out": [{"engine": engine_of(params), "params": asdict(params)} for params in self.left_out],
-            "best": self.best,
+            "best": self.recommended,
         }
 
 
@@ -357,14 +357,14 @@ class _DrawnUsers(NamedTuple):
         return self.history is not None and len(self.history.times) > self.user_items.nnz
 
     def splits(self) -> list[Parts]:
-        """Return a split for each draw; none if a part of one is empty."""
+        """Return a split for each piece; none if a part of one is empty."""
         splits = list[Parts]()
-        draws = self.options.draws
-        for options in draws:
+        pieces = self.options.by_piece
+        for options in pieces:
             parts = split(self.user_items, self.history, options)
             if parts.is_empty:
                 return []
-            most = max(1, _RANKED // (self.user_items.shape[1] * len(draws)))
+            most = max(1, _RANKED // (self.user_items.shape[1] * len(pieces)))
             splits.append(parts.sampled(most, self.options.seed))
         return splits
 

@@ -263,7 +263,7 @@ class ReleaseRows:
                 return last_key
         return None
 
-    async def erase(self, release: ReleaseRef, keys: Sequence[str]) -> int:
+    async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         """See `RowEraser.erase_rows`."""
         container = container_of(release)
         expected_ru = self._charges.delete(0, 0)

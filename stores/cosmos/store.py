@@ -172,7 +172,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._rows_while_live = ReleaseRows(items, Budget(clock, address.scanning_ru), self._charges)
         """The same within a share of the throughput, to spare lookups."""
 
-        self._has_single_writer = False
+        self._has_single_write_region = False
         """Whether the account was found to have one write region."""
 
         self._ahead_s = time.time() - clock()
@@ -255,7 +255,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after changes, read in the nearest region every POLL_S."""
-        await self._check_single_writer(POLL_S)
+        await self._check_single_write_region(POLL_S)
         seen_version = None
         while True:
             catalogue = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
@@ -274,9 +274,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)
         return replace(catalogue, primary=nearest.from_write_region)
 
-    async def _check_single_writer(self, at_most_s: float = inf) -> None:
+    async def _check_single_write_region(self, at_most_s: float = inf) -> None:
         """Raise StoreMisused for several write regions, which have no compare-and-set; asks once, for *at_most_s*."""
-        if self._has_single_writer:
+        if self._has_single_write_region:
             return
         account = await self._budget.call(self._items.account, at_most_s=at_most_s)
         if account.multiple_write_regions:
@@ -284,7 +284,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
                 f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
                 f"both change the live release; turn multi-region writes off, or use another account"
             )
-        self._has_single_writer = True
+        self._has_single_write_region = True
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails
@@ -383,7 +383,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # containers grow
-        await self._check_single_writer()
+        await self._check_single_write_region()
         await self._create_container(container_of(draft), self._address.writing)
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
@@ -479,13 +479,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
         """Write the catalogue by *write*; ReleaseConflict if the version that it replaces is gone."""
-        await self._check_single_writer()
+        await self._check_single_write_region()
         if not (await self._budget.call(write)).done:
             raise catalogue_changed()  # perhaps with our own attempt, after a lost response
 
     async def _write_records(self, records: Sequence[RecordChange]) -> None:
         """Compare and set records one by one; ReleaseConflict if one is neither as before nor written already."""
-        await self._check_single_writer()
+        await self._check_single_write_region()
         for change in records:
             read = partial(self._items.read_fresh, CONTROL, change.name)
             stored = await self._budget.until_visible(CONTROL, read)
@@ -532,7 +532,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         check(await self.catalogue())
-        return await self._rows.erase(release, keys)
+        return await self._rows.erase_rows(release, keys)
 
     async def incarnations(self) -> list[str]:
         """See `Store.incarnations`; StoreMisused without a control plane."""

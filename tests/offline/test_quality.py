@@ -148,7 +148,7 @@ def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time"))
     search = tune(parts.train, parts.history, SplitOptions("by-time"), TuneOptions())
     assert search is not None
-    chosen = search.trials[search.best].params
+    chosen = search.trials[search.recommended].params
     taste = max(
         (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
     ).params

@@ -85,7 +85,7 @@ def test_log_pieces_end_earlier_and_train_only_on_data_before_their_cut() -> Non
     user_items = csr_matrix(np.ones((5, 20), dtype=np.float32))
     times = np.random.default_rng(1).permutation(100)
     history = History.of(user_items, times)
-    pieces = [split(user_items, history, draw) for draw in SplitOptions("by-time", pieces=3).draws]
+    pieces = [split(user_items, history, piece) for piece in SplitOptions("by-time", pieces=3).by_piece]
     for parts, learnt, end in zip(pieces, (45, 60, 75), (60, 80, 100), strict=True):
         assert sorted(times_of(parts.train, user_items, times)) == list(range(learnt))
         assert sorted(times_of(parts.test, user_items, times)) == list(range(learnt, end))

@@ -102,7 +102,7 @@ def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pyt
     resumed = search(matrix, tuning=options, kept=kept)
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert [(trial.ndcg, trial.se) for trial in resumed.trials] == [(trial.ndcg, trial.se) for trial in whole.trials]
-    assert resumed.best == whole.best
+    assert resumed.recommended == whole.recommended
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
@@ -146,16 +146,16 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert len(tried) == len(recent), "no recency is tried twice"
     plain = max(cell.ndcg for cell in tuned.trials if recency_of(cell.params) is None)
     best = max(tuned.trials, key=lambda trial: trial.ndcg)
-    assert recency_of(tuned.trials[tuned.best].params) is not None
+    assert recency_of(tuned.trials[tuned.recommended].params) is not None
     assert best.ndcg > 1.2 * plain
-    drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.draws]
+    drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.by_piece]
     metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == tuned.to_json()
-    chosen = tuned.trials[tuned.best].params
-    assert params_from("ease", tuned.to_json()["trials"][tuned.best]["params"]) == chosen
+    chosen = tuned.trials[tuned.recommended].params
+    assert params_from("ease", tuned.to_json()["trials"][tuned.recommended]["params"]) == chosen
 
 
 def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
@@ -246,10 +246,10 @@ def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
     ease = trial(EASEParams(), 0.1, 0.9, 0.2)
     popular = trial(PopularityParams(2.0), 0.1, 0.9, 0.5)
     assert popular.leads_by(ease) == pytest.approx(1 / 2**0.5 * 3**0.5)
-    assert ranked(ease, popular).best == 0, "one user decides nothing"
+    assert ranked(ease, popular).recommended == 0, "one user decides nothing"
     sure = replace(popular, per_user=ease.per_user + 0.01)
-    assert ranked(ease, sure).best == 1, "each user is better, however much users differ"
-    assert ranked(popular, sure).best == 0
+    assert ranked(ease, sure).recommended == 1, "each user is better, however much users differ"
+    assert ranked(popular, sure).recommended == 0
     assert ranked(ease, popular, replace(ease, per_user=ease.per_user / 2)).best_of_each == (1, 0)
 
 
@@ -263,12 +263,12 @@ def test_ties_prefer_recency_then_als_then_the_simplest() -> None:
         trial(replace(SMALL, recency=slow), 0.2, 0.3, 0.4),
         trial(NeighbourParams(neighbours=2, recency=slow), 0.4, 0.3, 0.2),
     ]
-    assert ranked(*trials).best == 4
-    assert ranked(*trials[:4]).best == 3, "ALS before others"
-    assert ranked(*trials[:3]).best in {0, 1}, "recency before ALS"
-    assert ranked(trials[2], trial(EASEParams(), 0.4, 0.3, 0.2)).best == 0
+    assert ranked(*trials).recommended == 4
+    assert ranked(*trials[:4]).recommended == 3, "ALS before others"
+    assert ranked(*trials[:3]).recommended in {0, 1}, "recency before ALS"
+    assert ranked(trials[2], trial(EASEParams(), 0.4, 0.3, 0.2)).recommended == 0
     better = trial(EASEParams(20.0, fast), 0.41, 0.42, 0.43)
-    assert ranked(trial(replace(SMALL, recency=slow), 0.4, 0.41, 0.42), better).best == 1, "each user is better"
+    assert ranked(trial(replace(SMALL, recency=slow), 0.4, 0.41, 0.42), better).recommended == 1, "each user is better"
 
 
 def test_equal_cells_of_an_engine_prefer_most_recency() -> None:
@@ -276,20 +276,20 @@ def test_equal_cells_of_an_engine_prefer_most_recency() -> None:
         trial(replace(SMALL, recency=Recency(2.0, gamma)), *values)
         for gamma, values in ((1.0, (0.4, 0.3, 0.2)), (4.0, (0.3, 0.4, 0.2)))
     )
-    assert ranked(weak, strong).best == 1, "the higher power"
+    assert ranked(weak, strong).recommended == 1, "the higher power"
     popular = trial(PopularityParams(4.0), 0.1, 0.2, 0.1)
     near, far = (
         trial(replace(SMALL, recency=Recency(days, 1.0)), *values)
         for days, values in ((8.0, (0.4, 0.3, 0.2)), (1.0, (0.3, 0.4, 0.2)))
     )
-    assert ranked(far, near, popular).best == 1, "the half-life nearest to popularity's"
+    assert ranked(far, near, popular).recommended == 1, "the half-life nearest to popularity's"
     level = [0.2 + 0.001 * user for user in range(20)]
     for errors, best in ((1.4, 1), (1.6, 0)):
         # Differences with this mean in standard errors.
         apart = np.tile([1.0, -1.0], 10) * 0.01
         apart += errors * apart.std() / 20**0.5
         equal = trial(strong.params, *(np.array(level) - apart))
-        assert ranked(trial(weak.params, *level), equal).best == best, "equal means within 1.5 standard errors"
+        assert ranked(trial(weak.params, *level), equal).recommended == best, "equal means within 1.5 standard errors"
 
 
 def test_only_highest_recency_power_is_compared_if_popularity_wins() -> None:
@@ -299,10 +299,10 @@ def test_only_highest_recency_power_is_compared_if_popularity_wins() -> None:
     near = trial(PopularityParams(2.0), 0.48, 0.46, 0.49)
     far = trial(PopularityParams(2.0), 0.28, 0.32, 0.35)
     assert weak.leads_by(recent) > 1.5
-    assert ranked(taste, weak, recent, near).best == 2
-    assert ranked(taste, weak, recent, far).best == 1, "taste alone is as good as popularity"
-    assert ranked(weak, recent, near).best == 0, "nothing was tried without recency"
-    assert ranked(taste, weak, near).best == 1, "no such power was tried"
+    assert ranked(taste, weak, recent, near).recommended == 2
+    assert ranked(taste, weak, recent, far).recommended == 1, "taste alone is as good as popularity"
+    assert ranked(weak, recent, near).recommended == 0, "nothing was tried without recency"
+    assert ranked(taste, weak, near).recommended == 1, "no such power was tried"
 
 
 def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def test_cell_that_fails_to_fit_ranks_last(matrix: Matrix) -> None:
     heavy = replace(matrix, user_items=1e37 * matrix.user_items)
     tuned = search(heavy, tuning=TuneOptions((SMALL, PopularityParams())))
     assert tuned.trials[0].ndcg == 0
-    assert tuned.trials[tuned.best].params == PopularityParams()
+    assert tuned.trials[tuned.recommended].params == PopularityParams()
 
 
 def als(factors: int, regularization: float, alpha: float) -> ALSParams:
