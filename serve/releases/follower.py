@@ -181,10 +181,9 @@ class Follower:
         groups = (RowsOfRelease(self.served, live_rows), RowsOfRelease(canary.served, canary_rows))
         return [group for group in groups if group.rows]
 
-    async def refresh(self) -> ServedRelease | None:
+    async def refresh(self) -> None:
         """Read the catalogue after a release was not found; concurrent callers share a read."""
         await self._refreshing.result()
-        return self.served
 
     async def _follow_changes(self, *, warm: bool) -> None:
         """Take each catalogue that the store reports; after an error, begin again with a pause."""

@@ -78,9 +78,10 @@ async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     assert await store.catalogue() == before
     await store.close()
     later = LmdbStore(tmp_path)
-    served = await Follower(later).refresh()
-    assert served is not None
-    assert served.id == live
+    follower = Follower(later)
+    await follower.refresh()
+    assert follower.served is not None
+    assert follower.served.id == live
     await later.close()
 
 
