@@ -221,7 +221,7 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
     with _locked(folder):
         hours = _read_hours(folder)
         if hours:
-            kept = _hiding_events([folder / KEPT, *paths], hours)
+            kept = _kept_segment([folder / KEPT, *paths], hours)
             try:
                 _replace(folder / KEPT, kept)
             except OSError as error:
@@ -232,7 +232,7 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
         _remove(paths)
 
 
-def _hiding_events(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
+def _kept_segment(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
     """Return a segment with the events that may still hide items."""
     now = time.time()
     lines = list[bytes]()

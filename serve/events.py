@@ -290,7 +290,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     return Shipped(len(paths), copied, recovered)
 
 
-class ListedItems(NamedTuple):
+class PositionCounts(NamedTuple):
     """Impressions and clicks of a release in a role, at one position or `all`."""
 
     release: str
@@ -331,11 +331,11 @@ class EventReport:
     duplicates: int
     damaged: int
     types: dict[str, int]
-    rows: list[ListedItems]
+    rows: list[PositionCounts]
 
 
 class _Place(NamedTuple):
-    """What impressions and clicks are counted by; see `ListedItems`."""
+    """What impressions and clicks are counted by; see `PositionCounts`."""
 
     release: str
     role: str
@@ -396,7 +396,7 @@ def report(
         damaged=damaged,
         types=dict(types),
         rows=[
-            ListedItems(*place, impressions=counts_at[place].impressions, clicks=counts_at[place].clicks)
+            PositionCounts(*place, impressions=counts_at[place].impressions, clicks=counts_at[place].clicks)
             for place in places
         ],
     )

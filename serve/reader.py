@@ -172,8 +172,8 @@ class TieredReader:
         """The first tier with a release, and that release."""
         return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
 
-    def release(self) -> ReleaseId:
-        """Return the first release that is served, or the kept one; raises NotReady."""
+    def served_id(self) -> ReleaseId:
+        """Return the id of the first release that is served, or the kept one; raises NotReady."""
         return self._fallbacks.first(EVERYBODY).served.id
 
     def row_of(self, kind: str, identifier: str, name: str = "") -> RowKey:
@@ -374,7 +374,7 @@ class TieredReader:
             self._add_lists(lists, part, fallbacks)
         if len(lists) == len(rows):
             return lists
-        self.release()  # raises NotReady
+        self.served_id()  # raises NotReady
         if must_read and (batch.failure is not None or self.first_served is None):
             raise StoreUnavailable("no store can be read for now") from batch.failure
         for part in self._batches.cached([row for row in rows if row.id not in lists]):

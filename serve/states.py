@@ -67,8 +67,8 @@ class TierState(msgspec.Struct, frozen=True):
         return [finding.sentence for finding in self.findings if finding.source not in ERRORS]
 
 
-class WorkerState(msgspec.Struct, frozen=True):
-    """The state of one worker."""
+class ProcessState(msgspec.Struct, frozen=True):
+    """The state of a worker or of the admin process."""
 
     pid: int
     status: str
@@ -95,12 +95,12 @@ class WorkerState(msgspec.Struct, frozen=True):
         return max(0.0, time.monotonic() - self.reported_at)
 
 
-def status_now(state: WorkerState | None) -> str:
-    """Return a worker's status; SILENT after SILENT_S without a report."""
+def status_now(state: ProcessState | None) -> str:
+    """Return a process's status; SILENT after SILENT_S without a report."""
     return SILENT if state is None or state.silent_s > SILENT_S else state.status
 
 
-def service_status(states: Sequence[WorkerState | None]) -> str:
+def service_status(states: Sequence[ProcessState | None]) -> str:
     """Return the status of all workers together."""
     statuses = {status_now(state) for state in states}
     if not statuses & set(ANSWERING):
@@ -121,19 +121,19 @@ class SharedStates:
         self.workers = records.rows - 1
         self._records = records
 
-    def write(self, process: int, state: WorkerState) -> None:
+    def write(self, process: int, state: ProcessState) -> None:
         """Write the state of a process; if it is too large, the last one stays."""
         try:
             self._records.write(process, msgspec.msgpack.encode(state))
         except RecordTooLarge as error:
             log.error("the state of process %d is not reported: %s", state.pid, error)  # noqa: TRY400 -- expected
 
-    def read(self, process: int) -> WorkerState | None:
+    def read(self, process: int) -> ProcessState | None:
         """Return the last state of a process, if any."""
         payload = self._records.read(process)
-        return None if payload is None else msgspec.msgpack.decode(payload, type=WorkerState)
+        return None if payload is None else msgspec.msgpack.decode(payload, type=ProcessState)
 
-    def all(self) -> list[WorkerState | None]:
+    def all(self) -> list[ProcessState | None]:
         """Return the last state of each worker."""
         return [self.read(number) for number in range(self.workers)]
 
@@ -150,14 +150,14 @@ class Reporter:
     """Writes the state of its process every REPORT_S."""
 
     def __init__(
-        self, tiers: Sequence[Tier], complete: Callable[[WorkerState], WorkerState] = lambda state: state
+        self, tiers: Sequence[Tier], complete: Callable[[ProcessState], ProcessState] = lambda state: state
     ) -> None:
         """*complete* sets the fields that do not come from the tiers."""
         self._tiers = tiers
         self._complete = complete
         self._started_at = time.time()
 
-    async def run(self, write: Callable[[WorkerState], None]) -> None:
+    async def run(self, write: Callable[[ProcessState], None]) -> None:
         """Report to *write* until cancelled."""
         clock = asyncio.get_running_loop().time
         lag_s = 0.0
@@ -169,9 +169,9 @@ class Reporter:
                 await asyncio.sleep(REPORT_S / SAMPLES)
                 lag_s = max(lag_s, clock() - due)
 
-    def state(self, lag_s: float = 0.0) -> WorkerState:
+    def state(self, lag_s: float = 0.0) -> ProcessState:
         """Return the current state."""
-        reported = WorkerState(
+        reported = ProcessState(
             pid=os.getpid(),
             status=status_of(self._tiers),
             started_at=self._started_at,

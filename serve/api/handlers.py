@@ -106,7 +106,7 @@ class Handlers:
         named = releases(lists)
         if not lists:
             self._reader.row_of(POPULAR, batch.segment, batch.list)  # raises UnknownList
-            named = {RELEASE: self._reader.release()}
+            named = {RELEASE: self._reader.served_id()}
         release = named[RELEASE]
         elements = results(requests, lists, self._shaper)
         is_paged = any(user_request.after is not None for user_request in requests)

@@ -118,7 +118,7 @@ class Scoring:
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
         """`POST /score`."""
         rows = _rows_in(await read_body(request))
-        release = self._reader.release()  # raises NotReady
+        release = self._reader.served_id()  # raises NotReady
         requests = [
             ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N))
             for row in rows

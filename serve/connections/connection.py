@@ -288,7 +288,7 @@ class Connection(BaseProtocol):
                 return
         if self.state is State.BODY:
             if self._payload.exception() is None:
-                self._count(len(data))
+                self._hold_within_limit(len(data))
             self._feed_body(data)
             return
         if self.state is State.REFUSED and self._left:
@@ -297,7 +297,7 @@ class Connection(BaseProtocol):
         if self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
             return
         self._buffer += data
-        self._count(len(data))
+        self._hold_within_limit(len(data))
         if self.state in (State.IDLE, State.HEADER):
             self._read_headers()
         if len(self._buffer) > BEHIND_BYTES and self.is_open:
@@ -583,7 +583,7 @@ class Connection(BaseProtocol):
             self._held += count
             self._registry.bytes_in_flight += count
 
-    def _count(self, size: int) -> None:
+    def _hold_within_limit(self, size: int) -> None:
         """Hold *size* more bytes; if all in flight exceed their limit, refuse the body or cut the connection."""
         self.hold(size)
         if self._registry.is_full:

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
-from hotplate.serve.states import TierState, WorkerState, service_status, status_now
+from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State, rollback
 from hotplate.stores.encoding import Item
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
@@ -99,7 +99,7 @@ class WorkerView(Struct, omit_defaults=True):
     warnings: list[str] = []
 
     @classmethod
-    def of(cls, number: int, state: WorkerState | None) -> Self:
+    def of(cls, number: int, state: ProcessState | None) -> Self:
         """Return the view of a worker's state."""
         if state is None:
             return cls(number, status_now(None), tiers=[])
@@ -123,7 +123,7 @@ class ReadyView(Struct):
     workers: list[WorkerView]
 
     @classmethod
-    def of(cls, states: Sequence[WorkerState | None]) -> Self:
+    def of(cls, states: Sequence[ProcessState | None]) -> Self:
         """Return the view of all workers."""
         workers = [WorkerView.of(number, state) for number, state in enumerate(states)]
         return cls(service_status(states), workers)

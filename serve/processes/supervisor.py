@@ -188,7 +188,7 @@ class _Signals:
                 signal.signal(number, lambda *_: None)
         selector.register(self._reading, selectors.EVENT_READ, lambda: None)
 
-    def stop(self) -> signal.Signals | None:
+    def caught_stop(self) -> signal.Signals | None:
         with suppress(BlockingIOError):
             return next((signal.Signals(number) for number in self._reading.recv(4096) if number in STOPS), None)
         return None
@@ -254,7 +254,7 @@ class _Supervisor:
         """Answer probes until a time or a signal; return a signal to stop."""
         for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
-        return self._signals.stop()
+        return self._signals.caught_stop()
 
     def _start(self, child: _Child) -> None:
         self._health.started(child.number)

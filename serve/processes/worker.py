@@ -26,7 +26,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import ConsumedSender, stream_url
-from hotplate.serve.states import STARTING, Reporter, SharedStates, WorkerState, short
+from hotplate.serve.states import STARTING, ProcessState, Reporter, SharedStates, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -99,7 +99,7 @@ async def run_worker(
         server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else lane_of(dispatcher))
         handlers = dispatcher.handlers
 
-        def complete(state: WorkerState) -> WorkerState:
+        def complete(state: ProcessState) -> ProcessState:
             return msgspec.structs.replace(
                 state,
                 status=STARTING if listening is None else handlers.status,
@@ -213,7 +213,7 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
     return CANARY if is_canary else OTHER_RELEASE
 
 
-def _write(context: ProcessContext, number: int, reader: TieredReader, state: WorkerState) -> None:
+def _write(context: ProcessContext, number: int, reader: TieredReader, state: ProcessState) -> None:
     context.memory.states.write(number, state)
     context.memory.balance.update(number, state.connections)
     context.memory.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())

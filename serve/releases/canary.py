@@ -107,25 +107,25 @@ class _Tally(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-    """One bad outcome of the judged release and of the live one, and the rule that says when it is worse."""
+    """One bad outcome of the judged release and of the reference, and the rule that says when it is worse."""
 
     outcome: str
     """In the plural and the past, as `lookups could not be read`."""
 
     judged: _Tally
-    live: _Tally
+    reference: _Tally
     bound: float
-    """The smallest share to detect of what the live release answers well."""
+    """The smallest share to detect of what the reference answers well."""
 
     errs: float
     """The share of good releases that may be called worse."""
 
     def is_worse(self, factor: float) -> bool:
         """Return whether the judged release is worse by the bound, with *factor* times the usual evidence."""
-        if self.judged.total < MIN_LOOKUPS or not self.live.total:
+        if self.judged.total < MIN_LOOKUPS or not self.reference.total:
             return False
-        answered_well = 1 - self.live.share
-        lost = self.judged.share - self.live.share
+        answered_well = 1 - self.reference.share
+        lost = self.judged.share - self.reference.share
         deviation: float = (self.bound * (1 - self.bound) / self.judged.total) ** 0.5
         if lost <= 0 or lost < answered_well * self.bound - WITHIN * deviation:
             return False
@@ -135,15 +135,15 @@ class _Comparison(NamedTuple):
     def evidence(self) -> float:
         """The logarithm of the likelihood ratio: worse by the bound or more, against alike.
 
-        The share of the live release is not known exactly: both likelihoods are integrals over it, as sums over _NODES
+        The share of the reference is not known exactly: both likelihoods are integrals over it, as sums over _NODES
         of its logit, weighted by Jeffreys' prior (half a lookup more on each side).
         """
         bad = self.judged.bad
         good = self.judged.total - bad
-        live_bad = self.live.bad + 0.5
-        live_good = self.live.total - self.live.bad + 0.5
-        center = log(live_bad / live_good)
-        deviation: float = (1 / live_bad + 1 / live_good) ** 0.5
+        reference_bad = self.reference.bad + 0.5
+        reference_good = self.reference.total - self.reference.bad + 0.5
+        center = log(reference_bad / reference_good)
+        deviation: float = (1 / reference_bad + 1 / reference_good) ** 0.5
         alike = list[float]()
         worse = list[float]()
         for node in _NODES:
@@ -151,7 +151,7 @@ class _Comparison(NamedTuple):
             # The logarithms of the share p and of 1 - p, without overflow for either sign.
             log_share = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
             log_rest = log_share - logit
-            weight = live_bad * log_share + live_good * log_rest
+            weight = reference_bad * log_share + reference_good * log_rest
             alike.append(weight + bad * log_share + good * log_rest)
             for multiple, probability in ALTERNATIVES:
                 loss = multiple * self.bound
@@ -159,10 +159,10 @@ class _Comparison(NamedTuple):
                 worse.append(log(probability) + weight + bad * log(share) + good * (log1p(-loss) + log_rest))
         return _log_sum(worse) - _log_sum(alike)
 
-    def sentence(self, live: str) -> str:
-        """Return the comparison in words; *live* says whose share the second one is."""
+    def sentence(self, baseline: str) -> str:
+        """Return the comparison in words; *baseline* says whose share the second one is."""
         judged = f"{_percent(self.judged.share)} of its {self.judged.total:,.0f} {self.outcome}"
-        return f"{judged}, compared with {_percent(self.live.share)} {live}"
+        return f"{judged}, compared with {_percent(self.reference.share)} {baseline}"
 
 
 def _percent(share: float) -> str:
@@ -175,33 +175,34 @@ def _log_sum(logarithms: Sequence[float]) -> float:
 
 
 def find_regression(
-    live: ReleaseCounts, judged: ReleaseCounts, *, factor: float = 1.0, baseline: str = "in the live release"
+    reference: ReleaseCounts, judged: ReleaseCounts, *, factor: float = 1.0, baseline: str = "in the live release"
 ) -> str | None:
-    """Return a sentence on how a release is worse than the live one, by a bound and not by chance; None if it is not.
+    """Return a sentence on how a release is worse than the reference, by a bound and not by chance; None if it is not.
 
     Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* multiplies
-    the required evidence, which divides that rate. *baseline* names the release of the counts *live* in the sentence.
+    the required evidence, which divides that rate. *baseline* names the release of the counts *reference* in the
+    sentence.
     """
-    slow_from = _slow_from(live.reads)
+    slow_from = _slow_from(reference.reads)
     comparisons = (
         _Comparison(
             "lookups could not be read",
             _Tally(judged.error, judged.lookups),
-            _Tally(live.error, live.lookups),
+            _Tally(reference.error, reference.lookups),
             bound=MORE_ERRORS,
             errs=ERRS_BY_ERRORS,
         ),
         _Comparison(
             "lookups got the popular list",
             _Tally(judged.miss + judged.error, judged.lookups),
-            _Tally(live.miss + live.error, live.lookups),
+            _Tally(reference.miss + reference.error, reference.lookups),
             bound=MORE_FALLBACKS,
             errs=ERRS_BY_FALLBACKS,
         ),
         _Comparison(
             f"reads took more than {BUCKETS_S[slow_from - 1] * 1000:g} ms",
             _Tally(sum(judged.reads[slow_from:]), sum(judged.reads)),
-            _Tally(sum(live.reads[slow_from:]), sum(live.reads)),
+            _Tally(sum(reference.reads[slow_from:]), sum(reference.reads)),
             bound=MORE_SLOW,
             errs=ERRS_BY_SLOW,
         ),

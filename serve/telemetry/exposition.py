@@ -13,12 +13,12 @@ from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.releases.probation import TierProbation
-from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
+from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, ProcessState, TierState
 
 # Field of /proc/PID/stat, counted after the process name.
 _MAJOR_FAULTS = 9
 
-States = Sequence[WorkerState | None]
+States = Sequence[ProcessState | None]
 # Totals of all workers.
 Snapshot = Mapping[Metric, CountsByLabels]
 Values = Iterable[tuple[Labels, float | None]]
@@ -36,15 +36,15 @@ class StateMetric(NamedTuple):
     help: str
     labels: str
     """After `worker`."""
-    read: Callable[[WorkerState | None], Values]
+    read: Callable[[ProcessState | None], Values]
     kind: Literal["counter", "gauge"] = "gauge"
 
 
-def _each(read: Callable[[WorkerState], float | None]) -> Callable[[WorkerState | None], Values]:
+def _each(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
     return lambda state: () if state is None else [((), read(state))]
 
 
-def _of_tiers(read: Callable[[TierState, WorkerState], float | None]) -> Callable[[WorkerState | None], Values]:
+def _of_tiers(read: Callable[[TierState, ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
     return lambda state: () if state is None else [((tier.tier,), read(tier, state)) for tier in state.tiers]
 
 
@@ -52,21 +52,21 @@ def _age_s(at: float | None) -> float | None:
     return None if at is None else max(0.0, time.time() - at)
 
 
-def _is_up(state: WorkerState | None) -> bool:
+def _is_up(state: ProcessState | None) -> bool:
     return state is not None and state.silent_s < SILENT_S
 
 
-def _is_degraded(state: WorkerState | None) -> bool:
+def _is_degraded(state: ProcessState | None) -> bool:
     return state is None or not _is_up(state) or state.status in (DEGRADED, NOT_READY)
 
 
-def _lookups(state: WorkerState | None) -> Values:
+def _lookups(state: ProcessState | None) -> Values:
     """Yield the labels, release and outcome, and the number of lists."""
     for release, counts in ({} if state is None else state.lookups).items():
         yield from (((release, outcome), count) for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True))
 
 
-def _by_list(state: WorkerState | None) -> Values:
+def _by_list(state: ProcessState | None) -> Values:
     """Yield the labels, release, list and outcome, and the number of lists that were requested by name."""
     for release, lists in ({} if state is None else state.by_list).items():
         for name, counts in lists.items():
@@ -75,7 +75,7 @@ def _by_list(state: WorkerState | None) -> Values:
             )
 
 
-def _releases(state: WorkerState | None) -> Values:
+def _releases(state: ProcessState | None) -> Values:
     """Yield the labels, store, release and role, and 1 for each release that is served."""
     for tier in () if state is None else state.tiers:
         for release, role in ((tier.canary, CANARY), (tier.release, LIVE)):
@@ -83,9 +83,9 @@ def _releases(state: WorkerState | None) -> Values:
                 yield (tier.tier, release, role), 1
 
 
-def _process(read: Callable[[Path], float]) -> Callable[[WorkerState | None], Values]:
+def _process(read: Callable[[Path], float]) -> Callable[[ProcessState | None], Values]:
 
-    def value(state: WorkerState) -> float | None:
+    def value(state: ProcessState) -> float | None:
         try:
             return read(Path(f"/proc/{state.pid}"))
         except OSError:

@@ -101,7 +101,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
         file.unlink(missing_ok=True)
         second = await publish(open_store(), rows("A2"), arm="A")
         async with asyncio.timeout(20):
-            while reader.release() != second:
+            while reader.served_id() != second:
                 await asyncio.sleep(0.01)
         assert {*(await answers(reader)).values()} == {(second, "A2")}
         assert lost.id in reader.tiers[0].follower.findings[0].sentence

@@ -312,7 +312,7 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     store.damaged = frozenset()
     third = await publish(store, "third")
     await reader.refresh()
-    assert (reader.release(), reader.tiers[0].error) == (third, None)
+    assert (reader.served_id(), reader.tiers[0].error) == (third, None)
 
 
 class SlowPoints(RemoteStore):

@@ -4,15 +4,15 @@ import os
 import signal
 
 from hotplate.serve.errors import ServiceFinding
-from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, TierState, WorkerState
+from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, ProcessState, TierState
 from tests.support.shared import shared_states
 
 
-def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> WorkerState:
+def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessState:
     """Return a state with *text* in every text field."""
     finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
     tier = TierState("file", text[:40], [finding] * findings, False, 1.0, 2.0)
-    return WorkerState(
+    return ProcessState(
         os.getpid(), "ready", 1.0, 2.0, 0.0, [tier] * tiers, {text[:40]: [1, 2, 3]}, 3, [finding] * FINDINGS
     )
 

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.serve.events import ListedItems, report, ship
+from hotplate.serve.events import PositionCounts, report, ship
 from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.command import failed, hotplate
 from tests.support.event_log import ids, written
@@ -120,7 +120,7 @@ def test_report_counts_each_event_once_by_release_role_and_position(reported: Pa
     assert (counted.segments, counted.events, counted.duplicates, counted.damaged) == (6, 6, 1, 0)
     assert counted.types == {"impression": 2, "click": 2, "buy": 2}
     assert [row for row in counted.rows if row.position == "all"] == [
-        ListedItems("r1", "live", "all", 12, 1), ListedItems("r2", "canary", "all", 12, 1)
+        PositionCounts("r1", "live", "all", 12, 1), PositionCounts("r2", "canary", "all", 12, 1)
     ]  # fmt: skip
     positions = {(row.release, row.position): (row.impressions, row.clicks) for row in counted.rows}
     assert positions["r1", "2"] == (1, 1)
