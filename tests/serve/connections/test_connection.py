@@ -158,7 +158,8 @@ async def test_defect_in_a_pipelined_request_is_answered_and_logged_as_its_own(
         transport.feed(b"GET /v1/popular HTTP/1.1\r\nHost: a\r\nX-Request-Id: second\r\n\r\n" + GET)
         await asyncio.sleep(1)
         assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200", b"500", b"200"]
-        assert [record.getMessage() for record in caplog.records] == ["request second failed"]
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert errors == ["request second failed"]
 
 
 @needs_lane
@@ -176,9 +177,8 @@ async def test_defect_in_a_pipelined_request_closes_after_the_answer(
         await asyncio.sleep(1)
         assert re.findall(rb"HTTP/1.1 (\d+) ", transport.written) == [b"200"]
         assert transport.closed
-        assert [record.getMessage() for record in caplog.records] == [
-            "the next request of a connection could not be read"
-        ]
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert errors == ["the next request of a connection could not be read"]
 
 
 @needs_lane
