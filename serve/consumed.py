@@ -131,8 +131,9 @@ class Consumed:
         return HOUR_S * max(self._hours.values())
 
     def pairs_of(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> ConsumedPairs | None:
-        """Return what an event hides; None for nothing.
+        """Return the items that an event hides from its user, as hashes of user and item; None if it hides none.
 
+        *kind* is the type of the event, such as `buy`; `self._hours` has the hours for which each type hides items.
         *happened_at* is a Unix time in seconds, None for now. One in the future counts as now, so that no client hides
         items for longer than the hours.
         """
@@ -142,8 +143,10 @@ class Consumed:
         until = int(happened_at + HOUR_S * self._hours.get(kind, 0))
         if until <= now:
             return None
-        user_hash = _hash_of(user)
-        return ConsumedPairs(user, tuple(xxh3_64_intdigest(encode_id(item), user_hash) for item in items), until)
+
+        seed = _hash_of(user)
+        pairs = tuple(xxh3_64_intdigest(encode_id(item), seed) for item in items)
+        return ConsumedPairs(user, pairs, until)
 
     def add(self, kind: str, user: str, items: Collection[str], happened_at: float | None) -> None:
         """Hide the items of an event of this kind, which happened now or at a Unix time."""
@@ -182,25 +185,48 @@ class Consumed:
         return [place for place in range(start, start + WAYS) if self._pairs[place] >> TIME_BITS == tag]
 
     def _add_pair(self, pair: int, until: int) -> None:
-        """Write a pair over itself, or over the one of its bucket that expires first."""
-        start = pair % BUCKETS * WAYS
+        """Hide the item of a pair until a Unix time in seconds; an entry that hides it for longer stays.
+
+        *pair* is a 64-bit hash of user and item: modulo BUCKETS, it chooses a bucket of WAYS entries in the table
+        `self._pairs`. An entry has a tag, the upper 32 bits of the hash, above the 32 bits of its time. Without an
+        entry of the same tag, the one that expires first is overwritten; free entries are 0, and so come first.
+        """
         tag = pair >> TIME_BITS
-        bucket = self._pairs[start : start + WAYS].tolist()
-        way = min(range(WAYS), key=lambda way: (bucket[way] >> TIME_BITS != tag, bucket[way] & TIME_MASK))
-        if bucket[way] >> TIME_BITS != tag or bucket[way] & TIME_MASK < until:
-            self._pairs[start + way] = tag << TIME_BITS | until
+        start = pair % BUCKETS * WAYS
+        chosen = start
+        earliest = TIME_MASK
+        for place in range(start, start + WAYS):
+            entry = self._pairs[place]
+            expires_at = entry & TIME_MASK
+            if entry >> TIME_BITS == tag:
+                if expires_at >= until:
+                    return
+                chosen = place
+                break
+            if expires_at < earliest:
+                chosen = place
+                earliest = expires_at
+
+        self._pairs[chosen] = tag << TIME_BITS | until
 
     def restore(self, folder: Path) -> None:
-        """Add the events of the segments in *folder*, for RESTORE_S at most, and keep its hours for shipments."""
+        """Hide the items of all events in *folder* at a start, from the newest segment to the oldest.
+
+        A segment is a log file of events. Reading stops after RESTORE_S seconds, with a warning; unreadable segments
+        are logged and skipped. KEPT, with events of segments that were shipped away, is read last. The hours for which
+        this service hides items are written to the folder, for `hotplate events ship`.
+        """
         _keep_hours(folder, self._hours)
-        ends = time.monotonic() + RESTORE_S
+
+        deadline = time.monotonic() + RESTORE_S
         oldest = time.time() - self.window_s
         paths = [path for path in folder.iterdir() if is_segment(path.name) or is_open_segment(path.name)]
         paths.sort(key=lambda path: path.name.lstrip("."), reverse=True)
         if (folder / KEPT).exists():
             paths.append(folder / KEPT)
+
         for path in paths:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
                 return
             try:

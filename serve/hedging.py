@@ -55,22 +55,27 @@ class Hedge:
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
     ) -> list[Slot]:
-        """Read like `Reader.get_many`; a second read wins only with an intact value of each key.
+        """Read like `Reader.get_many`; if the reply is late, also from a replica, and return the first answer.
 
-        A replica may lag, so only the first read tells that something is absent. The slower read is cancelled.
+        A read is late after a delay that adapts to their 95th percentile. Each read adds HEDGED of a token, and a
+        second read costs one, so that at most a tenth of the reads are sent twice. A replica may lag, so a second read
+        wins only if *decode* accepts a value for each key. The slower read is cancelled.
         """
         race = _Race(asyncio.current_task(), release, keys, timeout_s, decode)
-        timer = asyncio.get_running_loop().call_later(self._delay_s, self._first_is_late, race)
+        timer = asyncio.get_running_loop().call_later(self._delay_s, self._start_second_read, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
         try:
             slots = await self._store.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
+            # A second read that wins sets `race.slots`, and cancels this task once. Any other cancellation is the
+            # caller's, and goes on.
             if race.slots is None or race.task is None or race.task.uncancel() > 0:
-                raise  # cancelled from outside
+                raise
             return race.slots
         finally:
             timer.cancel()
             self._end(race)
+
         if not race.is_late:
             self._change_delay(1 - STEP * LATE)
         return slots
@@ -81,7 +86,7 @@ class Hedge:
             race.second.cancel()
             self._count(race.slots is not None)
 
-    def _first_is_late(self, race: _Race) -> None:
+    def _start_second_read(self, race: _Race) -> None:
         race.is_late = True
         self._change_delay(1 + STEP * (1 - LATE))
         if self._tokens >= 1:
@@ -94,7 +99,10 @@ class Hedge:
         self._delay_s = min(high, max(low, self._delay_s * factor))
 
     async def _read_elsewhere(self, race: _Race) -> None:
-        """Send the second read; if all its values are intact, and the first read still runs, end that one."""
+        """Read the keys of *race* from a replica; if all values are intact, win: cancel the first read if it runs.
+
+        An absent or damaged value, or an error, ends this read without an effect, as the first read goes on.
+        """
         try:
             slots = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
             for key, slot in zip(race.keys, slots, strict=True):

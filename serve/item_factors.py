@@ -46,7 +46,11 @@ class ItemFactors:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {self.description.items} items")
 
     def add(self, entries: Sequence[ItemEntry], rows: memoryview) -> None:
-        """Add the items and factors of a piece; raises ValueError for too many."""
+        """Append the items of a piece, one of the rows in which a store keeps the factors.
+
+        *rows* has a row of little-endian float32 factors for each of *entries*. Raises ValueError if they are more than
+        the release describes.
+        """
         start = len(self._entries)
         stop = start + len(entries)
         self._matrix[start:stop] = np.frombuffer(rows, dtype="<f4").reshape(len(entries), -1)
@@ -54,17 +58,25 @@ class ItemFactors:
         self._entries += entries
 
     def finish(self) -> None:
-        """Compute shared values; takes 0.2 s for 27,000 items of 256 factors."""
+        """Compute what all visitors share, after the last `add`; takes 0.2 s for 27,000 items of 256 factors.
+
+        These are the Gram matrix YᵀY of the item factors, and arrays over the rows of Y, the items: the multiplier of
+        their scores, the rows that may not be recommended, and their categories, numbered from 1, with 0 for none.
+        """
         size = self.description.factors
-        gram = np.zeros((size, size))
+        self._gram = np.zeros((size, size))
         for start in range(0, len(self._matrix), ROWS_AT_ONCE):
             rows = self._matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
-            gram += rows.T @ rows
-        self._gram = gram
+            self._gram += rows.T @ rows
+
         self._multipliers = np.array([entry.multiplier for entry in self._entries], dtype=np.float32)
         self._banned = np.flatnonzero([not entry.allowed for entry in self._entries])
-        categories = [-1 if entry.category is None else entry.category for entry in self._entries]
-        self._categories = np.unique([-1, *categories], return_inverse=True)[1][1:]
+
+        missing = -1
+        categories = [missing if entry.category is None else entry.category for entry in self._entries]
+        # As the least of all, it gets the number 0, also if no item lacks a category.
+        _, numbers = np.unique([missing, *categories], return_inverse=True)
+        self._categories = numbers[1:]
 
     def known(self, weights: Mapping[str, float]) -> dict[int, float]:
         """Return the weights of known items by their rows."""
@@ -73,55 +85,71 @@ class ItemFactors:
     def recommend(
         self, basket: dict[int, float], n: int, denied: Container[bytes] = (), excluded: Collection[bytes] = ()
     ) -> list[Item]:
-        """Return the best *n* items for a basket of `known` items, without those, *denied* and *excluded* ones.
+        """Return the best *n* items for a visitor, the best first; takes some milliseconds, mostly without the GIL.
 
-        Ids are by `encode_id`. Takes some milliseconds, mostly without the GIL.
+        *basket* has the weights of the visitor's items by their row in the matrix of item factors. Left out are these
+        items, those that the release bans, and the *denied* and *excluded* ones, which are ids as by `encode_id`.
         """
         own = np.array(list(basket), dtype=np.intp)
-        scores = self._matrix @ self._solve(own, np.array(list(basket.values()))) * self._multipliers
-        if self._denied[0] is not denied:
+        weights = np.array(list(basket.values()))
+        visitor = self._solve_visitor_factors(own, weights)
+        scores = self._matrix @ visitor * self._multipliers
+
+        if self._denied[0] is not denied:  # the rows of a deny-list are looked up once
             self._denied = denied, np.flatnonzero([encode_id(entry.id) in denied for entry in self._entries if denied])
-        scores[own] = scores[self._banned] = scores[self._denied[1]] = -np.inf
+        _, denied_rows = self._denied
+        scores[own] = -np.inf
+        scores[self._banned] = -np.inf
+        scores[denied_rows] = -np.inf
         if excluded:
             rows = [self._rows.get(orjson.loads(identifier)) for identifier in excluded]
             scores[[row for row in rows if row is not None]] = -np.inf
-        best = self._best(scores, n)
+
+        best = self._best_rows(scores, n)
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
 
-    def _best(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
-        """Return the rows of the best *n* items, the best first; -inf leaves an item out.
+    def _best_rows(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
+        """Return the rows of at most *n* items with the highest scores, the best first.
 
-        At most `max_per_category` items have the same category. As only the best are sorted, they may be too few under
-        this cap; then more are.
+        *scores* has one per item; -inf leaves an item out. At most `max_per_category` items of a category are returned;
+        category 0, of items without one, has no such cap.
         """
-        most = self.description.max_per_category
+        cap = self.description.max_per_category
         categories = self._categories
-        counts = np.bincount(categories[scores > -np.inf], minlength=1)
-        if most is not None:
-            counts[1:] = np.minimum(counts[1:], most)
-        n = min(n, int(counts.sum()))
+        available = np.bincount(categories[scores > -np.inf], minlength=1)
+        if cap is not None:
+            available[1:] = np.minimum(available[1:], cap)
+        n = min(n, int(available.sum()))
+
+        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them.
         depth = min(max(FIRST_DEPTH, 2 * n), len(scores))
         while True:
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]
             best = best[np.lexsort((best, -scores[best]))]
-            if most is not None:
-                best = best[_are_first(categories[best], most)]
+            if cap is not None:
+                best = best[_are_first(categories[best], cap)]
             if len(best) >= n:
                 return best[:n]
             depth = min(depth * DEPTH_GROWTH, len(scores))
 
-    def _solve(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Solve for the factors of a visitor with items *own*: (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC."""
-        described = self.description
-        confidence = described.alpha * weights
-        regularization = described.regularization
-        if described.engine == "spark":
+    def _solve_visitor_factors(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Return the factors of a visitor with the items in rows *own*, by one step of alternating least squares.
+
+        Solves (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC for x, where Y are the item factors, YᵀY is `self._gram`, C is the
+        diagonal matrix of the items' confidences (alpha times weight), and λ the regularization, as in training.
+        """
+        description = self.description
+        confidence = description.alpha * weights
+        regularization = description.regularization
+        if description.engine == "spark":
             confidence = np.maximum(confidence, LEAST_CONFIDENCE)
             regularization *= len(own)
+
         items = self._matrix[own].astype(np.float64)
         left = self._gram + (items.T * (confidence - 1)) @ items
         left.flat[:: len(left) + 1] += regularization
         right = confidence @ items
+
         try:
             solved = np.linalg.solve(left, right)
         except np.linalg.LinAlgError:  # no regularization, and more factors than items

@@ -236,36 +236,48 @@ class Metrics:
         self.count_in(SHED_COUNTS, reason)
 
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
-        """Count consecutive shown or clicked items from *position* on."""
+        """Count *items* consecutive items of a list that were shown or clicked, the first at *position*, from 1.
+
+        *kind* is IMPRESSION or CLICK; *position* is None if unknown. `self._own` has the counters of this worker: the
+        positions from 1 to COUNTED_POSITIONS have one each, in order, followed by one for all later positions.
+        """
         own = self._own
-        listed = self._listed[kind]
+        cells = self._listed[kind]
         if position is None:
-            own[listed[role, "unknown"]] += items
+            own[cells[role, "unknown"]] += items
             return
-        first = listed[role, "1"] - 1
-        behind = max(position, min(position + items, COUNTED_POSITIONS + 1))
-        for place in range(position, behind):
-            own[first + place] += 1
-        if position + items > behind:
-            own[first + COUNTED_POSITIONS + 1] += position + items - behind
+
+        cell_of_zero = cells[role, "1"] - 1
+        end = position + items
+        counted_end = max(position, min(end, COUNTED_POSITIONS + 1))
+        for place in range(position, counted_end):
+            own[cell_of_zero + place] += 1
+        if end > counted_end:
+            own[cell_of_zero + COUNTED_POSITIONS + 1] += end - counted_end
 
     def counted(self, row: Metric) -> CountsByLabels:
-        """Return totals of all workers; of a histogram only series that have counted."""
+        """Return the totals of a metric over all workers, by the labels of its series.
+
+        A counter has one number per series; a histogram has its buckets, then the sum, and only series that are not
+        empty. `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive.
+        """
         series = self.cells[row]
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
+
         first = next(iter(series.values()), 0)
         end = first + len(series) * row.cells
-        counted = set[int]()
-        for start in range(0, len(self._cells), self._slot_cells):
-            for cell in (first, first + row.cells - 1):  # either first bucket or sum is set
-                column = self._cells[start + cell : start + end : row.cells].tolist()
-                counted.update(number for number, value in enumerate(column) if value)
-        return {
-            labels: self.total(cell, row.cells)
-            for number, (labels, cell) in enumerate(series.items())
-            if number in counted
-        }
+        not_empty = set[int]()
+        for slot in range(0, len(self._cells), self._slot_cells):
+            for cell in (first, first + row.cells - 1):  # a value of 0 is in the first bucket, others are in the sum
+                values = self._cells[slot + cell : slot + end : row.cells].tolist()
+                not_empty.update(number for number, value in enumerate(values) if value)
+
+        totals = CountsByLabels()
+        for number, (labels, cell) in enumerate(series.items()):
+            if number in not_empty:
+                totals[labels] = self.total(cell, row.cells)
+        return totals
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on over all workers."""
