@@ -9,6 +9,7 @@ of 800 answers it calls 3 to 7 of 100 equal pairs different, where a percentile 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,52 +53,71 @@ class Figure:
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
-    """Return a percentile of all answers in µs; unknown with fewer than 10 beyond it.
+    """Return a percentile (0 to 100) of the latencies of all runs together, in µs, with its 95 % interval.
 
-    The interval needs five rounds, or five seconds.
+    The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval comes
+    from the differences between runs or, of fewer than five runs, between their seconds; None with fewer than five
+    of either.
     """
     rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
     pooled = Histogram.merged(rounds)
-    values = tuple(histogram.percentile_us(percent) for histogram in rounds)
-    beyond = pooled.count * (100 - percent) / 100
-    if percent < 100 and beyond < ENOUGH_SAMPLES - 1e-9:
-        return Figure(None, values, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
-    value = pooled.percentile_us(percent)
+    round_values_us = tuple(histogram.percentile_us(percent) for histogram in rounds)
+
+    slower_answers = pooled.count * (100 - percent) / 100
+    if percent < 100 and slower_answers < ENOUGH_SAMPLES - 1e-9:  # the product is not exact
+        return Figure(None, round_values_us, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
+    value_us = pooled.percentile_us(percent)
+
     parts = rounds
     if len(rounds) < MIN_ROUNDS:
         seconds = (second.latencies_s for result in results for second in result.seconds)
         parts = [Histogram.of(latencies_s) for latencies_s in seconds if latencies_s.size]
     if len(parts) < MIN_ROUNDS:
-        return Figure(value, values)
-    without = _percentiles_without(parts, percent)
-    low, high = _jackknife(value, without)
-    return Figure(value, values, low, high, without=without)
+        return Figure(value_us, round_values_us)
+
+    without = _leave_one_out_percentiles(parts, percent)
+    low_us, high_us = _jackknife_interval(value_us, without)
+    return Figure(value_us, round_values_us, low_us, high_us, without=without)
 
 
-def _percentiles_without(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
-    """Return the percentile of all parts but one, in µs, for each that is left out."""
-    highest_us, counts = Histogram.table(parts)
-    cumulated = np.cumsum(counts.sum(axis=0) - counts, axis=1)
-    wanted = np.maximum(1, np.floor(percent * cumulated[:, -1] / 100 + 0.5))
-    places = [np.searchsorted(line, rank) for line, rank in zip(cumulated, wanted, strict=True)]
-    return tuple(highest_us[places].astype(float).tolist())
+def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
+    """Return for each part the percentile (0 to 100) in µs of all other parts together."""
+    # The recorded values ascend; counts are [part, value].
+    values_us, counts = Histogram.table(parts)
+    counts_of_others = counts.sum(axis=0) - counts
+    cumulated = np.cumsum(counts_of_others, axis=1)
+
+    totals = cumulated[:, -1]
+    ranks = np.maximum(1, np.floor(percent * totals / 100 + 0.5))
+    columns = [np.searchsorted(row, rank) for row, rank in zip(cumulated, ranks, strict=True)]
+    return tuple(values_us[columns].astype(float).tolist())
 
 
-def _jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
-    """Return the interval of a positive *value* on a logarithmic scale."""
+def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of an estimate of all rounds, by the jackknife on a logarithmic scale.
+
+    *without* has the same estimate without each of the rounds in turn. The interval is the value itself if any of
+    these is not positive.
+    """
     if value <= 0 or min(without) <= 0:
         return value, value
-    # Contributions of rounds: their mean is the value, but for bias.
+
+    # The jackknife's pseudo-values, one for each round. Their mean is the estimate, but for bias.
     log_value = math.log(value)
     count = len(without)
-    contributions = [count * log_value - (count - 1) * math.log(estimate) for estimate in without]
-    centre = math.fsum(contributions) / count
-    low, high = interval(contributions)
-    return math.exp(log_value + low - centre), math.exp(min(log_value + high - centre, MOST_LOG))
+    pseudo_values = [count * log_value - (count - 1) * math.log(estimate) for estimate in without]
+
+    # The interval of their mean, moved to the estimate.
+    low, high = interval(pseudo_values)
+    bias = math.fsum(pseudo_values) / count - log_value
+    return math.exp(low - bias), math.exp(min(high - bias, MOST_LOG))
 
 
 def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
-    """Return the sum of *parts* divided by that of *wholes*, both by round; unknown if all wholes are 0."""
+    """Return the sum of *parts* divided by that of *wholes*, both by round, with its 95 % interval.
+
+    The value is None if all wholes are 0; the interval is None with fewer than five rounds.
+    """
     whole = sum(wholes)
     if not whole:
         return Figure(None, note="there were none")
@@ -105,7 +125,8 @@ def share(parts: Sequence[int], wholes: Sequence[int]) -> Figure:
     values = tuple(part / total for part, total in zip(parts, wholes, strict=True) if total)
     if len(wholes) < MIN_ROUNDS:
         return Figure(value, values)
-    # The delta method for a ratio of two means.
+
+    # The delta method: a ratio of two means varies as the mean of these deviations.
     deviations = [(part - value * total) * len(wholes) / whole for part, total in zip(parts, wholes, strict=True)]
     low, high = interval(deviations)
     return Figure(value, values, max(0.0, value + low), min(1.0, value + high))
@@ -135,9 +156,11 @@ def mean(values: Sequence[float]) -> Figure:
 
 
 def compared(first: Figure, second: Figure) -> Figure:
-    """Return *second* / *first*, with an interval if both have as many rounds, which are paired.
+    """Return *second* / *first*, with a 95 % interval if both have as many rounds, at least five.
 
-    Unknown if one of them is unknown or zero; without an interval, the note says why.
+    Rounds of the same number are compared, so that what disturbs both does not count. `without`, in both figures and
+    in the result, has the value without each of the rounds in turn. The result's value is None if one of the values
+    is None or zero; its note says why it has no value or no interval.
     """
     if not first.value or not second.value:
         return Figure(None, note=first.note or second.note or "it was zero")
@@ -149,49 +172,67 @@ def compared(first: Figure, second: Figure) -> Figure:
     if min(*first.without, *second.without) <= 0:
         return Figure(value, note="it was zero in all rounds but one")
     without = tuple(after / before for before, after in zip(first.without, second.without, strict=True))
-    low, high = _jackknife(value, without)
+    low, high = _jackknife_interval(value, without)
     return Figure(value, (), low, high, without=without)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of at least two values.
+    """Return the 95 % interval of the mean of at least two values in the order of their measurement.
 
-    Student's t of generalised least squares, averaged over autocorrelations by likelihood and PRIOR.
+    Successive values may be correlated, by an unknown autocorrelation. For each that is possible, the mean has a
+    distribution of Student's t; the interval is that of their mixture, in which the likelier ones weigh more.
     """
-    y = np.asarray(values, dtype=np.float64)
-    if np.ptp(y) == 0:
-        return float(y[0]), float(y[0])
-    scale = float(np.std(y))
-    centres, errors, weights = _by_autocorrelation((y - y.mean()) / scale)
-    low, high = (_quantile(centres, errors, weights, len(y) - 1, tail) for tail in (TAIL, 1 - TAIL))
-    return float(y.mean()) + scale * low, float(y.mean()) + scale * high
+    measured = np.asarray(values, dtype=np.float64)
+    mean_value = float(measured.mean())
+    deviation = float(np.std(measured))
+    if np.ptp(measured) == 0:
+        return float(measured[0]), float(measured[0])
+
+    mixture = _fit_autocorrelations((measured - mean_value) / deviation)
+    low = mixture.quantile(TAIL)
+    high = mixture.quantile(1 - TAIL)
+    return mean_value + deviation * low, mean_value + deviation * high
 
 
-def _by_autocorrelation(y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return mean, standard error and weight of *y* for each autocorrelation of RHOS.
+class _StudentMixture(NamedTuple):
+    """A mixture of Student's t distributions, one for each autocorrelation of RHOS; the weights sum to 1."""
 
-    The transform of Prais and Winsten makes the values independent. A regression on the transformed constant gives
-    their mean, and its likelihood, times PRIOR, the weight.
+    centres: Floats
+    errors: Floats
+    weights: Floats
+    degrees_of_freedom: int
+
+    def quantile(self, probability: float) -> float:
+        """Return the value below which the mixture has this probability (0 to 1)."""
+        low = float((self.centres - 1e3 * self.errors).min())
+        high = float((self.centres + 1e3 * self.errors).max())
+
+        def excess_probability(value: float) -> float:
+            below = stdtr(self.degrees_of_freedom, (value - self.centres) / self.errors)
+            return float((self.weights * below).sum()) - probability
+
+        return float(brentq(excess_probability, low, high))
+
+
+def _fit_autocorrelations(values: Floats) -> _StudentMixture:
+    """Return the distribution of the mean of successive *values*, standardised, for each autocorrelation of RHOS.
+
+    The transform of Prais and Winsten makes values of a known lag-1 autocorrelation r independent: v[0] √(1 - r²), and
+    v[i] - r v[i-1]. Least squares of the transformed values on the transformed constant 1 give mean and standard
+    error. Each distribution weighs by its likelihood times PRIOR. Matrices are [autocorrelation, value].
     """
-    first = np.sqrt(1 - RHOS**2)
     rho = RHOS[:, None]
-    white = np.column_stack([first * y[0], y[1:] - rho * y[:-1]])
-    constant = np.column_stack([first, np.repeat(1 - rho, len(y) - 1, axis=1)])
+    first_factor = np.sqrt(1 - RHOS**2)
+    independent = np.column_stack([first_factor * values[0], values[1:] - rho * values[:-1]])
+    constant = np.column_stack([first_factor, np.repeat(1 - rho, len(values) - 1, axis=1)])
+
     information = (constant**2).sum(axis=1)
-    centres = (constant * white).sum(axis=1) / information
-    squares = np.maximum(((white - centres[:, None] * constant) ** 2).sum(axis=1), 1e-12)
-    free = len(y) - 1
-    logs = np.log(first) - np.log(information) / 2 - free / 2 * np.log(squares)
-    weights = PRIOR * np.exp(logs - logs.max())
-    return centres, np.sqrt(squares / free / information), weights / weights.sum()
+    centres = (constant * independent).sum(axis=1) / information
+    residuals = independent - centres[:, None] * constant
+    squared_errors = np.maximum((residuals**2).sum(axis=1), 1e-12)  # above 0 for the logarithm
+    degrees_of_freedom = len(values) - 1
+    standard_errors = np.sqrt(squared_errors / degrees_of_freedom / information)
 
-
-def _quantile(centres: Floats, errors: Floats, weights: Floats, free: int, tail: float) -> float:
-    """Return the quantile *tail* of a weighted mixture of Student's t with *free* degrees of freedom."""
-    low = float((centres - 1e3 * errors).min())
-    high = float((centres + 1e3 * errors).max())
-
-    def excess(value: float) -> float:
-        return float((weights * stdtr(free, (value - centres) / errors)).sum()) - tail
-
-    return float(brentq(excess, low, high))
+    log_likelihoods = np.log(first_factor) - np.log(information) / 2 - degrees_of_freedom / 2 * np.log(squared_errors)
+    weights = PRIOR * np.exp(log_likelihoods - log_likelihoods.max())
+    return _StudentMixture(centres, standard_errors, weights / weights.sum(), degrees_of_freedom)

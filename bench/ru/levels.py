@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
 from hotplate.bench.loadgen.result import P99_SAMPLES, SENT_BOUND, Result, lateness
 from hotplate.bench.options import MAX_POPULAR, SweepOptions, describe_latency
@@ -102,15 +103,20 @@ class LevelTrial(Trial):
 
 
 def trial(share: float, rate: float, result: Result, throttled: int, timeouts: int = 0) -> LevelTrial:
-    """Return a trial with a run's counted seconds, without LEAD_S and TAIL_S.
+    """Return the trial of a run, without its first LEAD_S and last TAIL_S seconds.
 
-    *rate* is in reads/s, *share* that of the level's capacity; the counts are of the whole run.
+    share      offered share of the level's capacity; `rate` is the same in reads/s
+    throttled  429s of the whole run, as `timeouts` are those of the service's deadline
     """
-    counted = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
-    first = sum(second.due for second in result.seconds[:LEAD_S])
-    lags_s = result.lags_s[first : first + sum(second.due for second in counted)]
-    within = replace(result, seconds=counted, lags_s=lags_s)
-    return LevelTrial(offered=share, result=within, rate=rate, throttled=throttled, timeouts=timeouts)
+    counted_seconds = result.seconds[LEAD_S : len(result.seconds) - TAIL_S]
+
+    # Of the lags, the generator's delays in seconds, there is one for each due request.
+    requests_before = sum(second.due for second in result.seconds[:LEAD_S])
+    requests_counted = sum(second.due for second in counted_seconds)
+    counted_lags_s = result.lags_s[requests_before : requests_before + requests_counted]
+
+    counted_result = replace(result, seconds=counted_seconds, lags_s=counted_lags_s)
+    return LevelTrial(offered=share, result=counted_result, rate=rate, throttled=throttled, timeouts=timeouts)
 
 
 class Standing(Enum):
@@ -219,23 +225,22 @@ Judge = Callable[[Sequence[LevelTrial]], Finding]
 
 
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
-    """Measure a level: overload, then lower loads; *time_left* allows optional trials."""
-    trials = list[LevelTrial]()
+    """Return a level, one setting of RU/s, with its trials and with findings on throughput and latency.
 
-    def find(share: float, judge: Judge) -> Finding:
-        first = len(trials)
+    The throughput is measured at 110 % of the computed capacity (OVERLOAD), the latency at 90 % (CALM); lower loads
+    only give the plot more points. *attempt* runs a trial at a share of capacity. Unclear trials are repeated, and
+    those for the plot made, only while *time_left* returns true.
+    """
+    throughput, overload_trials = _judge_load(
+        OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated), time_left
+    )
+    trials = list(overload_trials)
 
-        def judged() -> Finding:
-            trials.append(attempt(share))
-            return judge(trials[first:])
-
-        *_, finding = attempts(judged, lambda finding: finding.is_unclear and not trials[-1].is_stopped, time_left)
-        return finding
-
-    throughput = find(OVERLOAD, partial(_judge_throughput, level, emulated=emulated))
     latency = MEASURED
     if not throughput.is_computed:
-        latency = find(CALM, partial(_judge_latency, emulated=emulated))
+        latency, calm_trials = _judge_load(CALM, attempt, partial(_judge_latency, emulated=emulated), time_left)
+        trials += calm_trials
+
     if not (throughput.is_computed or latency.is_computed):
         for share in CURVE:
             if not trials[-1].is_stopped and time_left():
@@ -243,20 +248,43 @@ def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: 
     return replace(level, trials=tuple(trials), throughput=throughput, latency=latency)
 
 
+def _judge_load(
+    share: float, attempt: Attempt, judge: Judge, time_left: Callable[[], bool]
+) -> tuple[Finding, Sequence[LevelTrial]]:
+    """Make trials at a share of capacity until they are clear, at most three; return the last finding, and all trials.
+
+    *judge* gets all trials made so far. A trial is repeated only while *time_left* returns true, and not after Ctrl-C.
+    """
+    trials = list[LevelTrial]()
+
+    def try_once() -> Finding:
+        trials.append(attempt(share))
+        return judge(trials)
+
+    findings = list(attempts(try_once, lambda finding: finding.is_unclear and not trials[-1].is_stopped, time_left))
+    return findings[-1], trials
+
+
 def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
-    """Compare the trials at overload with the level's capacity; an account that sends 429s may carry less."""
+    """Return whether trials at 110 % of a level's capacity measured it, by the lists they read from the store.
+
+    Too many lists show burst capacity (RU/s saved while idle), very few a distant account: both fail. A real account
+    that answers with 429s is at its limit, though below the computed capacity. Otherwise this machine is the limit.
+    """
     last = trials[-1]
-    best = _best(trials)
     if last.is_stopped:
         return Finding(Standing.COMPUTED, "it was interrupted")
     if last.accepted_per_s > BURST * level.capacity_per_s:
         return Finding(Standing.FAILED, _burst(level, last))
     if last.timeouts > last.throttled and last.accepted_per_s < FEW * level.capacity_per_s:
         return Finding(Standing.FAILED, _too_far(level, last))
+
+    best = _best(trials)
     is_reached = best.accepted_per_s >= (1 - NEAR) * level.capacity_per_s
     is_accounts_limit = not emulated and best.throttled > 0 and best.is_sent
     if is_reached or is_accounts_limit:
         return MEASURED
+
     reason = f"this machine got {best.accepted_per_s:,.0f} of {level.capacity_per_s:,.0f} reads/s through"
     is_nearly_reached = best.accepted_per_s >= REACHED * level.capacity_per_s
     return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
@@ -303,7 +331,7 @@ class Sweep:
 
     @property
     def emulated(self) -> bool:
-        """Whether an emulator was measured."""
+        """Whether an emulator was measured, by default or at the account's address."""
         return self.options.account is None or is_emulated(self.options.account)
 
     def subject(self, level: Level) -> str:
@@ -365,23 +393,28 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
 
 
 def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the line of the table: what the level carries, how fast, and for how much."""
+    """Yield the table's figures of a level, one setting of RU/s: what it carries, how fast, and for how much.
+
+    A mark shows that this machine could not drive the level, so that reads/s are computed or a lower bound.
+    """
     subject = sweep.subject(level)
     reads_per_s = level.reads_per_s
-    month_usd = prices.ru_month(level.ru, regions=sweep.regions)
     mark = {Standing.COMPUTED: COMPUTED_MARK, Standing.AT_LEAST: AT_LEAST_MARK}.get(level.standing, "")
     yield Row(subject, READS, "", reads_per_s, note=level.standing.value, mark=mark)
     yield Row(subject, "reads/s per 100 RU/s", "", reads_per_s / level.ru * 100, main=False)
     yield Row(subject, PUBLISHED, "", level.ru / sweep.publish_ru[level.size_kb])
+
     yield from (_latency(sweep, level, percent) for percent in (50, 99))
     if level.standing is Standing.MEASURED:
         yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
     else:
         yield Row(subject, REFUSED, "share", 1 - 1 / OVERLOAD, mark=COMPUTED_MARK)
+
+    month_usd = prices.ru_month(level.ru, regions=sweep.regions)
     yield Row(subject, MANUAL, "", month_usd)
-    # Always at the maximum, of the least maximum that holds the level.
-    autoscale = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
-    yield Row(subject, AUTOSCALE, "", prices.ru_month(autoscale.ru, autoscale=True, regions=sweep.regions))
+    # The price of autoscale that is always at its maximum, the least one that Azure offers for this level.
+    maximum = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
+    yield Row(subject, AUTOSCALE, "", prices.ru_month(maximum.ru, autoscale=True, regions=sweep.regions))
     billion_usd = month_usd / (reads_per_s * SECONDS_A_MONTH) * 1e9 if reads_per_s else None
     yield Row(subject, BILLION, "", billion_usd)
 
@@ -416,17 +449,19 @@ def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
 
 
 def _answer(sweep: Sweep, prices: Prices) -> str:
-    """Say what 100 RU/s carry and cost, and what the highest level does."""
+    """Return a sentence on what 100 RU/s carry and cost, and on the highest level, for lists of the first size."""
     if not sweep.levels:
         return NOTHING_MEASURED
     first = sweep.levels[0]
     hundred = 100 / first.charge_ru
     hundred_usd = prices.ru_month(first.ru, regions=sweep.regions) / first.ru * 100
-    top = max(sweep.levels, key=lambda level: (level.size_kb == first.size_kb, level.ru))
+
+    top = max((level for level in sweep.levels if level.size_kb == first.size_kb), key=lambda level: level.ru)
     top_usd = prices.ru_month(top.ru, regions=sweep.regions)
     standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
     p99_us = _latency(sweep, top, 99).value
     p99 = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"
+
     return (
         f"100 RU/s carry {rounded(hundred, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
         f"month; {top.ru:,} RU/s carry {standing}{top.reads_per_s:,.0f} for {top_usd:,.0f} USD{p99}."
@@ -447,13 +482,13 @@ def _plot(sweep: Sweep) -> Plot:
     """Plot reads/s and p99 over the offered load, a curve for each level."""
     offered_label = "offered reads/s"
     p99_label = "p99" + f", {ASSUMED}" * sweep.emulated
-    curves = [_curves(sweep, level) for level in sweep.levels]
-    p99_curves = tuple(p99 for _, p99 in curves)
+    curves = [_level_curves(sweep, level) for level in sweep.levels]
+    p99_curves = tuple(level_curves.p99_us for level_curves in curves)
     return Plot(
         title="Throughput and p99 over the offered load",
         x=offered_label,
         y=READS,
-        curves=tuple(throughput for throughput, _ in curves),
+        curves=tuple(level_curves.reads_per_s for level_curves in curves),
         log_x=True,
         log_y=True,
         points=True,
@@ -461,19 +496,29 @@ def _plot(sweep: Sweep) -> Plot:
     )
 
 
-def _curves(sweep: Sweep, level: Level) -> tuple[Curve, Curve]:
-    """Return the curves of reads/s and of p99; the latter has gaps where the table has no latency."""
+class LevelCurves(NamedTuple):
+    """The curves of one level, over the offered reads/s."""
+
+    reads_per_s: Curve
+    p99_us: Curve
+
+
+def _level_curves(sweep: Sweep, level: Level) -> LevelCurves:
+    """Return a level's curves of reads/s and of p99 over the offered reads/s.
+
+    A level that this machine could not drive has computed points: all reads up to its capacity, and no p99. Of others,
+    the last trial at each load is a point; its p99 is None if the account or the load generator failed.
+    """
     name = sweep.subject(level)
     if level.is_computed:
         name = f"{name}, {Standing.COMPUTED.value}"
         offered = tuple(share * level.capacity_per_s for share in (*CURVE, 1.0, OVERLOAD))
         accepted = tuple(min(rate, level.capacity_per_s) for rate in offered)
-        return Curve(name, offered, accepted), Curve(name, offered, (None,) * len(offered))
+        return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, (None,) * len(offered)))
+
     last_trials = {trial.offered: trial for trial in level.trials}
     trials = sorted(last_trials.values(), key=lambda trial: trial.offered)
     offered = tuple(trial.rate for trial in trials)
     accepted = tuple(trial.accepted_per_s for trial in trials)
-    latencies_us = tuple(
-        None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials
-    )
-    return Curve(name, offered, accepted), Curve(name, offered, latencies_us)
+    p99_us = tuple(None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials)
+    return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, p99_us))

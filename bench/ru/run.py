@@ -221,18 +221,23 @@ class _SweepMeasurement:
     def _measure_size(
         self, database: Sandbox, size_kb: int, servers: Sequence[process.Server], generator: LoadWorker
     ) -> None:
-        """Publish lists of a size and measure all levels; *servers* are the emulator, if one is measured."""
+        """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service.
+
+        *servers* has the emulator, and is empty for a real account. Does nothing once the user has interrupted.
+        """
         if self.interrupted:
             return
-        highest = self._throughput(self._planned.levels[-1])
-        lists = SizedLists(size_kb, LISTS, highest.initial_partitions)
+
+        self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
+        highest_level = self._throughput(self._planned.levels[-1])
+        lists = SizedLists(size_kb, LISTS, highest_level.initial_partitions)
         users = lists.users
         self._regions = database.regions()
-        self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         published = database.publish(lists)
         self._publish_ru[size_kb] = published.list_ru
+
         self._display.start("starting a service")
-        # Otherwise other processes make the service miss its deadline of 50 ms.
+        # They get a higher priority, or other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(PATH.format(key=users[0]), database.settings) as service,
             process.before_others(service, *servers),
@@ -251,37 +256,50 @@ class _SweepMeasurement:
         scale: Callable[[Throughput], None],
         attempt: Callable[[Level, float], LevelTrial],
     ) -> None:
-        """Measure levels in ascending order; those above the first that cannot be driven are computed.
+        """Measure *planned*, settings of RU/s in ascending order, and append them to `self.levels`.
 
-        *attempt* runs a trial of a level at a share of its capacity.
+        A level is computed instead, without trials, if no time is left for it, or if the load generator was too slow
+        for a lower one. *scale* changes the container's RU/s. *attempt* runs a trial of a level at a share of its
+        capacity. A user who stops a trial stops them all.
         """
-        undriven = ""
-        emulated = Sweep(self._planned.options, (), {}, 1, interrupted=False).emulated
-        essential_s = self._planned.takes_s(OVERLOAD, CALM)
+        account = self._planned.options.account
+        emulated = account is None or process.is_emulated(account)
+        # The two trials that each level needs.
+        level_s = self._planned.takes_s(OVERLOAD, CALM)
+        why_computed = ""
         for number, level in enumerate(planned, 1):
-            reason = undriven or ("" if self._has_time(essential_s) else "there was no time left for it")
+            reason = why_computed
+            if not reason and not self._has_time(level_s):
+                reason = "there was no time left for it"
             if reason:
                 self.levels.append(replace(level, throughput=Finding(Standing.COMPUTED, reason)))
                 continue
+
             scale(self._throughput(level.ru))
-            later_s = len(planned[number:]) * essential_s
+            higher_levels_s = len(planned[number:]) * level_s
+            optional_trial_s = self._planned.takes_s(OVERLOAD)
             measured = levels.measure_level(
                 level,
                 partial(attempt, level),
                 emulated=emulated,
-                time_left=partial(self._has_time, self._planned.takes_s(OVERLOAD) + later_s),
+                time_left=partial(self._has_time, optional_trial_s + higher_levels_s),
             )
             self.levels.append(measured)
+
             if any(trial.is_stopped for trial in measured.trials):
                 self.interrupted = True
                 return
             if measured.is_undriven:
-                undriven = f"this machine does not drive {level.ru:,} RU/s"
+                why_computed = f"this machine does not drive {level.ru:,} RU/s"
 
     def _attempt(
         self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float
     ) -> LevelTrial:
-        """Run a trial that begins with a second of the clock, as the budget of RU/s does."""
+        """Request the lists of *users* in turn, at a share of a level's capacity in reads/s, and return the trial.
+
+        It begins with a second of the clock, as the budget of RU/s does. The service's metrics, before and after,
+        count the 429s and the timeouts of its reads.
+        """
         rate = share * level.capacity_per_s
         load = Load(
             url=service.url,
@@ -292,10 +310,11 @@ class _SweepMeasurement:
             check=levels.from_store,
         )
         self._display.start(f"{level.ru:,} RU/s at {share:.0%}: {rate:,.0f} reads/s")
-        before = process.store_counts(service)
+
+        counts_before = process.store_counts(service)
         result = generator.run(load, on_the_second=True)
-        counted = process.store_counts(service).since(before)
-        return levels.trial(share, rate, result, counted.throttled, counted.timeouts)
+        counts = process.store_counts(service).since(counts_before)
+        return levels.trial(share, rate, result, counts.throttled, counts.timeouts)
 
     def _throughput(self, ru: int) -> Throughput:
         return Throughput(ru, self._planned.options.autoscale)
