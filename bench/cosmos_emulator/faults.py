@@ -42,21 +42,27 @@ Delay = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 def parse_latency(text: str) -> Callable[[], float]:
-    """Parse `p50=4ms,p99=10ms`, or the path of a recorded trace; return a function that draws seconds.
+    """Parse `--latency`; return a function that draws a random latency in seconds at each call.
 
-    The seconds are log-normal, or as often as they were recorded.
+    `p50=4ms,p99=10ms` gives a log-normal distribution with these percentiles, the path of a recorded .json file the
+    recorded latencies by their frequency. Raises BenchMisused.
     """
     match = FORM.fullmatch(text.replace(" ", ""))
     if match is None and text.endswith(".json"):
         return read_trace(Path(text)).draws()
     if match is None:
         raise BenchMisused(f"--latency {text!r} is neither of the form p50=4ms,p99=10ms nor a recorded .json file")
+
     p50_s = float(match[1]) * SECONDS[match[2]]
     p99_s = float(match[3]) * SECONDS[match[4]]
     if not 0 < p50_s <= p99_s <= MAX_LATENCY_S:
         raise BenchMisused(f"--latency {text!r}: it needs 0 < p50 <= p99 <= {MAX_LATENCY_S:.0f} s")
-    draws = random.Random(1)  # noqa: S311 -- repeatable
-    return partial(draws.lognormvariate, log(p50_s), log(p99_s / p50_s) / NormalDist().inv_cdf(0.99))
+
+    # The logarithm of a latency is normal: p50 is at its mean, p99 some 2.33 deviations above.
+    mean = log(p50_s)
+    deviation = log(p99_s / p50_s) / NormalDist().inv_cdf(0.99)
+    generator = random.Random(1)  # noqa: S311 -- repeatable
+    return partial(generator.lognormvariate, mean, deviation)
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,9 +104,13 @@ class Faults:
         self.active = [(now + fault.for_s, fault) for fault in faults]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Return a reset, or raise the error of the first fault that affects a request; None if there is none."""
-        for until, fault in self.active:
-            if now >= until or not fault.affects(request.region, operation, self._random.random()):
+        """Inject the first active fault that affects a request, before it is processed.
+
+        Returns a response that resets the connection, or raises the fault's HttpError; None without a fault, or if
+        the faults only delay. *now* is in seconds by the account's clock.
+        """
+        for end_s, fault in self.active:
+            if now >= end_s or not fault.affects(request.region, operation, self._random.random()):
                 continue
             if fault.kind in RESETS:
                 return HttpResponse(503, reset=True)

@@ -78,7 +78,11 @@ def context_of(account: EmulatedAccount, container: Container, request: Request,
 
 
 def read(context: RequestContext, item_id: str) -> HttpResponse:
-    """Read one item; 304, with the charge of an empty one, if it is that of `If-None-Match`."""
+    """Read one item, and charge its partition.
+
+    Returns 304 without a body, charged as an empty item, if the item still has the etag of `If-None-Match`. Raises
+    404 for an absent item, 429 if the partition's budget of RU/s is spent.
+    """
     request = context.request
     key = key_of(request)
     document = context.container.documents.get(item_id, key)
@@ -86,33 +90,43 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     partition.admit(context.now, request.region)
     if document is None:
         raise context.charge_error(partition, context.not_found())
+
     if_none_match = request.headers.get(b"if-none-match")
     is_unchanged = if_none_match is not None and if_none_match.strip(b'"') in (b"*", document.etag.strip('"').encode())
     charge_ru = context.account.read_ru(0 if is_unchanged else document.size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
+
     if is_unchanged:
         return HttpResponse(304, b"", context.headers(partition, document.etag), charge_ru)
     return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
 
 
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
-    """Create, upsert, replace or delete an item, and charge its partition.
+    """Create, upsert, replace or delete an item, and charge its partition, also for a refused write.
 
-    *item_id* is that in the path, empty for a create or an upsert, whose id is in the body.
+    item_id  id in the path; empty for a create or an upsert, whose id is in the body
+    verb     `create`, `upsert`, `replace` or `delete`
+
+    Raises an HttpError for an invalid item, a violated condition, or 429 if the budget of RU/s is spent.
     """
     request = context.request
     item = {} if verb == "delete" else request.object()
     key = key_of(request)
     partition = context.partition_of(key)
     partition.admit(context.now, request.region)
+
     try:
         if verb != "delete":
             item_id = _checked_id(context, key, item, replaced=item_id if verb == "replace" else None)
-        present = _present(context, verb, key, item_id)
-        written = _delete(context, present) if verb == "delete" and present else _store(context, key, item, present)
+        old_document = _document_to_replace(context, verb, key, item_id)
+        if verb == "delete" and old_document:
+            written = _delete_document(context, old_document)
+        else:
+            written = _store_document(context, key, item, old_document)
     except HttpError as error:
         raise context.charge_error(partition, error) from None
     partition.charge(context.now, written.charge_ru)
+
     is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
     headers = context.headers(partition, written.document.etag)
     return HttpResponse(written.status, b"" if is_minimal else written.document.body, headers, written.charge_ru)
@@ -126,16 +140,18 @@ class Written(NamedTuple):
     charge_ru: float
 
 
-def _present(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
-    """Return the document that a write replaces or deletes, if there is one.
+def _document_to_replace(context: RequestContext, verb: str, key: bytes, item_id: str) -> Document | None:
+    """Return the stored document that a write replaces or deletes; None if it creates one.
 
-    Raises 404 if it is needed and absent, 409 if it must not be there, 412 if it is not that of `If-Match`.
+    Raises 404 if a replace or a delete finds none, 409 if a create finds one, and 412 if the document has another etag
+    than `If-Match`. *key* is the encoded partition key.
     """
     document = context.container.documents.get(item_id, key)
     if document is None:
         if verb in ("replace", "delete"):
             raise context.not_found()
         return None
+
     refused_ru = context.account.charges.refused_write(document.size)
     if verb == "create":
         raise HttpError(409, ALREADY_EXISTS, charge_ru=refused_ru)
@@ -146,14 +162,18 @@ def _present(context: RequestContext, verb: str, key: bytes, item_id: str) -> Do
     return document
 
 
-def _delete(context: RequestContext, document: Document) -> Written:
+def _delete_document(context: RequestContext, document: Document) -> Written:
     context.container.documents.remove(document)
     document.partition.lsn += 1
     return Written(204, document, context.account.charges.delete(document.size, len(document.terms)))
 
 
 def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any], *, replaced: str | None) -> str:
-    """Return an item's id; raises 400 for an invalid one, another key than *key*, or another id than *replaced*."""
+    """Return the id in an item's JSON.
+
+    Raises 400 for an invalid id, for a partition key that is not *key*, the encoded one of the request's header, and
+    for another id than *replaced*, the id in the path of a replace (None for other writes).
+    """
     item_id = item.get("id")
     if not isinstance(item_id, str) or not item_id:
         raise HttpError(400, "an item needs an id that is a string and not empty")
@@ -170,30 +190,39 @@ def _checked_id(context: RequestContext, key: bytes, item: dict[str, Any], *, re
     return item_id
 
 
-def _store(context: RequestContext, key: bytes, item: dict[str, Any], present: Document | None) -> Written:
-    """Store an item in its partition; it replaces *present*, whose serial it keeps."""
+def _store_document(context: RequestContext, key: bytes, item: dict[str, Any], old: Document | None) -> Written:
+    """Store an item in the partition of its encoded key, and return the document with its status and charge in RU.
+
+    A replaced document, *old*, keeps its serial, the number in the order of creation. The charge grows with the size
+    and with the terms, indexed values, that are new or go away.
+    """
     container = context.container
     charges = context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
-    partition = present.partition if present else container.partitions.of(key)
-    serial = present.serial if present else container.documents.next_serial()
+    partition = old.partition if old else container.partitions.of(key)
+    serial = old.serial if old else container.documents.next_serial()
     etag = context.account.next_etag()
-    body, size = _stored_form(context, item, serial, etag)
+    body, size = _json_with_system_properties(context, item, serial, etag)
     terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()
+
     document = Document(
         id=item["id"], key=key, serial=serial, partition=partition, body=body, size=size, terms=terms, etag=etag
     )
     container.documents.put(document)
-    partition.lsn += 1
-    if present is None:
+    partition.lsn += 1  # the log sequence number, for session tokens
+
+    if old is None:
         return Written(201, document, charges.create(size, len(terms)))
-    charge_ru = charges.replace(present.size, size, len(present.terms - terms), len(terms - present.terms))
+    charge_ru = charges.replace(old.size, size, len(old.terms - terms), len(terms - old.terms))
     return Written(200, document, charge_ru)
 
 
-def _stored_form(context: RequestContext, item: dict[str, Any], serial: int, etag: str) -> tuple[bytes, int]:
-    """Return an item's JSON with system properties at its end, and the bytes that are charged.
+def _json_with_system_properties(
+    context: RequestContext, item: dict[str, Any], serial: int, etag: str
+) -> tuple[bytes, int]:
+    """Return an item's JSON with the service's properties (`_rid`, `_etag`, …) at its end, and its charged bytes.
 
+    The account's charges decide whether these properties count. *serial* is the item's number in the container.
     Raises 400 for values without JSON, 413 above MAX_ITEM_BYTES.
     """
     try:

@@ -46,7 +46,10 @@ def key_of(request: Request) -> bytes:
 
 
 def encode(value: object) -> bytes:
-    """Encode a key for hashing; equal keys have equal bytes."""
+    """Encode a partition key as Cosmos DB does for its hash: a byte for the type, and the value.
+
+    Raises 400 for a string of more than MAX_KEY_BYTES, and for objects and lists.
+    """
     if isinstance(value, str):
         encoded = value.encode()
         if len(encoded) > MAX_KEY_BYTES:
@@ -151,12 +154,17 @@ class Partitions:
         self.provision(throughput)
 
     def _replace(self, parents: Sequence[Partition | None]) -> None:
-        """Replace all partitions by one of equal size for each of *parents*; None is one without a parent."""
-        inner = [f"{V2_SPAN * part // len(parents):032X}" for part in range(1, len(parents))]
-        self._minima = ["", *inner]
+        """Replace all partitions by new ones with equal ranges of hashes, as many as *parents*.
+
+        Each has the parent of its position, the partition that was split, or None for the container's first ones. It
+        has a budget of RU/s for each region. Ranges are in hexadecimal digits, from the empty string to "FF".
+        """
+        boundaries = [f"{V2_SPAN * number // len(parents):032X}" for number in range(1, len(parents))]
+        self._minima = ["", *boundaries]
         self.all = list[Partition]()
-        for minimum, maximum, parent in zip(self._minima, [*inner, "FF"], parents, strict=True):
-            partition = Partition(str(self._next_id), minimum, maximum, [Budget() for _ in range(self._regions)])
+        for minimum, maximum, parent in zip(self._minima, [*boundaries, "FF"], parents, strict=True):
+            budgets = [Budget() for _ in range(self._regions)]
+            partition = Partition(str(self._next_id), minimum, maximum, budgets)
             if parent is not None:
                 partition.parents = (*parent.parents, parent.id)
                 partition.lsn = parent.lsn

@@ -35,43 +35,63 @@ Conditions = Mapping[str, list[Any]]
 
 
 def parse_query(request: Request) -> Conditions:
-    """Return the accepted values by property; raises 400 for what is not supported."""
+    """Parse the SQL of a query's body, such as `SELECT * FROM c WHERE c.id IN (@a, @b) AND c.kind = "x"`.
+
+    Returns the accepted values by property, all of which must be met; empty without WHERE. Raises 400 for any other
+    SQL, and for a body that is no query.
+    """
     fields = request.object()
-    text = fields.get("query")
+    text = str(fields.get("query"))
     parameters = fields.get("parameters") or []
     if not isinstance(parameters, list) or not all(isinstance(value, dict) and "name" in value for value in parameters):
         raise HttpError(400, "the parameters of a query are a list of objects with a name and a value")
-    statement = STATEMENT.fullmatch(str(text))
-    if statement is None:
-        raise HttpError(400, f"{UNSUPPORTED}; not {str(text)[:80]!r}")
     values = {str(parameter["name"]): parameter.get("value") for parameter in parameters}
-    return dict(_conditions(statement["where"], statement["alias"], values)) if statement["where"] else {}
+
+    statement = STATEMENT.fullmatch(text)
+    if statement is None:
+        raise HttpError(400, f"{UNSUPPORTED}; not {text[:80]!r}")
+    if not statement["where"]:
+        return {}
+    return dict(_parse_where(statement["where"], statement["alias"], values))
 
 
-def _conditions(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield property and accepted values of each condition of a WHERE clause; raises 400 for anything else.
+def _parse_where(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield property and accepted values of each condition of a WHERE clause, such as `c.id IN (@a, 'b')`.
 
-    alias       that properties must begin with
-    parameters  values by name, with their @
+    alias       name of the items in the statement, as `c`: properties must begin with it
+    parameters  values by name, as `@a`
+
+    Raises HttpError 400 for other conditions, other aliases and unknown parameters.
     """
     while text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
-    place = 0
-    more = True
-    while more:
-        condition = CONDITION.match(text, place)
-        values = re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE) if condition else []
-        is_known = all(value[0] != "@" or value in parameters for value in values)
-        if condition is None or condition["alias"].lower() != alias.lower() or not is_known:
-            raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
-        yield condition["name"], [parameters[value] if value[0] == "@" else _literal(value) for value in values]
-        place = condition.end()
-        more = bool(condition["and"])
-    if place != len(text):
-        raise HttpError(400, f"{UNSUPPORTED}; not {text[place : place + 60]!r}")
+
+    position = 0
+    has_more = True
+    while has_more:
+        unsupported = HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
+        condition = CONDITION.match(text, position)
+        if condition is None or condition["alias"].lower() != alias.lower():
+            raise unsupported
+
+        # One after an equals sign, or those of an IN list.
+        values = list[Any]()
+        for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
+            if value[0] != "@":
+                values.append(_parse_literal(value))
+            elif value in parameters:
+                values.append(parameters[value])
+            else:
+                raise unsupported
+        yield condition["name"], values
+
+        position = condition.end()
+        has_more = bool(condition["and"])
+    if position != len(text):
+        raise HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
 
 
-def _literal(text: str) -> object:
+def _parse_literal(text: str) -> object:
     if text[0] == "'":
         inner = text[1:-1].replace("\\'", "'").replace('"', '\\"')
         text = f'"{inner}"'
@@ -86,21 +106,21 @@ def meets(item: Mapping[str, Any], conditions: Conditions) -> bool:
 def query(context: RequestContext) -> HttpResponse:
     """Return one page of a query."""
     statement = parse_query(context.request)
-    partitions, key = _where(context)
+    partitions, key = _partitions_and_key(context)
     everywhere = context.request.flag(b"x-ms-documentdb-query-enablecrosspartition")
     if key is None and RANGE_HEADER not in context.request.headers and not everywhere:
         raise HttpError(400, "Cross partition query is required but disabled; enable it, or name a partition key.")
-    return _respond(context, statement, partitions, key)
+    return _page_response(context, statement, partitions, key)
 
 
 def feed(context: RequestContext) -> HttpResponse:
     """Return one page of all items."""
     if context.request.headers.get(b"a-im"):
         raise HttpError(400, "the change feed is not emulated")
-    return _respond(context, None, *_where(context))
+    return _page_response(context, None, *_partitions_and_key(context))
 
 
-def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
+def _partitions_and_key(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
     """Return the partitions that a query or feed reads, all unless the request names one, and its key, if any."""
     if context.request.headers.get(HEADER, b"[]") != b"[]":
         key = key_of(context.request)
@@ -110,18 +130,24 @@ def _where(context: RequestContext) -> tuple[Sequence[Partition], bytes | None]:
     return ((partitions.with_id(range_id),) if range_id else partitions.all), None
 
 
-def _respond(
+def _page_response(
     context: RequestContext, statement: Conditions | None, partitions: Sequence[Partition], key: bytes | None
 ) -> HttpResponse:
-    """Read a page of *partitions*, and charge each of them; without *statement*, return all items.
+    """Read one page of a query or, without *statement*, of a feed, which has all items; return it as JSON.
 
-    Any spent budget refuses the whole page with 429.
+    statement   accepted values by property
+    partitions  those to read; each is charged for its items, and refuses the page with 429 if its budget of RU/s
+                is spent
+    key         encoded partition key of the only items to return; None for items of all keys
     """
     for partition in partitions:
         partition.admit(context.now, context.request.region)
+
     conditions = statement or {}
-    page = _read_page(context, conditions, _readable(context, conditions, partitions, key))
-    charge_ru = sum(_charge(context, partition, page, is_feed=statement is None) for partition in partitions)
+    candidates = _candidate_documents(context, conditions, partitions, key)
+    page = _read_page(context, conditions, candidates)
+    charge_ru = sum(_charge_partition(context, partition, page, is_feed=statement is None) for partition in partitions)
+
     results = [document.body for document in page.loaded]
     headers = context.headers(partitions[0]) | {"x-ms-item-count": str(len(results))}
     if len(partitions) > 1:
@@ -129,6 +155,7 @@ def _respond(
         headers["x-ms-session-token"] = ",".join(partition.session_token for partition in partitions)
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
+
     body = b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (
         context.container.rid.encode(), b",".join(results), len(results),
     )  # fmt: skip
@@ -144,8 +171,11 @@ class Page:
     continuation: str = ""
 
 
-def _charge(context: RequestContext, partition: Partition, page: Page, *, is_feed: bool) -> float:
-    """Charge a partition for its documents of a page; return the request units."""
+def _charge_partition(context: RequestContext, partition: Partition, page: Page, *, is_feed: bool) -> float:
+    """Deduct the charge of a page's documents in a partition from its budget; return the request units.
+
+    A query is also charged for documents that it scanned, read without a match. A feed returns all, and scans none.
+    """
     charges = context.account.charges
     loaded = [document.size for document in page.loaded if document.partition is partition]
     if is_feed:
@@ -158,51 +188,61 @@ def _charge(context: RequestContext, partition: Partition, page: Page, *, is_fee
 
 
 def _read_page(context: RequestContext, conditions: Conditions, documents: Iterable[Document]) -> Page:
-    """Read *documents* that meet all conditions, until the page has enough items or bytes.
+    """Return the first of *documents* that meet all conditions (accepted values by property), as many as fit a page.
 
-    Without an index, those that do not meet them are scanned, unless they are found by id.
+    A page ends before the document that exceeds the number of items that the client asked for, or 4 MB, though it
+    has one document at least. Its continuation is the last one's serial, its number in the order of creation. Without
+    an index, documents that do not meet the conditions are kept as scanned, as they are charged; a condition on ids
+    needs no index.
     """
-    wanted = _number(context.request, "x-ms-max-item-count", 100)
-    size = wanted if wanted > 0 else MAX_PAGE_ITEMS
-    room = MAX_PAGE_BYTES
-    scans = bool(conditions) and "id" not in conditions and not context.container.is_indexed
+    wanted_items = _number(context.request, "x-ms-max-item-count", 100)
+    max_items = wanted_items if wanted_items > 0 else MAX_PAGE_ITEMS
+    bytes_left = MAX_PAGE_BYTES
+    is_scan = bool(conditions) and "id" not in conditions and not context.container.is_indexed
+
     page = Page()
     for document in documents:
-        is_match = not conditions or meets(document.parsed(), conditions)
-        if scans and not is_match:
-            page.scanned.append(document)
-        if is_match:
-            if len(page.loaded) >= size or (page.loaded and len(document.body) > room):
-                page.continuation = str(page.loaded[-1].serial)
-                break
-            page.loaded.append(document)
-            room -= len(document.body) + 1
+        if conditions and not meets(document.parsed(), conditions):
+            if is_scan:
+                page.scanned.append(document)
+            continue
+        if len(page.loaded) >= max_items or (page.loaded and len(document.body) > bytes_left):
+            page.continuation = str(page.loaded[-1].serial)
+            break
+        page.loaded.append(document)
+        bytes_left -= len(document.body) + 1  # and a comma
     return page
 
 
-def _readable(
+def _candidate_documents(
     context: RequestContext, conditions: Conditions, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    """Yield the documents in *partitions*, of *key* unless it is None, and in the range of effective keys asked for.
+    """Yield the documents that a query must look at, in the order of their serials, their numbers by creation.
 
-    They begin after the continuation. Conditions on ids that are also keys are looked up, in which case others are not
-    read.
+    They come after the continuation, the last serial of the page before, and are in *partitions* (all of them, or
+    one), of the encoded partition *key* unless it is None, and in the range of effective keys (hashes of partition
+    keys) in the request's headers. If ids are partition keys, those that the conditions accept are looked up, and
+    other documents are not read.
     """
     request = context.request
     container = context.container
     documents = container.documents
-    after = _number(request, "x-ms-continuation", 0)
-    candidates: Iterable[Document] = documents.after(after)
+    last_serial = _number(request, "x-ms-continuation", 0)
+    candidates: Iterable[Document] = documents.after(last_serial)
     if "id" in conditions and container.key_property == "id":
-        ids = set(map(str, conditions["id"]))
-        known = [document for item_id in ids if (document := documents.get(item_id, encode(item_id)))]
-        candidates = sorted((document for document in known if document.serial > after), key=SERIAL)
-    is_everywhere = len(partitions) == len(container.partitions.all)
-    start = request.header(b"x-ms-start-epk").upper()
-    end = request.header(b"x-ms-end-epk").upper()
+        accepted_ids = set(map(str, conditions["id"]))
+        stored = [document for item_id in accepted_ids if (document := documents.get(item_id, encode(item_id)))]
+        candidates = sorted((document for document in stored if document.serial > last_serial), key=SERIAL)
+
+    reads_all_partitions = len(partitions) == len(container.partitions.all)
+    first_hash = request.header(b"x-ms-start-epk").upper()
+    end_hash = request.header(b"x-ms-end-epk").upper()
     for document in candidates:
-        is_read = is_everywhere or document.partition is partitions[0]
-        if is_read and key in (None, document.key) and (not end or start <= hash_of(document.key) < end):
+        if not reads_all_partitions and document.partition is not partitions[0]:
+            continue
+        if key not in (None, document.key):
+            continue
+        if not end_hash or first_hash <= hash_of(document.key) < end_hash:
             yield document
 
 
