@@ -32,9 +32,9 @@ MAX_WAITING = 256
 PACE_WEIGHT = 0.1
 
 
-class _Waiting(NamedTuple):
+class _WaitingBatch(NamedTuple):
     since: float
-    turn: asyncio.Future[None]
+    admitted: asyncio.Future[None]
 
 
 class Admission:
@@ -45,7 +45,7 @@ class Admission:
         self._count = count
         self._limit = MIN_RUNNING
         self._running = 0
-        self._waiting = deque[_Waiting]()
+        self._waiting = deque[_WaitingBatch]()
         self._waiting_since = 0.0
         self._refused_at = -inf
         self._pace_s = 0.0
@@ -76,9 +76,11 @@ class Admission:
         self._refused_at = monotonic()
         return self._refused("batch_delay", "more batches come than can be answered in time")
 
-    async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
-        """Do the work of a batch in its turn; raises Problem if too late, and ClientGone."""
-        await self._begin()
+    async def run_when_admitted(
+        self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]
+    ) -> T:
+        """Do the work of a batch when it may run; raises Problem if that is too late, and ClientGone."""
+        await self._wait_until_admitted()
         try:
             if is_gone():
                 self._count("gone")
@@ -86,25 +88,30 @@ class Admission:
             self.check_deadline(deadline)
             return await work()
         finally:
-            self._end()
+            self._count_ended_batch()
 
-    async def _begin(self) -> None:
-        """Wait for the turn of a batch, and count it as running; raises Problem if it may not wait."""
+    async def _wait_until_admitted(self) -> None:
+        """Wait in the queue until a batch may run, and count it as running.
+
+        Raises Problem (503) at once if it would wait too long, or later if it has.
+        """
         if self._has_room and not self._waiting:
-            self._run()
+            self._count_started_batch()
             return
         if self.is_full:
             raise self.refuse()
+
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(now, turn))
+        admitted = asyncio.get_running_loop().create_future()
+        self._waiting.append(_WaitingBatch(now, admitted))
         try:
-            await turn
+            await admitted
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._end()
+            was_admitted = admitted.done() and not admitted.cancelled() and admitted.exception() is None
+            if was_admitted:  # in the same iteration of the loop, so it was counted as running
+                self._count_ended_batch()
             raise
 
     @property
@@ -112,18 +119,18 @@ class Admission:
         # One batch may always run: refusals alone can make the loop late.
         return self._running < (MIN_RUNNING if self._is_late else self._limit)
 
-    def _run(self) -> None:
+    def _count_started_batch(self) -> None:
         self._running += 1
         if self._timer is None:
-            self._measure()
+            self._start_timer()
 
-    def _end(self) -> None:
+    def _count_ended_batch(self) -> None:
         self._running -= 1
         now = monotonic()
         if self._ended_at > -inf:
             self._pace_s += PACE_WEIGHT * (now - self._ended_at - self._pace_s)
         self._ended_at = now if self._waiting else -inf
-        self._wake_waiters()
+        self._admit_waiting_batches()
 
     def _allowed_s(self, now: float) -> float:
         """Return how long a batch may wait."""
@@ -132,43 +139,50 @@ class Admission:
             return TARGET_S
         return INTERVAL_S
 
-    def _wake_waiters(self) -> None:
-        """Let waiting batches run while there is room, the oldest first, and refuse those that waited too long."""
+    def _admit_waiting_batches(self) -> None:
+        """Start waiting batches while more may run, the oldest first, and refuse those that waited too long."""
         now = monotonic()
         allowed_s = self._allowed_s(now)
         while self._waiting:
-            since, turn = self._waiting[0]
-            if not turn.done():
-                if not self._running or (self._has_room and now <= since + allowed_s):
-                    self._run()
-                    turn.set_result(None)
-                elif now > since + allowed_s:
-                    turn.set_exception(self.refuse())
-                else:
-                    break
+            batch = self._waiting[0]
+            is_late = now > batch.since + allowed_s
+            if batch.admitted.done():
+                pass  # its request was cancelled
+            elif not self._running or (self._has_room and not is_late):  # if none runs, even a late one may
+                self._count_started_batch()
+                batch.admitted.set_result(None)
+            elif is_late:
+                batch.admitted.set_exception(self.refuse())
+            else:
+                return
             self._waiting.popleft()
 
     def _refused(self, reason: str, detail: str) -> Problem:
         self._count(reason)
         return overloaded(detail)
 
-    def _measure(self) -> None:
+    def _start_timer(self) -> None:
         self._due = monotonic() + TICK_S
         self._cpu_s = thread_time()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        """Change the limit of running batches by the load of the loop since the last tick."""
+        """Lower the limit of running batches if the event loop was busy since the timer started, or raise it by one.
+
+        Called TICK_S after that, or later if the loop was busy.
+        """
         late_s = monotonic() - self._due
         worked_s = thread_time() - self._cpu_s
-        self._is_late = min(late_s, worked_s) > TICK_S
+        self._is_late = min(late_s, worked_s) > TICK_S  # a loop that waited for the CPU is not overloaded by batches
+
         if worked_s > IDLE_SHARE * (TICK_S + late_s):
             self._limit = max(MIN_RUNNING, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MAX_RUNNING, self._limit + 1)
-        self._wake_waiters()
+
+        self._admit_waiting_batches()
         if self._running:
-            self._measure()
+            self._start_timer()
         else:
             self._timer = None
             self._is_late = False

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-END = b"\r\n\r\n"
+HEADER_END = b"\r\n\r\n"
 MAX_LINE_BYTES = 8190
-BEHIND_BYTES = 65_536
+MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
-LANES_AT_ONCE = 16
+MAX_PIPELINED = 16
 # How long requests that a client sent behind a refused batch wait, at most: most of them would be refused, too.
 REFUSED_PAUSE_S = 0.1
 # The registry bounds bodies.
@@ -213,8 +213,9 @@ class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed."""
 
     __slots__ = (
-        "_body_tail", "_buffer", "_closes", "_held", "_is_ended", "_lane", "_left", "_payload", "_queued", "_registry",
-        "_requests", "_stalled", "_task", "accepting", "since", "ssl_context", "state",
+        "_answer_task", "_body_bytes_left", "_buffer", "_chunked_tail", "_in_flight", "_is_half_closed", "_lane",
+        "_must_close", "_parser", "_payload", "_registry", "_stalled_since", "_unread_bytes", "accepting", "since",
+        "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
 
@@ -228,18 +229,18 @@ class Connection(BaseProtocol):
         self._registry = registry
         self._lane = registry.lane
         self._buffer = bytearray()
-        self._requests: HttpRequestParser | None = None
+        self._parser: HttpRequestParser | None = None
         self._payload = EMPTY_PAYLOAD
-        self._left = 0.0  # body bytes to come; inf if chunked
-        self._body_tail = b""  # the last bytes of a chunked body
-        self._closes = False  # after the current request
-        self._is_ended = False  # the client half-closed
-        self._task: asyncio.Task[None] | None = None
-        self._held = 0  # bytes of requests and answers that count as in flight
-        self._queued = 0  # bytes of an answer that the client has not read
-        self._stalled = 0.0  # since when the client has not read WRITE_STEP_BYTES more
+        self._body_bytes_left = 0.0  # body bytes to come; inf if chunked
+        self._chunked_tail = b""  # the last bytes received of a chunked body
+        self._must_close = False  # after the current request
+        self._is_half_closed = False  # the client half-closed
+        self._answer_task: asyncio.Task[None] | None = None
+        self._in_flight = 0  # bytes of requests and answers that count as in flight
+        self._unread_bytes = 0  # bytes of an answer that the client has not read
+        self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
 
-    def _go(self, state: State) -> None:
+    def _change_state(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a connection cannot go from {self.state.name} to {state.name}")
         self.state = state
@@ -252,60 +253,69 @@ class Connection(BaseProtocol):
     @property
     def idle_since(self) -> float:
         """Since when it waits for a whole request; inf while it answers, refuses or closes."""
-        return self.since if self.state in WAITS_FOR_REQUEST and not self._queued else inf
+        return self.since if self.state in WAITS_FOR_REQUEST and not self._unread_bytes else inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         super().connection_made(transport)
         self.ssl_context = transport.get_extra_info("sslcontext")
         if self.ssl_context is not None:
-            self._live.set_write_buffer_limits(high=TLS_WRITE_BYTES)
-        self._go(State.IDLE)
+            self._open_transport.set_write_buffer_limits(high=TLS_WRITE_BYTES)
+        self._change_state(State.IDLE)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See asyncio."""
-        self._registry.bytes_in_flight -= self._queued
-        self.hold(-self._held)
-        self._queued = 0
+        self._registry.bytes_in_flight -= self._unread_bytes
+        self.add_in_flight(-self._in_flight)
+        self._unread_bytes = 0
         self._registry.open.pop(self, None)
-        self._go(State.CLOSED)
+        self._change_state(State.CLOSED)
         super().connection_lost(exc)
         if not self._payload.is_eof():
             self._payload.set_exception(ConnectionResetError("the client has gone"))
 
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
-        self._is_ended = True
-        is_refused = self.state is State.REFUSED and not self._left
+        self._is_half_closed = True
+        is_refused = self.state is State.REFUSED and not self._body_bytes_left
         is_answering = self.state in (State.STORE, State.ANSWER) and self._payload is EMPTY_PAYLOAD
-        return (is_answering or is_refused) and self._live.can_write_eof()  # TLS cannot half-close
+        return (is_answering or is_refused) and self._open_transport.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
+        """Handle bytes that arrived, by the state of the connection.
+
+        A whole plain GET, the most frequent request, goes to the fast lane. Other headers are buffered until they are
+        complete, as are requests that a client sends before the last answer; bodies go to the request.
+        """
         if self.state is IDLE:
             self.since = monotonic()
             if self._answer_in_lane(data):
                 return
+
         if self.state is State.BODY:
-            if self._payload.exception() is None:
-                self._hold_within_limit(len(data))
+            is_body_wanted = self._payload.exception() is None
+            if is_body_wanted:
+                self._add_in_flight_within_limit(len(data))
             self._feed_body(data)
             return
-        if self.state is State.REFUSED and self._left:
+
+        if self.state is State.REFUSED and self._body_bytes_left:
             self._discard_body(data)
             return
+
         if self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
             return
+
         self._buffer += data
-        self._hold_within_limit(len(data))
+        self._add_in_flight_within_limit(len(data))
         if self.state in (State.IDLE, State.HEADER):
             self._read_headers()
-        if len(self._buffer) > BEHIND_BYTES and self.is_open:
-            self._live.pause_reading()
+        if len(self._buffer) > MAX_BUFFERED_BYTES and self.is_open:
+            self._open_transport.pause_reading()
 
     def _answer_in_lane(self, request: bytes) -> bool:
         """Answer a request by the fast lane, now or later; False if that leaves it to aiohttp."""
-        if self._lane is None or self._queued or self.transport is None:
+        if self._lane is None or self._unread_bytes or self.transport is None:
             return False
         answer = self._lane.answer(request, self.since, self._deliver)
         if answer is None:
@@ -313,60 +323,67 @@ class Connection(BaseProtocol):
         if answer:
             self.transport.write(answer)
         else:
-            self._go(STORE)
+            self._change_state(STORE)
         return True
 
     def pause_writing(self) -> None:
         """See asyncio."""
         super().pause_writing()
-        self._queued = self._live.get_write_buffer_size()
-        self._stalled = monotonic()
-        self._registry.bytes_in_flight += self._queued
+        self._unread_bytes = self._open_transport.get_write_buffer_size()
+        self._stalled_since = monotonic()
+        self._registry.bytes_in_flight += self._unread_bytes
 
     def resume_writing(self) -> None:
         """See asyncio."""
-        self._registry.bytes_in_flight -= self._queued
-        self._queued = 0
+        self._registry.bytes_in_flight -= self._unread_bytes
+        self._unread_bytes = 0
         super().resume_writing()
 
     @property
-    def _live(self) -> asyncio.Transport:
+    def _open_transport(self) -> asyncio.Transport:
         if self.transport is None:
             raise ConnectionResetError("the client has gone")
         return self.transport
 
     def _read_headers(self) -> None:
-        """Begin with requests whose headers are complete in the buffer, until one must be waited for.
+        """Start the requests whose headers are complete in the buffer; stop when one has to be waited for.
 
-        The lane answers pipelined requests here; the last one in the buffer was not the lane's, or arrived in parts.
+        A client may send several requests at once (pipelining). The fast lane, a compiled parser, answers up to
+        MAX_PIPELINED of them here, and aiohttp the others. It is not asked about the last one in the buffer, which
+        it has either declined in `data_received`, or which arrived in parts.
         """
-        at_once = 0
+        lane_answers = 0
         while self._buffer and self.state in (State.IDLE, State.HEADER):
             if self.state is State.IDLE:
-                self._go(State.HEADER)
-            end = self._buffer.find(END)
-            size = len(self._buffer) if end < 0 else end + len(END)
-            if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
-                self._refuse(unreadable(400, None))  # such as TLS
-            elif size > self._registry.limits.header_bytes:
-                self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
-            elif end < 0:
-                return
-            else:
-                header = bytes(self._buffer[:size])
-                del self._buffer[:size]
-                is_followed = bool(self._buffer)
-                if is_followed and at_once < LANES_AT_ONCE and self._answer_in_lane(header):
-                    at_once += 1
-                    if self.state is not STORE:
-                        self._await_request()
-                else:
-                    self._feed_header(header)
+                self._change_state(State.HEADER)
 
-    def _feed_header(self, header: bytes) -> None:
-        """Parse a complete header by aiohttp, and begin its request."""
-        if self._requests is None:
-            self._requests = HttpRequestParser(
+            if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
+                self._refuse(unreadable(400, None))  # not HTTP, such as a TLS handshake
+                return
+
+            end = self._buffer.find(HEADER_END)
+            is_complete = end >= 0
+            size = end + len(HEADER_END) if is_complete else len(self._buffer)
+            if size > self._registry.limits.header_bytes:
+                self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
+                return
+            if not is_complete:
+                return
+
+            header = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            is_followed = bool(self._buffer)
+            if is_followed and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+                lane_answers += 1
+                if self.state is not STORE:  # answered now, not after a read of a store
+                    self._wait_for_request()
+            else:
+                self._parse_header(header)
+
+    def _parse_header(self, header: bytes) -> None:
+        """Parse the complete header of a request by aiohttp, and start the request; answer a malformed one with 400."""
+        if self._parser is None:
+            self._parser = HttpRequestParser(
                 self,
                 asyncio.get_running_loop(),
                 NEVER_PAUSED,
@@ -376,37 +393,44 @@ class Connection(BaseProtocol):
                 auto_decompress=False,  # small bodies may be large uncompressed
             )
         try:
-            messages, _, _ = self._requests.feed_data(header)
+            messages, _, _ = self._parser.feed_data(header)
         except HttpProcessingError as error:
             self._refuse(unreadable(400, error.message))
             return
         if messages:  # none for empty lines before a request
-            self._begin(*messages[0])
+            self._start_request(*messages[0])
 
-    def _begin(self, message: RawRequestMessage, payload: StreamReader) -> None:
-        """Refuse a request by its header, or start the task that answers it, and feed the body that has arrived."""
+    def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        """Start the task that answers a request, and give it the part of the body that has arrived.
+
+        *message* is the parsed header, and *payload* the stream of the body, which may still be empty. Requests of
+        other versions of HTTP are refused, and batches while too many wait.
+        """
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
             status, name = (505, "version-not-supported") if version.major else (400, "bad-request")
-            spoken = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
-            self._refuse(Problem(status, name, spoken))
+            detail = f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{version.major}.{version.minor}"
+            self._refuse(Problem(status, name, detail))
             return
+
         self._payload = payload
-        self._closes = not _may_keep_connection(message)
-        self._left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
-        self._body_tail = b""
+        self._must_close = not _may_keep_connection(message)
+        self._body_bytes_left = inf if message.chunked else int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
+        self._chunked_tail = b""
         if message.upgrade and payload.is_eof():
-            self._requests = None  # it waits for another protocol
-        refusal = self._shed(message)
+            self._parser = None  # after an offer to upgrade, it expects another protocol
+
+        refusal = self._refusal_when_overloaded(message)
         if refusal is not None:
-            self._live.write(refusal)
+            self._open_transport.write(refusal)
             self._payload = EMPTY_PAYLOAD
-            self._requests = None  # it waits for the body
-            self._go(State.REFUSED)
+            self._parser = None  # it expects the body, which is discarded
+            self._change_state(State.REFUSED)
             self._discard_body(self._take_buffer())
             return
-        self._go(State.ANSWER if payload.is_eof() else State.BODY)
-        self._task = asyncio.get_running_loop().create_task(self._respond(message))
+
+        self._change_state(State.ANSWER if payload.is_eof() else State.BODY)
+        self._answer_task = asyncio.get_running_loop().create_task(self._respond(message))
         if self.state is State.BODY and self._buffer:
             self._feed_body(self._take_buffer())
 
@@ -416,71 +440,76 @@ class Connection(BaseProtocol):
         self._buffer = bytearray()
         return data
 
-    def _shed(self, message: RawRequestMessage) -> bytes | None:
+    def _refusal_when_overloaded(self, message: RawRequestMessage) -> bytes | None:
         """Return the refusal of a request whose body can be discarded without a parser."""
-        is_counted = 0 < self._left < inf and hdrs.EXPECT not in message.headers
-        if self._closes or self._queued or not is_counted:
+        is_counted = 0 < self._body_bytes_left < inf and hdrs.EXPECT not in message.headers
+        if self._must_close or self._unread_bytes or not is_counted:
             return None
         return self._registry.shed(message, self.since)
 
     def _discard_body(self, data: bytes) -> None:
-        """Discard the body of a refused request; keep what follows it, and read that after a pause."""
-        size = int(min(len(data), self._left))
-        self._left -= size
+        """Discard a part of a refused request's body; at its end, read the next request after a random pause."""
+        size = int(min(len(data), self._body_bytes_left))
+        self._body_bytes_left -= size
         self._buffer += data[size:]
-        if not self._left:
+        if not self._body_bytes_left:
             # At random, so that clients do not come back together.
             pause_s = random.uniform(0, REFUSED_PAUSE_S) if self._buffer else 0.0  # noqa: S311 -- not cryptographic
             asyncio.get_running_loop().call_later(pause_s, self._end_refusal)
 
     def _end_refusal(self) -> None:
         if self.is_open:
-            self._go_on()
+            self._continue_after_answer()
 
     def _feed_body(self, data: bytes) -> None:
-        """Give the request a part of its body; keep the bytes behind the body in the buffer."""
-        if self._payload.exception() is not None or self._requests is None:
-            return  # a refused body is discarded
+        """Give a part of a body to its request; keep the bytes after the body, the next request, in the buffer."""
+        if self._payload.exception() is not None or self._parser is None:
+            return  # the body was refused, so the rest of it is discarded
+
         try:
-            if self._left == inf:
-                rest = self._feed_chunked(self._requests, data)
+            if self._body_bytes_left == inf:
+                next_bytes = self._feed_chunked(self._parser, data)
             else:
-                rest = self._feed_counted(self._requests, data)
+                next_bytes = self._feed_counted(self._parser, data)
         except HttpProcessingError as error:
             self._fail_body(unreadable(400, error.message))
             return
-        if self._payload.is_eof():
-            # The parser may keep trailers, or wait for another protocol.
-            self._requests = None
-            self._go(State.ANSWER)
-            self._buffer += rest
 
-    def _feed_counted(self, requests: HttpRequestParser, data: bytes) -> bytes:
+        if self._payload.is_eof():
+            self._parser = None  # it may keep trailers, or expect another protocol
+            self._change_state(State.ANSWER)
+            self._buffer += next_bytes
+
+    def _feed_counted(self, parser: HttpRequestParser, data: bytes) -> bytes:
         """Feed a body of known length; return the bytes behind it."""
-        size = int(min(len(data), self._left))
-        self._left -= size
-        requests.feed_data(data[:size])
+        size = int(min(len(data), self._body_bytes_left))
+        self._body_bytes_left -= size
+        parser.feed_data(data[:size])
         return data[size:]
 
-    def _feed_chunked(self, requests: HttpRequestParser, data: bytes) -> bytes:
-        """Feed a chunked body; return the bytes behind it.
+    def _feed_chunked(self, parser: HttpRequestParser, data: bytes) -> bytes:
+        """Feed a part of a chunked body to aiohttp's parser; return the bytes after the body, if it ends in *data*.
 
-        The parser does not tell where a body ends. As each ends with an empty line, the parser gets the bytes up to
-        the next empty line at a time. If a body ends elsewhere, the connection closes.
+        The parser does not tell where a body ends. A body ends with an empty line (HEADER_END, which may be divided
+        between two parts), so the parser gets the bytes up to the next one at a time. If a body ends elsewhere, the
+        connection closes.
         """
-        joined = self._body_tail + data
-        fed = len(self._body_tail)
-        self._body_tail = joined[1 - len(END) :]
-        at = joined.find(END)
-        while at >= 0:
-            end = at + len(END)
-            requests.feed_data(joined[fed:end])
-            fed = end
+        # The last bytes of the part before, already fed, may be the beginning of an empty line.
+        joined = self._chunked_tail + data
+        fed = len(self._chunked_tail)
+        self._chunked_tail = joined[1 - len(HEADER_END) :]
+
+        line_start = joined.find(HEADER_END)
+        while line_start >= 0:
+            line_end = line_start + len(HEADER_END)
+            parser.feed_data(joined[fed:line_end])
+            fed = line_end
             if self._payload.is_eof():
-                return joined[end:]
-            at = joined.find(END, at + 1)
-        requests.feed_data(joined[fed:])
-        self._closes |= self._payload.is_eof()
+                return joined[line_end:]
+            line_start = joined.find(HEADER_END, line_start + 1)
+
+        parser.feed_data(joined[fed:])
+        self._must_close |= self._payload.is_eof()
         return b""
 
     def _fail_body(self, problem: Problem) -> None:
@@ -488,9 +517,9 @@ class Connection(BaseProtocol):
             self._payload.set_exception(problem)
 
     async def _respond(self, message: RawRequestMessage) -> None:
-        """Answer a request by aiohttp's classes, and write the answer; then go on, or close.
+        """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
 
-        A defect is answered with 500, or cuts the connection if the answer has begun.
+        An unexpected exception is answered with 500, or cuts the connection if a part of the answer is written.
         """
         loop = asyncio.get_running_loop()
         writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
@@ -500,9 +529,10 @@ class Connection(BaseProtocol):
         task = cast("asyncio.Task[None]", asyncio.current_task())
         request = web.BaseRequest(message, self._payload, handler, writer, task, loop)
         try:
-            await writer.drain()  # earlier answers first
+            await writer.drain()  # until the client has read earlier answers
             response = await self._registry.answer(request, self.since)
-            if self._closes or request.can_read_body:
+            is_body_unread = request.can_read_body
+            if self._must_close or is_body_unread:
                 response.force_close()
             await response.prepare(request)
             await response.write_eof()
@@ -512,36 +542,38 @@ class Connection(BaseProtocol):
         except Exception:
             request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
-            if writer.output_size or not self.is_open:
-                self.cut()  # the answer has begun
+            has_begun = writer.output_size > 0
+            if has_begun or not self.is_open:
+                self.cut()
             else:
                 self._refuse(internal_error(request_id))
             return
+
         if not self.is_open:
             return
-        self._task = None
+        self._answer_task = None
         if response.keep_alive:
-            self._go_on()
+            self._continue_after_answer()
         else:
-            self._linger()
+            self._start_closing()
 
     def _deliver(self, answer: bytes) -> None:
         """Write an answer for which the lane has waited, and go on."""
         if self.transport is None or self.transport.is_closing():
             return
         self.transport.write(answer)
-        self._go_on()
+        self._continue_after_answer()
 
-    def _go_on(self) -> None:
+    def _continue_after_answer(self) -> None:
         """After an answer: wait for the next request, or begin with those that have arrived."""
         self._payload = EMPTY_PAYLOAD
-        self._await_request()
+        self._wait_for_request()
         if self._buffer:
             self._read_buffered()
-            if len(self._buffer) <= BEHIND_BYTES and self.is_open and not self._live.is_reading():
-                self._live.resume_reading()
-        if self._is_ended and self.state in (State.IDLE, State.HEADER):
-            self._live.close()
+            if len(self._buffer) <= MAX_BUFFERED_BYTES and self.is_open and not self._open_transport.is_reading():
+                self._open_transport.resume_reading()
+        if self._is_half_closed and self.state in (State.IDLE, State.HEADER):
+            self._open_transport.close()
 
     def _read_buffered(self) -> None:
         """Read the requests that arrived before the last answer.
@@ -555,55 +587,54 @@ class Connection(BaseProtocol):
             log.exception("the next request of a connection could not be read")
             self.cut()
 
-    def _await_request(self) -> None:
+    def _wait_for_request(self) -> None:
         """Wait for the next request; its first bytes may be in the buffer."""
-        self._go(IDLE)
+        self._change_state(IDLE)
         self.since = monotonic()
-        if self._buffer or self._held:
-            self.hold(len(self._buffer) - self._held)
+        if self._buffer or self._in_flight:
+            self.add_in_flight(len(self._buffer) - self._in_flight)
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
-        self._live.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
-        self._linger()
+        self._open_transport.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
+        self._start_closing()
 
-    def _linger(self) -> None:
-        self._go(State.CLOSING)
+    def _start_closing(self) -> None:
+        self._change_state(State.CLOSING)
         self.since = monotonic()
         self._buffer.clear()
-        self.hold(-self._held)
-        if self._live.can_write_eof() and not self._live.is_closing():
-            self._live.write_eof()
+        self.add_in_flight(-self._in_flight)
+        if self._open_transport.can_write_eof() and not self._open_transport.is_closing():
+            self._open_transport.write_eof()
         else:
-            self._live.close()
+            self._open_transport.close()
 
-    def hold(self, count: int) -> None:
+    def add_in_flight(self, count: int) -> None:
         """Add *count*, perhaps negative, to the bytes held for this connection, down to zero."""
         if self.is_open:
-            count = max(count, -self._held)
-            self._held += count
+            count = max(count, -self._in_flight)
+            self._in_flight += count
             self._registry.bytes_in_flight += count
 
-    def _hold_within_limit(self, size: int) -> None:
+    def _add_in_flight_within_limit(self, size: int) -> None:
         """Hold *size* more bytes; if all in flight exceed their limit, refuse the body or cut the connection."""
-        self.hold(size)
+        self.add_in_flight(size)
         if self._registry.is_full:
             if self.state is State.BODY:
                 self._fail_body(self._registry.writer.no_room())
-            elif self.state not in (State.IDLE, State.HEADER) or self._queued:
+            elif self.state not in (State.IDLE, State.HEADER) or self._unread_bytes:
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Close if the state has lasted too long at *now* (`time.monotonic`)."""
+        """Enforce the time limits: refuse, close or cut the connection if its state has lasted too long.
+
+        *now* is the time by `time.monotonic`. Each state has a limit, in seconds, in the registry's `Limits`.
+        """
         age_s = now - self.since
         limits = self._registry.limits
-        if self._queued:
+        if self._unread_bytes:
             self._check_reader(now)
         elif self.state is State.CLOSING:
-            linger_s = LINGER_S if self.ssl_context is None else limits.write_s  # its transport may have unsent bytes
-            if not self._live.get_write_buffer_size() and age_s > linger_s:
-                self.cut()
-            elif age_s > limits.write_s:
-                self._cut_slow_reader()
+            self._check_closing(age_s)
         elif self.state is State.HEADER and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
         elif self.state is State.BODY and age_s > limits.body_s and self._payload.exception() is None:
@@ -613,10 +644,19 @@ class Connection(BaseProtocol):
             self._registry.metrics.count_shed("slow_body")
             self.cut()
         elif self.state is State.IDLE and age_s > limits.idle_s:
-            if self._live.is_closing():  # since the last check, because of unread bytes or TLS
+            if self._open_transport.is_closing():  # since the last check, because of unread bytes or TLS
                 self.cut()
             else:
-                self._live.close()
+                self._open_transport.close()
+
+    def _check_closing(self, age_s: float) -> None:
+        """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
+        write_s = self._registry.limits.write_s
+        linger_s = LINGER_S if self.ssl_context is None else write_s  # a TLS transport may hide unsent bytes
+        if not self._open_transport.get_write_buffer_size() and age_s > linger_s:
+            self.cut()
+        elif age_s > write_s:
+            self._cut_slow_reader()
 
     def _check_reader(self, now: float) -> None:
         """Cut a client that reads its answer too slowly: see WRITE_STEP_BYTES."""
@@ -624,12 +664,12 @@ class Connection(BaseProtocol):
         step_s = registry.limits.write_s
         if registry.bytes_in_flight > registry.limits.bytes_in_flight // 2:
             step_s = min(step_s, CROWDED_WRITE_S)
-        queued = self._live.get_write_buffer_size()
-        if queued <= self._queued - WRITE_STEP_BYTES:
-            registry.bytes_in_flight += queued - self._queued
-            self._queued = queued
-            self._stalled = now
-        elif now - self._stalled > step_s:
+        queued = self._open_transport.get_write_buffer_size()
+        if queued <= self._unread_bytes - WRITE_STEP_BYTES:
+            registry.bytes_in_flight += queued - self._unread_bytes
+            self._unread_bytes = queued
+            self._stalled_since = now
+        elif now - self._stalled_since > step_s:
             self._cut_slow_reader()
 
     def _cut_slow_reader(self) -> None:
@@ -646,10 +686,10 @@ class Connection(BaseProtocol):
     def close_if_idle(self) -> None:
         """Close if no request has begun."""
         if self.state is State.IDLE:
-            self._live.close()
+            self._open_transport.close()
 
     def give_up(self) -> None:
         """Close at once, and cancel the request."""
         self.cut()
-        if self._task is not None:
-            self._task.cancel()
+        if self._answer_task is not None:
+            self._answer_task.cancel()

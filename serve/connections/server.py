@@ -89,7 +89,7 @@ class HttpServer:
         listening.listen(backlog)
         self.registry.start()
         return Acceptor(
-            listening, partial(self._take, certificate), lambda waited: has_most(len(self.registry), waited)
+            listening, partial(self._open_connection, certificate), lambda waited: has_most(len(self.registry), waited)
         )
 
     async def drain(self, timeout_s: float) -> None:
@@ -109,23 +109,30 @@ class HttpServer:
         self.registry.stop()
         await asyncio.sleep(0)  # for the transports to end
 
-    def _take(self, certificate: Certificate | None, accepted: socket.socket) -> None:
-        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there is no room."""
+    def _open_connection(self, certificate: Certificate | None, accepted: socket.socket) -> None:
+        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there are too many.
+
+        The handshake runs in a task, `accepting`, so that a newer connection can cancel it.
+        """
         if not self.registry.may_open():
             accepted.close()
             return
         connection = Connection(self.registry)
         self.registry.open[connection] = None
         loop = asyncio.get_running_loop()
-        tls = certificate.context if certificate else None
+        tls = None
+        handshake_timeout_s = None
+        if certificate is not None:
+            tls = certificate.context
+            handshake_timeout_s = HANDSHAKE_S
         connection.accepting = loop.create_task(
             loop.connect_accepted_socket(
-                lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
+                lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=handshake_timeout_s
             )
         )
-        connection.accepting.add_done_callback(partial(self._accepted, connection, accepted))
+        connection.accepting.add_done_callback(partial(self._end_accepting, connection, accepted))
 
-    def _accepted(self, connection: Connection, accepted: socket.socket, task: "asyncio.Task[object]") -> None:
+    def _end_accepting(self, connection: Connection, accepted: socket.socket, task: "asyncio.Task[object]") -> None:
         if task.cancelled():
             accepted.close()  # it gave way to a newer connection
         elif (error := task.exception()) is not None:
@@ -153,7 +160,10 @@ class HttpServer:
         return None if refused is None else self.writer.write_problem(*refused, took_s)
 
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
-        """Answer a request that has a time-out, from *since* on, or refuse it."""
+        """Answer a request with the header X-Request-Timeout-Ms, or refuse it if that is invalid or has passed.
+
+        *since*, by `time.monotonic`, is when the request began. Reads of stores get READ_SHARE of the time left.
+        """
         deadline = inf
         refusal = None
         try:
@@ -165,27 +175,43 @@ class HttpServer:
             return await self.dispatcher.answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
-        """Read a body, wait for a turn, and do the work."""
+        """Read the body of a POST, wait until this worker may start a further batch, and return what *work* answers.
+
+        *work*, the handler of the route, reads the same body again from *request*. Raises Problem if the body or the
+        time-out is invalid or the worker overloaded, and ClientGone if the client disconnects during the wait.
+        """
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)
-            body = await self._read(request)
+            body = await self._read_body_when_ready(request)
         except Problem as problem:
             raise problem.closing() from None
-        size = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
 
-        async def in_turn() -> web.Response:
-            if self.registry.is_full:
-                raise self.writer.no_room()
-            connection.hold(size)
-            with read_within(READ_SHARE * (deadline - monotonic())):
-                response = await work()
-            connection.hold((response.content_length or 0) - size)
-            return response
+        # The answer counts as memory in use before its size is known.
+        estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
+        return await self.admission.run_when_admitted(
+            partial(self._work_within_memory, work, connection, estimated_bytes, deadline),
+            deadline=deadline,
+            is_gone=lambda: request.transport is None,
+        )
 
-        return await self.admission.batch(in_turn, deadline=deadline, is_gone=lambda: request.transport is None)
+    async def _work_within_memory(
+        self, work: Work, connection: Connection, estimated_bytes: int, deadline: float
+    ) -> web.Response:
+        """Return what *work* answers, and count the answer's bytes as in flight; raises Problem if there are too many.
 
-    async def _read(self, request: web.BaseRequest) -> bytes:
+        Reads of stores end before *deadline*, by `time.monotonic`.
+        """
+        if self.registry.is_full:
+            raise self.writer.no_room()
+        connection.add_in_flight(estimated_bytes)
+        with read_within(READ_SHARE * (deadline - monotonic())):
+            response = await work()
+        actual_bytes = response.content_length or 0
+        connection.add_in_flight(actual_bytes - estimated_bytes)
+        return response
+
+    async def _read_body_when_ready(self, request: web.BaseRequest) -> bytes:
         """Read a body, after `100 Continue` if the client waits for that; raises Problem."""
         check_body(request)
         expects = request.headers.get("Expect", "").lower() == CONTINUE and request.version >= HttpVersion11

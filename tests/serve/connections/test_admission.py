@@ -43,7 +43,7 @@ class Gate:
             return name
 
         async def admitted() -> str:
-            return await self.admission.batch(work, deadline=deadline, is_gone=is_gone)
+            return await self.admission.run_when_admitted(work, deadline=deadline, is_gone=is_gone)
 
         return asyncio.create_task(admitted())
 
