@@ -10,8 +10,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -172,57 +172,75 @@ OF_RELEASE = re.compile("/v1/releases/(?!canary/)([^/]+)/(activate|canary)")
 
 
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
-    """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
+    """Run the admin process: metrics, the console, changes of releases, and work that is done once for all workers.
 
-    Except on loopback, they need a key with the scope admin, and TLS if configured.
+    *listener* is the bound socket of the admin address; except on loopback, its clients need a key with the scope
+    admin, and TLS if the service uses it. *lifeline* is a pipe that becomes readable when the parent process dies.
+    Returns after that, or after SIGTERM.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
     guard = None if is_local else context.guard
     certificate = None if is_local else context.certificate
-    stop = asyncio.Event()
+
+    stop_requested = _watch_for_stop(lifeline)
+    # Log lines of all processes, which the console shows, come through a socket.
+    asyncio.get_running_loop().add_reader(context.log.reading, context.log.read)
+    await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
+
+    admin = Admin(context, host, guard)
+    limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
+    server = HttpServer(admin, limits)
+
+    async with (
+        background(follow(context.watched, leads=True)),
+        background(_judge_new_releases(context)),
+        admin.opened,
+        background(_share_consumed_items(context)),
+        background(_report_heartbeats(context)),
+        _metric_export(context),
+    ):
+        acceptor = server.listen(listener, BACKLOG, certificate)
+        await stop_requested.wait()
+        acceptor.close()
+        await server.close(STOP_S)
+
+
+def _watch_for_stop(lifeline: int) -> asyncio.Event:
+    """Return an event that is set by SIGTERM, or when *lifeline* becomes readable; other signals are ignored."""
+    stop_requested = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(lifeline, stop.set)
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_reader(lifeline, stop_requested.set)
+    loop.add_signal_handler(signal.SIGTERM, stop_requested.set)
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all, but this process ends last
         loop.add_signal_handler(number, lambda: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    limits = context.settings.limits
-    limits = replace(limits, connections=CONNECTIONS, idle_gives_way=True)
-    loop.add_reader(context.log.reading, context.log.read)
-    admin = Admin(context, host, guard)
-    server = HttpServer(admin, limits)
+    return stop_requested
+
+
+@asynccontextmanager
+async def _metric_export(context: ProcessContext) -> AsyncIterator[None]:
+    """Export metrics by OpenTelemetry during the block, if the settings name a destination."""
     telemetry = context.settings.telemetry
-    report = None
-    if telemetry is not None and telemetry.metrics:
-        from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
+    if telemetry is None or not telemetry.metrics:
+        yield
+        return
+    from hotplate.serve.telemetry.export import MetricReport  # noqa: PLC0415 -- an extra
 
-        report = MetricReport(telemetry, context.memory.metrics, context.settings.scheme)
-        report.start()
-    await catch_up(context.watched)
-    async with (
-        background(follow(context.watched, leads=True)),
-        background(_judge_releases(context)),
-        admin.opened,
-        _sharing(context),
-        background(Reporter(()).run(partial(context.memory.states.write, context.settings.workers))),
-    ):
-        listening = server.listen(listener, BACKLOG, certificate)
-        await stop.wait()
-        listening.close()
-        await server.close(STOP_S)
-        if report is not None:
-            await asyncio.to_thread(report.close)
+    report = MetricReport(telemetry, context.memory.metrics, context.settings.scheme)
+    report.start()
+    yield
+    await asyncio.to_thread(report.close)  # exports the last interval
 
 
-def _sharing(context: ProcessContext) -> AbstractAsyncContextManager[None]:
-    """Share consumed items with other services, if the settings say so."""
+async def _share_consumed_items(context: ProcessContext) -> None:
+    """Exchange the items that users have consumed with other services, if the settings say so."""
     settings = context.settings
     memory = context.memory
     url = stream_url(settings)
     if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
-        return nullcontext()
-    memory.metrics.use_slot(settings.workers)
+        return
+    memory.metrics.use_slot(settings.workers)  # the slot after those of the workers
     sharing = ConsumedSharing(
         url,
         stores=settings.stores,
@@ -231,10 +249,17 @@ def _sharing(context: ProcessContext) -> AbstractAsyncContextManager[None]:
         state=memory.sharing,
         metrics=memory.metrics,
     )
-    return background(sharing.run())
+    await sharing.run()
 
 
-async def _judge_releases(context: ProcessContext) -> None:
+async def _report_heartbeats(context: ProcessContext) -> None:
+    """Report that this process is alive, in the row of shared memory after those of the workers."""
+    write_state = partial(context.memory.states.write, context.settings.workers)
+    await Reporter(()).run(write_state)
+
+
+async def _judge_new_releases(context: ProcessContext) -> None:
+    """Roll back releases that fail more requests than the ones before them, if the settings say so."""
     settings = context.settings
     if not settings.probation_s:
         return
@@ -297,21 +322,29 @@ class Admin:
         refusal: Problem | None = None,
         gate: Gate | None = None,  # noqa: ARG002 -- no limits for operators
     ) -> web.Response:
-        """Answer a request; *refusal* is of one that cannot be parsed."""
+        """Answer a request of an operator, after checking its origin and its key; errors become answers.
+
+        *refusal* is the answer to a request that could not be parsed.
+        """
         request_id = self.request_ids.of(request.headers)
-        named = OF_RELEASE.fullmatch(path)
-        route = self._routes.get(f"/v1/releases/{{id}}/{named[2]}" if named else path)
+        template = path
+        release_id = ""
+        match = OF_RELEASE.fullmatch(path)
+        if match:
+            release_id, action = match.groups()
+            template = f"/v1/releases/{{id}}/{action}"
+        route = self._routes.get(template)
         try:
             self._refuse_other_pages(request, refusal)
             if self._guard is not None and path not in self._open_paths:
                 request[CALLER] = await self._guard.admit(request.headers, ADMIN)
-            response = await handler_of(route, request.method)(request, named[1] if named else "", query)
+            response = await handler_of(route, request.method)(request, release_id, query)
         except Problem as problem:
             if problem.status in (401, 403):
                 self._log_refusal(request, OTHER if route is None else route.template, problem)
             response = problem.response()
         except (StoreError, ServiceMisused) as error:
-            response = _problem(error).response()
+            response = _store_problem(error).response()
         except Exception:
             log.exception("request %s of an operator failed", request_id)
             response = internal_error(request_id).response()
@@ -387,7 +420,10 @@ class Admin:
     async def change(
         self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
     ) -> web.Response:
-        """Answer one of CHANGES with the release that it was about."""
+        """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
+
+        *raw_id* is the release's id in the path, percent-encoded; empty for changes that find the release themselves.
+        """
         parameters = query.parse(raw_query)
         release = ReleaseId(unquote(raw_id))
         if self._settings.admin_store is None:
@@ -397,8 +433,9 @@ class Admin:
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
         async with opened(self._settings.admin_store) as store:
-            done = await change.act(store, release, parameters)
-        release = ReleaseId(done) if isinstance(done, str) else release
+            result = await change.act(store, release, parameters)
+        if isinstance(result, str):  # the release that was found
+            release = ReleaseId(result)
         log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
         return json_of({"release": release})
 
@@ -455,7 +492,7 @@ class Admin:
         query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
-        reader = await self._open()
+        reader = await self._ready_reader()
         shaper = Shaper(self._context.deny_list, self._memory.consumed)
         wanted = ListRequest(USER, query.id, selection=Selection(), name=query.list)
         started = time.perf_counter()
@@ -476,7 +513,11 @@ class Admin:
         )
         return json_of(view)
 
-    async def _open(self) -> TieredReader:
+    async def _ready_reader(self) -> TieredReader:
+        """Return the reader of the console's look-ups, opened at the first use, without stopped canaries.
+
+        Raises a Problem (503) if no store has a release.
+        """
         async with self._opening:
             if self._reader is None:
                 # Without shared metrics: these look-ups are not traffic.
@@ -490,7 +531,9 @@ class Admin:
                 await self._reader.wait_until_ready(OPEN_S)
             except NotReady as error:
                 raise not_ready(str(error)) from None
-        stopped = set[str]()  # here, nothing is judged
+
+        # Workers judge canaries, and report those that they have stopped.
+        stopped = set[str]()
         for state in self._memory.states.all():
             if state is not None:
                 stopped.update(tier.tier for tier in state.tiers if tier.canary_stopped)
@@ -521,7 +564,8 @@ def _host_named(request: web.BaseRequest) -> str | None:
         return None
 
 
-def _problem(error: StoreError | ServiceMisused) -> Problem:
+def _store_problem(error: StoreError | ServiceMisused) -> Problem:
+    """Return the HTTP error for an error of a store or of a file of keys."""
     match error:
         case ReleaseNotFound():
             return Problem(404, "no-such-release", str(error))

@@ -28,9 +28,10 @@ _FILES_BYTES = MAX_BYTES + 1024
 
 
 def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
-    """Declare the memory that the processes of a service share.
+    """Declare the memory that the processes of a service share: name, type of cells, cells per row, rows.
 
-    A further region takes a line here, and its user a field of `ServiceMemory`.
+    Where each process has a row, those of the workers come first, by number, then that of the admin process. *tiers*
+    are the names of the stores. A further region takes a line here, and its user a field of `ServiceMemory`.
     """
     admin = 1
     return (

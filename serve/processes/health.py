@@ -53,7 +53,10 @@ class Health:
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
 
     def look(self) -> None:
-        """Check which processes have reported."""
+        """Update for how many seconds each process has not reported; called in each tick of the parent.
+
+        At most LOOK_S count since the last call: more means that this process itself was suspended.
+        """
         now = self._clock()
         passed_s = min(now - self._looked_at, LOOK_S)
         self._looked_at = now

@@ -101,9 +101,9 @@ class LogStream(io.TextIOBase):
 
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:
-    """Return a function that writes without blocking.
+    """Return a function that writes bytes to a descriptor without blocking, and returns their number, as `os.write`.
 
-    O_NONBLOCK would also affect programs that share the descriptor, such as the shell.
+    The descriptor itself stays blocking: O_NONBLOCK would also affect programs that share it, such as the shell.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode

@@ -92,26 +92,30 @@ class _Child:
 
 
 def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM, SIGHUP or SIGINT; *announce* is called when the first worker answers.
+    """Run a service: check its settings, reserve its addresses, and supervise its processes until a signal.
 
+    Returns after SIGTERM, SIGHUP or SIGINT. *announce* is called with the addresses when the first worker answers.
     Raises CannotListen, ServiceMisused for invalid settings or files, and StoreMisused for an invalid store URL or a
     missing package.
     """
-    _check(settings)
+    _check_early(settings)
     deny_list = DenyListFile(settings.deny_list, settings.overrides)
     settings = replace(settings, limits=within_memory(settings.limits, settings.workers, room_bytes()))
     raise_descriptor_limit()
+
+    # All processes share these objects, created before the first fork.
     memory = create_memory(settings)
     verify_token = verifier_of(settings.oidc_issuer, settings.oidc_audience)
     guard = guard_of(settings, verify_token, memory.rates)
     certificate = certificate_of(settings)
-    listeners = _reserve(settings)
+    listeners = _reserve_addresses(settings)
     admin_is_local = is_loopback(listeners.admin.getsockname()[0])
     addresses = Addresses(
         _url(settings.host, listeners.workers, certificate),
         _url(settings.admin_host, listeners.admin, None if admin_is_local else certificate),
         _url(settings.health_host, listeners.health, None),
     )
+
     context = ProcessContext(
         settings=settings,
         memory=memory,
@@ -122,6 +126,7 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         stderr=LogStream(STDERR),
         url=addresses.service,
     )
+
     for row, watched in enumerate(context.watched):
         watched.share(memory.files, row)
     context.stderr.take_over(logging.getLogger(), sys.stderr)
@@ -131,15 +136,20 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
     _Supervisor(context, listeners, partial(announce, addresses)).run()
 
 
-def _check(settings: ServiceSettings) -> None:
-    """Report errors early, and load modules that all processes share."""
+def _check_early(settings: ServiceSettings) -> None:
+    """Raise the errors of processes that will be started, such as ServiceMisused, before any is.
+
+    The objects created here are thrown away. Their modules stay loaded, in memory that all processes share.
+    """
     Cors(settings.cors_origins)
-    _ = settings.probation_s
-    for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
+    _ = settings.probation_s  # a property that checks its options
+    for url in settings.stores:
         connect(url)
-    shared_through = stream_url(settings)
-    if shared_through is not None:
-        open_stream(shared_through, STREAM)
+    if settings.admin_store is not None:
+        connect(settings.admin_store)
+    consumed_stream = stream_url(settings)
+    if consumed_stream is not None:
+        open_stream(consumed_stream, STREAM)
     if settings.fold_in:
         load_numpy()
     if settings.events:
@@ -157,7 +167,7 @@ def _check(settings: ServiceSettings) -> None:
         exporters_for(settings.telemetry)
 
 
-def _reserve(settings: ServiceSettings) -> _Listeners:
+def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
     listener = reserve(settings.host, settings.port)
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
@@ -223,25 +233,30 @@ class _Supervisor:
         stop: signal.Signals | None = None
         while stop is None:
             try:
-                stop = self._take_turn()
+                stop = self._supervise_once()
             except OSError as error:  # no failed system call may end the service
                 self._report_failure(f"the parent of the workers: {error}")
                 time.sleep(FAILED_PAUSE_S)
         self._stop(stop)
 
-    def _take_turn(self) -> signal.Signals | None:
-        """Return a signal to stop, if any."""
-        waiting = [child for child in self._children if not child.pid]
-        for child in waiting:
-            if child.due <= time.monotonic():
-                self._start(child)
-        stop = self._wait(min([self._tick_due, *(child.due for child in waiting if not child.pid)]))
-        for child, code in self._ended():
+    def _supervise_once(self) -> signal.Signals | None:
+        """Start children that are due, wait for an event, and plan restarts of children that have ended.
+
+        Each TICK_S, also end children that have stopped reporting. Returns the signal if one requests to stop.
+        """
+        for child in self._children:
+            if not child.pid and child.due <= time.monotonic():
+                self._fork_child(child)
+
+        next_starts = [child.due for child in self._children if not child.pid]
+        stop = self._answer_probes(until=min([self._tick_due, *next_starts]))
+        for child, code in self._reap_ended():
             self._plan_restart(child, code)
+
         if stop is None and time.monotonic() >= self._tick_due:
             self._tick_due = time.monotonic() + TICK_S
             self._health.look()
-            self._end_silent()
+            self._end_silent_child()
             self._context.stderr.flush()
         return stop
 
@@ -250,13 +265,14 @@ class _Supervisor:
             self._log_due = time.monotonic() + LOG_EVERY_S
             log.error("%s; tried again until it succeeds", sentence)
 
-    def _wait(self, until: float) -> signal.Signals | None:
+    def _answer_probes(self, until: float) -> signal.Signals | None:
         """Answer probes until a time or a signal; return a signal to stop."""
         for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
         return self._signals.caught_stop()
 
-    def _start(self, child: _Child) -> None:
+    def _fork_child(self, child: _Child) -> None:
+        """Start a child process; if that fails, plan another attempt after a pause."""
         self._health.started(child.number)
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # until the child has handlers
         try:
@@ -276,9 +292,10 @@ class _Supervisor:
             self._announce = None  # only the first worker announces
 
     def _run_child(self, child: _Child) -> NoReturn:
+        """Do the work of a child in the forked process, then exit: with 1 after an exception, which is logged."""
         code = 1
         try:
-            self._leave(keep_admin=child is self._admin)
+            self._close_parents_files(keep_admin=child is self._admin)
             faulthandler.enable()  # logs the stack when the child is aborted or reads a cut file
             with suppress(OSError):  # the name in `ps` and `top`
                 Path("/proc/self/comm").write_text(f"hp {child.name}")
@@ -297,7 +314,7 @@ class _Supervisor:
                 stream.flush()
             os._exit(code)
 
-    def _leave(self, *, keep_admin: bool) -> None:
+    def _close_parents_files(self, *, keep_admin: bool) -> None:
         os.close(self._lifeline_held)
         self._signals.leave()
         self._context.stderr.forget()
@@ -313,22 +330,25 @@ class _Supervisor:
         child.due = time.monotonic() + pause_s
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
-    def _end_silent(self) -> None:
-        """Abort a silent child, which logs its stack, and kill it in the next tick if it has not ended.
+    def _end_silent_child(self) -> None:
+        """Abort the child that has not reported for longest, if that is too long; kill it if it was aborted before.
 
-        A stopped process is not continued, as it would accept connections before it handles SIGABRT. Only one worker
-        at a time, after the last new one has reported: all may wait for the same resource.
+        SIGABRT makes a child log its stack and end. A suspended process is not continued for that: it would accept
+        connections before it handles the signal. One child ends in each tick, and no worker while another one
+        starts, because all may wait for the same resource.
         """
-        silent_s = self._health.silent_s
+        silent_s = self._health.silent_s  # seconds since the last report, by number
         silent = [child for child in self._children if child.pid and silent_s[child.number] > self._patience_s(child)]
         if any(worker not in silent and not self._health.has_reported(worker.number) for worker in self._workers):
             silent = [child for child in silent if child is self._admin]
         child = max(silent, key=lambda child: (child.is_aborted, silent_s[child.number]), default=None)
         if child is None:
             return
+
         if child.is_aborted:  # in an earlier tick
             os.kill(child.pid, signal.SIGKILL)
             return
+
         child.is_aborted = True
         log.error(
             "%s (process %d) has said nothing for %.0f s and is ended; its stack follows unless it is stopped",
@@ -342,7 +362,7 @@ class _Supervisor:
         is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
-    def _ended(self) -> Iterator[tuple[_Child, int]]:
+    def _reap_ended(self) -> Iterator[tuple[_Child, int]]:
         """Yield ended children and exit codes; as process 1 of a container, also reap orphans."""
         with suppress(ChildProcessError):
             while True:
@@ -362,23 +382,31 @@ class _Supervisor:
             self._memory.balance.leave(child.number)
 
     def _stop(self, caught: signal.Signals) -> None:
-        """Stop the workers, then the admin process; kill late ones."""
+        """Stop the workers, then the admin process, and kill those that have not ended in time.
+
+        SIGINT, Ctrl-C on a terminal, skips the delay in which load balancers stop sending requests.
+        """
         self._health.draining = True
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT
-        self._signal(self._workers, signal.SIGINT if at_once else signal.SIGTERM)
-        delay_s = 0.0 if at_once else self._settings.drain_delay_s
+        if at_once:
+            delay_s = 0.0
+            self._send_signal(self._workers, signal.SIGINT)
+        else:
+            delay_s = self._settings.drain_delay_s
+            self._send_signal(self._workers, signal.SIGTERM)
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
+
         while any(child.pid for child in self._children) and time.monotonic() < deadline:
             if not any(worker.pid for worker in self._workers):
-                self._signal([self._admin], signal.SIGTERM)
-            if self._wait(min(deadline, time.monotonic() + TICK_S)) is not None:
+                self._send_signal([self._admin], signal.SIGTERM)
+            if self._answer_probes(min(deadline, time.monotonic() + TICK_S)) is not None:
                 break  # a second signal stops at once
-            for child, code in self._ended():
+            for child, code in self._reap_ended():
                 log.info("%s ended with %d", child.name, code)
-        self._signal([*self._workers, self._admin], signal.SIGKILL)
+        self._send_signal([*self._workers, self._admin], signal.SIGKILL)
 
-    def _signal(self, children: Sequence[_Child], number: signal.Signals) -> None:
+    def _send_signal(self, children: Sequence[_Child], number: signal.Signals) -> None:
         for child in children:
             if child.pid:
                 os.kill(child.pid, number)

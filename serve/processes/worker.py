@@ -15,6 +15,8 @@ import msgspec
 
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
+from hotplate.serve.api.handlers import Handlers
+from hotplate.serve.connections.connection import ConnectionRegistry
 from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer
@@ -26,7 +28,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import ConsumedSender, stream_url
-from hotplate.serve.states import STARTING, ProcessState, Reporter, SharedStates, short
+from hotplate.serve.states import STARTING, ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -84,58 +86,108 @@ async def run_worker(
     lifeline: int,
     announce: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish accepted requests; *announce* is called once it listens.
+    """Run a worker process: answer requests from the stores until SIGTERM or SIGINT, then finish those accepted.
 
-    If the parent, which holds *lifeline* open, is gone, it ends within ORPHAN_DRAIN_S.
+    *number* is the worker's, from 0: its row in shared memory. *listener* is the bound socket that all workers share,
+    and *announce* is called once this one accepts connections. *lifeline* is a pipe that becomes readable when the
+    parent process dies; then the worker ends within ORPHAN_DRAIN_S. Raises what has ended the task that follows new
+    releases, if that has failed.
     """
     settings = context.settings
-    certificate = context.certificate
-    sharing = context.memory.sharing
-    context.memory.metrics.use_slot(number)
+    memory = context.memory
+    memory.metrics.use_slot(number)
     stop = _ShutdownSignals(lifeline)
-    listening: Acceptor | None = None
     async with AsyncExitStack() as stack:
-        reader, dispatcher = await _opened(context, stack, stop)
-        server = HttpServer(dispatcher, settings.limits, None if settings.no_fast_lane else lane_of(dispatcher))
-        handlers = dispatcher.handlers
+        tracer = _create_tracer(settings, stack, stop)
+        reader = await _open_reader(context, stack, stop)
+        await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
+        await stack.enter_async_context(background(follow(context.watched)))
+        dispatcher = _create_dispatcher(context, reader, tracer, stack)
+        lane = None if settings.no_fast_lane else lane_of(dispatcher)
+        server = HttpServer(dispatcher, settings.limits, lane)
 
-        def complete(state: ProcessState) -> ProcessState:
-            return msgspec.structs.replace(
-                state,
-                status=STARTING if listening is None else handlers.status,
-                connections=len(server.registry),
-                findings=short(handlers.findings),
-                certificate_expires_at=certificate.expires_at if certificate else None,
-                consumed_lag_s=None if sharing is None else sharing.lag_s,
-            )
-
-        reporter = Reporter(reader.tiers, complete)
-        write = partial(_write, context, number, reader)
-        await stack.enter_async_context(background(reporter.run(write)))
-        if settings.probation_s:
-            counter = ReleaseCounter(context.memory.releases, number, reader.tiers, context.memory.metrics)
+        reports = _StateReports(context, number, reader, dispatcher.handlers, server.registry)
+        await stack.enter_async_context(background(reports.write_repeatedly()))
+        if settings.probation_s:  # a new release is watched for errors, and rolled back
+            counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
             await stack.enter_async_context(background(counter.run()))
-        if not await _is_prepared(reader, context.memory, number, stop):
+
+        if not await _wait_until_ready_or_stopped(reader, memory, number, stop):
             return
-        has_most = partial(context.memory.balance.has_most, number)
-        listening = server.listen(listener, BACKLOG, certificate, has_most)
-        write(reporter.state())
+
+        acceptor = server.listen(
+            listener, BACKLOG, certificate=context.certificate, has_most=partial(memory.balance.has_most, number)
+        )
+        reports.is_listening = True
+        reports.write_now()
         if announce is not None:
             announce()
         gc.collect()
         gc.freeze()  # full collections skip objects that live as long as the worker
         sys.setswitchinterval(SWITCH_S)
+
         await stop.requested.wait()
         dispatcher.drain()
-        write(reporter.state())
-        await _drain(settings, server, listening, stop, partial(context.memory.balance.leave, number))
+        reports.write_now()
+        await _drain(settings, server, acceptor, stop, partial(memory.balance.leave, number))
         for task in filter(asyncio.Task.done, reader.following):
             task.result()
 
 
-async def _opened(
-    context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals
-) -> tuple[TieredReader, Dispatcher]:
+class _StateReports:
+    """Reports of a worker's state, in shared memory, to the parent and the admin process."""
+
+    def __init__(
+        self,
+        context: ProcessContext,
+        number: int,
+        reader: TieredReader,
+        handlers: Handlers,
+        connections: ConnectionRegistry,
+    ) -> None:
+        self.is_listening = False
+        self._context = context
+        self._number = number
+        self._reader = reader
+        self._handlers = handlers
+        self._connections = connections
+        self._reporter = Reporter(reader.tiers, self._with_service_state)
+
+    async def write_repeatedly(self) -> None:
+        """Write the state about once a second, until cancelled."""
+        await self._reporter.run(self._write)
+
+    def write_now(self) -> None:
+        """Write the state between two regular reports, because it has changed."""
+        self._write(self._reporter.state())
+
+    def _with_service_state(self, state: ProcessState) -> ProcessState:
+        """Complete the state of the stores, which the reporter knows, with that of the service."""
+        certificate = self._context.certificate
+        sharing = self._context.memory.sharing
+        return msgspec.structs.replace(
+            state,
+            status=self._handlers.status if self.is_listening else STARTING,
+            connections=len(self._connections),
+            findings=short(self._handlers.findings),
+            certificate_expires_at=certificate.expires_at if certificate else None,
+            consumed_lag_s=None if sharing is None else sharing.lag_s,
+        )
+
+    def _write(self, state: ProcessState) -> None:
+        """Write *state*, and what else the worker shares: its connections, lost log lines, and the first release."""
+        memory = self._context.memory
+        memory.states.write(self._number, state)
+        memory.balance.update(self._number, state.connections)
+        memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
+        first_served = self._reader.first_served
+        if first_served is not None:
+            tier, served = first_served
+            memory.kept.keep(self._number, tier, served)
+
+
+async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:
+    """Open the stores; *stack* closes them when the worker ends."""
     settings = context.settings
     reader = TieredReader(
         settings.stores,
@@ -147,18 +199,22 @@ async def _opened(
         kept=context.memory.kept.last(),
         warm=True,
     )
-    tracer = None
-    telemetry = settings.telemetry
-    if telemetry is not None and telemetry.traces:
-        from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
-
-        spans = SpanQueue(telemetry)
-        stack.push_async_callback(_flush, spans, stop)
-        tracer = Tracer(telemetry.sampling, spans.add, settings.scheme)
     await stack.enter_async_context(reader)
-    await catch_up(context.watched)
-    await stack.enter_async_context(background(follow(context.watched)))
-    access_log = events = None
+    for task in reader.following:
+        # These tasks, which follow new releases, end only by a defect; a new worker is better than stale lists.
+        task.add_done_callback(stop.request_at_once)
+    return reader
+
+
+def _create_dispatcher(
+    context: ProcessContext, reader: TieredReader, tracer: Tracer | None, stack: AsyncExitStack
+) -> Dispatcher:
+    """Create the dispatcher, which answers requests, with the access log and the events that the settings ask for.
+
+    *stack* closes the files of events when the worker ends.
+    """
+    settings = context.settings
+    access_log = None
     if settings.access_log_share:
         access_log = AccessLog(
             settings.access_log_share,
@@ -166,8 +222,9 @@ async def _opened(
             secret=context.log_secret,
             write=context.stderr.write,
         )
+    events = None
     if settings.events:
-        sender = _sender(context, reader)
+        sender = _consumed_sender(context, reader)
         if sender is not None:
             stack.push_async_callback(sender.close)
         writer = EventWriter(settings.events)
@@ -181,9 +238,7 @@ async def _opened(
             sender=sender,
             with_keys=context.guard.knows_clients,
         )
-    for task in reader.following:
-        task.add_done_callback(stop.request_at_once)  # only a defect ends it; a new worker is better than stale lists
-    return reader, Dispatcher(
+    return Dispatcher(
         reader,
         context.guard,
         consumed=context.memory.consumed,
@@ -195,7 +250,19 @@ async def _opened(
     )
 
 
-def _sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
+def _create_tracer(settings: ServiceSettings, stack: AsyncExitStack, stop: _ShutdownSignals) -> Tracer | None:
+    """Create the tracer, None without OpenTelemetry; *stack* sends the last spans when the worker ends."""
+    telemetry = settings.telemetry
+    if telemetry is None or not telemetry.traces:
+        return None
+    from hotplate.serve.telemetry.export import SpanQueue  # noqa: PLC0415 -- an extra
+
+    spans = SpanQueue(telemetry)
+    stack.push_async_callback(_flush, spans, stop)
+    return Tracer(telemetry.sampling, spans.add, settings.scheme)
+
+
+def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedSender | None:
     memory = context.memory
     url = stream_url(context.settings)
     if url is None or memory.consumed is None or memory.sharing is None:
@@ -213,37 +280,28 @@ def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
     return CANARY if is_canary else OTHER_RELEASE
 
 
-def _write(context: ProcessContext, number: int, reader: TieredReader, state: ProcessState) -> None:
-    context.memory.states.write(number, state)
-    context.memory.balance.update(number, state.connections)
-    context.memory.metrics.count_in(DROPPED_LINES, number=context.stderr.take_dropped())
-    first_served = reader.first_served
-    if first_served is not None:
-        tier, served = first_served
-        context.memory.kept.keep(number, tier, served)
-
-
-async def _is_prepared(reader: TieredReader, memory: ServiceMemory, number: int, stop: _ShutdownSignals) -> bool:
-    """Return False if the worker is stopped before it may listen."""
-
-    async def prepare() -> None:
-        if memory.sharing is not None:
-            await memory.sharing.wait_until_started()
-        await prepared(reader, memory.states, number)
-
+async def _wait_until_ready_or_stopped(
+    reader: TieredReader, memory: ServiceMemory, number: int, stop: _ShutdownSignals
+) -> bool:
+    """Wait until the worker may listen; False if it is stopped before."""
     stopping = asyncio.create_task(stop.requested.wait())
-    preparing = asyncio.create_task(prepare())
-    await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, preparing):
+    starting = asyncio.create_task(_wait_until_ready(reader, memory, number))
+    await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, starting):
         task.cancel()
     return not stop.requested.is_set()
 
 
-async def prepared(reader: TieredReader, states: SharedStates, number: int) -> None:
-    """Wait up to READY_TIMEOUT_S until there is a release or no other worker answers."""
+async def _wait_until_ready(reader: TieredReader, memory: ServiceMemory, number: int) -> None:
+    """Wait up to READY_TIMEOUT_S until there is a release or no other worker answers.
+
+    If services share consumed items, it first waits until the admin process has received them, or cannot.
+    """
+    if memory.sharing is not None:
+        await memory.sharing.wait_until_started()
     await reader.wait_until_attempted()
     deadline = loop_time() + READY_TIMEOUT_S
-    while loop_time() < deadline and states.is_another_answering(number):
+    while loop_time() < deadline and memory.states.is_another_answering(number):
         with suppress(NotReady):
             await reader.wait_until_ready(PATIENCE_POLL_S)
             return
@@ -252,18 +310,25 @@ async def prepared(reader: TieredReader, states: SharedStates, number: int) -> N
 async def _drain(
     settings: ServiceSettings,
     server: HttpServer,
-    listening: Acceptor,
+    acceptor: Acceptor,
     stop: _ShutdownSignals,
-    stop_accepting: Callable[[], None],
+    leave_balance: Callable[[], None],
 ) -> None:
+    """Accept connections for `settings.drain_delay_s` more, then finish requests and close, in `settings.drain_s`.
+
+    A load balancer stops sending requests during the delay, which SIGINT and a dead parent end at once.
+    *leave_balance* lets the other workers ignore this one when they share new connections evenly.
+    """
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
-    listening.close()
-    stop_accepting()
-    ends_at = loop_time() + (min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
+    acceptor.close()
+    leave_balance()
+
     if stop.orphaned:
         log.warning("the parent of this worker is gone; it ends, too")
+        ends_at = loop_time() + min(settings.drain_s, ORPHAN_DRAIN_S)
     else:
+        ends_at = loop_time() + settings.drain_s
         await server.drain(ends_at - loop_time())
     await server.close(ends_at - loop_time())
 
