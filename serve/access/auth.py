@@ -56,7 +56,11 @@ class SharedRates:
         self._full_at = full_at
 
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
-        """Return the buckets of limited clients by name; all processes use the same cells."""
+        """Return the token buckets of the clients that have a rate limit, by name.
+
+        A bucket is a cell of shared memory, an index below CELLS: the hash of name and rate, or the next free cell.
+        So every process finds the same cells, without agreeing on them.
+        """
         buckets = dict[str, Bucket]()
         taken = set[int]()
         for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):

@@ -38,6 +38,7 @@ PREFIX = "hp_"
 KEY_BYTES = 32
 MAX_CLIENTS = 1000
 MAX_FILE_BYTES = 1 << 20
+TOO_LARGE = f"it has more than {MAX_FILE_BYTES} bytes"
 LOCK_TIMEOUT_S = 5.0
 NOT_OURS = 'it is not a file of keys, {"format": 1, "clients": […]}; `hotplate keys create` writes one'
 IF_MISSING = "; make it with: hotplate keys create NAME --scope read"
@@ -82,6 +83,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: Annotated[tuple[KeyHolder, ...], Meta(max_length=MAX_CLIENTS)]
 
 
+ClientsByName = dict[str, KeyHolder]
+
+
 def digest_of(key: str) -> bytes:
     """Return the SHA-256 of a key, which may be any text."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -98,25 +102,39 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 
 
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
-    """Parse the content of a file of keys, like `load`."""
-    is_large = len(text) > MAX_FILE_BYTES
-    reason = f"it has more than {MAX_FILE_BYTES} bytes" if is_large else NOT_OURS
+    """Parse the content of a file of keys; raises KeysUnreadable, which never quotes it.
+
+    *path* is named in errors. A content longer than MAX_FILE_BYTES may be cut there by the caller.
+    """
     try:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        _, is_placed, place = str(error).partition(" - at `$")  # what is before may quote the file
-        if _is_newer(text):
-            reason = "they were written by a newer hotplate; upgrade hotplate"
-            is_placed = ""
-        if is_placed:
-            reason = f"{place[:-1].removeprefix('.')} is not as it has to be"
-    else:
-        digests = [digest for client in clients for digest in client.digests()]
-        if len({client.name for client in clients}) < len(clients) or len(set(digests)) < len(digests):
-            reason = "it has a client or a key twice"
-        elif not is_large:
-            return clients
-    raise KeysUnreadable(f"the keys in {path} cannot be used: {reason}")
+        raise _unusable(path, _decoding_problem(text, error)) from None
+
+    names = {client.name for client in clients}
+    digests = [digest for client in clients for digest in client.digests()]
+    if len(names) < len(clients) or len(set(digests)) < len(digests):
+        raise _unusable(path, "it has a client or a key twice")
+    if len(text) > MAX_FILE_BYTES:
+        raise _unusable(path, TOO_LARGE)
+    return clients
+
+
+def _unusable(path: Path, reason: str) -> KeysUnreadable:
+    return KeysUnreadable(f"the keys in {path} cannot be used: {reason}")
+
+
+def _decoding_problem(text: bytes, error: Exception) -> str:
+    """Return why a file cannot be decoded, without quoting it: only the path in msgspec's message is safe."""
+    if _is_newer(text):
+        return "they were written by a newer hotplate; upgrade hotplate"
+    _, is_placed, place = str(error).partition(" - at `$")
+    if is_placed:
+        field = place[:-1].removeprefix(".")
+        return f"{field} is not as it has to be"
+    if len(text) > MAX_FILE_BYTES:
+        return TOO_LARGE
+    return NOT_OURS
 
 
 def _is_newer(text: bytes) -> bool:
@@ -137,94 +155,118 @@ class CreatedKey:
 
 
 def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
-    """Create a client's next key; a new client gets *scopes* and *rate*. Raises ServiceMisused."""
+    """Create a key for the client *name*, and store its digest in the file at *path*.
+
+    A new client gets the key as its primary one, with *scopes*, which must not be empty, and *rate*, its limit in
+    requests per second (None is unlimited). A known client gets it as secondary key; its scopes and rate stay.
+    Raises ServiceMisused for an invalid name or scope, other scopes or another rate than before, and a third key.
+    """
     if not NAME.fullmatch(name):
         raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
-    if strange := set(scopes) - set(SCOPES):
-        raise ServiceMisused(f"{min(strange)!r} is not a scope; there are {', '.join(SCOPES)}")
-    key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
-    stored = StoredKey(digest_of(key).hex(), int(time.time()))
+    unknown_scopes = set(scopes) - set(SCOPES)
+    if unknown_scopes:
+        raise ServiceMisused(f"{min(unknown_scopes)!r} is not a scope; there are {', '.join(SCOPES)}")
 
-    def add(clients: dict[str, KeyHolder]) -> str:
-        known = clients.get(name)
-        if known is None:
+    key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
+    stored_key = StoredKey(digest_of(key).hex(), int(time.time()))
+
+    def add_key(clients: ClientsByName) -> str:
+        client = clients.get(name)
+        if client is None:
             if not scopes:
                 raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
-            clients[name] = KeyHolder(name, tuple(scope for scope in SCOPES if scope in scopes), rate, stored)
+            ordered_scopes = tuple(scope for scope in SCOPES if scope in scopes)
+            clients[name] = KeyHolder(name, ordered_scopes, rate, primary=stored_key)
             return "primary"
-        if (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
-            other = min(set(scopes) - set(known.scopes), default="2")
+
+        has_other_scopes = bool(scopes) and set(scopes) != set(client.scopes)
+        has_other_rate = rate is not None and rate != client.rate
+        if has_other_scopes or has_other_rate:
+            suffix = min(set(scopes) - set(client.scopes), default="2")
             raise ServiceMisused(
-                f"the client {name} exists with the scope {' and '.join(known.scopes)}; for another scope or rate "
-                f"create another client, such as {name}-{other}; for a second key leave out --scope and --rate"
+                f"the client {name} exists with the scope {' and '.join(client.scopes)}; for another scope or rate "
+                f"create another client, such as {name}-{suffix}; for a second key leave out --scope and --rate"
             )
-        if known.secondary is not None:
+        if client.secondary is not None:
             raise ServiceMisused(
                 f"the client {name} has two keys; to revoke the old one, run "
                 f"`hotplate keys revoke {name} --primary --keys {quote(str(path))}`"
             )
-        clients[name] = msgspec.structs.replace(known, secondary=stored)
+        clients[name] = msgspec.structs.replace(client, secondary=stored_key)
         return "secondary"
 
-    return CreatedKey(key, name, _change(path, add))
+    kind = _change_file(path, add_key)
+    return CreatedKey(key, name, kind)
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
-    """Revoke the `primary` or `secondary` key, or all; return the client if a key is left.
+    """Revoke a client's `primary` or `secondary` key, by *kind*, or both if it is None.
 
-    A secondary key becomes primary. Raises ServiceMisused for an unknown client or key.
+    Returns the client as it is now; its other key is the primary one. None if no key is left: the client is deleted.
+    Raises ServiceMisused for an unknown client or key.
     """
 
-    def take(clients: dict[str, KeyHolder]) -> KeyHolder | None:
-        known = clients.pop(name, None)
-        if known is None:
+    def remove_key(clients: ClientsByName) -> KeyHolder | None:
+        client = clients.pop(name, None)
+        if client is None:
             raise ServiceMisused(f"no client is named {name}; see `hotplate keys list --keys {quote(str(path))}`")
         if kind is None:
             return None
-        if getattr(known, kind) is None:
+        if getattr(client, kind) is None:
             raise ServiceMisused(f"the client {name} has no {kind} key")
-        left = known.secondary if kind == "primary" else known.primary
-        if left is None:
+        other_key = client.secondary if kind == "primary" else client.primary
+        if other_key is None:
             return None
-        clients[name] = msgspec.structs.replace(known, primary=left, secondary=None)
+        clients[name] = msgspec.structs.replace(client, primary=other_key, secondary=None)
         return clients[name]
 
-    return _change(path, take)
+    return _change_file(path, remove_key)
 
 
-def _change(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> T:
+def _change_file(path: Path, change: Callable[[ClientsByName], T]) -> T:
+    """Change the file of keys at *path*, one process at a time, and return the result of *change*.
+
+    *change* is called twice, with the clients that the file holds, and edits them in place; if it raises, the file
+    stays as it is.
+    """
     path = Path(os.path.realpath(path))  # keep a symlink in place
-    _changed(path, step)  # a refused change creates neither folder nor lock
+    _changed_content(path, change)  # tried first: a refused change creates neither folder nor lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(path.name + ".lock")
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
     try:
-        result, text = _changed(path, step)
-        _write(path, text, before_rename=partial(check_held, lock, lock_file))
+        result, text = _changed_content(path, change)
+        _replace_file(path, text, before_rename=partial(check_held, lock, lock_file))
         return result
     finally:
         os.close(lock)
 
 
-def _changed(path: Path, step: Callable[[dict[str, KeyHolder]], T]) -> tuple[T, bytes]:
+def _changed_content(path: Path, change: Callable[[ClientsByName], T]) -> tuple[T, bytes]:
+    """Return the result of *change*, and the content that the file would have after it, as JSON; writes nothing."""
     clients = {client.name: client for client in load(path)} if path.exists() else {}
-    result = step(clients)
-    text = msgspec.json.format(msgspec.json.encode(_File(FORMAT, tuple(clients.values()))), indent=2) + b"\n"
-    parse(path, text)  # no file is written that cannot be read
+    result = change(clients)
+    encoded = msgspec.json.encode(_File(FORMAT, tuple(clients.values())))
+    text = msgspec.json.format(encoded, indent=2) + b"\n"
+    parse(path, text)  # raises for what could not be read again, such as too many clients
     return result, text
 
 
-def _write(path: Path, text: bytes, *, before_rename: Callable[[], None]) -> None:
-    """Replace the file durably; owner, group and mode stay."""
+def _replace_file(path: Path, text: bytes, *, before_rename: Callable[[], None]) -> None:
+    """Replace the file at *path* by one with *text*, durably; its owner, group and mode stay.
+
+    The text is written to a file beside it, which is then renamed, so readers see the old content or the new.
+    *before_rename* may still raise, as when a lock was lost; then the old file stays.
+    """
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 -- a descriptor, which has the right mode from the start
             with suppress(FileNotFoundError, PermissionError):
-                before = path.stat()
-                os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, before.st_mode & 0o777)
+                old_status = path.stat()
+                os.fchown(descriptor, old_status.st_uid, old_status.st_gid)
+                os.fchmod(descriptor, old_status.st_mode & 0o777)
             file.write(text)
             file.flush()
             os.fsync(descriptor)

@@ -65,27 +65,31 @@ class TokenVerifier:
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
         self._failure: str | None = None
-        self._fetching = SharedCall(self._refresh, lambda: StoreUnavailable("the keys are no longer fetched"))
+        self._fetching = SharedCall(self._refresh_keys, lambda: StoreUnavailable("the keys are no longer fetched"))
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return the caller of a token; raises a Problem, 401 or, without the issuer's keys, 503."""
+        """Return the client that a token names; raises a Problem, 401 or, without the issuer's keys, 503.
+
+        Verified tokens are kept until they expire, by *digest*, their SHA-256: up to MAX_VERDICTS.
+        """
         verdict = self._verdicts.get(digest)
         if verdict is not None and time.time() < verdict.until:
             return verdict.caller
-        verdict = await self._verify(token)
+        verdict = await self._verify_token(token)
         if len(self._verdicts) >= MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
         self._verdicts.pop(digest, None)  # re-insert last: the first is evicted
         self._verdicts[digest] = verdict
         return verdict.caller
 
-    async def _verify(self, token: str) -> _TokenVerdict:
+    async def _verify_token(self, token: str) -> _TokenVerdict:
+        """Check the signature, issuer, audience and times of a token; raises a Problem, 401 if it is refused."""
         import jwt  # noqa: PLC0415 -- an extra
 
         try:
             header = jwt.get_unverified_header(token)
-            key = await self._key(str(header.get("kid")))
+            key = await self._signing_key(str(header.get("kid")))
             if header.get("alg") != key.algorithm_name:
                 raise jwt.InvalidAlgorithmError
             claims = jwt.decode(
@@ -97,7 +101,7 @@ class TokenVerifier:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud"]},
             )
-            return _verdict_on(claims)
+            return _verdict_from_claims(claims)
         except (
             jwt.ExpiredSignatureError, jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError,
         ) as error:  # fmt: skip
@@ -106,13 +110,24 @@ class TokenVerifier:
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _refused("the token is not a valid one for this service") from None
 
-    async def _key(self, identifier: str) -> "PyJWK":
-        """Fetch keys first if the key is unknown or they are stale."""
+    async def _signing_key(self, identifier: str) -> "PyJWK":
+        """Return the issuer's public key with this identifier (`kid`), after fetching the keys if it is needed.
+
+        Stale keys are used while another request fetches new ones. An unknown key is waited for, but not fetched
+        again too soon: anyone may send tokens with invented identifiers. Raises a Problem: 401 if the issuer does
+        not publish the key, 503 if no keys could be fetched yet.
+        """
         is_fresh = time.monotonic() < self._fetched_at + FRESH_S
-        if identifier not in self._keys or not (is_fresh or self._fetching.is_running):
-            may_start = time.monotonic() >= self._tried_at + (REFRESH_S if self._keys else RETRY_S)
-            if may_start or self._fetching.is_running:
-                await self._fetching.result()
+        pause_s = REFRESH_S if self._keys else RETRY_S
+        may_fetch = time.monotonic() >= self._tried_at + pause_s
+        is_fetching = self._fetching.is_running
+        if identifier in self._keys:
+            is_fetch_needed = not is_fresh and not is_fetching and may_fetch
+        else:
+            is_fetch_needed = is_fetching or may_fetch
+        if is_fetch_needed:
+            await self._fetching.result()  # of the fetch in progress, or of a new one
+
         if identifier in self._keys:
             return self._keys[identifier]
         if not self._keys:
@@ -120,9 +135,10 @@ class TokenVerifier:
             raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
         raise _refused("the token is signed by a key that its issuer does not publish")
 
-    async def _refresh(self) -> None:
+    async def _refresh_keys(self) -> None:
+        """Replace the keys by those that the issuer publishes; log the reason once if they cannot be fetched."""
         try:
-            keys = await self._fetch()
+            keys = await self._fetch_published_keys()
         except IssuerUnreadable as error:
             if self._failure != str(error):
                 log.warning("the keys of the issuer %s: %s; the previous keys stay in use", self._issuer, error)
@@ -130,21 +146,26 @@ class TokenVerifier:
         else:
             self._fetched_at = time.monotonic()
             self._failure = None
-            if {name: key.key for name, key in self._keys.items()} != {name: key.key for name, key in keys.items()}:
+            old_keys = {identifier: key.key for identifier, key in self._keys.items()}
+            new_keys = {identifier: key.key for identifier, key in keys.items()}
+            if new_keys != old_keys:
                 self._verdicts = {}  # a key may have been withdrawn or replaced under the same id
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
 
-    async def _fetch(self) -> "dict[str, PyJWK]":
+    async def _fetch_published_keys(self) -> "dict[str, PyJWK]":
+        """Fetch the issuer's public keys for signatures, by their identifiers; raises IssuerUnreadable."""
         import jwt  # noqa: PLC0415 -- an extra
 
         try:
             async with asyncio.timeout(FETCH_S), ClientSession(timeout=ClientTimeout(total=FETCH_S)) as session:
-                document = await _get(session, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
+                document = await _get_json_object(
+                    session, self._issuer.rstrip("/") + "/.well-known/openid-configuration"
+                )
                 if document.get("issuer") != self._issuer:
                     raise IssuerUnreadable("its configuration names another issuer")
-                keys = await _get(session, str(document.get("jwks_uri")))
+                keys = await _get_json_object(session, str(document.get("jwks_uri")))
             published = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
@@ -161,16 +182,22 @@ def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
     return TokenVerifier(issuer, audience).caller
 
 
-async def _get(session: ClientSession, url: str) -> dict[str, Any]:
+async def _get_json_object(session: ClientSession, url: str) -> dict[str, Any]:
+    """Fetch a document of the issuer, through the proxy of the environment if there is one.
+
+    Raises IssuerUnreadable if the URL is not trusted (https://), or the document too large or not an object.
+    """
     if not _is_trusted(url):
         raise IssuerUnreadable("its configuration names keys that are not at an https:// URL")
     proxy = proxy_for(url)
-    auth = None
-    if proxy is not None and proxy.credentials is not None:
-        auth = BasicAuth(*proxy.credentials)
-    through = None if proxy is None else proxy.url
+    proxy_url = None
+    proxy_auth = None
+    if proxy is not None:
+        proxy_url = proxy.url
+        if proxy.credentials is not None:
+            proxy_auth = BasicAuth(*proxy.credentials)
     async with session.get(
-        url, allow_redirects=False, raise_for_status=True, proxy=through, proxy_auth=auth
+        url, allow_redirects=False, raise_for_status=True, proxy=proxy_url, proxy_auth=proxy_auth
     ) as response:
         body = b""
         async for chunk in response.content.iter_chunked(65_536):
@@ -195,7 +222,7 @@ def _is_trusted(url: str) -> bool:
     return False
 
 
-def _verdict_on(claims: dict[str, Any]) -> _TokenVerdict:
+def _verdict_from_claims(claims: dict[str, Any]) -> _TokenVerdict:
     """Return the caller of a verified token, and until when it is valid.
 
     Scopes are words of any of SCOPE_CLAIMS. Raises TypeError and OverflowError for odd claims.
