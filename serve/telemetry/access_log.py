@@ -38,7 +38,10 @@ class AccessLog:
         return random.random() < self._share  # noqa: S311 -- sampling
 
     def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
-        """Write the line of a request."""
+        """Write a line of JSON about a request, with the trace's ids if it has a *span*.
+
+        The user's id is left out, hashed or plain, by the setting.
+        """
         fields: dict[str, object] = {
             "time": timestamp(time.time()),
             "level": "info",

@@ -28,7 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.metrics import OTHER, REQUEST_TIMES, Labels, Metric, Metrics
+from hotplate.serve.metrics import OTHER, REQUEST_TIMES, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
 from hotplate.serve.telemetry.spans import Span, system_of
@@ -68,7 +68,10 @@ class Exporters(NamedTuple):
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Import and check the exporters of a destination; raises ServiceMisused, or StoreMisused without the extra."""
+    """Return factories of the exporters for a destination, OTLP or Azure Monitor, after a check of its settings.
+
+    Raises ServiceMisused for an invalid connection string, and StoreMisused if the packages are not installed.
+    """
     if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
     for name in AZURE_MONITOR_OFF:
@@ -171,6 +174,7 @@ class MetricReport:
         # What is counted already, a replaced process has sent.
         self._before: Snapshot = take_snapshot(metrics) if settings.delta else {}
         self._started_ns = time.time_ns() if settings.delta else settings.started_ns
+        self._temporality = AggregationTemporality.DELTA if settings.delta else AggregationTemporality.CUMULATIVE
         self._closing = Event()
         self._thread = Thread(target=self._run, name="metrics", daemon=True)
 
@@ -197,51 +201,71 @@ class MetricReport:
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:
-        """Return all series that have counted something."""
-        counted = take_snapshot(self._metrics)
+        """Return the metrics that are exported, as histograms; those that have counted nothing are left out.
+
+        Values are totals since the start or, if the destination takes deltas, differences from the last call.
+        """
+        totals = take_snapshot(self._metrics)
         now_ns = time.time_ns()
-        metrics = [self._metric(row, counted, now_ns) for row in counted if row.otel]
+        metrics = list[ExportedMetric]()
+        for metric in totals:
+            if not metric.otel:
+                continue
+            points = self._points(metric, totals[metric], now_ns)
+            if points:
+                name, unit = metric.otel.split()
+                metrics.append(ExportedMetric(name, "", unit, Histogram(points, self._temporality)))
         if self._settings.delta:
-            self._before = counted
+            self._before = totals
             self._started_ns = now_ns
-        scope = ScopeMetrics(SCOPE, [metric for metric in metrics if metric.data.data_points], "")
-        return MetricsData([ResourceMetrics(self._resource, [scope], "")])
+        return MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(SCOPE, metrics, "")], "")])
 
-    def _metric(self, row: Metric, counted: Snapshot, now_ns: int) -> ExportedMetric:
+    def _points(self, metric: Metric, totals: CountsByLabels, now_ns: int) -> list[HistogramDataPoint]:
+        """Return a point of a histogram for each combination of labels that has counted something.
+
+        *totals* has, by the values of the labels, the number of observations in each bucket, then their sum.
+        """
         unknown: Any = None  # optional in the protocol, but not in the SDK's type
-        before = self._before.get(row, {})
+        before = self._before.get(metric, {})
         points = list[HistogramDataPoint]()
-        for labels, totals in counted[row].items():
-            known = before.get(labels, [0.0] * len(totals))
-            *buckets, total = (now - then for now, then in zip(totals, known, strict=True))
-            if any(buckets):
-                points.append(
-                    HistogramDataPoint(
-                        attributes=self._attributes(row, labels),
-                        start_time_unix_nano=self._started_ns,
-                        time_unix_nano=now_ns,
-                        count=int(sum(buckets)),
-                        sum=total,
-                        bucket_counts=[int(count) for count in buckets],
-                        explicit_bounds=row.buckets,
-                        min=unknown,
-                        max=unknown,
-                    )
+        for labels, current in totals.items():
+            previous = before.get(labels, [0.0] * len(current))
+            differences = [now - then for now, then in zip(current, previous, strict=True)]
+            *bucket_counts, value_sum = differences
+            if not any(bucket_counts):
+                continue
+            points.append(
+                HistogramDataPoint(
+                    attributes=self._attributes(metric, labels),
+                    start_time_unix_nano=self._started_ns,
+                    time_unix_nano=now_ns,
+                    count=int(sum(bucket_counts)),
+                    sum=value_sum,
+                    bucket_counts=[int(count) for count in bucket_counts],
+                    explicit_bounds=metric.buckets,
+                    min=unknown,
+                    max=unknown,
                 )
-        temporality = AggregationTemporality.DELTA if self._settings.delta else AggregationTemporality.CUMULATIVE
-        name, unit = row.otel.split()
-        return ExportedMetric(name, "", unit, Histogram(points, temporality))
+            )
+        return points
 
-    def _attributes(self, row: Metric, labels: Labels) -> dict[str, Attribute]:
+    def _attributes(self, metric: Metric, labels: Labels) -> dict[str, Attribute]:
+        """Return the attributes of a point, by OpenTelemetry's conventions for HTTP servers or databases.
+
+        *labels* are the values of the metric's labels; those that say nothing, "ok" and OTHER, are left out.
+        """
         attributes: dict[str, Attribute] = {
             ATTRIBUTES[name]: value
-            for name, value in zip(row.labels, labels, strict=True)
+            for name, value in zip(metric.labels, labels, strict=True)
             if value not in ("ok", OTHER)
         }
-        if row is not REQUEST_TIMES:
-            system = {"db.system.name": system_of(str(attributes["hotplate.tier"]))}
-            return {"db.operation.name": "read_item", **system, **attributes}  # only charges have no operation
-        if code := str(attributes.get("http.response.status_code", "")):
+        if metric is not REQUEST_TIMES:
+            system = system_of(str(attributes["hotplate.tier"]))
+            # The metric of charges has no label for the operation: only reads of an item are charged.
+            return {"db.system.name": system, "db.operation.name": "read_item", **attributes}
+
+        code = str(attributes.get("http.response.status_code", ""))
+        if code:
             attributes["http.response.status_code"] = int(code)
         if code >= "500":
             attributes["error.type"] = code

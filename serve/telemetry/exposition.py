@@ -187,48 +187,73 @@ class Exposition(Collector):
         return generate_latest(self)
 
     def collect(self) -> Iterator[Family]:
-        """Yield a family for each row of both tables."""
-        counted = take_snapshot(self._metrics)
-        yield from (_family(row, _shown(row, counted)) for row in TABLE if row.shown != "none")
+        """Yield the metrics of the service in the form of prometheus_client, with their values at this moment.
+
+        They are those that workers count, those of the state of each process, with its number as label "worker",
+        and those of releases on probation, with the store as label.
+        """
+        totals = take_snapshot(self._metrics)
+        for metric in TABLE:
+            if metric.shown != "none":
+                yield _family(metric, _shown_series(metric, totals))
+
         states = self._states()
-        for metric in STATE_TABLE:
-            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=["worker", *metric.labels.split()])
+        for state_metric in STATE_TABLE:
+            family = _empty_family(state_metric, "worker", *state_metric.labels.split())
             for number, state in enumerate(states):
-                for labels, value in metric.read(state):
+                for labels, value in state_metric.read(state):
                     if value is not None:
                         family.add_metric([str(number), *labels], value)
             yield family
+
         probations = self._probations()
-        for row in PROBATION_TABLE if probations else ():
-            of_tiers = (CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily)(
-                row.name, row.help, labels=["store"]
-            )
+        if not probations:
+            return
+        for probation_metric in PROBATION_TABLE:
+            family = _empty_family(probation_metric, "store")
             for probation in probations:
-                of_tiers.add_metric([probation.tier], row.read(probation))
-            yield of_tiers
+                family.add_metric([probation.tier], probation_metric.read(probation))
+            yield family
 
 
-def _shown(row: Metric, counted: Snapshot) -> CountsByLabels:
-    """Return the rendered series of a row; in a group, the first label is the store."""
-    if row.shown == "all":
-        return counted[row]
-    if row.shown == "counted":
-        return {labels: counts for labels, counts in counted[row].items() if any(counts)}
-    group = (other for other in TABLE if other.shown == row.shown)
-    active = {labels[0] for other in group for labels, counts in counted[other].items() if any(counts)}
-    return {labels: counts for labels, counts in counted[row].items() if labels[0] in active}
+def _shown_series(metric: Metric, totals: Snapshot) -> CountsByLabels:
+    """Return the values of a metric by its labels, without the series that are not to be shown.
+
+    `metric.shown` is "all", "counted" (series that are not zero), or the name of a group of metrics, whose first
+    label is the store: then each store is shown that any metric of the group has counted.
+    """
+    if metric.shown == "all":
+        return totals[metric]
+    if metric.shown == "counted":
+        return {labels: counts for labels, counts in totals[metric].items() if any(counts)}
+
+    active_stores = set[str]()
+    for member in TABLE:
+        if member.shown == metric.shown:
+            active_stores.update(labels[0] for labels, counts in totals[member].items() if any(counts))
+    return {labels: counts for labels, counts in totals[metric].items() if labels[0] in active_stores}
 
 
-def _family(row: Metric, series: CountsByLabels) -> Family:
-    names = [*row.labels]
-    if row.buckets:
-        histogram = HistogramMetricFamily(row.name, row.help, labels=names)
-        bounds = [*map(str, row.buckets), "+Inf"]
-        for labels, (*buckets, total) in series.items():
-            histogram.add_metric(labels, list(zip(bounds, accumulate(buckets), strict=True)), total)
-        return histogram
-    counter = CounterMetricFamily(row.name, row.help, labels=names)
-    for labels, (value,) in series.items():
-        counter.add_metric(labels, value)
-    return counter
+def _empty_family(metric: StateMetric | ProbationMetric, *labels: str) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return kind(metric.name, metric.help, labels=labels)
+
+
+def _family(metric: Metric, series: CountsByLabels) -> Family:
+    """Return a histogram of prometheus_client if the metric has buckets, else a counter.
+
+    *series* has, by the values of the labels, the count of a counter, or that of each bucket and the sum of values.
+    """
+    names = [*metric.labels]
+    if not metric.buckets:
+        counter = CounterMetricFamily(metric.name, metric.help, labels=names)
+        for labels, (count,) in series.items():
+            counter.add_metric(labels, count)
+        return counter
+
+    histogram = HistogramMetricFamily(metric.name, metric.help, labels=names)
+    bounds = [*map(str, metric.buckets), "+Inf"]
+    for labels, (*bucket_counts, value_sum) in series.items():
+        cumulative_counts = accumulate(bucket_counts)
+        histogram.add_metric(labels, list(zip(bounds, cumulative_counts, strict=True)), value_sum)
+    return histogram

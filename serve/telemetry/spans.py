@@ -26,15 +26,15 @@ REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
 # W3C Trace Context: only versions after 00 may have more fields.
-_traceparent = re.compile(
+_match_traceparent = re.compile(
     r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"
-    r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
+    r"-(?!0{32})(?P<trace_id>[0-9a-f]{32})-(?!0{16})(?P<span_id>[0-9a-f]{16})-[0-9a-f](?P<flags>[0-9a-f])(?:-.*)?"
 ).fullmatch
 # Index of the last digit of the flags, and its values if sampled.
-FLAG = 54
+FLAGS_AT = 54
 SAMPLED = frozenset("13579bdf")
 # Forwarded to stores, so without line breaks.
-_tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
+_match_tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
 class _SampledFlags(NamedTuple):
@@ -106,22 +106,35 @@ class Tracer:
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Start a span of a request with these headers, if sampled."""
-        half = getrandbits(64)
-        if half >= self._bound and (
-            traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
-        ):
-            return None  # decided without parsing
-        parent = None if traceparent is None else _traceparent(traceparent)
-        if parent is None:
-            return RequestSpan(self, getrandbits(64) << 64 | half) if half < self._bound else None
-        if self._parent_based:
-            if parent[3] not in SAMPLED:
+        """Start the span of a request; None if the request is not sampled.
+
+        *traceparent* and *tracestate* are the values of its headers of W3C Trace Context, None if it has none.
+        With a valid traceparent, the caller's flag decides if sampling is parent-based, else the caller's trace id.
+        Without one, a new random trace id decides: it is sampled if its lower half is below a bound, the share of
+        sampled requests times 2**64.
+        """
+        new_half = getrandbits(64)
+        is_new_sampled = new_half < self._bound
+        if not is_new_sampled:
+            # Most requests are decided here, without parsing.
+            if traceparent is None:
                 return None
-        elif int(parent[1][16:], 16) >= self._bound:
+            if self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
+                return None
+
+        parent = None if traceparent is None else _match_traceparent(traceparent)
+        if parent is None:
+            if not is_new_sampled:
+                return None
+            return RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half)
+
+        trace_id = int(parent["trace_id"], 16)
+        is_sampled = parent["flags"] in SAMPLED if self._parent_based else trace_id & HALF < self._bound
+        if not is_sampled:
             return None
-        is_valid = tracestate is not None and _tracestate(tracestate) is not None
-        return RequestSpan(self, int(parent[1], 16), int(parent[2], 16), tracestate if is_valid else None)
+        if tracestate is not None and _match_tracestate(tracestate) is None:
+            tracestate = None
+        return RequestSpan(self, trace_id, int(parent["span_id"], 16), tracestate)
 
 
 class RequestSpan:
@@ -140,7 +153,7 @@ class RequestSpan:
         self._started_ns = time_ns()
 
     def end(self, record: RequestRecord) -> None:
-        """Record the span."""
+        """Record the span of a request that is answered, with attributes by OpenTelemetry's conventions for HTTP."""
         method = record.method if record.method in METHODS else "_OTHER"
         attributes: dict[str, Attribute] = {
             "http.request.method": method,
@@ -149,6 +162,7 @@ class RequestSpan:
             "url.path": _redacted(record.route),
             "hotplate.request_id": record.request_id,
         }
+
         name = "HTTP" if method == "_OTHER" else method
         if record.route != OTHER:
             attributes["http.route"] = record.route
@@ -162,27 +176,53 @@ class RequestSpan:
         failed = record.status >= 500
         if failed:
             attributes["error.type"] = str(record.status)
-        ended_ns = self._started_ns + int(record.took_s * 1e9)
-        ids = self.trace_id, self.span_id, self.parent_id
-        self._tracer.record(Span(name, True, *ids, self._tracestate, self._started_ns, ended_ns, attributes, failed))
+
+        self._tracer.record(
+            Span(
+                name=name,
+                is_server=True,
+                trace_id=self.trace_id,
+                span_id=self.span_id,
+                parent_id=self.parent_id,
+                tracestate=self._tracestate,
+                started_ns=self._started_ns,
+                ended_ns=self._started_ns + int(record.took_s * 1e9),
+                attributes=attributes,
+                failed=failed,
+            )
+        )
 
     def headers(self, span_id: int) -> bytes:
         """Return the trace context for a child span as HTTP header lines."""
         state = f"tracestate: {self._tracestate}\r\n" if self._tracestate else ""
         return f"traceparent: 00-{self.trace_id:032x}-{span_id:016x}-01\r\n{state}".encode()
 
-    def end_call(
-        self, span_id: int, call: TracedCall, times_ns: tuple[int, int], others: "Sequence[RequestSpan]"
+    def record_store_call(
+        self, call: TracedCall, *, span_id: int, started_ns: int, took_ns: int, others: "Sequence[RequestSpan]"
     ) -> None:
-        """Record a store call made for this request and *others*."""
+        """Record a call of a store as a child span of this one.
+
+        The call also read keys for the requests of *others*, to whose spans it is linked. *span_id* is the child's.
+        """
         attributes = call.attributes
         name = str(attributes["db.operation.name"])
         if "db.collection.name" in attributes:
             name = f"{name} {attributes['db.collection.name']}"
-        links = [(other.trace_id, other.span_id) for other in others]
-        ids = (self.trace_id, span_id, self.span_id)
-        failed = "error.type" in attributes
-        self._tracer.record(Span(name, False, *ids, self._tracestate, *times_ns, attributes, failed, links))
+        self._tracer.record(
+            Span(
+                name=name,
+                is_server=False,
+                trace_id=self.trace_id,
+                span_id=span_id,
+                parent_id=self.span_id,
+                tracestate=self._tracestate,
+                started_ns=started_ns,
+                ended_ns=started_ns + took_ns,
+                attributes=attributes,
+                failed="error.type" in attributes,
+                links=[(other.trace_id, other.span_id) for other in others],
+            )
+        )
 
 
 # Of the current context; several if their look-ups are read together.
@@ -200,28 +240,35 @@ def use_span(span: RequestSpan) -> Iterator[None]:
 
 
 async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str, keys: int) -> T:
-    """Await a read, in a child span of the first of *spans*, linked to the others."""
+    """Await a read of a store, and record it as a span: a child of the first of *spans*, linked to the others.
+
+    *spans* are those of the sampled requests whose lists are read together, *tier* names the store, and *keys* is
+    the number of keys to read. During the read, the store may add attributes to the context variable `traced_call`.
+    """
     first, *others = spans
-    span_id = getrandbits(64) or 1
-    call = TracedCall(
-        first.headers(span_id),
-        {"db.system.name": system_of(tier), "db.operation.name": "get_many", "hotplate.tier": tier},
-    )
+    span_id = getrandbits(64) or 1  # 0 is invalid
+    attributes: dict[str, Attribute] = {
+        "db.system.name": system_of(tier),
+        "db.operation.name": "get_many",
+        "hotplate.tier": tier,
+    }
     if keys > 1:
-        call.attributes["hotplate.keys"] = keys
+        attributes["hotplate.keys"] = keys
+    call = TracedCall(first.headers(span_id), attributes)
+
     token = traced_call.set(call)
     started_ns = time_ns()
     started = perf_counter()
     try:
         return await reading
     except BaseException as error:
-        # Deadlines cancel reads.
-        kind = "timeout" if isinstance(error, asyncio.CancelledError) else type(error).__name__
-        call.attributes.setdefault("error.type", kind)
+        is_timeout = isinstance(error, asyncio.CancelledError)  # a deadline cancels reads
+        call.attributes.setdefault("error.type", "timeout" if is_timeout else type(error).__name__)
         raise
     finally:
         traced_call.reset(token)
-        first.end_call(span_id, call, (started_ns, started_ns + int((perf_counter() - started) * 1e9)), others)
+        took_ns = int((perf_counter() - started) * 1e9)
+        first.record_store_call(call, span_id=span_id, started_ns=started_ns, took_ns=took_ns, others=others)
 
 
 def system_of(tier: str) -> str:
