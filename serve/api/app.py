@@ -205,15 +205,18 @@ class Dispatcher:
     def refuse(
         self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
     ) -> tuple[Problem, str] | None:
-        """Refuse a POST before its body is read; return the problem of its route, and the request's id.
+        """Refuse a POST by its header, before its body is read; count it, and log it if that is due.
 
-        None while draining, for unknown routes, and for pages of other origins, which need headers of CORS.
+        *refusal* makes and counts the problem, and *took_s* is the time since the request began, in seconds. Returns
+        the problem in the form of the route, and the request's id. None if the request has to be answered by
+        `answer`: other methods and routes, while draining, and pages of other origins, which need headers of CORS.
         """
         route, _ = self._routes.find(message.path, message.method)
         if route is None or message.method not in route.methods or message.method != "POST":
             return None
         if self.draining or hdrs.ORIGIN in message.headers:
             return None
+
         problem = refusal()
         if route.scoring:
             problem = scoring_refusal(problem)
@@ -242,6 +245,11 @@ class Dispatcher:
     async def _respond(
         self, request: web.BaseRequest, route: Route | None, raw_id: str, query: str, gate: Gate
     ) -> web.Response:
+        """Check the key of a request, and call the handler of its route; raises a Problem.
+
+        A POST is called through *gate*, which reads its body and delays or refuses it if the worker is busy. *raw_id*
+        is the id in the path, percent-encoded. Preflight requests of CORS are answered here.
+        """
         if self.cors is not None and route is not None:
             preflight = self.cors.preflight(request, route.methods)
             if preflight is not None:
@@ -249,6 +257,7 @@ class Dispatcher:
         scope = None if route is None else SCOPES_BY_ROUTE.get(route.template, READ)
         if scope is not None:
             request[CALLER] = await self.guard.admit(request.headers, scope)
+
         handler = handler_of(route, request.method)
         if request.method != "POST":
             return await handler(request, raw_id, query)
@@ -257,7 +266,11 @@ class Dispatcher:
     async def answer(
         self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
     ) -> web.Response:
-        """Answer a raw path and query, or with *refusal*."""
+        """Answer a request, then count it, and record it in the access log and a span where these are due.
+
+        *path* and *query* are percent-encoded; *gate* admits POSTs. *refusal* is the answer if it is already known.
+        Problems become answers, as do unexpected exceptions, with 500.
+        """
         started = perf_counter()
         route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request.headers)
@@ -273,6 +286,7 @@ class Dispatcher:
             except Exception:
                 log.exception("request %s failed", request_id)
                 response = _refused(route, internal_error(request_id))
+
         took_s = perf_counter() - started
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
@@ -281,12 +295,14 @@ class Dispatcher:
             self.cors.admit(request, response)
         if self.draining:
             response.force_close()
+
         template = OTHER if route is None else route.template
         self.metrics.observe(request_cell(template, request.method, response.status), took_s)
         is_logged = self.access_log is not None and self.access_log.due()
         if is_logged or span is not None:
-            origin = request.get(FOUND)
             caller = request.get(CALLER)
+            list_origin = request.get(FOUND)
+            user = unquote(raw_id) if template == USER_ROUTE and list_origin is not None else None
             record = RequestRecord(
                 route=template,
                 method=request.method,
@@ -295,8 +311,8 @@ class Dispatcher:
                 size=response.content_length,
                 request_id=request_id,
                 client=None if caller is None else caller.name,
-                user=unquote(raw_id) if template == USER_ROUTE and origin is not None else None,
-                found=origin,
+                user=user,
+                found=list_origin,
             )
             report(record, self.access_log if is_logged else None, span)
         return response

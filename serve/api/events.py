@@ -162,21 +162,24 @@ class EventsHandler:
         self._count = count(1)
 
     async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/events`."""
+        """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
+
+        The answer is resolved outside of admission, so that waiting for the disk holds no place of a batch.
+        """
         QUERY.parse(raw_query)
         if not self._with_keys or credential_of(request.headers) is None:
             _refuse_unasked(request, self._origins)
         events = parse_events(await read_body(request))
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
-        lines = b"".join(self._lines(events, roles))
+        lines = b"".join(self._encode_lines(events, roles))
         try:
             durable = self.writer.append(lines)
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
             raise overloaded("the event queue is full; these events were not written") from None
-        return DeferredResponse(lambda: self._resolve(durable, events, roles))
+        return DeferredResponse(lambda: self._answer_when_durable(durable, events, roles))
 
-    async def _resolve(
+    async def _answer_when_durable(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
         try:
@@ -193,27 +196,27 @@ class EventsHandler:
                 "writing these events takes too long; they may still be written: retry with the same ids"
             ) from None
         self._count_events(events, DURABLE)
-        await self._hide(events)
+        await self._hide_consumed(events)
         for event in events:
             if event.type in (IMPRESSION, CLICK):
                 self._metrics.count_listed(event.type, roles[event.release], position_of(event), len(event.items))
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
-    async def _hide(self, events: Sequence[Event]) -> None:
-        """Hide what was consumed, here and in other services."""
+    async def _hide_consumed(self, events: Sequence[Event]) -> None:
+        """Hide items that users have consumed from their lists, if configured, and tell other services."""
         if self._consumed is None:
             return
-        hidden = list[ConsumedPairs]()
+        all_pairs = list[ConsumedPairs]()  # of users and consumed items
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
             if pairs is not None:
                 self._consumed.hide(pairs)
-                hidden.append(pairs)
+                all_pairs.append(pairs)
                 await asyncio.sleep(0)  # 1000 items take 6 ms
         if self._sender is not None:
-            await self._sender.send(hidden)
+            await self._sender.send(all_pairs)
 
-    def _lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
+    def _encode_lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
         now = round(time.time(), 3)
         for event in events:
             yield line_of(

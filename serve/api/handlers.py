@@ -185,14 +185,17 @@ class Handlers:
     async def _answer(
         self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
     ) -> web.Response:
-        """Answer with a list or a page.
+        """Read the list that is *wanted*, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *subject* are the first members of the JSON object; *cache* is Cache-Control of a list of the requested source.
+        *subject* has the first members of the JSON object, such as the user. *cache* is the Cache-Control header,
+        unless a fallback is answered, or a list that begins again because its release was replaced between two pages.
         """
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[FOUND] = found_in(answer.encoded, answer.items)
-        headers = list_headers(answer.encoded, wanted.source, NO_STORE if answer.restarted else cache)
-        body = list_body(subject + _paging(answer), list_head(answer.encoded), answer.items)
+        if answer.restarted:
+            cache = NO_STORE
+        headers = list_headers(answer.encoded, wanted.source, cache)
+        body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
         return conditional(request, body, headers)
 
 
@@ -217,7 +220,7 @@ def _selection(query: ListFields) -> Selection:
     return Selection(query.n, filter_of(query.exclude, query.where), query.fields)
 
 
-def _paging(answer: ListAnswer) -> bytes:
+def _paging_members(answer: ListAnswer) -> bytes:
     """Return the members of an answer that only pages have."""
     following = b"" if answer.next is None else b'"next":"%b",' % answer.next.encode()
     return following + b'"restarted":true,' * answer.restarted
@@ -245,7 +248,10 @@ def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
 
 
 def list_head(encoded: EncodedList) -> bytes:
-    """Return the part of a list answer between subject and items."""
+    """Return the members of a list answer between its subject and its items, as JSON: release, source and tier.
+
+    The canary, the name of a named list, and the segment of a popular list are members only where they apply.
+    """
     release = encoded.served.id.encode()
     source = encoded.source.encode()
     tier = encoded.tier.encode()
@@ -276,31 +282,37 @@ def is_known(etag: str, known: str) -> bool:
 
 
 def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shaper: Shaper) -> Iterator[bytes]:
-    """Yield the result of each user as a JSON object; *lists* are those that were read for *requests*, in order."""
-    heads = dict[tuple[str, int], bytes]()
-    """By status and release."""
+    """Yield the answer for each user of a batch as a JSON object: the user's id, origin of the list, and items.
 
-    popular = dict[tuple[str, int, Selection], bytes]()
-    """Shaped popular lists, which users without a list share unless items are hidden from them."""
+    *lists* are those that were read for *requests*, in the same order. *shaper* removes the items that a request
+    excludes or that its user has consumed, and cuts the list.
+    """
+    # Users share these parts: heads by status and release, and the popular list in the form that was requested.
+    shared_heads = dict[tuple[str, int], bytes]()
+    shared_items = dict[tuple[str, int, Selection], bytes]()
 
     for request, encoded in zip(requests, lists, strict=True):
         origin = encoded.status, id(encoded.served)
-        head = heads.get(origin)
+        head = shared_heads.get(origin)
         if head is None:
-            head = heads[origin] = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-        paging = b""
-        if request.after is not None:
+            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+            shared_heads[origin] = head
+
+        paging_members = b""
+        if request.after is not None:  # a further page of a list
             page = shape_list(shaper, request, encoded)
-            paging = _paging(page)
+            paging_members = _paging_members(page)
             items = page.items
         elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
             items = shaper.shape(encoded, request.selection, user=request.id)
-        else:
-            shared = popular.get((*origin, request.selection))
-            if shared is None:
-                shared = popular[*origin, request.selection] = shaper.shape(encoded, request.selection)
-            items = shared
-        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(request.id), paging, head, items)
+        else:  # a user without an own list, from whom no items are hidden
+            popular_key = (*origin, request.selection)
+            popular_items = shared_items.get(popular_key)
+            if popular_items is None:
+                popular_items = shaper.shape(encoded, request.selection)
+                shared_items[popular_key] = popular_items
+            items = popular_items
+        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(request.id), paging_members, head, items)
 
 
 async def in_pieces(

@@ -151,35 +151,51 @@ class Documents:
 
 
 def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
-    """Return the OpenAPI 3.1 document; *takes_key* if reads need a key."""
-    schemas = Schema()
+    """Return the OpenAPI 3.1 document of the service, as nested dicts.
+
+    *takes_key* tells whether reads need a key, and *takes_events* whether the service accepts events.
+    """
+    schemas = Schema()  # of all types that are referred to, by name
     paths = dict[str, Schema]()
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
     for tag, operations in tags.items():
         for operation in operations:
-            described = _operation(operation, schemas) | {"tags": [tag]}
+            described = _describe_operation(operation, schemas) | {"tags": [tag]}
             if operation.path not in KEYED:
                 described["security"] = []
-            paths.setdefault(operation.path, {})[operation.method.lower()] = described
-    problem = {CONTENT_TYPE: {"schema": _schema(ProblemAnswer, schemas)}}
-    later = {"Retry-After": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}}
+            methods = paths.setdefault(operation.path, {})
+            methods[operation.method.lower()] = described
+
+    security: list[Schema] = [{name: []} for name in KEYS]
+    if not takes_key:
+        security.insert(0, {})  # an empty requirement makes keys optional
     return {
         "openapi": "3.1.0",
         "info": {"title": "hotplate", "version": version("hotplate"), "description": DESCRIPTION},
         "tags": [{"name": tag} for tag in tags],
-        "security": [{name: []} for name in KEYS] if takes_key else [{}, *({name: []} for name in KEYS)],
+        "security": security,
         "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": KEYS,
-            "responses": {
-                str(status): {"description": text}
-                | ({"content": problem} if status >= 400 else {})
-                | ({"headers": later} if status in {429, 503} else {})
-                for status, text in STATUSES.items()
-            },
+            "responses": _shared_responses(schemas),
         },
     }
+
+
+def _shared_responses(schemas: Schema) -> Schema:
+    """Return the responses that operations refer to, by status; add the type of errors to *schemas*."""
+    problem = {CONTENT_TYPE: {"schema": _schema(ProblemAnswer, schemas)}}
+    retry_after = {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}
+    responses = Schema()
+    for status, text in STATUSES.items():
+        response: Schema = {"description": text}
+        if status >= 400:
+            response["content"] = problem
+        if status in {429, 503}:
+            response["headers"] = {"Retry-After": retry_after}
+        responses[str(status)] = response
+    return responses
 
 
 def _schema(kind: object, components: Schema) -> Schema:
@@ -188,40 +204,66 @@ def _schema(kind: object, components: Schema) -> Schema:
     return schema
 
 
-def _operation(one: Operation, schemas: Schema) -> Schema:
-    name = "_".join([one.method.lower(), *re.findall(r"\w+", one.path)])
-    described: Schema = {"operationId": name, "summary": one.summary, "responses": _responses(one, schemas)}
-    path = {"name": one.path_parameter, "in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
-    if parameters := [*([path] if one.path_parameter else []), *_query_parameters(one)]:
+def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
+    """Return the operation object of OpenAPI for one method of a path; add the types it refers to to *schemas*."""
+    words = re.findall(r"\w+", operation.path)
+    described: Schema = {
+        "operationId": "_".join([operation.method.lower(), *words]),
+        "summary": operation.summary,
+        "responses": _responses(operation, schemas),
+    }
+
+    parameters = _query_parameters(operation)
+    if operation.path_parameter:
+        identifier = {"in": "path", "required": True, "schema": _schema(Id, schemas), "example": "42"}
+        parameters.insert(0, {"name": operation.path_parameter, **identifier})
+    if parameters:
         described["parameters"] = parameters
-    if one.body is not None:
-        content = {
-            media: {"schema": _schema(one.body, schemas), "example": EXAMPLES[one.body]} if media == JSON else {}
-            for media in one.body_media
-        }
+
+    if operation.body is not None:
+        content = dict[str, Schema]()
+        for media_type in operation.body_media:
+            content[media_type] = {}
+            if media_type == JSON:
+                content[media_type] = {"schema": _schema(operation.body, schemas), "example": EXAMPLES[operation.body]}
         described["requestBody"] = {"required": True, "content": content}
     return described
 
 
-def _responses(one: Operation, schemas: Schema) -> Schema:
-    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in RATED else ()), 431)
-    answer = {media: {"schema": _schema(one.answer, schemas)} if media in {JSON, TEXT} else {} for media in one.media}
-    answered = {200, 503} if one.answer is StatusAnswer else {200}
-    return {
-        str(status): {"description": one.summary, "content": answer}
-        if status in answered
-        else {"$ref": f"{RESPONSES}{status}"}
-        for status in sorted(statuses)
-    }
+def _responses(operation: Operation, schemas: Schema) -> Schema:
+    """Return the responses of an operation by status: its answer where it succeeds, else a reference to an error."""
+    statuses = {*operation.statuses, 431}
+    if operation.path in KEYED:
+        statuses |= {401, 403}
+    if operation in RATED:
+        statuses.add(429)
+    described_here = {200, 503} if operation.answer is StatusAnswer else {200}
+
+    content = dict[str, Schema]()
+    for media_type in operation.media:
+        content[media_type] = {}
+        if media_type in {JSON, TEXT}:
+            content[media_type] = {"schema": _schema(operation.answer, schemas)}
+
+    responses = Schema()
+    for status in sorted(statuses):
+        if status in described_here:
+            responses[str(status)] = {"description": operation.summary, "content": content}
+        else:
+            responses[str(status)] = {"$ref": f"{RESPONSES}{status}"}
+    return responses
 
 
-def _query_parameters(one: Operation) -> list[Schema]:
-    (_,), components = msgspec.json.schema_components([one.query])
-    return [
-        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
-        | ({"style": "form", "explode": False} if schema.get("type") == "array" else {})
-        for name, schema in components[one.query.__name__]["properties"].items()
-    ]
+def _query_parameters(operation: Operation) -> list[Schema]:
+    """Return the parameter objects of OpenAPI for the fields of an operation's query type."""
+    _, components = msgspec.json.schema_components([operation.query])
+    parameters = list[Schema]()
+    for name, schema in components[operation.query.__name__]["properties"].items():
+        parameter = {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        if schema.get("type") == "array":
+            parameter |= {"style": "form", "explode": False}  # values are separated by commas
+        parameters.append(parameter)
+    return parameters
 
 
 def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:

@@ -322,7 +322,10 @@ class QueryParser(Generic[AnyStruct]):
         return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
 
     def _parse(self, raw: str) -> AnyStruct:
-        """Parse a query that is not cached; digits are converted here, as the types do not take text as a number."""
+        """Parse a raw query string, as `n=10&exclude=a,b`; raises a Problem (400) for an invalid one.
+
+        `n` is converted to a number here, because msgspec takes no text as a number; `exclude` is a list of ids.
+        """
         values = dict[str, object]()
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
@@ -331,7 +334,7 @@ class QueryParser(Generic[AnyStruct]):
                 raise bad_parameter(_unknown(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query))
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
-            values[name] = _ids_in(raw_value) if name == "exclude" else _decoded(raw_value, name)
+            values[name] = _split_ids(raw_value) if name == "exclude" else _decoded(raw_value, name)
         n = values.get("n")
         if isinstance(n, str) and n.isascii() and n.isdecimal() and len(n) <= MAX_DIGITS:
             values["n"] = int(n)
@@ -398,7 +401,10 @@ def parse_fold_in(body: bytes) -> FoldInBody:
 
 
 def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON) -> AnyStruct:
-    """Parse a body; raises a Problem with the position of the error."""
+    """Parse a body of the type *kind*; raises a Problem (400) with the position of the error.
+
+    *media* is the content type, JSON or MSGPACK, and *route* names the route in the error.
+    """
     codec = msgspec.msgpack if media == MSGPACK else msgspec.json
     try:
         try:
@@ -432,16 +438,20 @@ def _decoded(raw: str, what: str) -> str:
         raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
 
 
-def _ids_in(raw: str) -> tuple[str, ...]:
-    """Return ids separated by commas.
+def _split_ids(raw: str) -> tuple[str, ...]:
+    """Return the ids in a percent-encoded value, which are separated by commas, each once.
 
-    Many clients encode the whole value, so encoded commas are read as separators and as part of an id.
+    An encoded comma may belong to an id, or be a separator of a client that encodes the whole value, as many do.
+    So both readings are returned: the piece as an id, unless it is too long for one, and its parts.
     """
     pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:
         return tuple(pieces)  # refused by the caller
-    whole = [piece for piece in pieces if "," not in piece or len(piece.encode()) <= MAX_ID_BYTES]
-    return tuple(dict.fromkeys(filter(None, [*whole, *(part for piece in pieces for part in piece.split(","))])))
+
+    ids = [piece for piece in pieces if "," not in piece or len(piece.encode()) <= MAX_ID_BYTES]
+    for piece in pieces:
+        ids += piece.split(",")
+    return tuple(dict.fromkeys(filter(None, ids)))
 
 
 def _refused(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:

@@ -116,8 +116,11 @@ class Scoring:
         self._shaper = shaper
 
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
-        """`POST /score`."""
-        rows = _rows_in(await read_body(request))
+        """`POST /score`: answer a batch of rows as an Azure ML endpoint does, with a JSON array in the order of rows.
+
+        A row that is invalid gets an error as its element, without failing the others.
+        """
+        rows = _parse_rows(await read_body(request))
         release = self._reader.served_id()  # raises NotReady
         requests = [
             ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N))
@@ -156,7 +159,7 @@ def scoring_refusal(problem: Problem) -> Problem:
     return Problem(status, problem.name, problem.detail, headers, members)
 
 
-def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
+def _parse_rows(body: bytes) -> list[ScoreRow | bytes]:
     """Parse the rows; an invalid one becomes its element of the answer."""
     try:
         data = _decode_body(body).data
