@@ -159,27 +159,33 @@ class Guard:
         return caller
 
     def caller(self, credential: str | None) -> Caller | Callable[[], Awaitable[Caller]]:
-        """Return the caller with this key, or a function that verifies the token; raises a Problem (401).
+        """Return the client that sent *credential*, a key or token; raises a Problem (401) for an unknown key.
 
-        Without a *credential*, or if no clients are known, the caller is anonymous.
+        Without a credential, or if the service knows no clients, it is the anonymous one. For a token, an awaitable
+        function is returned that verifies it.
         """
         if credential is None or not self.knows_clients:
             return self.anonymous
-        callers, seen = self._known
-        known = seen.get(credential)
-        if known is not None:
-            return known
+
+        callers_by_digest, callers_by_key = self._known  # the second is a cache: hashing a key takes time
+        caller = callers_by_key.get(credential)
+        if caller is not None:
+            return caller
         digest = digest_of(credential)
-        known = callers.get(digest)
-        if known is not None:
-            seen[credential] = known
-            return known
-        if self._verify_token is not None and credential.count(".") == 2:
+        caller = callers_by_digest.get(digest)
+        if caller is not None:
+            callers_by_key[credential] = caller
+            return caller
+
+        if self._verify_token is not None and credential.count(".") == 2:  # a JSON Web Token
             return partial(self._verify_token, credential, digest)
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
 
     def charge(self, caller: Caller, scope: str) -> None:
-        """Check the scope and take a token of the rate limit; raises a Problem like `admit`."""
+        """Check that a caller may use *scope*, and count the request against its rate limit.
+
+        Raises a Problem: 401 if a key is needed, 403 if the key lacks the scope, 429 beyond the rate.
+        """
         if scope not in caller.scopes:
             if caller is self.anonymous:
                 detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
@@ -187,13 +193,19 @@ class Guard:
             detail = f"this takes the scope {scope}, which the key or token of {caller.name} lacks"
             challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
             raise Problem(403, "missing-scope", detail, {"WWW-Authenticate": challenge})
-        if caller.bucket is not None and (wait_s := caller.bucket.take()) > 0:
+
+        wait_s = 0.0 if caller.bucket is None else caller.bucket.take()
+        if wait_s > 0:
             detail = "this client has sent all the requests that it may for now"
             raise Problem(429, "rate-limited", detail, {"Retry-After": str(ceil(wait_s))})
 
 
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None, rates: SharedRates | None = None) -> Guard:
-    """Create the guard; raises ServiceMisused for an open address with neither keys nor --anonymous."""
+    """Create the guard, which checks keys, tokens, scopes and rates; *verify_token* verifies tokens of OIDC.
+
+    Without keys and tokens, requests may do everything on a loopback address, and read elsewhere, if --anonymous
+    allows that; otherwise ServiceMisused is raised.
+    """
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
     elif is_loopback(settings.host):

@@ -33,6 +33,10 @@ class Certificate:
         self.watched = WatchedFiles([certificate, key], self._load)
 
     def _load(self, contents: Sequence[bytes]) -> None:
+        """Use a new certificate and its key for connections from now on; raises ServiceMisused if they are invalid.
+
+        *contents* are the files of both, in PEM: the certificate, then the key.
+        """
         certificate, key = contents
         pem = key + b"\n" + certificate  # the key first: it must not be taken from a certificate's file
         # The old context would keep its certificates of other key types.

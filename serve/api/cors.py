@@ -30,7 +30,10 @@ class Cors:
         self._origins = frozenset(origins)
 
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
-        """Answer a preflight request; None for any other."""
+        """Answer the request that a browser sends to ask what another site's page may send; None for any other.
+
+        *methods* are those of the route.
+        """
         if (
             request.method != hdrs.METH_OPTIONS
             or request.headers.get(hdrs.ORIGIN) not in self._origins

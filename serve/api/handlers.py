@@ -98,50 +98,62 @@ class Handlers:
         return await self._answer(request, wanted, subject=b'"user":%b,' % orjson.dumps(user), cache=PRIVATE)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations`."""
+        """`POST /v1/recommendations`: answer the lists of many users, as JSON or, by the Accept header, msgpack.
+
+        Between pieces of the answer, each of about PIECE_ITEMS items, other requests run. Users without a list get
+        the popular one. Headers name the release.
+        """
         BATCH.parse(raw_query)
         batch = parse_batch(await read_body(request), request.content_type)
         requests = _requests_of(batch)
         lists = await read_lists(self._reader, requests)
-        named = releases(lists)
-        if not lists:
+        release_headers = releases(lists)
+        if not lists:  # an empty batch, whose parameters are checked all the same
             self._reader.row_of(POPULAR, batch.segment, batch.list)  # raises UnknownList
-            named = {RELEASE: self._reader.served_id()}
-        release = named[RELEASE]
+            release_headers = {RELEASE: self._reader.served_id()}
+        release = release_headers[RELEASE]
+
         elements = results(requests, lists, self._shaper)
         is_paged = any(user_request.after is not None for user_request in requests)
-        examined = max(batch.n, FILTERED) if batch.where or is_paged else batch.n
-        size = max(1, PIECE_ITEMS // examined)
+        items_per_user = batch.n
+        if batch.where or is_paged:  # more items are examined than answered
+            items_per_user = max(batch.n, FILTERED)
+        users_per_piece = max(1, PIECE_ITEMS // items_per_user)
         if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
             media = MSGPACK
-            body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, size, _packed))
+            body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
         else:
             media = JSON
-            joined = b",\n".join(await in_pieces(elements, size))
+            joined = b",\n".join(await in_pieces(elements, users_per_piece))
             body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
         return web.Response(
-            body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **named}
+            body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
         )
 
     async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations/fold-in`."""
+        """`POST /v1/recommendations/fold-in`: answer a list for a basket of items, computed from the item factors.
+
+        The answer tells how many items of the basket the model knows. Raises a Problem (503) if too many are computed.
+        """
         FOLDED_IN.parse(raw_query)
         body = parse_fold_in(await read_body(request))
         basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
-        only = filter_of(body.exclude, body.where)
+        item_filter = filter_of(body.exclude, body.where)
         try:
             result = await self._reader.fold_in(
-                basket, body.n, only, segment=body.segment, recency=body.recency, name=body.list
+                basket, body.n, item_filter, segment=body.segment, recency=body.recency, name=body.list
             )
         except StoreThrottled as error:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
+
         encoded = result.found
-        items = self._shaper.shape(encoded, _selection(body), beside=[item for item, _ in basket])
+        basket_items = [item for item, _ in basket]
+        items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
         request[FOUND] = found_in(encoded, items)
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        answer = list_body(subject, list_head(encoded), items)
-        return web.Response(body=answer, headers=list_headers(encoded, "fold-in", NO_STORE))
+        response_body = list_body(subject, list_head(encoded), items)
+        return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=&after=`."""

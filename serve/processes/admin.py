@@ -404,17 +404,23 @@ class Admin:
         return response
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /v1/releases`: the catalogue of each store."""
+        """`GET /v1/releases`: the catalogue of each store, or why it cannot be read.
+
+        A store is changeable if the service may write to it: it is the admin store, by its id, not by its URL.
+        """
         urls = self._settings.stores
         admin_urls = () if self._settings.admin_store is None else (self._settings.admin_store,)
-        catalogues = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
-        changeable = {read.store_id for read in catalogues[len(urls) :] if isinstance(read, Catalogue)}
+        outcomes = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
+        store_outcomes = outcomes[: len(urls)]
+        changeable_ids = {outcome.store_id for outcome in outcomes[len(urls) :] if isinstance(outcome, Catalogue)}
+
         tiers = list[CatalogueView]()
-        for name, url, read in zip(tier_names(urls), map(redacted, urls), catalogues, strict=False):
-            if isinstance(read, Catalogue):
-                tiers.append(CatalogueView.of(name, url, read, changeable=read.store_id in changeable))
+        for name, url, outcome in zip(tier_names(urls), map(redacted, urls), store_outcomes, strict=True):
+            if isinstance(outcome, Catalogue):
+                is_changeable = outcome.store_id in changeable_ids
+                tiers.append(CatalogueView.of(name, url, outcome, changeable=is_changeable))
             else:
-                tiers.append(CatalogueView(name, url, changeable=False, error=read))
+                tiers.append(CatalogueView(name, url, changeable=False, error=outcome))
         return json_of(StoresView(tiers))
 
     async def change(

@@ -125,6 +125,7 @@ class HealthListener:
             self._selector.register(accepted, selectors.EVENT_READ, partial(self._read, accepted))
 
     def _read(self, connection: socket.socket) -> None:
+        """Receive a part of a request; once its header is complete or too large, answer and close the connection."""
         if connection not in self._open:
             return  # closed for a new connection in the same wait
         try:
@@ -142,18 +143,22 @@ class HealthListener:
         self._close(connection)
 
     def _answer(self, request: bytes) -> bytes:
+        """Return the whole HTTP answer to a probe's request: GET or HEAD of one of the routes."""
         words = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or b"\r\n\r\n" not in request:
-            return _written(400, "bad request")
+            return _http_response(400, "bad request")
         method, target, _ = words
         probe = self._routes.get(target.partition("?")[0])
         if probe is None:
-            return _written(404, "no such route")
+            return _http_response(404, "no such route")
         if method not in {"GET", "HEAD"}:
-            return _written(405, "no such method", "Allow: GET, HEAD\r\n")
+            return _http_response(405, "no such method", "Allow: GET, HEAD\r\n")
         result = probe()
-        written = _written(result.code, result.status)
-        return written if method == "GET" else written.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        response = _http_response(result.code, result.status)
+        if method == "GET":
+            return response
+        header, separator, _ = response.partition(b"\r\n\r\n")
+        return header + separator
 
     def _close(self, connection: socket.socket) -> None:
         del self._open[connection]
@@ -161,7 +166,7 @@ class HealthListener:
         connection.close()
 
 
-def _written(code: int, status: str, more: str = "") -> bytes:
+def _http_response(code: int, status: str, more: str = "") -> bytes:
     body = orjson.dumps({"status": status})
     head = (
         f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\nContent-Type: application/json\r\n"
