@@ -92,20 +92,28 @@ def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Return the figures of one or several runs; of several, a line has the median of each run."""
+    """Return a line of the tables for each figure in stored results of pytest-benchmark.
+
+    If several runs have a benchmark, its values are their medians, else those of its rounds. A label such as "the same:
+    CPU" belongs to the subject of the label before it, as "a GET" of "a GET: requests/s".
+    """
     lines: dict[str, Line] = {}
-    counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
+    run_counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
     for run in runs:
         subject = ""
         for benchmark in run["benchmarks"]:
-            for label, unit, values in _figures(benchmark):
-                subject = subject if label.startswith("the same") else label.partition(":")[0]
+            for label, unit, values in _benchmark_figures(benchmark):
+                if not label.startswith("the same"):
+                    subject = label.partition(":")[0]
                 line = lines.setdefault(f"{subject}: {label}", Line(label, unit, [], benchmark["group"]))
-                line.values.extend([median(values)] if counts[benchmark["name"]] > 1 else values)
+                if run_counts[benchmark["name"]] > 1:
+                    line.values.append(median(values))
+                else:
+                    line.values.extend(values)
     return list(lines.values())
 
 
-def _figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
+def _benchmark_figures(benchmark: Mapping[str, Any]) -> Iterator[tuple[str, str, list[float]]]:
     info = benchmark["extra_info"]
     stats = benchmark["stats"]
     if "count" in info:

@@ -145,19 +145,22 @@ def _require_at_most_one(flags: Mapping[str, object]) -> None:
 
 
 def search(attempt: Callable[[float], Trial], start: float, precision: float = PRECISION) -> Iterator[Trial]:
-    """Double the rate from *start* until outside the objective, then bisect to *precision*; yield all trials.
+    """Search for the highest rate (requests/s) inside the objective; yield all trials.
 
-    *attempt* makes a trial at a rate. An unclear one is repeated twice at most, then counts as outside. A stopped one
-    ends the search.
+    The rate doubles from *start* until a trial is outside, then the interval between inside and outside is halved
+    until its ends differ by less than *precision*, as a share. *attempt* makes a trial at a rate. If it is unclear,
+    as the load generator was late, it is repeated twice at most, then counts as outside. Ctrl-C ends the search.
     """
-    low = 0.0
-    high = math.inf
+    low = 0.0  # the highest rate inside
+    high = math.inf  # the lowest rate outside
     rate = start
+    # Without any rate inside, it ends far below the start.
     while high / max(low, start * FLOOR) > 1 + precision:
         for trial in attempts(partial(attempt, rate), lambda trial: trial.is_unclear):
             yield trial
             if trial.is_stopped:
                 return
+
         if trial.is_inside:
             low = rate
         else:
@@ -200,7 +203,11 @@ class _HttpMeasurement:
         self.interrupted = False
 
     def run(self) -> None:
-        """Sweep the batches, or search for the highest rate, if that is wanted, and make rounds at it."""
+        """Make the runs of the plan: a warm-up, then a trial for each size of batches, or else rounds at one rate.
+
+        With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Ctrl-C in
+        a run ends the measurement after it.
+        """
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
@@ -230,7 +237,11 @@ class _HttpMeasurement:
         return Trial(offered=rate, result=result, broken=broken, doubts=judgement.doubts)
 
     def _sweep_batches(self, keys: RequestKeys | None) -> None:
-        """Make a trial with each size; a size whose batches are refused leaves fewer at a time for the next ones."""
+        """Request batches of each planned size for as long as a round, at full speed, and append a trial for each size.
+
+        Batches are in flight at the same time, fewer from then on if the service refuses some. A trial is broken by
+        errors, or by popular lists instead of the users' own.
+        """
         plan = self._plan
         if keys is None:
             raise BenchMisused("a sweep of batches needs users whose lists to request")

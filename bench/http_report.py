@@ -73,7 +73,11 @@ class Objective:
         return Judgement(broken, (*result.invalid_reasons, *latency.doubts))
 
     def judge_latency(self, results: Sequence[Result]) -> Judgement:
-        """Judge pooled percentiles; one beyond its bound is a doubt if it is mostly the generator's lateness."""
+        """Compare the percentiles of all results together with their bounds.
+
+        A percentile beyond its bound is broken. It is only a doubt if more than half of it is the delay of the load
+        generator, which sent requests after they were due.
+        """
         broken = list[str]()
         doubts = list[str]()
         latency = Histogram.merged(result.latency for result in results)
@@ -83,6 +87,7 @@ class Objective:
             late_us = lag.percentile_us(PERCENTS[name])
             if value_us <= bound_us:
                 continue
+
             beyond = f"{name} {_ms(value_us)}, bound {_bound(bound_us)}"
             if late_us > value_us / 2:
                 doubts.append(f"{beyond}, but the generator itself was {_ms(late_us)} late")
@@ -204,13 +209,25 @@ class HttpRuns:
 
 
 def report(runs: HttpRuns) -> Report:
-    """Report a measurement; of popular lists instead of the users' own, only shares are told."""
+    """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
+
+    If too many answers were the popular list instead of the users' own, the report only has shares: latencies of such
+    answers say nothing. With failures, such as a late load generator, the answer is a doubt. *runs* may also have a
+    comparison of sampled responses with the store.
+    """
     plan = runs.plan
-    outcome = _batches_outcome(runs.trials) if plan.batches else _Rounds(runs).outcome
+    if plan.batches:
+        outcome = _batches_outcome(runs.trials)
+        results = [*runs.rounds, *(trial.result for trial in runs.trials)]
+    else:
+        outcome = _Rounds(runs).outcome
+        results = list(runs.rounds)
     if not runs.rounds and not runs.trials:
         outcome = replace(outcome, failures=("nothing was measured",))
-    judged = [*runs.rounds, *(trial.result for trial in runs.trials if plan.batches)]
-    if popular := plan.popular_complaint(judged):
+
+    failures = tuple(outcome.failures)
+    popular = plan.popular_complaint(results)
+    if popular:
         others = (reason for reason in outcome.broken if "popular list" not in reason)
         outcome = replace(
             outcome,
@@ -220,9 +237,11 @@ def report(runs: HttpRuns) -> Report:
             broken=(*popular, *others),
             failures=(),
         )
-    elif failures := tuple(outcome.failures):
+    elif failures:
         outcome = replace(outcome, answer="", doubt=failures[0], failures=failures)
-    if checked := runs.checked:
+
+    checked = runs.checked
+    if checked:
         outcome = replace(
             outcome,
             notes=(*outcome.notes, *checked.notes),

@@ -43,13 +43,21 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Draw DISTINCT encoded lists that compress like real ones: items by a Zipf law, scores descending."""
+        """Return DISTINCT encoded lists that compress like real ones: popular items are in more of them.
+
+        Items are drawn by a Zipf law, SPARE times as many as needed, since duplicates are dropped; scores descend.
+        """
         rng = np.random.default_rng(0)
-        summed = np.cumsum(1 / np.arange(10, ITEMS + 10))
-        drawn = np.searchsorted(summed, rng.random((DISTINCT, SPARE * self.items)) * summed[-1])
+        cumulated_weights = np.cumsum(1 / np.arange(10, ITEMS + 10))
+        positions = rng.random((DISTINCT, SPARE * self.items)) * cumulated_weights[-1]
+        drawn_items = np.searchsorted(cumulated_weights, positions)
         scores = -np.sort(-rng.uniform(0.1, 1.0, (DISTINCT, self.items)).round(4))
-        lists = (list(dict.fromkeys(row))[: self.items] for row in drawn.tolist())
-        return [encode(map(_item, numbers, row)) for numbers, row in zip(lists, scores.tolist(), strict=True)]
+
+        values = list[bytes]()
+        for numbers, row in zip(drawn_items.tolist(), scores.tolist(), strict=True):
+            distinct_numbers = list(dict.fromkeys(numbers))[: self.items]
+            values.append(encode(map(_item, distinct_numbers, row)))
+        return values
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of keys."""
@@ -160,20 +168,25 @@ async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> Che
 
 
 def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
-    """Yield the lists in a response to a GET, a batch, or Azure ML's form of a batch.
+    """Yield the lists in a sampled response, with the user and the length *n* that its request asked for.
 
-    Raises ValueError, KeyError or TypeError for a body that is no such response.
+    The response is to a GET of one list (`/v1/recommendations/USER?n=10`), to a POST of a batch, or to the same in
+    Azure ML's scoring format, which has rows in "data". Raises ValueError, KeyError or TypeError for a body that is no
+    such response.
     """
-    head, _, body = sample.request.partition(b"\r\n\r\n")
-    method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+    head, _, request_body = sample.request.partition(b"\r\n\r\n")
+    request_line = head.split(b"\r\n", 1)[0].decode()
+    method, target, _ = request_line.split(" ")
     response = orjson.loads(sample.body)
     if method == "GET":
         parts = urlsplit(target)
+        user = unquote(parts.path.rpartition("/")[2])
         n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
-        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), n, response)
+        yield ReceivedList(user, n, response)
         return
-    request = orjson.loads(body)
-    if "data" in request:  # of scoring
+
+    request = orjson.loads(request_body)
+    if "data" in request:
         for row, result in zip(request["data"], response, strict=True):
             yield ReceivedList(row["user"], row["n"], result)
     else:
@@ -200,27 +213,34 @@ class _Comparison:
         return CheckResult(self.compared, len(wrong), self._fallback, tuple(wrong[:EXAMPLES]), filtered)
 
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
-        """Compare *lists* with those of a release; if it cannot be read, that is one wrong list."""
+        """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
+
+        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists. A
+        slot is a stored value: bytes, None for an absent key, or the error of this key; after an offset of
+        OFFSET_BYTES it has the list.
+        """
         store = self._store
         self.compared += len(lists)
         try:
             ref = (await store.catalogue()).find(release).ref
             decompress = await load_decode(store, ref, await load_manifest(store, ref))
-            overall = POPULAR + OVERALL
-            (slot,) = await store.get_many(ref, [overall])
-            popular = decode(decompress(overall, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
+            popular_key = POPULAR + OVERALL
+            (slot,) = await store.get_many(ref, [popular_key])
+            popular_list = decode(decompress(popular_key, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
         except StoreError as error:
-            self.wrong += [f"release {release} cannot be read to compare with: {error}"]
+            self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
+
         for start in range(0, len(lists), store.batch):
             batch = lists[start : start + store.batch]
             keys = [USER + received.user for received in batch]
-            for received, key, slot in zip(batch, keys, await store.get_many(ref, keys), strict=True):
+            slots = await store.get_many(ref, keys)
+            for received, key, slot in zip(batch, keys, slots, strict=True):
                 if isinstance(slot, StoreError):
                     self.wrong.append(f"user {received.user}: {slot}")
                     continue
-                own = None if slot is None else decode(decompress(key, slot)[OFFSET_BYTES:])
-                self._compare_list(received, own, popular)
+                own_list = None if slot is None else decode(decompress(key, slot)[OFFSET_BYTES:])
+                self._compare_list(received, own_list, popular_list)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
         """Compare with the user's stored list, None if there is none, or with *popular* if the answer says so."""

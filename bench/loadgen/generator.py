@@ -45,24 +45,28 @@ Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
 
 
 async def run_when_due(tick: Tick) -> None:
-    """Call *tick*, which returns the next due time, at each due time until it returns None.
+    """Call *tick* at once, and then at each time that it returned (seconds of `time.monotonic`), until it returns None.
 
-    A timerfd is ~50 µs late, where the loop's timer is ~1 ms late.
+    Uses Linux's timerfd, a timer that is read as a file and is ~50 µs late, where the event loop's timer is ~1 ms
+    late. Raises what *tick* raises, and OSError without timerfd.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     # os.timerfd_create needs Python 3.13.
     timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
     if timer < 0:
         raise OSError(ctypes.get_errno(), "timerfd_create")
+
     loop = asyncio.get_running_loop()
     done = loop.create_future()
 
-    def arm(due_s: float) -> None:
-        seconds, nanoseconds = divmod(int(max(due_s, time.monotonic() + NAP_S) * 1e9), 10**9)
+    def set_timer(due_s: float) -> None:
+        # Requests due within NAP_S are sent together: a shorter sleep is not worth its system calls.
+        not_before_s = time.monotonic() + NAP_S
+        seconds, nanoseconds = divmod(int(max(due_s, not_before_s) * 1e9), 10**9)
         libc.timerfd_settime(timer, TIMER_ABSTIME, Itimerspec(0, 0, seconds, nanoseconds), None)
 
-    def fire() -> None:
-        os.read(timer, 8)
+    def on_timer() -> None:
+        os.read(timer, 8)  # or the timer would stay readable
         try:
             due_s = tick()
         except Exception as error:  # noqa: BLE001 -- raised by the await below
@@ -71,11 +75,11 @@ async def run_when_due(tick: Tick) -> None:
         if due_s is None:
             done.set_result(None)
         else:
-            arm(due_s)
+            set_timer(due_s)
 
-    loop.add_reader(timer, fire)
+    loop.add_reader(timer, on_timer)
     try:
-        arm(0.0)
+        set_timer(0.0)
         await done
     finally:
         loop.remove_reader(timer)
@@ -104,7 +108,10 @@ class Recorder:
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
-        """Count a response's status and observed values, and keep it if its turn has come."""
+        """Count a response's status and the values of observed JSON fields; keep each `sample_every`th response.
+
+        A field is counted once for a GET, and for each list of a batch; an absent one counts as empty.
+        """
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
             if request.startswith(b"POST"):  # one per list of a batch
@@ -211,7 +218,11 @@ class LoadGenerator:
         self._stopped.set()
 
     async def _traffic(self) -> None:
-        """Offer all requests of the run, and wait for those in flight."""
+        """Send the requests of the run from its start time on, and wait for the answers to all of them.
+
+        With a rate, each is sent when it is due. Without one, a closed loop, each connection begins with a request, and
+        its answer triggers the next, until the duration is over or `stop` was called.
+        """
         self._end_s = self._start_s + self._load.duration_s
         if self._load.rate is None:
             await asyncio.sleep(self._start_s - self._clock())
@@ -265,7 +276,11 @@ class LoadGenerator:
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
-        """Mark the end of each second, and fail requests that have timed out, until it is cancelled."""
+        """Every SWEEP_S, mark the end of a second, and fail requests that have timed out, until cancelled.
+
+        `_waiting` has the due times of requests without a connection, in ascending order. A connection's tag is the due
+        time and the request in flight on it, or None.
+        """
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()

@@ -71,7 +71,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
             if url is None:
                 display.start("starting an emulator of Cosmos DB")
                 url = stack.enter_context(own_cosmos(options.latency, RU))
-            setup = stack.enter_context(prepared_stores([url], LISTS, display, make_up=options.account is None))
+            setup = stack.enter_context(prepared_stores([url], LISTS, display, may_generate=options.account is None))
             return report(options, Rounds(setup, settings, display).run(), setup.notes)
     except KeyboardInterrupt:
         return interrupted_report("reference")

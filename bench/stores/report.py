@@ -172,10 +172,12 @@ def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> Capac
 
 
 def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
-    """Return the cost of a billion reads at *rate* requests/s: CPU, and what the store is paid for by the month.
+    """Return the cost of a billion reads at *rate* requests/s: the service's CPU, and the monthly price of the store.
 
-    read_ru  charge of a read; None without Cosmos DB
+    read_ru  charge of a read of Cosmos DB; None for other stores
     cpu_us   the service's CPU a read, in µs
+
+    Files cost nothing but CPU; the amount is None if no size of Redis holds the lists.
     """
     month = 0.0
     note = "CPU only"
@@ -189,8 +191,10 @@ def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: fl
             return Cost(None, "no size is enough")
         month = planned["redis_cost"].number
         note = f"{planned['redis_nodes'].number:g} x {planned['redis_size']}"
-    cpu = cpu_us * BILLION / 1e6 / 3600 * prices.cpu_hour.amount
-    return Cost(cpu + month / (rate * HOURS_A_MONTH * 3600) * BILLION, note)
+
+    cpu_hours = cpu_us * BILLION / 1e6 / 3600
+    reads_a_month = rate * HOURS_A_MONTH * 3600
+    return Cost(cpu_hours * prices.cpu_hour.amount + month / reads_a_month * BILLION, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +373,13 @@ def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
         yield f"{' and '.join(few)}: too few answers; a longer --budget gives more."
 
 
+class SpeedVerdict(NamedTuple):
+    """The name of the store that is proven fastest, empty if none is, and the figures in words."""
+
+    fastest: str
+    figures: str
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The verdicts on sound stores, at *rate* reads a second."""
@@ -395,7 +406,7 @@ class Comparison:
     @property
     def answer(self) -> str:
         """The fastest and the cheapest store, and the rate from which on Redis costs less than Cosmos DB."""
-        fastest, speed = self._speed()
+        fastest, speed = self._compare_speed()
         cheapest = self._by_cost[0].name if len(self._by_cost) > 1 else ""
         if fastest and fastest == cheapest:
             parts = [f"Fastest and cheapest: {fastest}{self._where(fastest)} ({speed})"]
@@ -429,25 +440,30 @@ class Comparison:
         is_local = any(store.name == name and store.scheme == "file" for store in self.stores)
         return " on each server" if is_local and len(self.stores) > 1 else ""
 
-    def _speed(self) -> tuple[str, str]:
-        """Return the store that is proven fastest by our own clients, if any, and its figures."""
+    def _compare_speed(self) -> SpeedVerdict:
+        """Compare the latencies of stores that our own clients read, without emulated ones, which are assumed.
+
+        A store is the fastest if it is proven faster than each of the others, at p99 or else at p50.
+        """
         timed = [store for store in self._timed if not store.by_another_client]
         if not timed:
-            return "", "Latencies are assumed"
+            return SpeedVerdict("", "Latencies are assumed")
         if len(timed) == 1:
-            return "", f"{timed[0].name}: {_latencies(timed[0])}"
+            return SpeedVerdict("", f"{timed[0].name}: {_latencies(timed[0])}")
+
         for name in (DECISIVE, "p50"):
             ranking = _rank_latency(name, timed)
             if ranking and not ranking.alike:
-                least, *slower = sorted(timed, key=lambda store: store.latencies[name].value or 0.0)
+                fastest, *slower = sorted(timed, key=lambda store: store.latencies[name].value or 0.0)
                 figures = ", ".join(f"{store.name} {_ms(store.latencies[name])}" for store in slower)
-                alike = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
-                return least.name, f"{name} {_ms(least.latencies[name])} ms, {figures}{alike}"
+                limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
+                return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.latencies[name])} ms, {figures}{limit}")
+
         for name in (DECISIVE, "p50"):
             if all(store.latencies[name].value is not None for store in timed):
                 figures = ", ".join(f"{store.name} {_ms(store.latencies[name])} ms" for store in timed)
-                return "", f"No difference in speed is proven ({name}: {figures})"
-        return "", "No difference in speed is proven: too few answers"
+                return SpeedVerdict("", f"No difference in speed is proven ({name}: {figures})")
+        return SpeedVerdict("", "No difference in speed is proven: too few answers")
 
     def _redis_plan(self) -> CapacityPlan | None:
         """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""

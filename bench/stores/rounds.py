@@ -92,7 +92,11 @@ class Setup:
 
 @contextmanager
 def own_stores(latency: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Start a folder, and listed twice a Redis, if installed, and an emulator; yield URLs and notes for the report."""
+    """Start stores for a comparison on this machine; yield their URLs, and notes for the report; stop them at the end.
+
+    They are files in a temporary folder, a Redis, if it is installed, and an emulator of Cosmos DB with an assumed
+    *latency* (as `p50=4ms,p99=10ms`). Redis and Cosmos DB have a second URL each, to be read by the vendor's client.
+    """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
         urls = [f"file://{folder}/store"]
@@ -116,19 +120,22 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 
 @contextmanager
 def prepared_stores(
-    urls: Sequence[str], users: int, display: ProgressDisplay, *, make_up: bool = True
+    urls: Sequence[str], users: int, display: ProgressDisplay, *, may_generate: bool = True
 ) -> Iterator[Setup]:
-    """Fill empty stores from the first other one, or with generated lists of *users* users; start services.
+    """Fill the empty ones of the stores at *urls*, start a service for each store, and stop them after the block.
 
-    Raises BenchMisused before any write if stores serve different models, or all are empty and not *make_up*.
+    The lists are those of the first store that has some, else generated ones for *users* users. Raises BenchMisused
+    before any write if stores serve different models, or all are empty and *may_generate* is false.
     """
     names = store_names(urls)
-    lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, make_up=make_up))
-    first = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
+    lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, may_generate=may_generate))
+
+    # A service is ready when it answers for the first user.
+    path = f"/v1/recommendations/{quote(lists.users[0], safe='')}"
     options = ("--budget", f"{PATIENCE_S:g}")
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services")
-        services = [stack.enter_context(process.service_serving(first, store_settings(url), options)) for url in urls]
+        services = [stack.enter_context(process.service_serving(path, store_settings(url), options)) for url in urls]
         stack.enter_context(process.before_others(*services))
         candidates = map(Candidate, names, urls, lists.manifests, services)
         yield Setup(tuple(candidates), lists.users, lists.notes)
@@ -160,41 +167,49 @@ class SharedLists(NamedTuple):
     notes: tuple[str, ...]
 
 
-async def _share_lists(names: Mapping[str, str], users: int, display: ProgressDisplay, *, make_up: bool) -> SharedLists:
-    """Bring the lists of one store into the empty ones; *names* has the stores' names by URL.
+async def _share_lists(
+    names: Mapping[str, str], users: int, display: ProgressDisplay, *, may_generate: bool
+) -> SharedLists:
+    """Fill the empty stores with the lists of the first other one, so that all serve the same.
 
-    Without any lists, they are generated for *users* users if *make_up* allows it; else raises BenchMisused.
+    names         names of the stores by their URLs
+    users         number of users to request, and to generate lists for if all stores are empty
+    may_generate  whether they may be generated; otherwise raises BenchMisused
+
+    Raises BenchMisused, too, if stores serve lists of different models. Nothing is written before these checks.
     """
     notes = list[str]()
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(opened(url)) for url in names]
-        live = [(await store.catalogue()).live_ref for store in stores]
-        await _require_same_lists(stores, list(names), live)
-        source = next((store for store, release in zip(stores, live, strict=True) if release), None)
+        live_releases = [(await store.catalogue()).live_ref for store in stores]
+        await _require_same_lists(stores, list(names), live_releases)
+
+        source = next((store for store, release in zip(stores, live_releases, strict=True) if release), None)
         if source is None:
-            if not make_up:
+            if not may_generate:
                 raise BenchMisused(f"{', '.join(map(redacted, names))} serves nothing yet: run hotplate publish first")
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
-            await _generate_lists(source, users, display)
+            shape = Shape(users, LIST_LENGTH)
+            await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+
         release = await live_in(source)
         for name, store in zip(names.values(), stores, strict=True):
             if (await store.catalogue()).live_ref is None:
                 display.start(f"writing the lists into {name}")
                 await copy(source, store, release.id, on_progress=display.step)
+
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
-        first_users = await _first_users(source, release, users)
+        first_users = await _read_first_users(source, release, users)
     return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
 
 
-async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
-    shape = Shape(users, LIST_LENGTH)
-    await publish_rows(store, shape.batches(shape.values()), shape.plan, "zstd", display.step)
-
-
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
-    """Raise BenchMisused unless all live releases, of which None is missing, have the lists of one model."""
+    """Raise BenchMisused unless the releases that are live have lists of one model.
+
+    *live* has the live release of each store, None for a store without one.
+    """
     manifests = {
         url: await load_manifest(store, release)
         for store, url, release in zip(stores, urls, live, strict=True)
@@ -210,7 +225,7 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
             )
 
 
-async def _first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
+async def _read_first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
     ids = list[str]()
     async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
         async for row in scanned:
@@ -329,9 +344,10 @@ class Rounds:
         self._interrupted = False
 
     def run(self) -> Measured:
-        """Make all rounds, then compare the kept responses with the stores.
+        """Make all rounds, which measure the stores in turn; then compare sampled responses with the stores' lists.
 
-        Ctrl-C discards an incomplete round. Rounds with a late generator are left out if enough remain.
+        Ctrl-C discards an incomplete round, and ends the measurement. Rounds in which the load generator was late are
+        left out of the result if five others remain.
         """
         with LoadWorker(process.GENERATOR_CORE) as worker:
             began_s = time.monotonic()
@@ -342,6 +358,7 @@ class Rounds:
             except KeyboardInterrupt:  # between two runs
                 self._interrupted = True
             took_s = time.monotonic() - began_s
+
         self._display.start("comparing answers with the stores")
         kept = undisturbed(self._rounds)
         stores = tuple(
@@ -359,7 +376,7 @@ class Rounds:
             for candidate in self._setup.candidates:
                 self._display.start(f"warming up {candidate.name}")
                 load = replace(self._load(candidate, 0), duration_s=self._settings.warmup_s)
-                self._read(worker, candidate, load)
+                self._run_load(worker, candidate, load)
 
     def _run_all(self, worker: LoadWorker, began_s: float) -> None:
         while len(self._rounds) < self._settings.rounds and not self._interrupted:
@@ -377,35 +394,54 @@ class Rounds:
         return spent_s + spent_s / len(self._rounds) <= budget_s
 
     def _run_round(self, worker: LoadWorker, number: int, left_s: float) -> None:
-        """Make the runs of all stores, in reverse order in odd rounds; an interrupted round is discarded."""
-        runs = Round()
+        """Measure each store (a candidate) once, and append the round; an interrupted round is discarded.
+
+        The order is reversed in odd rounds, so that no store is always measured first. *left_s*, the seconds until the
+        end of the time budget, is only shown.
+        """
         candidates = self._setup.candidates
         left = "" if math.isinf(left_s) else f", {max(0.0, left_s):.0f} s left"
         names = ", ".join(candidate.name for candidate in candidates)
         self._display.start(f"round {number}{left}: {names}")
+
+        runs = Round()
         for candidate in candidates[:: -1 if number % 2 else 1]:
             runs[candidate.name] = self._run_candidate(worker, candidate, number)
             if self._interrupted:
                 return
+
+        # Sampled responses are kept apart, to be compared after all rounds.
         for name, run in runs.items():
             self._samples[name] += run.result.samples
         self._rounds.append({name: replace(run, result=replace(run.result, samples=())) for name, run in runs.items()})
 
     def _run_candidate(self, worker: LoadWorker, candidate: Candidate, number: int) -> ServiceRun:
-        """Run at the timed rate, and then at full load, unless a real account would charge for it."""
+        """Measure a store (a candidate) at the rate of the round *number*, then for some seconds at full load.
+
+        Full load, a closed loop, shows the CPU a read of a busy service. It is left out for a real Cosmos DB account,
+        which would charge for it.
+        """
         load = self._load(candidate, number)
-        run = self._read(worker, candidate, load)
+        run = self._run_load(worker, candidate, load)
+
         is_free = candidate.emulated or not candidate.metered
         full_s = self._settings.full_s
         if not full_s or not is_free or self._interrupted:
             return run
-        busy = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
-        return replace(run, full=self._read(worker, candidate, busy))
+        full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
+        return replace(run, full=self._run_load(worker, candidate, full_load))
 
     def _load(self, candidate: Candidate, number: int) -> Load:
-        """Return the load of a store in a round; its number is the seed, so that all stores get the same requests."""
+        """Return the requests to a store (a candidate) in a round, and their rate.
+
+        The round's *number* is the seed, so that all stores get the same requests. A store that is read through
+        azure-cosmos gets SDK_RATE at most. About COMPARED responses are kept as samples, one of an odd number, which
+        avoids cycles.
+        """
         settings = self._settings
-        rate = min(settings.rate, SDK_RATE) if through_sdk(candidate.url) else settings.rate
+        rate = settings.rate
+        if through_sdk(candidate.url):
+            rate = min(rate, SDK_RATE)
         return Load(
             url=candidate.service.url,
             requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
@@ -417,7 +453,7 @@ class Rounds:
             sample_every=max(1, int(rate * settings.duration_s / COMPARED)) | 1,
         )
 
-    def _read(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
+    def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
         """Run *load*, and count the service's CPU and, of Cosmos DB, its request units."""
         service = candidate.service
         before = process.store_counts(service) if candidate.metered else None
