@@ -46,22 +46,31 @@ def fetch(url: str) -> tuple[bytes, dict[str, str]]:
 
 
 def import_lists(source: str, target: str) -> None:
-    """Import a CSV file of user, item and score into a new LMDB file, and read it."""
+    """Import a CSV file of user, item and score into a new LMDB file: each user's LENGTH best items, as JSON.
+
+    Reads the file again, and raises RuntimeError if a list is missing.
+    """
     import lmdb  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
+    # Rows sorted by user and descending score, with the JSON of each item.
     schema = {"user": pl.String, "item": pl.String, "score": pl.Float64}
     rows = pl.scan_csv(source, schema=schema).sort("user", "score", "item", descending=[False, True, False])
-    text = pl.concat_str(pl.lit('{"id":"'), "item", pl.lit('","score":'), pl.col("score").cast(pl.String), pl.lit("}"))
-    table = rows.collect(engine="streaming").select("user", line=text)
-    lists = table.group_by("user", maintain_order=True).agg(pl.col("line").head(LENGTH))
-    encoded = lists.select(pl.lit("user:") + pl.col("user"), pl.col("line").list.join(",\n"))
+    json = pl.concat_str(pl.lit('{"id":"'), "item", pl.lit('","score":'), pl.col("score").cast(pl.String), pl.lit("}"))
+    items = rows.collect(engine="streaming").select("user", json=json)
+
+    # One row for each user: key and list.
+    lists = items.group_by("user", maintain_order=True).agg(pl.col("json").head(LENGTH))
+    encoded = lists.select(pl.lit("user:") + pl.col("user"), pl.col("json").list.join(",\n"))
+
+    # Keys ascend, so that they can be appended.
     with lmdb.open(target, subdir=False, map_size=1 << 40, sync=False, lock=False) as environment:
         for part in encoded.iter_slices(ROWS_AT_ONCE):
             with environment.begin(write=True) as transaction:
                 pairs = ((key.encode(), value.encode()) for key, value in part.iter_rows())
                 transaction.cursor().putmulti(pairs, append=True)
         environment.sync(True)
+
     with lmdb.open(target, subdir=False, readonly=True, lock=False) as environment, environment.begin() as transaction:
         if sum(1 for _, value in transaction.cursor() if value) != encoded.height:
             raise RuntimeError(f"{target} does not hold all lists of {source}")
@@ -77,27 +86,35 @@ def train(path: str, factors: str) -> None:
 
 
 def _read_retail(path: str) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return a matrix of who bought what, with as many pairs left out as by our options for this data."""
+    """Return a csr_matrix [user, item] of float32 with 1 for each item that a user of Online Retail bought.
+
+    Leaves out what hotplate's options for this data do: returns, articles without a price or a regular code, and
+    users and items with fewer than MIN_PAIRS pairs.
+    """
     import numpy as np  # noqa: PLC0415
     import polars as pl  # noqa: PLC0415
 
-    recipe = (pl.col("quantity") > 0) & (pl.col("unit_price") > 0) & pl.col("stock_code").str.contains(r"^\d{5}")
-    rows = pl.scan_parquet(path).filter(recipe, pl.col("customer_id").is_not_null())
+    is_sale = (pl.col("quantity") > 0) & (pl.col("unit_price") > 0) & pl.col("stock_code").str.contains(r"^\d{5}")
+    rows = pl.scan_parquet(path).filter(is_sale, pl.col("customer_id").is_not_null())
     user = pl.col("customer_id").cast(pl.String)
     item = pl.col("stock_code").cast(pl.String)
     pairs = rows.select(user=user, item=item).unique().collect()
-    before = 0
-    while pairs.height != before:
-        before = pairs.height
+
+    # Items without enough users may leave users without enough items, so repeat until nothing changes.
+    height_before = 0
+    while pairs.height != height_before:
+        height_before = pairs.height
         pairs = pairs.filter(pl.len().over("user") >= MIN_PAIRS).filter(pl.len().over("item") >= MIN_PAIRS)
-    codes = []
+
+    # Rows and columns in the order of the ids.
+    indices = []
     sizes = []
     for name in ("user", "item"):
         ids = pairs.get_column(name)
-        distinct = ids.unique().sort()
-        codes.append(ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32))
-        sizes.append(len(distinct))
-    return _matrix(codes[0], codes[1], (sizes[0], sizes[1]))
+        distinct_ids = ids.unique().sort()
+        indices.append(ids.cast(pl.Enum(distinct_ids)).to_physical().to_numpy().astype(np.int32))
+        sizes.append(len(distinct_ids))
+    return _matrix(indices[0], indices[1], (sizes[0], sizes[1]))
 
 
 def _matrix(users: Any, items: Any, shape: tuple[int, int]) -> Any:  # noqa: ANN401 -- as above
@@ -107,25 +124,30 @@ def _matrix(users: Any, items: Any, shape: tuple[int, int]) -> Any:  # noqa: ANN
     return csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
 
 
-def _train(everything: Any, factors: int) -> None:  # noqa: ANN401 -- as above
-    """Print the NDCG of ALS and TF-IDF on held-back pairs; fit ALS on all pairs, and compute all lists."""
+def _train(user_items: Any, factors: int) -> None:  # noqa: ANN401 -- as above
+    """Do the work of `hotplate train` and `publish` with implicit alone, on a csr_matrix [user, item].
+
+    Prints the NDCG of ALS and of TF-IDF on a held-back quarter of the pairs, then fits ALS on all pairs, and computes
+    the lists of all users and the neighbours of all items, which are dropped.
+    """
     import numpy as np  # noqa: PLC0415
     from implicit.evaluation import ranking_metrics_at_k  # noqa: PLC0415
     from implicit.nearest_neighbours import TFIDFRecommender  # noqa: PLC0415
 
-    pairs = everything.tocoo()
-    held_back = np.random.default_rng(1).random(pairs.nnz) < 1 / 4
-    learnt = _matrix(pairs.row[~held_back], pairs.col[~held_back], pairs.shape)
-    test = _matrix(pairs.row[held_back], pairs.col[held_back], pairs.shape)
+    pairs = user_items.tocoo()
+    is_held_back = np.random.default_rng(1).random(pairs.nnz) < 1 / 4
+    train_pairs = _matrix(pairs.row[~is_held_back], pairs.col[~is_held_back], pairs.shape)
+    test_pairs = _matrix(pairs.row[is_held_back], pairs.col[is_held_back], pairs.shape)
     neighbours = TFIDFRecommender(K=10)
-    neighbours.fit(learnt, show_progress=False)
-    for fitted in (_fit(learnt, factors), neighbours):
-        print(ranking_metrics_at_k(fitted, learnt, test, K=K, show_progress=False)["ndcg"])
-    model = _fit(everything, factors)
-    users, items = everything.shape
+    neighbours.fit(train_pairs, show_progress=False)
+    for fitted in (_fit(train_pairs, factors), neighbours):
+        print(ranking_metrics_at_k(fitted, train_pairs, test_pairs, K=K, show_progress=False)["ndcg"])
+
+    model = _fit(user_items, factors)
+    users, items = user_items.shape
     for start in range(0, users, USERS_AT_ONCE):
         part = np.arange(start, min(start + USERS_AT_ONCE, users))
-        model.recommend(part, everything[part], N=LENGTH)
+        model.recommend(part, user_items[part], N=LENGTH)
     for start in range(0, items, USERS_AT_ONCE):
         model.similar_items(np.arange(start, min(start + USERS_AT_ONCE, items)), N=LENGTH + 1)
 

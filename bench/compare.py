@@ -37,9 +37,15 @@ class Change:
     ratio: Figure
 
     def rows(self, *, main: bool) -> list[Row]:
-        """Return the cells of a line of the table, which shows *main* lines only."""
-        subject = "good answers/s" if self.name == RATE else f"{self.name}, ms"
-        unit = "" if self.name == RATE else "us"
+        """Return the cells of a line of the table: both figures, their ratio and its interval.
+
+        Only *main* lines are shown; the JSON report has the others, too.
+        """
+        subject = f"{self.name}, ms"
+        unit = "us"
+        if self.name == RATE:
+            subject = "good answers/s"
+            unit = ""
         interval = self.ratio.note
         if self.ratio.low is not None and self.ratio.high is not None:
             interval = f"{rounded(self.ratio.low, 3)} to {rounded(self.ratio.high, 3)}"
@@ -69,9 +75,10 @@ def read(path: Path) -> Report:
 
 
 def compare(first: Report, second: Report, decides: str = "p99") -> Report:
-    """Compare two reports by the figure *decides*; a regression makes the result `broken`.
+    """Compare two reports of `bench http`, and report whether the second is better, worse or no different.
 
-    Raises BenchMisused if they do not tell.
+    The figure *decides* gives the verdict, unless the share of errors grew, which is a regression by itself. With a
+    regression the result is `broken`. Raises BenchMisused if the figure is missing in a report, or has no interval.
     """
     changes = {change.name: change for change in _changes(first, second)}
     if decides not in changes:
@@ -125,7 +132,10 @@ def _errors(report: Report) -> float:
 
 
 def _verdict(name: str, ratio: Figure) -> Verdict:
-    """Judge the change of the figure *name*. Raises BenchMisused if its interval is unknown."""
+    """Judge the change of the figure *name* by the 95 % interval of its *ratio*, second report / first.
+
+    A rate is better if it grows, a latency if it falls. Raises BenchMisused if the interval is unknown.
+    """
     if ratio.value is None or ratio.low is None or ratio.high is None:
         raise BenchMisused(f"{name} cannot be compared: {ratio.note}; repeat both 5 times or more, or for longer")
     changed = f"{name} changed by {_percent(ratio.value)} ({_percent(ratio.low)} to {_percent(ratio.high)})"

@@ -296,19 +296,22 @@ class Saturation(NamedTuple):
 
 
 def saturate(server: Server, requests: bytes) -> Saturation:
-    """Measure *server* with wrk for WRK_SECONDS, with *requests* in their order.
+    """Load *server* fully with wrk for WRK_SECONDS; return its rate and its CPU time in µs for an answer.
 
-    Raises RuntimeError for errors, and for more than MAX_POPULAR popular lists, which are cheap.
+    *requests* are sent in their order, again and again. Raises RuntimeError for errors, and for more than MAX_POPULAR
+    popular lists: those that the service answers instead of a user's own are cheap.
     """
-    before = lookups(server)
-    before_s = server.cpu_s()
+    lookups_before = lookups(server)
+    cpu_before_s = server.cpu_s()
     output = _run_wrk(server, requests)
-    used_s = server.cpu_s() - before_s
-    counted = re.search(r"(\d+) requests in ", output)
-    if counted is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", output):
+    used_s = server.cpu_s() - cpu_before_s
+
+    request_count = re.search(r"(\d+) requests in ", output)
+    if request_count is None or re.search(r"Socket errors: |Non-2xx or 3xx responses: ", output):
         raise RuntimeError(f"wrk printed {output[-500:]}")
-    answers = int(counted[1])
-    lists, popular = (after - first for first, after in zip(before, lookups(server), strict=True))
+    answers = int(request_count[1])
+
+    lists, popular = (after - before for before, after in zip(lookups_before, lookups(server), strict=True))
     if popular > MAX_POPULAR * lists:
         raise RuntimeError(f"{popular:,.0f} of {lists:,.0f} lists were popular ones; is the machine busy?")
     return Saturation(answers / WRK_SECONDS, used_s * 1e6 / answers)

@@ -45,7 +45,11 @@ SAMPLE_POPULAR = 0.5
 
 
 def make_plan(options: HttpOptions) -> HttpPlan:
-    """Parse options. Raises BenchMisused if invalid, StoreError if users cannot be read."""
+    """Parse the options of a measurement over HTTP.
+
+    The share of popular lists (the fallback for users without own ones) that is allowed grows with that of unknown
+    users. Raises BenchMisused for invalid options, StoreError if the users cannot be read from a store.
+    """
     _require_at_most_one({"--keys-file": options.keys_file, "--users": options.users})
     _require_at_most_one({"--find-max": options.find_max or None, "--batch": options.batch})
     if options.score and not options.batch:
@@ -67,7 +71,11 @@ def make_plan(options: HttpOptions) -> HttpPlan:
 
 
 def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
-    """Return the load of a round; *keys* is None for a path without users, whose responses no list is compared with."""
+    """Return the requests of a round, and their rate in requests/s.
+
+    *keys* has the users to request; None for a path without users. With a store, one of `sample_every` responses is
+    kept, to be compared with its lists.
+    """
     rate = parse_rate(options.rate)
     duration_s = parse_seconds(options.duration)
     sample_every = 0
@@ -169,7 +177,11 @@ def search(attempt: Callable[[float], Trial], start: float, precision: float = P
 
 
 def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
-    """Measure; Ctrl-C ends it with a report. Raises BenchFailed without answers, or if the key is refused."""
+    """Measure a service over HTTP as planned, and report it; Ctrl-C ends it with a report of the runs until then.
+
+    A first short run only shows whether the requested users have lists; if most get the popular one instead, nothing
+    more is measured. Raises BenchFailed if the service does not answer, or refuses the API key.
+    """
     load = plan.load
     response = send_one(load.url, next(load.rendered()), load.timeout_s)
     if response.status in KEY_REFUSED:
@@ -177,6 +189,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             f"{redacted(load.url)} answers {response.status}, so nothing was measured; give a key that may read, as "
             "--header X-API-Key:KEY (`hotplate keys create` makes one)"
         )
+
     with LoadWorker() as worker:
         if plan.keys is not None:
             sample = worker.run(replace(load, rate=SAMPLE_RATE, duration_s=SAMPLE_S, sample_every=0))

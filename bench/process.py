@@ -277,7 +277,10 @@ class StoreCounts(NamedTuple):
 
 
 def store_counts(service: Server) -> StoreCounts:
-    """Sum a service's metrics of its store; zeros without Cosmos DB. Raises OSError."""
+    """Read the counts of request units, charged responses, 429s and timeouts from a service's metrics.
+
+    They count from its start, over all labels; zeros without Cosmos DB. Raises OSError if the service does not answer.
+    """
     sums = dict[str, float]()
     timeouts = 0.0
     for sample in read_samples(f"{service.admin_url}/metrics"):
@@ -333,19 +336,21 @@ def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN
 def _running(
     command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Run a process on a core until the block ends, which begins once *is_ready* is true.
+    """Start a command on a core, wait until *is_ready* returns true, and terminate it after the block.
 
-    Raises BenchFailed with its output if it ends, or is not ready in READY_WITHIN_S.
+    Raises BenchFailed with its output if the process ends, or is not ready in READY_WITHIN_S. It leads a group of
+    processes, all of which are stopped.
     """
     with tempfile.TemporaryFile() as output:
         with on_core(core):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
                 command, cwd=ROOT, env=env, stdout=output, stderr=output, process_group=0
             )
-        until = time.monotonic() + READY_WITHIN_S
+
+        deadline_s = time.monotonic() + READY_WITHIN_S
         try:
             while not is_ready():
-                if process.poll() is not None or time.monotonic() > until:
+                if process.poll() is not None or time.monotonic() > deadline_s:
                     output.seek(0)
                     raise BenchFailed(_not_started(command, process.returncode, output.read()))
                 time.sleep(0.02)

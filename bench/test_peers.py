@@ -53,7 +53,10 @@ pytestmark = pytest.mark.benchmark(group="peers")
 
 
 def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
-    """Measure both servers in alternating rounds, and store the results."""
+    """Measure our service and a peer in alternating rounds, and store rate, CPU a request and the ratios of both.
+
+    *names* are those of ours and of the peer; each is loaded with a server and the requests to send.
+    """
     cpu_us = list[float]()
     cpu_ratios = list[float]()
     ratios = list[float]()

@@ -40,17 +40,22 @@ class LatencyTrace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(count for latencies in self.latencies for _, count in latencies.counts)
 
     def draws(self) -> Callable[[], float]:
-        """Return a function that draws seconds as often as they were recorded."""
-        counted = Counter[int]()
+        """Return a function that draws a latency in seconds at each call, by the recorded frequencies.
+
+        Latencies of all operations, regions and hours count together.
+        """
+        counts = Counter[int]()
         for latencies in self.latencies:
             for latency_us, count in latencies.counts:
-                counted[latency_us] += count
-        values_us = sorted(counted)
-        cumulated = list(accumulate(counted[value] for value in values_us))
+                counts[latency_us] += count
+
+        values_us = sorted(counts)
+        cumulated_counts = list(accumulate(counts[value] for value in values_us))
+        total = cumulated_counts[-1]
         rng = random.Random(1)  # noqa: S311 -- repeatable
 
         def draw() -> float:
-            return values_us[bisect_right(cumulated, rng.random() * cumulated[-1])] / 1e6
+            return values_us[bisect_right(cumulated_counts, rng.random() * total)] / 1e6
 
         return draw
 

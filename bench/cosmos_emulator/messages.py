@@ -165,7 +165,10 @@ class HttpConnection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """Answer a complete request; 413 if its body was too large."""
+        """Answer a request that the parser has read completely; 413 if its body was too large.
+
+        The connection is kept open if the client's headers allow it.
+        """
         if self._is_closing:
             return
         keep_alive = self._parser.should_keep_alive()

@@ -199,7 +199,10 @@ def _find(resources: Mapping[str, T], name: str, *, is_owner: bool = False) -> T
 
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
-    """Return the autoscale throughput, else the manual one; raises 400."""
+    """Parse a throughput in RU/s: `{"maxThroughput": ru}` of *autoscale* or, if that is None, the number *manual*.
+
+    Raises 400 for a throughput that Azure does not offer, also if both are None.
+    """
     name = "throughput"
     ru = manual
     if autoscale is not None:
@@ -232,7 +235,11 @@ def create_container(
 
 
 def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> EmulatedOffer:
-    """Change a container's throughput, which may split its partitions; raises 400 below its minimum."""
+    """Change a container's throughput (RU/s), and return its offer, the resource that holds it.
+
+    More RU/s may split partitions, so documents are assigned to the new ones. Raises 400 below the offer's minimum, and
+    for a change between manual and autoscale.
+    """
     if throughput.autoscale != offer.throughput.autoscale:
         raise HttpError(400, "migrating between manual and autoscale throughput is not emulated")
     if throughput.ru < offer.minimum_ru:

@@ -75,7 +75,11 @@ async def running(
     settings: EmulatorSettings,
     extend: Callable[[Service, HttpHandler], HttpHandler] = lambda _, handler: handler,
 ) -> AsyncIterator[RunningEmulator]:
-    """Run an emulator, with a listener for each region; *extend* may wrap its handler. Raises BenchMisused."""
+    """Run an emulator of Cosmos DB until the block ends, with a listening port for each region of the account.
+
+    *extend* gets the service and its handler of requests, and returns the handler to use. At the end connections are
+    reset, after those that are being accepted. Raises BenchMisused for invalid settings.
+    """
     context = _tls_context(settings)
     service = _service(settings)
     handler = extend(service, partial(_answer, service))
@@ -110,7 +114,7 @@ def _service(settings: EmulatorSettings) -> Service:
 
 
 def _answer(service: Service, request: Request) -> HttpResponse:
-    """Answer the pages for faults and metrics, or else as the service."""
+    """Answer a request: the emulator's own pages, which show metrics and take faults, and all others as the service."""
     if not request.path.startswith(PAGES):
         return service.answer(request)
     match request.method, request.path.removeprefix(PAGES):
@@ -126,7 +130,11 @@ def _answer(service: Service, request: Request) -> HttpResponse:
 
 
 def _metrics(service: Service) -> bytes:
-    """Return requests and request units by operation and status, and the partitions, in Prometheus' text format."""
+    """Return metrics in Prometheus' text format.
+
+    They are the numbers of requests and their request units by operation and status, and for each physical partition
+    the admitted request units, the 429s and the provisioned RU/s.
+    """
     lines = list[str]()
     for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
         samples = [

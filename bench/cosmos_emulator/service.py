@@ -60,7 +60,11 @@ class Authenticator:
         self._signer = hmac.new(secret, digestmod="sha256")
 
     def check(self, request: Request, resource_type: str, link: str, operation: str, now: float) -> None:  # noqa: ARG002 -- the key allows every operation
-        """Raise 401 for an invalid signature or date, and 403 for a date too far from *now*."""
+        """Verify the signature of a request with the account's master key.
+
+        It is an HMAC of method, type and *link* of the resource, and date. Raises 401 for an invalid signature or date,
+        403 for a date too far from *now* (seconds since 1970).
+        """
         date = request.header(b"x-ms-date") or request.header(b"date")
         seconds = _seconds_of(date)
         if seconds is None:
@@ -105,7 +109,11 @@ class ResourceRoute:
 
 @lru_cache(16384)
 def route_of(path: str) -> ResourceRoute:
-    """Parse a percent-encoded path, and tell what its signature covers; raises 400 or 404."""
+    """Parse a path, as `dbs/shop/colls/lists/docs/u%3A1`: alternately types and names of resources.
+
+    A path that ends with a type is a feed of such resources. The route's link is the part of the path that a request's
+    signature covers. Raises 400 for a path that is not UTF-8, 404 for resources that are not emulated.
+    """
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
@@ -124,7 +132,11 @@ def route_of(path: str) -> ResourceRoute:
 
 
 def operation_of(request: Request, route: ResourceRoute) -> str:
-    """Return a request's operation in metrics and faults, as `read item`, by method and headers."""
+    """Return the name of a request's operation for metrics and faults, as `read item`.
+
+    The method decides, but a POST to a feed is a create unless its headers make it an upsert, a query, a query's plan
+    or a batch.
+    """
     noun = NOUNS[route.resource_type]
     if not route.is_feed:
         return f"{VERBS.get(request.method, 'other')} {noun}"
@@ -166,7 +178,11 @@ class Service:
     _activities: int = 0
 
     def answer(self, request: Request) -> HttpResponse:
-        """Answer a request, with the latency of the data plane, and count it; never raises."""
+        """Answer any request, and count it by operation and status with its charge.
+
+        Requests for items get the assumed latency, as the delay of their response. Never raises: HttpErrors become
+        responses, other errors are logged and become a 500.
+        """
         operation = "unreadable"
         try:
             route = route_of(request.path)
@@ -199,7 +215,10 @@ class Service:
         return response
 
     def _run(self, request: Request, route: ResourceRoute, operation: str) -> HttpResponse:
-        """Answer a request without faults; raises HttpError."""
+        """Answer an authenticated request, for an item, the account or another resource; raises HttpError.
+
+        Faults are not injected here. Regions other than the first, the write region, only accept reads.
+        """
         now = self.account.clock()
         self.authenticator.check(request, route.resource_type, route.link, operation, now)
         if request.region and not operation.startswith(READS):

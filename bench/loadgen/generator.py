@@ -372,7 +372,11 @@ class LoadGenerator:
             self._offer(now_s)
 
     def _result(self, cpu_share: float) -> Result:
-        """Return what was recorded; an early end, or answers after the end, change the duration."""
+        """Return the run's counts and times, with *cpu_share*, the generator's CPU as a share of a core.
+
+        The duration in seconds is that of the load, but longer if answers came after its end, and until the last
+        request or answer if the run was stopped early.
+        """
         load = self._load
         recorder = self._recorder
         elapsed_s = max(self._last_sent_s, self._last_read_s) - self._start_s
@@ -421,16 +425,17 @@ class LoadWorker:
         return self._process.pid
 
     def run(self, load: Load, *, on_the_second: bool = False) -> Result:
-        """Make one run in the process; blocks until its end.
+        """Make one run in the load generator's process, and return its result when it ends.
 
-        *on_the_second* begins it with a second of the clock, as RU/s budgets do. Ctrl-C gives an `interrupted` result.
+        The process connects, answers READY, and begins at the start time that it is sent: soon or, *on_the_second*, at
+        the next full second of the clock, as RU/s budgets do. Ctrl-C stops the run, and gives an `interrupted` result.
         Raises BenchFailed if the process dies.
         """
         with raised_priority(() if self._core is None else [self.pid]):
             self._channel.send(load)
             try:
                 while receive(self._channel, DIED) != READY:
-                    pass  # of an earlier run, stopped twice
+                    pass  # the result of an earlier run, stopped twice
                 start_s = time.monotonic() + AHEAD_S
                 if on_the_second:
                     start_s += 1 - (time.time() + AHEAD_S) % 1
@@ -447,10 +452,14 @@ class LoadWorker:
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
-    """Make one run on command of the parent, which sends its start, and perhaps STOP."""
+    """Make one run of the load generator in its process, and return the result.
+
+    The parent gets READY once all connections are open, then sends the start time (by `time.monotonic`), and perhaps
+    STOP. A parent that ends stops the run, too.
+    """
     generator = LoadGenerator(load)
     loop = asyncio.get_running_loop()
-    begun: asyncio.Future[float] = loop.create_future()
+    start_s: asyncio.Future[float] = loop.create_future()
 
     def on_message() -> None:
         try:
@@ -460,12 +469,12 @@ async def make_run(channel: Channel, load: Load) -> Result:
             loop.remove_reader(channel.fileno())
         if message == STOP:
             generator.stop()
-        if not begun.done():
-            begun.set_result(message if isinstance(message, float) else time.monotonic())
+        if not start_s.done():
+            start_s.set_result(message if isinstance(message, float) else time.monotonic())
 
     async def begin() -> float:
         channel.send(READY)
-        return await begun
+        return await start_s
 
     loop.add_reader(channel.fileno(), on_message)
     try:

@@ -5,7 +5,7 @@ import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -132,13 +132,18 @@ class Posts:
     score: bool = False
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """Yield complete POSTs of the next users, infinitely, in our form or in Azure ML's."""
-        drawn = iter(self.keys)
+        """Yield HTTP requests, complete and without end, each for the lists of the next `batch` users.
+
+        The body is that of hotplate's batches or, with `score`, of Azure ML's scoring: a row for each user.
+        """
+        next_users = iter(self.keys)
         path = SCORE_PATH if self.score else BATCH_PATH
         while True:
-            users = list(itertools.islice(drawn, self.batch))
-            rows = {"data": [{"user": user, "n": self.n} for user in users]}
-            body = orjson.dumps(rows if self.score else {"users": users, "n": self.n})
+            users = list(itertools.islice(next_users, self.batch))
+            content: dict[str, Any] = {"users": users, "n": self.n}
+            if self.score:
+                content = {"data": [{"user": user, "n": self.n} for user in users]}
+            body = orjson.dumps(content)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
 
@@ -160,18 +165,23 @@ def failure_by_status(status: int, body: bytes) -> str | None:
 
 
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
-    """Yield due times in seconds from the start: evenly spaced, or with a *seed* by a Poisson process."""
+    """Yield the times at which requests are due, in seconds from the start, up to *duration_s*.
+
+    They are evenly spaced at *rate* a second or, with a *seed*, at random by a Poisson process of this mean rate. They
+    are computed in blocks, in units of the mean interval, 1 / rate.
+    """
     rng = None if seed is None else np.random.default_rng(seed)
-    passed = 0.0
+    last_random = 0.0
     for block in itertools.count():
         if rng is None:
-            counts = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
+            intervals = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
         else:
-            counts = passed + np.cumsum(rng.exponential(1.0, BLOCK))
-            passed = counts[-1]
-        within = counts[counts < rate * duration_s - ROUNDING]
+            intervals = last_random + np.cumsum(rng.exponential(1.0, BLOCK))
+            last_random = intervals[-1]
+
+        within = intervals[intervals < rate * duration_s - ROUNDING]
         yield from (within / rate).tolist()
-        if len(within) < len(counts):
+        if len(within) < len(intervals):
             return
 
 

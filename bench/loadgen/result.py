@@ -40,16 +40,22 @@ class Histogram:
 
     @classmethod
     def of(cls, seconds: Seconds) -> "Histogram":
-        """Count times in seconds; those beyond 60 s count as 60 s."""
+        """Return the histogram of times in seconds; those beyond 60 s count as 60 s.
+
+        Counts all at once, where the HDR histogram's own method takes one time after the other. `_counts` is a view of
+        its counters, each for the times up to its highest µs.
+        """
         histogram = cls()
         times_us = np.clip(np.rint(np.asarray(seconds, dtype=np.float64) * 1e6), LOWEST_US, HIGHEST_US)
-        if len(times_us):
-            counters = np.searchsorted(_highest_us(), times_us)
-            counts = np.bincount(counters, minlength=len(histogram._counts))
-            histogram._counts += counts.astype(histogram._counts.dtype)
-            histogram._hdr.total_count = len(times_us)
-            histogram._hdr.min_value = int(times_us.min())
-            histogram._hdr.max_value = int(times_us.max())
+        if times_us.size == 0:
+            return histogram
+
+        counters = np.searchsorted(_highest_us(), times_us)
+        counts = np.bincount(counters, minlength=len(histogram._counts))
+        histogram._counts += counts.astype(histogram._counts.dtype)
+        histogram._hdr.total_count = len(times_us)
+        histogram._hdr.min_value = int(times_us.min())
+        histogram._hdr.max_value = int(times_us.max())
         return histogram
 
     @classmethod
@@ -232,13 +238,18 @@ class Result:
 
 
 def lateness(results: Sequence[Result], at_least: int = 1) -> list[str]:
-    """Return a sentence if the pooled p99 is mostly the generator's lateness; empty below *at_least* answers."""
+    """Return a sentence if the p99 of all results together is mostly the delay of the load generator; else nothing.
+
+    The generator's lag is the time from when a request was due to when it was sent. Too few answers, below
+    *at_least*, are not judged.
+    """
     latency = Histogram.merged(result.latency for result in results)
     lag = Histogram.merged(result.lag for result in results)
     late_us = lag.percentile_us(99)
     p99_us = latency.percentile_us(99)
     if latency.count < at_least or late_us <= max(LATE_US, p99_us / 2):
         return []
+
     late = format_value(late_us, "us")
     p99 = format_value(p99_us, "us")
     return [f"the generator itself was {late} late at p99, of a latency of {p99}"]

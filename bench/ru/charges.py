@@ -86,7 +86,11 @@ class MeasuredCharges:
         return measured + [(size_kb, ru) for size_kb, ru in ours if size_kb > largest_kb]
 
     def to_toml(self) -> str:
-        """Return a file of coefficients, each marked as measured or ours."""
+        """Return the text of a TOML file for `--charges`, with all coefficients, each marked as measured or as ours.
+
+        `read_missing`, as an example, is the line "missing" of the section [read]. A section of an operation that was
+        measured by size also has points: KB and request units.
+        """
         head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
         lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
         names = sorted(field.name for field in msgspec.structs.fields(Charges))
@@ -132,7 +136,10 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
 
 
 def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator[Charge]:
-    """Yield the median charge of each operation on TIMES items of a size, and our charge of it."""
+    """Create, read, upsert and delete TIMES items of a size; yield each operation's median charge in request units.
+
+    *ours* has the charges that hotplate assumes, for comparison. Items have no indexed values.
+    """
     size = size_kb * KB
     measured_ru = dict[str, list[float]]()
     for body in _bodies(size_kb, TIMES):
@@ -145,6 +152,7 @@ def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator
         }
         for operation, request in requests.items():
             measured_ru.setdefault(operation, []).append(_charge_of(request))
+
     ours_ru = {
         "create": ours.create(size, 0),
         "read": ours.read(size),

@@ -78,12 +78,18 @@ class SweepPlan:
 
 
 def plan(options: SweepOptions) -> SweepPlan:
-    """Validate options, with defaults for levels and sizes. Raises BenchMisused and StoreMisused."""
+    """Validate the options of a sweep over levels (settings of RU/s) and sizes of lists, and fill in defaults.
+
+    Raises BenchMisused for invalid options, and StoreMisused for an account without a key.
+    """
     listed = options.levels or (AUTOSCALE_LEVELS if options.autoscale else MANUAL_LEVELS)
     levels = tuple(sorted({_parse_level(level, autoscale=options.autoscale) for level in listed.split(",")}))
+
+    # Azure limits how far a container can be scaled down, by the highest RU/s that it ever had.
     least = minimum_ru(levels[-1], 0, autoscale=options.autoscale)
     if levels[0] < least:
         raise BenchMisused(f"a container that had {levels[-1]:,} RU/s cannot be scaled below {least:,}; see --levels")
+
     duration_s = parse_seconds(options.duration)
     if duration_s < 2 or duration_s % 1:
         raise BenchMisused(f"--duration must be 2s or more in whole seconds, not {options.duration!r}")
@@ -138,23 +144,25 @@ def database_cost(
 
 
 def read_charge(service: process.Server, users: Sequence[str]) -> float:
-    """Return a read's charge by the service's metrics, from reads without a poll of the catalogue among them.
+    """Read some lists through the service, and return the request units that one costs, by its metrics.
 
-    Raises BenchFailed if most reads time out, or the metrics never show exactly the reads that were made.
+    The service also polls Cosmos DB for new releases. Reads with a poll among them, shown by more charged responses
+    than reads, are repeated. Raises BenchFailed if most reads time out, or if no attempt was without a poll.
     """
-    drawn = itertools.cycle(users)
-    missed = 0
+    next_users = itertools.cycle(users)
+    timeouts = 0
     for _ in range(CHARGE_TRIES):
-        before = process.store_counts(service)
-        for user in itertools.islice(drawn, CHARGED_READS):
+        counts_before = process.store_counts(service)
+        for user in itertools.islice(next_users, CHARGED_READS):
             with urllib.request.urlopen(service.url + PATH.format(key=user), timeout=5) as answer:  # noqa: S310 -- on loopback
                 answer.read()
-        counted = process.store_counts(service).since(before)
-        if counted.charged == CHARGED_READS:
-            return counted.ru / CHARGED_READS
-        missed += counted.timeouts
+        counts = process.store_counts(service).since(counts_before)
+        if counts.charged == CHARGED_READS:
+            return counts.ru / CHARGED_READS
+        timeouts += counts.timeouts
         time.sleep(0.1)
-    if missed >= CHARGED_READS:
+
+    if timeouts >= CHARGED_READS:
         raise BenchFailed(f"hardly a read met {levels.TOO_FAR}")
     raise BenchFailed("the service's metrics do not show the charge of a read; does the store answer?")
 

@@ -1,6 +1,7 @@
 """A temporary database, filled with lists, scaled, and dropped at the end."""
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -50,14 +51,20 @@ class SizedLists:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """Users, alternating between partitions, so that any run of them spends all budgets evenly."""
-        by_partition: list[list[str]] = [[] for _ in range(self.parts)]
+        """The ids of `count` users, of which successive ones are in the `parts` partitions in turn.
+
+        Requests for them in this order spend the budgets of all partitions evenly.
+        """
+        users_by_partition: list[list[str]] = [[] for _ in range(self.parts)]
         number = 0
-        while min(map(len, by_partition)) * self.parts < self.count:
+        while min(map(len, users_by_partition)) * self.parts < self.count:
             user = f"{number:08d}"
-            by_partition[partition_of(name_of(USER + user), self.parts)].append(user)
+            partition = partition_of(name_of(USER + user), self.parts)
+            users_by_partition[partition].append(user)
             number += 1
-        return tuple(user for users in zip(*by_partition, strict=False) for user in users)[: self.count]
+
+        users = itertools.chain.from_iterable(zip(*users_by_partition, strict=False))
+        return tuple(itertools.islice(users, self.count))
 
     @property
     def body(self) -> bytes:
@@ -135,7 +142,10 @@ class Sandbox:
         return asyncio.run(self._publish(lists))
 
     async def _publish(self, lists: SizedLists) -> Published:
-        """Publish, and divide what it cost beyond the overhead of any publish by the number of rows."""
+        """Publish the lists, and return the live release with the request units that one list cost.
+
+        Of all request units that were spent, the overhead of a publish, computed for its number of rows, is left out.
+        """
         rows = lists.rows()
         spent = ChargeCounter()
         batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))

@@ -29,18 +29,20 @@ Counts = dict[tuple[str, str, int], Counter[int]]
 
 
 async def record(url: str, users: Sequence[str], reads: int = READS) -> LatencyTrace:
-    """Read lists of *users* in turn, IN_FLIGHT at a time, until *reads* or for WITHIN_S.
+    """Read the lists of *users* in turn from the store at *url*, and return the latencies of its answers.
 
-    Raises BenchFailed without an answer.
+    IN_FLIGHT reads are made at a time, *reads* in all, but for WITHIN_S seconds at most. Latencies are counted in µs,
+    by operation, region and hour of the day. Raises BenchFailed if no read was answered.
     """
     counted: Counts = {}
     async with opened(url) as store:
-        read = partial(_timed_read, store, await live_in(store), counted)
+        read = partial(_count_read_latency, store, await live_in(store), counted)
         keys = iter(islice(cycle(USER + user for user in users), reads))
         with suppress(TimeoutError):
             async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
                 for _ in range(IN_FLIGHT):
                     tasks.create_task(_read_all(read, keys))
+
     latencies = tuple(
         Latencies(operation, region, hour, tuple(sorted(counts.items())))
         for (operation, region, hour), counts in sorted(counted.items())
@@ -55,20 +57,24 @@ async def _read_all(read: Callable[[str], Awaitable[None]], keys: Iterator[str])
         await read(key)
 
 
-async def _timed_read(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
-    """Read one list, and count its latency unless it failed; *counted* is changed."""
+async def _count_read_latency(store: Store, release: ReleaseRef, counted: Counts, key: str) -> None:
+    """Read one list, and add its latency in µs to *counted*, by operation, region and hour, unless the read failed.
+
+    The operation and the region, the first that was contacted, are attributes of the store's traced call.
+    """
     loop = asyncio.get_running_loop()
     call = TracedCall()
-    reset = traced_call.set(call)
+    token = traced_call.set(call)
     began_s = loop.time()
     try:
         (slot,) = await store.get_many(release, [key], timeout_s=TIMEOUT_S)
     except StoreError:  # a 429 or a failure is not a latency
         return
     finally:
-        traced_call.reset(reset)
+        traced_call.reset(token)
     if isinstance(slot, StoreError):
         return
+
     latency_us = round((loop.time() - began_s) * 1e6)
     regions = call.attributes.get(REGIONS)
     region = str(regions[0]) if isinstance(regions, tuple) and regions else "unknown"

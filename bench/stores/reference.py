@@ -47,7 +47,11 @@ METHOD = (
 
 
 def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
-    """Measure. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
+    """Repeat a published measurement of Cosmos DB, at its rate and number of users, and report both side by side.
+
+    It reads through a service from an account or, without one, an emulator, in rounds of at most ROUND_S seconds.
+    Ctrl-C gives a partial report. Raises BenchMisused for invalid options, BenchFailed and StoreError.
+    """
     duration_s = parse_seconds(options.duration)
     require_positive({"--duration": duration_s})
     if options.account is not None and scheme_of(options.account) not in COSMOS:
@@ -78,12 +82,19 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report the measured store beside the published figures; *notes* are on the set-up."""
+    """Report the one measured store beside the published figures; *notes* are on the set-up.
+
+    The RU/s needed for the published rate, and their price, are only given if the charge of a read is known and the
+    store answered as it should.
+    """
     (store,) = measured.stores
     prices = load_prices()
     summary = summarise(store, RATE, prices)
-    charge = read_ru(store)
-    needed = needs(charge, RATE, prices) if charge is not None and store.sound else None
+    charge_ru = read_ru(store)
+    needed = None
+    if charge_ru is not None and store.sound:
+        needed = needs(charge_ru, RATE, prices)
+
     is_measured = store.runs or measured.interrupted
     return Outcome(
         kind="reference",
@@ -108,9 +119,13 @@ def _published(prices: Prices) -> Iterator[Row]:
 
 
 def _measured(summary: Summary, needed: Needs | None) -> Iterator[Row]:
-    """Yield the line of our measurement; *needed* is None if the charge of a read is unknown."""
+    """Yield the table's figures of our measurement: latencies, rate, RU/s, price and CPU.
+
+    *needed* has the RU/s for the published rate; None if the charge of a read is unknown.
+    """
     yield from summary.latency_rows()
-    if results := summary.store.results:
+    results = summary.store.results
+    if results:
         rate = sum(result.ok for result in results) / sum(result.duration_s for result in results)
         yield Row(summary.name, "requests/s", "", rate)
     if needed is not None:

@@ -122,7 +122,10 @@ def _record(setup: Setup, path: Path, display: ProgressDisplay) -> str:
 
 
 def parse_settings(options: StoresOptions) -> RoundSettings:
-    """Return the settings of the rounds. Raises BenchMisused for invalid options."""
+    """Return the settings of the rounds of a comparison: rate in requests/s, times in seconds, and their number.
+
+    Raises BenchMisused for invalid options.
+    """
     if len(set(options.urls)) < len(options.urls):
         raise BenchMisused("the same store is given twice")
     if options.record is not None and sum(scheme_of(url) in COSMOS for url in options.urls) != 1:
@@ -267,7 +270,10 @@ def read_ru(store: StoreRuns) -> float | None:
 
 
 def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
-    """Return the figures of one store, whose cost is that of *rate* reads a second."""
+    """Return the figures of one store; all unknown if it was not measured, or did not serve what it should.
+
+    The cost is that of *rate* reads a second.
+    """
     if not store.sound:
         unknown = Figure(None, note="not measured" if not store.runs else "see below")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
@@ -286,7 +292,11 @@ def _cpu_of(store: StoreRuns) -> Figure:
 
 
 def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequence[str] = ()) -> Report:
-    """Report a comparison; verdicts are given only if all stores were measured and served what they should."""
+    """Report a comparison of stores: a line of figures for each, and what differs between them.
+
+    Verdicts are given only if all stores were measured and served what they should. *notes* come before those on too
+    few answers.
+    """
     rate = parse_rate(options.rate)
     prices = load_prices()
     if options.cpu_hour is not None:
@@ -349,7 +359,10 @@ def _assumption(options: StoresOptions) -> str:
 def _origins(
     options: StoresOptions, stores: Sequence[Summary], measured: Measured, prices: Prices
 ) -> Mapping[str, str]:
-    """Return what is measured, exact and priced, and what else decides."""
+    """Return where the figures come from, in a sentence each for those that are measured, exact and priced.
+
+    The last sentence names what else decides between stores.
+    """
     rounds = f"{measured.rounds} rounds of {options.duration} at {options.rate}/s"
     slower = f" (by SDK {SDK_RATE:g}/s)" * any(store.is_through_sdk for store in stores)
     left_out = f", {measured.disturbed} disturbed ones left out" if measured.disturbed else ""

@@ -76,10 +76,11 @@ class Ranking:
 
 
 def rank(contenders: Sequence[Contender]) -> Ranking | None:
-    """Rank stores by a figure; None if fewer than two are known."""
+    """Rank stores (contenders) by a figure, the least of which is the best; None if fewer than two are known."""
     known = [contender for contender in contenders if contender.figure.value is not None]
     if len(known) < 2:
         return None
+
     least, *larger = sorted(known, key=lambda contender: contender.figure.value or 0.0)
     differences = (Difference(contender.name, compared(least.figure, contender.figure)) for contender in larger)
     return Ranking(least, tuple(differences))
