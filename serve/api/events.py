@@ -182,6 +182,11 @@ class EventsHandler:
     async def _answer_when_durable(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
+        """Wait until events are on disk, hide consumed items, count what happened, and answer.
+
+        *durable* is done when they are, and *roles* has the role of each event's release: live, canary or other.
+        Raises a Problem (503) if the disk fails, or takes longer than COMMIT_S.
+        """
         try:
             async with asyncio.timeout(COMMIT_S):
                 await durable
@@ -195,6 +200,7 @@ class EventsHandler:
             raise overloaded(
                 "writing these events takes too long; they may still be written: retry with the same ids"
             ) from None
+
         self._count_events(events, DURABLE)
         await self._hide_consumed(events)
         for event in events:
@@ -217,6 +223,10 @@ class EventsHandler:
             await self._sender.send(all_pairs)
 
     def _encode_lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
+        """Yield a line of the log for each event, with an id and a time if the client sent none.
+
+        A time in the future becomes the present. *roles* are those of the releases: live, canary or other.
+        """
         now = round(time.time(), 3)
         for event in events:
             yield line_of(

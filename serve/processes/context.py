@@ -66,9 +66,12 @@ class ServiceMemory:
 
 
 def create_memory(settings: ServiceSettings) -> ServiceMemory:
-    """Create the memory; raises ServiceMisused for invalid settings, and if there is too little."""
+    """Create the memory that the processes of a service share, before any is forked.
+
+    Raises ServiceMisused if there is too little, or for settings of consumed items that contradict each other.
+    """
     tiers = tier_names(settings.stores)
-    table = _reserved(settings.workers, tiers)
+    table = _reserve_table(settings.workers, tiers)
     return ServiceMemory(
         metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),
         states=SharedStates(table.records("states")),
@@ -76,13 +79,13 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
         releases=SharedCounts(table.records("release counts"), table.records("probations")),
         balance=ConnectionBalance(table.integers("connections")),
         rates=SharedRates(table.floats("rates")),
-        consumed=_consumed(settings, table),
+        consumed=_create_consumed(settings, table),
         sharing=None if stream_url(settings) is None else SharingState(table.floats("consumed sharing")),
         files=table.records("files"),
     )
 
 
-def _reserved(workers: int, tiers: Sequence[str]) -> SharedTable:
+def _reserve_table(workers: int, tiers: Sequence[str]) -> SharedTable:
     declared = regions(workers, tiers)
     try:
         return SharedTable(declared)
@@ -94,7 +97,7 @@ def _reserved(workers: int, tiers: Sequence[str]) -> SharedTable:
         ) from error
 
 
-def _consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:
+def _create_consumed(settings: ServiceSettings, table: SharedTable) -> Consumed | None:
     if not settings.hide_consumed:
         return None
     if settings.events is None:
