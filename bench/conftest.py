@@ -179,7 +179,10 @@ def nginx_of(body: bytes, headers: Mapping[str, str]) -> Iterator[Server]:
 
 @contextmanager
 def nginx_with_files(bodies: Mapping[str, bytes], headers: Mapping[str, str]) -> Iterator[Server]:
-    """Run one nginx worker with files of responses, by user, kept open."""
+    """Run one nginx worker that serves responses from files, which it keeps open, until the block ends.
+
+    *bodies* has a response by user; all get the same *headers*.
+    """
     headers = {name: value for name, value in headers.items() if name.lower() != "etag"}  # nginx makes its own
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # started by root, nginx reads as another user
@@ -238,7 +241,10 @@ def _added(headers: Mapping[str, str]) -> str:
 
 @contextmanager
 def _nginx(location: str, path: str, *, main: str = "", http: str = "") -> Iterator[Server]:
-    """Run one nginx worker; *path* is answered with 200."""
+    """Run one nginx worker until the block ends, which begins once *path* is answered with 200.
+
+    *location*, *main* and *http* are nginx directives for the server, the top level and the http block.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         configuration = Path(folder) / "nginx.conf"

@@ -52,7 +52,10 @@ class Line(NamedTuple):
 
 
 def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result or report without names of hosts, users, branches and paths."""
+    """Return a file's JSON without names of hosts, users, branches and paths.
+
+    *facts* are a result of pytest-benchmark, or a report of `hotplate bench`, which has no "benchmarks".
+    """
     if "benchmarks" not in facts:
         report = from_json(facts)
         machine = {name: report.machine[name] for name in ("cpu", "cores", "python", "date") if name in report.machine}
@@ -75,7 +78,11 @@ def _stripped_benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep(files: Iterable[Path], folder: Path) -> None:
-    """Write files without names to *folder*, reports by their kind; delete the oldest runs beyond RUNS."""
+    """Copy results of benchmarks and reports to *folder*, without names of hosts and users.
+
+    A report replaces that of its kind, as `stores.json`. Results are named by their time, as
+    `run-2026-11-05-0600.json`; the oldest beyond RUNS are deleted.
+    """
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
@@ -130,7 +137,11 @@ def printed(report: Report) -> str:
 
 
 def write_tables(folder: Path, readme: Path, page: Path) -> None:
-    """Write the peers' table and the printed reports to *readme*, the other benchmarks to *page*."""
+    """Write the stored figures in *folder* into two pages, between their marks.
+
+    *readme* gets the comparisons with peers and the printed reports, *page* the table of all other benchmarks. Figures
+    are of the results on the CPU of the last one.
+    """
     runs = [json.loads(file.read_text()) for file in sorted(folder.glob("run-*.json"))]
     lines = lines_of(of_one_cpu(runs))
     peers = [[line.label, line.measured] for line in lines if line.group == PEERS]

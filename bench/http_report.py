@@ -339,10 +339,15 @@ class _Rounds:
 
     @property
     def _answer(self) -> str:
-        """The highest rate inside the objective, else whether the rounds keep it, else p99 and rate."""
+        """A sentence: the highest rate inside the objective, if it was searched for; else whether the rounds keep it.
+
+        Without an objective among the options, p99 and the rate of good answers. `_best` is the trial at the highest
+        rate; `_limit` says why it may be higher, as this machine drove no more.
+        """
         objective = self._objective
         if not self._rounds:
             return f"No rate is inside {objective}."
+
         if self._best:
             rate = f"{'at least ' * bool(self._limit)}{self._best.offered:,.0f} requests/s"
             latency = self._latency(objective.percentile)
@@ -352,6 +357,7 @@ class _Rounds:
         failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
         if not self._plan.options.slo and not self._trials:
             return f"p99 is {self._latency('p99')} at {rate} answers/s, {failed}."
+
         if errors:
             failed += f" of {format_value(objective.errors, 'share')}"
         verdict = "Outside" if self._broken else "Within"
@@ -374,7 +380,10 @@ class _Rounds:
 
     @property
     def _rows(self) -> Iterator[Row]:
-        """The line of the table, and percentiles that it does not show."""
+        """The figures of the service, one line of the table: highest rate, latencies, rate, and shares of all rounds.
+
+        `_best` is the trial at the highest rate inside the objective, None unless it was searched for.
+        """
         subject = redacted(self._plan.load.url)
         rounds = self._rounds
         if self._best:
@@ -436,7 +445,11 @@ class _Rounds:
 
 
 def _batches_outcome(trials: Sequence[Trial]) -> Outcome:
-    """Return the outcome of a sweep of batches."""
+    """Return the outcome of a sweep, with a trial for each size of batches.
+
+    The answer is the smallest size that gives 90 % of the most users/s, with its p50. Reasons of trials to be broken
+    or in doubt are listed with their sizes.
+    """
     best = knee(trials)
     answer = "No batch was served without errors, even one at a time; see below."
     if best is not None:
@@ -468,7 +481,7 @@ def _batch_rows(trial: Trial) -> Iterator[Row]:
 
 
 def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
-    """Plot latency and users/s over the size of batches."""
+    """Return two plots over the size of batches: of p50 and p99, and of users/s. Each trial is a point."""
     label = "users in a batch"
     sizes = tuple(trial.offered for trial in trials)
     ticks = {size: f"{size:,.0f}" for size in sizes}
@@ -483,11 +496,15 @@ def _batch_plots(trials: Sequence[Trial]) -> list[Plot]:
 
 
 def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
-    """Plot all latencies over their percentiles, at x = 1 / (1 - percentile); that of 100 % is infinite."""
+    """Plot the latency of all rounds together over its percentile, as HDR plots do.
+
+    x is 1 / (1 - percentile), so that p99 and p99.9 are as far apart as p90 and p99; the longest latency, at 100 %,
+    would be at infinity, and is left out.
+    """
     spectrum = Histogram.merged(result.latency for result in rounds).spectrum()
     points = [(1 / (1 - percent / 100), us) for percent, us in spectrum if percent < 100]
-    x = tuple(place for place, _ in points)
-    furthest = max(x, default=2) * 1.01
+    x = tuple(position for position, _ in points)
+    furthest = max(x, default=2) * 1.01  # so that a tick at the last point is kept
     return Plot(
         title="Latency by percentile",
         x="percentile",
@@ -496,13 +513,16 @@ def _spectrum_plot(rounds: Sequence[Result]) -> Plot:
         y_unit="us",
         log_x=True,
         log_y=True,
-        ticks={place: name for place, name in SPECTRUM_TICKS.items() if place <= furthest},
+        ticks={position: name for position, name in SPECTRUM_TICKS.items() if position <= furthest},
         caption="All answers of all rounds, from due times.",
     )
 
 
 def _seconds_plot(rounds: Sequence[Result]) -> Plot:
-    """Plot the median and the longest latency of each second."""
+    """Plot the median and the longest latency of each second, the seconds of all rounds in a row.
+
+    A second without answers is a gap.
+    """
     seconds = [Histogram.of(second.latencies_s) for result in rounds for second in result.seconds]
     x = tuple(float(number) for number in range(1, len(seconds) + 1))
     curves = tuple(

@@ -371,7 +371,7 @@ def report(sweep: Sweep, prices: Prices) -> Report:
 
 
 def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
-    """Return what is measured, exact and priced."""
+    """Return a sentence each on the figures that are measured, exact (charges in request units) and priced."""
     measured = "reads/s and 429s at 110 % of the RU/s, p50 and p99 at 90 %; no cache"
     regions = ""
     if sweep.regions > 1:
@@ -434,7 +434,7 @@ def _latency(sweep: Sweep, level: Level, percent: float) -> Row:
 
 
 def _details(sweep: Sweep, level: Level) -> Iterator[Row]:
-    """Yield the charges and the trials, which the table does not show."""
+    """Yield figures that only the JSON report has: a level's charges in request units, and each trial at its load."""
     subject = sweep.subject(level)
     yield Row(subject, PROVISIONED, "", level.ru, main=False)
     yield Row(subject, "charge of a read", "RU", level.charge_ru, main=False)

@@ -248,7 +248,10 @@ class Summary:
             yield replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
 
     def rows(self) -> Iterator[Row]:
-        """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units."""
+        """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units.
+
+        Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units.
+        """
         cpu_us = self.cpu.value
         results = self.store.results
         charge_ru = read_ru(self.store)
@@ -403,7 +406,11 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Lines on p50, p99, CPU, cost and stalls, by name, as far as two stores can be compared."""
+        """Sentences that rank the stores by p50, p99, CPU, cost and stalls, seconds with an answer after 100 ms.
+
+        One is left out if fewer than two stores have the figure or, of stalls, if there were none. Emulated stores'
+        latencies are assumed, and not compared.
+        """
         lines = dict[str, str]()
         for name in ("p50", DECISIVE):
             if ranking := _rank_latency(name, self._timed):
