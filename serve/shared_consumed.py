@@ -198,27 +198,34 @@ class SegmentTail:
 
     def next_events(self, most: int) -> list[ConsumedEvent]:
         """Return up to *most* events of types that hide items; none if all are read. Raises OSError."""
-        self._list()
+        self._list_segments()
         events = list(islice(self._events, most))
         while len(events) < most:
             changed = next(filter(self._is_changed, self._unfinished.values()), None)
             if changed is None:
                 break
-            self._events = self._read(changed)
+            self._events = self._read_segment(changed)
             events += islice(self._events, most - len(events))
         return events
 
-    def _list(self) -> None:
-        """Note new segments, and read everything again if one was removed before it was read."""
+    def _list_segments(self) -> None:
+        """List the folder, if it may have changed, and note which of its segments, log files of events, to read.
+
+        Segments to read are in `self._unfinished`, by the name that they have once closed. New ones are added if they
+        are written on this machine; other machines share their own. If a segment was removed before it was read, its
+        events are in KEPT: then all are to be read again, the newest first.
+        """
         changed_at = self._folder.stat().st_mtime_ns
         is_recent = time.time_ns() - changed_at < RECENT_NS
         if not (self._wants_all or is_recent or changed_at != self._changed_at):
             return
         self._changed_at = changed_at
+
         listed = {path.name for path in self._folder.iterdir()}
         names = {name.removeprefix(".") for name in listed if is_segment(name) or is_open_segment(name)}
         self._finished &= names
-        if self._wants_all or not self._unfinished.keys() - {KEPT} <= names:
+        removed = self._unfinished.keys() - {KEPT} - names
+        if self._wants_all or removed:
             self._wants_all = False
             self._events = iter(())
             self._finished.clear()
@@ -226,6 +233,7 @@ class SegmentTail:
             if KEPT in listed:
                 self._unfinished[KEPT] = _Segment(KEPT)
             return
+
         for name in names - self._finished - self._unfinished.keys():
             if is_local(name):
                 self._unfinished[name] = _Segment(name)
@@ -237,8 +245,12 @@ class SegmentTail:
             return (self._folder / f".{segment.name}").stat().st_size != segment.size
         return True  # closed
 
-    def _read(self, segment: _Segment) -> Iterator[ConsumedEvent]:
-        """Read what is new, of a segment that another process may close or ship meanwhile."""
+    def _read_segment(self, segment: _Segment) -> Iterator[ConsumedEvent]:
+        """Yield the events that were appended to a segment since the last call.
+
+        An open segment, whose name begins with a dot, is read again later if it is of this machine. Another process may
+        close the segment, which renames it, or ship it away, meanwhile. An unreadable one is logged and skipped.
+        """
         path = self._folder / f".{segment.name}"
         is_open = path.exists()
         if not is_open:
@@ -254,9 +266,11 @@ class SegmentTail:
             log.warning("the events of %s cannot be read, and are not shared: %s", path, error.strerror)
             self._finish(segment)
             return
+
         reader = SegmentReader(data)
         for _, event in hiding_events(reader, self._consumed.kinds):
             yield event
+
         segment.position += reader.whole_bytes
         if not is_open or not is_local(segment.name):
             self._finish(segment)
@@ -389,34 +403,46 @@ class ConsumedSharing:
             log.warning("consumed items are not shared with other services: %s", error)
 
     async def _take_turn(self) -> None:
-        """Read a page of older entries, if any are left, then new ones, and send new events."""
+        """Read entries of the stream that other services write, and send the events of this one.
+
+        One page of older entries is read, while any are left, then the new ones, for which this waits WAIT_MS if there
+        is nothing else to do. Events are sent after all older entries were read. If the stream has lost entries,
+        `newer` returns None, and the next turn begins to read again what is left.
+        """
         if self._wants_rewind:
             self._wants_rewind = False
             self._in_stream.clear()
             self._stream.rewind()
         if self._stream.has_older:
             await self._take_older()
+
         can_send = self._may_send and not self._stream.has_older
         is_busy = self._stream.has_older or (can_send and self._has_more_events)
         entries = await self._stream.newer(0 if is_busy else WAIT_MS)
         if entries is None:
             self._wants_rewind = True
             return
-        await self._take(entries)
+        await self._apply_entries(entries)
+
         if can_send:
-            await self._send()
+            await self._send_events()
             if not self._stream.has_newer and not self._has_more_events:
                 self._state.note_current()
 
     async def _take_older(self) -> None:
-        await self._take(await self._stream.older())
+        await self._apply_entries(await self._stream.older())
         if not self._stream.has_older:
             self._state.note_started()
             self._tail.restart()
             self._has_more_events = True
 
-    async def _take(self, entries: "Sequence[Entry]") -> None:
-        """Hide the items of entries, and replace those of erased users."""
+    async def _apply_entries(self, entries: "Sequence[Entry]") -> None:
+        """Hide the items of entries of the stream, or show them again if an entry says so (`until` is FORGOTTEN).
+
+        Entries of users who were erased from a store must not stay: entries without the user are appended, by which
+        all services show these items again, and then those are erased. Raises StoreError; then the stream is read again
+        from its start.
+        """
         erased = list["Entry"]()
         forgotten = list[ConsumedPairs]()
         for entry in entries:
@@ -434,6 +460,7 @@ class ConsumedSharing:
                 self._in_stream.hide(pairs)
                 self._state.note_window(pairs.until - entry.added_at)
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
+
         if not erased:
             return
         try:
@@ -458,8 +485,12 @@ class ConsumedSharing:
     def _may_send(self) -> bool:
         return not self._unasked or time.monotonic() > self._asked_until
 
-    async def _send(self, *, at_once: bool = False) -> None:
-        """Send events that the stream lacks, and read the next ones; workers have some time to send the newest."""
+    async def _send_events(self, *, at_once: bool = False) -> None:
+        """Append the events of `self._unsent` to the stream, but for those in it, and then read the next ones.
+
+        Workers send events themselves, at once; this sends only what they failed to. So the newest events wait for
+        SETTLE_S seconds, unless *at_once*.
+        """
         if self._unsent and time.monotonic() < self._due and not at_once:
             return
         while self._unsent:
@@ -469,9 +500,10 @@ class ConsumedSharing:
             for part in parts:
                 self._in_stream.hide(part)
             del self._unsent[:BATCH]
+
         events = await self._next_events()
         self._has_more_events = len(events) == BATCH
-        self._unsent = self._parts_of(events)
+        self._unsent = self._unsent_parts(events)
         self._due = time.monotonic() + (0.0 if self._has_more_events else SETTLE_S)
 
     async def _next_events(self) -> list[ConsumedEvent]:
@@ -486,8 +518,12 @@ class ConsumedSharing:
         self._reading = None
         return events
 
-    def _parts_of(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
-        """Return the parts of events that the stream lacks, and forget the events of erased users."""
+    def _unsent_parts(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
+        """Return what *events* hide and the stream lacks, in parts of the size of an entry.
+
+        Items that were consumed by erased users are shown again instead. `self._in_stream` is a table of what the
+        entries of the stream hide.
+        """
         parts = list[ConsumedPairs]()
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
@@ -502,9 +538,9 @@ class ConsumedSharing:
     async def _send_rest(self) -> None:
         if self._stream.has_older or not self._may_send:
             return
-        await self._send(at_once=True)
+        await self._send_events(at_once=True)
         while self._unsent or self._has_more_events:
-            await self._send(at_once=True)
+            await self._send_events(at_once=True)
 
     async def _follow_erased(self, url: str) -> None:
         """Learn of the users who are erased from a store, whose failures the workers report."""

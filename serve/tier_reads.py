@@ -216,7 +216,11 @@ class _Turn(TierWalk, Generic[Waiter]):
     """Releases that lack a row, which is not read in them again."""
 
     def take(self, read: RowsRead) -> Sequence[RowKey]:
-        """Complete the rows with a list, and return the others."""
+        """Complete the rows that have a list, and return the others, to be read in the next tier.
+
+        All requests that wait for a row, its waiters in `self.waiting`, are answered at once. A row that this release
+        lacks, not only failed to return, is noted in `self.missed`.
+        """
         complete = self.complete
         waiting = self.waiting
         origin = read.origin
@@ -237,12 +241,17 @@ class _Turn(TierWalk, Generic[Waiter]):
             self.complete(row, self.waiting.pop(row, ()), origins[0] if origins else None, None)
 
     async def read_once(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        """Read rows that this release does not lack, as a part of their sampled requests."""
+        """Read rows of one release in the tier at *place*; return those to be read in the tiers after it.
+
+        A row that an earlier tier has looked up in the same release, and missed, is not read again. The read is traced
+        for the sampled requests among those that wait for the rows. Raises ReleaseMoved if the release is gone.
+        """
         lacking = list[RowKey]()
         if self.missed:
             unread = [row for row in group.rows if not self._has_missed(row, group.served)]
             lacking = [row for row in group.rows if self._has_missed(row, group.served)]
             group = RowsOfRelease(group.served, unread)
+
         if not group.rows:
             return lacking
         if self.spans:
@@ -277,10 +286,16 @@ class TurnLookups(Generic[Waiter]):
         self._reads = set[asyncio.Future[Any]]()
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
-        """Read *row* in this loop iteration, or join a read of it; completes *waiter* later."""
-        if not self._turn and self._generation != POLICIES.number:  # join no read of a release that was live before
+        """Read *row* together with the others of this iteration of the event loop, a turn; completes *waiter* later.
+
+        `self._turn` has the rows of the turn, and `self._waiting` the waiters of each row that is being read. A waiter
+        joins the read of an earlier turn if there is one for its row, unless another release went live since: that
+        changes the number of POLICIES. Its span, if its request is traced, joins a read that has not been sent.
+        """
+        if not self._turn and self._generation != POLICIES.number:
             self._generation = POLICIES.number
             self._waiting = {}
+
         waiters = self._waiting.get(row)
         if waiters is not None:
             waiters.append(waiter)
@@ -291,6 +306,7 @@ class TurnLookups(Generic[Waiter]):
             if not self._turn:
                 asyncio.get_running_loop().call_soon(self._read_turn)
             self._turn.append(row)
+
         spans = sampled_requests.get()
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
@@ -328,7 +344,11 @@ class TurnLookups(Generic[Waiter]):
             self._spawn(self._read_rows(turn, rows))
 
     def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
-        """Send a read of *rows* to the first tier, if that needs no task; return whether it is sent."""
+        """Send one read of *rows* to the first tier without a task; return whether it was sent.
+
+        That is not possible if the rows are of several releases, if a request is traced, and if the store does not
+        support it now: then the caller reads them in a task. `_receive` is called with the replies.
+        """
         tier = self._tiers[0]
         groups = turn.groups(tier, rows)
         if len(groups) != 1 or turn.spans:
@@ -370,7 +390,7 @@ class TurnLookups(Generic[Waiter]):
         """Read rows from tier *first* on, and complete all, even after an error."""
         try:
             for place in range(first, len(self._tiers)):
-                rows = self._split(turn, rows, place)
+                rows = self._spawn_all_but_one_call(turn, rows, place)
                 if not rows:
                     break
                 rows = await turn.read_tier(place, rows)
@@ -379,18 +399,21 @@ class TurnLookups(Generic[Waiter]):
         finally:
             turn.complete_unread(rows)
 
-    def _split(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
-        """Return the rows that this task reads in one call of a tier; other tasks read the rest.
+    def _spawn_all_but_one_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
+        """Return the rows that this task reads by one call of the tier at *place*; start tasks for the rest.
 
-        While the circuit is open, one row probes the store, and the next tier is read for others.
+        A call takes `tier.keys_a_call` rows. While the circuit breaker is open, because the store fails, rows in the
+        cache are completed, one row probes the store, and all others are read in the next tier.
         """
         tier = self._tiers[place]
         if tier.breaker.is_open:
             rows = _take_cached(turn, rows, tier)
+
         size = tier.keys_a_call
         for start in range(size, len(rows), size):
             self._spawn(self._read_rows(turn, rows[start : start + size], place))
         rows = rows[:size]
+
         if len(rows) > 1 and tier.breaker.is_open:
             self._spawn(self._read_rows(turn, rows[1:], place + 1))
             rows = rows[:1]
@@ -433,10 +456,16 @@ class ReleaseRead(BatchRead):
             return group.rows
 
     def take(self, read: RowsRead) -> Sequence[RowKey]:
-        """Take rows that were read or are absent, and return the others."""
-        failed = [row for row, slot in zip(read.rows, read.slots, strict=True) if isinstance(slot, StoreError)]
-        rows = [row for row, slot in zip(read.rows, read.slots, strict=True) if not isinstance(slot, StoreError)]
-        slots = [slot for slot in read.slots if not isinstance(slot, StoreError)]
+        """Keep the rows of a tier that were read or are absent; return those that failed, for the next tier."""
+        failed = list[RowKey]()
+        rows = list[RowKey]()
+        slots = list[Slot]()
+        for row, slot in zip(read.rows, read.slots, strict=True):
+            if isinstance(slot, StoreError):
+                failed.append(row)
+            else:
+                rows.append(row)
+                slots.append(slot)
         self.parts.append(RowsRead(read.origin, rows, slots))
         return failed
 

@@ -273,31 +273,39 @@ class Follower:
             self._report(error)
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Read local releases into memory before a switch, or delay this process randomly."""
+        """Prepare the switch to a newer *catalogue*, before `_take` follows it.
+
+        Releases of a local store that are not served yet are read into memory, if *warm*. With a remote store, waits
+        for a random time, at most SPREAD_S, so that not all processes read a new release at once.
+        """
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._followed):
             return
         entries = [live]
         if catalogue.canary_entry is not None and not self._is_stopped(catalogue.canary_entry):
             entries.append(catalogue.canary_entry)
+
         unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
-            for entry in unread if warm else ():
-                await _warm(self._reader, entry.ref)
+            if warm:
+                for entry in unread:
+                    await _warm(self._reader, entry.ref)
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
     async def _take(self, catalogue: Catalogue, *, requested_after: int | None = None) -> bool:
-        """Follow *catalogue* if it is newer, or if the store was restored; an error changes nothing.
+        """Follow *catalogue*, which names the releases of the store, if it is newer, or if the store was restored.
 
-        *requested_after* is `_taken` when *catalogue* was requested because of a problem: then this also checks the
-        served release, but does nothing and returns False if others were taken since.
+        Otherwise only notes what this read says of the store. An error changes nothing. *requested_after* is given for
+        a catalogue that was requested because of a problem: the number of those taken by then. It leads to a check of
+        the served release, too; if others were taken since, does nothing and returns False, as it may be outdated.
         """
         is_requested = requested_after is not None
         async with self._switching:
             if is_requested and requested_after != self._taken:
                 return False
             self._taken += 1
+
             followed = self._followed
             if self._may_lag_behind_restore(catalogue):
                 self._agreement.note(Said.ANOTHER)
@@ -340,10 +348,15 @@ class Follower:
         self._set_error(_nothing_live() if catalogue.live is None else None)
 
     async def _follow(self, catalogue: Catalogue) -> None:
-        """Load the live release and the canary of a catalogue, and switch to both; raises StoreError."""
+        """Load the live release and the canary of a catalogue, and switch to both; raises StoreError.
+
+        A canary is a release for a share of the users; if it goes live now, it is not loaded again. The release that
+        was live is kept as `self.previous`, without its item factors. Erased users are read first, if they changed.
+        """
         followed_erased = None if self._followed is None else self._followed.erased
         if catalogue.erased != followed_erased:
             await self._follow_erased(catalogue)
+
         live = catalogue.live_entry
         served = self.served
         is_new = live is not None and self._is_new(live)
@@ -353,16 +366,19 @@ class Follower:
             else:
                 served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(catalogue)
+
         if is_new and self.served is not None:
             self.previous = replace(self.served, factors=None)
         # Without an await in between, so no user sees an older release.
         self.served = served
         self.canary = canary
+
         if served is not None and is_new:
             self.ready.set()
             log.info("release %s is live", served.id, extra={"release": served.id})
             if served.damaged:
                 log.warning("release %s is %s", served.id, counted(served.damaged))
+
         self._followed = catalogue
         self._sentences.pop("restored", None)
         self._agreement.note(Said.CONFIRMED)
@@ -379,9 +395,10 @@ class Follower:
             self._sentences.pop("erased users", None)
 
     async def _load_canary(self, catalogue: Catalogue) -> ServedCanary | None:
-        """Return the canary of a catalogue, loaded unless it is served already, also at another share.
+        """Return the canary of a catalogue, a release for a share of the users, loaded unless it is served already.
 
-        None without a canary, for one that was stopped, and for one that cannot be loaded, which is a finding.
+        None if the catalogue has no canary, if this process stopped it because it is worse, and if it cannot be loaded,
+        which becomes a finding. A served canary keeps its counts at the start if only its share has changed.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
@@ -390,9 +407,11 @@ class Follower:
             self._stopped_canary = None
             self._sentences.pop("canary", None)
             return None
+
         self._canary_named.set()
         if self._is_stopped(entry):
             return None
+
         self._stopped_canary = None
         if self.canary is None or not self._is_canary(entry):
             served = await self._try_load(entry)

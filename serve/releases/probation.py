@@ -160,33 +160,39 @@ class ReleaseCounter:
         """Count what was answered since the last call."""
         probations = {probation.tier: probation for probation in self._shared.probations()}
         for tier in self._tiers:
-            await self._count(tier, probations.get(tier.name))
+            await self._count_tier(tier, probations.get(tier.name))
         self._shared.write(self._worker, self._counted)
 
-    async def _count(self, tier: Tier, probation: TierProbation | None) -> None:
-        """Add what a tier's live release has answered since the last call.
+    async def _count_tier(self, tier: Tier, probation: TierProbation | None) -> None:
+        """Add what a tier's live release has answered since the last call to its shared counts.
 
-        Misses only count on probation, and only those of lists that the release before has.
+        On probation, the release is compared with the one before. Only then misses count, lookups of absent lists, and
+        only those of lists that the release before has. `self._unexamined` has those that were not looked up there yet.
         """
         served = tier.follower.served
         if served is None:
             return
-        seen = self._seen.get(tier.name)
-        counts = self._totals(tier, served)
-        self._seen[tier.name] = _Seen(served, counts)
-        counted = self._entry(tier.name, served.ref)
-        if seen is None or seen.served is not served:
+
+        last = self._seen.get(tier.name)
+        totals = self._read_totals(tier, served)
+        self._seen[tier.name] = _Seen(served, totals)
+        entry = self._live_entry(tier.name, served.ref)
+        if last is None or last.served is not served:  # counts begin with the first call for a release
             self._unexamined[tier.name] = 0.0
             return
-        new = counts.since(seen.counts)
-        self._unexamined[tier.name] += new.miss
-        missing = 0.0
-        if probation is not None and probation.before is not None and probation.live == served.ref:
-            missing = await self._missing(tier, served, probation.before)
-        counted.counts = counted.counts.plus(new._replace(miss=missing))
 
-    def _entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
-        """Return the counts of the live release; only those of the release before are kept beside them."""
+        new = totals.since(last.counts)
+        self._unexamined[tier.name] += new.miss
+        lost = 0.0
+        if probation is not None and probation.before is not None and probation.live == served.ref:
+            lost = await self._count_lost_lists(tier, served, probation.before)
+        entry.counts = entry.counts.plus(new._replace(miss=lost))
+
+    def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
+        """Return the counts of a tier's live release, which begin with 0 for a new one.
+
+        `self._counted` has two entries per tier, in this order: for the release before the live one, and for this.
+        """
         others = [counted for counted in self._counted if counted.tier != tier]
         own = [counted for counted in self._counted if counted.tier == tier]
         if not own or own[-1].release != release:
@@ -194,20 +200,29 @@ class ReleaseCounter:
             self._counted = [*others, *own]
         return own[-1]
 
-    def _totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
-        """Return the counts of a release and the reads of its store but for those of a canary."""
-        cells = self._metrics.own_cells
-        starts = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
-        of_canary = self._metrics.canary_reads[tier.name, CANARY]
-        reads = tuple(
-            max(0.0, sum(cells[start + bucket] for start in starts) - cells[of_canary + bucket])
-            for bucket in range(HISTOGRAM_CELLS - 1)
-        )
-        lookups = served.tally.lookups
-        return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, reads)
+    def _read_totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
+        """Return the lookups of a release, and the successful reads of its store, since this worker started.
 
-    async def _missing(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
-        """Return how many of the unexamined misses are of lists that the release before has."""
+        Reads are counted by buckets of their time, without those of a canary. A histogram of the metrics is its buckets
+        from a first cell on, and a last cell for the sum.
+        """
+        cells = self._metrics.own_cells
+        histograms = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
+        of_canary = self._metrics.canary_reads[tier.name, CANARY]
+        reads = list[float]()
+        for bucket in range(HISTOGRAM_CELLS - 1):
+            of_all = sum(cells[first + bucket] for first in histograms)
+            reads.append(max(0.0, of_all - cells[of_canary + bucket]))
+
+        lookups = served.tally.lookups
+        return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, tuple(reads))
+
+    async def _count_lost_lists(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
+        """Return how many of the unexamined misses are of lists that the release before has: an estimate.
+
+        It is their number times the share in a sample of the missed keys, `served.tally.missed`. If the release before
+        cannot be read, returns 0, and the misses stay unexamined.
+        """
         misses = self._unexamined[tier.name]
         if not misses:
             return 0.0
@@ -256,31 +271,44 @@ class Probation:
         """Judge once."""
         try:
             for probation in self._probations:
-                await self._look(probation)
+                await self._examine_tier(probation)
         finally:
             self._shared.keep(self._probations)
 
-    async def _look(self, probation: TierProbation) -> None:
-        """Judge a tier's live release; first follow the newest one that the workers have, and sample its counts."""
+    async def _examine_tier(self, probation: TierProbation) -> None:
+        """Update the state of a tier's live release, *probation*, from the counts of all workers, and judge it.
+
+        The newest release in the counts is live; another one than before begins a new state. The sum of its counts is
+        added to the history, with a sample per SAMPLE_S seconds of the last hour.
+        """
         counted = self._shared.counted(probation.tier)
         if not counted:
             return
         newest = max(counted, key=lambda entry: entry.since).release
-        if newest != probation.live and not await self._follow(probation, newest, counted):
+        if newest != probation.live and not await self._begin_release(probation, newest, counted):
             return
+
         now = self._clock()
         counts = _sum_of(counted, newest)
-        if counts.lookups < probation.history[-1].counts.lookups:  # left, and live again between two looks
+        if counts.lookups < probation.history[-1].counts.lookups:  # left, and live again since the last call
             probation.history = [Sample(now, ReleaseCounts())]
         if now >= probation.history[-1].at + SAMPLE_S:
             recent = [sample for sample in probation.history if sample.at >= now - HOUR_S]
             probation.history = [*recent, Sample(now, counts)]
+
         if probation.before is not None:
             await self._judge(probation, counts)
 
-    async def _follow(self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]) -> bool:
-        """Begin with a release that workers follow; returns False while the catalogue does not name it."""
-        before = probation.live
+    async def _begin_release(
+        self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]
+    ) -> bool:
+        """Set *probation* to the state at the activation of *live*, a release that workers serve already.
+
+        Returns False, and changes nothing, while the tier's catalogue cannot be read or does not name it. The release
+        is on probation, with `probation.before` set, if a rollback leads to the one that was live, and if it was not
+        withdrawn itself earlier: then an operator wants it. *counted* has the counts of all workers.
+        """
+        previous = probation.live
         try:
             async with asyncio.timeout(CATALOGUE_S), opened(self._stores[probation.tier]) as store:
                 catalogue = await store.catalogue()
@@ -288,13 +316,18 @@ class Probation:
             return False
         if catalogue.live_ref != live:
             return False
+
+        # An incarnation names the data of a release: another one is drawn if it is published again.
         withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
         left_before = [incarnation for incarnation in probation.left if incarnation not in withdrawn]
         probation.left = [*left_before, *withdrawn][-REMEMBERED:]
+
         probation.before = None
-        if before is not None and _returns_to(catalogue) == before and live.incarnation not in probation.left:
-            probation.before = before
-            probation.expected = expected_of(_sum_of(counted, before).since(probation.history[0].counts))
+        if previous is not None and _rollback_target(catalogue) == previous and live.incarnation not in probation.left:
+            last_hour = _sum_of(counted, previous).since(probation.history[0].counts)
+            probation.before = previous
+            probation.expected = expected_of(last_hour)
+
         probation.live = live
         probation.began = self._clock()
         probation.history = [Sample(probation.began, ReleaseCounts())]
@@ -303,12 +336,17 @@ class Probation:
         return True
 
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
-        """Withdraw a release on probation if its *counts* since it went live are worse; end the probation in time."""
+        """Withdraw a release on probation if its *counts* are worse than expected from the release before.
+
+        *counts* are from its activation on. The probation ends after `self._probation_s` seconds, once there were
+        LOOKUPS lookups or an hour has passed. Nothing is judged while a circuit breaker is open: then the store fails.
+        """
         if self._is_circuit_open(probation.tier):
             return
         finding = find_regression(probation.expected, counts, baseline=BASELINE)
         passed_s = self._clock() - probation.began
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
+
         if finding is None:
             probation.blocked = ""
         elif self._clock() >= self._retry_at[probation.tier]:
@@ -322,9 +360,11 @@ class Probation:
         return any(own.breaker_open for state in workers for own in state.tiers if own.tier == tier)
 
     async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
-        """Roll back to the release before, if that is whole and, for a release that is only slow, faster.
+        """Roll back a tier's live release to the one before, and end the probation.
 
-        Why it is not possible is logged once, and kept in `TierProbation.blocked`. *finding* is the reason.
+        *finding* is the sentence on how it is worse by its *counts*. It stays if the release before is damaged, and if
+        it is worse only in slow reads but the release before is as slow now. Why a rollback fails is logged once, and
+        kept in `probation.blocked`; the caller tries again later.
         """
         live = probation.live
         before = probation.before
@@ -366,7 +406,7 @@ class Probation:
                 yield admin if is_same else store
 
 
-def _returns_to(catalogue: Catalogue) -> ReleaseRef | None:
+def _rollback_target(catalogue: Catalogue) -> ReleaseRef | None:
     """Return the release that a rollback leads to."""
     if catalogue.live is None:
         return None
