@@ -60,6 +60,11 @@ class Lists:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
+        """Read the stores until each was tried once, or for the time limit; the first block's stores are open already.
+
+        `self._again` opens the stores for a later block; None if there is only one. Raises StoreMisused if the lists
+        are in a block already, or if they are closed and cannot be opened again.
+        """
         if self._loop is not None and not self._loop.is_closed():
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
         self._loop = asyncio.get_running_loop()
@@ -70,6 +75,8 @@ class Lists:
             self._reporter = Reporter(self.reader.tiers)
             self._shaper = Shaper(self.reader.deny_list)
         self._was_entered = True
+
+        # After an error, the stack leaves what was entered; otherwise `__aexit__` does.
         async with AsyncExitStack() as stack:
             stack.callback(self._leave)
             await stack.enter_async_context(self.reader)

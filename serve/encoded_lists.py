@@ -91,9 +91,10 @@ class Fallbacks:
         return encoded
 
     def of_release(self, tier: str, served: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
-        """Return the popular list of a release, or for everybody if that lacks the segment.
+        """Return the popular list of *served*, a release in a tier, in the place of another list.
 
-        If it lacks the list, that of another release, with status `error`; empty if all lack it.
+        *fallback* is its key, of a segment of users and a list name. Without a list of the segment, it is that for
+        everybody; without both, that of any other served release, with status `error`; an empty list if all lack it.
         """
         overall = fallback.popular()
         for key in (fallback, overall):

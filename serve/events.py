@@ -351,9 +351,11 @@ class _Counts:
 def report(
     url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None, *, arms: ArmEvents | None = None
 ) -> EventReport:
-    """Count the events in the closed segments at *url*, as for fsspec, once per event id, also in *arms*.
+    """Count the events in the closed segments, log files of events, at *url*: a folder or a URL of fsspec.
 
-    Takes about 100 bytes of memory per event. Raises ServiceMisused and EventsFailed.
+    Events with the same id count once. *arms* counts them for the variants of an experiment, too. *on_progress* is
+    called with the number of segments that were read, and of all. Takes about 100 bytes of memory per event. Raises
+    ServiceMisused and EventsFailed.
     """
     folder = SegmentFolder(url)
     files = folder.names()
@@ -378,14 +380,17 @@ def report(
             types[event.type] += 1
             if arms is not None:
                 arms.add(event.type, event.user, event.time, event.value)
-            if event.type in (IMPRESSION, CLICK):
-                for place in _places(event):
-                    if event.type == CLICK:
-                        counts_at[place].clicks += 1
-                    else:
-                        counts_at[place].impressions += 1
+            if event.type not in (IMPRESSION, CLICK):
+                continue
+            for place in _places_of_items(event):
+                if event.type == CLICK:
+                    counts_at[place].clicks += 1
+                else:
+                    counts_at[place].impressions += 1
         damaged += reader.damaged
         on_progress(number + 1, len(names))
+
+    # A place is a release, its role, and a position in the list or ALL.
     order = (ALL, *POSITIONS)
     places = sorted(counts_at, key=lambda place: (place.release, place.role, order.index(place.position)))
     return EventReport(
@@ -402,7 +407,7 @@ def report(
     )
 
 
-def _places(event: WrittenEvent) -> Iterator[_Place]:
+def _places_of_items(event: WrittenEvent) -> Iterator[_Place]:
     """Yield the place of each item of an event, and for each also ALL; the first item is at the event's position."""
     unknown = POSITIONS[-1]
     for number in range(len(event.items)):

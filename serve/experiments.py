@@ -116,7 +116,12 @@ class ArmEvents:
         self._sums = defaultdict[str, float](float)
 
     def add(self, kind: str, user: str, time: float, value: float | None) -> None:
-        """Count an event between the start and the horizon; only users with an impression are reported."""
+        """Count an event of a user for an experiment, if its Unix time is between the start and the planned end.
+
+        *kind* is the type of the event. Events of the goal's type (`self._kind`) add 1 to the user's sum, or their
+        value if the goal is one. The first impression assigns the user to an arm, one of the variants A and B; only
+        users with an arm are reported. Erased users have none.
+        """
         if not self._experiment.started_at <= time < self._experiment.ends_at:
             return
         if kind == self._kind:
@@ -125,7 +130,11 @@ class ArmEvents:
             self._arms[user] = self._experiment.arm_of(user)
 
     def report(self, min_effect: float) -> ArmReport:
-        """Compare the arms; *min_effect* is a share of A's mean."""
+        """Compare the means of the goal per user in both arms, the variants A and B of the experiment.
+
+        The interval is that of the difference of means, and None if there is no verdict, with the reason as its text.
+        *min_effect*, a share of A's mean, is the smallest difference for which the needed users are computed.
+        """
         a = self._sample_of("A")
         b = self._sample_of("B")
         verdict = self._reason_for_no_verdict(a, b)

@@ -154,9 +154,11 @@ class Rejected:
 
 
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
-    """Return the test of an attribute's value: None or NaN if an item has none, which passes no test.
+    """Return a function that says whether an item meets *condition*, by its value in *column*, an attribute of items.
 
-    Raises StoreMisused for an operator or value of another kind than the column's.
+    The value is None (texts) or NaN (numbers) if an item has none, which meets no condition. `:` and `!:` take any
+    number of values, of which one or none must be equal; `<` to `>=` take one number. Raises StoreMisused for an
+    operator or value of another kind than the column's.
     """
     wanted: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
     subject = f"{condition.column}{condition.operator}"
@@ -192,7 +194,11 @@ class ReleaseFilters:
         self._popular = dict[tuple[RowKey, str], bytes]()
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
-        """Return what *where* leaves out; raises StoreMisused if it is invalid, or the release has no attributes."""
+        """Return the set of items that the filter *where* leaves out, kept from earlier calls where possible.
+
+        *overrides* replace attributes. The kept sets are dropped if these change, or if they are too many. Raises
+        StoreMisused if *where* is invalid, or the release has no attributes.
+        """
         if self.attributes is None:
             raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")
         is_full = self._verdicts > MAX_VERDICTS or len(self._rejected) + len(self._popular) > MAX_BOUND
@@ -201,6 +207,7 @@ class ReleaseFilters:
             self._verdicts = 0
             self._rejected.clear()
             self._popular.clear()
+
         rejected = self._rejected.get(where)
         if rejected is None:
             rejected = Rejected(self.attributes, where, overrides, self._may_remember)

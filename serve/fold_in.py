@@ -63,10 +63,13 @@ def summed_weights(items: Sequence[tuple[str, float | None]], usual: float, rece
 async def from_similar(
     lists: Mapping[str, bytes], weights: Mapping[str, float], n: int, *left_out: Container[bytes]
 ) -> list[Item]:
-    """Sum up the *lists* of similar items by their items' *weights*, and return the *n* best of other items.
+    """Return the *n* items most similar to a visitor's items, the best first.
 
-    *lists* are bodies of rows without their checksums, by item. Takes the first items of each, in equal numbers. Items
-    without scores count by their rank; *left_out* are ids as by `encode_id`.
+    *weights* are those of the visitor's items, and *lists* the similar items of each, as bodies of rows without their
+    checksums. The score of an item is the sum of its scores in the lists, times the weights; in a list without scores,
+    1 / rank. The visitor's items are left out, and those in any of *left_out*, sets of ids as by `encode_id`.
+
+    At most MAX_ITEMS items are read, the first ones of each list, with a pause for other tasks after PIECE_ITEMS.
     """
     scores = defaultdict[str, float](float)
     items = dict[str, Item]()
@@ -80,6 +83,7 @@ async def from_similar(
         if taken >= PIECE_ITEMS:
             taken = 0
             await asyncio.sleep(0)
+
     ranked = sorted(scores.keys() - weights.keys(), key=lambda identifier: (-scores[identifier], identifier))
     kept = (identifier for identifier in ranked if not any(encode_id(identifier) in ids for ids in left_out))
     return [{**items[identifier], "score": round(scores[identifier], SCORE_DECIMALS)} for identifier in islice(kept, n)]

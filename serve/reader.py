@@ -214,24 +214,28 @@ class TieredReader:
     async def in_release(
         self, release: str, rows: Sequence[RowKey], segment: str = OVERALL, name: str = ""
     ) -> list[EncodedList | None]:
-        """Read lists, in order, in a release that is live, the canary, or was live before.
+        """Read lists, in the order of *rows*, in a release by its id: the live one, the canary, or the one before.
 
         *rows* are all of users or all of items; *name* is that of their lists, and those of *rows* are ignored. A list
-        that cannot be read in this release is None.
+        that cannot be read in this release is None; an absent one is the popular list of *segment*. So is the list of a
+        hidden user, who is denied or erased.
         """
         origins = self._with_release(release, name)
         if not origins:
             return [None] * len(rows)
+
         first = origins[0]
-        stored = first.served.manifest.stored_name(name) or ""
+        stored = first.served.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
         fallback = RowKey(POPULAR, segment, stored)
         wanted = [RowKey(row.kind, row.id, stored) for row in dict.fromkeys(rows)]
         hidden = [row for row in wanted if self._is_hidden(row)]
         shown = [row for row in wanted if row not in hidden] if hidden else wanted
+
         read = await self._batches.read_release(release, shown, [origin.tier for origin in origins])
         lists = dict[str, EncodedList]()
         for part in read.parts:
             self._add_lists(lists, part, {stored: fallback})
+
         for row in hidden:
             self.metrics.count_lookup("popular", "miss")
             lists[row.id] = self._fallbacks.of_release(first.tier.name, first.served, fallback, "unknown")
@@ -283,13 +287,19 @@ class TieredReader:
         return EncodedList(origin.tier.name, origin.served, source, body, "ok", fallback)
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
-        """Return the list of *row*, read with others of this turn; after the caller's deadline, one without I/O."""
+        """Return the list of *row*, from memory or read together with those of other requests of this loop iteration.
+
+        *fallback* is the key of the popular list that is returned if no tier has the list. If the caller's deadline
+        passes meanwhile, returns what needs no I/O: the list in a later tier, or the popular list.
+        """
         encoded = self.get_nowait(row, fallback)
         if encoded is not None:
             return encoded
+
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
         self.turns.add(row, waiter)
+
         deadline = caller_deadline()
         if deadline is None:
             return await future
@@ -301,7 +311,10 @@ class TieredReader:
             return self.get_nowait(row, fallback, late=True) or self._fallbacks.unread(row, fallback)
 
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
-        """Give all waiters of a row its list, or their popular ones: see `tier_reads.Complete`."""
+        """Give all waiters of a row, the requests for it, the list that was read, or the popular list of each.
+
+        *origin* is where the row was read, None if no tier could be read; *body* is None if the row is absent.
+        """
         if len(waiters) > 1 and origin is not None:
             self.metrics.count(self.metrics.cached[origin.tier.name, CACHE_SHARED], len(waiters) - 1)
         for waiter in waiters:
@@ -368,12 +381,17 @@ class TieredReader:
     def _batch_lists(
         self, batch: BatchRead, rows: Sequence[RowKey], fallbacks: Mapping[str, RowKey], *, must_read: bool
     ) -> dict[str, EncodedList]:
-        """Return lists by user; *fallbacks* are by the name of the list in keys."""
+        """Return the lists of a batch by user, also of *rows* that could not be read.
+
+        Those are taken from the cache, or else are the popular lists in *fallbacks*, by the name of the list in keys.
+        *must_read* raises StoreUnavailable instead. Raises NotReady while no release is served.
+        """
         lists = dict[str, EncodedList]()
         for part in batch.parts:
             self._add_lists(lists, part, fallbacks)
         if len(lists) == len(rows):
             return lists
+
         self.served_id()  # raises NotReady
         if must_read and (batch.failure is not None or self.first_served is None):
             raise StoreUnavailable("no store can be read for now") from batch.failure

@@ -58,10 +58,11 @@ class Shaper:
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
     ) -> bytes:
-        """Return the first items of a list that are not denied, not hidden, and pass the filter.
+        """Return the first items of a list that are not denied, not hidden, and pass the filter: JSON with commas.
 
-        Hidden are what *user* consumed, if the list is a user's, and the items that it is listed *beside*. Popular
-        items, marked by their source, fill a list that lost items up to *n*, and any list under a filter.
+        Hidden are what *user* consumed, if the list is a user's, and the items that it is listed *beside*, as of a
+        basket. If too few are left, popular items, marked by their source, follow: up to the length of the list, or
+        under a filter up to *n*.
 
         Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
         """
@@ -69,12 +70,15 @@ class Shaper:
         hidden: IdSet | None = None
         if user and self._consumed is not None:
             hidden = self._consumed.hidden_from(user)
+        # Other lists lack these items, unless popular ones fill the place of items that are left out.
         if beside and (encoded.source == "popular" or selection.only is not NO_FILTER or denied):
             hidden = frozenset(map(encode_id, beside))
+
         if selection.only is NO_FILTER and hidden is None:
             items = cut(encoded.body, selection.n)
             if not denied or denied.isdisjoint(ids_of(items)):
                 return selection.shortened(items)
+
         left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
         items = self._filtered(encoded, selection, left_out)
         wanted = selection.n
@@ -82,8 +86,9 @@ class Shaper:
             wanted = min(selection.n, length_of(encoded.body))
         if length_of(items) >= wanted:
             return selection.shortened(items)
-        filling = self._filling(encoded, selection, left_out, items)
-        return SEPARATOR.join(filter(None, [selection.shortened(items), _marked(selection.shortened(filling))]))
+
+        filling = selection.shortened(self._popular_filling(encoded, selection, left_out, items))
+        return SEPARATOR.join(filter(None, [selection.shortened(items), _marked(filling)]))
 
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
@@ -99,8 +104,13 @@ class Shaper:
         rejected = _filters_of(encoded.served).rejected(where, self._deny_list.current.overrides)
         return cut_without(encoded.body, selection.n, *left_out, rejected)
 
-    def _filling(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes) -> bytes:
-        """Return popular items, those of the segment first, that *items* lack for *n*."""
+    def _popular_filling(
+        self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet], items: bytes
+    ) -> bytes:
+        """Return popular items to follow *items*, JSON with commas, up to `selection.n` items in all.
+
+        Those of the list's segment come first, then those for everybody. No item is repeated or of a set in *left_out*.
+        """
         shown = frozenset(ids_of(items))
         filling = b""
         for fallback in dict.fromkeys((encoded.fallback, encoded.fallback.popular())):

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from operator import add
 
 import msgspec
 
@@ -178,25 +179,34 @@ class Reporter:
             reported_at=time.monotonic(),
             lag_s=lag_s,
             tiers=[_tier_state(tier) for tier in self._tiers],
-            lookups=self._lookups(),
-            by_list=self._by_list(),
+            lookups=self._lookups_by_release(),
+            by_list=self._lookups_by_list(),
         )
         return self._complete(reported)
 
-    def _lookups(self) -> dict[str, list[int]]:
-        counts = dict[str, list[int]]()
-        for served in (served for tier in self._tiers for served in tier.follower.all_served):
-            known = counts.get(served.id, [0] * len(served.tally.lookups))
-            counts[served.id] = [a + b for a, b in zip(known, served.tally.lookups, strict=True)]
-        return counts
+    def _lookups_by_release(self) -> dict[str, list[int]]:
+        """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by the id of the release, over all tiers."""
+        totals = dict[str, list[int]]()
+        for tier in self._tiers:
+            for served in tier.follower.all_served:
+                lookups = served.tally.lookups
+                total = totals.get(served.id, [0] * len(lookups))
+                totals[served.id] = list(map(add, total, lookups))
+        return totals
 
-    def _by_list(self) -> dict[str, dict[str, list[int]]]:
-        counts = dict[str, dict[str, list[int]]]()
-        for served in (served for tier in self._tiers for served in tier.follower.all_served if served.tally.by_list):
-            known = counts.setdefault(served.id, {})
-            for name, own in served.tally.by_list.items():
-                known[name] = [a + b for a, b in zip(known.get(name, [0] * len(own)), own, strict=True)]
-        return counts
+    def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
+        """Return them by the id of the release and the name of the list, for releases with named lists that were read.
+
+        `served.tally.by_list` has those of one tier.
+        """
+        totals = dict[str, dict[str, list[int]]]()
+        for tier in self._tiers:
+            for served in tier.follower.all_served:
+                for name, lookups in served.tally.by_list.items():
+                    lists = totals.setdefault(served.id, {})
+                    total = lists.get(name, [0] * len(lookups))
+                    lists[name] = list(map(add, total, lookups))
+        return totals
 
 
 def status_of(tiers: Sequence[Tier]) -> str:

@@ -428,7 +428,11 @@ class Tier:
         self._metrics.count_in(HEDGES, self.name, HEDGE_WON if won else HEDGE_LOST)
 
     def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
-        """Decode slots, and count damage; in one loop, because a call per slot doubles the time."""
+        """Decode the values of *keys*; a damaged value becomes an error, which is counted.
+
+        A slot is the result for one key: its bytes, None if it is absent, or an error. In one loop, because a call per
+        slot doubles the time.
+        """
         decode = served.decode
         decoded: list[Slot] = []
         for key, slot in zip(keys, slots, strict=True):
@@ -442,12 +446,14 @@ class Tier:
         return decoded
 
     def _examined(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the slot of a key whose read raised *error*; count it if it is ReleaseCorrupt or unknown: damage.
+        """Return the error in the slot of a key, the result of its read, whose read or decoding raised *error*.
 
-        The first damage of a release is logged.
+        A StoreError is returned as it is, but for ReleaseCorrupt. This and any other exception mean that the value is
+        damaged: that is counted, logged for the first one of a release, and returned as ReleaseCorrupt.
         """
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
+
         self._metrics.count_in(CORRUPT, self.name)
         served.tally.damaged += 1
         damage = ReleaseCorrupt(_damage_of(served.id))

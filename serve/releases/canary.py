@@ -121,9 +121,14 @@ class _Comparison(NamedTuple):
     """The share of good releases that may be called worse."""
 
     def is_worse(self, factor: float) -> bool:
-        """Return whether the judged release is worse by the bound, with *factor* times the usual evidence."""
+        """Return whether the judged release has more bad outcomes than the reference, and not by chance.
+
+        The bound is a share of what the reference answers well. At least about that much must be lost, and the evidence
+        for it must exceed *factor* divided by the share of good releases that may be called worse, `self.errs`.
+        """
         if self.judged.total < MIN_LOOKUPS or not self.reference.total:
             return False
+
         answered_well = 1 - self.reference.share
         lost = self.judged.share - self.reference.share
         deviation: float = (self.bound * (1 - self.bound) / self.judged.total) ** 0.5
@@ -133,10 +138,12 @@ class _Comparison(NamedTuple):
 
     @property
     def evidence(self) -> float:
-        """The logarithm of the likelihood ratio: worse by the bound or more, against alike.
+        """The logarithm of a likelihood ratio: the judged release is worse by the bound or more, against it is alike.
 
-        The share of the reference is not known exactly: both likelihoods are integrals over it, as sums over _NODES
-        of its logit, weighted by Jeffreys' prior (half a lookup more on each side).
+        An alike release has the share p of bad outcomes of the reference. A worse one loses some multiple of the bound
+        of what the reference answers well; ALTERNATIVES has the multiples and their probabilities. As p is not known
+        exactly, both likelihoods are integrals over its logit: sums over _NODES, in standard deviations around the
+        estimate, weighted by the likelihood of p by the reference and Jeffreys' prior (half a lookup on each side).
         """
         bad = self.judged.bad
         good = self.judged.total - bad
@@ -144,19 +151,23 @@ class _Comparison(NamedTuple):
         reference_good = self.reference.total - self.reference.bad + 0.5
         center = log(reference_bad / reference_good)
         deviation: float = (1 / reference_bad + 1 / reference_good) ** 0.5
+
         alike = list[float]()
         worse = list[float]()
         for node in _NODES:
             logit = center + node * deviation
-            # The logarithms of the share p and of 1 - p, without overflow for either sign.
-            log_share = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
-            log_rest = log_share - logit
-            weight = reference_bad * log_share + reference_good * log_rest
-            alike.append(weight + bad * log_share + good * log_rest)
+            # The logarithms of p and of 1 - p, without overflow for either sign.
+            log_bad = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
+            log_good = log_bad - logit
+            log_weight = reference_bad * log_bad + reference_good * log_good
+            alike.append(log_weight + bad * log_bad + good * log_good)
+
             for multiple, probability in ALTERNATIVES:
                 loss = multiple * self.bound
-                share = loss + (1 - loss) * exp(log_share)
-                worse.append(log(probability) + weight + bad * log(share) + good * (log1p(-loss) + log_rest))
+                log_worse_bad = log(loss + (1 - loss) * exp(log_bad))
+                log_worse_good = log1p(-loss) + log_good
+                worse.append(log(probability) + log_weight + bad * log_worse_bad + good * log_worse_good)
+
         return _log_sum(worse) - _log_sum(alike)
 
     def sentence(self, baseline: str) -> str:
@@ -219,11 +230,15 @@ def slow_s(reads: tuple[float, ...]) -> float:
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
-    """Return the first bucket of slow reads, an index of BUCKETS_S or that of the overflow; see SLOW_S and USUAL."""
+    """Return the first bucket of slow reads: they take over SLOW_S seconds, and twice the 95th percentile.
+
+    *reads* has the number of reads in each bucket of their time: BUCKETS_S are the upper bounds, in seconds, and a last
+    bucket has all slower reads. The result is an index of *reads*.
+    """
     total = sum(reads)
-    usual_bucket = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
-    usual_s = BUCKETS_S[min(usual_bucket, len(BUCKETS_S) - 1)]
-    bound_s = max(SLOW_S, 2 * usual_s)
+    percentile_bucket = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
+    percentile_s = BUCKETS_S[min(percentile_bucket, len(BUCKETS_S) - 1)]
+    bound_s = max(SLOW_S, 2 * percentile_s)
     return next((n + 1 for n, bound in enumerate(BUCKETS_S) if bound >= bound_s), len(BUCKETS_S))
 
 
