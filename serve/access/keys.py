@@ -106,10 +106,14 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
 
     *path* is named in errors. A content longer than MAX_FILE_BYTES may be cut there by the caller.
     """
+    problem = None
+    clients: tuple[KeyHolder, ...] = ()
     try:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _unusable(path, _decoding_problem(text, error)) from None
+        problem = _decoding_problem(text, error)
+    if problem is not None:  # raised here, because msgspec's error may quote the file, and would be its context
+        raise _unusable(path, problem)
 
     names = {client.name for client in clients}
     digests = [digest for client in clients for digest in client.digests()]

@@ -122,6 +122,7 @@ def test_file_without_keys_is_refused_without_quoting_it(keys: Path, text: str, 
     with pytest.raises(KeysUnreadable, match=sentence) as caught:
         load(keys)
     assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None  # msgspec's error may quote it
 
 
 def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder: Path, keys: Path) -> None:
