@@ -789,9 +789,11 @@ def _refusals_checksum(fields: _Refusals) -> str:
 
 
 def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
-    """Return the checksum over the fields of a catalogue; those that earlier versions lacked count only if set.
+    """Return the checksum over the fields of a catalogue, in hexadecimal digits.
 
-    Over values, not stored bytes: a store may reorder fields and write 1.0 as 1.
+    Over values, not stored bytes: a store may reorder fields and write 1.0 as 1. Erased users and an experiment, which
+    earlier versions lacked, count only if set, so that the checksums of earlier catalogues stay valid. Without
+    *with_refusals*, the gates that refused a release do not count: a pre-release of 0.3 had another checksum for them.
     """
     fields = list[object](catalogue.version)
     canary = catalogue.canary

@@ -161,10 +161,14 @@ class EncodedRows:
 async def encode_rows(
     batches: AsyncIterable[Sequence[Row]], plan: Plan, encoding: str, checksum: Checksum, sample: Sequence[Row] = ()
 ) -> EncodedRows:
-    """Encode rows of bodies to stored values; deterministic but for checksums.
+    """Encode rows of bodies (an offset and a list) to stored values, lazily; deterministic but for checksums.
 
-    *plan* counts keys and lists, without offsets; `zstd` scales its bytes by the compression ratio of the first lists.
-    *sample* holds rows to train on if other processes write most of the release.
+    *encoding* is PLAIN, or `zstd`: then a compression dictionary is trained on the lists of the first batches and of
+    *sample* (rows to train on if other processes write most of the release), and is itself the first row. `meta` rows,
+    which hold no lists, are not compressed.
+
+    *plan* has the expected rows, and bytes of keys and lists. The returned plan adds a header for each row and, with
+    `zstd`, the dictionary, and scales the lists' bytes by the compression ratio measured on these rows.
     """
     plan = replace(plan, payload_bytes=plan.payload_bytes + plan.rows * HEADER_BYTES)
     if encoding == PLAIN:

@@ -338,10 +338,12 @@ def unpack(packed: bytes) -> list[str]:
 async def merged(
     spans: Iterable[KeySpan], fetch: Callable[[Sequence[KeySpan]], Awaitable[Sequence[bytes | None]]]
 ) -> AsyncIterator[list[str]]:
-    """Yield the distinct keys of packed lists in ascending order, as many at a time as are complete.
+    """Merge packed lists of keys, and yield the distinct keys in ascending order, in chunks.
 
-    Their ranges may overlap, so keys wait until no later list can hold smaller ones. *fetch* gets up to PACKED_AT_ONCE
-    spans, and returns their packed lists in order, None for a list that is gone.
+    A packed list is a compressed list of keys; a span has its smallest (`first`) and largest key, and its location.
+    Lists are read in the order of their smallest keys. As their ranges may overlap, keys are only yielded once they are
+    below the smallest key of the next list. *fetch* gets up to PACKED_AT_ONCE spans, and returns their packed lists in
+    order, None for a list that is gone.
     """
     ordered = sorted(spans)
     pending = list[str]()  # sorted; may hold a key twice

@@ -145,10 +145,13 @@ class ErasedUsers:
         return replace(self, rows={**self.rows, release.incarnation: missing})
 
     def with_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
-        """Return a copy in which *rows*, which the release has, are missing.
+        """Return a copy in which *rows* of erased users, which the release still has, count as missing.
 
-        Rows that were counted before are not counted again. Damaged rows, and those beyond MAX_ROWS, are only counted
-        as `unsummed`.
+        For each release, `self.rows` has the sums (count, bytes, digest) over its missing rows, by which `verify`
+        corrects the stored ones, and salted hashes of their keys, so that no row is counted twice. MAX_ROWS limits the
+        hashes of all releases. Rows beyond it, and damaged rows, have no sums: `unsummed` is their number.
+
+        `self.groups` has hashed user ids by salt, and must not be empty; new hashes use the first salt.
         """
         missing = self.missing_from(release)
         salt = next(iter(self.groups))

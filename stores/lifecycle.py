@@ -251,15 +251,20 @@ async def change(
     repeatable: bool = True,
     records: Sequence[RecordChange] = (),
 ) -> Catalogue:
-    """Apply a pure function to the catalogue by compare-and-set, again after a lost race, and return the result.
+    """Apply *step*, a pure function, to the catalogue by compare-and-set, and return the new catalogue.
 
-    A swap without a clear result may still take place: then the next read finds its token, or the next swap loses
-    against it. If others have swapped since then, only a step that may be applied twice (*repeatable*) is applied
-    again; for others, StoreUnavailable is raised.
+    Each attempt reads the catalogue, applies *step*, and swaps the result in under a new random token. The swap is
+    refused (ReleaseConflict) if the catalogue was changed since the read; then the next attempt follows. If *step*
+    changes nothing, nothing is written.
 
-    *records* are changes beside the catalogue that depend on what was read. Raises ReleaseConflict after SWAP_ATTEMPTS
-    lost races, but with *records* after UNCLEAR_SWAPS + 1, so that the caller reads again. Raises CatalogueUnreadable
-    if the store holds releases and its catalogue is gone.
+    A swap that fails with StoreUnavailable is unclear: it may still take place. Then the next read finds its token,
+    and the swapped catalogue is returned, or the next swap loses against it. If others have swapped in between, that
+    cannot be told: a *repeatable* step, which may be applied twice, is applied again; for another, StoreUnavailable is
+    raised, as after UNCLEAR_SWAPS unclear swaps.
+
+    *records* are changes beside the catalogue, written with it, that depend on what was read. Raises ReleaseConflict
+    after SWAP_ATTEMPTS lost races, but with *records* after UNCLEAR_SWAPS + 1, so that the caller reads again. Raises
+    CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     sent = dict[str, Catalogue]()  # by token

@@ -103,7 +103,13 @@ class Tally:
         self._draw(other.drawn)
 
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
-        """Add rows of one kind as named in keys, such as `user` or `user@basket`."""
+        """Add *rows* of one *kind*, the prefix of their keys, such as `user` or, in the list `basket`, `user@basket`.
+
+        Adds to the number of rows of the kind, the bytes of keys and values, and the digest (see `add`). Of users and
+        items, the SAMPLE_ROWS keys with the smallest hashes are drawn as the sample that is read before the release is
+        served: the same keys in any order of rows. The manifest itself is skipped; of popular lists, keys and bytes
+        are kept, too. Raises StoreMisused for an unknown kind.
+        """
         kind_of_rows = RowKey.parse(check_kind(kind)).kind
         if kind_of_rows == META:
             rows = [row for row in rows if row.key != MANIFEST]

@@ -166,6 +166,11 @@ _STRUCTURE = ("item_attributes", "list", "gates")
 
 
 def _readable(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and the decoded values of the fields of *record* that have the type of Origin's field.
+
+    Null and other types are skipped, as informative fields may come from other programs. Those in _STRUCTURE, and
+    `lists`, say what the release holds and whether it may go live: there, another type raises msgspec.ValidationError.
+    """
     for field in msgspec.structs.fields(Origin):
         value = record.get(field.name)
         if field.name == "lists" and value is not None:

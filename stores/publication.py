@@ -258,13 +258,19 @@ async def write(
     others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit.
+    """Write or continue a draft, a release that is not committed yet, up to its commit.
 
-    *encode* makes its rows; *others* write further parts; *finish* makes the manifest. With *prepare*, the release is
-    made ready to be live before the commit: a repair is served from then on. *refused_by* is as of `publish`.
+    A lease, renewed in the background, keeps other writers away. *encode* returns the rows, *others* are processes
+    that write further parts. *finish* gets the sums over all rows and the manifest of an earlier attempt (None without
+    one), and returns the manifest, which is written last. Then the draft is sealed, verified and committed.
 
-    After StoreUnavailable, and if an earlier attempt wrote other rows, the draft stays for another attempt, without its
-    lease. After any other error or an interrupt it is dropped, but for an interrupt of a scheduled run, which resumes.
+    With *prepare*, the store is prepared to serve the release before the commit, for a repair, which replaces a release
+    that may be live. *refused_by* returns the names of the gates, the checks of a release before it goes live, that
+    refuse it; by default the manifest has them.
+
+    After StoreUnavailable, and if an earlier attempt wrote other rows or its writer is alive, the draft stays for
+    another attempt, without its lease. After any other error or an interrupt it is dropped, but for an interrupt of a
+    scheduled run, which resumes.
     """
     try:
         async with lease(store, draft) as check_lease:

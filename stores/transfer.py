@@ -110,13 +110,18 @@ async def _write_copy(
     on_progress: OnProgress,
     prepare: bool = False,
 ) -> WriteResult:
-    """Write the rows of *release* of *source* into *draft* of *target*, without users erased from either store."""
+    """Write the rows of *release* of *source* into *draft* of *target*, without users erased from either store.
+
+    *manifest* is that of the release, and becomes the copy's, unchanged: the sums over rows that the copy lacks are
+    recorded in *target*. Erased users are taken over before the rows are read, and again before the check, for those
+    erased meanwhile. *prepare* is as of `write`. Raises ReleaseCorrupt if other rows are missing.
+    """
     await take_over_erasures(target, await erased_from(source))
 
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
         erased = await erased_from(source)  # also users erased since the copy began
         await take_over_erasures(target, erased)
-        # A lost id had at most one row in each list.
+        # A user whose erasure the record has lost had at most one row in each list: the default and the named ones.
         absent = erased.missing_from(release).most + erased.lost * (1 + len(manifest.named))
         await check_copied(target, draft, manifest, tally, absent=absent)
         return manifest

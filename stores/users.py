@@ -65,9 +65,10 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
 
 
 async def _record_users(store: Store, users: Sequence[str]) -> tuple[Catalogue, dict[ReleaseRef, list[str]]]:
-    """Record *users* as erased, and their rows as missing.
+    """Record *users* as erased, and their rows in all committed releases as missing; delete nothing.
 
-    Returns the catalogue with the record, and the keys of these rows, which are still there, by release.
+    Returns the catalogue after the change, and the keys of the rows, which the caller deletes, by release. Rows are
+    recorded before they are deleted: otherwise `verify` would call a release damaged.
     """
     keys_by_release = dict[ReleaseRef, list[str]]()
 
@@ -91,7 +92,12 @@ def _check_recorded(recorded: Catalogue, catalogue: Catalogue) -> None:
 
 
 async def find_users(store: Store, users: Sequence[str]) -> Erasure:
-    """Find which of *users* are erased, and which releases have their rows."""
+    """Find which of *users* are recorded as erased, and which committed releases still have rows of any of them.
+
+    In the result, `erased` are ids in the order of *users*; `holding` are the ids with rows, and `lists` the named
+    lists with such rows, by release. Drafts are not searched, only named as `being_written`. `lost` is the number of
+    ids that the catalogue counts and the record no longer has.
+    """
     catalogue = await store.catalogue()
     erased = await read_erased(store, catalogue)
     wanted = list(dict.fromkeys(users))
@@ -124,9 +130,12 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
 
 
 async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally: Tally, *, absent: int) -> None:
-    """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users, of which the source lacked *absent*.
+    """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users.
 
-    Records the sums of these rows for `verify`.
+    *manifest* has the sums over the rows of the release at its publish, *tally* those over the rows of the copy. The
+    copy lacks the `tally.left_out` rows that it skipped, and up to *absent* rows that the source had deleted before.
+    A larger or smaller difference, or one in rows that are not of users, is damage. Otherwise the sums over the
+    missing rows are recorded in *target*, so that `verify` expects them to be missing there.
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
     is_explained = tally.left_out <= missing <= tally.left_out + absent
@@ -161,8 +170,13 @@ async def accept_loss(store: Store) -> int:
 async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = False) -> Catalogue:
     """Change the record of erased users by *revise*, called again after a lost race, and return the new catalogue.
 
-    With *accepts_loss*, the catalogue counts only the users that the record has left. Raises ReleaseNotFound for an
-    empty store.
+    The record is a log: numbered parts of hashed user ids, stored beside the catalogue, which has their count and the
+    number of the last part. *revise* gets the catalogue and the erased users, and returns the users to be recorded.
+    Nothing is written if they are the same, unless an interrupted erasure left a part that the catalogue does not name.
+
+    With *accepts_loss*, the count in the catalogue is lowered to the users that the record still has; otherwise it
+    stays, so that a loss remains visible. Raises ReleaseNotFound for an empty store, ReleaseConflict after
+    SWAP_ATTEMPTS lost races.
     """
     for _ in range(SWAP_ATTEMPTS):
         catalogue = await store.catalogue()
@@ -202,7 +216,13 @@ def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
 
 
 async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log, with records of format 1 until it replaces them, and all that are left if one is lost."""
+    """Read the log of erased users, together with users that are recorded elsewhere in the store.
+
+    Earlier versions recorded them in a row of an incarnation (the stored data of one publish), named by the catalogue
+    until the log replaces it. If the catalogue counts more users than these, a record is lost, and all incarnations
+    are searched for their records. A log that lacks some of the users is returned as not whole, so
+    that the next change rewrites it.
+    """
     log = await read_log(store)
     users = log.users
     if catalogue.erased is not None and catalogue.erased.incarnation:

@@ -137,9 +137,15 @@ async def _check_loss(
     rows_per_s: float,
     mismatch: ReleaseCorrupt,
 ) -> None:
-    """Raise ReleaseCorrupt, with missing and damaged rows, unless a *mismatch* is due to rows of erased users alone.
+    """Raise ReleaseCorrupt unless the *mismatch* of *manifest* and *tally* is due to rows of erased users alone.
 
-    Some of these rows have no sums, because they were damaged, too many, or counted by a record that is lost.
+    *manifest* counts rows by kind (`user`, `item`) as published; *tally* those now in the store, plus the deleted
+    ones of which *erased* has sums. The rest of the deleted ones, which were damaged or too many, are only counted
+    (`unsummed`), so up to that number of missing `user` rows is accepted. So is one row in each list, the default and
+    the named ones, for each user that the record has lost.
+
+    All rows are read again to name the damaged ones; the error says how many are missing and damaged. If no row is
+    either, and none was deleted, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
     unsummed = erased.missing_from(release).unsummed + erased.lost * (1 + len(manifest.named))

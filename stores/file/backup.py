@@ -74,11 +74,15 @@ def _check_new(target: Path) -> None:
 async def restore(
     source: Path, store: LmdbStore, on_progress: OnProgress = unreported, *, over: bool = False
 ) -> BackupResult:
-    """Restore a backup into an empty store or, with *over*, into one that may be in use.
+    """Restore the backup in the folder *source* into an empty store or, with *over*, into one that may be in use.
 
     The backup's live release becomes live in a new generation of the catalogue; canaries end. The store's live and
     superseded releases are withdrawn, and pruned after their grace, as are ready ones whose ids the backup has; other
-    ready releases and drafts stay. Restored releases get new incarnations, unknown to erasers.
+    ready releases and drafts stay. Users erased from either are erased afterwards.
+
+    Files are copied and checked in a scratch folder, then moved under the catalogue's lock. Each release gets a new
+    incarnation, the name of its file, so that a process that is still erasing the old one cannot delete it.
+    *on_progress* gets bytes copied and in all.
 
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """
@@ -90,7 +94,7 @@ async def restore(
         erased_there = await read_erased(backup, saved)
         await backup.close()
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
-        # In `releases`: maybe a separate disk, and `prune` cleans up there after a killed restore.
+        # In `releases`, maybe a separate disk, so that files can be renamed; `prune` removes it after a killed restore.
         releases = store.folder / "releases"
         with translated(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, new_names, scratch, on_progress)
@@ -110,9 +114,11 @@ async def restore(
 async def _record_both(
     store: LmdbStore, present: Catalogue, theirs: ErasedUsers
 ) -> tuple[Erased | None, list[RecordChange]]:
-    """Return the catalogue's entry, and the changes of records, for users erased from the store or the backup.
+    """Return what records the users erased from the store or from the backup; writes nothing.
 
-    *present* is the store's catalogue, *theirs* the users erased from the backup. None if there are none.
+    *present* is the store's catalogue, of generation 0 if it has none; *theirs* are the users erased from the backup.
+    Returns the entry of erased users for the new catalogue, and the changes of the records beside it; None and no
+    changes if no user is erased. Users that either record has lost are still counted.
     """
     ours = await (read_erased(store, present) if present.generation else find_erased(store))
     both = ours.merged(theirs)

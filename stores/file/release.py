@@ -102,9 +102,13 @@ class ReleaseFile:
         return file
 
     def slot(self, key: str) -> Slot:
-        """Return the value of a key, None or an error; after a failed read, other reads get a new transaction.
+        """Return the stored value of a key, None if it is absent, or the error, which is not raised.
 
-        Reads the key again, in a separate transaction, if another read, in any thread, had failed in the shared one.
+        The error is ReleaseCorrupt for a damaged row, StoreError for a key that LMDB does not accept.
+
+        All threads read in one transaction, `self._txn`, which a failed read makes unusable. So a failed read opens a
+        new one for later reads; not in a file known as damaged (`self._damaged`), which is read without LMDB. If the
+        read of another key had failed (BadTxnError), this key is read again in a separate transaction.
         """
         raw = key.encode("utf-8", "surrogatepass")  # with surrogates, bytes that no row has
         try:
