@@ -348,7 +348,10 @@ class Evaluator:
         )
 
     def _lists(self, candidate: Candidate) -> Indices:
-        """Return the lists [users, k], -1 after the end of one; DataError if no user has any."""
+        """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
+
+        The rows of `candidate.lists` (user, item) are grouped by user, at most k each, best first.
+        """
         if candidate.lists.is_empty():
             raise DataError(
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "

@@ -157,17 +157,19 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 
 
 def _split_in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
-    """Split at a time; *times* are the first times of the pairs of *user_items*.
+    """Split at a time, the cut: train has the rows up to it, the test the pairs that begin after it.
 
-    Of the pairs in order of time, a piece of the log takes the first ones, and the test the last share of those.
+    *times* [pairs] are those of the first rows of the pairs of *user_items*, in µs. A piece is a prefix of the pairs in
+    order of time; the cut leaves its last `test_share` to the test, and pairs after its end are in neither part. With
+    `repeats`, all pairs with rows after the cut are tested, even those in train.
     """
     ordered = np.sort(times)
-    share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
-    size = max(1, round(share * len(times)))
+    piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
+    piece_pairs = max(1, round(piece_share * len(times)))
     cut = end = NO_TIME
     if len(times):
-        cut = int(ordered[max(0, round((1 - options.test_share) * size) - 1)])
-        end = int(ordered[size - 1])
+        cut = int(ordered[max(0, round((1 - options.test_share) * piece_pairs) - 1)])
+        end = int(ordered[piece_pairs - 1])
     held_back = np.asarray((times > cut) & (times <= end))
     past = history.until(cut)
     learnt = past.matrix()

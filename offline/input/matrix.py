@@ -257,7 +257,11 @@ def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
 
 
 def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
-    """Return the k-core in the same shape: users with *min_per_user* items, items with *min_per_item* users."""
+    """Return the k-core of *user_items* in the same shape; users and items outside of it have empty rows or columns.
+
+    It is the largest set of pairs in which each user has *min_per_user* items and each item *min_per_item* users. Each
+    removal can bring other users or items below their minimum, so it repeats until all have enough.
+    """
     kept = np.ones(user_items.nnz, dtype=np.bool_)
     items = user_items.indices
     users = rows_of(user_items)

@@ -143,21 +143,28 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
 
 
 def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return the first *n* items of *order* that users do not have; no item for users without interactions."""
+    """Return each user's list: the first *n* items of *order*, unless *keep_seen* without those that the user has.
+
+    *order* are items, the most popular first; *rows* are the users' items [users, items]. Returns items [users, n], -1
+    after the end of a list; a user without interactions has an empty list.
+    """
     heads = np.full((rows.shape[0], n), -1, dtype=np.int32)
-    waiting = np.flatnonzero(items_per_user(rows))
+    incomplete = np.flatnonzero(items_per_user(rows))
+    # Most lists are complete within the first items; for the others, more of the order are looked at.
     depth = n
-    while len(waiting):
+    while len(incomplete):
         head = order[:depth]
-        listed = np.tile(head, (len(waiting), 1))
+        listed = np.tile(head, (len(incomplete), 1))
         if not keep_seen:
-            cells = waiting.astype(np.int64)[:, None] * rows.shape[1] + head
+            cells = incomplete.astype(np.int64)[:, None] * rows.shape[1] + head
             listed[are_among(cells_of(rows), cells)] = -1
+
+        # A stable sort by "is left out" moves the items that remain to the front, in order.
         first = np.argsort(listed < 0, axis=1, kind="stable")[:, :n]
-        heads[waiting, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
+        heads[incomplete, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
         if depth >= len(order):
             break
-        waiting = waiting[heads[waiting, -1] < 0]
+        incomplete = incomplete[heads[incomplete, -1] < 0]
         depth *= _DEEPER
     return heads
 

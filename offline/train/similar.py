@@ -205,7 +205,12 @@ class _NextItemsTest:
     shape: tuple[int, int]
 
     def hit_rates(self, lists: Indices) -> Values:
-        """Return the share of last items with a next item in their list, by user; *lists* are those of *items*."""
+        """Return, by user [users], the share of the user's last items in train whose list has one of the next items.
+
+        *lists* [items, k] are the similar items of each of `items`, -1 after the end. `last` and `last_users` [pairs]
+        say for each last item of a user which row of *lists* and which user it is; `following` are the pairs of a user
+        and a next item, as numbers: user * number of items + item.
+        """
         listed = lists[self.last]
         hits = (listed >= 0) & are_among(self.following, self.last_users[:, None] * self.shape[1] + listed)
         hits_per_user = np.bincount(self.last_users, hits.any(axis=1), self.shape[0])
@@ -214,9 +219,10 @@ class _NextItemsTest:
 
 
 def _next_items_test(parts: Parts) -> _NextItemsTest:
-    """Return what users of *parts* with items in train and test chose last and next."""
+    """Return the last items in train and the first in test (at most 5 and 3) of users of *parts* that have both."""
     tested = parts.tested
     users = tested[items_per_user(parts.train)[tested] > 0]
+    # `~` reverses the order of integers without the overflow that `-` has at NO_TIME, the least of them.
     latest_first = None if parts.train_times is None else ~parts.train_times
     rows = rows_of(parts.train)
     last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(rows, users)

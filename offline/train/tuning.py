@@ -325,23 +325,34 @@ def search_repeats(
     k: int,
     popular: PopularityParams | None = None,
 ) -> RepeatSearch | None:
-    """Choose how a user's own interactions count in lists of *params* that keep seen items.
+    """Choose how much a user's own earlier choices raise the scores of those items, in lists that may repeat them.
 
-    Recent popularity has the half-life of *popular*. Returns None without times or repeats. Neighbours replace a fit
-    beyond the budget.
+    Splits *user_items* and *history* (its rows with times) once more by time, in a train and a test part; fits *params*
+    on the train part with fewer iterations, and compares lists of *k* items by their nDCG on the test part. A large log
+    is sampled by user. A fit beyond the limits of time or memory is replaced by one of neighbours.
+
+    With the half-life of *popular*, own choices weighed by the item's recent popularity are tried, too. Returns
+    None without times, for a split (*options*) that is not by time, and if no tested pair is a repeat.
     """
     if history is None or not options.in_time:
         return None
-    drawn = _drawn_users(user_items, history, replace(_inner_split(options, pieces=1), repeats=True))
-    most = max(1, _RANKED // drawn.user_items.shape[1])
-    parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most, drawn.options.seed)
-    if not are_among(cells_of(parts.train), cells_of(parts.test)).any():
+
+    repeats_split = replace(_inner_split(options, pieces=1), repeats=True)
+    drawn = _drawn_users(user_items, history, repeats_split)
+    # Each tested user is ranked against all items.
+    most_users = max(1, _RANKED // drawn.user_items.shape[1])
+    parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most_users, drawn.options.seed)
+    is_repeat = are_among(cells_of(parts.train), cells_of(parts.test))
+    if not is_repeat.any():
         return None
-    tried = exploring(params)
-    if fit_s(tried, parts.train) > BUDGET_S / 2 or fit_bytes(tried, parts.train) > BUDGET_BYTES:
-        tried = NeighbourParams(recency=recency_of(params))
+
+    fitted = exploring(params)
+    if fit_s(fitted, parts.train) > BUDGET_S / 2 or fit_bytes(fitted, parts.train) > BUDGET_BYTES:
+        fitted = NeighbourParams(recency=recency_of(params))
+    ranker = fit_parts(parts, fitted)
+
     half_life_days = None if popular is None else popular.half_life_days
-    return choose_repeats(parts, fit_parts(parts, tried), k, half_life_days)
+    return choose_repeats(parts, ranker, k, half_life_days)
 
 
 class _DrawnUsers(NamedTuple):
