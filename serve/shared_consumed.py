@@ -465,7 +465,7 @@ class ConsumedSharing:
             return
         try:
             await self._append(forgotten)
-            await self._stream.erase(erased, keep_s=self._keep_s, most=MAX_ENTRIES)
+            await self._stream.erase(erased)
         except StoreError:
             self._wants_rewind = True  # the stream is past these entries
             raise

@@ -9,13 +9,14 @@ appended for the time that its entries are kept.
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 from hotplate.stores.errors import StoreError
 from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.deployment import Deployment
 from hotplate.stores.redis.keys import Keys
-from hotplate.stores.redis.routing import CommandRouter
+from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.store import deployment_of
 from hotplate.stores.store import Observer
 
@@ -28,6 +29,17 @@ PAGE = 1000
 NODE = 100
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
+# Moves entries, each with its id and its value, to the end of a stream; returns the last new id. Entries that are gone
+# were trimmed, or moved by another service that erases at the same time: they get no copy.
+MOVE = f"""
+local last = false
+for at = 1, #ARGV, 2 do
+  if redis.call('XDEL', KEYS[1], ARGV[at]) == 1 then
+    last = redis.call('XADD', KEYS[1], '*', '{FORMAT.decode()}', ARGV[at + 1])
+  end
+end
+return last
+"""
 
 
 class Entry(NamedTuple):
@@ -118,10 +130,6 @@ class RedisStream:
         Entries older than *keep_s* are removed, too, as the clock of the server says. Some hundred entries beyond both
         bounds may stay, which is cheaper for the server.
         """
-        _, trimmed = await self._append(values, keep_s=keep_s, most=most)
-        return trimmed
-
-    async def _append(self, values: Sequence[bytes], *, keep_s: int, most: int) -> tuple[list[bytes], int]:
         newest_ms, _ = _order(self._last_known)
         oldest_ms = max(0, newest_ms - keep_s * 1000)
         added: list[Command] = [("XADD", self._key, "MINID", "~", oldest_ms, "*", FORMAT, value) for value in values]
@@ -129,13 +137,13 @@ class RedisStream:
             *added, ("XTRIM", self._key, "MAXLEN", "~", most), ("EXPIRE", self._key, keep_s)
         )
         self._last_known = max(self._last_known, ids[-1], key=_order)
-        return ids, int(trimmed)
+        return int(trimmed)
 
-    async def erase(self, entries: Sequence[Entry], *, keep_s: int, most: int) -> None:
-        """Delete entries, also from the memory and the snapshots of the server; other arguments as of `append`.
+    async def erase(self, entries: Sequence[Entry]) -> None:
+        """Delete entries, also from the memory and the snapshots of the server.
 
         XDEL only marks an entry as deleted. Its bytes stay until all entries of its node, at most NODE by default, are
-        deleted. So the entries around it are appended again, and deleted with it.
+        deleted. So the entries around it are moved to the end of the stream before it is deleted.
         """
         erased = {entry.id for entry in entries}
         around = dict[bytes, bytes]()
@@ -151,18 +159,15 @@ class RedisStream:
             for neighbour in _entries([*before, *behind]):
                 if neighbour.id not in erased and neighbour.value is not None:
                     around[neighbour.id] = neighbour.value
-        originals = sorted(around, key=_order)
-        copies = list[bytes]()
-        if originals:
-            # More than *most* until the originals are deleted: trimmed now, the stream would lose its oldest entries.
-            most_now = most + len(erased) + len(originals)
-            copies, _ = await self._append([around[entry_id] for entry_id in originals], keep_s=keep_s, most=most_now)
-        _, *deleted = await self._execute_all(
-            ("XDEL", self._key, *erased), *(("XDEL", self._key, entry_id) for entry_id in originals)
-        )
-        surplus = [copy for copy, is_ours in zip(copies, deleted, strict=True) if not is_ours]
-        if surplus:  # another service has copied these
-            await self._execute_all(("XDEL", self._key, *surplus))
+        neighbours = sorted(around, key=_order)
+        moves = list[Command]()
+        for start in range(0, len(neighbours), NODE):
+            moved = neighbours[start : start + NODE]
+            ids_and_values = chain.from_iterable((entry_id, around[entry_id]) for entry_id in moved)
+            moves.append(evaluation(MOVE, [self._key], *ids_and_values))
+        *moved_ids, _ = await self._execute_all(*moves, ("XDEL", self._key, *erased))
+        known_ids = (self._last_known, *(moved_id for moved_id in moved_ids if moved_id is not None))
+        self._last_known = max(known_ids, key=_order)
 
     async def close(self) -> None:
         """Close all connections."""
