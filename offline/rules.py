@@ -356,9 +356,11 @@ class RuledLists:
         return cut(everything, values, (everything >= 0) & _are_first_of_kind(everything, 1), items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
-        """Return lists of the full length, under the cap, of the first *depth* items or more of a ranking.
+        """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
 
-        *rank* is called with some of the *rows* and a depth. A list that the cap leaves short is ranked again, deeper.
+        *rank* ranks a number of items, the second argument, for some of the *rows* (users or items): *depth* or more at
+        first, and several times as many again for lists that the cap leaves short. Rows are ranked in batches, to bound
+        memory. The list of a row ends with -1 and scores of 0 if the ranking has too few items.
         """
         total = len(self.model.matrix.item_ids)
         if self.categories is not None:
@@ -370,19 +372,20 @@ class RuledLists:
         scores = np.zeros((len(rows), width), dtype=np.float32)
         pending = np.arange(len(rows))
         while len(pending):
-            short = list[Indices]()
+            still_short = list[Indices]()
             batches = -(-len(pending) * min(depth, total) // _CELLS)
-            for places in np.array_split(pending, batches):
-                ranked = rank(rows[places], depth)
+            for batch in np.array_split(pending, batches):
+                ranked = rank(rows[batch], depth)
                 lists = cut(ranked.items, ranked.scores, self._under_cap(ranked.items), width)
-                items[places, : lists.items.shape[1]] = lists.items
-                scores[places, : lists.items.shape[1]] = lists.scores
-                is_short = items[places, -1] < 0
-                has_more = ranked.items[:, -1] >= 0
-                short.append(places[is_short & has_more])
+                items[batch, : lists.items.shape[1]] = lists.items
+                scores[batch, : lists.items.shape[1]] = lists.scores
+
+                is_short = items[batch, -1] < 0
+                has_more = ranked.items[:, -1] >= 0  # the ranking did not end before *depth*
+                still_short.append(batch[is_short & has_more])
             if depth >= total:
                 break
-            pending = np.concatenate(short)
+            pending = np.concatenate(still_short)
             depth *= _DEEPER
         return Ranked(items, scores)
 
@@ -394,9 +397,13 @@ class RuledLists:
         return capped(items, self.categories, most)
 
     def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
-        """Return the pinned and then the first other *items*, *n* that rules allow; *scores* are by item."""
+        """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
+
+        *items* are numbers, best first; *scores* has the score of every item of the model, by number.
+        """
         scores = scores.copy()
-        scores[self.pins] = scores[items[0]]
+        scores[self.pins] = scores[items[0]]  # pinned items score as the best one
+
         items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
         if self.allowed is not None:
             items = items[self.allowed[items]]
@@ -466,16 +473,23 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
 
 
 def _are_first_of_kind(kinds: Indices, most: int) -> Mask:
-    """Return the mask of the first *most* entries per row and kind; negative kinds are unlimited."""
+    """Return which entries of *kinds* [rows, n] are among the first *most* of their kind in their row.
+
+    All entries of a negative kind are.
+    """
+    # A stable sort makes a run of each kind, in the order of the row.
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
+    starts_run = np.ones(kinds.shape, dtype=np.bool_)
+    starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+
     places = np.arange(kinds.shape[1])
-    begins = np.ones(kinds.shape, dtype=np.bool_)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    nth = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    first = np.empty(kinds.shape, dtype=np.bool_)
-    np.put_along_axis(first, order, (nth < most) | (ordered < 0), axis=1)
-    return first
+    run_starts = np.maximum.accumulate(np.where(starts_run, places, 0), axis=1)
+    place_in_run = places - run_starts
+
+    are_first = np.empty(kinds.shape, dtype=np.bool_)
+    np.put_along_axis(are_first, order, (place_in_run < most) | (ordered < 0), axis=1)
+    return are_first
 
 
 def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:

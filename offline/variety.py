@@ -206,29 +206,36 @@ class NewItems:
         self._segments, self._weights = self._draw_weights(model)
 
     def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
-        """Return ranked lists with drawn items at drawn places of each ten, with a score of -inf.
+        """Insert new items into the lists of *users*: `explore.new` at drawn places of each ten, with a score of -inf.
 
-        *items* and *scores* are the lists of *users* [users, n]. The first of ten places keeps its item. Items in the
-        first *length* places are not drawn, but an item further down may then be listed twice. -1 stands at places that
-        got no item. Empty lists stay empty.
+        *items* and *scores* are [users, n], the result is wider; -1 stands at places without an item. The items behind
+        an inserted one move back, and the first of ten places keeps its item. Items in the first *length* places are
+        not drawn, but an item further down may then be listed twice. Empty lists stay empty.
         """
         tens = -(-length // _TEN)
         drawn = self._drawn_items(users, items[:, :length], tens * self.explore.new)
-        drawn[items[:, 0] < 0] = -1
+        is_empty = items[:, 0] < 0
+        drawn[is_empty] = -1
+
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
-        is_slot = np.zeros((len(items), width), dtype=np.bool_)
-        is_slot[:, : tens * _TEN] = self._drawn_places(users.ids, tens)
+        is_inserted = np.zeros((len(items), width), dtype=np.bool_)
+        is_inserted[:, : tens * _TEN] = self._drawn_places(users.ids, tens)
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
 
+        # A mask is filled row by row, and each row has as many places as items.
         lists = np.empty((len(items), width), dtype=np.int32)
-        lists[is_slot] = drawn.ravel()
-        lists[~is_slot] = np.pad(items, padding, constant_values=-1).ravel()
+        lists[is_inserted] = drawn.ravel()
+        lists[~is_inserted] = np.pad(items, padding, constant_values=-1).ravel()
         values = np.full((len(items), width), -np.inf, dtype=np.float32)
-        values[~is_slot] = np.pad(scores, padding).ravel()
+        values[~is_inserted] = np.pad(scores, padding).ravel()
         return Ranked(lists, values)
 
     def _drawn_items(self, users: Users, listed: Indices, n: int) -> Indices:
-        """Return *n* new items of each user [users, n], -1 if there are fewer; *listed* ones are not drawn."""
+        """Draw *n* new items for each user [users, n], -1 if there are fewer.
+
+        The items with the highest keys are drawn. *listed* items [users, any] have a key of -inf, as have those that
+        the user has, unless seen items are kept.
+        """
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
         for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
             segments = None if users.segments is None else users.segments[rows]
@@ -240,45 +247,64 @@ class NewItems:
         return drawn
 
     def _exclude_from_draw(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
-        """Exclude items that are listed, or that a user has, from a draw by *keys*."""
+        """Set the *keys* of a draw [users, new items] to -inf, in place, for items not to be drawn.
+
+        These are *listed* items [users, any], -1 for none, and, unless seen items are kept, those in *user_items*.
+        `_number_of` has the column in *keys* of each item of the model, -1 for items that are not new.
+        """
         if not self._keep_seen:
             keys[user_items[:, self.items].toarray() > 0] = -np.inf
-        numbers = np.where(listed < 0, -1, self._number_of[listed])
-        rows, places = np.nonzero(numbers >= 0)
-        keys[rows, numbers[rows, places]] = -np.inf
+        columns = np.where(listed < 0, -1, self._number_of[listed])
+        rows, places = np.nonzero(columns >= 0)
+        keys[rows, columns[rows, places]] = -np.inf
 
     def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
-        """Return the keys of the draw [users, new items]; the highest are drawn."""
-        draws = _uniform(_hashes(users, self.explore.seed)[:, None] ^ self._hashes)
-        everybody = len(self._segments)
-        rows = [everybody] * len(users)
+        """Return the keys of a weighted draw without replacement [users, new items]; each user gets the highest.
+
+        A key is log(u) / weight, where u is uniform in (0, 1), from the hashes of *users* (ids) and of the new items
+        (Efraimidis and Spirakis, 2006). `_weights` [segments + 1, new items] has a row for each segment, numbered by
+        `_segments`, and a last one for users without a known segment. *segments* are those of the users, if known.
+        """
+        user_hashes = _hashes(users, self.explore.seed)
+        uniform = _uniform(user_hashes[:, None] ^ self._hashes)
+
+        last_row = len(self._segments)
+        rows = [last_row] * len(users)
         if segments is not None:
-            rows = [self._segments.get(segment or "", everybody) for segment in segments]
-        keys: npt.NDArray[np.float64] = np.log(draws) / self._weights[rows]
+            rows = [self._segments.get(segment or "", last_row) for segment in segments]
+        keys: npt.NDArray[np.float64] = np.log(uniform) / self._weights[rows]
         return keys
 
     def _drawn_places(self, users: Sequence[str], tens: int) -> Mask:
-        """Return the places of new items [users, 10 * tens]."""
+        """Draw places for new items: True for `explore.new` of each ten places [users, 10 * tens].
+
+        Each place has a uniform key, by hashes of the user's id and the place; those with the lowest keys are drawn.
+        """
         places = np.arange(tens * _TEN, dtype=np.uint64)
         hashes = _hashes(users, self.explore.seed)[:, None] + places
         keys = _uniform(hashes).reshape(len(users), tens, _TEN)
-        keys[:, :, 0] = 1
-        chosen = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
-        slots = np.zeros(keys.shape, dtype=np.bool_)
-        np.put_along_axis(slots, chosen, values=True, axis=2)
-        return slots.reshape(len(users), tens * _TEN)
+        keys[:, :, 0] = 1  # above all others: the first place is not drawn
+        drawn = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
+        is_drawn = np.zeros(keys.shape, dtype=np.bool_)
+        np.put_along_axis(is_drawn, drawn, values=True, axis=2)
+        return is_drawn.reshape(len(users), tens * _TEN)
 
     def _draw_weights(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
-        """Return the number of each segment, and weights [segments + 1, new items]; the last row is of all users."""
+        """Return the row of each segment, and the weights of new items in a draw [segments + 1, new items].
+
+        A weight is 1 plus the number of the segment's users who have the item. The last row counts all users, also
+        those without a segment.
+        """
         segments = model.user_segments or []
         numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}
-        of_users = model.matrix.user_items[:, self.items].tocoo()
+        pairs = model.matrix.user_items[:, self.items].tocoo()
         weights = np.ones((len(numbers) + 1, len(self.items)))
-        weights[-1] += np.bincount(of_users.col, minlength=len(self.items))
+        weights[-1] += np.bincount(pairs.col, minlength=len(self.items))
         if numbers:
-            codes = np.array([numbers.get(segment or "", -1) for segment in segments])[of_users.row]
-            is_known = codes >= 0
-            np.add.at(weights, (codes[is_known], of_users.col[is_known]), 1)
+            user_rows = np.array([numbers.get(segment or "", -1) for segment in segments])
+            pair_rows = user_rows[pairs.row]
+            has_segment = pair_rows >= 0
+            np.add.at(weights, (pair_rows[has_segment], pairs.col[has_segment]), 1)
         return numbers, weights
 
 
