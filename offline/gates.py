@@ -299,14 +299,19 @@ class _Kept(NamedTuple):
 
 
 def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
-    """Return what is kept of the live lists, by subject of LEAST_KEPT.
+    """Compare new *lists* with those of the live release: how much of it is kept, by subject of LEAST_KEPT.
 
-    *sampled* users with a new list were looked up in the live release; *live* has the lists of those found there.
+    *sampled* users with a new list were looked up in the live release: `live.users` has the lists of those found there,
+    `live.had` is the number of all its users with a list. *list_length* is the length that new lists were made with; a
+    lower one than before is no loss.
     """
     lengths = [len(items) for items in live.users.values()]
+
     # The share of sampled users who had a list is that of all users with a new list.
     users = min(live.had, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
-    is_met = sampled * live.had >= _LEAST_MET * lists.users_with_lists
+    # If all live users are kept, the sample has `sampled / users_with_lists` of them.
+    is_sample_enough = sampled * live.had >= _LEAST_MET * lists.users_with_lists
+
     items = set(live.popular).union(*live.users.values())
     known = len(lists.known(items))
     length = min(sum(lengths) / (len(lengths) or 1), list_length)
@@ -316,7 +321,7 @@ def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_len
         "users_kept": _Kept(
             now=users,
             before=live.had,
-            compared=live.had * is_met,
+            compared=live.had if is_sample_enough else 0,
             note=f"about {users:,} of {live.had:,} users with a list",
         ),
         "items_kept": _Kept(

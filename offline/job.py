@@ -382,22 +382,28 @@ class Attempt:
         return tracked
 
     def _publish_or_activate(self, folder: RunFolder) -> "_Published":
-        """Write the release, or activate that of an interrupted attempt."""
+        """Write the run's release, or activate it if an interrupted attempt has written it.
+
+        Returns the release and what keeps it from being live. A draft that an attempt began is continued. Raises
+        StoreError; after a ReleaseConflict the next attempt starts a new run.
+        """
         job = self._job
         run = folder.run
         entry = run_on(job.store, lambda store: store.catalogue()).get(run.release)
         if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
                 return run_on(job.store, partial(self._activate, run))
+
         source = self._measured_lists(folder)
         draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
         try:
             with folder.step("publish") as within:
                 written = self._write_lists(source, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
-        except ReleaseConflict:  # begun with other lists
-            folder.record(replace(folder.run, options=""))
+        except ReleaseConflict:  # the draft was begun with other lists
+            folder.record(replace(folder.run, options=""))  # equals no options, so the run is not continued
             raise
+
         manifest = written.result.manifest
         held_back = written.result.held_back
         is_refused = written.refused is not None and not held_back

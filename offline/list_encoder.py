@@ -86,16 +86,21 @@ class ListEncoder:
         The offset, in hexadecimal, is the end of the first USUAL_CUT items, where the service cuts most often; 0 if it
         is too large.
         """
+        # The lines of all lists are one text; each line ends with a separator.
         lines = self._lines(lists.items, lists.scores)
-        # Offsets of the lines; the last line of a list loses its separator.
         line_bytes = lines.str.len_bytes().to_numpy()
-        begins = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
-        lasts = np.cumsum(lists.lengths)
-        firsts = lasts - lists.lengths
-        starts = begins[firsts]
-        ends = np.maximum(begins[lasts] - len(SEPARATOR), starts)
-        usual = np.maximum(begins[np.minimum(firsts + USUAL_CUT, lasts)] - len(SEPARATOR), starts) - starts
-        offsets = np.where(usual <= MAX_OFFSET, usual, 0)
+        line_starts = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
+
+        # Lists as numbers of lines, then as bytes of the text, without the separator of the last line.
+        stop_lines = np.cumsum(lists.lengths)
+        first_lines = stop_lines - lists.lengths
+        cut_lines = np.minimum(first_lines + USUAL_CUT, stop_lines)
+        starts = line_starts[first_lines]
+        ends = np.maximum(line_starts[stop_lines] - len(SEPARATOR), starts)
+        cut_ends = np.maximum(line_starts[cut_lines] - len(SEPARATOR), starts)
+
+        cut_bytes = cut_ends - starts
+        offsets = np.where(cut_bytes <= MAX_OFFSET, cut_bytes, 0)
         text = lines.str.join("").cast(pl.Binary).item()
         return [
             b"%04x%b" % (offset, text[start:end])

@@ -290,23 +290,29 @@ def read_scored(
 
 
 def _score_shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
-    """Declare the values of `read_scored`; *columns* are names by role, *owner* and *item* are roles."""
-    shape = TableShape(table)
-    shape.values["owner"] = table.text(columns.get(owner))
+    """Return how to read a table of scores: the values owner, item, score and perhaps title, and the rows to leave out.
+
+    *columns* are names of columns by role. *owner* is the role of who has the lists (`user`, `item` or `segment`; a row
+    without a segment is of the overall list), *item* that of the items in them. Rows with a missing or unusable id are
+    left out, and those with a missing or infinite score, as bad rows.
+    """
+    owners = table.text(columns.get(owner))
     if owner == "segment":
-        shape.values["owner"] = shape.values["owner"].fill_null(OVERALL)
-    shape.values["item"] = table.text(columns[item])
+        owners = owners.fill_null(OVERALL)
+    shape = TableShape(table, {"owner": owners, "item": table.text(columns[item])})
     if "title" in columns:
         shape.values["title"] = table.text(columns["title"])
+
     score = columns["score"]
     if table.schema[score] == pl.Float32:
         # By its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
         shape.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
     else:
         shape.values["score"] = table.number(score)
+
     shape.leave_out_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
-    no_number = ~pl.col("score").is_finite().fill_null(value=False)
-    shape.leave_out_bad(_NO_NUMBER, no_number, Fault(score, NOT_FINITE))
+    is_bad = ~pl.col("score").is_finite().fill_null(value=False)
+    shape.leave_out_bad(_NO_NUMBER, is_bad, Fault(score, NOT_FINITE))
     return shape
 
 

@@ -345,7 +345,11 @@ class _GateCheck:
         return [replace(verdict, gate=f"{name}:{verdict.gate}") for verdict in verdicts]
 
     async def _names_kept(self, live: ReleaseRef) -> list[GateVerdict]:
-        """Return failed verdicts for lists and item attributes that the live release has, or has of another kind."""
+        """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
+
+        A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`
+        or `text`) changed.
+        """
         try:
             manifest = await load_manifest(self._reader, live)
         except (ReleaseCorrupt, ReleaseNotFound):
@@ -353,7 +357,8 @@ class _GateCheck:
         live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
         live_kinds = manifest.origin.item_attributes.columns
         kinds = Origin.of(self._about).item_attributes.columns
-        changed = {name for name in live_kinds.keys() & kinds.keys() if kinds[name] != live_kinds[name]}
+        common = live_kinds.keys() & kinds.keys()
+        changed = {name for name in common if kinds[name] != live_kinds[name]}
         listed = ", ".join(f"{name} is {kinds[name]}" for name in sorted(changed))
         previous = ", ".join(dict.fromkeys(live_kinds[name] for name in sorted(changed)))
         return [
@@ -361,7 +366,7 @@ class _GateCheck:
             *_lost_verdict("attributes_kept", live_kinds.keys(), live_kinds.keys() - kinds.keys(), live),
             *_failed_verdict(
                 "attribute_kinds",
-                of=live_kinds.keys() & kinds.keys(),
+                of=common,
                 failed=changed,
                 note=f"{listed}, and {previous} in {live.id}",
             ),

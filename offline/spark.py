@@ -39,7 +39,7 @@ from hotplate.stores.verification import OnProgress
 # Lists for a compression dictionary.
 _SAMPLED = 4_096
 _POLL_S = 0.2
-# Executor errors are raised as the first matching type.
+# Executor errors are raised as the first matching type; each can be pickled, as its text is its only argument.
 _RAISED_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
@@ -87,19 +87,24 @@ class SparkLists(PartedSource):
     async def write_parts(
         self, context: PartContext, lists: Measurement, observer: Observer | None, on_progress: OnProgress
     ) -> WrittenPart:
-        """See `PartedSource`; the first failure cancels waiting parts."""
+        """Write all blocks (ranges of items or users) on executors, each as a part of the draft in *context*.
+
+        Users' lists are measured in *lists*, charges added to *observer*; *on_progress* is called with (rows written,
+        rows in all). The first failure cancels the blocks that wait, and is raised: a StoreError.
+        """
         blocks = [*self._of_items, *self._of_users]
-        noted = self._context.accumulator(_NO_PROGRESS, _ProgressSum())
+        progress = self._context.accumulator(_NO_PROGRESS, _ProgressSum())
         total = self.plan().rows
         job = _PublishJob(self._shared, context, self._url, lists.depth)
-        work = partial(_write_blocks, job, noted)
+        work = partial(_write_blocks, job, progress)
+        # Spark blocks the thread that starts a job.
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run_tasks, blocks, work)
         try:
             while True:
                 await asyncio.wait([running], timeout=_POLL_S)
-                if (failed := noted.value.failed) is not None:
-                    raise failed
-                on_progress(min(noted.value.rows, total), total)
+                if progress.value.failed is not None:
+                    raise progress.value.failed
+                on_progress(min(progress.value.rows, total), total)
                 if running.done():
                     return self._summed(running.result(), len(blocks), lists, observer)
         except Py4JError as error:
@@ -172,25 +177,35 @@ class _MeasuredPart(NamedTuple):
     charges: ChargeCounter
 
 
-def _write_blocks(job: _PublishJob, noted: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write parts on an executor; a StoreError ends the task."""
+def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
+    """Write each block (a range of items or users) as a part of the draft; runs on an executor.
+
+    *progress*, which the driver reads, gets the rows of each part, and a StoreError, which ends the task without a
+    failure that Spark would retry.
+    """
     for block in blocks:
         try:
             part = asyncio.run(_write_block(job, block))
         except StoreError as error:
+            # A base class that can be pickled, as the error itself may not.
             kind = next(kind for kind in _RAISED_KINDS if isinstance(error, kind))
-            noted.add(_Progress(0, kind(str(error))))
+            progress.add(_Progress(0, kind(str(error))))
             return
-        noted.add(_Progress(part.written.tally.rows, None))
+        progress.add(_Progress(part.written.tally.rows, None))
         yield part
 
 
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
-    """Write the rows of a block as a part of the draft, and measure its lists."""
-    lists = job.lists.value
+    """Compute the lists of a block (a range of items or users), and write them as a part of the draft in *job*.
+
+    Returns sums over the rows, measures of the users' lists, and the store's charges. Lists are computed in a thread
+    while the previous ones are written. Raises StoreError.
+    """
+    model_lists = job.lists.value  # broadcast, without users: the block has its own
+    measurement = Measurement(model_lists.items(), job.depth)
+    rows = rows_of(model_lists, block, measurement.add)
+
     charges = ChargeCounter()
-    measured = Measurement(lists.items(), job.depth)
-    rows = rows_of(lists, block, measured.add)
-    async with opened(job.url, charges) as store, aclosing(prefetched(rows, {})) as bodies:
-        written = await write_part(store, job.context, block.part, bodies)
-    return _MeasuredPart(written, measured.counts(), charges)
+    async with opened(job.url, charges) as store, aclosing(prefetched(rows, {})) as batches:
+        written = await write_part(store, job.context, block.part, batches)
+    return _MeasuredPart(written, measurement.counts(), charges)
