@@ -109,14 +109,18 @@ class FigureTable(dict[str, PlanFigure]):
         self[name] = PlanFigure(name, value, unit, source=source)
 
     def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a result, and return it as a term for further formulas.
+        """Enter a calculated figure, and return it as a term, a number with its formula, for further formulas.
 
-        formula  describes a plain number; without, it is that of the term. Figures that it names are its operands
-        source   where it comes from, or what it means
+        result   a term, or a plain number, which needs a *formula* to explain it
+        formula  text that is shown instead of the term's own, as "users * growth"
+        source   where the figure comes from, or what it means
+
+        Its operands are the figures of this table that the formula names.
         """
-        words = formula or term(result).formula
-        operands = tuple(self[word] for word in dict.fromkeys(NAME.findall(words)) if word in self)
-        self[name] = PlanFigure(name, term(result).value, unit, words, source, operands)
+        shown_formula = formula or term(result).formula
+        names = dict.fromkeys(NAME.findall(shown_formula))
+        operands = tuple(self[operand] for operand in names if operand in self)
+        self[name] = PlanFigure(name, term(result).value, unit, shown_formula, source, operands)
         return self.term(name)
 
     def term(self, name: str) -> Term:
@@ -125,7 +129,11 @@ class FigureTable(dict[str, PlanFigure]):
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Yield depth and figure, from *name* at depth 0 down to the inputs, each expanded once."""
+    """Yield a figure and the figures that it is calculated from, down to the inputs, each with its depth.
+
+    The figure *name* has depth 0, its operands have 1, and so on. A figure that occurs again is yielded without its
+    operands.
+    """
     seen = set[str]()
 
     def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:
