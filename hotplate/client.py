@@ -272,13 +272,20 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected: Sequence[dict[str, str]] = ({},),
         body: dict[str, Any] | None = None,
     ) -> list[Answer]:
-        """Return the answer of each list; *options* are RequestOptions, the rest is as in `_Call`.
+        """Send a request and return the answer for each list, or remembered popular lists if the request fails.
 
-        Then reads popular lists again that are due, within the time of this call. Raises as the class says.
+        path      below `/v1/`
+        n         number of items of each list
+        options   RequestOptions, as `segment` and `timeout_s`
+        expected  for each list, the fields that identify it in the response, as {"user": "7"}
+        body      fields of the JSON of a POST; None for a GET
+
+        Also renews remembered popular lists that are old, in the time that is left. Raises ServiceUnavailable if none
+        can replace the answer, RequestRefused if the service refuses the request.
         """
-        filled = {"timeout_s": self._timeout_s, **options}
-        deadline = time.monotonic() + filled.pop("timeout_s")
-        call = _Call(path, n, deadline, expected=expected, body=body, **filled)
+        call_options = {"timeout_s": self._timeout_s, **options}
+        deadline = time.monotonic() + call_options.pop("timeout_s")
+        call = _Call(path, n, deadline, expected=expected, body=body, **call_options)
         if call.list:
             call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
         answers = await self._try(call)
@@ -338,14 +345,18 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return ServiceUnavailable(f"{self._url}: {failure}")
 
     async def _refresh(self, call: _Call) -> None:
-        """Read the popular lists that could replace this call's answer, if due, each in half of the time left."""
+        """Renew the remembered popular lists that could replace this call's answer: overall, and of its segment.
+
+        `_refresh_at` has the time of the next attempt by list. Each attempt takes at most half of the call's time left.
+        """
         for key in {_PopularKey(call.list, "", call.where), _PopularKey(call.list, call.segment, call.where)}:
             now = time.monotonic()
-            room = REMEMBERED_LISTS // 2 if call.where else REMEMBERED_LISTS  # conditions may vary without end
-            is_known = key in self._refresh_at or len(self._refresh_at) < room
+            most_lists = REMEMBERED_LISTS // 2 if call.where else REMEMBERED_LISTS  # conditions may vary without end
+            has_room = key in self._refresh_at or len(self._refresh_at) < most_lists
             is_due = self._refresh_at.get(key, 0.0) <= now < call.deadline
-            if not (is_known and is_due):
+            if not (has_room and is_due):
                 continue
+
             self._refresh_at[key] = now + REFRESH_AGAIN_S
             popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=(now + call.deadline) / 2, **key._asdict())
             answers = await self._try(popular)
@@ -354,9 +365,11 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
                 self._refresh_at[key] = now + REFRESH_S
 
     def _remembered(self, call: _Call, error: ClientError) -> list[Answer]:
-        """Return a remembered popular list for each list of a failed call; raises the error if none may replace it.
+        """Return a remembered popular list for each list of a failed call, without the items that the call excludes.
 
-        Preferred is the list of the segment, unless *exclude* leaves nothing of it, to the overall one.
+        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
+        *error* if the service refused the request, except for want of a valid key, a right or a release (`DENIED`)
+        while a list is remembered; ServiceUnavailable if none is remembered.
         """
         keys = [_PopularKey(call.list, segment, call.where) for segment in (call.segment, "")]
         known = [self._popular[key] for key in keys if key in self._popular]
@@ -364,6 +377,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             raise error
         if not known:
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
+
         popular = next((answer for answer in known if _cut(answer.items, call)), known[0])
         answer = replace(
             popular,

@@ -183,7 +183,12 @@ def flag_help(known: Field[Any]) -> str:
 
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
-    """Merge layers; the last wins. Raises PlanMisused naming the flag or key."""
+    """Return the checked inputs of all *layers*, of which later ones replace values of earlier ones.
+
+    Without a peak rate, that of the busiest hour of the profile is taken. If users and rate are missing and `have_ru`,
+    the RU/s of today, is known, the plan only says what these carry (`carries_only`), with placeholders for both.
+    Raises PlanMisused, with the flag or key, for an unknown, invalid or missing input.
+    """
     values = dict[str, Any]()
     sources = dict[str, str]()
     for layer in layers:
@@ -193,10 +198,12 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
             values[name] = _checked(KNOWN[name], value, layer.label_of(name))
             sources[name] = layer.source
     _drop_outdated_size(layers, values, sources)
+
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):
         values["peak_rps"] = max(profile)
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
+
     missing = [name for name in NOBODY if name not in values]
     if missing == list(NOBODY) and "have_ru" in values:
         return SourcedInputs(Inputs(**{**NOBODY, "hot_share": 0.0, **values}), sources, carries_only=True)
@@ -260,19 +267,23 @@ def read_report(path: Path) -> Report:
 
 
 def from_report(report: Report, path: Path, p99_ms: float | None = None) -> InputSource:
-    """Return a pod's rate, request time and CPU a request; nothing from a report of `bench ru`, which is plotted.
+    """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    With *p99_ms*, only rates within it count. Raises PlanMisused if there is nothing to use.
+    They are a pod's requests/s and ms of a request from `bench http`, where with *p99_ms* only rates within it count;
+    µs of CPU of a request from `bench stores`; none from `bench ru`, which is plotted. *path* is the report's file.
+    Raises PlanMisused if there is nothing to use.
     """
     values = dict[str, object]()
     if report.kind == "http":
         values = _measured_pod(report, p99_ms)
     elif report.kind == "stores":
         values = _measured_service(report)
+
     is_plotted = report.kind == "ru" and any(row.figure == PROVISIONED for row in report.rows)
     if not values and not is_plotted:
         kept = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
         raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{kept}")
+
     bound = "at least " if any("at least" in row.note for row in report.rows) else ""
     facts = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
     source = ", ".join(filter(None, (f"measured: {bound}{path.name}", *facts)))
@@ -289,18 +300,20 @@ def _unsound(report: Report) -> str:
 
 
 def _measured_pod(report: Report, p99_ms: float | None) -> dict[str, object]:
-    """Return `pod_rps` and `request_ms` of the highest rate with a p99 of at most *p99_ms*, as far as they are known.
+    """Return a pod's requests/s (`pod_rps`) and median time of a request (`request_ms`) from a report of `bench http`.
 
-    The figure "rate" is the answered part of the requested rate, which says nothing of the capacity.
+    They are those of the subject with the highest rate whose p99 is at most *p99_ms*, if that is given. A report that
+    did not search for the highest rate has only the answered part of the requested one, which says nothing of the
+    capacity: it gives `request_ms` alone. Empty if no rate is within *p99_ms*.
     """
     for figure in ("highest rate", "rate"):
         rows = [
             row for row in report.rows if row.figure == figure and row.value and _keeps(report, row.subject, p99_ms)
         ]
         if rows:
-            best = max(rows, key=lambda row: row.value or 0)
-            rate = {"pod_rps": best.value} if figure == "highest rate" else {}
-            return rate | _request_time(report, best.subject)
+            fastest = max(rows, key=lambda row: row.value or 0)
+            rate = {"pod_rps": fastest.value} if figure == "highest rate" else {}
+            return rate | _request_time(report, fastest.subject)
     return {}
 
 
@@ -356,7 +369,11 @@ def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], s
 
 
 def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
-    """Convert an input's *value* to its type, within its bounds. Raises PlanMisused that begins with *label*."""
+    """Return an input's *value*, often a text, as a number, choice or profile (the shape of a day, or 24 rates).
+
+    *known* is the field of Inputs, whose metadata has bounds and choices. Raises PlanMisused, beginning with *label*,
+    for a value of another type or outside of the bounds.
+    """
     if known.name == "profile":
         return _profile(value, label)
     choices = known.metadata["choices"]

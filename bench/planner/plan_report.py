@@ -321,30 +321,36 @@ def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
 
 
 def _rows(plan: CapacityPlan) -> Iterator[Row]:
-    """Yield all figures of a plan in groups, with the bounds of costs by those of the prices.
+    """Yield a row for each figure of a plan, by groups such as "Today".
 
-    A row's note is the name of its figure, for `--why`. Without users, only what `have_ru` carries is shown.
+    A row has the group, the figure in words, unit and value; its note is the figure's name, for `--why`. Costs have the
+    bounds that follow from those of the prices. Fees and figures of today are left out if they are 0. Without users,
+    only what `have_ru`, the RU/s of today, carries is shown.
     """
     figures = plan.figures
     month = f"{plan.prices.currency}/month"
-    low = plan.with_prices(-1)
-    high = plan.with_prices(1)
+    at_low_prices = plan.with_prices(-1)
+    at_high_prices = plan.with_prices(1)
+
     carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
     outline: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
     if plan.sourced.carries_only:
         outline = {**carried, "Cosmos DB: request units": UNITS}
-    main = plan.sourced.carries_only
-    for group, lines in outline.items():
-        for words, name in lines.items():
+
+    main = plan.sourced.carries_only  # else the summary is the main table
+    for group, names in outline.items():
+        for words, name in names.items():
             figure = figures.get(name)
-            if figure is None or (not figure.value and (name in FEES or lines is TODAY)):
+            if figure is None or (not figure.value and (name in FEES or names is TODAY)):
                 continue
             if isinstance(figure.value, str):
                 yield Row(group, words, note=f"{figure.value}, {name}", main=main)
                 continue
             row = Row(group, words, figure.unit, figure.value, note=name, main=main)
             if figure.unit == month or name in FEES:
-                row = replace(row, unit=plan.prices.currency, low=low.number(name), high=high.number(name))
+                low = at_low_prices.number(name)
+                high = at_high_prices.number(name)
+                row = replace(row, unit=plan.prices.currency, low=low, high=high)
             yield row
 
 

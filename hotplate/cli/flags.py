@@ -241,9 +241,11 @@ class Verbs(typer.Typer):
 
 
 def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
-    """Return a function that takes *function*'s settings as typer parses them, and the help's epilog.
+    """Return *function* as a verb for typer, with a keyword parameter for each setting, and the epilog of its help.
 
-    A parameter of *function* is one setting, a dataclass of settings (a group), or typer's own, which stays unchanged.
+    A parameter of *function* is one setting (annotated with a Flag or an Argument); a group, a dataclass of settings,
+    which the verb builds from the settings' values; or typer's own, which stays unchanged. *prefix* follows HOTPLATE_
+    in the names of environment variables. Rare settings are the last in the help.
     """
     own = list(inspect.signature(function).parameters.values())
     groups: dict[str, Any] = {
@@ -257,6 +259,7 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
         parameters += [setting.parameter() for setting in added]
         if not added:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
     rare = {setting.name for setting in settings if setting.is_rare}
     parameters.sort(key=lambda parameter: parameter.name in rare)
 

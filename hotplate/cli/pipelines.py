@@ -108,9 +108,10 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 
 def read_job(pipeline: PipelineFile) -> Job:
-    """Return the job of a pipeline; SettingError for invalid or contradicting options.
+    """Return the job of a pipeline file: settings of training, publishing and each list, input files, and a digest.
 
-    Whatever can be checked without data is checked here, so that no training ends in a misspelt option.
+    A run whose input files and digest of options are unchanged is skipped. Whatever can be checked without data is
+    checked here, so that no training ends in a misspelt option: raises SettingError for invalid or contradicting ones.
     """
     trained: TrainFlags = pipeline.read("train", TrainFlags)
     flags: PublishFlags = pipeline.read("publish", PublishFlags)

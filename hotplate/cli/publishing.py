@@ -308,9 +308,10 @@ async def _check_store(store: Store) -> None:
 
 
 async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> tuple[Plan, WriteResult]:
-    """Write to a stand-in for *store*, compared with the live release of the store itself.
+    """Publish to a stand-in for *store*, a temporary folder, for a dry run.
 
-    Returns what the store would take, and the result in the stand-in, to which gates are applied by the caller.
+    Returns the rows and bytes that the store would take, and the result in the stand-in. Gates compare with the live
+    release of *store* itself, and hold nothing back: the caller applies their verdicts, which the manifest has.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
