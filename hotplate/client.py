@@ -211,7 +211,10 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             await pool.aclose()
 
     def _pool(self) -> httpcore2.AsyncConnectionPool:
-        """Return the connections of this event loop; forget those of loops that were closed."""
+        """Return the connection pool of the running event loop, which is created at its first call.
+
+        `_pools` has a pool by loop, since connections cannot be used on another; those of closed loops are removed.
+        """
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
@@ -233,7 +236,11 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     async def batch(
         self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[RequestOptions]
     ) -> list[Answer]:
-        """Return the lists of up to 2,000 users, in order; from a mapping of users to their `after`, pages."""
+        """Return the lists of up to 2,000 users, in order.
+
+        From a mapping of users to `after`, it returns a page of each list: "0" asks for the first one, the `next` of a
+        page for the one that follows.
+        """
         expected = [{"user": user} for user in users]
         wanted: list[Any] = list(users)
         if isinstance(users, Mapping):
@@ -323,7 +330,12 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return self._decoded(call, response.status, body)
 
     def _decoded(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
-        """Return the answers in a body, or the error that it describes, or that it is not the expected answer."""
+        """Return the answers in the JSON of a response's *body*, or the error that the caller may raise.
+
+        RequestRefused is for statuses 4xx, except transient ones; ServiceUnavailable is for others, for a body that
+        cannot be read, and for answers without the fields that the call expects, as {"user": "7"}: another user's.
+        The client's key is removed from messages.
+        """
         try:
             content = json.loads(body)
             if status == 200:

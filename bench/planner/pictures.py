@@ -20,7 +20,11 @@ def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...
 
 
 def _cost(plan: CapacityPlan) -> Plot:
-    """Plot the cost of the store over the rate; a Redis that is not possible is a gap."""
+    """Plot the monthly cost of Cosmos DB and of Redis over requests/s, around the rate of *plan*.
+
+    The curve of Redis has gaps where no size of Redis will do. Marks are the plan's rate, and the rate from which on
+    Redis costs less (break-even).
+    """
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
     cosmos = tuple(planned.number("cheapest_cost") for planned in plans)
@@ -42,7 +46,7 @@ def _cost(plan: CapacityPlan) -> Plot:
 
 
 def _day(plan: CapacityPlan) -> Plot:
-    """Plot the RU/s that a day needs, and those that are provisioned or that autoscale bills."""
+    """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned by hand."""
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
     reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
@@ -79,7 +83,10 @@ def _measured(plan: CapacityPlan, sweep: Report) -> Plot:
 
 
 def _curves(sweep: Report, figure: str) -> Iterator[Curve]:
-    """Yield a figure over RU/s, a curve for each size of lists."""
+    """Yield a curve of *figure*, as p99, over the provisioned RU/s for each size of lists in a report of `bench ru`.
+
+    A subject of the report is a level, as "400 RU/s, 2 KB"; what follows "RU/s" names the curve, else "measured".
+    """
     levels = dict[str, list[tuple[float, Row]]]()
     for row in sweep.rows:
         provisioned = sweep.row(row.subject, PROVISIONED)

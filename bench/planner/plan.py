@@ -61,7 +61,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
 
 
 def _enter_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
-    """Enter all inputs and prices with their sources; an input of None is derived later."""
+    """Enter each input and price in *table* with its unit and source; an input of None is derived from others later."""
     for name, known in KNOWN.items():
         value = getattr(sourced.inputs, name)
         if value is not None:

@@ -152,7 +152,11 @@ def _columns(plan: CapacityPlan) -> tuple[Column, ...]:
 
 
 def _summary(plan: CapacityPlan) -> Iterator[Row]:
-    """Yield the table: what the store, pods and training cost with each option."""
+    """Yield the main table: the monthly costs of store, pods, training and fees, and their sum, with each option.
+
+    An option is a way to serve the load, as "manual" or "redis"; an impossible one has no value, and a note that says
+    why. Fees of 0 are left out. Empty if the plan has no users.
+    """
     if plan.sourced.carries_only:
         return
     currency = plan.prices.currency

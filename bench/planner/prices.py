@@ -179,10 +179,12 @@ def _price(table: Mapping[str, Any], name: str) -> Price:
 
 
 def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
-    """Return a size of Redis from its table of the file.
+    """Return a size of Redis, an instance with GB, vCPUs, shards and a price, from its table of a prices file.
 
     per_gb  the price of a GB and hour, for a size without a price; None if the file has none
     quoted  source, date and basis of all sizes, as far as their tables have none
+
+    Raises KeyError, TypeError or ValueError for an invalid table.
     """
     name = str(table["name"])
     gb = float(table["gb"])

@@ -59,7 +59,11 @@ def find(users: Sequence[str], places: Places) -> None:
 
 
 def _search(users: Sequence[str], places: Places) -> _Elsewhere:
-    """Search backups, model folders and events; StoreMisused for a missing folder, before anything is erased."""
+    """Search backups, model folders and events for *users*; hotplate reports what it finds, and deletes nothing there.
+
+    Returns the users that each place holds, and what was not searched. Raises StoreMisused for a missing folder, before
+    anything is erased.
+    """
     for path in (*places.backups, *places.models):
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
@@ -124,7 +128,10 @@ def _in_model(folder: Path, users: Sequence[str]) -> list[str]:
 
 
 def _in_events(folder: SegmentFolder | _LocalFolder, names: Iterable[str], users: Sequence[str]) -> list[str]:
-    """Return the users in the segments among *names*, or in the file of consumed items, in the given order."""
+    """Return those of *users*, in their order, that occur in a folder's events or in its file of consumed items.
+
+    *names* are the folder's files; only segments, which hold events as lines of JSON, and that file are read.
+    """
     wanted = set(users)
     present = set[str]()
     for name in names:

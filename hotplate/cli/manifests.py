@@ -45,7 +45,7 @@ def print_quality(manifest: Manifest) -> None:
 
 
 def print_metrics(manifest: Manifest) -> None:
-    """Print the metrics of lists that rules have changed, next to those of the training."""
+    """Print the metrics of published lists next to those of the training, if rules changed the lists since."""
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return

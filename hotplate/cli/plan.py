@@ -220,7 +220,10 @@ def _layers(
     command_line: list[InputSource],
     reports: Mapping[Path, Report],
 ) -> list[InputSource]:
-    """Return the inputs from files, a release and reports; those of the command line win over them."""
+    """Return the inputs from a saved plan, a release's manifest and reports, in this order; later ones win.
+
+    Those of the command line are not among them, but may hold the objective `p99_ms` that reports are read by.
+    """
     layers = [baseline.layer] if baseline else []
     if flags.from_release is not None:
         from hotplate.releases import find_manifest  # loads the stores
@@ -228,7 +231,7 @@ def _layers(
         manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
-        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms  # the bound that a report is read by
+        p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
         layers.append(inputs.from_report(measured, path, p99_ms))
     return layers
 

@@ -127,7 +127,11 @@ def _with_source(flags: F, name: str, path: Path | None = None) -> F:
 
 
 def publish_models(flags: PublishFlags) -> None:
-    """Publish the lists of models."""
+    """Publish the lists of models as one release: the default list, named "", and those of `--list NAME=MODEL`.
+
+    Models are folders or MLflow's URIs; with `--master` Spark computes the lists. Raises SettingError for invalid or
+    contradicting options, and as `publish_lists`.
+    """
     flags = checked(flags)
     lists = read_named(flags)
     if flags.model is not None:
@@ -162,7 +166,11 @@ def _model_lists(
 
 @contextmanager
 def _folders_of(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path], list[str]]]:
-    """Yield the model folders by list, with those of MLflow fetched, and the resolved URIs of the latter."""
+    """Yield the model folder of each list, and the resolved URIs of the models that are in MLflow.
+
+    *models* are folders or URIs (`models:/` or `runs:/`) by list. Models in MLflow are downloaded to a temporary
+    folder, which is removed at the end.
+    """
     of_mlflow = {name: uri for name, uri in models.items() if uri.startswith(("models:/", "runs:/"))}
     folders = {name: Path(model) for name, model in models.items()}
     if not of_mlflow:
@@ -189,7 +197,7 @@ def _record(uris: Sequence[str], store: str, release: ReleaseId) -> None:
 
 
 def import_lists(flags: ImportFlags) -> None:
-    """Publish computed lists."""
+    """Publish lists that were computed elsewhere, from files: the default list, named "", and `--list NAME=FILE`."""
     flags = checked(flags)
     lists = read_named(flags)
     if flags.lists or flags.similar or flags.popular or not lists:
@@ -231,7 +239,10 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
 
 @contextmanager
 def _computed_on(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
-    """Yield a function that returns the source of lists: themselves, or with --master one that Spark computes."""
+    """Yield a function from lists to the source that is published: the lists themselves, or with --master Spark's.
+
+    Spark's session ends with the context. Raises SettingError for a dry run with --master.
+    """
     if flags.master is None:
         yield lambda lists: lists
         return
