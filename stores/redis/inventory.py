@@ -66,27 +66,35 @@ class Inventory:
         self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
-        """See `Store.incarnations`; adds what a search finds to the set, if this user may write."""
-        histories = await self._histories()  # before the search, during which a server may restart
-        members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
-        named = {member.decode() for member in members}
-        searched = {name for name in named if name.startswith(HISTORY)}
-        named -= searched
-        if histories is not None and histories <= searched:
-            return sorted(named)
-        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
-        present = set[str]()
-        async for names in self._search(self._keys.any_pattern):
-            present.update(filter(None, map(self._keys.incarnation_of, names)))
-        with suppress(StoreError):
-            for name in (present - named) | (histories or set()):
-                await self.add(name)
-            for name in searched - (histories or set()):
-                await self._router.execute("SREM", self._keys.incarnations, name)
-        return sorted(named | present)
+        """Return the incarnations, ids of attempts to publish, that may have data in this deployment, sorted.
 
-    async def _histories(self) -> set[str] | None:
-        """Return the replication histories of all primaries, as members of the set; None if one does not say."""
+        They are recorded in a set. It also holds the replication ids of the servers whose keys were searched. A server
+        that was restarted or replaced has another id, and may hold data of incarnations that the set lacks. So if an
+        id is not in the set, all keys are searched, and the set is corrected if this user may write.
+        """
+        current_ids = await self._replication_ids()  # before the search, during which a server may restart
+        members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
+        recorded = {member.decode() for member in members}
+        searched_ids = {name for name in recorded if name.startswith(HISTORY)}
+        recorded -= searched_ids
+        if current_ids is not None and current_ids <= searched_ids:
+            return sorted(recorded)
+
+        log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
+        with_keys = set[str]()
+        async for names in self._search(self._keys.any_pattern):
+            with_keys.update(filter(None, map(self._keys.incarnation_of, names)))
+
+        ids_to_record = current_ids or set()  # None if a server does not tell its id
+        with suppress(StoreError):  # this user may not write
+            for name in (with_keys - recorded) | ids_to_record:
+                await self.add(name)
+            for name in searched_ids - ids_to_record:
+                await self._router.execute("SREM", self._keys.incarnations, name)
+        return sorted(recorded | with_keys)
+
+    async def _replication_ids(self) -> set[str] | None:
+        """Return the replication ids of all primaries, as members of the set; None if one does not say."""
         servers = await self._deployment.primary_servers()
         try:
             replies = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
@@ -115,23 +123,27 @@ class Inventory:
         return await self._retrier.call(lambda: self._router.run(home, lambda session: session.execute_all(*commands)))
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
-        """Erase a release if *confirm* does not raise once its states are marked; see `Store.erase`.
+        """Erase a release or draft: its states, then its rows, then its lists of keys; see `Store.erase`.
 
-        Raises ReleaseConflict if the release reappears.
+        A state is a key that says that the release exists: one on a single server, one for each bucket of rows in a
+        cluster. *confirm* raises if the release must not be erased; it is called when the states are marked, before
+        they are deleted. Raises ReleaseConflict if a state exists again: the server was restored from an older copy, or
+        a late writer has claimed the draft.
         """
         keys = self._keys.release(release)
         incarnation = release.incarnation
         is_sealed = await self._execute("GET", keys.state) == SEALED
         has_all_keys_listed = is_sealed and await self._execute("EXISTS", keys.row_list)
-        is_named = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
+        is_recorded = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
 
-        # First: ends reads and writes; a new claim starts empty.
-        deleted = await self._delete_states(keys, confirm)
-        self._check_gone(release, [count >= 0 for count in deleted])
+        # First, because this ends reads and writes; a writer that claims the draft from now on starts without rows.
+        deleted_counts = await self._delete_states(keys, confirm)
+        self._check_gone(release, [count >= 0 for count in deleted_counts])
 
-        await self._erase_listed(release)
-        if not has_all_keys_listed and (is_named or any(deleted)):
-            await self._erase_searched(release)
+        # The lists of keys are complete only if the release was sealed.
+        await self._erase_listed_rows(release)
+        if not has_all_keys_listed and (is_recorded or any(deleted_counts)):
+            await self._erase_searched_rows(release)
         self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
 
         await self._execute("SREM", self._keys.incarnations, incarnation)
@@ -140,7 +152,14 @@ class Inventory:
             await self.add(incarnation)
 
     async def _delete_states(self, keys: ReleaseKeys, confirm: Callable[[], Awaitable[None]]) -> list[int]:
-        """Mark all groups of states, and delete them once *confirm* allows it; return the reply of END for each."""
+        """Mark the states of a release, ask *confirm* whether to go on, and delete the states that still have the mark.
+
+        A server may be restored from an older copy after *confirm* has read the catalogue. That copy lacks the mark, a
+        random token in a set beside the state, so its states are not deleted.
+
+        Returns for each group, the states in one slot, how many keys were deleted; -1 if a state lacks the mark. If
+        *confirm* raises, the marks are removed.
+        """
         token = secrets.token_hex(8)
         await asyncio.gather(*(self._evaluate(MARK, (group.mark, group.first), token) for group in keys.groups))
         try:
@@ -149,12 +168,18 @@ class Inventory:
             with suppress(StoreError):  # a mark that stays does no harm
                 await asyncio.gather(*(self._execute("SREM", group.mark, token) for group in keys.groups))
             raise
-        first, *others = ((group.mark, *group.states) for group in keys.groups)
-        deletions = (self._evaluate(END, names, token) for names in ((*first, keys.points), *others))
-        return list(map(int, await asyncio.gather(*deletions)))
 
-    async def _erase_listed(self, release: ReleaseRef) -> None:
-        """Erase the rows of all listed batches, and each batch from its list, the last one first."""
+        names_by_group = [[group.mark, *group.states] for group in keys.groups]
+        names_by_group[0].append(keys.points)  # the resume points are in the slot of the first group
+        deleted_counts = await asyncio.gather(*(self._evaluate(END, names, token) for names in names_by_group))
+        return list(map(int, deleted_counts))
+
+    async def _erase_listed_rows(self, release: ReleaseRef) -> None:
+        """Erase the rows of all batches in the lists of keys, and each batch from its list, the last one first.
+
+        Pauses after each batch, so that readers are not delayed. Raises ReleaseConflict if a state of the release
+        exists again.
+        """
         keys = self._keys.release(release)
         pacer = Pacer(BUSY_SHARE)
         for list_name in keys.lists:
@@ -165,7 +190,7 @@ class Inventory:
                 self._check_gone(release, [await self._erase((keys.state, list_name), packed)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
-    async def _erase_searched(self, release: ReleaseRef) -> None:
+    async def _erase_searched_rows(self, release: ReleaseRef) -> None:
         """Search for rows and erase them, until there are none."""
         search_again = True
         while search_again:
@@ -214,7 +239,10 @@ class Inventory:
         return spans
 
     async def _search(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield the names of keys that match *pattern* on any primary, some of them twice."""
+        """Yield the names of keys on any primary that match a glob *pattern*, in groups of some MAX_KEYS.
+
+        A name may occur twice. Pauses after each SCAN, so that readers are not delayed.
+        """
         for server in await self._deployment.primary_servers():
             pacer = Pacer(BUSY_SHARE)
             cursor = -1  # before the first SCAN; 0 after the last

@@ -246,45 +246,61 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._retrier.call(lambda: self._create(draft, plan))
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
-        """Record the incarnation, and claim all states; ReleaseConflict if the release is sealed."""
+        """Begin or continue a draft: record its incarnation, and write the writer's token into its states.
+
+        *plan* says how large the release will be; StoreError if the servers lack the memory. Raises ReleaseConflict if
+        the release is sealed.
+        """
         keys = self._keys.release(draft)
         if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
         await self._inventory.add(draft.incarnation)
-        former_state = await self._router.run(keys.state, partial(self._claim_first, draft))
+
+        former_state = await self._router.run(keys.state, partial(self._claim_first_state, draft))
         if former_state == SEALED:
             raise sealed(draft)
-        await self._claim_others(draft)
+        await self._claim_other_states(draft)
+
         await self._inventory.add(draft.incarnation)  # an erase may have removed it
         if former_state is None:
             self._writer.forget(draft)
 
-    async def _claim_first(self, draft: DraftRef, session: Session) -> bytes | None:
+    async def _claim_first_state(self, draft: DraftRef, session: Session) -> bytes | None:
         """Claim the first group of states for the draft's writer unless it is sealed; return the former state."""
         first = self._keys.release(draft).groups[0]
-        former_state: bytes | None = await session.execute(*_replacement(first, state_of(draft), "unless", SEALED))
+        claim = _replace_states_command(first, state_of(draft), "unless", SEALED)
+        former_state: bytes | None = await session.execute(*claim)
         if former_state != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
         return former_state
 
-    async def _claim_others(self, draft: DraftRef) -> None:
-        """Claim the other groups of states, which only a cluster has, while the first one is the writer's."""
+    async def _claim_other_states(self, draft: DraftRef) -> None:
+        """Write the writer's token into the states of all other buckets of a cluster; one server has no others.
+
+        The first state decides who the writer is. A writer that was replaced there must not overwrite the states of its
+        successor. So all states are read before the first one is checked, and each is replaced only if it still has the
+        value that was read. This is repeated until all states are this writer's or sealed. Raises ReleaseNotFound or
+        ReleaseConflict if the first state is not this writer's.
+        """
         claimed = state_of(draft)
         keys = self._keys.release(draft)
         while len(keys.groups) > 1:
-            states = await self._states(draft)  # before the check, so REPLACE fails after another claim
+            states = await self._states(draft)
             check_owned(draft, await self._router.execute("GET", keys.state))
-            claims = [
-                _replacement(group, claimed, "if", state or b"")
-                for group, state in zip(keys.groups[1:], states[1:], strict=True)
-                if state not in (claimed, SEALED)
-            ]
+
+            claims = list[Command]()
+            for group, state in zip(keys.groups[1:], states[1:], strict=True):
+                if state not in (claimed, SEALED):
+                    claims.append(_replace_states_command(group, claimed, "if", state or b""))
             if not claims:
                 return
             await self._router.execute_each(claims)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        """Return the last acknowledged key of a part; raises as `Store.put` unless the draft is the writer's."""
+        """Return the last acknowledged key of a part of a draft, after which its publish goes on; None if none is.
+
+        Raises ReleaseNotFound or ReleaseConflict unless the draft is the writer's.
+        """
         keys = self._keys.release(draft)
 
         async def read(session: Session) -> list[bytes | None]:
@@ -300,27 +316,33 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await self._retrier.call(lambda: self._seal(draft))
 
     async def _seal(self, draft: DraftRef) -> None:
-        """Seal the first group of states if it is the writer's and no row was lost, then the others.
+        """Make a draft an immutable release: write `sealed` into its states, which are in a group for each slot.
 
-        Waits for replicas after each. ReleaseNotFound if a state is gone.
+        The first group is sealed only if it is the writer's and the server still has the acknowledged rows; no writer
+        can claim the draft afterwards. Then the others are sealed, which only a cluster has. After each, waits until
+        the replicas have it. Does nothing to states that are sealed already. Raises ReleaseNotFound if a state is gone,
+        ReleaseConflict if the draft has another writer, and RowsLost.
         """
         keys = self._keys.release(draft)
         first, *others = keys.groups
 
-        async def replicate(session: Session) -> None:
+        async def wait_for_replication(session: Session) -> None:
             await self._deployment.ensure_replicated(session, f"release {draft.id} is written", SEAL_WAIT_S)
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            former_state = await session.execute(*_replacement(first, SEALED, "if", state_of(draft)))
+            seal = _replace_states_command(first, SEALED, "if", state_of(draft))
+            former_state = await session.execute(*seal)
             if former_state != SEALED:
                 check_owned(draft, former_state)
-            await replicate(session)
+            await wait_for_replication(session)
 
         await self._router.run(keys.state, seal_first)
-        # Of any writer: another may have started to seal.
-        replacements = [_replacement(group, SEALED, "unless", SEALED, b"") for group in others]
-        if None in await self._router.execute_each(replacements, after=replicate):
+
+        # Whoever is named in them, because another writer may have started to seal; but not absent ones (b"").
+        seals = [_replace_states_command(group, SEALED, "unless", SEALED, b"") for group in others]
+        former_states = await self._router.execute_each(seals, after=wait_for_replication)
+        if None in former_states:
             raise not_found(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -349,7 +371,11 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
             raise unsealed(release, unsealed_count, len(states))
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """See `Store.swap`; a commit waits for replicas. RowsLost if the release is incomplete."""
+        """Replace the catalogue and *records* by one script, if the stored catalogue has the version of *old*.
+
+        If *new* commits releases, waits for replicas; on a single server, raises RowsLost if one of them is not sealed.
+        Raises ReleaseConflict if the stored version differs. See `Store.swap`.
+        """
         releases = newly_committed(old, new)
 
         async def change(session: Session) -> None:
@@ -420,7 +446,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         return await self._router.execute_each([("GET", group.first) for group in groups])
 
 
-def _replacement(group: StateGroup, state: bytes, when: str, *former_states: bytes) -> Command:
+def _replace_states_command(group: StateGroup, state: bytes, when: str, *former_states: bytes) -> Command:
     """Return the command that replaces a group of states *when* (`if`, `unless`) the former one is one of these.
 
     The command returns the former state.

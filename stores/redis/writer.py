@@ -132,7 +132,11 @@ class Writer:
             await asyncio.sleep(pause_s)
 
     def _batches(self, rows: Sequence[Row], list_name: str, part: int | str) -> Iterator[Batch]:
-        """Yield batches of equally many rows, which keep the limits if they are spread evenly over the servers."""
+        """Yield *rows* in batches of equal size; only the last one may be smaller.
+
+        If the rows of a batch are spread evenly over the primaries, none receives more than MAX_ROWS or MAX_BYTES.
+        *list_name* and *part* are those of `Batch`.
+        """
         servers = len(self._router.deployment.primaries) or 1
         batches_per_server = max(1.0, len(rows) / MAX_ROWS, sum(len(row.value) for row in rows) / MAX_BYTES)
         size = max(1, int(len(rows) / batches_per_server * servers))
@@ -144,51 +148,65 @@ class Writer:
         self._points.pop(draft, None)
 
     async def check_kept(self, draft: DraftRef, session: Session, *sent: str, watched: bool = False) -> bytes | None:
-        """Return the draft's state, which is *watched* from then on; RowsLost if acknowledged rows are gone.
+        """Check that the server still has the acknowledged rows of a draft; return the draft's state.
 
-        Rows are gone if a stored resume point is not the one that was acknowledged. *sent* is the last key of a batch
-        that may have been written without acknowledgement. With it, rows are checked on new connections only: on the
-        same one another writer may have advanced the resume point.
+        A server that restarted, or a replica that became primary, may have lost rows. It has then lost their resume
+        points, too: for each part of the draft, the last key that the server acknowledged. So the stored resume points
+        are compared with those that this writer remembers, and RowsLost is raised if one differs.
+
+        *sent* is the last key of a batch that is being written, if any. An earlier attempt may have written it, and its
+        response may have been lost, so this key is also accepted as a resume point. A batch is checked only on a new
+        connection: on one that was checked before, another writer may have advanced the resume point.
+
+        If *watched*, the next transaction of the session fails if the state changes before it. The state is
+        `draft:WRITER` or `sealed`, or None if it is absent; whether it is this writer's is left to the caller.
         """
         keys = self._keys.release(draft)
-        points = self._points.get(draft, {})
+        last_key_by_part = self._points.get(draft, {})
         if sent and session.identity is self._checked:
-            points = {}
+            last_key_by_part = {}
+
+        commands: list[Command] = [("WATCH", keys.state)] if watched else []
+        commands.append(("GET", keys.state))
+        commands.append(("HMGET", keys.points, "", *last_key_by_part))  # HMGET needs a field, so "" comes first
         state: bytes | None
-        stored: list[bytes | None]
-        watch = [("WATCH", keys.state)] if watched else []
-        read_points = ("HMGET", keys.points, "", *points)  # HMGET needs a field, so "" comes first
-        *_, state, stored = await session.execute_all(*watch, ("GET", keys.state), read_points)
-        kept = all(
+        stored_points: list[bytes | None]
+        *_, state, (_, *stored_points) = await session.execute_all(*commands)
+
+        rows_kept = all(
             point is not None and point.decode() in (last_key, *sent)
-            for last_key, point in zip(points.values(), stored[1:], strict=True)
+            for last_key, point in zip(last_key_by_part.values(), stored_points, strict=True)
         )
-        if state == state_of(draft) and not kept:
+        if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
         self._checked = session.identity
         return state
 
     async def _write_in_transaction(self, draft: DraftRef, batch: Batch) -> float:
-        """Write and acknowledge a batch by one transaction; return the pause that the writing calls for."""
+        """Write and acknowledge a batch by one transaction; used on a single server.
+
+        The transaction stores the rows, appends their packed keys to the list of batches, and stores the batch's last
+        key as the resume point of its part. Returns how many seconds to pause, so that readers are not delayed.
+        """
         keys = self._keys.release(draft)
-        names = keys.rows([row.key for row in batch.rows])
-        pairs = list[str | bytes]()
-        for name, row in zip(names, batch.rows, strict=True):
-            pairs += (name, row.value)
+        row_names = keys.rows([row.key for row in batch.rows])
+        names_and_values = list[str | bytes]()
+        for row_name, row in zip(row_names, batch.rows, strict=True):
+            names_and_values += (row_name, row.value)
 
         async def transact(session: Session) -> float:
-            outcome = None
-            while outcome is None:  # again after a change of the watched state
+            replies = None
+            while replies is None:  # EXEC returns None if the watched state has changed
                 check_owned(draft, await self.check_kept(draft, session, batch.last_key, watched=True))
                 started = time.monotonic()
-                *_, outcome = await session.execute_all(
+                *_, replies = await session.execute_all(
                     ("MULTI",),
-                    ("MSET", *pairs),
+                    ("MSET", *names_and_values),
                     ("RPUSH", batch.list_name, batch.packed_keys),
                     ("HSET", keys.points, batch.part, batch.last_key),
                     ("EXEC",),
                 )
-            for reply in outcome:
+            for reply in replies:
                 if isinstance(reply, RedisError):
                     raise translated(reply, session.where)
             return self._pacer.pause_s(time.monotonic() - started)
@@ -196,38 +214,49 @@ class Writer:
         return await self._router.run(keys.state, transact)
 
     async def _write_by_bucket(self, draft: DraftRef, batch: Batch) -> float:
-        """Write the rows of each bucket, then acknowledge the batch; return the pause that the writing calls for."""
-        pause_s = await self._put_by_bucket(draft, batch.rows)
+        """Write the rows of each bucket, then acknowledge the batch; return how many seconds to pause."""
+        pause_s = await self._write_rows_by_bucket(draft, batch.rows)
         await self._router.run(self._keys.release(draft).state, partial(self._acknowledge, draft, batch))
         return pause_s
 
-    async def _put_by_bucket(self, draft: DraftRef, rows: Sequence[Row]) -> float:
-        """Write rows to the nodes and a replica of each; return the pause that the writing calls for."""
+    async def _write_rows_by_bucket(self, draft: DraftRef, rows: Sequence[Row]) -> float:
+        """Write rows to the nodes of a cluster, and wait until a replica of each node has them.
+
+        The rows of a release are spread over buckets, which the cluster spreads over its nodes. Each bucket has a key
+        with the state of the release, and one script a bucket stores rows only while that state names the draft's
+        writer; otherwise check_owned raises. Returns how many seconds to pause, so that readers are not delayed.
+        """
         keys = self._keys.release(draft)
         started = time.monotonic()
         writing_s = 0.0
-        names = keys.located([row.key for row in rows]).names
-        values = dict(zip(names, (row.value for row in rows), strict=True))
+        row_names = keys.located([row.key for row in rows]).names
+        values = dict(zip(row_names, (row.value for row in rows), strict=True))
 
-        def put(state: str, bucket: list[bytes]) -> Command:
-            return evaluation(PUT, (state, *bucket), state_of(draft), *(values[name] for name in bucket))
+        commands = list[Command]()
+        for state_name, bucket_names in keys.by_first_state(values).items():
+            bucket_values = [values[row_name] for row_name in bucket_names]
+            commands.append(evaluation(PUT, (state_name, *bucket_names), state_of(draft), *bucket_values))
 
-        async def replicate(session: Session) -> None:
+        async def wait_for_replica(session: Session) -> None:
             nonlocal writing_s
-            writing_s = time.monotonic() - started  # without the wait for replicas
+            writing_s = time.monotonic() - started  # of the last node, without the wait for its replica
             await self._wait_for_a_replica(session)
 
-        commands = [put(state, bucket) for state, bucket in keys.by_first_state(values).items()]
-        for state in await self._router.execute_each(commands, after=replicate):
+        for state in await self._router.execute_each(commands, after=wait_for_replica):
             check_owned(draft, state)
         return self._pacer.pause_s(writing_s)
 
     async def _acknowledge(self, draft: DraftRef, batch: Batch, session: Session) -> None:
-        """List the keys of a batch, and advance the resume point of its part."""
+        """Record that a batch, whose rows a cluster has stored, is complete.
+
+        Appends its packed keys to the list of batches, and stores its last key as the resume point of its part, if the
+        draft is still this writer's. Raises ReleaseNotFound or ReleaseConflict if not, RowsLost if rows are gone.
+        """
         keys = self._keys.release(draft)
-        names = (keys.state, batch.list_name, keys.points)
         check_owned(draft, await self.check_kept(draft, session, batch.last_key))
-        command = evaluation(NOTE, names, state_of(draft), batch.packed_keys, batch.part, batch.last_key)
+
+        key_names = (keys.state, batch.list_name, keys.points)
+        command = evaluation(NOTE, key_names, state_of(draft), batch.packed_keys, batch.part, batch.last_key)
         check_owned(draft, await session.execute(*command))
 
     async def _wait_for_a_replica(self, session: Session) -> None:
