@@ -72,7 +72,10 @@ class ServerLookups(Lookups):
         return None if connection is None else connection.mget(self._names(release, keys))
 
     async def _read(self, names: Sequence[str | bytes]) -> list[Slot]:
-        """Read values over the open connection; once more over a new one if that connection was lost."""
+        """Read the values of keys by one MGET; once more over a new connection if the open one was lost.
+
+        Raises StoreUnavailable, and then has the deployment look for its primary again.
+        """
         if not self._deployment.is_loaded:
             await self._deployment.load()
         reconnector = self._connections.at(self._deployment.primaries[0])
@@ -139,44 +142,56 @@ class ClusterLookups(Lookups):
         self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
 
     async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
-        """Read rows, and the states of buckets in which a row is absent.
+        """Read rows of a release by key; return for each key its value, None if absent, or a StoreError.
 
-        A row that cannot be read is an error in its slot. If all are, raises one of them, ReleaseNotFound first.
+        Rows are spread over buckets, and each bucket has a state that says whether all its rows are written. A node may
+        have lost rows, so a missing row counts as absent only if the state of its bucket is `sealed`. States are read
+        only for buckets in which a row is missing.
+
+        *timeout_s* is for the whole call; late rows are errors. If all rows are errors, one of them is raised, a
+        ReleaseNotFound if there is one. Without *keys*, only checks that the release exists.
         """
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         names = self._keys.release(release)
         if not keys and await self._router.execute("GET", names.state) is None:
             raise not_found(release)
-        rows = names.located(keys)
-        slots = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
-        if None in slots:
-            absent = {bucket for bucket, slot in zip(rows.buckets, slots, strict=True) if slot is None}
-            states = await self._states(names, sorted(absent), until_s)
-            for position, bucket in enumerate(rows.buckets):
-                if slots[position] is None:
-                    slots[position] = _absence(release, states[bucket])
-        if slots and all(isinstance(slot, StoreError) for slot in slots):
-            error = next((slot for slot in slots if isinstance(slot, ReleaseNotFound)), slots[0])
-            raise cast("StoreError", error)
-        return slots
 
-    async def _states(self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None) -> dict[int, Slot]:
+        rows = names.located(keys)
+        values = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
+        if None in values:
+            incomplete_buckets = {bucket for bucket, value in zip(rows.buckets, values, strict=True) if value is None}
+            states = await self._read_bucket_states(names, sorted(incomplete_buckets), until_s)
+            for position, bucket in enumerate(rows.buckets):
+                if values[position] is None:
+                    values[position] = _absence_or_error(release, states[bucket])
+
+        if values and all(isinstance(value, StoreError) for value in values):
+            error = next((value for value in values if isinstance(value, ReleaseNotFound)), values[0])
+            raise cast("StoreError", error)
+        return values
+
+    async def _read_bucket_states(
+        self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None
+    ) -> dict[int, Slot]:
         """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
         state_names = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
         states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
         return dict(zip(buckets, states, strict=True))
 
     async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
-        """Read values by name and slot until a time of the loop's clock; a failed or late value is an error.
+        """Read the values of keys from the nodes of the cluster, in the order of *names*.
 
-        Raises StoreError if the nodes are unknown.
+        *slots* are the hash slots of the names (0 to 16383), each served by one primary. *until_s* is a time of the
+        event loop's clock; None for no limit. A value that is late or cannot be read is a StoreError. A key that
+        another node has, or whose reply was lost with a connection, is first read once more. Raises StoreError if the
+        nodes cannot be discovered.
         """
         if self._by_redis_py:
             return await self._deployment.read_by_redis_py(names, until_s)
         if not self._deployment.is_loaded:
             await self._deployment.load()
         if len(slots) == 1 and (node := self._deployment.primary_of(slots[0])) is not None:
-            reads = [self._send(node, (0,), names)]  # in less time than below
+            reads = [self._send(node, (0,), names)]  # a faster path for the lookup of one key
         else:
             reads = [
                 self._send(node, positions, [names[position] for position in positions])
@@ -186,10 +201,13 @@ class ClusterLookups(Lookups):
         values = await self._receive(reads, len(names), until_s)
         if VALUES.issuperset(map(type, values)):
             return values
-        return await self._completed(values, names, until_s)
+        return await self._read_again_elsewhere(values, names, until_s)
 
     def _send(self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes]) -> _NodeRead:
-        """Send GETs for *names* to a node, over its open connection or as soon as it is open."""
+        """Send a GET for each of *names* to a node, and return the read, whose replies are a future.
+
+        *positions* are those of the names in the whole read. If no connection to the node is open, a task opens one.
+        """
         reconnector = self._connections.at(node)
         if (connection := reconnector.current) is not None:
             return _NodeRead(positions, connection, connection.get_each(names))
@@ -200,16 +218,20 @@ class ClusterLookups(Lookups):
         return _NodeRead(positions, None, asyncio.create_task(send_later()))
 
     async def _receive(self, reads: Sequence[_NodeRead], count: int, until_s: float | None) -> list[Slot]:
-        """Return the *count* values of *reads* by position, or the errors of their nodes.
+        """Wait for the replies to *reads*, one for each node, and put their *count* values in the order of the keys.
 
-        A value that no read has, because no node is known for its slot, is ReadElsewhere.
+        A failure of a node is the value of each of its keys. A key that no read has, because no node is known for its
+        slot, gets ReadElsewhere, an error that lets the caller try again. At *until_s* (loop time), replies that have
+        not arrived are cancelled, and their values become timeouts.
         """
         pending = tuple([read.replies for read in reads])
-        scheduled = None if until_s is None else self._deadlines.add(pending, until_s)
+        # The set of all reads with this deadline; a read that is discarded from it is not cancelled.
+        expiring = None if until_s is None else self._deadlines.add(pending, until_s)
         values = list[Slot]([_UNSENT]) * count
         try:
-            for read in reversed(reads):  # the last mostly replies last
-                received = await self._values(read)
+            # In reverse, because the last node mostly replies last: then the others need no wait.
+            for read in reversed(reads):
+                received = await self._values_or_errors(read)
                 if len(received) == count:
                     return received  # the only read: in three quarters of the time
                 for position, value in zip(read.positions, received, strict=True):
@@ -217,15 +239,19 @@ class ClusterLookups(Lookups):
         except BaseException:
             for replies in pending:
                 if not replies.cancel() and not replies.cancelled():
-                    replies.exception()  # mark as retrieved
+                    replies.exception()  # else asyncio logs that it was never retrieved
             raise
         finally:
-            if scheduled is not None:
-                scheduled.discard(pending)
+            if expiring is not None:
+                expiring.discard(pending)
         return values
 
-    async def _values(self, read: _NodeRead) -> list[Slot]:
-        """Return the values of one node, or its error for each: ReadElsewhere if its connection was lost."""
+    async def _values_or_errors(self, read: _NodeRead) -> list[Slot]:
+        """Wait for the values of one node; return them, or one error for each of its keys.
+
+        That is ReadElsewhere, after which the keys are read again, if the connection was lost, and a timeout if the
+        deadline of the lookup cancelled the replies. Raises CancelledError if the caller itself was cancelled.
+        """
         try:
             return await read.replies
         except StoreError as error:
@@ -240,12 +266,18 @@ class ClusterLookups(Lookups):
                 raise  # the caller was cancelled
             return [late(self._deployment)] * len(read.positions)
 
-    async def _completed(self, values: Sequence[Slot], names: Sequence[bytes], until_s: float | None) -> list[Slot]:
-        """Return *values* with those that may be read elsewhere, and other failures as errors of single keys."""
+    async def _read_again_elsewhere(
+        self, values: Sequence[Slot], names: Sequence[bytes], until_s: float | None
+    ) -> list[Slot]:
+        """Read again what may be read at another node or over another connection; return all values in order.
+
+        Those are the values that are ReadElsewhere. Other failures become errors of their keys alone, so that they do
+        not count as a failure of the whole cluster.
+        """
         positions = [position for position, value in enumerate(values) if isinstance(value, ReadElsewhere)]
         completed = [part_of(self._deployment, value) for value in values]
-        read = await asyncio.gather(*(self._read_one(names[position], until_s) for position in positions))
-        for position, value in zip(positions, read, strict=True):
+        values_elsewhere = await asyncio.gather(*(self._read_one(names[position], until_s) for position in positions))
+        for position, value in zip(positions, values_elsewhere, strict=True):
             completed[position] = value
         return completed
 
@@ -262,7 +294,7 @@ class ClusterLookups(Lookups):
         return part_of(self._deployment, value)
 
 
-def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
+def _absence_or_error(release: ReleaseRef, state: Slot) -> StoreError | None:
     """Return None for a row that a bucket in this *state* does not have, or the error if that is unknown."""
     if state == SEALED:
         return None
@@ -275,9 +307,12 @@ def _absence(release: ReleaseRef, state: Slot) -> StoreError | None:
 async def get_from_replicas(
     keys: Keys, connections: ReadConnections, release: ReleaseRef, row_keys: Sequence[str]
 ) -> list[Slot]:
-    """Read rows from replicas: see `ReplicatedReader.get_many_elsewhere`; the caller applies the timeout.
+    """Read rows of a release from replicas of their nodes; return values in the order of *row_keys*.
 
-    The state of the release is not read: a replica does not prove that a row is absent.
+    None means only that the replica lacks the row, because it may lag behind its primary. So the state of the release,
+    which would prove that a row is absent, is not read. A value that its replica refuses is a StoreError. Raises
+    StoreUnavailable if no replica of a row is known, or one cannot be reached. The caller applies the timeout; see
+    `ReplicatedReader.get_many_elsewhere`.
     """
     deployment = connections.deployment
     names = keys.release(release)

@@ -91,7 +91,7 @@ class Multiplexer(asyncio.Protocol):
         """redis-py's, which waits for the end of the transport when it disconnects."""
 
     async def open(self) -> None:
-        """Connect within CONNECT_TIMEOUT_S; raises StoreUnavailable."""
+        """Connect within CONNECT_TIMEOUT_S by redis-py, then take its transport over; raises StoreUnavailable."""
         connection = self._connection
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -127,7 +127,10 @@ class Multiplexer(asyncio.Protocol):
         return self._send(packed, len(names), [])
 
     def _send(self, packed: bytes, count: int, values: list[Slot] | None) -> Replies:
-        """Send encoded commands for *count* keys; *values* is that of `_PendingRead`."""
+        """Send encoded commands that read *count* keys, and return a future of their values.
+
+        *values* is an empty list for GETs, which collects their replies, and None for an MGET, which has one reply.
+        """
         replies: Replies = self._loop.create_future()
         if self.error is not None or self._transport is None:
             replies.set_exception(StoreUnavailable(self.error or f"{self.where} is not connected"))
@@ -143,7 +146,7 @@ class Multiplexer(asyncio.Protocol):
         try:
             self._parser.feed(data)
             while self.error is None and (reply := self._parser.gets()) is not _INCOMPLETE:
-                self._receive(reply)
+                self._match_reply(reply)
         except Exception as error:  # noqa: BLE001 -- later replies cannot be matched
             self._give_up(f"could not be understood ({error!r})")
 
@@ -178,24 +181,31 @@ class Multiplexer(asyncio.Protocol):
             log.warning("%s", error)
         self._end(error)
 
-    def _receive(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
-        """Complete the oldest pending read with a reply, or add the reply to its values."""
+    def _match_reply(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
+        """Match a parsed reply to the oldest pending read, since a server replies in the order of the commands.
+
+        A read is either one MGET (its `values` are None), which one array completes, or several GETs, whose replies are
+        collected in `values` until there are `count`. Then the read's future gets its values or its error. A reply that
+        cannot belong to the read closes the connection.
+        """
         if isinstance(reply, ENDING):
             self._end(str(translated(reply, self.where)))
             return
         self.has_replied = True
         if not self._pending:
             raise RuntimeError("a reply without a caller")
+
         read = self._pending[0]
         if read.values is not None:
             if not self._add_values(read.values, read.count, reply):
-                return
+                return  # more replies belong to it, or the connection was closed
             reply = read.values
         elif isinstance(reply, Exception):
             reply = self._translated(reply)
         elif not isinstance(reply, list) or len(reply) != read.count:
             self._give_up(f"replied to {read.count} keys with something else than their values")
             return
+
         self._pending.popleft()
         if read.replies.done():
             return  # cancelled
@@ -205,7 +215,11 @@ class Multiplexer(asyncio.Protocol):
             read.replies.set_result(reply)
 
     def _add_values(self, values: list[Slot], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add the reply to a GET, or an array of replies, to *values*; return whether these are *count* now."""
+        """Add the reply to one GET to *values*, or a list of replies, if the parser was told to collect them.
+
+        The error of a key takes the place of its value. Returns whether there are *count* values now. A reply that is
+        neither closes the connection.
+        """
         replies = reply if self._is_array else [reply]
         self._is_array = False
         if not VALUES.issuperset(map(type, replies)):

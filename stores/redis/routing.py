@@ -44,10 +44,11 @@ class CommandRouter:
         return await self.run(names[0], lambda session: session.execute(*evaluation(script, names, *args)))
 
     async def run(self, key: str | bytes, work: Callable[[Session], Awaitable[T]]) -> T:
-        """Return the result of *work* with a session at the primary of *key*.
+        """Call *work* with a session, a connection to the primary that has *key*, and return its result.
 
-        Each redirection calls it again with a session at another node. Raises PartUnavailable after too many, or if no
-        node has the key's slot; other keys may be served.
+        In a cluster, a node may answer that another one has the key, for good (MovedError) or while the key is being
+        moved (AskError). Then *work* is called again with a session there. Raises PartUnavailable, after which other
+        keys may still be served, if no node has the key's slot, or after MAX_REDIRECTIONS calls.
         """
         await self.deployment.load()
         slot = _slot_of(key)
@@ -68,30 +69,37 @@ class CommandRouter:
         raise PartUnavailable(f"the nodes of {self.deployment.shown} disagree about slot {slot}")
 
     async def execute_each(self, commands: Sequence[Command], after: AfterCommands | None = None) -> list[Any]:
-        """Send commands with keys to all their nodes at once; return the replies in order, or raise the first error.
+        """Send commands, each to the primary that has its key; return their replies in order.
 
-        Redirected commands, and those whose slot has no known node, are sent again one by one. *after* is called with
-        each session that was used.
+        All nodes are asked at once, each for all its commands. A node that does not have a key, or is moving it,
+        refuses the command with AskError (MovedError is one). Such commands, and those for whose slot no node is known,
+        are then sent one by one, and follow redirections. *after* is called with the session of a node after the
+        commands to it, for example to wait for its replicas. Raises the first StoreError among the replies, or that of
+        a node.
         """
         await self.deployment.load()
         slots = [_slot_of(_key_of(command)) for command in commands]
-        by_primary = self.deployment.positions_by_primary(slots)
-        remaining = by_primary.pop(None, [])
+        positions_by_primary = self.deployment.positions_by_primary(slots)
+        unsent = positions_by_primary.pop(None, [])
         replies = dict[int, Any]()  # by position
 
-        async def send(node: RedisNode, positions: Sequence[int]) -> None:
+        async def send_to_primary(node: RedisNode, positions: Sequence[int]) -> None:
             sent = [commands[position] for position in positions]
-            received = await self._run_at(node, lambda session: _send(session, sent, after))
+            received = await self._run_at(node, lambda session: _send_and_call(session, sent, after))
             replies.update(zip(positions, received, strict=True))
 
-        async def send_alone(position: int) -> None:
+        async def send_following_redirections(position: int) -> None:
             sent = [commands[position]]
             key = _key_of(commands[position])
-            (replies[position],) = await self.run(key, lambda session: _send(session, sent, after, redirects=True))
+            (reply,) = await self.run(key, lambda session: _send_and_call(session, sent, after, redirects=True))
+            replies[position] = reply
 
-        await asyncio.gather(*(send(node, positions) for node, positions in by_primary.items() if node is not None))
-        remaining += [position for position, reply in replies.items() if isinstance(reply, AskError)]
-        await asyncio.gather(*map(send_alone, remaining))
+        await asyncio.gather(
+            *(send_to_primary(node, positions) for node, positions in positions_by_primary.items() if node is not None)
+        )
+        redirected = [position for position, reply in replies.items() if isinstance(reply, AskError)]
+        await asyncio.gather(*map(send_following_redirections, [*unsent, *redirected]))
+
         for reply in replies.values():
             if isinstance(reply, StoreError):
                 raise reply
@@ -107,7 +115,7 @@ class CommandRouter:
             raise
 
 
-async def _send(
+async def _send_and_call(
     session: Session, commands: Sequence[Command], after: AfterCommands | None, *, redirects: bool = False
 ) -> list[Any]:
     """Send commands, call *after*, and return the replies, errors among them.

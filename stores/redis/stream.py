@@ -142,12 +142,13 @@ class RedisStream:
     async def erase(self, entries: Sequence[Entry]) -> None:
         """Delete entries, also from the memory and the snapshots of the server.
 
-        XDEL only marks an entry as deleted. Its bytes stay until all entries of its node, at most NODE by default, are
-        deleted. So the entries around it are moved to the end of the stream before it is deleted.
+        Redis stores a stream in nodes of at most NODE entries. XDEL only marks an entry as deleted; its bytes stay
+        until all entries of its node are deleted. So up to NODE entries before and after each one are first moved to
+        the end of the stream, where readers see them again.
         """
         erased = {entry.id for entry in entries}
         around = dict[bytes, bytes]()
-        """Values of other entries by their ids."""
+        """Values of the entries to copy, by their ids."""
 
         for entry in entries:
             before, behind = await self._execute_all(
