@@ -73,7 +73,7 @@ class Charges(msgspec.Struct, frozen=True):
 
     def create(self, size: int, terms: int) -> float:
         """Charge of creating an item with *terms* indexed terms."""
-        return round(_between(self.write_points, size) + self.write_term * terms, 2)
+        return round(_interpolate_ru(self.write_points, size) + self.write_term * terms, 2)
 
     def delete(self, size: int, terms: int) -> float:
         """Charge of deleting an item."""
@@ -101,9 +101,10 @@ class Charges(msgspec.Struct, frozen=True):
 
 
 def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
-    """Return the request units of a publish besides creating its *rows* and reading them back.
+    """Return the request units (RU) of a publish besides creating its *rows* and reading all of them back.
 
-    *item_bytes* is the size of a row's item.
+    These are: some requests for the catalogue, the container and the draft's state; reads of a sample of the rows,
+    whose items have *item_bytes* each; and one item for each batch of rows, with the packed keys that acknowledge them.
     """
     requests_ru = (
         READS * charges.read(0)
@@ -113,6 +114,7 @@ def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
         + METADATA_WRITES * charges.metadata_write
     )
     checks_ru = min(SAMPLE_ROWS, rows) * charges.read(item_bytes)
+
     batches = ceil(rows / BATCH_ROWS) + META_BATCHES
     batch_bytes = BATCH_BYTES + KEY_BYTES * rows // batches
     batch_ru = charges.create(batch_bytes, 0) + 2 * charges.read(batch_bytes) + charges.read(0)
@@ -121,20 +123,25 @@ def overhead_ru(charges: Charges, rows: int, item_bytes: int) -> float:
 
 @lru_cache(8192)
 def _read(charges: Charges, size: int, strong: bool) -> float:  # noqa: FBT001 -- keywords miss the cache
-    return round(_between(charges.read_points, size) * (charges.read_strong_factor if strong else 1), 2)
+    return round(_interpolate_ru(charges.read_points, size) * (charges.read_strong_factor if strong else 1), 2)
 
 
-def _between(points: Points, size: int) -> float:
-    """Return the RU for a size in bytes: up to the first point its RU, beyond the last in proportion to the size."""
+def _interpolate_ru(points: Points, size: int) -> float:
+    """Interpolate the request units (RU) for a *size* in bytes between points, pairs of a size in KB and its RU.
+
+    Below the first point, the RU are those of that point; beyond the last, they grow in proportion to the size.
+    """
     size_kb = size / KB
-    place = bisect_left(points, (size_kb, 0.0))
-    if place == 0:
+    upper = bisect_left(points, (size_kb, 0.0))
+    if upper == 0:
         return points[0][1]
-    if place == len(points):
-        return points[-1][1] * size_kb / points[-1][0]
-    (low_kb, low) = points[place - 1]
-    (high_kb, high) = points[place]
-    return low + (high - low) * (size_kb - low_kb) / (high_kb - low_kb)
+    if upper == len(points):
+        last_kb, last_ru = points[-1]
+        return last_ru * size_kb / last_kb
+
+    low_kb, low_ru = points[upper - 1]
+    high_kb, high_ru = points[upper]
+    return low_ru + (high_ru - low_ru) * (size_kb - low_kb) / (high_kb - low_kb)
 
 
 def load(path: Path = OURS) -> Charges:

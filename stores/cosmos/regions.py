@@ -156,10 +156,14 @@ class AccountRegions:
         region.skip_until = 0.0
 
     def failed(self, region: Region, kind: ErrorKind, began_at: float) -> Region | None:
-        """Record a failed read that *began_at* a time; return the region for a second attempt, if any.
+        """Record a failed read in a region; return the region for a second attempt, None if that would fail, too.
 
-        That is the other region whose skipping ends first, or the same one if there is no other; None if a second
-        attempt would fail, too. Overlapping failures count once, because this process may have paused.
+        *kind* says how the read failed, *began_at* when it began (loop time). Only transient failures and long timeouts
+        count. Reads that failed at the same time count once, because this process may have paused. After MAX_FAILURES,
+        or at once if no connection was possible, lookups skip the region for SKIP_S, if there is another one.
+
+        The second attempt goes to another region, the one that is skipped for the shortest time from now, or to the
+        same one if there is no other.
         """
         now = asyncio.get_running_loop().time()
         is_long_timeout = kind == "timeout" and now - began_at >= MIN_WAIT_S
@@ -168,6 +172,7 @@ class AccountRegions:
         others = [candidate for candidate in self.readable if candidate is not region]
         if began_at >= region.failed_at:
             region.failed_at = now
+
             was_skipped = region.failures >= MAX_FAILURES
             region.failures += 1
             if kind == "connect":
@@ -176,6 +181,7 @@ class AccountRegions:
                 region.skip_until = now + SKIP_S
                 log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
                 self.refresh_early()
+
         return min(others, key=lambda candidate: candidate.skip_until, default=region)
 
     def refresh_early(self) -> None:
@@ -183,7 +189,12 @@ class AccountRegions:
         self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
 
     def update(self, response: Response, _: str) -> None:
-        """Take over the regions and properties in a response about the account. Raises ValueError."""
+        """Parse a response about the account, and store its regions and properties in this object.
+
+        These are the region that takes writes, the readable regions in the order of lookups (the preferred one first),
+        whether session tokens are allowed, and whether several regions take writes. Raises ValueError if the response
+        is malformed or lists no region.
+        """
         account = object_in(response)
         former = self.regions  # before `_regions` renames them
         writable = self._regions(account.get("writableLocations"))

@@ -166,13 +166,14 @@ class Budget(Retrier):
         expected_ru: float,
         charge_ru: Callable[[T], float],
     ) -> T:
-        """Return the result of *request*, repeated like by `until_visible`, within the budget.
+        """Send a request once its request units (RU) fit into the budget of RU a second; return its result.
 
-        Each attempt is charged *expected_ru* in advance, and in the end what *charge_ru* says of the result.
+        Each attempt is charged *expected_ru* in advance, corrected by *charge_ru* of its result. A 429 costs nothing,
+        and pauses all requests as long as it says. The request is repeated while the service is unavailable or answers
+        429, and while its *container* is so new that some replicas do not know it.
         """
 
         async def request_in_budget() -> T:
-            """Wait until the budget allows the request, send it once, and correct the charge."""
             async with self._admission:  # in order
                 wait_s = self._limiter.wait_s()
                 while wait_s > 0:
@@ -202,10 +203,15 @@ class ReleaseRows:
         """Number of the last known batch, by container and series."""
 
     async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
-        """Become the writer of a draft, after *confirm* if it has another. Raises ReleaseConflict."""
+        """Become the writer of a draft: create the item with its state, or replace the writer that it names.
+
+        If the draft has another writer, *confirm* is called first, and raises ReleaseConflict if the catalogue does not
+        name this writer. Also raises ReleaseConflict if the release is sealed.
+        """
         container = container_of(draft)
         for known in [known for known in self._last if known[0] == container]:
             del self._last[known]  # the draft may have been erased
+
         created = ReleaseState(DRAFT, draft.writer)
         create = partial(self._items.create, container, created.item())
         if (await self._budget.until_visible(container, create)).done:
@@ -216,7 +222,7 @@ class ReleaseRows:
             if state.writer == draft.writer:
                 return None
             await confirm()
-            return state.taken_over_by(draft.writer, await self._last_batches(container, state))
+            return state.taken_over_by(draft.writer, await self._find_last_numbers(container, state))
 
         await self._change_state(draft, take_over)
 
@@ -229,7 +235,11 @@ class ReleaseRows:
         return item is not None and item.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """See `Store.put`."""
+        """Write rows of one part of a draft, and acknowledge each batch of them; see `Store.put`.
+
+        A publish may have several parts, written at the same time; the draft's state lists those other than 0 before
+        they get rows. Raises ReleaseNotFound, and ReleaseConflict if the draft is sealed or has another writer.
+        """
 
         async def add_part(state: ReleaseState) -> ReleaseState:
             state.check_writer(draft)
@@ -249,22 +259,34 @@ class ReleaseRows:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """See `Store.resume_point`."""
+        """Return the last acknowledged key of a part of a draft, after which its publish goes on; None if none is.
+
+        Each writer of a part acknowledges batches of rows in a series of items, numbered from 1. When another writer
+        takes over, the state records the last number of each series in `former`, and a new series begins. So the key is
+        the last one of the last batch, in the newest series that has any. Raises ReleaseNotFound, and ReleaseConflict
+        if the draft has another writer.
+        """
         state = await self.state(draft)
         state.check_writer(draft)
         container = container_of(draft)
         kind = rows_kind(part)
-        current = state.series(kind)
-        last_batches = state.former | {current: await self._find_last(container, current)}
-        for series in state.series_of_all_writers(kind):
-            number = last_batches.get(series, 0)
+
+        current_series = state.series(kind)
+        current_number = await self._find_last_number(container, current_series)
+        last_numbers = state.former | {current_series: current_number}
+
+        for series in state.series_of_all_writers(kind):  # the newest first
+            number = last_numbers.get(series, 0)
             if number:
-                _, last_key = bounds(await self._packed_keys(container, series, number))
+                _, last_key = bounds(await self._read_packed_keys(container, series, number))
                 return last_key
         return None
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
-        """See `RowEraser.erase_rows`."""
+        """Delete rows by key, within the budget of request units; return how many existed.
+
+        Raises ReleaseNotFound if the release has no state. See `RowEraser.erase_rows`.
+        """
         container = container_of(release)
         expected_ru = self._charges.delete(0, 0)
         deleted = 0
@@ -318,13 +340,17 @@ class ReleaseRows:
             )
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        """See `Store.scan`."""
+        """Yield the rows of a sealed release in the order of their keys; raises ReleaseNotFound. See `Store.scan`.
+
+        The keys come from the batches that acknowledged them, each in order. Since batches of several parts and writers
+        overlap, they are merged by their first and last keys. Absent rows are left out.
+        """
         container = container_of(release)
         state = await self.state(release)
         if not state.is_sealed:
             raise not_found(release)
         try:
-            spans = await self._spans(container, state)
+            spans = await self._read_spans(container, state)
             async for keys in merged(spans, partial(self._fetch, container)):
                 values = dict[str, bytes]()
                 await for_each(keys, partial(self._read_row, container, values))
@@ -345,9 +371,10 @@ class ReleaseRows:
         return ReleaseState.of(item)
 
     async def _change_state(self, release: AnyRef, change: ChangeState) -> None:
-        """Replace the state by the result of *change*, which is called again after each change by another process.
+        """Read the item with the state of a release, and replace it by the result of *change*, None for no change.
 
-        Raises ReleaseNotFound if there is no state.
+        If another process has changed the item in the meantime, which its etag tells, it is read and changed again.
+        Raises ReleaseNotFound if there is no state, and what *change* raises.
         """
         container = container_of(release)
         while True:
@@ -364,28 +391,29 @@ class ReleaseRows:
                 return
 
     async def _fetch(self, container: str, spans: Sequence[KeySpan]) -> list[bytes]:
-        return [await self._packed_keys(container, span.source, span.place) for span in spans]
+        return [await self._read_packed_keys(container, span.source, span.place) for span in spans]
 
-    async def _spans(self, container: str, state: ReleaseState) -> list[KeySpan]:
-        """Return the first and last key of each batch of all writers."""
+    async def _read_spans(self, container: str, state: ReleaseState) -> list[KeySpan]:
+        """Return a span for each batch of all writers: its first and last key, its series and its number in it."""
         spans = list[KeySpan]()
 
         async def add_span(series: str, number: int) -> None:
-            first_key, last_key = bounds(await self._packed_keys(container, series, number))
+            first_key, last_key = bounds(await self._read_packed_keys(container, series, number))
             spans.append(KeySpan(first_key, last_key, source=series, place=number))
 
-        for series, last in (await self._last_batches(container, state)).items():
-            await for_each(range(1, last + 1), partial(add_span, series))
+        last_numbers = await self._find_last_numbers(container, state)
+        for series, last_number in last_numbers.items():
+            await for_each(range(1, last_number + 1), partial(add_span, series))
         return spans
 
-    async def _last_batches(self, container: str, state: ReleaseState) -> dict[str, int]:
+    async def _find_last_numbers(self, container: str, state: ReleaseState) -> dict[str, int]:
         """Return the numbers of the last batches of all writers, by series; 0 for a series without batches."""
-        last_batches = dict(state.former)
+        last_numbers = dict(state.former)
         for series in state.series_names:
-            last_batches[series] = await self._find_last(container, series)
-        return last_batches
+            last_numbers[series] = await self._find_last_number(container, series)
+        return last_numbers
 
-    async def _find_last(self, container: str, series: str) -> int:
+    async def _find_last_number(self, container: str, series: str) -> int:
         """Return the number of the last batch of a series; 0 if there is none.
 
         A replica may lag. So if none of the batches was known before, the one after the last is looked for with care.
@@ -420,18 +448,25 @@ class ReleaseRows:
             values[key] = value_of(item)
 
     async def _write_batch(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
-        """Write rows, then acknowledge them by the next batch item of a series."""
+        """Write rows as items, then acknowledge them by one more item, the next batch of a *series*.
+
+        The batch item holds the packed keys of the rows. Batches of a series are numbered from 1 without gaps, so the
+        item gets the first number for which none exists: another task, or an earlier attempt whose response was lost,
+        may have taken the next one. Raises ReleaseConflict if a row exists with another value.
+        """
         container = container_of(draft)
         values = dict(rows)  # the last value of a key wins
         await for_each(list(values.items()), partial(self._create_row, draft, container))
-        item = to_item(series, pack(list(values)))
-        known = self._last.get((container, series))
-        number = await self._find_last(container, series) if known is None else known
+
+        batch_item = to_item(series, pack(list(values)))
+        number = self._last.get((container, series))
+        if number is None:
+            number = await self._find_last_number(container, series)
         is_created = False
-        while not is_created:  # another task, or an attempt with a lost response, took the number
+        while not is_created:
             number += 1
-            item["id"] = f"{series}-{number}"
-            is_created = await self._create(container, item)
+            batch_item["id"] = f"{series}-{number}"
+            is_created = await self._create(container, batch_item)
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
     async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
@@ -455,7 +490,7 @@ class ReleaseRows:
         expected_ru = self._charges.create(item_bytes(item), 0)
         return (await self._budget.spend(container, create, expected_ru=expected_ru, charge_ru=_charge_of)).done
 
-    async def _packed_keys(self, container: str, series: str, number: int) -> bytes:
+    async def _read_packed_keys(self, container: str, series: str, number: int) -> bytes:
         """Return the packed keys of a batch; ReleaseCorrupt if it is absent."""
         name = f"{series}-{number}"
         return value_of(await self._read_surely(container, name) or {"id": name})
@@ -518,9 +553,9 @@ class _Batch(NamedTuple):
 
 
 def _batches(rows: Sequence[Row], part: int) -> Iterator[_Batch]:
-    """Yield rows of a part in batches, and then `meta` rows."""
+    """Yield rows in batches of at most BATCH_ROWS: first those of a part, then `meta` rows, which have a series."""
     meta_rows = [row for row in rows if row.key.startswith(META)]
     other_rows = [row for row in rows if not row.key.startswith(META)] if meta_rows else rows
-    for kind, of_kind in ((rows_kind(part), other_rows), (METAS, meta_rows)):
-        for start in range(0, len(of_kind), BATCH_ROWS):
-            yield _Batch(kind, of_kind[start : start + BATCH_ROWS])
+    for kind, rows_of_kind in ((rows_kind(part), other_rows), (METAS, meta_rows)):
+        for start in range(0, len(rows_of_kind), BATCH_ROWS):
+            yield _Batch(kind, rows_of_kind[start : start + BATCH_ROWS])
