@@ -126,8 +126,7 @@ def test_consumed_items_stay_hidden_after_a_kill_and_a_restart(store: Path) -> N
         until(first.is_ready)
         assert shown(first, "/v1/recommendations/1?n=2") == ["b", "c"]
         report(first, "buy", "2", "b")
-        first.process.kill()
-        first.process.wait()
+        first.kill()
     with running(store, *options) as second:
         assert shown(second, "/v1/recommendations/1?n=2") == ["b", "c"]
         assert shown(second, "/v1/recommendations/2?n=2") == ["a", "c"]

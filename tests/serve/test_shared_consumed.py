@@ -220,8 +220,7 @@ def test_items_sold_by_one_service_are_hidden_by_the_other(shop: Shop) -> None:
         assert counted(first, "hotplate_consumed_pairs_total", outcome="sent") == 1
         until(lambda: counted(first, "hotplate_consumed_pairs_total", outcome="received") == 3)
         assert counted(first, "hotplate_consumed_lag_seconds") < 30
-        second.process.kill()
-        second.process.wait()
+        second.kill()
         buy(first, 3, "a")
         with shop.service("third") as third:  # has read the stream before its first answer
             assert [hides(third, user, item) for user, item in ((1, "a"), (2, "b"), (3, "a"))] == [True, True, True]
@@ -236,8 +235,7 @@ def test_items_are_hidden_during_a_redis_outage_and_shared_after_it(shop: Shop) 
         shop.server.kill()
         buy(first, 2, "b")
         assert hides(first, 2, "b")
-        second.process.kill()
-        second.process.wait()
+        second.kill()
         with shop.service("second") as again:  # starts without Redis
             assert shown(again, 1) == ["a", "b", "c"]
             buy(again, 3, "c")
@@ -253,8 +251,7 @@ def test_events_of_a_killed_service_are_shared_by_its_next_start(shop: Shop) -> 
     with shop.service("first") as first:
         shop.server.kill()
         buy(first, 1, "a")
-        first.process.kill()
-        first.process.wait()
+        first.kill()
     shop.server.start()
     with shop.service("second") as second:
         assert shown(second, 1) == ["a", "b", "c"]
@@ -282,8 +279,7 @@ def test_erased_users_leave_the_stream_and_do_not_come_back(shop: Shop) -> None:
         buy(first, 1, "p2")
         buy(first, 3, "a")
         until(lambda: hides(second, 3, "a"))
-        second.process.kill()
-        second.process.wait()
+        second.kill()
         with shop.service("second") as again:
             assert shown(again, 1) == ["p1", "p2"]
         assert users_in(shop.stream) == {"2", "3"}

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import ssl
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,15 @@ class Service:
         """Return the processes of the workers and the admin process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
+
+    def kill(self) -> None:
+        """Kill all processes at once: workers outlive the process that started them by some time."""
+        pids = self.processes()
+        self.process.kill()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         return self._request(self.port, method, path, body, headers)
