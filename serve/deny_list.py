@@ -11,7 +11,7 @@ import csv
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, StringIO
@@ -58,35 +58,54 @@ class DenyList:
 
 
 def parse(content: bytes) -> DenyList:
-    """Parse a deny-list; raises DenyListInvalid. A million lines take some seconds."""
+    """Parse a deny-list: users who are answered as unknown, and items that are not shown.
+
+    *content* is UTF-8, perhaps with a byte order mark. A line is `item:ID` or `user:ID`; empty lines and those that
+    begin with # are skipped. A million lines take some seconds. Raises DenyListInvalid.
+    """
     users = set[str]()
     items = set[bytes]()
-    add: dict[str, Callable[[str], None]] = {USER: users.add, ITEM: lambda item: items.add(encode_id(item))}
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for number, raw in _paced(BytesIO(content)):
         try:
             line = raw.decode().strip()
             if not line or line.startswith("#"):
                 continue
-            kind, colon, identifier = line.partition(":")
-            identifier = identifier.strip()
-            if identifier.startswith('"'):
-                identifier = orjson.loads(identifier)
-            add[kind + colon](check_id(identifier))
-        except (KeyError, ValueError, StoreMisused):
+            kind, identifier = _parse_entry(line)
+        except (ValueError, StoreMisused):
             raise DenyListInvalid(
                 f"line {number} is not an entry; an entry is item:ID or user:ID, of at most 256 bytes of UTF-8"
             ) from None
+        if kind == USER:
+            users.add(identifier)
+        else:
+            items.add(encode_id(identifier))
     return DenyList(frozenset(users), frozenset(items))
 
 
-def parse_overrides(content: bytes) -> DenyList:
-    """Parse overrides, a CSV table with a header or a JSON object per line; raises DenyListInvalid.
+def _parse_entry(line: str) -> tuple[str, str]:
+    """Return the kind of an entry, USER or ITEM, and its id; one in quotation marks is a JSON string.
 
-    A row has an item, values of its attributes (an empty one overrides nothing), and perhaps `deny`.
+    Raises ValueError or StoreMisused.
+    """
+    kind, colon, identifier = line.partition(":")
+    if kind + colon not in (USER, ITEM):
+        raise ValueError("neither an item nor a user")
+    identifier = identifier.strip()
+    if identifier.startswith('"'):
+        identifier = orjson.loads(identifier)
+    return kind + colon, check_id(identifier)
+
+
+def parse_overrides(content: bytes) -> DenyList:
+    """Parse overrides, values that replace item attributes of the release until the next one.
+
+    *content* is UTF-8: a CSV table with a header, or a JSON object per line. A row has the id of an `item`, a column
+    per attribute (an empty value overrides nothing), and perhaps `deny`, which denies the item. Raises DenyListInvalid,
+    also for more than MAX_OVERRIDES rows or values.
     """
     values = dict[str, dict[bytes, str]]()
-    """Overriding values of attributes, by attribute and item."""
+    """Overriding values, by attribute and by item as of `encode_id`."""
 
     denied = set[bytes]()
     count = 0
@@ -94,6 +113,7 @@ def parse_overrides(content: bytes) -> DenyList:
     header = 1
     if max(content.count(b"\n"), content.count(b"\r")) > MAX_OVERRIDES + header:
         raise _too_many_overrides()
+
     try:
         text = content.decode("utf-8-sig")
         is_json = text.lstrip().startswith("{")
@@ -101,8 +121,10 @@ def parse_overrides(content: bytes) -> DenyList:
         table = csv.DictReader(StringIO(text, newline=""), strict=True)
         if text.strip() and not is_json:
             [name.strip() for name in table.fieldnames or ()].index("item")  # or ValueError, as for a JSON array
+
         for number, row in _paced(lines if is_json else table):  # noqa: B007 -- for errors
-            cells = {name.strip(): _text_of(cell) for name, cell in (_decode_row(row) if is_json else row).items()}
+            fields = _decode_row(row) if is_json else row
+            cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
             item = encode_id(check_id(cells.pop("item")))
             if DENIED[cells.pop("deny", "").lower()]:
                 denied.add(item)
@@ -112,6 +134,7 @@ def parse_overrides(content: bytes) -> DenyList:
                     count += 1
             if count > MAX_OVERRIDES:
                 break
+
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
         where = f"row {number}" if number else "the header"
         raise DenyListInvalid(

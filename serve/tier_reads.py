@@ -148,44 +148,44 @@ class TierWalk(ABC):
     """The last error of a tier, other than damage."""
 
     @abstractmethod
-    def take(self, read: RowsRead) -> Sequence[RowKey]:
-        """Take what a tier returned; return the rows that are to be read in the tiers after it."""
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Record the rows that a tier's answer settles; return the others, to be read in the tiers after it."""
 
     def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
         """Return the releases of a tier to read *rows* in; none if it serves none."""
         return tier.follower.grouped(rows)
 
     async def read(self, rows: Sequence[RowKey]) -> None:
-        """Read *rows* in tier after tier until all are taken."""
-        for place in range(len(self.tiers)):
+        """Read *rows* in tier after tier until all are settled."""
+        for tier_index in range(len(self.tiers)):
             if not rows:
                 return
-            rows = await self.read_tier(place, rows)
+            rows = await self.read_tier(tier_index, rows)
 
-    async def read_tier(self, place: int, rows: Sequence[RowKey]) -> Sequence[RowKey]:
-        """Read *rows* in the tier at *place*; return those that are to be read in the tiers after it."""
-        groups = self.groups(self.tiers[place], rows)
+    async def read_tier(self, tier_index: int, rows: Sequence[RowKey]) -> Sequence[RowKey]:
+        """Read *rows* in the tier at *tier_index*; return those that are to be read in the tiers after it."""
+        groups = self.groups(self.tiers[tier_index], rows)
         if not groups:
             return rows
         if len(groups) == 1:
-            return await self.read_group(place, groups[0])
-        rests = await asyncio.gather(*(self.read_group(place, group) for group in groups))
-        return [row for rest in rests for row in rest]
+            return await self.read_group(tier_index, groups[0])
+        unsettled = await asyncio.gather(*(self.read_group(tier_index, group) for group in groups))
+        return [row for rows in unsettled for row in rows]
 
-    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+    async def read_group(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows of one release like `read_tier`; all of them again if another release is followed since."""
         try:
-            return await self.read_once(place, group)
+            return await self.read_once(tier_index, group)
         except ReleaseMoved:
-            return await self.read_tier(place, group.rows)
+            return await self.read_tier(tier_index, group.rows)
 
-    async def read_once(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+    async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows of one release like `read_tier`; raises ReleaseMoved."""
-        tier = self.tiers[place]
+        tier = self.tiers[tier_index]
         keys = [row.text for row in group.rows]
-        reading = tier.read(group.served, keys, self.share_s(place))
+        reading = tier.read(group.served, keys, self.share_s(tier_index))
         if self.caller_deadline is not None:
-            reading = _within(_share_s(self.caller_deadline, len(self.tiers) - place), reading)
+            reading = _within(_share_s(self.caller_deadline, len(self.tiers) - tier_index), reading)
         try:
             slots = await reading
         except ReleaseMoved:
@@ -194,11 +194,11 @@ class TierWalk(ABC):
             if not isinstance(error, ReleaseCorrupt):
                 self.failure = error
             return group.rows
-        return self.take(RowsRead(Origin(tier, group.served), group.rows, slots))
+        return self.settle(RowsRead(Origin(tier, group.served), group.rows, slots))
 
-    def share_s(self, place: int) -> float:
-        """Return the time for the tier at *place*."""
-        return _share_s(self.deadline, len(self.tiers) - place)
+    def share_s(self, tier_index: int) -> float:
+        """Return the time for the tier at *tier_index*."""
+        return _share_s(self.deadline, len(self.tiers) - tier_index)
 
 
 @dataclass(kw_only=True)
@@ -215,7 +215,7 @@ class _Turn(TierWalk, Generic[Waiter]):
     missed: dict[RowKey, list[Origin]] = field(default_factory=dict)
     """Releases that lack a row, which is not read in them again."""
 
-    def take(self, read: RowsRead) -> Sequence[RowKey]:
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
         """Complete the rows that have a list, and return the others, to be read in the next tier.
 
         All requests that wait for a row, its waiters in `self.waiting`, are answered at once. A row that this release
@@ -224,15 +224,15 @@ class _Turn(TierWalk, Generic[Waiter]):
         complete = self.complete
         waiting = self.waiting
         origin = read.origin
-        rest: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
+        unsettled: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
         for row, slot in zip(read.rows, read.slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
                 complete(row, waiting.pop(row, ()), origin, slot)
             else:
-                rest.append(row)
+                unsettled.append(row)
                 if not isinstance(slot, StoreError):
                     self.missed.setdefault(row, []).append(origin)
-        return rest
+        return unsettled
 
     def complete_unread(self, rows: Sequence[RowKey]) -> None:
         """Complete rows that no tier has, with the first release that lacks them, if any was read."""
@@ -240,8 +240,8 @@ class _Turn(TierWalk, Generic[Waiter]):
             origins = self.missed.get(row)
             self.complete(row, self.waiting.pop(row, ()), origins[0] if origins else None, None)
 
-    async def read_once(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        """Read rows of one release in the tier at *place*; return those to be read in the tiers after it.
+    async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
+        """Read rows of one release in the tier at *tier_index*; return those to be read in the tiers after it.
 
         A row that an earlier tier has looked up in the same release, and missed, is not read again. The read is traced
         for the sampled requests among those that wait for the rows. Raises ReleaseMoved if the release is gone.
@@ -257,7 +257,7 @@ class _Turn(TierWalk, Generic[Waiter]):
         if self.spans:
             spans = [span for row in group.rows for span in self.spans.get(row, ())]
             sampled_requests.set(tuple(spans))
-        return [*lacking, *await super().read_once(place, group)]
+        return [*lacking, *await super().read_once(tier_index, group)]
 
     def _has_missed(self, row: RowKey, served: ServedRelease) -> bool:
         return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
@@ -373,7 +373,7 @@ class TurnLookups(Generic[Waiter]):
             if slots is None:
                 following = 0
             else:
-                rows = turn.take(RowsRead(Origin(tier, read.served), rows, slots))
+                rows = turn.settle(RowsRead(Origin(tier, read.served), rows, slots))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:
@@ -389,33 +389,33 @@ class TurnLookups(Generic[Waiter]):
     async def _read_rows(self, turn: _Turn[Waiter], rows: Sequence[RowKey], first: int = 0) -> None:
         """Read rows from tier *first* on, and complete all, even after an error."""
         try:
-            for place in range(first, len(self._tiers)):
-                rows = self._spawn_all_but_one_call(turn, rows, place)
+            for tier_index in range(first, len(self._tiers)):
+                rows = self._spawn_all_but_one_call(turn, rows, tier_index)
                 if not rows:
                     break
-                rows = await turn.read_tier(place, rows)
+                rows = await turn.read_tier(tier_index, rows)
         except Exception:
             log.exception("a lookup failed")
         finally:
             turn.complete_unread(rows)
 
-    def _spawn_all_but_one_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], place: int) -> Sequence[RowKey]:
-        """Return the rows that this task reads by one call of the tier at *place*; start tasks for the rest.
+    def _spawn_all_but_one_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
+        """Return the rows that this task reads by one call of the tier at *tier_index*; start tasks for the rest.
 
         A call takes `tier.keys_a_call` rows. While the circuit breaker is open, because the store fails, rows in the
         cache are completed, one row probes the store, and all others are read in the next tier.
         """
-        tier = self._tiers[place]
+        tier = self._tiers[tier_index]
         if tier.breaker.is_open:
-            rows = _take_cached(turn, rows, tier)
+            rows = _settle_cached(turn, rows, tier)
 
         size = tier.keys_a_call
         for start in range(size, len(rows), size):
-            self._spawn(self._read_rows(turn, rows[start : start + size], place))
+            self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
         rows = rows[:size]
 
         if len(rows) > 1 and tier.breaker.is_open:
-            self._spawn(self._read_rows(turn, rows[1:], place + 1))
+            self._spawn(self._read_rows(turn, rows[1:], tier_index + 1))
             rows = rows[:1]
         return rows
 
@@ -430,8 +430,8 @@ class BatchRead(TierWalk):
     parts: list[RowsRead] = field(default_factory=list)
     """A part for each release that was read."""
 
-    def take(self, read: RowsRead) -> Sequence[RowKey]:
-        """Take all rows."""
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
+        """Record all rows: none is read in another tier."""
         self.parts.append(read)
         return ()
 
@@ -448,14 +448,14 @@ class ReleaseRead(BatchRead):
         served = tier.follower.find(self.release)
         return [] if served is None else [RowsOfRelease(served, rows)]
 
-    async def read_group(self, place: int, group: RowsOfRelease) -> Sequence[RowKey]:
+    async def read_group(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows like `read_tier`; those of a release that is gone are to be read in the tiers after it."""
         try:
-            return await self.read_once(place, group)
+            return await self.read_once(tier_index, group)
         except ReleaseMoved:
             return group.rows
 
-    def take(self, read: RowsRead) -> Sequence[RowKey]:
+    def settle(self, read: RowsRead) -> Sequence[RowKey]:
         """Keep the rows of a tier that were read or are absent; return those that failed, for the next tier."""
         failed = list[RowKey]()
         rows = list[RowKey]()
@@ -505,14 +505,14 @@ class BatchLookups:
         return []
 
 
-def _take_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
+def _settle_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> Sequence[RowKey]:
     """Complete rows that a tier has in its cache, and return the others."""
     groups = turn.groups(tier, rows)
     if not groups:
         return rows
     rest = list[RowKey]()
     for group in groups:
-        rest += turn.take(_read_nowait(tier, group))
+        rest += turn.settle(_read_nowait(tier, group))
     return rest
 
 

@@ -229,23 +229,20 @@ class EventsHandler:
         """
         now = round(time.time(), 3)
         for event in events:
-            yield line_of(
-                _encode(
-                    WrittenEvent(
-                        event.id or f"{self._prefix}{next(self._count):x}",
-                        now if event.time is None else min(event.time, now),
-                        event.type,
-                        event.user,
-                        event.items,
-                        roles[event.release],
-                        event.release,
-                        event.request_id,
-                        position_of(event),
-                        event.value,
-                        event.list,
-                    )
-                )
+            written = WrittenEvent(
+                id=event.id or f"{self._prefix}{next(self._count):x}",
+                time=now if event.time is None else min(event.time, now),
+                type=event.type,
+                user=event.user,
+                items=event.items,
+                role=roles[event.release],
+                release=event.release,
+                request_id=event.request_id,
+                position=position_of(event),
+                value=event.value,
+                list=event.list,
             )
+            yield line_of(_encode(written))
 
     def _count_events(self, events: Sequence[Event], outcome: str) -> None:
         for kind, number in Counter(event.type for event in events).items():
