@@ -161,7 +161,7 @@ class EventsHandler:
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
-    async def report(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
         The answer is resolved outside of admission, so that waiting for the disk holds no place of a batch.

@@ -97,7 +97,7 @@ class Handlers:
         wanted = _list_request(USER, user, query, query.segment)
         return await self._answer(request, wanted, subject=b'"user":%b,' % orjson.dumps(user), cache=PRIVATE)
 
-    async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def recommend_many(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations`: answer the lists of many users, as JSON or, by the Accept header, msgpack.
 
         Between pieces of the answer, each of about PIECE_ITEMS items, other requests run. Users without a list get
@@ -130,7 +130,7 @@ class Handlers:
             body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
         )
 
-    async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def fold_in(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in`: answer a list for a basket of items, computed from the item factors.
 
         The answer tells how many items of the basket the model knows. Raises a Problem (503) if too many are computed.
@@ -161,17 +161,17 @@ class Handlers:
         wanted = _list_request(ITEM, item, SIMILAR.parse(raw_query))
         return await self._answer(request, wanted, subject=b'"item":%b,' % orjson.dumps(item), cache=self.shared)
 
-    async def popular(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def popular(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         query = POPULAR_QUERY.parse(raw_query)
         wanted = _list_request(POPULAR, "", query, query.segment)
         return await self._answer(request, wanted, subject=b"", cache=self.shared)
 
-    async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /livez`: the process answers."""
         return _status(200, {"status": "alive"})
 
-    async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: lists can be answered."""
         status = self.status
         return _status(200 if status in ANSWERING else 503, {"status": status})

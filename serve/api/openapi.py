@@ -126,14 +126,14 @@ class Documents:
         self._files = {"start.js": START}
         self._document = b""
 
-    async def openapi(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def openapi(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /openapi.json`."""
         OPENAPI.parse(raw_query)
         if not self._document:
             self._document = orjson.dumps(document(takes_key=self._takes_key, takes_events=self._takes_events))
         return unless_known(request, self._document, JSON, ALWAYS_ASKED)
 
-    async def page(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def page(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /docs`."""
         DOCS.parse(raw_query)
         response = unless_known(request, PAGE, f"{HTML}; charset=utf-8", ALWAYS_ASKED)

@@ -115,7 +115,7 @@ class Scoring:
         self._reader = reader
         self._shaper = shaper
 
-    async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
+    async def score(self, request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`POST /score`: answer a batch of rows as an Azure ML endpoint does, with a JSON array in the order of rows.
 
         A row that is invalid gets an error as its element, without failing the others.
@@ -137,13 +137,13 @@ class Scoring:
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
 
-    async def swagger(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def swagger(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /swagger.json`."""
         _SWAGGER.parse(raw_query)
         headers = {"Content-Type": JSON, "Cache-Control": "no-cache"}
         return web.Response(body=orjson.dumps(SIGNATURE), headers=headers)
 
-    async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def healthy(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /`: the text that callers expect."""
         return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
 

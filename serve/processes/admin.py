@@ -353,7 +353,7 @@ class Admin:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def refuse(self, _: RawRequestMessage, __: Callable[[], Problem], ___: float) -> None:
+    def refuse(self, _message: RawRequestMessage, _problem: Callable[[], Problem], _received: float) -> None:
         """No request of an operator is shed."""
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
@@ -382,20 +382,20 @@ class Admin:
         if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
             raise Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
 
-    async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /livez`: the admin process answers."""
         return json_of({"status": "alive"})
 
-    async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
         view = ReadyView.of(self._memory.states.all())
         return json_of(view, 200 if view.status in ANSWERING else 503)
 
-    async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def metrics_text(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /metrics`: Prometheus text for all workers."""
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def file(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
+    async def file(self, request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /`, `/console` and `/console/{file}`: the page and its files."""
         file = self._files.get(request.rel_url.raw_path.rpartition("/")[2], FILES / PAGE)
         response = unless_known(request, file.read_bytes(), MEDIA[Path(file.name).suffix], ALWAYS_ASKED)
@@ -403,7 +403,7 @@ class Admin:
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
-    async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def releases(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each store, or why it cannot be read.
 
         A store is changeable if the service may write to it: it is the admin store, by its id, not by its URL.
@@ -445,7 +445,7 @@ class Admin:
         log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
         return json_of({"release": release})
 
-    async def state(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the service, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         ready = ReadyView.of(self._memory.states.all())
@@ -462,21 +462,21 @@ class Admin:
         )
         return json_of(view)
 
-    async def keys(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+    async def keys(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /console/keys`: the clients in the file of keys; null without a file."""
         if self._settings.keys is None:
             return json_of({"clients": None})
         clients = await self._with_keys(load)
         return json_of({"clients": [client.described() for client in clients]})
 
-    async def create_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def create_key(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /console/keys?name=&scope=`: create a key, except with the scope admin."""
         query = KEY.parse(raw_query)
         created = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
         log.warning("%s made the %s key of %s over HTTP", _operator(request), created.kind, created.client)
         return json_of(created)
 
-    async def revoke_key(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+    async def revoke_key(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /console/keys/revoke?name=`: revoke all keys of a client."""
         name = KEY.parse(raw_query).name
         await self._with_keys(lambda path: revoke(path, name))
@@ -493,7 +493,7 @@ class Admin:
         except OSError as error:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
-    async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+    async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/user?id=&list=`: a user's list and its origin."""
         query = USER_QUERY.parse(raw_query)
         if not query.id:
