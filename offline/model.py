@@ -434,8 +434,8 @@ def _arrays_of_history(matrix: Matrix) -> Arrays:
     if history is None or matrix.times is None:
         return {}
     arrays: Arrays = {"times": matrix.times}
-    if len(history.cells) != matrix.user_items.nnz or history.weighing.half_life is not None:
-        arrays |= {"row_cells": history.cells, "row_times": history.times, "row_weights": history.weights}
+    if len(history.pair_numbers) != matrix.user_items.nnz or history.weighing.half_life is not None:
+        arrays |= {"row_cells": history.pair_numbers, "row_times": history.times, "row_weights": history.weights}
         if history.ended is not None:
             arrays["row_ended"] = history.ended
     return arrays
@@ -452,7 +452,7 @@ def _read_history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]
     half_life = timedelta(seconds=half_life_s) if half_life_s else None
     return History(
         shape=user_items.shape,
-        cells=arrays["row_cells"],
+        pair_numbers=arrays["row_cells"],
         times=arrays["row_times"],
         weights=arrays["row_weights"],
         weighing=Weighing(data.get("weighting", "sum"), half_life),

@@ -21,7 +21,7 @@ from hotplate.offline.input.matrix import (
     Mask,
     Times,
     UserItems,
-    cells_of,
+    pair_numbers,
     users_per_item,
 )
 from hotplate.offline.model import Model, Users
@@ -323,12 +323,12 @@ def levelled(items: Indices, scores: Floats) -> Floats:
 
 def values_at(pairs: UserItems, lists: Indices) -> Floats:
     """Return the values of *pairs* [rows, items] at the items of *lists* [rows, n]; 0 for other items and -1."""
-    cells = cells_of(pairs)
-    if not len(cells):
+    known = pair_numbers(pairs)
+    if not len(known):
         return np.zeros(lists.shape, dtype=np.float32)
     wanted = np.arange(len(lists), dtype=np.int64)[:, None] * pairs.shape[1] + lists
-    places = np.searchsorted(cells, wanted)
-    is_known = (lists >= 0) & (cells.take(places, mode="clip") == wanted)
+    places = np.searchsorted(known, wanted)
+    is_known = (lists >= 0) & (known.take(places, mode="clip") == wanted)
     return np.where(is_known, pairs.data.take(places, mode="clip"), np.float32(0))
 
 

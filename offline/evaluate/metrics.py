@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.matrix import Indices, Mask, UserItems, are_among, cells_of, items_per_user
+from hotplate.offline.input.matrix import Indices, Mask, UserItems, has_items, items_per_user
 
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
@@ -162,8 +162,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     relevant = counts[users]
     possible = np.minimum(relevant, k)
     lists = recommended[users]
-    cells = users.astype(np.int64)[:, None] * test.shape[1] + lists
-    is_hit = (lists >= 0) & are_among(cells_of(test), cells)
+    is_hit = has_items(test, users, lists)
     hits = is_hit.sum(axis=1)
     ranks = np.arange(1, k + 1)
     precisions_at_hits = ((np.cumsum(is_hit, axis=1) / ranks) * is_hit).sum(axis=1)

@@ -16,9 +16,9 @@ from hotplate.offline.input.matrix import (
     Times,
     UserItems,
     are_among,
-    cells_of,
     core,
     items_per_user,
+    pair_numbers,
     part,
     rows_of,
     users_per_item,
@@ -129,7 +129,7 @@ class Parts(NamedTuple):
         """Return given parts, without test pairs in train unless *repeats*; ValueError for two shapes."""
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        new = test if repeats else part(test, ~are_among(cells_of(train), cells_of(test)))
+        new = test if repeats else part(test, ~are_among(pair_numbers(train), pair_numbers(test)))
         return cls(train=train, history=history, seen=train, test=new)
 
 
@@ -174,7 +174,7 @@ def _split_in_time(user_items: UserItems, history: History, times: Times, option
     past = history.until(cut)
     learnt = past.matrix()
     # Cancelled pairs of the cut stay, untested, even if chosen again.
-    held_back &= ~are_among(cells_of(learnt), cells_of(user_items))
+    held_back &= ~are_among(pair_numbers(learnt), pair_numbers(user_items))
     train = past.core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
         user_items = history.pairs_after(cut)

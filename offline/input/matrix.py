@@ -1,7 +1,7 @@
 """Sparse matrices of users by items, and the rows behind their pairs.
 
-A pair is a user and an item with an interaction, and its cell is the number user * items + item. A k-core has only
-users with a minimum number of items, and items with a minimum number of users.
+A pair is a user and an item with an interaction, and its pair number is user * number of items + item. A k-core has
+only users with a minimum number of items, and items with a minimum number of users.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,8 +24,8 @@ Floats = npt.NDArray[np.float32]
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # µs since 1970.
 Times = npt.NDArray[np.int64]
-# See `cells_of`.
-Cells = npt.NDArray[np.int64]
+# user * number of items + item, see `pair_numbers`.
+PairNumbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Weighting = Literal["sum", "binary", "log"]
 
@@ -52,14 +52,16 @@ class Weighing:
 class History:
     """The rows of a log, in order of user, item and time.
 
-    cells    [rows] user * items + item, ascending
-    times    [rows] µs since 1970, ascending in a cell, or NO_TIME
-    weights  [rows] float32, above zero
-    ended    [rows] time of the cancellation, or NEVER; None without cancellations
+    shape         numbers of users and items
+    pair_numbers  [rows] user * number of items + item, ascending
+    times         [rows] µs since 1970, ascending in a pair, or NO_TIME
+    weights       [rows] float32, above zero
+    weighing      how the rows of a pair become its weight
+    ended         [rows] time of the cancellation, or NEVER; None without cancellations
     """
 
     shape: tuple[int, int]
-    cells: Cells
+    pair_numbers: PairNumbers
     times: Times
     weights: Floats
     weighing: Weighing
@@ -68,13 +70,14 @@ class History:
     @classmethod
     def of(cls, user_items: UserItems, times: Times) -> "History":
         """Return a history of one row per pair; *times* are in the order of user_items.data."""
-        return cls(user_items.shape, cells_of(user_items), times, user_items.data, Weighing())
+        return cls(user_items.shape, pair_numbers(user_items), times, user_items.data, Weighing())
 
     def matrix(self) -> UserItems:
         """Return the pairs with rows not cancelled."""
         rows = self._uncancelled()
-        starts = _starts(rows.cells)
-        return _matrix_of_cells(rows.cells[starts], _weigh(self.weighing, starts, rows.times, rows.weights), self.shape)
+        starts = _first_rows(rows.pair_numbers)
+        weights = _weigh(self.weighing, starts, rows.times, rows.weights)
+        return _matrix_of_pairs(rows.pair_numbers[starts], weights, self.shape)
 
     def until(self, until: int) -> "History":
         """Return the rows up to *until* (inclusive), without later cancellations."""
@@ -85,16 +88,20 @@ class History:
 
     def only(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs in *user_items*."""
-        return self._rows_where(are_among(cells_of(user_items), self.cells))
+        return self._rows_where(are_among(pair_numbers(user_items), self.pair_numbers))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return some *users* and *items*, renumbered without gaps."""
-        of_user, of_item = np.divmod(self.cells, self.shape[1])
-        rows = users[of_user] & items[of_item]
+        """Return the rows of the *users* and *items* whose mask is True, numbered anew from 0 without gaps."""
+        old_users, old_items = np.divmod(self.pair_numbers, self.shape[1])
+        is_kept = users[old_users] & items[old_items]
+
+        new_number_of_user = np.cumsum(users) - 1
+        new_number_of_item = np.cumsum(items) - 1
+        new_users = new_number_of_user[old_users[is_kept]]
+        new_items = new_number_of_item[old_items[is_kept]]
+
         shape = int(users.sum()), int(items.sum())
-        new_users = (np.cumsum(users) - 1)[of_user[rows]]
-        new_items = (np.cumsum(items) - 1)[of_item[rows]]
-        return replace(self._rows_where(rows), shape=shape, cells=new_users * shape[1] + new_items)
+        return replace(self._rows_where(is_kept), shape=shape, pair_numbers=new_users * shape[1] + new_items)
 
     def core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
         """Return the k-core of *pairs*, those of `matrix`; the mean weight is that of the pairs kept."""
@@ -106,37 +113,49 @@ class History:
     def first_times(self, user_items: UserItems) -> Times:
         """Return the first time of each pair of *user_items*, in the order of its data."""
         rows = self._uncancelled()
-        starts = _starts(rows.cells)
+        starts = _first_rows(rows.pair_numbers)
         first: Times = rows.times[starts]
         if len(first) == user_items.nnz:
             return first
-        return first[np.searchsorted(rows.cells[starts], cells_of(user_items))]
+        return first[np.searchsorted(rows.pair_numbers[starts], pair_numbers(user_items))]
 
     def pairs_after(self, until: int) -> UserItems:
         """Return the pairs with a row after *until* never cancelled, with weight 1."""
-        cells = self._rows_where(self.times > until)._uncancelled().cells  # noqa: SLF001 -- own class
-        starts = _starts(cells)
-        return _matrix_of_cells(cells[starts], np.ones(len(starts), dtype=np.float32), self.shape)
+        numbers = self._rows_where(self.times > until)._uncancelled().pair_numbers  # noqa: SLF001 -- own class
+        pairs = numbers[_first_rows(numbers)]
+        return _matrix_of_pairs(pairs, np.ones(len(pairs), dtype=np.float32), self.shape)
 
     def _rows_where(self, rows: Mask) -> "History":
         ended = None if self.ended is None else self.ended[rows]
-        return replace(self, cells=self.cells[rows], times=self.times[rows], weights=self.weights[rows], ended=ended)
+        return replace(
+            self,
+            pair_numbers=self.pair_numbers[rows],
+            times=self.times[rows],
+            weights=self.weights[rows],
+            ended=ended,
+        )
 
     def _uncancelled(self) -> "History":
         return self if self.ended is None else self._rows_where(self.ended == NEVER)
 
 
-def cells_of(user_items: UserItems) -> Cells:
-    """Return user * items + item of each pair."""
-    cells: Cells = rows_of(user_items) * user_items.shape[1] + user_items.indices
-    return cells
+def pair_numbers(user_items: UserItems) -> PairNumbers:
+    """Return user * number of items + item for each pair, ascending [pairs]."""
+    numbers: PairNumbers = rows_of(user_items) * user_items.shape[1] + user_items.indices
+    return numbers
 
 
-def are_among(known: Cells, cells: Cells) -> Mask:
-    """Return which *cells* are in *known* (ascending); ten times as fast as `np.isin`."""
+def are_among(known: PairNumbers, numbers: PairNumbers) -> Mask:
+    """Return which *numbers* are in *known* (ascending); ten times as fast as `np.isin`."""
     if not len(known):
-        return np.zeros(cells.shape, dtype=np.bool_)
-    return np.asarray(known.take(np.searchsorted(known, cells), mode="clip") == cells)
+        return np.zeros(numbers.shape, dtype=np.bool_)
+    return np.asarray(known.take(np.searchsorted(known, numbers), mode="clip") == numbers)
+
+
+def has_items(user_items: UserItems, users: npt.NDArray[np.integer[Any]], lists: Indices) -> Mask:
+    """Return which items of *lists* [users, n] their users have in *user_items* [users, n]; none at -1."""
+    listed = users.astype(np.int64)[:, None] * user_items.shape[1] + lists
+    return (lists >= 0) & are_among(pair_numbers(user_items), listed)
 
 
 def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
@@ -212,8 +231,8 @@ def to_matrix(
     users = _numbered(log.get_column("user"))
     items = _numbered(log.get_column("item"))
     shape = len(users.names), len(items.names)
-    cells = users.numbers.astype(np.int64) * shape[1] + items.numbers
-    history = _history_of_log(log, cells, shape, weighing or Weighing())
+    numbers = users.numbers.astype(np.int64) * shape[1] + items.numbers
+    history = _history_of_log(log, numbers, shape, weighing or Weighing())
     everything = history.matrix()
     user_items = history.core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
@@ -350,20 +369,24 @@ def _numbered(ids: pl.Series) -> _Numbered:
     return _Numbered(names.gather(order), number_of[ids.to_physical().to_numpy()])
 
 
-def _history_of_log(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], weighing: Weighing) -> History:
-    """Return the rows of *log* sorted by cell and time; *cells* are those of its rows."""
+def _history_of_log(log: pl.DataFrame, numbers: PairNumbers, shape: tuple[int, int], weighing: Weighing) -> History:
+    """Return the rows of *log* in order of user, item and time.
+
+    *numbers* [rows] are the pair numbers of the rows: user * number of items + item. *shape* is (users, items).
+    """
+    # A weight that float32 cannot hold becomes infinite, which `to_matrix` refuses.
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
-    times = np.zeros(len(cells), dtype=np.int64)
+    times = np.zeros(len(numbers), dtype=np.int64)
     ended = None
     if "time" in log.columns:
         times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
-    order = np.lexsort((times, cells))
+    order = np.lexsort((times, numbers))
     if "ended" in log.columns:
         ended = log.get_column("ended").to_physical().fill_null(NEVER).to_numpy()[order]
     return History(
         shape=shape,
-        cells=cells[order],
+        pair_numbers=numbers[order],
         times=times[order],
         weights=weights[order],
         weighing=weighing,
@@ -371,9 +394,9 @@ def _history_of_log(log: pl.DataFrame, cells: Cells, shape: tuple[int, int], wei
     )
 
 
-def _starts(cells: Cells) -> npt.NDArray[np.int64]:
-    """Return where each cell begins in *cells*, which ascend."""
-    return np.flatnonzero(np.concatenate(([True], cells[1:] != cells[:-1]))[: len(cells)])
+def _first_rows(numbers: PairNumbers) -> npt.NDArray[np.int64]:
+    """Return the first row of each pair [pairs]; *numbers* [rows] ascend."""
+    return np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(numbers)])
 
 
 def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
@@ -401,9 +424,12 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
     return scaled
 
 
-def _matrix_of_cells(cells: Cells, weights: Floats, shape: tuple[int, int]) -> UserItems:
-    """Return the matrix with *weights* at *cells*, which are unique and ascend."""
-    users, items = np.divmod(cells, shape[1])
+def _matrix_of_pairs(numbers: PairNumbers, weights: Floats, shape: tuple[int, int]) -> UserItems:
+    """Return the csr_matrix of *shape* (users, items) with these pairs and their *weights* [pairs].
+
+    *numbers* are user * number of items + item of each pair; they are unique and ascend.
+    """
+    users, items = np.divmod(numbers, shape[1])
     ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
     pairs = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)
     pairs.has_canonical_format = True

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
-from hotplate.offline.input.matrix import DAY_US, NO_TIME, Cells, History, Matrix, Times, UserItems
+from hotplate.offline.input.matrix import DAY_US, NO_TIME, History, Matrix, PairNumbers, Times, UserItems
 from hotplate.offline.input.tables import read_segment
 
 # Older impressions are forgotten.
@@ -47,16 +47,20 @@ class Showings:
 
         Only days after the last click, and after the last interaction in *matrix*, count.
         """
-        rows = _numbered_cells(self.frame, matrix)
-        clicks = rows.filter("clicked").group_by("cell").agg(last_click=pl.col("day").max())
-        clicked = rows.join(clicks, on="cell", how="left")
-        since_click = clicked.filter(pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click")))
-        cells = since_click.get_column("cell").to_numpy()
+        rows = _with_pair_numbers(self.frame, matrix)
+        last_clicks = rows.filter("clicked").group_by("pair").agg(last_click=pl.col("day").max())
+        with_last_click = rows.join(last_clicks, on="pair", how="left")
+        is_after_click = pl.col("last_click").is_null() | (pl.col("day") > pl.col("last_click"))
+        since_click = with_last_click.filter(is_after_click)
+
+        pairs = since_click.get_column("pair").to_numpy()
         if matrix.history is not None:
             days = since_click.get_column("day").to_numpy()
-            cells = cells[days > _last_days(matrix.history, cells)]
-        cells, counts = np.unique(cells, return_counts=True)
-        users, items = np.divmod(cells, matrix.user_items.shape[1])
+            pairs = pairs[days > _last_days(matrix.history, pairs)]
+
+        # There is a row for each pair and day, so the rows of a pair are its days.
+        pairs, counts = np.unique(pairs, return_counts=True)
+        users, items = np.divmod(pairs, matrix.user_items.shape[1])
         return csr_matrix((counts.astype(np.float32), (users, items)), shape=matrix.user_items.shape)
 
 
@@ -99,13 +103,13 @@ def _one_row_a_day(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return rows.group_by(*_PAIR, "day").agg(pl.col("clicked").any())
 
 
-def _numbered_cells(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
-    """Return the rows of known users and items [cell, day, clicked], where cell is user * items + item."""
+def _with_pair_numbers(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:
+    """Return the rows of known users and items [pair, day, clicked]; a pair is user * number of items + item."""
     rows = shown.join(_numbers_of_ids("user", matrix.user_ids), on="user").join(
         _numbers_of_ids("item", matrix.item_ids), on="item"
     )
-    cell = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
-    return rows.select("day", "clicked", cell=cell)
+    pair = pl.col("user_number") * len(matrix.item_ids) + pl.col("item_number")
+    return rows.select("day", "clicked", pair=pair)
 
 
 def _numbers_of_ids(role: str, ids: Sequence[str]) -> pl.DataFrame:
@@ -114,8 +118,8 @@ def _numbers_of_ids(role: str, ids: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame({role: known, f"{role}_number": np.arange(len(ids), dtype=np.int64)})
 
 
-def _last_days(history: History, cells: Cells) -> Times:
-    """Return the day of the last row of each of *cells*, long ago if there is none."""
-    rows = np.searchsorted(history.cells, cells, side="right") - 1
-    is_known = (rows >= 0) & (history.cells[rows] == cells)
+def _last_days(history: History, pairs: PairNumbers) -> Times:
+    """Return the day of the last row of each of *pairs*, long ago if there is none; days count from 1970."""
+    rows = np.searchsorted(history.pair_numbers, pairs, side="right") - 1
+    is_known = (rows >= 0) & (history.pair_numbers[rows] == pairs)
     return np.where(is_known, history.times[rows] // DAY_US, NO_TIME)

@@ -20,8 +20,8 @@ from hotplate.offline.input.matrix import (
     Indices,
     UserItems,
     are_among,
-    cells_of,
     check_user_items,
+    pair_numbers,
     rows_of,
     users_per_item,
     with_weights,
@@ -112,7 +112,7 @@ class Neighbours:
         if self.recent is not None:
             scores.data *= self.recent[scores.indices]
         if not keep_seen:
-            scores.data[are_among(cells_of(rows), cells_of(scores))] = 0
+            scores.data[are_among(pair_numbers(rows), pair_numbers(scores))] = 0
         return scores
 
     def score(self, rows: UserItems, _users: Indices) -> Any:  # noqa: ANN401 -- scipy publishes no types

@@ -19,10 +19,9 @@ from hotplate.offline.input.matrix import (
     Matrix,
     Times,
     UserItems,
-    are_among,
-    cells_of,
     check_user_items,
     decay,
+    has_items,
     items_per_user,
 )
 from hotplate.offline.train import ranking
@@ -156,8 +155,7 @@ def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indic
         head = order[:depth]
         listed = np.tile(head, (len(incomplete), 1))
         if not keep_seen:
-            cells = incomplete.astype(np.int64)[:, None] * rows.shape[1] + head
-            listed[are_among(cells_of(rows), cells)] = -1
+            listed[has_items(rows, incomplete, listed)] = -1
 
         # A stable sort by "is left out" moves the items that remain to the front, in order.
         first = np.argsort(listed < 0, axis=1, kind="stable")[:, :n]

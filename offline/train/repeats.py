@@ -9,7 +9,7 @@ import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, for_tested
-from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, cells_of, decay
+from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, decay, pair_numbers
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
@@ -63,7 +63,7 @@ def search(parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float |
 
     With the half-life of popular lists, own counts times recent popularity are tried, too.
     """
-    again = are_among(cells_of(parts.train), cells_of(parts.test))
+    again = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
     if parts.history is None or not again.any():
         return None
     cells = [RepeatParams(weight=0.0)]

@@ -17,14 +17,14 @@ from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, i
 from hotplate.offline.evaluate.splits import Parts, ranked
 from hotplate.offline.input.matrix import (
     Allowed,
-    Cells,
     Indices,
     Mask,
+    PairNumbers,
     Times,
     UserItems,
     are_among,
-    cells_of,
     items_per_user,
+    pair_numbers,
     part,
     rows_of,
     users_per_item,
@@ -201,7 +201,7 @@ class _NextItemsTest:
     items: Indices
     last_users: npt.NDArray[np.int64]
     last: npt.NDArray[np.intp]
-    following: Cells
+    following: PairNumbers
     shape: tuple[int, int]
 
     def hit_rates(self, lists: Indices) -> Values:
@@ -232,7 +232,7 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
         items=items.astype(np.int32),
         last_users=rows[last],
         last=places,
-        following=cells_of(parts.test)[_are_first_of_user(parts.test, parts.test_times, _NEXT)],
+        following=pair_numbers(parts.test)[_are_first_of_user(parts.test, parts.test_times, _NEXT)],
         shape=parts.test.shape,
     )
 

@@ -20,7 +20,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, UserItems, are_among, cells_of, items_per_user, users_per_item
+from hotplate.offline.input.matrix import History, UserItems, are_among, items_per_user, pair_numbers, users_per_item
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, exploring
 from hotplate.offline.train.engine import (
@@ -342,7 +342,7 @@ def search_repeats(
     # Each tested user is ranked against all items.
     most_users = max(1, _RANKED // drawn.user_items.shape[1])
     parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most_users, drawn.options.seed)
-    is_repeat = are_among(cells_of(parts.train), cells_of(parts.test))
+    is_repeat = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
     if not is_repeat.any():
         return None
 
@@ -566,7 +566,7 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
     digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
-    rows = () if history is None else (history.cells, history.times, history.weights, history.ended)
+    rows = () if history is None else (history.pair_numbers, history.times, history.weights, history.ended)
     for array in (user_items.indptr, user_items.indices, user_items.data, *rows):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -113,10 +113,10 @@ def test_keep_seen_lists_use_the_users_own_counts() -> None:
     model = checkerboard_model()
     has = model.matrix.user_items
     history = History.of(has, np.zeros(has.nnz, dtype=np.int64))
-    times = np.where(history.cells % has.shape[1] == 4, 3, 1)  # users chose item 4 three times
+    times = np.where(history.pair_numbers % has.shape[1] == 4, 3, 1)  # users chose item 4 three times
     rows = History(
         has.shape,
-        np.repeat(history.cells, times),
+        np.repeat(history.pair_numbers, times),
         np.repeat(history.times, times),
         np.repeat(history.weights, times),
         Weighing(),

@@ -106,13 +106,13 @@ def times_by_pair(model: Model) -> dict[tuple[int, int], int]:
     return dict(zip(places, model.matrix.times.tolist(), strict=True))
 
 
-def days_by_cell(model: Model) -> dict[int, list[int]]:
-    """Return the days of interactions by cell of the matrix."""
+def days_by_pair(model: Model) -> dict[int, list[int]]:
+    """Return the days of interactions by pair number."""
     history = model.matrix.history
     assert history is not None
     days = dict[int, list[int]]()
-    for cell, time in zip(history.cells.tolist(), history.times.tolist(), strict=True):
-        days.setdefault(cell, []).append(time // DAY_US)
+    for pair, time in zip(history.pair_numbers.tolist(), history.times.tolist(), strict=True):
+        days.setdefault(pair, []).append(time // DAY_US)
     return days
 
 
@@ -136,7 +136,7 @@ class Oracle:
         self.first_times = dict[int, int]()
         for (_, item), time in self.times.items():
             self.first_times[item] = min(time, self.first_times.get(item, time))
-        self.interaction_days = days_by_cell(self.model)
+        self.interaction_days = days_by_pair(self.model)
         self.shown = dict[tuple[str, str], list[tuple[int, bool]]]()
         if self.rules.showings is not None:
             for user, item, day, clicked in self.rules.showings.frame.iter_rows():

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.matrix import NO_TIME, History, UserItems, Weighing, cells_of
+from hotplate.offline.input.matrix import NO_TIME, History, UserItems, Weighing, pair_numbers
 from tests.support.interactions import matrix_of
 from tests.support.property import explored
 
@@ -33,7 +33,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def weights(matrix: UserItems) -> dict[int, float]:
     """Return the pairs of *matrix* with their weights."""
-    return dict(zip(cells_of(matrix).tolist(), matrix.data.tolist(), strict=True))
+    return dict(zip(pair_numbers(matrix).tolist(), matrix.data.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
@@ -51,8 +51,8 @@ def test_every_pair_is_in_exactly_one_part(kind: SplitKind, case: Case) -> None:
     assert not seen.keys() & test.keys(), "a user is recommended what they have"
     assert (kind == "held-out-users") == (parts.seen is not parts.train)
     assert parts.train_times is not None
-    when = dict(zip(cells_of(user_items).tolist(), times.tolist(), strict=True))
-    assert parts.train_times.tolist() == [when[pair] for pair in cells_of(parts.train).tolist()]
+    when = dict(zip(pair_numbers(user_items).tolist(), times.tolist(), strict=True))
+    assert parts.train_times.tolist() == [when[pair] for pair in pair_numbers(parts.train).tolist()]
     for part in (parts.train, parts.seen, parts.test):
         assert part.shape == user_items.shape
         assert part.dtype == np.float32
@@ -78,7 +78,7 @@ def test_each_group_is_split_by_the_share(case: Case) -> None:
 
 
 def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
-    return times[np.isin(cells_of(user_items), cells_of(part))]
+    return times[np.isin(pair_numbers(user_items), pair_numbers(part))]
 
 
 def test_log_pieces_end_earlier_and_train_only_on_data_before_their_cut() -> None:
@@ -97,7 +97,7 @@ def test_core_is_computed_from_the_training_part_and_limits_the_test_part() -> N
     times = np.array([1, 2, 9, 3, 4, 8, 5, 6, 7])
     options = SplitOptions("by-time", 0.4, min_per_user=2, min_per_item=2)
     parts = split(user_items, History.of(user_items, times), options)
-    assert cells_of(parts.train).tolist() == [0, 1, 4, 5], "users 0 and 1 have two items before the cut"
+    assert pair_numbers(parts.train).tolist() == [0, 1, 4, 5], "users 0 and 1 have two items before the cut"
     assert parts.test.nnz == 0, "nobody else has items 2 and 3 before the cut"
 
 
@@ -150,7 +150,7 @@ def test_undated_pairs_come_first() -> None:
     user_items = csr_matrix(np.ones((2, 4), dtype=np.float32))
     times = np.array([7, NO_TIME, 9, 8, NO_TIME, NO_TIME, 3, NO_TIME])
     by_time = split(user_items, History.of(user_items, times), SplitOptions("by-time", 0.25))
-    assert cells_of(by_time.test).tolist() == [2, 3]
+    assert pair_numbers(by_time.test).tolist() == [2, 3]
 
 
 def test_given_parts_share_no_pairs() -> None:
