@@ -10,63 +10,82 @@ from hotplate.report import format_value
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
-Number = Union["Term", float]
+Number = Union["Expression", float]
 SUM, PRODUCT, ATOM = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """A number with its formula; + - * / give terms."""
+class Expression:
+    """A number, and the formula that gives it, as text: `users * growth`; + - * / with numbers give expressions."""
 
     value: float
     formula: str
     rank: int = ATOM
+    """SUM, PRODUCT or ATOM, by the operator of the formula that binds least."""
 
-    def __add__(self, other: Number) -> "Term":
-        return Term(self.value + term(other).value, f"{self.formula} + {term(other).formula}", SUM)
+    def __add__(self, other: Number) -> "Expression":
+        return Expression(
+            self.value + as_expression(other).value, f"{self.formula} + {as_expression(other).formula}", SUM
+        )
 
-    def __sub__(self, other: Number) -> "Term":
-        return Term(self.value - term(other).value, f"{self.formula} - {term(other).within(PRODUCT)}", SUM)
+    def __sub__(self, other: Number) -> "Expression":
+        return Expression(
+            self.value - as_expression(other).value, f"{self.formula} - {as_expression(other).within(PRODUCT)}", SUM
+        )
 
-    def __mul__(self, other: Number) -> "Term":
-        formula = f"{self.within(PRODUCT)} * {term(other).within(PRODUCT)}"
-        return Term(self.value * term(other).value, formula, PRODUCT)
+    def __mul__(self, other: Number) -> "Expression":
+        formula = f"{self.within(PRODUCT)} * {as_expression(other).within(PRODUCT)}"
+        return Expression(self.value * as_expression(other).value, formula, PRODUCT)
 
-    def __truediv__(self, other: Number) -> "Term":
-        formula = f"{self.within(PRODUCT)} / {term(other).within(ATOM)}"
-        return Term(self.value / term(other).value, formula, PRODUCT)
+    def __truediv__(self, other: Number) -> "Expression":
+        formula = f"{self.within(PRODUCT)} / {as_expression(other).within(ATOM)}"
+        return Expression(self.value / as_expression(other).value, formula, PRODUCT)
+
+    def __radd__(self, other: float) -> "Expression":
+        return as_expression(other) + self
+
+    def __rsub__(self, other: float) -> "Expression":
+        return as_expression(other) - self
+
+    def __rmul__(self, other: float) -> "Expression":
+        return as_expression(other) * self
+
+    def __rtruediv__(self, other: float) -> "Expression":
+        return as_expression(other) / self
 
     def within(self, rank: int) -> str:
         """Return the formula, in parentheses if *rank* needs them."""
         return self.formula if self.rank >= rank else f"({self.formula})"
 
 
-def term(number: Number) -> Term:
-    """Convert a number to a term."""
-    return number if isinstance(number, Term) else Term(number, f"{number:.10g}")
+def as_expression(number: Number) -> Expression:
+    """Return a number as an expression, whose formula is the number itself."""
+    return number if isinstance(number, Expression) else Expression(number, f"{number:.10g}")
 
 
-def ceiling(number: Number, step: int = 1) -> Term:
-    """Round up to whole steps."""
-    exact = term(number)
-    formula = f"ceil({exact.formula})" if step == 1 else f"round_up({exact.formula}, {step})"
-    return Term(round_up(exact.value, step), formula)
+def ceiling(number: Number, multiple_of: int = 1) -> Expression:
+    """Round up to a multiple of a number."""
+    exact = as_expression(number)
+    formula = f"round_up({exact.formula}, {multiple_of})"
+    if multiple_of == 1:
+        formula = f"ceil({exact.formula})"
+    return Expression(round_up(exact.value, multiple_of), formula)
 
 
-def most(*numbers: Number) -> Term:
+def largest(*numbers: Number) -> Expression:
     """Return the largest."""
     return _extreme(max, numbers)
 
 
-def least(*numbers: Number) -> Term:
+def smallest(*numbers: Number) -> Expression:
     """Return the smallest."""
     return _extreme(min, numbers)
 
 
-def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Term:
-    terms = list(map(term, numbers))
+def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Expression:
+    terms = list(map(as_expression, numbers))
     operands = ", ".join(number.formula for number in terms)
-    return Term(function(number.value for number in terms), f"{function.__name__}({operands})")
+    return Expression(function(number.value for number in terms), f"{function.__name__}({operands})")
 
 
 def round_up(value: float, step: float) -> int:
@@ -76,7 +95,10 @@ def round_up(value: float, step: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlanFigure:
-    """A value of a plan: by `formula` from `operands`, or an input with its `source`."""
+    """A named value of a plan: calculated by a *formula* from *operands*, or given by a *source*.
+
+    Its value is a text if it is a choice, or says why something is not possible.
+    """
 
     name: str
     value: Value
@@ -102,37 +124,37 @@ class PlanFigure:
 
 
 class FigureTable(dict[str, PlanFigure]):
-    """The figures of one plan by name."""
+    """The figures of one plan by name, in the order in which they are added."""
 
-    def enter(self, name: str, value: Value, unit: str, source: str) -> None:
-        """Enter an input with its source."""
+    def add_value(self, name: str, value: Value, unit: str, source: str) -> None:
+        """Add a figure that is not calculated: an input, a price, or a text."""
         self[name] = PlanFigure(name, value, unit, source=source)
 
-    def derive(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Term:
-        """Enter a calculated figure, and return it as a term, a number with its formula, for further formulas.
+    def add_calculated(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Expression:
+        """Add a figure with the value of *result*, and return it as an expression, for formulas of other figures.
 
-        result   a term, or a plain number, which needs a *formula* to explain it
-        formula  text that is shown instead of the term's own, as "users * growth"
+        result   an expression such as `users * growth`, or a plain number, which needs a *formula* to explain it
+        formula  text that is shown instead of the expression's own
         source   where the figure comes from, or what it means
 
-        Its operands are the figures of this table that the formula names.
+        The figure's operands are those figures of this table that the formula names.
         """
-        shown_formula = formula or term(result).formula
+        shown_formula = formula or as_expression(result).formula
         names = dict.fromkeys(NAME.findall(shown_formula))
         operands = tuple(self[operand] for operand in names if operand in self)
-        self[name] = PlanFigure(name, term(result).value, unit, shown_formula, source, operands)
-        return self.term(name)
+        self[name] = PlanFigure(name, as_expression(result).value, unit, shown_formula, source, operands)
+        return self.expression(name)
 
-    def term(self, name: str) -> Term:
-        """Return a figure as a term."""
-        return Term(self[name].number, name)
+    def expression(self, name: str) -> Expression:
+        """Return a figure for use in formulas: its number, 0 for a text, with its name as the formula."""
+        return Expression(self[name].number, name)
 
 
 def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int, PlanFigure]]:
-    """Yield a figure and the figures that it is calculated from, down to the inputs, each with its depth.
+    """Yield the figure *name* and those that it is calculated from, down to the inputs, each with its depth.
 
-    The figure *name* has depth 0, its operands have 1, and so on. A figure that occurs again is yielded without its
-    operands.
+    The figure *name* has depth 0, its operands have 1, and so on, each before its own operands. A figure that occurs
+    again is yielded without its operands.
     """
     seen = set[str]()
 

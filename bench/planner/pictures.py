@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hotplate.bench.planner.inputs import HOURS, PROVISIONED, READS, hourly_shares
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
-from hotplate.bench.planner.serving_options import reached_ru
+from hotplate.bench.planner.serving_options import hourly_billed_ru
 from hotplate.report import Curve, Plot, Report, Row, rounded
 
 PLOTTED_RATES = tuple(10 ** (step / 4) for step in range(-8, 9))  # multiples of the plan's rate
@@ -49,7 +49,7 @@ def _day(plan: CapacityPlan) -> Plot:
     """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned by hand."""
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
-    reached = tuple(reached_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
+    reached = tuple(hourly_billed_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
     curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, reached)]
     for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
         if name in plan.figures:

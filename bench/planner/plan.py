@@ -8,8 +8,8 @@ from typing import Any
 from hotplate.bench.planner.formulas import FigureTable, PlanFigure
 from hotplate.bench.planner.inputs import KNOWN, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
-from hotplate.bench.planner.serving_options import Option, possible_costs, price
-from hotplate.bench.planner.sizing import size
+from hotplate.bench.planner.serving_options import Option, add_costs, possible_costs
+from hotplate.bench.planner.sizing import add_requirements
 from hotplate.stores.cosmos.charges import Charges
 
 BREAK_EVEN_STEPS = (-4, 13)  # half powers of ten: from 0.01 to 1,000,000 requests/s
@@ -55,8 +55,8 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
     """Calculate a plan."""
     table = FigureTable()
     _enter_inputs(table, sourced, prices)
-    size(table, sourced.inputs, charges)
-    options = price(table, sourced.inputs, prices)
+    add_requirements(table, sourced.inputs, charges)
+    options = add_costs(table, sourced.inputs, prices)
     return CapacityPlan(sourced, prices, charges, table, options)
 
 
@@ -66,10 +66,10 @@ def _enter_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) ->
         value = getattr(sourced.inputs, name)
         if value is not None:
             shown = _format_profile(value) if name == "profile" else value
-            table.enter(name, shown, known.metadata["unit"], sourced.source(name))
+            table.add_value(name, shown, known.metadata["unit"], sourced.source(name))
     for name, listed in prices.by_name().items():
         unit = "" if name == "autoscale_factor" else prices.currency
-        table.enter(f"price_{name}", listed.amount, f"{unit} a {listed.per}".strip(), listed.provenance)
+        table.add_value(f"price_{name}", listed.amount, f"{unit} a {listed.per}".strip(), listed.provenance)
 
 
 def _format_profile(profile: str | tuple[float, ...]) -> str:

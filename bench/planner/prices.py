@@ -79,7 +79,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class RedisSize:
     """A size of Azure Managed Redis; `hour` is the price of a node and hour."""
 
     name: str
@@ -102,7 +102,7 @@ class Prices:
     serverless_million_ru: Price | None
     redis_gb_hour: Price | None
     disk_gb_month: Price | None
-    redis: tuple[Size, ...]
+    redis: tuple[RedisSize, ...]
     """In ascending order."""
 
     def by_name(self) -> dict[str, Price]:
@@ -178,7 +178,7 @@ def _price(table: Mapping[str, Any], name: str) -> Price:
     return price
 
 
-def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> Size:
+def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> RedisSize:
     """Return a size of Redis, an instance with GB, vCPUs, shards and a price, from its table of a prices file.
 
     per_gb  the price of a GB and hour, for a size without a price; None if the file has none
@@ -197,7 +197,7 @@ def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, A
         raise ValueError(f"redis {name} has no amount, and there is no redis_gb_hour")
     else:
         hour = replace(per_gb, amount=gb * per_gb.amount, per=f"{per}: {gb:g} GB at {per_gb.amount:g}")
-    return Size(
+    return RedisSize(
         name=name,
         gb=gb,
         vcpus=int(table["vcpus"]),

@@ -1,15 +1,15 @@
 """What a load needs: bytes, reads, request units, partitions and pods.
 
-Each function enters figures in *table*; `figure` returns an entered one as a term, a number that knows its formula.
+Each function adds figures to *table*; `figure` returns one of them as an expression, a number with its formula.
 """
 
 from math import log
 from statistics import fmean
 
-from hotplate.bench.planner.formulas import FigureTable, Term, ceiling, least, most, term
+from hotplate.bench.planner.formulas import Expression, FigureTable, ceiling, largest, smallest
 from hotplate.bench.planner.inputs import KEY_BYTES, Inputs, hourly_shares
 from hotplate.bench.planner.prices import HOURS_A_MONTH
-from hotplate.stores.cosmos import url
+from hotplate.stores.cosmos import url as cosmos
 from hotplate.stores.cosmos.charges import Charges, overhead_ru
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
@@ -26,8 +26,8 @@ REDIS_ALLOCATED = 1.08
 REDIS_HEAD_BYTES = len("hotplate:{7f3a0c5e9d12.255}:")
 GB = 1000**3
 PARTITION_GB = 50
-CONTROL_RU = url.MANUAL_MIN  # of the catalogue's container
-DOUBLED = ("bounded", "strong")  # levels that double the charge of reads
+CONTROL_RU = cosmos.MANUAL_MIN  # of the catalogue's container
+DOUBLY_CHARGED = ("bounded", "strong")  # levels that double the charge of reads
 EXACT_RANKS = 1_000  # lower ranks of the Zipf law are integrated
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
@@ -35,263 +35,296 @@ SKEW = "the hottest user, and an even share of the others"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 
 
-def size(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Enter what the load needs of any store, of Cosmos DB and of pods."""
-    _sizes(table, inputs)
-    _workload(table, inputs)
-    _charges(table, inputs, charges)
-    _publishing(table, inputs, charges)
-    _serving(table, inputs)
-    _shares(table)
-    _pods_of_region(table, inputs)
-    _pod_autoscaler(table, inputs)
-    _pods_in_all(table, inputs)
+def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Add to *table* what the load needs of any store, of Cosmos DB and of pods."""
+    _add_list_sizes(table, inputs)
+    _add_workload(table, inputs)
+    _add_request_charges(table, inputs, charges)
+    _add_publishing(table, inputs, charges)
+    _add_throughput(table, inputs)
+    _add_partition_loads(table)
+    _add_pods_of_region(table, inputs)
+    _add_pod_autoscaler(table, inputs)
+    _add_pods_of_all_regions(table, inputs)
 
 
-def _sizes(table: FigureTable, inputs: Inputs) -> None:
-    """Enter the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
+def _add_list_sizes(table: FigureTable, inputs: Inputs) -> None:
+    """Add the bytes of a list to *table*: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
 
-    Stored bytes are those of JSON, compressed with zstd if the encoding says so, unless `list_bytes` was measured.
+    Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
-    figure = table.term
-    item = term(ITEM_BYTES) + figure("item_id_chars")
+    figure = table.expression
+    item_bytes = ITEM_BYTES + figure("item_id_chars")
     if inputs.title_chars:
-        item = item + TITLE_BYTES + figure("title_chars")
-    size = table.derive(
-        "json_bytes", "bytes", figure("list_length") * item + term(SEPARATOR_BYTES) * (figure("list_length") - 1)
-    )
-    if inputs.encoding == "zstd":
-        size = size * figure("zstd_share")
-    stored = table.derive("stored_bytes", "bytes", size if inputs.list_bytes is None else figure("list_bytes"))
-    text = _text_bytes(table, inputs)
+        item_bytes = item_bytes + TITLE_BYTES + figure("title_chars")
+    json_bytes = figure("list_length") * item_bytes + SEPARATOR_BYTES * (figure("list_length") - 1)
+    list_bytes = table.add_calculated("json_bytes", "bytes", json_bytes)
+
+    if inputs.list_bytes is not None:
+        list_bytes = figure("list_bytes")
+    elif inputs.encoding == "zstd":
+        list_bytes = list_bytes * figure("zstd_share")
+    stored_bytes = table.add_calculated("stored_bytes", "bytes", list_bytes)
+
+    text_bytes = _add_text_bytes(table, inputs)
     id_bytes = ceiling(figure("user_id_chars") * 4 / 3)
-    item_bytes = term(SKELETON_BYTES) + id_bytes + text + figure("system_bytes")
-    table.derive("item_bytes", "bytes", item_bytes, source='an item {"id":"user.ID","t":"…"} with the id in base64url')
-    row = (stored + KEY_BYTES + figure("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES) * REDIS_ALLOCATED
+    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + figure("system_bytes")
+    source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
+    table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
+
+    redis_bytes = stored_bytes + KEY_BYTES + figure("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
-    table.derive("redis_row_bytes", "bytes", row, source=source)
+    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
 
 
-def _text_bytes(table: FigureTable, inputs: Inputs) -> Term:
-    """Enter and return the bytes of a stored list as a string in JSON, as an item of Cosmos DB holds it.
+def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
+    """Add to *table*, and return, the bytes of a stored list as a string in JSON, as an item of Cosmos DB holds it.
 
-    A list compressed with zstd is written in base64, one of JSON lines with escaped quotes and ends of lines.
+    A list compressed with zstd becomes base64. A list of JSON lines gets a backslash for each quote and end of line.
     """
-    figure = table.term
+    figure = table.expression
     if inputs.encoding == "zstd":
-        return table.derive("text_bytes", "bytes", ceiling(figure("stored_bytes") / 3) * 4, source="base64")
-    quotes = QUOTES + TITLE_QUOTES * (inputs.title_chars > 0)
-    quoted = figure("stored_bytes") + term(quotes) * figure("list_length") + figure("list_length") - 1
+        return table.add_calculated("text_bytes", "bytes", ceiling(figure("stored_bytes") / 3) * 4, source="base64")
+    quotes_per_item = QUOTES + (TITLE_QUOTES if inputs.title_chars else 0)
+    escaped = figure("stored_bytes") + quotes_per_item * figure("list_length") + figure("list_length") - 1
     source = "JSON in JSON: a backslash for each quote and each end of line"
-    return table.derive("text_bytes", "bytes", quoted, source=source)
+    return table.add_calculated("text_bytes", "bytes", escaped, source=source)
 
 
-def _workload(table: FigureTable, inputs: Inputs) -> None:
-    """Enter what is read, after growth: lists, requests and reads/s, and the share of the busiest user.
+def _add_workload(table: FigureTable, inputs: Inputs) -> None:
+    """Add the load after growth to *table*: lists, requests/s, reads/s of the store, and the share of the busiest user.
 
-    "Then" is after `months` of growth, "peak" the busiest hour. The share of the busiest user is `hot_share`, else that
-    of the first user by a Zipf law, else that of one of equally busy users. Reads are requests without cache hits.
+    In names, "then" is after `months` of growth, and "peak" the busiest hour. The share of the busiest user is
+    `hot_share`, else that of the first user by a Zipf law, else that of one of equally busy users. Reads are requests
+    that no cache answers.
     """
-    figure = table.term
+    figure = table.expression
     growth = (1 + inputs.growth_percent / 100) ** inputs.months
-    table.derive("growth", "", growth, "(1 + growth_percent / 100) ** months")
-    users = table.derive("users_then", "users", figure("users") * figure("growth"))
-    table.derive("rows", "lists", (figure("users") + figure("items")) * figure("growth"))
-    table.derive("peak_then", "requests/s", figure("peak_rps") * figure("growth"))
-    table.derive("peak_region", "requests/s", figure("peak_then") * figure("region_share"))
-    mean = fmean(hourly_shares(inputs.profile))
-    table.derive("mean_of_peak", "share", mean, "the mean of profile by its busiest hour")
-    keys = max(1, round(users.value))
+    table.add_calculated("growth", "", growth, "(1 + growth_percent / 100) ** months")
+    users = table.add_calculated("users_then", "users", figure("users") * figure("growth"))
+    table.add_calculated("rows", "lists", (figure("users") + figure("items")) * figure("growth"))
+
+    table.add_calculated("peak_then", "requests/s", figure("peak_rps") * figure("growth"))
+    table.add_calculated("peak_region", "requests/s", figure("peak_then") * figure("region_share"))
+    mean_share = fmean(hourly_shares(inputs.profile))
+    table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
+
+    user_count = max(1, round(users.value))
     if inputs.hot_share is not None:
-        table.derive("hot_user", "share", figure("hot_share"))
+        table.add_calculated("hot_user", "share", figure("hot_share"))
     elif inputs.zipf is None:
-        table.derive("hot_user", "share", 1 / keys, "1 / max(1, round(users_then))")
+        table.add_calculated("hot_user", "share", 1 / user_count, "1 / max(1, round(users_then))")
     else:
-        table.derive("hot_user", "share", hottest_share(keys, inputs.zipf), "chance of the first of users_then, zipf")
-    table.derive("reads_s", "reads/s", figure("peak_region") * (term(1) - figure("hit_rate")))
+        share = first_share_by_zipf(user_count, inputs.zipf)
+        table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
+    table.add_calculated("reads_s", "reads/s", figure("peak_region") * (1 - figure("hit_rate")))
 
 
-def hottest_share(keys: int, exponent: float) -> float:
-    """Return the hottest key's share of requests by a Zipf law."""
-    near = range(1, min(keys, EXACT_RANKS) + 1)
-    low = EXACT_RANKS + 0.5
-    high = keys + 0.5
-    power = 1 - exponent
-    far = log(high / low) if abs(power) < 1e-9 else (high**power - low**power) / power
-    return 1.0 / float(sum(rank**-exponent for rank in near) + (far if keys > EXACT_RANKS else 0))
+def first_share_by_zipf(keys: int, exponent: float) -> float:
+    """Return the share of requests for the first of *keys*, if the key of rank r gets a share of 1 / r ** exponent.
 
-
-def _charges(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Enter the request units (RU) of a read, on average over known and unknown users, and of publishing a list.
-
-    A published list is written and then read back to check it. *charges* are the measured RU of operations by size.
+    The sum of these shares is exact for the first `EXACT_RANKS` ranks, and an integral over the others.
     """
-    figure = table.term
-    size = round(table["item_bytes"].number)
-    strong = inputs.consistency in DOUBLED
-    formula = f"charge of a point read of item_bytes{', doubled for its consistency' if strong else ''}"
-    table.derive("point_read_ru", "RU", charges.read(size, strong=strong), formula, CHARGES)
+    total = float(sum(rank**-exponent for rank in range(1, min(keys, EXACT_RANKS) + 1)))
+    if keys > EXACT_RANKS:
+        low = EXACT_RANKS + 0.5
+        high = keys + 0.5
+        power = 1 - exponent
+        total += log(high / low) if abs(power) < 1e-9 else (high**power - low**power) / power
+    return 1.0 / total
+
+
+def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of publishing a list.
+
+    A published list is written, and read back to check it. *charges* are the measured RU of each operation by size.
+    """
+    figure = table.expression
+    item_bytes = round(table["item_bytes"].number)
+    is_doubled = inputs.consistency in DOUBLY_CHARGED
+
+    formula = f"charge of a point read of item_bytes{', doubled for its consistency' if is_doubled else ''}"
+    table.add_calculated("point_read_ru", "RU", charges.read(item_bytes, strong=is_doubled), formula, CHARGES)
     formula = "charge of a read that finds nothing, by consistency"
-    table.derive("missed_read_ru", "RU", charges.not_found(strong=strong), formula, CHARGES)
-    of_known = (term(1) - figure("unknown_share")) * figure("point_read_ru")
-    of_all = of_known + figure("unknown_share") * figure("missed_read_ru")
+    table.add_calculated("missed_read_ru", "RU", charges.not_found(strong=is_doubled), formula, CHARGES)
+
+    known_users = (1 - figure("unknown_share")) * figure("point_read_ru")
+    all_users = known_users + figure("unknown_share") * figure("missed_read_ru")
     source = "hits of the integrated cache cost nothing"
-    table.derive("mean_read_ru", "RU", of_all * (term(1) - figure("gateway_hit_rate")), source=source)
+    table.add_calculated("mean_read_ru", "RU", all_users * (1 - figure("gateway_hit_rate")), source=source)
+
     formula = "charge of creating an item of item_bytes without an index"
-    table.derive("list_write_ru", "RU", charges.create(size, 0), formula, CHARGES)
-    table.derive("read_back_ru", "RU", charges.read(size), "charge of a point read of item_bytes", CHARGES)
+    table.add_calculated("list_write_ru", "RU", charges.create(item_bytes, 0), formula, CHARGES)
+    formula = "charge of a point read of item_bytes"
+    table.add_calculated("read_back_ru", "RU", charges.read(item_bytes), formula, CHARGES)
 
 
-def _publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Enter the request units (RU), RU/s and hours of a publish, and the GB of all releases that a store holds.
+def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+    """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the GB of stored releases.
 
-    RU/s of a publish are those of `publish_ru`, else what it needs to end within `window_hours`; within the limits of a
-    container. It bills whole hours of the clock: h hours touch h + 1 of them, on average over the minutes of its start.
+    Its RU/s are `publish_ru`, else as many as end it within `window_hours`, between the limits of a container. Azure
+    bills whole hours of the clock: h hours touch h + 1 of them, on average over the minutes of the start. Releases are
+    stored in copies: the live one, those kept for a rollback, and the one that is being written.
     """
-    figure = table.term
-    size = round(table["item_bytes"].number)
-    rows = round(table["rows"].number)
-    overhead = overhead_ru(charges, rows, size)
+    figure = table.expression
+    rest_ru = overhead_ru(charges, round(table["rows"].number), round(table["item_bytes"].number))
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
-    table.derive("publish_rest_ru", "RU", overhead, formula, CHARGES)
-    lists = figure("rows") * (figure("list_write_ru") + figure("read_back_ru"))
-    total = table.derive("publish_total_ru", "RU", lists + figure("publish_rest_ru"))
-    wanted = figure("publish_ru") if inputs.publish_ru is not None else total / (figure("window_hours") * 3600)
-    reserved = least(url.MAX_RU, most(url.MANUAL_MIN, ceiling(wanted, url.MANUAL_STEP)))
-    reserved = table.derive("publish_ru_s", "RU/s", reserved)
-    hours = table.derive("publish_hours", "hours", total / reserved / 3600)
+    table.add_calculated("publish_rest_ru", "RU", rest_ru, formula, CHARGES)
+    lists_ru = figure("rows") * (figure("list_write_ru") + figure("read_back_ru"))
+    total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + figure("publish_rest_ru"))
+
+    wanted = total_ru / (figure("window_hours") * 3600)
+    if inputs.publish_ru is not None:
+        wanted = figure("publish_ru")
+    wanted = largest(cosmos.MANUAL_MIN, ceiling(wanted, multiple_of=cosmos.MANUAL_STEP))
+    provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, wanted))
+
+    hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
-    table.derive("publish_billed_hours", "hours", hours + 1, source=source)
-    table.derive("publishes", "a month", term(HOURS_A_MONTH) / figure("refresh_hours"))
-    table.derive("release_gb", "GB", figure("rows") * figure("item_bytes") / GB)
+    table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
+    table.add_calculated("publishes", "a month", HOURS_A_MONTH / figure("refresh_hours"))
+
+    table.add_calculated("release_gb", "GB", figure("rows") * figure("item_bytes") / GB)
     source = "live, kept and, while it is written, the next"
-    table.derive("copies", "releases", figure("kept") + 2, source=source)
-    table.derive("stored_gb", "GB", figure("release_gb") * figure("copies"))
+    table.add_calculated("copies", "releases", figure("kept") + 2, source=source)
+    table.add_calculated("stored_gb", "GB", figure("release_gb") * figure("copies"))
 
 
 def new_partition_ru(inputs: Inputs) -> int:
     """Return the RU/s for which a new container gets one physical partition."""
-    return url.PARTITION_RU if inputs.capacity == "autoscale" else url.INITIAL_PARTITION_RU
+    return cosmos.PARTITION_RU if inputs.capacity == "autoscale" else cosmos.INITIAL_PARTITION_RU
 
 
-def _serving(table: FigureTable, inputs: Inputs) -> None:
-    """Enter the RU/s for reads, and the physical partitions, which depend on each other.
+def _add_throughput(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the RU/s of the live release's container, and its physical partitions.
 
-    More RU/s need more partitions; over more partitions, the busiest user makes one fuller than the others, which needs
-    more RU/s. So both are calculated again until the partitions no longer grow.
+    They depend on each other: more RU/s need more partitions; over more partitions, the busiest user makes one fuller
+    than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow.
     """
     source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
-    table.enter("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
-    by_gb = most(1, ceiling(table.term("release_gb") / PARTITION_GB))
-    needed = table.derive("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
+    table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
+    by_gb = largest(1, ceiling(table.expression("release_gb") / PARTITION_GB))
+    needed = table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
     partitions = 0.0
     while needed > partitions:
         partitions = needed
-        needed = _serving_with(table, int(partitions))
+        needed = _add_throughput_over(table, int(partitions))
 
 
-def _serving_with(table: FigureTable, partitions: int) -> float:
-    """Enter the RU/s for reads from *partitions* physical partitions; return how many a container of these RU/s has.
+def _add_throughput_over(table: FigureTable, partitions: int) -> float:
+    """Add to *table* the RU/s that the live release's container needs if reads spread over *partitions*.
 
-    Azure divides RU/s evenly, so all partitions get what the fullest needs: `skew` times an even share. A container's
-    minimum, `least_ru`, follows from its size and from the highest RU/s that it had, for reads or publishing. The
-    caller repeats this with the returned partitions until they agree.
+    Returns as how many physical partitions a container of these RU/s is created, or grows to. If that is more than
+    *partitions*, the caller repeats the calculation with it.
+
+    Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
+    reads. A container cannot have less than `least_ru`, by its size and by the highest RU/s that it ever had.
     """
-    figure = table.term
-    table.enter("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    table.derive("skew", "", skew_of(table, figure("partitions")), source=SKEW)
-    table.derive("reads_plain_ru", "RU/s", figure("reads_s") * figure("mean_read_ru"))
-    table.derive("reads_ru", "RU/s", figure("reads_plain_ru") * figure("skew") / figure("ru_utilisation"))
+    figure = table.expression
+    table.add_value("partitions", partitions, "partitions", "as many as follow from it: both agree")
+    table.add_calculated("skew", "", partition_skew(table, figure("partitions")), source=SKEW)
+    table.add_calculated("reads_plain_ru", "RU/s", figure("reads_s") * figure("mean_read_ru"))
+    table.add_calculated("reads_ru", "RU/s", figure("reads_plain_ru") * figure("skew") / figure("ru_utilisation"))
 
-    reads = ceiling(figure("reads_ru"), url.MANUAL_STEP)
-    highest = table.derive("highest_ru", "RU/s", most(figure("publish_ru_s"), reads))
-    lowest = ceiling(most(url.MANUAL_MIN, figure("release_gb"), highest / 100), url.MANUAL_STEP)
-    lowest = table.derive("least_ru", "RU/s", lowest, source=LIMITS)
-    serve = table.derive("serve_ru", "RU/s", most(reads, lowest))
-    creation = least(url.MAX_RU, most(highest, serve))
-    creation = table.derive("creation_ru", "RU/s", creation, source="what a container is created with")
+    for_reads = ceiling(figure("reads_ru"), multiple_of=cosmos.MANUAL_STEP)
+    highest = table.add_calculated("highest_ru", "RU/s", largest(figure("publish_ru_s"), for_reads))
+    lowest = largest(cosmos.MANUAL_MIN, figure("release_gb"), highest / 100)
+    lowest = table.add_calculated("least_ru", "RU/s", ceiling(lowest, multiple_of=cosmos.MANUAL_STEP), source=LIMITS)
+    serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, lowest))
 
-    new = table.derive(
-        "new_partitions", "partitions", ceiling(creation / figure("new_partition_ru")), source=PARTITIONS
-    )
-    needed = most(new, figure("partitions_by_gb"), ceiling(least(url.MAX_RU, serve) / url.PARTITION_RU))
-    return table.derive("partitions", "partitions", needed, source="they stay, whatever RU/s are taken away").value
+    creation = smallest(cosmos.MAX_RU, largest(highest, serving))
+    creation = table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
+    created = ceiling(creation / figure("new_partition_ru"))
+    created = table.add_calculated("new_partitions", "partitions", created, source=PARTITIONS)
 
-
-def skew_of(table: FigureTable, partitions: Term) -> Term:
-    """Return the RU/s of the fullest partition as a multiple of an even share."""
-    return table.term("hot_user") * (partitions - 1) + 1
+    for_serving = ceiling(smallest(cosmos.MAX_RU, serving) / cosmos.PARTITION_RU)
+    needed = largest(created, figure("partitions_by_gb"), for_serving)
+    source = "they stay, whatever RU/s are taken away"
+    return table.add_calculated("partitions", "partitions", needed, source=source).value
 
 
-def _shares(table: FigureTable) -> None:
-    """Enter what one partition has and gets, and the RU/s of all containers during a publish.
+def partition_skew(table: FigureTable, partitions: Expression) -> Expression:
+    """Return the reads of the fullest of *partitions* as a multiple of an even share.
 
-    Loads are shares of the RU/s that a partition has: of the busiest user alone, and of all reads of the fullest
-    partition. Each release is a container, and control is that of the catalogue.
+    The fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
     """
-    figure = table.term
-    share = table.derive("partition_ru", "RU/s", figure("serve_ru") / figure("partitions"))
-    hot = table.derive("hot_key_ru", "RU/s", figure("reads_s") * figure("hot_user") * figure("mean_read_ru"))
-    table.derive("hot_key_load", "share", hot / share)
-    table.derive(
-        "hot_partition_load", "share", figure("reads_plain_ru") * figure("skew") / figure("partitions") / share
-    )
-    table.derive("containers", "containers", figure("kept") + 3, source="live, kept, the next one, and control")
+    return table.expression("hot_user") * (partitions - 1) + 1
+
+
+def _add_partition_loads(table: FigureTable) -> None:
+    """Add to *table* the RU/s of a partition, how much of them reads use, and the RU/s of all containers together.
+
+    Loads are shares of a partition's RU/s, for the busiest user alone, and for all reads of the fullest partition.
+    During a publish there is a container for the live release, each kept one, the new one, and the catalogue (control).
+    """
+    figure = table.expression
+    partition_ru = table.add_calculated("partition_ru", "RU/s", figure("serve_ru") / figure("partitions"))
+    busiest_user = figure("reads_s") * figure("hot_user") * figure("mean_read_ru")
+    busiest_user = table.add_calculated("hot_key_ru", "RU/s", busiest_user)
+    table.add_calculated("hot_key_load", "share", busiest_user / partition_ru)
+    fullest_partition = figure("reads_plain_ru") * figure("skew") / figure("partitions")
+    table.add_calculated("hot_partition_load", "share", fullest_partition / partition_ru)
+
+    source = "live, kept, the next one, and control"
+    table.add_calculated("containers", "containers", figure("kept") + 3, source=source)
     together = figure("serve_ru") + figure("kept") * figure("least_ru") + figure("creation_ru") + CONTROL_RU
     source = "live, kept, draft and control, in the hours of a publish"
-    table.derive("together_ru", "RU/s", together, source=source)
+    table.add_calculated("together_ru", "RU/s", together, source=source)
 
 
-def _pods_of_region(table: FigureTable, inputs: Inputs) -> None:
-    """Enter the pods of a region: as many as hold the requests at once, and have CPU for their rate.
+def _add_pods_of_region(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the pods of a region: as many as hold its requests at once, and have CPU for their rate.
 
-    By Little's law, a rate of requests/s times the seconds of a request are the requests at once. A pod's rate is
-    `pod_rps`, if measured, else its CPU by that of a request. Pods are used to `pod_utilisation` only.
+    By Little's law, requests at once are requests/s times the seconds of a request. The rate of a pod is `pod_rps` if
+    it was measured, else its CPU by the CPU of a request. Either is used up to the share `pod_utilisation`.
     """
-    figure = table.term
-    held = figure("peak_region") * figure("request_ms") / 1000
-    little = ceiling(held / figure("pod_utilisation") / figure("pod_concurrency"))
-    table.derive("pods_by_little", "pods", little, source="Little's law: requests in a pod = rate * time")
-    capacity = (
-        figure("pod_rps")
-        if inputs.pod_rps is not None
-        else term(1_000_000) * figure("pod_cpus") / figure("request_cpu_us")
-    )
-    capacity = table.derive("pod_capacity", "requests/s", capacity)
-    table.derive("pods_by_capacity", "pods", ceiling(figure("peak_region") / capacity / figure("pod_utilisation")))
-    table.derive("pods_region", "pods", most(figure("pods_by_little"), figure("pods_by_capacity"), figure("min_pods")))
+    figure = table.expression
+    requests_at_once = figure("peak_region") * figure("request_ms") / 1000
+    by_little = ceiling(requests_at_once / figure("pod_utilisation") / figure("pod_concurrency"))
+    source = "Little's law: requests in a pod = rate * time"
+    table.add_calculated("pods_by_little", "pods", by_little, source=source)
+
+    pod_rate = 1_000_000 * figure("pod_cpus") / figure("request_cpu_us")
+    if inputs.pod_rps is not None:
+        pod_rate = figure("pod_rps")
+    pod_rate = table.add_calculated("pod_capacity", "requests/s", pod_rate)
+    by_rate = ceiling(figure("peak_region") / pod_rate / figure("pod_utilisation"))
+    table.add_calculated("pods_by_capacity", "pods", by_rate)
+
+    pods = largest(figure("pods_by_little"), figure("pods_by_capacity"), figure("min_pods"))
+    table.add_calculated("pods_region", "pods", pods)
 
 
-def _pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
-    """Enter the targets of a HorizontalPodAutoscaler (hpa), which adds pods above them, and its most pods.
+def _add_pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the targets and the most pods of a HorizontalPodAutoscaler (hpa), which adds pods above a target.
 
     The targets are a share of a pod's CPU, and requests/s of a pod: that share of the rate for which it has CPU, or at
     which it holds `pod_concurrency` requests at once, whichever is less.
     """
-    figure = table.term
-    used = figure("pod_utilisation")
+    figure = table.expression
+    cpu_share = figure("pod_utilisation")
     source = ""
     if inputs.zones > 1:
-        used = used * (figure("zones") - 1) / figure("zones")
+        cpu_share = cpu_share * (figure("zones") - 1) / figure("zones")
         source = "room for the load of a lost zone"
-    used = table.derive("hpa_utilisation", "share", used, source=source)
+    cpu_share = table.add_calculated("hpa_utilisation", "share", cpu_share, source=source)
+
     rate_at_concurrency = figure("pod_concurrency") * 1000 / figure("request_ms")
-    target = used * least(figure("pod_capacity"), rate_at_concurrency)
-    target = table.derive("hpa_pod_rps", "requests/s", target, source="the less by both; pods are added above it")
+    pod_rate = cpu_share * smallest(figure("pod_capacity"), rate_at_concurrency)
+    source = "the less by both; pods are added above it"
+    pod_rate = table.add_calculated("hpa_pod_rps", "requests/s", pod_rate, source=source)
+
+    most_pods = largest(figure("min_pods"), ceiling(figure("peak_region") * 2 / pod_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
-    table.derive(
-        "hpa_most_pods",
-        "pods",
-        most(figure("min_pods"), ceiling(figure("peak_region") * 2 / target) + 1),
-        source=source,
-    )
+    table.add_calculated("hpa_most_pods", "pods", most_pods, source=source)
 
 
-def _pods_in_all(table: FigureTable, inputs: Inputs) -> None:
-    """Enter the pods of all regions; with zones, those left carry the load of a lost one."""
-    figure = table.term
+def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs) -> None:
+    """Add the pods of all regions to *table*; with zones, those left carry the load of a lost one."""
+    figure = table.expression
     pods = figure("pods_region")
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
-        pods = table.derive("pods_zone", "pods", ceiling(pods / (figure("zones") - 1)), source=source) * figure("zones")
-    table.derive("pods", "pods", pods * figure("regions"))
+        pods_of_zone = ceiling(pods / (figure("zones") - 1))
+        pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * figure("zones")
+    table.add_calculated("pods", "pods", pods * figure("regions"))
