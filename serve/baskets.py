@@ -74,11 +74,15 @@ class Baskets:
         return await self._compute_by_similar(basket)
 
     async def _compute_by_similar(self, basket: Basket) -> ComputedList:
-        """Sum up lists of similar items of one release."""
+        """Compute a list from the lists of similar items of the basket's items, which are read in one release.
+
+        `known` counts the basket's items that have such a list, and `unknown` the others.
+        """
         weights = summed_weights(basket.items, 1.0, basket.recency)
         batch = await self._batches.read([RowKey(ITEM, item, basket.list) for item in weights])
         if not batch.parts:
             return ComputedList(None, [], 0, len(weights))
+
         (part,) = batch.parts  # one tier and, as canaries are of users, one release
         lists = dict[str, bytes]()
         failure: StoreError | None = None
@@ -94,6 +98,7 @@ class Baskets:
 async def _compute_by_factors(
     basket: Basket, origin: Origin, factors: "ItemFactors", *, fold_in: FoldIn
 ) -> ComputedList:
+    """Compute a list by the item factors of the release at *origin*; without items if it knows none of the basket's."""
     weights = summed_weights(basket.items, factors.description.weight, basket.recency)
     known = factors.known(weights)
     items = list[Item]()

@@ -259,16 +259,17 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _kept_segment(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
-    """Return a segment with the events that may still hide items."""
+    """Return a segment, a compressed log file, of the events in other segments that may still hide items.
+
+    *hours* has how long events of each type hide their items. Missing files are skipped.
+    """
     now = time.time()
     lines = list[bytes]()
     for path in paths:
         with suppress(FileNotFoundError):
-            lines += (
-                line_of(line)
-                for line, event in hiding_events(SegmentReader(path.read_bytes()), hours)
-                if event.time + HOUR_S * hours[event.type] > now
-            )
+            for line, event in hiding_events(SegmentReader(path.read_bytes()), hours):
+                if event.time + HOUR_S * hours[event.type] > now:
+                    lines.append(line_of(line))
     # An event is there twice if a removal was interrupted.
     return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(dict.fromkeys(lines)))
 
@@ -279,7 +280,10 @@ def _remove(paths: Sequence[Path]) -> None:
 
 
 def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
-    """Add to the hours in *folder*, of which the longest count; logs that it cannot be written."""
+    """Write to *folder* for how many hours events of each type hide items: the longest of all services that use it.
+
+    *hours* are those of this service. A failure is logged.
+    """
     try:
         with _locked(folder):
             known = _read_hours(folder)

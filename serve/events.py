@@ -136,6 +136,11 @@ class EventWriter:
         return commits, True
 
     def _write(self, commits: Sequence[_Commit]) -> None:
+        """Append the lines of *commits*, the requests that wait, to the open segment, and settle them.
+
+        After an error all get DiskFailed, and the next call begins a new segment. Only the first of a row of errors is
+        logged, and the end of it.
+        """
         try:
             if self._segment is None:
                 self._segment = LogSegment(self._folder)
@@ -233,7 +238,11 @@ class SegmentFolder:
         return data
 
     def take(self, path: Path) -> int:
-        """Copy a file here, under a temporary name until complete, unless it is here; return its size."""
+        """Copy the file at *path* to this folder, and return its size in bytes.
+
+        The copy has a temporary name until it is complete. A file here of the same name and size counts as copied.
+        Raises EventsFailed if the copy cannot be written, or lacks bytes afterwards.
+        """
         draft = f"{self._root}/.{path.name}.part"
         full = f"{self._root}/{path.name}"
         size = path.stat().st_size

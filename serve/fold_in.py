@@ -105,9 +105,14 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
-        """Load the factors of a release; None if they are missing or damaged. Raises StoreError."""
-        if (known := self._loaded.get(manifest.digest)) is not None:
-            return known
+        """Return the item factors of a release, loaded unless another tier has loaded the same (the manifest's digest).
+
+        They are rows of the store: a description, and pieces with some hundred items each. None, with a warning, if
+        they are missing or damaged. Raises StoreError if they cannot be read.
+        """
+        loaded = self._loaded.get(manifest.digest)
+        if loaded is not None:
+            return loaded
         try:
             stored = await read_one(reader, release, FACTORS)
             if stored is None:
@@ -122,9 +127,11 @@ class FoldIn:
         return self._loaded.setdefault(manifest.digest, factors)  # another tier may have loaded them
 
     async def _load_pieces(self, reader: Reader, release: ReleaseRef, description: Description) -> "ItemFactors":
+        """Return the item factors of the pieces that *description* counts; raises ReleaseCorrupt and StoreError."""
         from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
-        if (size := 4 * description.items * description.factors) > MAX_BYTES:
+        size = 4 * description.items * description.factors  # float32
+        if size > MAX_BYTES:
             raise ReleaseCorrupt(f"they have {size} bytes, and at most {MAX_BYTES} are loaded")
         factors = ItemFactors(description)
         async for piece in read_pieces(reader, release, [piece_key(number) for number in range(description.pieces)]):

@@ -94,7 +94,10 @@ def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
-    """Return the answer if that needs no I/O, as for popular lists; otherwise None, also for pages of other lists."""
+    """Return the answer to a request if that needs no I/O; None if `answer_list` must be awaited.
+
+    Popular lists need none, nor lists of users and items that are in memory, unless the request continues a page.
+    """
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
     if request.after is not None:
@@ -107,22 +110,31 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
 
 
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
-    """Read lists of users, all of the same segment and name, in order."""
+    """Return a list for each of *requests*, in their order; all are of users, and of the same segment and list name.
+
+    Lists that continue a page are read in the release of that page, if it can be read still; all others are read
+    together in the live release.
+    """
     continued = await _read_continued(reader, requests)
     remaining = requests
     if continued:
-        remaining = [request for place, request in enumerate(requests) if place not in continued]
+        remaining = [request for index, request in enumerate(requests) if index not in continued]
+
     lists = list[EncodedList]()
     if remaining:
         users = [request.id for request in remaining]
         lists = await reader.personal_many(users, remaining[0].segment, remaining[0].name)
-    for place in sorted(continued):
-        lists.insert(place, continued[place])
+    for index in sorted(continued):
+        lists.insert(index, continued[index])
     return lists
 
 
 def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
-    """Return the items of a list that was read, or a page of them; raises as `Shaper.shape`."""
+    """Return the answer to a request from its list, *encoded*: the items that are shown, or a page of them.
+
+    A page begins after the item of the cursor `request.after` if that is of the same list, and else with the first item
+    again. Raises as `Shaper.shape`.
+    """
     selection = request.selection
     if request.after is not None:
         selection = msgspec.structs.replace(selection, n=MAX_ITEMS)
@@ -138,18 +150,23 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
 
 
 async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:
-    """Return the lists that continue a page in its release, by their places among *requests*."""
-    places_in = dict[str, list[int]]()
-    for place, request in enumerate(requests):
+    """Return the lists of the requests that continue a page, by the index of the request.
+
+    A request continues a page if it has the cursor of the page before, which names a release. The list is read in that
+    release. It is not returned if it cannot be read there, or if the cursor is of another list.
+    """
+    indexes_by_release = dict[str, list[int]]()
+    for index, request in enumerate(requests):
         if request.after is not None and request.after != FIRST:
-            places_in.setdefault(request.after.release, []).append(place)
-    lists = dict[int, EncodedList]()
-    for release, places in places_in.items():
-        rows = [RowKey(requests[place].kind, requests[place].id) for place in places]
-        first = requests[places[0]]
-        read = await reader.in_release(release, rows, first.segment, first.name)
-        for place, encoded in zip(places, read, strict=True):
-            cursor = requests[place].after
+            indexes_by_release.setdefault(request.after.release, []).append(index)
+
+    continued = dict[int, EncodedList]()
+    for release, indexes in indexes_by_release.items():
+        rows = [RowKey(requests[index].kind, requests[index].id) for index in indexes]
+        first = requests[indexes[0]]
+        lists = await reader.in_release(release, rows, first.segment, first.name)
+        for index, encoded in zip(indexes, lists, strict=True):
+            cursor = requests[index].after
             if encoded is not None and cursor is not None and cursor.continues(encoded):
-                lists[place] = encoded
-    return lists
+                continued[index] = encoded
+    return continued

@@ -68,23 +68,27 @@ class Page(NamedTuple):
 
 
 def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
-    """Return the first *n* items after *cursor*, a place of *encoded*; *items* are all that are shown of the list."""
+    """Return a page: the first *n* of *items* after the place of *cursor* in the list *encoded*.
+
+    *items* are JSON objects with a separator between them, all that are shown of the list, in its order. The page's
+    `following` is the cursor of its last item, and None if no items follow.
+    """
     places = _places(encoded)
-    following_items = [
-        (places[identifier], item)
-        for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False)
-        if places[identifier] > cursor.place
-    ]
-    page = following_items[:n]
+    places_and_items = list[tuple[int, bytes]]()
+    for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False):
+        if places[identifier] > cursor.place:
+            places_and_items.append((places[identifier], item))
+
+    page = places_and_items[:n]
     following = None
-    if len(following_items) > len(page):
+    if len(places_and_items) > len(page):
         last_place, _ = page[-1]
         following = cursor._replace(place=last_place)
     return Page(SEPARATOR.join([item for _, item in page]), following)
 
 
 def _places(encoded: EncodedList) -> dict[bytes, int]:
-    """Return the places of the items of a list by their ids, those of its popular lists last."""
+    """Return the places of items by their ids: from 0 in the list, then in the popular lists that may follow it."""
     popular = encoded.served.popular
     bodies = [encoded.body]
     bodies += [popular.get(key.text, NO_OFFSET) for key in (encoded.fallback, encoded.fallback.popular())]

@@ -132,7 +132,10 @@ class Records:
         self._version_bytes = _version_bytes(region.size)
 
     def write(self, row: int, value: bytes) -> None:
-        """Replace a record. Raises RecordTooLarge, and IndexError for a row that was not declared."""
+        """Replace the record in *row*: *value* overwrites the older of its two versions, with the next sequence number.
+
+        Raises RecordTooLarge, and IndexError for a row that was not declared.
+        """
         if len(value) > self.size:
             raise RecordTooLarge(
                 f"{len(value)} bytes do not fit into the shared region {self._name!r}: a record has at most {self.size}"
@@ -171,7 +174,10 @@ class Records:
         return _Version(place=0, sequence=0, value=b"")
 
     def _version(self, row: int, place: int) -> _Version | None:
-        """Return a version, with the sequence 0 if none was written; None if it is invalid."""
+        """Return the version at *place*, 0 or 1, of a row's record; it has the sequence 0 if none was written.
+
+        None if its length or checksum is wrong, because a writer was killed or is not done.
+        """
         start = self._start_of(row, place)
         value_start = start + _HEAD.size
         head = self._memory[start:value_start]

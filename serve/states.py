@@ -195,9 +195,9 @@ class Reporter:
         return totals
 
     def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
-        """Return them by the id of the release and the name of the list, for releases with named lists that were read.
+        """Return the lookups of named lists by the id of the release and the name of the list, summed over the tiers.
 
-        `served.tally.by_list` has those of one tier.
+        There is one number per outcome: hits, misses, errors. `served.tally.by_list` has those of one tier.
         """
         totals = dict[str, dict[str, list[int]]]()
         for tier in self._tiers:
@@ -218,6 +218,7 @@ def status_of(tiers: Sequence[Tier]) -> str:
 
 
 def _tier_state(tier: Tier) -> TierState:
+    """Return what a tier serves, and its findings, sentences on problems of the store or the release."""
     served = tier.follower.served
     canary = tier.follower.canary
     findings = tier.findings

@@ -65,15 +65,17 @@ class WatchedFiles:
             self._apply(contents)
 
     def poll(self, *, leads: bool = True) -> None:
-        """Load new content after two equal reads; never raises.
+        """Read the files, and load their content if it is new and was the same at the last poll; never raises.
 
-        One process *leads*: it shares valid content for `catch_up`, and logs; others log at debug level.
+        Content that cannot be loaded becomes `self.warning`, and is not tried again: `self._tried` is the hash of what
+        was tried last. One process *leads*: it shares valid content for `catch_up`, and logs; others log at debug
+        level.
         """
         try:
             contents = self._read()
-            before = self._seen
+            previous = self._seen
             self._seen = _hash_of(contents)
-            if self._seen == self._tried or self._seen != before:
+            if self._seen == self._tried or self._seen != previous:
                 return
             self._tried = self._seen
             self._apply(contents)
@@ -88,7 +90,9 @@ class WatchedFiles:
             log.log(logging.INFO if leads else logging.DEBUG, "loaded %s again, because it has changed", self.name)
 
     def _read(self) -> list[bytes]:
-        self._tried, tried = b"", self._tried  # after an error, any content that is readable again is loaded
+        """Return the content of each file; raises ServiceMisused if one cannot be read, is no file, or is too large."""
+        tried = self._tried
+        self._tried = b""  # until all are read: after an error, any content that is readable again is loaded
         contents = list[bytes]()
         for path in self._paths:
             try:

@@ -46,7 +46,10 @@ class KeptReleases:
         self._keeping: ServedRelease | None = None
 
     def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
-        """Keep the popular lists of a release that this worker serves."""
+        """Write the popular lists of a release that this worker serves to its record in shared memory.
+
+        *worker* is its number, and *tier* the name of the tier. Lists that are too large are not kept, which is logged.
+        """
         if served is self._keeping:
             return
         self._keeping = served
@@ -64,7 +67,7 @@ class KeptReleases:
             log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
 
     def last(self) -> KeptRelease | None:
-        """Return the release that was kept last."""
+        """Return the release that any worker has kept last, with popular lists only; None if none was kept."""
         records = list[_Record]()
         for worker in range(self._records.rows):
             payload = self._records.read(worker)
