@@ -113,7 +113,11 @@ class CosmosAccount:
             await proxy.replace_throughput(_properties(throughput), response_hook=self._charged)
 
     async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item in the region that the SDK chooses; None if absent."""
+        """Read an item of a container by its *name*, its id and partition key, in the region that the SDK chooses.
+
+        Returns None if the container lacks it. Raises ContainerMissing, which takes a read of the container the first
+        time, and other StoreErrors, also after *timeout_s*.
+        """
         async with self._attempt(timeout_s) as client:
             proxy = self._known.get(container)
             if proxy is None:
@@ -148,7 +152,10 @@ class CosmosAccount:
 
     @asynccontextmanager
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
-        """Yield the client for calls that end within *timeout_s*; translate and count their errors."""
+        """Yield the open client for calls of the SDK, which end within *timeout_s* seconds.
+
+        Errors of the SDK become StoreErrors: CosmosUnavailable with its kind, or that of a response. All are counted.
+        """
         self._loop.check()
         shown = self._address.shown
         try:
@@ -165,7 +172,11 @@ class CosmosAccount:
             raise self._failed(CosmosUnavailable(f"{shown} sent a malformed response", "malformed")) from error
 
     async def _open(self) -> CosmosClient:
-        """Open the client, which reads the account."""
+        """Open and return the SDK's client, which reads the account; it never repeats a call.
+
+        The credential is the account's key, or that of this machine for Entra ID. What was opened is closed if a part
+        of it fails, and by `self._stack` later.
+        """
         address = self._address
         credential = address.key or default_credential()
         options = dict[str, Any]()

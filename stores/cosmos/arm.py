@@ -153,7 +153,7 @@ class ArmContainers:
                 self._credential,
                 self._account.subscription,
                 self._account.emulator,
-                cloud_setting=next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), None),
+                cloud_setting=next((cloud for suffix, cloud in CLOUDS.items() if host.endswith(suffix)), None),
                 polling_interval=POLL_S,
                 retry_total=0,  # callers retry
                 connection_verify=self._address.ca if self._account.emulator and self._address.ca else True,
@@ -187,7 +187,11 @@ def _code_of(error: exceptions.HttpResponseError) -> str:
 
 
 def _error_for(error: exceptions.AzureError, address: Address, account: ArmAccount) -> StoreError:
-    """Translate an error of the SDK."""
+    """Return the StoreError for an error of the SDK of Azure Resource Manager; its text says what to do.
+
+    A missing container is ContainerMissing, a missing account StoreMisused, a 429 CosmosThrottled, and all others are
+    CosmosUnavailable with the kind of failure, by which errors are counted.
+    """
     where = f"{address.shown}: Azure Resource Manager"
     message = first_line(str(error.message))
     if not isinstance(error, exceptions.HttpResponseError):

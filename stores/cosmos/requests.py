@@ -164,7 +164,11 @@ class RequestBuilder:
         """Path of the items in a container, by its name."""
 
     def item(self, verb: bytes, container: str, name: str, headers: bytes = b"", body: bytes = b"") -> bytes:
-        """Build an operation on an item; *headers* are whole lines. StoreMisused for invalid names."""
+        """Build a request for an operation on an item: GET, POST (create), PUT (replace) or DELETE.
+
+        *name* is the item's id and its partition key, and *headers* are further lines of the header, each with its line
+        end. StoreMisused for invalid names.
+        """
         item = _checked(name).encode()
         path = self._paths.get(container)
         if path is None:
@@ -179,9 +183,11 @@ class RequestBuilder:
     def build(
         self, verb: bytes, kind: bytes, link: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b""
     ) -> bytes:
-        """Build any request.
+        """Build a request, signed by its verb, its resource and the time in whole seconds.
 
-        *kind* of a resource (`docs`, `colls`) and its *link* are signed; *path* is the target without leading slash.
+        *kind* is that of the resource (`docs`, `colls`), and *link* its address in the account; both are signed. *path*
+        is the target without leading slash, and *headers* are further lines. What does not change within a second is
+        built once.
         """
         second = int(self._clock())
         if second != self._second:

@@ -188,7 +188,11 @@ class SignedClient:
         return item
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
-        """Read an item from the write region; with sessions, sees this process's writes."""
+        """Read an item with its etag from the write region.
+
+        If the account allows session tokens, those of this process's writes are sent, one for each range of keys: a
+        replica that lacks these writes does not answer.
+        """
         deadline_s = await self._account.ensure_known()
         headers = b""
         if self._account.has_sessions:
@@ -311,7 +315,10 @@ def _message(request: ItemRequest, region: Region) -> bytes:
 
 
 def _describe(call: TracedCall, region: str, status: int, charge_ru: float) -> None:
-    """Add a response to the attributes of a call, which may consist of several requests."""
+    """Add a response to the attributes of a traced call of the store, which may consist of several requests.
+
+    These are the last status, the regions that answered, in order, and the sum of the request units.
+    """
     regions = call.attributes.get(REGIONS)
     earlier_regions = regions if isinstance(regions, tuple) else ()
     charge = call.attributes.get(CHARGE)

@@ -332,7 +332,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return ok("transport", "encrypted, or within this machine")
 
     async def _examine_reading(self) -> list[Finding]:
-        """Read the catalogue like a lookup, and compare its charge with our table."""
+        """Read the catalogue as a lookup would, and compare its charge with our table; return the findings."""
         call = TracedCall()
         reset = traced_call.set(call)
         try:
@@ -361,7 +361,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return warning("charge", f"{sentence}; measure with `hotplate bench charges`, or plans and estimates are wrong")
 
     async def _examine_writing(self) -> list[Finding]:
-        """Replace an absent version of the catalogue, which must be refused."""
+        """Return findings about writes: whether this account may publish, and whether it compares etags.
+
+        A version of the catalogue that does not exist is replaced. The service must refuse that.
+        """
         if self._address.arm is None and self._address.key is None:
             advice = f"to publish, add subscription= and resource_group= or {KEY}"
             return [warning("may publish", f"no, which is right for a service; {advice}")]
@@ -425,7 +428,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._budget.created(container)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """Change the throughput to the one to serve with, and wait for it; see `Store.prepare`."""
+        """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
+
+        Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
+        """
         await self._rows.state(release)
         container = container_of(release)
         give_up_at = self._clock() + SCALING_S

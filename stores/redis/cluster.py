@@ -45,7 +45,7 @@ class Cluster(DiscoveredDeployment):
         return _node_of(nodes[0])
 
     def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
-        """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
+        """Return positions in *slots* by the primary of the slot; those whose primary is unknown are under None."""
         slots_cache = self._client.nodes_manager.slots_cache
         by_name = dict[str, list[int]]()  # by redis-py's name of the primary, whose hash is cached; empty if unknown
         for position, slot in enumerate(slots):

@@ -83,7 +83,10 @@ class ReleaseKeys:
         return [heads[xxh3_64_intdigest(key.encode()) & mask] + key for key in keys]
 
     def located(self, keys: Sequence[str]) -> LocatedRows:
-        """Return the names and buckets of rows; a key with surrogates gets a name that no row has."""
+        """Return the names of rows in Redis, and the buckets over which a hash spreads them, in the order of *keys*.
+
+        A key with surrogates, which are invalid text, gets a name that no row has.
+        """
         heads = self.raw_heads
         mask = BUCKETS - 1
         try:

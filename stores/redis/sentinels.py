@@ -122,7 +122,10 @@ class Sentinels(DiscoveredDeployment):
         warn_unacknowledged(done, Replication(len(self._replicas), acknowledged), where, wait_s)
 
     async def ask(self) -> SentinelAnswers:
-        """Ask all sentinels, and follow the highest epoch; raises StoreUnavailable if none answers."""
+        """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.
+
+        An epoch numbers failovers. Raises StoreUnavailable if no sentinel answers.
+        """
         asked = [self._ask_one(where, client) for where, client in self._clients.items()]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         states = [answer for answer in answers if isinstance(answer, SentinelState)]

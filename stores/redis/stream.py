@@ -89,7 +89,10 @@ class RedisStream:
         self._older_end = END
 
     async def older(self) -> list[Entry]:
-        """Return the next of the entries from before the start or `rewind`, newest first."""
+        """Return the next page of the entries that the stream had at the start or at `rewind`, the newest first.
+
+        `has_older` says whether a further call has any. The first call sets where `newer` begins.
+        """
         end = END if self._older_end is None else self._older_end
         until = end if end == END else b"(" + end  # without the entry itself
         (raw,) = await self._execute_all(("XREVRANGE", self._key, until, "-", "COUNT", PAGE))
@@ -127,8 +130,8 @@ class RedisStream:
     async def append(self, values: Sequence[bytes], *, keep_s: int, most: int) -> int:
         """Append entries; return how many of the oldest were removed, because there are more than *most*.
 
-        Entries older than *keep_s* are removed, too, as the clock of the server says. Some hundred entries beyond both
-        bounds may stay, which is cheaper for the server.
+        Entries older than *keep_s* seconds before the newest known one are removed, too. Some hundred entries beyond
+        both bounds may stay, which is cheaper for the server. The stream expires after *keep_s* without an append.
         """
         newest_ms, _ = _order(self._last_known)
         oldest_ms = max(0, newest_ms - keep_s * 1000)
@@ -148,7 +151,7 @@ class RedisStream:
         """
         erased = {entry.id for entry in entries}
         around = dict[bytes, bytes]()
-        """Values of the entries to copy, by their ids."""
+        """Values of the entries to move, by their ids."""
 
         for entry in entries:
             before, behind = await self._execute_all(
@@ -160,12 +163,14 @@ class RedisStream:
             for neighbour in _entries([*before, *behind]):
                 if neighbour.id not in erased and neighbour.value is not None:
                     around[neighbour.id] = neighbour.value
+
         neighbours = sorted(around, key=_order)
         moves = list[Command]()
         for start in range(0, len(neighbours), NODE):
             moved = neighbours[start : start + NODE]
             ids_and_values = chain.from_iterable((entry_id, around[entry_id]) for entry_id in moved)
             moves.append(evaluation(MOVE, [self._key], *ids_and_values))
+
         *moved_ids, _ = await self._execute_all(*moves, ("XDEL", self._key, *erased))
         known_ids = (self._last_known, *(moved_id for moved_id in moved_ids if moved_id is not None))
         self._last_known = max(known_ids, key=_order)

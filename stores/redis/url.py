@@ -109,7 +109,10 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> RedisAddress
 
 
 def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
-    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`; user and password are those of the servers."""
+    """Parse `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`, with the name that sentinels have for the primary.
+
+    User and password in the URL are those of the servers; the sentinels have their own. StoreMisused if it is invalid.
+    """
     parts, options, server = _read(url, environment)
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
@@ -141,7 +144,10 @@ class _ParsedUrl(NamedTuple):
 
 
 def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
-    """Parse what all kinds of URLs have, credentials and options; StoreMisused if it is invalid."""
+    """Parse what the URLs of servers, sentinels and clusters have in common: credentials, TLS and options.
+
+    The address in the result has no host yet. StoreMisused if the URL is invalid; its text is free of secrets.
+    """
     shown = redacted(url)
     parts = split(url)
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
