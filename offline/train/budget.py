@@ -39,8 +39,8 @@ _REPEATS = 12
 _TRIAL_S = 0.02
 
 
-def exploring(params: Params) -> Params:
-    """Return *params* with the iterations of a trial."""
+def with_fewer_iterations(params: Params) -> Params:
+    """Return *params* with the iterations of a trial, at most 8."""
     if not isinstance(params, ALSParams):
         return params
     return replace(params, iterations=min(EXPLORING, params.iterations))
@@ -63,20 +63,24 @@ class Budget:
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Pay for *cells*, the cheapest first, and return those within the budget."""
+        """Take the estimated seconds of *cells*, the cheapest first, off the budget; return those that it pays for.
+
+        Cells, engines with parameters, are left out, and noted in `left_out`, if the seconds left (`_left_for_cells`)
+        do not suffice, or if a fit takes too much memory, or the fit on all data too long.
+        """
         paid: set[Params] = set()
         for params in sorted(cells, key=self._price):
-            price = self._price(params)
+            price_s = self._price(params)
             is_short = fit_s(params, self._user_items) <= LAST_FIT_S
-            if is_short and self._fits_memory(params) and price <= self._left_for_cells:
-                self._left_for_cells -= price
+            if is_short and self._fits_memory(params) and price_s <= self._left_for_cells:
+                self._left_for_cells -= price_s
                 paid.add(params)
             else:
                 self.left_out[params] = None
         return [params for params in cells if params in paid]
 
-    def recencies(self, cells: Sequence[Params]) -> list[Params]:
-        """Pay for trials of *cells* with recency, whose fits exist, and return those within the budget."""
+    def affordable_recencies(self, cells: Sequence[Params]) -> list[Params]:
+        """Return those of *cells* whose lists the budget for recency pays for; their fits exist."""
         paid = []
         for params in cells:
             price = self._ranking_price(params)
@@ -107,7 +111,7 @@ class Budget:
 
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""
-        fits = sum(_fit_price(exploring(params), parts.train) for parts in self._splits)
+        fits = sum(_fit_price(with_fewer_iterations(params), parts.train) for parts in self._splits)
         return fits + self._ranking_price(params)
 
     def _ranking_price(self, params: Params) -> float:
@@ -181,14 +185,14 @@ class Cost:
         """A fit, and lists that keep seen items."""
         newest = self._splits[-1]
         cells = self._by_engine.get("als", self._cells)
-        seconds = _mean(fit_s(exploring(params), newest.train) for params in cells)
+        seconds = _mean(fit_s(with_fewer_iterations(params), newest.train) for params in cells)
         return seconds + _REPEATS * _mean(_TRIAL_S + 2 * rank_s(params, _tested_rows(newest)) for params in cells)
 
     def _trial_s(self, params: Params) -> float:
         return self._fits_s(params) + self._ranks_s(params)
 
     def _fits_s(self, params: Params) -> float:
-        return sum(fit_s(exploring(params), parts.train) for parts in self._splits)
+        return sum(fit_s(with_fewer_iterations(params), parts.train) for parts in self._splits)
 
     def _ranks_s(self, params: Params) -> float:
         return sum(_TRIAL_S + rank_s(params, _tested_rows(parts)) for parts in self._splits)

@@ -5,7 +5,7 @@ part, and ranks items for their test users. With recency, scores are multiplied 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
@@ -22,7 +22,7 @@ from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, 
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, UserItems, are_among, items_per_user, pair_numbers, users_per_item
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, exploring
+from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, with_fewer_iterations
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -47,8 +47,8 @@ _EXTENSIONS = 3
 _CUTS = 2
 # Fits of the best ALS cell that are kept for recency.
 _KEPT_BYTES = 200e6
-# Pairs that a trial ranks; beyond it, users are sampled.
-_RANKED = 60_000_000
+# Pairs of a tested user and any item that a trial ranks; users are sampled to remain below.
+_MOST_RANKED_PAIRS = 60_000_000
 
 # Each won on some real data and split.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
@@ -64,9 +64,10 @@ _MOST_FACTORS = 512
 # A fit takes 28 bytes for each.
 _MOST_SIMILARITIES = 5_000_000
 _WALK_STEP = 0.1
-# First half-lives in days; steps multiply.
+# The first half-lives tried, in days.
 _HALF_LIVES = (2.0, 8.0)
-_STEP = 2.0
+# Further half-lives and powers of recency are this factor larger or smaller.
+_RECENCY_STEP = 2.0
 _SHORTEST_DAYS = 0.125
 _LONGEST_DAYS = 512.0
 _LEAST_GAMMA = 0.125
@@ -110,6 +111,12 @@ class Trial:
         """Standard error of the mean."""
         return standard_error(self.per_user)
 
+    @property
+    def recency_power(self) -> float:
+        """The power of recent popularity that multiplies scores, 0 without."""
+        recency = recency_of(self.params)
+        return 0.0 if recency is None else recency.gamma
+
     def leads_by(self, other: "Trial") -> float:
         """Return the mean difference to *other* per user, in standard errors."""
         return leads_by(self.per_user, other.per_user)
@@ -130,71 +137,71 @@ class Search:
 
     @property
     def recommended(self) -> int:
-        """The number of the recommended trial.
+        """The index of the recommended trial in `trials`.
 
-        1. Popularity, if it leads the best personal cell by more than a 95 % interval.
-        2. If it leads the best personal cell without recency by so much, interactions follow trends. Then tests on the
-           past come late, and of the personal cells only those with the highest power of recency are compared.
-        3. Of the personal cells within 1.5 standard errors of the best one: with recency first, then ALS, then the
-           simplest parameters, then the most recent: the highest power, and the half-life nearest to popularity's best.
+        A trial leads another by its mean difference of nDCG per user, in standard errors. Engines other than popularity
+        are personal: their lists differ by user. Recommended are:
+
+        1. Popularity, if it leads the best personal trial by more than a 95 % interval.
+        2. Else, if it leads the best personal trial without recency by so much, interactions follow trends. Then tests
+           on the past come late, and of the personal trials only those with the highest power of recency are compared.
+        3. Of the personal trials within 1.5 standard errors of the best one, the preferred one of `_preference`.
         """
-        ranked = _by_ndcg(self.trials)
-        personal = [number for number in ranked if not isinstance(self.trials[number].params, PopularityParams)]
-        popular = next((number for number in ranked if number not in personal), None)
+        best_first = _by_ndcg(self.trials)
+        personal = [trial for trial in best_first if not isinstance(trial.params, PopularityParams)]
+        popularity = [trial for trial in best_first if isinstance(trial.params, PopularityParams)]
         if not personal:
-            return ranked[0]
-        if popular is not None:
-            if self._popularity_leads(popular, personal):
-                return popular
-            if self._popularity_leads(popular, [number for number in personal if not self._power(number)]):
-                personal = [number for number in personal if self._power(number) == _MOST_GAMMA] or personal
-        top = self.trials[personal[0]]
-        close = [number for number in personal if top.leads_by(self.trials[number]) <= EQUAL]
-        return min(close, key=self._preference)
+            return self.trials.index(popularity[0])
 
-    def _popularity_leads(self, popular: int, ranked: Sequence[int]) -> bool:
-        """Return whether the trial *popular* leads the first of *ranked* by more than a 95 % interval."""
-        best = (self.trials[number] for number in ranked[:1])
-        return any(self.trials[popular].leads_by(trial) > LEADING for trial in best)
+        if popularity:
+            if popularity[0].leads_by(personal[0]) > LEADING:
+                return self.trials.index(popularity[0])
 
-    def _power(self, number: int) -> float:
-        """Return the power of recency of a trial, 0 without."""
-        recency = recency_of(self.trials[number].params)
-        return 0.0 if recency is None else recency.gamma
+            without_recency = [trial for trial in personal if not trial.recency_power]
+            if without_recency and popularity[0].leads_by(without_recency[0]) > LEADING:
+                most_recent = [trial for trial in personal if trial.recency_power == _MOST_GAMMA]
+                personal = most_recent or personal
 
-    def _preference(self, number: int) -> tuple[float, ...]:
-        """Return the sort key of a trial among equals, least for the preferred one.
+        best = personal[0]
+        as_good = [trial for trial in personal if best.leads_by(trial) <= EQUAL]
+        return self.trials.index(min(as_good, key=self._preference))
 
-        With recency first, then ALS, then by simplicity, by the power of recency, and by the distance of the half-life
-        from popularity's.
+    def _preference(self, trial: Trial) -> tuple[float, ...]:
+        """Return a sort key: of personal trials that are equally good, the one with the least key is recommended.
+
+        By importance: with recency, ALS, the simplest parameters, the highest power of recency, and the half-life of
+        recency that is nearest to that of the best popularity.
         """
-        params = self.trials[number].params
-        size = 0.0
+        params = trial.params
+        complexity = 0.0
         match params:
             case ALSParams():
-                size = params.factors
+                complexity = params.factors
             case EASEParams():
-                size = -params.regularization
+                complexity = -params.regularization
             case NeighbourParams():
-                size = params.neighbours
+                complexity = params.neighbours
         is_other_engine = float(not isinstance(params, ALSParams))
+
         recency = recency_of(params)
         if recency is None:
-            return 1.0, is_other_engine, size, 0.0, 0.0
-        days = self.popular.half_life_days or recency.half_life_days
-        distance = abs(math.log(recency.half_life_days / days))
-        return 0.0, is_other_engine, size, -recency.gamma, distance
+            return 1.0, is_other_engine, complexity, 0.0, 0.0
+        popular_half_life = self.popular.half_life_days or recency.half_life_days
+        distance = abs(math.log(recency.half_life_days / popular_half_life))
+        return 0.0, is_other_engine, complexity, -recency.gamma, distance
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
-        """Best trial of each engine, best first."""
-        return _best_of_each(self.trials)
+        """The index of each engine's best trial, the best first."""
+        return tuple(self.trials.index(trial) for trial in _best_of_each(self.trials))
 
     @property
     def popular(self) -> PopularityParams:
         """Popularity's best parameters, else its defaults."""
-        best = (self.trials[number].params for number in self.best_of_each)
-        return next((params for params in best if isinstance(params, PopularityParams)), PopularityParams())
+        for trial in _by_ndcg(self.trials):
+            if isinstance(trial.params, PopularityParams):
+                return trial.params
+        return PopularityParams()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -221,51 +228,63 @@ def tune(
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
-    """Compare cells on an inner split of *user_items*, of the kind of *options*.
+    """Compare cells by the nDCG at *k* of their lists, on splits of *user_items* into train and test parts.
 
-    Logs of more than a million pairs are sampled by user. In a split by time, the best cell of each engine is tried
-    with recency. The folder *kept* stores trials for repeated searches. *defaults* give iterations and seed of ALS.
-    *on_trial* is called with (done, total), which may grow; *on_notice* with the cost, which includes the last fit and,
-    if *evaluated*, all that follows the search, and with the cells beyond the budget. Returns None for too few pairs.
-    Raises DataError if the folder cannot be written.
+    A cell is an engine with its parameters. Those of *tuning* are tried or, if it has none, the default ones, those
+    past the edge of the grid if the best lie there, and, for a split in time, the best of each engine with recency:
+    with scores multiplied by a power of recent popularity. More than a million pairs are sampled by user.
+
+    user_items  the training part [users, items]; *history* are its rows with times
+    options     the kind of split; the seed differs from that of the outer split
+    defaults    ALS parameters of the first cell; all cells of ALS take their iterations and seed
+    kept        folder that stores trials for repeated searches
+    evaluated   whether the announced cost includes the evaluation after the search
+    on_trial    called with the trials done and their expected total, which may grow
+    on_notice   called with the estimated cost, the number of users if they are sampled, and the cells left out
+
+    Returns None for too few pairs. Raises DataError if the folder cannot be written.
     """
-    drawn = _drawn_users(user_items, history, _inner_split(options, pieces=_CUTS))
-    splits = drawn.splits()
+    sample = _sample_users(user_items, history, _inner_split(options, pieces=_CUTS))
+    splits = sample.splits()
     if not splits:
         return None
-    items = drawn.user_items.shape[1]
-    is_recent = drawn.options.in_time and not tuning.cells
+
+    items = sample.user_items.shape[1]
+    tries_recency = sample.options.in_time and not tuning.cells
     seconds = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
     budget = Budget(splits, user_items, seconds)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
 
     cost_s = Cost(splits, user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
-        is_recent=is_recent,
+        is_recent=tries_recency,
         is_evaluated=evaluated,
-        has_repeats=is_recent and drawn.has_repeats,
+        has_repeats=tries_recency and sample.has_repeats,
     )
     on_notice(
-        f"searching {len(cells)} cells on an inner {drawn.options.kind} split, the evaluation and the last fit take "
+        f"searching {len(cells)} cells on an inner {sample.options.kind} split, the evaluation and the last fit take "
         f"about {cost_s:.0f} s of a core; --no-tune skips the search"
     )
     users = None
-    if drawn.user_items is not user_items:
-        users = drawn.user_items.shape[0]
+    if sample.user_items is not user_items:
+        users = sample.user_items.shape[0]
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
 
     on_trial(0, len(cells))
-    trials = _Trials(splits, k, kept, digest_of(drawn.user_items, drawn.history, drawn.options, EXPLORING, k))
-    trials.run(cells, on_trial, to_come=int(is_recent))
+    trials = _Trials(splits, k, kept, digest_of(sample.user_items, sample.history, sample.options, EXPLORING, k))
+    # At least one trial with recency follows the others.
+    expected_later = int(tries_recency)
+    trials.run(cells, on_trial, expected_later)
     if not tuning.cells:
-        _extend(trials, budget, items, on_trial, to_come=int(is_recent))
-    if is_recent:
-        _add_recency(trials, budget, on_trial)
+        _try_cells_past_edge(trials, budget, items, on_trial, expected_later)
+    if tries_recency:
+        _try_recency(trials, budget, on_trial)
     on_trial(len(trials.done), len(trials.done))
+
     if budget.left_out:
         on_notice(budget.limits)
     return Search(
-        split=drawn.options,
+        split=sample.options,
         k=k,
         trials=tuple(trials.done),
         left_out=tuple(budget.left_out),
@@ -273,26 +292,36 @@ def tune(
     )
 
 
-def _extend(trials: "_Trials", budget: Budget, items: int, on_trial: OnProgress, *, to_come: int) -> None:
-    """Try cells beyond the best one of an engine as long as it lies at the edge, at most three times."""
+def _try_cells_past_edge(
+    trials: "_Trials", budget: Budget, items: int, on_trial: OnProgress, expected_later: int
+) -> None:
+    """Try cells past the best one of each engine as long as it lies at the edge of those tried, at most three times."""
     for _ in range(_EXTENSIONS):
-        ranked = [trials.done[number].params for number in _by_ndcg(trials.done)]
-        trials.run(budget.affordable(beyond(ranked, items)), on_trial, to_come)
+        best_first = [trial.params for trial in _by_ndcg(trials.done)]
+        trials.run(budget.affordable(cells_past_edge(best_first, items)), on_trial, expected_later)
 
 
-def _add_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
-    """Try the best cell of each engine with recency.
+def _try_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
+    """Try the best parameters of each engine with recency: scores multiplied by a power of recent popularity.
 
-    Popularity comes first, as others start from its half-life, then ALS, whose kept fits are then released.
+    Each engine is tried with several half-lives and powers, until no more help or *budget* is spent. The trials are
+    added to *trials*, and announced to *on_trial*. Popularity comes first, as others start from its best half-life,
+    then ALS, whose fits, kept in memory, are then released.
     """
-    best = [trials.done[number].params for number in _best_of_each(trials.done)]
-    popular: PopularityParams | None = None
-    for params in sorted(best, key=_recency_order):
-        tried: dict[Params, Trial] = {}
-        while cells := budget.recencies(more_recency(params, tried, popular)):
-            tried |= {trial.params: trial for trial in trials.run(cells, on_trial, to_come=1)}
-        if isinstance(params, PopularityParams) and tried:
-            popular = max(tried, key=lambda cell: tried[cell].ndcg)  # type: ignore[assignment]  # all are popularity's
+    best_of_engines = [trial.params for trial in _best_of_each(trials.done)]
+    popularity: PopularityParams | None = None
+    for params in sorted(best_of_engines, key=_recency_order):
+        tried: list[Trial] = []
+        while True:
+            cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
+            if not cells:
+                break
+            tried += trials.run(cells, on_trial, expected_later=1)
+
+        if tried:
+            best = max(tried, key=lambda trial: trial.ndcg).params
+            if isinstance(best, PopularityParams):
+                popularity = best
 
 
 def _recency_order(params: Params) -> int:
@@ -308,7 +337,7 @@ def _recency_order(params: Params) -> int:
 
 def inner_cuts(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the inner splits of a search with *options*; none if a part of one is empty."""
-    return _drawn_users(user_items, history, _inner_split(options, pieces=_CUTS)).splits()
+    return _sample_users(user_items, history, _inner_split(options, pieces=_CUTS)).splits()
 
 
 def _inner_split(options: SplitOptions, *, pieces: int) -> SplitOptions:
@@ -329,7 +358,8 @@ def search_repeats(
 
     Splits *user_items* and *history* (its rows with times) once more by time, in a train and a test part; fits *params*
     on the train part with fewer iterations, and compares lists of *k* items by their nDCG on the test part. A large log
-    is sampled by user. A fit beyond the limits of time or memory is replaced by one of neighbours.
+    is sampled by user. A fit that would take half of a search's time, or too much memory, is replaced by one of
+    neighbours.
 
     With the half-life of *popular*, own choices weighed by the item's recent popularity are tried, too. Returns
     None without times, for a split (*options*) that is not by time, and if no tested pair is a repeat.
@@ -338,15 +368,15 @@ def search_repeats(
         return None
 
     repeats_split = replace(_inner_split(options, pieces=1), repeats=True)
-    drawn = _drawn_users(user_items, history, repeats_split)
-    # Each tested user is ranked against all items.
-    most_users = max(1, _RANKED // drawn.user_items.shape[1])
-    parts = split(drawn.user_items, drawn.history, drawn.options).sampled(most_users, drawn.options.seed)
+    splits = _sample_users(user_items, history, repeats_split).splits()
+    if not splits:
+        return None
+    (parts,) = splits
     is_repeat = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
     if not is_repeat.any():
         return None
 
-    fitted = exploring(params)
+    fitted = with_fewer_iterations(params)
     if fit_s(fitted, parts.train) > BUDGET_S / 2 or fit_bytes(fitted, parts.train) > BUDGET_BYTES:
         fitted = NeighbourParams(recency=recency_of(params))
     ranker = fit_parts(parts, fitted)
@@ -355,8 +385,8 @@ def search_repeats(
     return choose_repeats(parts, ranker, k, half_life_days)
 
 
-class _DrawnUsers(NamedTuple):
-    """The users of a search, all or some drawn at random, and the options of its split."""
+class _UserSample(NamedTuple):
+    """The interactions of a search's users, all or some drawn at random, and the options of its split."""
 
     user_items: UserItems
     history: History | None
@@ -368,36 +398,42 @@ class _DrawnUsers(NamedTuple):
         return self.history is not None and len(self.history.times) > self.user_items.nnz
 
     def splits(self) -> list[Parts]:
-        """Return a split for each piece; none if a part of one is empty."""
+        """Return a split for each piece, a prefix of the log in time; none if the train or test part of one is empty.
+
+        Tested users are sampled, as each is ranked against all items.
+        """
         splits = list[Parts]()
         pieces = self.options.by_piece
+        most_users = max(1, _MOST_RANKED_PAIRS // (self.user_items.shape[1] * len(pieces)))
         for options in pieces:
             parts = split(self.user_items, self.history, options)
             if parts.is_empty:
                 return []
-            most = max(1, _RANKED // (self.user_items.shape[1] * len(pieces)))
-            splits.append(parts.sampled(most, self.options.seed))
+            splits.append(parts.sampled(most_users, self.options.seed))
         return splits
 
 
-def _drawn_users(user_items: UserItems, history: History | None, options: SplitOptions) -> _DrawnUsers:
-    """Draw the users of a search: all of them, or some with a million pairs and the items that these have.
+def _sample_users(user_items: UserItems, history: History | None, options: SplitOptions) -> _UserSample:
+    """Draw the users of a search at random: some with a million pairs in all, with the items that these have.
 
-    The minimum number of users per item counts all users, so it is dropped for a draw.
+    *history* are the rows of *user_items* with times. With fewer pairs, all users and items remain. The minimum number
+    of users per item in *options* is meant for all users, so it is dropped for a sample.
     """
     if user_items.nnz <= _SEARCHED_PAIRS:
-        return _DrawnUsers(user_items, history, options)
+        return _UserSample(user_items, history, options)
+
     counts = items_per_user(user_items)
     order = np.random.default_rng(options.seed).permutation(len(counts))
-    most = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
-    users = np.zeros(len(counts), dtype=np.bool_)
-    users[order[:most]] = True
-    drawn = user_items[users]
-    items = users_per_item(drawn) > 0
-    drawn = drawn[:, items]
-    drawn.has_canonical_format = True
-    past = None if history is None else history.renumbered(users, items)
-    return _DrawnUsers(drawn, past, replace(options, min_per_item=1))
+    sampled_users = int(np.searchsorted(np.cumsum(counts[order]), _SEARCHED_PAIRS))
+    is_sampled = np.zeros(len(counts), dtype=np.bool_)
+    is_sampled[order[:sampled_users]] = True
+
+    pairs = user_items[is_sampled]
+    has_users = users_per_item(pairs) > 0
+    pairs = pairs[:, has_users]
+    pairs.has_canonical_format = True
+    rows = None if history is None else history.renumbered(is_sampled, has_users)
+    return _UserSample(pairs, rows, replace(options, min_per_item=1))
 
 
 class _Trials:
@@ -414,21 +450,25 @@ class _Trials:
         self._fits = _Fits(splits)
         self.done: list[Trial] = []
 
-    def run(self, cells: Sequence[Params], on_trial: OnProgress, to_come: int) -> list[Trial]:
+    def run(self, cells: Sequence[Params], on_trial: OnProgress, expected_later: int) -> list[Trial]:
         """Try *cells* and return their trials.
 
-        *on_trial* is called with the number of trials so far, and in all, if *to_come* ones follow these.
+        *on_trial* is called with the number of trials so far and the total, if *expected_later* ones follow these.
         """
-        total = len(self.done) + len(cells) + to_come
+        total = len(self.done) + len(cells) + expected_later
         for params in cells:
             self.done.append(self._stored_or_measured(params))
             on_trial(len(self.done), total)
         return self.done[len(self.done) - len(cells) :]
 
     def _stored_or_measured(self, params: Params) -> Trial:
-        """Return the stored trial of *params*, or measure and store it."""
-        tried = exploring(params)
-        iterations = tried.iterations if isinstance(tried, ALSParams) else None
+        """Return the trial of *params* stored in the folder; else measure it, and store it if there is a folder.
+
+        A file is named by a digest of the data, settings and parameters, so it is never out of date.
+        """
+        fitted = with_fewer_iterations(params)
+        iterations = fitted.iterations if isinstance(fitted, ALSParams) else None
+
         file = None
         if self._folder is not None:
             name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
@@ -436,8 +476,9 @@ class _Trials:
             with suppress(OSError, ValueError, EOFError, IndexError):  # missing or half-written
                 stored = np.load(file, allow_pickle=False)
                 return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
+
         start = perf_counter()
-        per_user = self._measure(tried)
+        per_user = self._measure(fitted)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if file is not None:
             _store_trial(file, trial)
@@ -445,14 +486,14 @@ class _Trials:
 
     def _measure(self, params: Params) -> Values:
         """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
-        rankers = self._fits.of(params)
+        rankers = self._fits.rankers(params)
         try:
             # Each ranker is released before the next fit.
             values = [_ndcg(next(rankers), parts, self._k) for parts in self._splits]
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits))
         measured = np.concatenate(values)
-        self._fits.compare(params, float(measured.mean()))
+        self._fits.keep_if_best(params, float(measured.mean()))
         return measured
 
 
@@ -477,8 +518,12 @@ class _Fits:
         self._best: _Fitted | None = None
         self._best_ndcg = -math.inf
 
-    def of(self, params: Params) -> Iterator[Ranker]:
-        """Yield *params* fitted to each split."""
+    def rankers(self, params: Params) -> Iterator[Ranker]:
+        """Yield a ranker for each split, fitted with *params* to its train part.
+
+        Recency (scores multiplied by recent popularity) changes no fit, so its trials share a fit without, which is
+        kept. So are small fits of ALS, as they may be the best. Others are fitted one at a time, to save memory.
+        """
         recency = recency_of(params)
         if recency is not None:
             rankers = self._kept_or_fitted(without_recency(params))
@@ -490,7 +535,7 @@ class _Fits:
             for parts in self._splits:
                 yield fit_parts(parts, params)
 
-    def compare(self, params: Params, ndcg: float) -> None:
+    def keep_if_best(self, params: Params, ndcg: float) -> None:
         """Keep the rankers of *params* if they are the best of ALS."""
         last = self._last
         if last is None or last.params != params:
@@ -536,17 +581,17 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
-def _by_ndcg(trials: Sequence[Trial]) -> list[int]:
-    """Return the numbers of *trials*, the best first."""
-    return sorted(range(len(trials)), key=lambda number: -trials[number].ndcg)
+def _by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
+    """Return *trials*, the best first."""
+    return sorted(trials, key=lambda trial: -trial.ndcg)
 
 
-def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """Return the number of each engine's best trial, the best first."""
-    best: dict[Engine, int] = {}
-    for number in _by_ndcg(trials):
-        best.setdefault(engine_of(trials[number].params), number)
-    return tuple(best.values())
+def _best_of_each(trials: Sequence[Trial]) -> list[Trial]:
+    """Return each engine's best trial, the best first."""
+    best: dict[Engine, Trial] = {}
+    for trial in _by_ndcg(trials):
+        best.setdefault(engine_of(trial.params), trial)
+    return list(best.values())
 
 
 def _to_json(trial: Trial) -> dict[str, Any]:
@@ -562,7 +607,10 @@ def _to_json(trial: Trial) -> dict[str, Any]:
 
 
 def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
-    """Return a digest of data, settings (by repr) and library versions."""
+    """Return a hexadecimal digest of interactions, their rows, *settings* (by repr) and the versions of libraries.
+
+    Trials with the same digest have the same result.
+    """
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
     digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
@@ -574,9 +622,10 @@ def digest_of(user_items: UserItems, history: History | None, *settings: object)
 
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
-    """Return the default cells for a catalogue of *items*, perhaps of one *engine*.
+    """Return the default cells, engines with parameters, of all engines or of one *engine*.
 
-    *defaults* are those of ALS, and give the others iterations and seed.
+    The first one is *defaults*; other cells of ALS take its iterations and seed. None has more factors than there are
+    *items* in the catalogue, and none more neighbours, but for the fewest.
     """
     cells: list[Params] = [defaults]
     for most_factors, regularization, alpha in _ALS:
@@ -589,52 +638,59 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
     return [params for params in dict.fromkeys(cells) if engine in (None, engine_of(params))]
 
 
-def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
-    """Return new cells beyond the edge of those tried, for each engine whose best cell lies there.
+def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
+    """Return cells to try next, for each engine whose best one has the largest or smallest value of a parameter.
 
-    *ranked* are the cells tried, the best first; there are *items* in the catalogue. The powers of rp3beta are always
-    searched around its best cell.
+    *best_first* are the cells tried, engines with parameters; there are *items* in the catalogue. The two powers of
+    rp3beta, a kind of neighbours, are always searched around its best cell.
     """
-    als = [params for params in ranked if isinstance(params, ALSParams)]
-    ease = [params for params in ranked if isinstance(params, EASEParams)]
-    neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
-    walks = [params for params in neighbours if params.weighting == "rp3beta"]
+    als = [params for params in best_first if isinstance(params, ALSParams)]
+    ease = [params for params in best_first if isinstance(params, EASEParams)]
+    neighbours = [params for params in best_first if isinstance(params, NeighbourParams)]
+    rp3beta = [params for params in neighbours if params.weighting == "rp3beta"]
+
     cells: list[Params] = []
     if als:
-        cells += _beyond_als(als, items)
+        cells += _als_past_edge(als, items)
     if ease:
-        cells += _beyond_ease(ease)
+        cells += _ease_past_edge(ease)
     if neighbours:
-        cells += _beyond_neighbours(neighbours, items)
-    if walks:
-        cells += _powers_around(walks[0])
-    return [params for params in dict.fromkeys(cells) if params not in ranked]
+        cells += _neighbours_past_edge(neighbours, items)
+    if rp3beta:
+        cells += _powers_around(rp3beta[0])
+    return [params for params in dict.fromkeys(cells) if params not in best_first]
 
 
-def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
-    """Yield cells with more factors, and with larger or smaller regularization and alpha, if the best is at an edge."""
-    best = ranked[0]
-    # The best regularization and alpha are kept.
+def _als_past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[Params]:
+    """Yield the best of the parameters tried with more factors, but no more than 512 or *items*.
+
+    If its alpha is the largest or smallest one tried, alpha and regularization are doubled or halved, too.
+    """
+    best = best_first[0]
     for factors in (2 * best.factors, _MOST_FACTORS):
         if best.factors < factors <= min(_MOST_FACTORS, items):
             yield replace(best, factors=factors)
-    for times in _factors_past_edge([params.alpha for params in ranked], 2, 0.5):
-        yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
+    for scale in _scales_past_edge([params.alpha for params in best_first], 2, 0.5):
+        yield replace(best, regularization=scale * best.regularization, alpha=scale * best.alpha)
 
 
-def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
+def _ease_past_edge(best_first: Sequence[EASEParams]) -> Iterator[Params]:
     """Yield a larger or smaller regularization, if the best one is at an edge."""
-    for times in _factors_past_edge([params.regularization for params in ranked], 3, 1 / 3):
-        yield EASEParams(float(f"{times * ranked[0].regularization:.3g}"))
+    for scale in _scales_past_edge([params.regularization for params in best_first], 3, 1 / 3):
+        yield EASEParams(float(f"{scale * best_first[0].regularization:.3g}"))
 
 
-def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
-    """Yield other numbers of neighbours, at the best weighting and powers."""
-    best = ranked[0]
-    numbers = [params.neighbours for params in ranked if replace(params, neighbours=best.neighbours) == best]
-    most = max(2, min(items, _MOST_SIMILARITIES // items))
-    for times in _factors_past_edge(numbers, 5, 0.5):
-        yield replace(best, neighbours=int(np.clip(times * best.neighbours, 2, most)))
+def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
+    """Yield the best of the parameters tried with more or fewer neighbours, if its number is at an edge.
+
+    The edge is that of trials with the same other parameters. A model of all *items* keeps at most 5 million
+    similarities, for its memory.
+    """
+    best = best_first[0]
+    numbers = [params.neighbours for params in best_first if replace(params, neighbours=best.neighbours) == best]
+    most_neighbours = max(2, min(items, _MOST_SIMILARITIES // items))
+    for scale in _scales_past_edge(numbers, 5, 0.5):
+        yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
 
 
 def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
@@ -646,24 +702,31 @@ def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
             yield replace(walk, walk_alpha=alpha, walk_beta=beta)
 
 
-def _factors_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return factors that move the first of *values*, the best one, beyond all others; none inside the range."""
-    return [times for times, edge in ((up, max), (down, min)) if values and values[0] == edge(values)]
+def _scales_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
+    """Return *up* if the first of *values*, the best one, is the largest, and *down* if it is the smallest."""
+    scales = []
+    if values and values[0] == max(values):
+        scales.append(up)
+    if values and values[0] == min(values):
+        scales.append(down)
+    return scales
 
 
-def more_recency(
-    params: Params, tried: Mapping[Params, Trial], popular: PopularityParams | None = None
+def cells_with_recency(
+    params: Params, tried: Sequence[Trial], popularity: PopularityParams | None = None
 ) -> list[Params]:
-    """Return *params* with recencies to try next, given the trials of those *tried*.
+    """Return *params* with half-lives and powers of recency to try next, without those *tried*; none at the end.
 
-    First half-lives, and the highest power at the half-life of *popular*; then half-lives and powers around the best,
-    and higher powers as long as they equal it.
+    Recency multiplies scores by a power (gamma) of recent popularity, halved per half-life. First come two half-lives,
+    and the highest power at the half-life of *popularity*. After trials, it is half-lives and powers around the best
+    trial, and higher powers as long as they are as good.
     """
-    timings = [_Timing(half_life, 1.0) for half_life in _HALF_LIVES]
-    if popular is not None and popular.half_life_days is not None:
-        timings.append(_Timing(popular.half_life_days, _MOST_GAMMA))
+    timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _HALF_LIVES]
+    if popularity is not None and popularity.half_life_days is not None:
+        timings.append(_Timing(popularity.half_life_days, _MOST_GAMMA))
     if tried:
-        timings = list(_timings_around_best(params, list(tried.values())))
+        timings = list(_timings_around_best(tried))
+
     cells: dict[Params, None] = {}
     for timing in timings:
         if not timing.is_in_range:
@@ -672,11 +735,12 @@ def more_recency(
             cells[PopularityParams(timing.days)] = None
         else:
             cells[replace(params, recency=Recency(timing.days, timing.gamma))] = None
-    return [cell for cell in cells if cell not in tried]
+    tried_cells = {trial.params for trial in tried}
+    return [cell for cell in cells if cell not in tried_cells]
 
 
 class _Timing(NamedTuple):
-    """A half-life in days, and a power of recency (*gamma*)."""
+    """A half-life of recent popularity in days, and the power (*gamma*) with which it multiplies scores."""
 
     days: float
     gamma: float
@@ -687,18 +751,24 @@ class _Timing(NamedTuple):
         return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LEAST_GAMMA <= self.gamma <= _MOST_GAMMA
 
 
-def _timings_around_best(params: Params, tried: Sequence[Trial]) -> Iterator[_Timing]:
-    """Yield timings around that of the best trial."""
+def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
+    """Yield timings (half-life and power of recency) twice and half those of the best trial of an engine.
+
+    Popularity has no power. For other engines, a trial that is as good as the best one, with the same half-life and at
+    least its power, is followed by one with twice the power, too.
+    """
     best = max(tried, key=lambda trial: trial.ndcg)
     days, gamma = _timing(best.params)
-    yield _Timing(days * _STEP, gamma)
-    yield _Timing(days / _STEP, gamma)
-    if not isinstance(params, PopularityParams):
-        yield _Timing(days, gamma * _STEP)
-        yield _Timing(days, gamma / _STEP)
-        for trial in tried:
-            if _is_as_good_and_recent(trial, best):
-                yield _Timing(days, _timing(trial.params).gamma * _STEP)
+    yield _Timing(days * _RECENCY_STEP, gamma)
+    yield _Timing(days / _RECENCY_STEP, gamma)
+    if isinstance(best.params, PopularityParams):
+        return
+
+    yield _Timing(days, gamma * _RECENCY_STEP)
+    yield _Timing(days, gamma / _RECENCY_STEP)
+    for trial in tried:
+        if _is_as_good_and_recent(trial, best):
+            yield _Timing(days, _timing(trial.params).gamma * _RECENCY_STEP)
 
 
 def _is_as_good_and_recent(trial: Trial, best: Trial) -> bool:
