@@ -15,7 +15,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.tables import ROW, Rows, Table, TableShape, open_tables
+from hotplate.offline.input.tables import ROW, Rows, RowSchema, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
@@ -78,8 +78,8 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
             for name in names:
                 kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
         with data_errors(source, files):
-            shapes = [_attribute_shape(table, number, item, names, kinds) for number, table in enumerate(tables)]
-            kept = Rows(shapes, source).kept.collect(engine="streaming")
+            schemas = [_attribute_schema(table, number, item, names, kinds) for number, table in enumerate(tables)]
+            kept = Rows(schemas, source).kept.collect(engine="streaming")
         columns = dict[str, _Column]()
         for number, name in enumerate(names):
             cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
@@ -110,17 +110,17 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
             raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _attribute_shape(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> TableShape:
+def _attribute_schema(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> RowSchema:
     """Declare the values of a table: the item, the table's *place* among the tables, and a number for each attribute.
 
     *item* and *names* are columns; the value of the attribute `names[2]` is called `2`, as its name may be in use.
     """
-    shape = TableShape(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
+    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
     for number, name in enumerate(names):
         is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
-        shape.values[f"{number}"] = table.number(name) if is_number else table.text(name)
-    shape.leave_out_ids({_ITEM: item})
-    return shape
+        schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)
+    schema.leave_out_bad_ids({_ITEM: item})
+    return schema
 
 
 def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:

@@ -33,8 +33,8 @@ from hotplate.offline.input.tables import (
     ROW,
     Fault,
     Rows,
+    RowSchema,
     Table,
-    TableShape,
     open_tables,
     text_of,
     titles_of,
@@ -285,11 +285,11 @@ def read_scored(
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
-    shapes = [_score_shape(table, columns, owner, item) for table in tables]
-    return Rows(shapes, source)
+    schemas = [_score_schema(table, columns, owner, item) for table in tables]
+    return Rows(schemas, source)
 
 
-def _score_shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
+def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: str) -> RowSchema:
     """Return how to read a table of scores: the values owner, item, score and perhaps title, and the rows to leave out.
 
     *columns* are names of columns by role. *owner* is the role of who has the lists (`user`, `item` or `segment`; a row
@@ -299,21 +299,21 @@ def _score_shape(table: Table, columns: Mapping[str, str], owner: str, item: str
     owners = table.text(columns.get(owner))
     if owner == "segment":
         owners = owners.fill_null(OVERALL)
-    shape = TableShape(table, {"owner": owners, "item": table.text(columns[item])})
+    schema = RowSchema(table, {"owner": owners, "item": table.text(columns[item])})
     if "title" in columns:
-        shape.values["title"] = table.text(columns["title"])
+        schema.values["title"] = table.text(columns["title"])
 
     score = columns["score"]
     if table.schema[score] == pl.Float32:
         # By its shortest decimal form: 0.1 stays 0.1, not 0.10000000149.
-        shape.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
+        schema.values["score"] = pl.col(score).cast(pl.String).cast(pl.Float64)
     else:
-        shape.values["score"] = table.number(score)
+        schema.values["score"] = table.number(score)
 
-    shape.leave_out_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
+    schema.leave_out_bad_ids({role: columns.get(role, "") for role in (owner, item)}, {owner: "owner", item: "item"})
     is_bad = ~pl.col("score").is_finite().fill_null(value=False)
-    shape.leave_out_bad(_NO_NUMBER, is_bad, Fault(score, NOT_FINITE))
-    return shape
+    schema.leave_out_bad(_NO_NUMBER, is_bad, Fault(score, NOT_FINITE))
+    return schema
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:

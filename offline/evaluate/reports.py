@@ -33,7 +33,7 @@ from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
 from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import Rows, Table, TableShape, open_tables
+from hotplate.offline.input.tables import Rows, RowSchema, Table, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
@@ -81,8 +81,8 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, Format(delimiter))
         columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
-        shapes = [_choice_shape(table, columns) for table in tables]
-        rows = Rows(shapes, source)
+        schemas = [_choice_schema(table, columns) for table in tables]
+        rows = Rows(schemas, source)
         ratings = [pl.col("rating").mean()] if "rating" in columns else []
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
@@ -93,15 +93,15 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
     return to_matrix(read_truth(path, named, delimiter).pairs.with_columns(weight=pl.lit(1.0)))
 
 
-def _choice_shape(table: Table, columns: Mapping[str, str]) -> TableShape:
+def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
     """Declare the values user and item, and the rating if *columns* (by role) name one."""
-    shape = TableShape(table, {role: table.text(columns[role]) for role in _ROLES})
-    shape.leave_out_ids({role: columns[role] for role in _ROLES})
+    schema = RowSchema(table, {role: table.text(columns[role]) for role in _ROLES})
+    schema.leave_out_bad_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
-        shape.add_number("rating", columns["rating"], missing="no rating", invalid=_NO_NUMBER)
+        schema.add_number("rating", columns["rating"], missing="no rating", invalid=_NO_NUMBER)
         number = table.number(columns["rating"]).fill_null(inf).fill_nan(None)  # NaN in any spelling is no rating
-        shape.values["rating"] = pl.when(~table.is_absent(columns["rating"])).then(number)
-    return shape
+        schema.values["rating"] = pl.when(~table.is_absent(columns["rating"])).then(number)
+    return schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ from hotplate.offline.input.tables import (
     Fault,
     Filter,
     Rows,
+    RowSchema,
     Table,
-    TableShape,
     open_tables,
     parse_filter,
     read_segment,
@@ -188,7 +188,7 @@ def read_interactions(
         inputs = _open_inputs(files, request, form or Format(), source, notes)
         chosen = inputs[0].request.columns
 
-        rows = Rows(list(map(_interaction_shape, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
+        rows = Rows(list(map(_interaction_schema, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
@@ -330,74 +330,74 @@ def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
         yield pl.col("segment").drop_nulls().n_unique().alias("segments")
 
 
-def _interaction_shape(source: _Input) -> TableShape:
+def _interaction_schema(source: _Input) -> RowSchema:
     """Declare how the rows of a table become values by role, and which rows are left out."""
     table, request = source
-    shape = TableShape(table)
+    schema = RowSchema(table)
     for condition in request.filters:
         reason = f"where {condition.text}"
-        shape.values[reason] = condition.expression(table)
-        shape.left_out[reason] = ~pl.col(reason)
-    _add_texts(shape, request.columns)
-    _add_weight(shape, request)
+        schema.values[reason] = condition.expression(table)
+        schema.left_out[reason] = ~pl.col(reason)
+    _add_texts(schema, request.columns)
+    _add_weight(schema, request)
     if request.columns.quantity is not None:
-        _add_quantity(shape, request.columns.quantity)
+        _add_quantity(schema, request.columns.quantity)
     if request.columns.time is not None:
-        _add_time(shape, request.columns.time)
-    return shape
+        _add_time(schema, request.columns.time)
+    return schema
 
 
-def _add_texts(shape: TableShape, columns: Columns) -> None:
+def _add_texts(schema: RowSchema, columns: Columns) -> None:
     """Add the values of text columns by role; rows with unusable ids, and repeated header lines, are left out."""
     names = {role: name for role, name in asdict(columns).items() if role in _TEXTS and name is not None}
     for role, name in names.items():
-        shape.values[role] = shape.table.text(name)
-    shape.leave_out_ids({role: names[role] for role in _IDS if role in names})
+        schema.values[role] = schema.table.text(name)
+    schema.leave_out_bad_ids({role: names[role] for role in _IDS if role in names})
     is_header = (pl.col("user") == names["user"]) & (pl.col("item") == names["item"])
-    shape.left_out["header again"] = is_header.fill_null(value=False)
+    schema.left_out["header again"] = is_header.fill_null(value=False)
 
 
-def _add_weight(shape: TableShape, request: _Request) -> None:
+def _add_weight(schema: RowSchema, request: _Request) -> None:
     """Add the value `weight`: the weight of the row's event, its column of weights, or 1."""
     columns = request.columns
     if columns.count is not None:
-        shape.left_out[f"no {columns.count}"] = pl.col("count").is_null()
+        schema.left_out[f"no {columns.count}"] = pl.col("count").is_null()
     if request.event_weights is not None:
-        event = shape.table.text(columns.event)
+        event = schema.table.text(columns.event)
         weight = event.replace_strict(request.event_weights, default=None, return_dtype=pl.Float64)
-        shape.values["weight"] = weight
-        shape.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
-        shape.explained[_UNKNOWN_EVENT] = "event"
+        schema.values["weight"] = weight
+        schema.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
+        schema.explained[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
-        shape.add_number("weight", columns.weight, missing="no weight", invalid=_NO_NUMBER)
-        shape.left_out["weight zero or less"] = pl.col("weight") <= 0
+        schema.add_number("weight", columns.weight, missing="no weight", invalid=_NO_NUMBER)
+        schema.left_out["weight zero or less"] = pl.col("weight") <= 0
     else:
-        shape.values["weight"] = pl.lit(1.0)
+        schema.values["weight"] = pl.lit(1.0)
 
 
-def _add_quantity(shape: TableShape, column: str) -> None:
+def _add_quantity(schema: RowSchema, column: str) -> None:
     """Add the value `quantity`, 1 if it is missing or 0; the weight of a cancellation, below 0, does not count."""
-    quantity = shape.table.number_or_inf(column)
-    shape.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
+    quantity = schema.table.number_or_inf(column)
+    schema.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
     is_no_number = ~pl.col("quantity").is_finite()
-    shape.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
-    shape.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(shape.values["weight"])
+    schema.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
+    schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 
 
-def _add_time(shape: TableShape, column: str) -> None:
+def _add_time(schema: RowSchema, column: str) -> None:
     """Add the values `time`, null if it is missing, and `timeless`; unreadable and future times are bad rows.
 
     Exports write a missing time as 1970, so times before 1971 are no times.
     """
-    time = shape.table.time(column)
-    shape.values["time"] = pl.when(time >= EARLIEST).then(time)
-    shape.values["timeless"] = shape.table.is_absent(column) | (time == _EPOCH).fill_null(value=False)
-    layout = shape.table.form.time_format or _USUAL_TIMES
+    time = schema.table.time(column)
+    schema.values["time"] = pl.when(time >= EARLIEST).then(time)
+    schema.values["timeless"] = schema.table.is_absent(column) | (time == _EPOCH).fill_null(value=False)
+    layout = schema.table.form.time_format or _USUAL_TIMES
     is_unread = pl.col("time").is_null() & ~pl.col("timeless")
-    shape.leave_out_bad(_NO_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
+    schema.leave_out_bad(_NO_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
     # Ages count from the newest row. A day allows for time zones.
     latest = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
-    shape.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
+    schema.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
 
 
 def _grouped_log(

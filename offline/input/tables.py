@@ -1,7 +1,7 @@
 """Input rows, scanned by polars, and filters on them; rows left out are counted, bad ones shown.
 
-A `Table` is one file. A `TableShape` declares which values its columns become and which rows are left out, and `Rows`
-reads the tables of one input by their shapes. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
+A `Table` is one file. A `RowSchema` declares which values its columns become and which rows are left out, and `Rows`
+reads the tables of one input by their schemas. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
 """
 
 import re
@@ -336,7 +336,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(slots=True)
-class TableShape:
+class RowSchema:
     """How to read the rows of a *table*.
 
     values     expressions over the table's columns, by name
@@ -365,7 +365,7 @@ class TableShape:
         self.left_out[reason] = condition
         self.bad[reason] = fault
 
-    def leave_out_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
+    def leave_out_bad_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
         """Leave out rows with missing, long or rounded ids; *columns* and *values* are names by role.
 
         A value is named as its role by default. A segment may be missing.
@@ -391,15 +391,15 @@ class Rows:
     """
 
     def __init__(
-        self, shapes: Sequence[TableShape], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
+        self, schemas: Sequence[RowSchema], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
     ) -> None:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
-        self._shapes = shapes
-        reasons = dict.fromkeys([_MALFORMED, *(reason for shape in shapes for reason in shape.left_out)])
+        self._schemas = schemas
+        reasons = dict.fromkeys([_MALFORMED, *(reason for schema in schemas for reason in schema.left_out)])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
-        marked = [self._with_reason(shape, file, repeated) for file, shape in enumerate(shapes)]
+        marked = [self._with_reason(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
-        with data_errors(source, [shape.table.file for shape in shapes]):
+        with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
             counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
@@ -428,7 +428,7 @@ class Rows:
             return DataError(f"{source} has no rows, or a header alone.")
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
         examples = ""
-        for reason, name in self._shapes[0].explained.items():
+        for reason, name in self._schemas[0].explained.items():
             if reason in self.left_out:
                 values = ", ".join(f"{value!r:.80}" for value in self.values(reason, name).head(_ROWS_SHOWN))
                 examples += f"; the most frequent {reason}s are {values}"
@@ -437,15 +437,15 @@ class Rows:
     def _bad_rows(self, source: str) -> list[str]:
         """Return the first bad rows for each reason; DataError if there are too many."""
         faults: dict[str, Fault | None] = {_MALFORMED: None}
-        for shape in self._shapes:
-            faults |= shape.bad
+        for schema in self._schemas:
+            faults |= schema.bad
         shown = list[str]()
         count = 0
         for reason in self.left_out:
             if reason in faults:
                 count += self.left_out[reason]
                 shown += self._bad_rows_of(reason, faults[reason])
-        share = self._shapes[0].table.form.max_bad_rows
+        share = self._schemas[0].table.form.max_bad_rows
         if count > share * self.total:
             are = "is" if count == 1 else "are"
             way_out = ", or raise --max-bad-rows" if share else ""
@@ -460,7 +460,7 @@ class Rows:
         shown = list[str]()
         first = self._rows_left_out(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
         for (file,), rows in first.group_by("file", maintain_order=True):
-            table = self._shapes[file].table
+            table = self._schemas[file].table
             column, text = fault or Fault(EXTRA, table.fault)
             shown += table.shown(rows.get_column(ROW).to_list(), column, text)
         return shown
@@ -469,21 +469,21 @@ class Rows:
         """Return the rows left out for *reason*."""
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
-    def _with_reason(self, shape: TableShape, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
+    def _with_reason(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
         """Return the values of a table, with the number of its *file* and of the first reason to leave a row out.
 
         Values with the name of a reason are conditions, and dropped. *repeated* texts become categories.
         """
         # In steps, as polars would compute the values for each condition.
-        rows = shape.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **shape.values)
-        conditions = {_MALFORMED: pl.col(EXTRA), **shape.left_out}
+        rows = schema.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **schema.values)
+        conditions = {_MALFORMED: pl.col(EXTRA), **schema.left_out}
         numbers = list[pl.Expr]()
         for reason, is_met in conditions.items():
             numbers.append(pl.when(is_met).then(pl.lit(self._numbers[reason])))
         first_number = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
         marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
-        used = [name for name in conditions if name in shape.values]
-        categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in shape.values]
+        used = [name for name in conditions if name in schema.values]
+        categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
         return marked.drop(EXTRA, *used).with_columns(categories)
 
 
@@ -532,16 +532,16 @@ def text_of(
         names["item"] = None
     columns = choose_columns(names, available, source, guessed=roles, required=roles)
     order = dict.fromkeys([*roles, *columns])
-    shapes = [_text_shape(table, {role: columns[role] for role in order}) for table in tables]
+    schemas = [_text_schema(table, {role: columns[role] for role in order}) for table in tables]
     with data_errors(source, files):
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(order, pl.String()))
-        return Rows(shapes, source).kept.drop(ROW).collect(engine="streaming")
+        return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
 
 
-def _text_shape(table: Table, columns: Mapping[str, str]) -> TableShape:
+def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
     texts = {role: table.text(column) for role, column in columns.items()}
-    return TableShape(table, texts, {"no item": pl.col("item").is_null()})
+    return RowSchema(table, texts, {"no item": pl.col("item").is_null()})
 
 
 def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
