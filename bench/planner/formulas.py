@@ -108,14 +108,17 @@ class PlanFigure:
     operands: tuple["PlanFigure", ...] = field(default=(), repr=False)
 
     @property
+    def is_number(self) -> bool:
+        """Whether the value is a number, and not a text."""
+        return isinstance(self.value, int | float)
+
+    @property
     def number(self) -> float:
         """The value, or 0 if it is not a number."""
         return self.value if isinstance(self.value, int | float) else 0.0
 
     def __str__(self) -> str:
-        if isinstance(self.value, int | float):
-            return format_value(self.value, self.unit)
-        return self.value or "none"
+        return format_value(self.number, self.unit) if self.is_number else str(self.value or "none")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""

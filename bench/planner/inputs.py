@@ -32,7 +32,7 @@ MONEY = "Training and fees"
 REQUIRED = "give at least --users 1000000 --peak-rps 500; or only --have-ru, for what these RU/s carry"
 HOURS = 24
 # Invented, for a first estimate.
-SHAPES: Mapping[str, tuple[float, ...]] = {
+DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
     "flat": (1.0,) * HOURS,
     "evening": (
         0.35, 0.2, 0.12, 0.08, 0.07, 0.08, 0.12, 0.2, 0.3, 0.35, 0.4, 0.42,
@@ -45,7 +45,7 @@ KEY_BYTES = len("user:")  # prefix of a row's key
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
 OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
 # Placeholders with --have-ru only.
-NOBODY: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
+PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 
 class PlanMisused(BenchMisused):
@@ -162,11 +162,11 @@ class SourcedInputs:
         """Describe an input's source; defaults are assumptions."""
         if name in self.sources:
             return self.sources[name]
-        reason = KNOWN[name].metadata["reason"]
+        reason = INPUT_FIELDS[name].metadata["reason"]
         return f"assumed: {reason}" if reason else "assumed"
 
 
-KNOWN: Mapping[str, Field[Any]] = {known.name: known for known in fields(Inputs)}
+INPUT_FIELDS: Mapping[str, Field[Any]] = {known.name: known for known in fields(Inputs)}
 
 
 def flag_help(known: Field[Any]) -> str:
@@ -193,9 +193,11 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     sources = dict[str, str]()
     for layer in layers:
         for name, value in layer.values.items():
-            if name not in KNOWN:
-                raise PlanMisused(f"{layer.label_of(name)} is not an input of a plan; there are {', '.join(KNOWN)}")
-            values[name] = _checked(KNOWN[name], value, layer.label_of(name))
+            if name not in INPUT_FIELDS:
+                raise PlanMisused(
+                    f"{layer.label_of(name)} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}"
+                )
+            values[name] = _checked(INPUT_FIELDS[name], value, layer.label_of(name))
             sources[name] = layer.source
     _drop_outdated_size(layers, values, sources)
 
@@ -204,9 +206,9 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         values["peak_rps"] = max(profile)
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
 
-    missing = [name for name in NOBODY if name not in values]
-    if missing == list(NOBODY) and "have_ru" in values:
-        return SourcedInputs(Inputs(**{**NOBODY, "hot_share": 0.0, **values}), sources, carries_only=True)
+    missing = [name for name in PLACEHOLDER_LOAD if name not in values]
+    if missing == list(PLACEHOLDER_LOAD) and "have_ru" in values:
+        return SourcedInputs(Inputs(**{**PLACEHOLDER_LOAD, "hot_share": 0.0, **values}), sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
     inputs = Inputs(**values)
@@ -232,9 +234,9 @@ def _require_agreement(inputs: Inputs) -> None:
 def hourly_shares(profile: str | Sequence[float], label: str = "profile") -> tuple[float, ...]:
     """Return 24 rates, or a named shape, as shares of the busiest hour."""
     if isinstance(profile, str):
-        if profile in SHAPES:
-            return SHAPES[profile]
-        raise PlanMisused(f"{label} {profile!r} is none of {', '.join(SHAPES)}; it may also be 24 numbers")
+        if profile in DAY_SHAPES:
+            return DAY_SHAPES[profile]
+        raise PlanMisused(f"{label} {profile!r} is none of {', '.join(DAY_SHAPES)}; it may also be 24 numbers")
     if len(profile) != HOURS or min(profile) < 0 or max(profile) <= 0:
         raise PlanMisused(f"{label} takes 24 numbers from 0, not all 0")
     return tuple(rate / max(profile) for rate in profile)

@@ -28,7 +28,9 @@ def _cost(plan: CapacityPlan) -> Plot:
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
     cosmos = tuple(planned.number("cheapest_cost") for planned in plans)
-    redis = tuple(planned.number("redis_cost") if planned.figures["redis_cost"].unit else None for planned in plans)
+    redis = tuple(
+        planned.number("redis_cost") if planned.figures["redis_cost"].is_number else None for planned in plans
+    )
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     break_even = break_even_rps(plan)
     if break_even is not None and rates[0] < break_even < rates[-1]:

@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 from hotplate.bench.planner.formulas import FigureTable, PlanFigure
-from hotplate.bench.planner.inputs import KNOWN, Inputs, SourcedInputs, hourly_shares
+from hotplate.bench.planner.inputs import INPUT_FIELDS, Inputs, SourcedInputs, hourly_shares
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.serving_options import Option, add_costs, possible_costs
 from hotplate.bench.planner.sizing import add_requirements
@@ -54,15 +54,15 @@ class CapacityPlan:
 def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> CapacityPlan:
     """Calculate a plan."""
     table = FigureTable()
-    _enter_inputs(table, sourced, prices)
+    _add_inputs(table, sourced, prices)
     add_requirements(table, sourced.inputs, charges)
     options = add_costs(table, sourced.inputs, prices)
     return CapacityPlan(sourced, prices, charges, table, options)
 
 
-def _enter_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
-    """Enter each input and price in *table* with its unit and source; an input of None is derived from others later."""
-    for name, known in KNOWN.items():
+def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
+    """Add each input and price to *table* with its unit and source; inputs of None are calculated from others later."""
+    for name, known in INPUT_FIELDS.items():
         value = getattr(sourced.inputs, name)
         if value is not None:
             shown = _format_profile(value) if name == "profile" else value
@@ -90,23 +90,29 @@ def usable_gb(plan: CapacityPlan) -> float:
 def break_even_rps(plan: CapacityPlan) -> float | None:
     """Return the rate of the busiest hour from which on Redis costs less than the cheapest capacity of Cosmos DB.
 
-    0 if it always does, None if it never does.
+    0 if it always does, None if it never does; exact to 1 %.
     """
     rates = [10 ** (step / 2) for step in range(*BREAK_EVEN_STEPS)]
-    cheaper = [rate for rate in rates if _redis_is_cheaper(plan, rate)]
-    if not cheaper:
+    cheaper_rates = [rate for rate in rates if _redis_is_cheaper(plan, rate)]
+    if not cheaper_rates:
         return None
-    if cheaper[0] == rates[0]:
+    if cheaper_rates[0] == rates[0]:
         return 0.0
-    low = rates[rates.index(cheaper[0]) - 1]
-    high = cheaper[0]
+
+    # Bisect between the last rate at which Redis is not cheaper, and the first at which it is.
+    low = rates[rates.index(cheaper_rates[0]) - 1]
+    high = cheaper_rates[0]
     while high / low > BREAK_EVEN_PRECISION:
         middle = sqrt(low * high)
-        low, high = (low, middle) if _redis_is_cheaper(plan, middle) else (middle, high)
+        if _redis_is_cheaper(plan, middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 
 def _redis_is_cheaper(plan: CapacityPlan, rate: float) -> bool:
     """Return whether Redis is possible at *rate*, and costs less than Cosmos DB."""
     figures = plan.with_inputs(peak_rps=rate).figures
-    return bool(figures["redis_cost"].unit) and figures["redis_cost"].number < figures["cheapest_cost"].number
+    redis = figures["redis_cost"]
+    return redis.is_number and redis.number < figures["cheapest_cost"].number

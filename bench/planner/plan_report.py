@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hotplate.bench.planner.formulas import explain
-from hotplate.bench.planner.inputs import CAPACITIES, KNOWN, InputSource, PlanMisused, read_toml
+from hotplate.bench.planner.inputs import CAPACITIES, INPUT_FIELDS, InputSource, PlanMisused, read_toml
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, break_even_rps
 from hotplate.bench.planner.sizing import CONTROL_RU, new_partition_ru
-from hotplate.report import Column, Report, Row, TextTable, format_value, rounded
+from hotplate.report import Column, Plot, Report, Row, TextTable, format_value, rounded
 from hotplate.stores.cosmos.url import MAX_RU
 
 # Outside of all figures.
@@ -74,10 +74,16 @@ OUTLINE = {
         "Redis, pods and training": "redis_total",
     },
 }  # fmt: skip
-# The options' headings; Cosmos DB in words; the lines of the table with the figures that all options share.
-OPTIONS = {"manual": "manual", "autoscale": "autoscale", "serverless": "serverless", "redis": "Redis", "files": "files"}
+# Headings of the options; Cosmos DB's modes in words; the costs of the main table, with the figures that options share.
+OPTION_HEADINGS = {
+    "manual": "manual",
+    "autoscale": "autoscale",
+    "serverless": "serverless",
+    "redis": "Redis",
+    "files": "files",
+}
 COSMOS_MODES = {"manual": "with fixed RU/s", "autoscale": "with autoscale", "serverless": "as serverless"}
-SHARED = {
+COSTS = {
     "store": "", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
     "training": "training_cost",
 }  # fmt: skip
@@ -87,7 +93,7 @@ BASELINE_FIGURES = (
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
 )  # fmt: skip
 BOUND_PERCENT = 10.0
-CHECK = "check"  # table of a saved plan: figures and their bound
+CHECK_TABLE = "check"  # table of a saved plan: figures and their bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,96 +108,120 @@ class Baseline:
 def report(
     plan: CapacityPlan, prices_file: str, baseline: Baseline | None = None, sweep: Report | None = None
 ) -> Report:
-    """Report a plan or, with *baseline*, the comparison, without rows.
+    """Return the report of a plan, or with *baseline*, an earlier plan, of the figures that have grown since.
+
+    Without users, the report is of the load that `have_ru`, the RU/s of today, carries.
 
     prices_file  the name of the file that the plan's prices come from
     sweep        a report of `bench ru` to plot
     """
-    short = [*shortage(plan)]
-    carries_only = plan.sourced.carries_only
-    grown = [*growth(plan, baseline)] if baseline else []
-    if baseline:
-        inside = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-        answer = f"{inside} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    shortages = tuple(shortage(plan))
+    reported = _common_report(plan, sweep)
+    if baseline is not None:
+        grown = tuple(growth(plan, baseline))
+        counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+        answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+        problems = (*shortages, *grown)
+    elif plan.sourced.carries_only:
+        answer = _carried_load(plan)
+        problems = shortages
+        reported = replace(reported, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
     else:
-        answer = _carries(plan) if carries_only else _answer(plan)
-    is_listed = carries_only or baseline is not None
+        answer = _recommendation(plan)
+        problems = shortages
+        reported = replace(
+            reported,
+            rows=(*_cost_rows(plan), *_figure_rows(plan)),
+            columns=_cost_columns(plan),
+            verdicts=dict(_reasons(plan)),
+            method=tuple(_assumptions(plan, prices_file)),
+        )
+    return replace(reported, sentence=". ".join((*shortages[:1], answer)), broken=problems)
+
+
+def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
+    """Return what each report of a plan has: warnings, plots, formulas and inputs, without sentence and rows."""
+    notes = tuple[str, ...]()
+    plots = tuple[Plot, ...]()
+    if not plan.sourced.carries_only:
+        notes = tuple(f"look out: {warning}" for warning in warnings(plan))
+        plots = pictures(plan, sweep)
     return Report(
         kind="plan",
-        sentence=". ".join((*short[:1], answer)),
-        rows=() if baseline else (*_summary(plan), *_rows(plan)),
-        columns=() if is_listed else _columns(plan),
+        sentence="",
         listed=True,
-        verdicts={} if is_listed else dict(_reasons(plan)),
-        notes=() if carries_only else tuple(f"look out: {warning}" for warning in warnings(plan)),
-        method=() if baseline else tuple(_origins(plan, prices_file)),
-        broken=(*short, *grown),
-        plots=() if carries_only else pictures(plan, sweep),
+        notes=notes,
+        plots=plots,
         tables=(_formulas(plan),),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={
             "currency": plan.prices.currency,
-            "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in KNOWN],
-            "figures": [figure.to_json() for name, figure in plan.figures.items() if name not in KNOWN],
+            "inputs": [figure.to_json() for name, figure in plan.figures.items() if name in INPUT_FIELDS],
+            "figures": [figure.to_json() for name, figure in plan.figures.items() if name not in INPUT_FIELDS],
         },
     )
 
 
 def in_full(planned: Report) -> Report:
     """Return the report with all figures and assumptions instead of the summary."""
-    rows = tuple(replace(row, main=True) for row in planned.rows if row.figure not in OPTIONS)
+    rows = tuple(replace(row, main=True) for row in planned.rows if row.figure not in OPTION_HEADINGS)
     return replace(planned, rows=rows, columns=(), verdicts={}, notes=(*planned.notes, *planned.method), method=())
 
 
-def _columns(plan: CapacityPlan) -> tuple[Column, ...]:
+def _cost_columns(plan: CapacityPlan) -> tuple[Column, ...]:
     above = dict.fromkeys(CAPACITIES, "Cosmos DB\n")
     return tuple(
-        Column(option.name, above.get(option.name, "") + OPTIONS[option.name], digits=3) for option in plan.options
+        Column(option.name, above.get(option.name, "") + OPTION_HEADINGS[option.name], digits=3)
+        for option in plan.options
     )
 
 
-def _summary(plan: CapacityPlan) -> Iterator[Row]:
-    """Yield the main table: the monthly costs of store, pods, training and fees, and their sum, with each option.
+def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
+    """Yield the main table: monthly costs of store, pods, training and fees, and their sum, for each option.
 
-    An option is a way to serve the load, as "manual" or "redis"; an impossible one has no value, and a note that says
-    why. Fees of 0 are left out. Empty if the plan has no users.
+    An option is a way to serve the load, as "manual" or "redis". A row has the kind of cost, and the option as figure;
+    if the option is not possible, the row has no value, and a note that says why. Fees of 0 are left out.
     """
-    if plan.sourced.carries_only:
-        return
     currency = plan.prices.currency
-    for subject, name in SHARED.items():
+    for cost, name in COSTS.items():
+        if name in FEES and not plan.number(name):
+            continue
         for option in plan.options:
             value = plan.number(name) if name else option.store
             if name == "gateway_month" and option.name not in CAPACITIES:
                 value = 0.0
-            if name in FEES and not plan.number(name):
-                continue
-            yield Row(subject, option.name, currency, value if option.possible else None, note=option.obstacle)
+            yield Row(cost, option.name, currency, value if option.possible else None, note=option.obstacle)
+
     for option in plan.options:
-        subject = f"in all, {currency}/month"
-        yield Row(subject, option.name, currency, option.total if option.possible else None, note=option.obstacle)
+        total = option.total if option.possible else None
+        yield Row(f"in all, {currency}/month", option.name, currency, total, note=option.obstacle)
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
-    """Yield why the figures are as they are, each with the name for --why."""
-    shown = plan.figures
+    """Yield why the main figures are as they are: a label, as "reads", and a sentence with the figure for --why."""
+    number = plan.number
     if plan.inputs.have_ru is not None:
-        yield "today", _provisioned(plan)
-    have = f"{plan.number('serve_ru'):,.0f} RU/s"
-    reads = f"{format_value(plan.number('reads_s'))}/s x {shown['mean_read_ru']}"
-    skew = f" x {plan.number('skew'):.2f} for the busiest user" if plan.number("skew") > MATTERING_SKEW else ""
-    yield "reads", f"{have}: {reads}{skew} / {plan.inputs.ru_utilisation:g} in use  (--why serve_ru)"
-    spent = f"{rounded(plan.number('publish_total_ru'))} RU in {_duration(plan.number('publish_hours'))}"
-    yield "publish", f"{plan.number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
-    yield "429s", _throttling(plan)
-    lists = f"{plan.number('rows'):,.0f} lists of {plan.number('stored_bytes'):,.0f} bytes"
-    yield "memory", f"Redis {rounded(plan.number('redis_gb'))} GB, {_redis_size(plan)}: 3 releases of {lists}"
-    yield "pods", f"{plan.number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
+        yield "today", _usage_today(plan)
+
+    reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
+    skew = f" x {number('skew'):.2f} for the busiest user" if number("skew") > MATTERING_SKEW else ""
+    in_use = f"{plan.inputs.ru_utilisation:g} in use"
+    yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads}{skew} / {in_use}  (--why serve_ru)"
+    spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
+    yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
+    yield "429s", _first_refused_rate(plan)
+
+    lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
+    yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: 3 releases of {lists}"
+    yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
     yield "Redis", _break_even(plan)
-    if impossible := [f"{OPTIONS[option.name]}: {option.obstacle}" for option in plan.options if not option.possible]:
-        yield "no", "; ".join(text.replace("not possible: ", "") for text in impossible)
-    assumed = sum(figure.source.startswith("assumed") for figure in shown.values())
+
+    obstacles = [f"{OPTION_HEADINGS[option.name]}: {option.obstacle}" for option in plan.options if option.obstacle]
+    if obstacles:
+        yield "no", "; ".join(obstacle.replace("not possible: ", "") for obstacle in obstacles)
+
+    assumed = sum(figure.source.startswith("assumed") for figure in plan.figures.values())
     dates = sorted(price.date for price in plan.prices.by_name().values())
     yield "assumed", f"{assumed} inputs; prices of {dates[0]} to {dates[-1]}  (--all)"
     yield "besides", f"not priced: {', '.join(_unpriced_fees(plan))}, traffic  (--all)"
@@ -201,22 +231,22 @@ def _unpriced_fees(plan: CapacityPlan) -> list[str]:
     return [words for name, words in FEES.items() if name not in plan.sourced.sources]
 
 
-def _duration(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
 
 
-def _provisioned(plan: CapacityPlan) -> str:
+def _usage_today(plan: CapacityPlan) -> str:
     """Say what is provisioned today, what it costs, and how much of it is used."""
-    today = f"{plan.number('have_ru'):,.0f} RU/s for {_total(plan, 'today_cost')} {plan.prices.currency} a month"
+    today = f"{plan.number('have_ru'):,.0f} RU/s for {_rounded(plan, 'today_cost')} {plan.prices.currency} a month"
     used = f"{plan.number('today_use'):.1%} used by reads in the busiest hour"
     if plan.number("today_use") > 1:
         used = f"of {plan.number('reads_plain_ru'):,.0f} that reads need in the busiest hour"
     if over := plan.number("over_ru"):
-        used += f"; {over:,.0f} more than needed, {_total(plan, 'over_cost')} a month"
+        used += f"; {over:,.0f} more than needed, {_rounded(plan, 'over_cost')} a month"
     return f"{today}, {used}"
 
 
-def _throttling(plan: CapacityPlan) -> str:
+def _first_refused_rate(plan: CapacityPlan) -> str:
     """Say from which rate on reads get 429s."""
     first = format_value(plan.number("serve_ru") / plan.number("mean_read_ru") / plan.number("skew"))
     if plan.inputs.zipf is None and plan.inputs.hot_share is None:
@@ -225,7 +255,7 @@ def _throttling(plan: CapacityPlan) -> str:
     return f"from {first} reads/s on; the busiest user takes {hottest:.1%} of a partition"
 
 
-def _redis_size(plan: CapacityPlan) -> str:
+def _redis_nodes(plan: CapacityPlan) -> str:
     size = plan.figures.get("redis_size")
     return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
 
@@ -256,32 +286,34 @@ def shortage(plan: CapacityPlan) -> Iterator[str]:
         yield f"{have:,.0f} RU/s are split over {partitions:,.0f} partitions: {lost} reads get 429"
 
 
-def _answer(plan: CapacityPlan) -> str:
-    """Say how many RU/s to provision, and what the options cost."""
+def _recommendation(plan: CapacityPlan) -> str:
+    """Return the sentence that says how many RU/s and pods to provision, and which store costs less."""
     capacity = plan.inputs.capacity
-    ways = {
+    throughput_by_mode = {
         "manual": f"{plan.number('serve_ru'):,.0f} RU/s",
         "autoscale": f"autoscale up to {plan.number('autoscale_top_ru'):,.0f} RU/s",
         "serverless": "serverless",
     }
-    ru = ways["autoscale" if capacity == "autoscale" else "manual"]
+    throughput = throughput_by_mode["autoscale" if capacity == "autoscale" else "manual"]
     if plan.cheapest != capacity:
-        ru += f" or {ways[plan.cheapest]}"
-    where = f" in each of {plan.inputs.regions} regions" if plan.inputs.regions > 1 else ""
+        throughput += f" or {throughput_by_mode[plan.cheapest]}"
+    if plan.inputs.regions > 1:
+        throughput += f" in each of {plan.inputs.regions} regions"
     if plan.inputs.have_ru is not None and plan.number("over_ru"):
-        where += f" (today {plan.inputs.have_ru:,})"
-    pods = _pods(plan.number("pods"))
+        throughput += f" (today {plan.inputs.have_ru:,})"
+
     publish_ru = plan.number("publish_ru_s")
-    publishing = f", {publish_ru:,.0f} RU/s while publishing" if publish_ru > plan.number("serve_ru") else ""
-    return f"Provision {ru}{where}{publishing}, and {pods}. {_cheaper(plan)}."
+    if publish_ru > plan.number("serve_ru"):
+        throughput += f", {publish_ru:,.0f} RU/s while publishing"
+    return f"Provision {throughput}, and {_pods(plan.number('pods'))}. {_compare_costs(plan)}."
 
 
 def _pods(count: float) -> str:
     return f"{count:,.0f} pod{'' if count == 1 else 's'}"
 
 
-def _carries(plan: CapacityPlan) -> str:
-    """Say what `have_ru` carries, without users and rate."""
+def _carried_load(plan: CapacityPlan) -> str:
+    """Return the sentence that says which load `have_ru`, the RU/s of today, carries."""
     reads = format_value(plan.number("carried_reads"))
     mean = format_value(plan.number("carried_mean"))
     lists = format_value(plan.number("carried_lists"))
@@ -289,25 +321,25 @@ def _carries(plan: CapacityPlan) -> str:
     where = f" in each of {regions} regions" if regions > 1 else ""
     return (
         f"{plan.number('carried_ru'):,.0f} RU/s{where} carry {reads} reads/s{' in all' if where else ''}, "
-        f"{mean} with room for peaks, or {lists} lists published/s, for {_total(plan, 'carried_cost')} "
+        f"{mean} with room for peaks, or {lists} lists published/s, for {_rounded(plan, 'carried_cost')} "
         f"{plan.prices.currency} a month"
     )
 
 
-def _cheaper(plan: CapacityPlan) -> str:
+def _compare_costs(plan: CapacityPlan) -> str:
     """Compare the cheapest capacity of Cosmos DB with Redis, by what prices are known to."""
     currency = plan.prices.currency
     cosmos = f"Cosmos DB {COSMOS_MODES[plan.cheapest]}"
-    cosmos_total = f"{_total(plan, f'{plan.cheapest}_total')} {currency}"
+    cosmos_total = f"{_rounded(plan, f'{plan.cheapest}_total')} {currency}"
     month = "a month with its pods"
     files = ""
-    if plan.figures["files_total"].unit:
-        files = f"; files in the pods cost {_total(plan, 'files_total')} {currency}"
-    if not plan.figures["redis_cost"].unit:
+    if plan.figures["files_total"].is_number:
+        files = f"; files in the pods cost {_rounded(plan, 'files_total')} {currency}"
+    if not plan.figures["redis_cost"].is_number:
         return f"{cosmos} costs {cosmos_total} {month}; Redis is {plan.figures['redis_cost'].value}"
-    redis_total = f"{_total(plan, 'redis_total')} {currency}"
-    cosmos_low, cosmos_high = _between(plan, f"{plan.cheapest}_cost")
-    redis_low, redis_high = _between(plan, "redis_cost")
+    redis_total = f"{_rounded(plan, 'redis_total')} {currency}"
+    cosmos_low, cosmos_high = _cost_bounds(plan, f"{plan.cheapest}_cost")
+    redis_low, redis_high = _cost_bounds(plan, "redis_cost")
     if redis_high < cosmos_low:
         return f"Redis costs less ({redis_total} {month}) than {cosmos} ({cosmos_total}){files}"
     if cosmos_high < redis_low:
@@ -315,51 +347,50 @@ def _cheaper(plan: CapacityPlan) -> str:
     return f"{cosmos} ({cosmos_total} {month}) and Redis ({redis_total}) cost about the same{files}"
 
 
-def _total(plan: CapacityPlan, name: str) -> str:
+def _rounded(plan: CapacityPlan, name: str) -> str:
     return rounded(plan.number(name), 3)
 
 
-def _between(plan: CapacityPlan, name: str) -> tuple[float, float]:
+def _cost_bounds(plan: CapacityPlan, name: str) -> tuple[float, float]:
     """Return a cost by the lower and by the upper bounds of all prices."""
     return plan.with_prices(-1).number(name), plan.with_prices(1).number(name)
 
 
-def _rows(plan: CapacityPlan) -> Iterator[Row]:
+def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
     """Yield a row for each figure of a plan, by groups such as "Today".
 
-    A row has the group, the figure in words, unit and value; its note is the figure's name, for `--why`. Costs have the
-    bounds that follow from those of the prices. Fees and figures of today are left out if they are 0. Without users,
+    A row has the group, the figure in words, unit and value; its note is the figure's name, for `--why`. Costs have an
+    interval from the error bounds of the prices. Fees and figures of today are left out if they are 0. Without users,
     only what `have_ru`, the RU/s of today, carries is shown.
     """
-    figures = plan.figures
-    month = f"{plan.prices.currency}/month"
+    cost_unit = f"{plan.prices.currency}/month"
     at_low_prices = plan.with_prices(-1)
     at_high_prices = plan.with_prices(1)
 
     carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
-    outline: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
+    names_by_group: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
     if plan.sourced.carries_only:
-        outline = {**carried, "Cosmos DB: request units": UNITS}
+        names_by_group = {**carried, "Cosmos DB: request units": UNITS}
 
-    main = plan.sourced.carries_only  # else the summary is the main table
-    for group, names in outline.items():
+    is_main_table = plan.sourced.carries_only  # otherwise that of the costs is
+    for group, names in names_by_group.items():
         for words, name in names.items():
-            figure = figures.get(name)
+            figure = plan.figures.get(name)
             if figure is None or (not figure.value and (name in FEES or names is TODAY)):
                 continue
-            if isinstance(figure.value, str):
-                yield Row(group, words, note=f"{figure.value}, {name}", main=main)
+            if not figure.is_number:
+                yield Row(group, words, note=f"{figure.value}, {name}", main=is_main_table)
                 continue
-            row = Row(group, words, figure.unit, figure.value, note=name, main=main)
-            if figure.unit == month or name in FEES:
+            row = Row(group, words, figure.unit, figure.number, note=name, main=is_main_table)
+            if figure.unit == cost_unit or name in FEES:
                 low = at_low_prices.number(name)
                 high = at_high_prices.number(name)
                 row = replace(row, unit=plan.prices.currency, low=low, high=high)
             yield row
 
 
-def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
-    """Yield which prices, and which assumptions, the plan is made of, and what is not priced."""
+def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
+    """Yield three sentences: the source and age of the prices, what is not priced, and which inputs are assumed."""
     prices = plan.prices.by_name()
     today = datetime.now(UTC).date()
     oldest = min(prices.values(), key=lambda price: price.date)
@@ -368,13 +399,14 @@ def _origins(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     age = f"the oldest of {oldest.date}, {oldest.age(today)}"
     yield f"prices in {plan.prices.currency} from {prices_file}, {age}{unchecked}"
     yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
-    used: Container[str] = plan.figures
+
+    used_names: Container[str] = plan.figures
     if plan.sourced.carries_only:
-        used = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
+        used_names = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
     assumed = [
         f"{name} {figure}"
         for name, figure in plan.figures.items()
-        if name in used and figure.source.startswith("assumed")
+        if name in used_names and figure.source.startswith("assumed")
     ]
     yield f"assumed: {', '.join(assumed)}"
 
@@ -388,7 +420,10 @@ def _formulas(plan: CapacityPlan) -> TextTable:
 
 
 def warnings(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what a reader of the plan should know besides: hot users, limits, slow publishes, missing prices."""
+    """Yield a sentence for each risk of a plan: hot users, Azure's limits, slow publishes, missing prices.
+
+    The skew is what the fullest partition needs, as a multiple of an even share.
+    """
     inputs = plan.inputs
     hot = plan.number("hot_key_ru")
     skew = plan.number("skew")
@@ -399,8 +434,10 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
         )
     if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
         yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
-    if (polls := plan.number("polls_ru")) > CONTROL_RU:
+    polls = plan.number("polls_ru")
+    if polls > CONTROL_RU:
         yield f"the pods poll the catalogue with {polls:,.0f} RU/s, and its container has {CONTROL_RU}: give it more"
+
     hours = plan.number("publish_hours")
     if hours > inputs.window_hours + 1e-9:
         yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
@@ -426,24 +463,25 @@ def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a saved plan: inputs, and under [check] figures and the growth that they may have.
+    """Read a saved plan, a TOML file of inputs with a table [check]: figures, and by how many percent they may grow.
 
-    Raises PlanMisused for other keys or values.
+    Raises PlanMisused for unknown keys in [check], and for figures that are not numbers from 0. Inputs are not checked.
     """
-    facts = read_toml(path)
-    check = facts.pop(CHECK, {})
+    saved_inputs = read_toml(path)
+    check = saved_inputs.pop(CHECK_TABLE, {})
     if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
-        raise PlanMisused(f"[{CHECK}] in {path} takes bound_percent and agreed, and nothing else")
+        raise PlanMisused(f"[{CHECK_TABLE}] in {path} takes bound_percent and agreed, and nothing else")
     figures = check.get("agreed", {})
     bound = check.get("bound_percent", BOUND_PERCENT)
     if not isinstance(figures, dict):
-        raise PlanMisused(f"[{CHECK}.agreed] in {path} must be a table of figures")
+        raise PlanMisused(f"[{CHECK_TABLE}.agreed] in {path} must be a table of figures")
     if unknown := ", ".join(figures.keys() - {*BASELINE_FIGURES}):
         raise PlanMisused(f"{unknown} in {path} is not one of {', '.join(BASELINE_FIGURES)}")
     for name, value in {**figures, "bound_percent": bound}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not value >= 0:  # nor NaN
             raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number, 0 or more")
-    return Baseline(InputSource(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
+    return Baseline(InputSource(path.name, saved_inputs, f"{{name!r}} in {path}"), figures, bound)
 
 
 def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
@@ -454,23 +492,26 @@ def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
         )
     for name, before in baseline.figures.items():
         now = plan.figures.get(name)
-        if now is None or not isinstance(now.value, int | float):
+        if now is None or not now.is_number:
             yield f"{name} was {before:,.6g} and is {now or 'not possible'}"
-        elif now.value > before * (1 + baseline.bound_percent / 100) + 1e-9:
-            by = f" (+{now.value / before - 1:.0%})" if before else ""
+        elif now.number > before * (1 + baseline.bound_percent / 100) + 1e-9:
+            by = f" (+{now.number / before - 1:.0%})" if before else ""
             yield f"{name} grew from {replace(now, value=before)} to {now}{by}"
 
 
 def to_toml(plan: CapacityPlan, bound_percent: float = BOUND_PERCENT) -> str:
-    """Format a plan for `--check`: its inputs with their sources, and the figures to check."""
+    """Return a plan as TOML for `--check`: inputs, with their sources as comments, and the figures to check.
+
+    *bound_percent* is the growth of a figure that a check allows.
+    """
     lines = list[str]()
     for name, source in plan.sourced.sources.items():
-        value = json.dumps(getattr(plan.inputs, name))  # also TOML
+        value = json.dumps(getattr(plan.inputs, name))  # is TOML, too
         comment = "".join(character if character.isprintable() else " " for character in source)
         lines.append(f"{name} = {value}  # {comment}")
-    lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
+    lines += ["", f"[{CHECK_TABLE}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK_TABLE}.agreed]"]
     for name in BASELINE_FIGURES:
         figure = plan.figures[name]
-        if isinstance(figure.value, int | float):
-            lines.append(f"{name} = {figure.value:.6g}  # {figure.unit}")
+        if figure.is_number:
+            lines.append(f"{name} = {figure.number:.6g}  # {figure.unit}")
     return "\n".join(lines) + "\n"

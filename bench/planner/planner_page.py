@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 from aiohttp import web
 
 from hotplate.bench.errors import BenchMisused
-from hotplate.bench.planner.inputs import KNOWN, NOBODY, SHAPES, InputSource, merge
+from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, merge
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import report, to_toml
@@ -66,9 +66,9 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerPage:
-    """What the command was given, on which the page's inputs are laid.
+    """Plans for the inputs in the page's query, which replace inputs that the command was given.
 
-    layers   inputs from files, a report or a release
+    layers   inputs that the command was given, from files, a report or a release; later ones win
     options  the options that named *layers* and prices, to print the equivalent command
     sweep    a report of `hotplate bench ru` to plot
     """
@@ -81,28 +81,37 @@ class PlannerPage:
     sweep: Report | None = None
 
     def fields(self, query: str) -> list[dict[str, Any]]:
-        """Return the form's fields with the values that *query* gives."""
-        inputs = self._plan(self._values(query)).inputs
+        """Return the fields of the page's form, as JSON, with the values that the inputs in *query* give them.
+
+        A field has the name of an input, a label and a hint, the choices of its value, and whether others are allowed.
+        Raises BenchMisused for an invalid input.
+        """
+        inputs = self._calculate(self._inputs_in(query)).inputs
         fields = []
         for name, label in LABELS.items():
-            choices = KNOWN[name].metadata["choices"]
+            choices = INPUT_FIELDS[name].metadata["choices"]
             value = getattr(inputs, name)
+            if isinstance(value, tuple):  # a profile of 24 rates
+                value = ", ".join(f"{rate:g}" for rate in value)
             fields.append(
                 {
                     "name": name,
                     "label": label,
                     "hint": HINTS.get(name, ""),
-                    "choices": list(SHAPES if name == "profile" else choices),
+                    "choices": list(DAY_SHAPES if name == "profile" else choices),
                     "free": name == "profile",
-                    "value": ", ".join(f"{rate:g}" for rate in value) if isinstance(value, tuple) else value,
+                    "value": value,
                 }
             )
         return fields
 
     def answer(self, query: str) -> dict[str, Any]:
-        """Return the plan of *query* as the page shows it. Raises BenchMisused for an invalid input."""
-        values = self._values(query)
-        plan = self._plan(values)
+        """Return what the page shows of a plan, as JSON: the report, partly as HTML, the same as a command and as TOML.
+
+        *query* has the inputs, as "users=1M&peak_rps=500". Raises BenchMisused for an invalid one.
+        """
+        values = self._inputs_in(query)
+        plan = self._calculate(values)
         planned = report(plan, self.prices_name)
         return {
             "answer": planned.sentence,
@@ -117,39 +126,48 @@ class PlannerPage:
 
     def pictures(self, query: str) -> list[dict[str, str]]:
         """Return the plan's plots as SVG elements."""
-        plots = pictures(self._plan(self._values(query)), self.sweep)
+        plots = pictures(self._calculate(self._inputs_in(query)), self.sweep)
         return [{"title": plot.title, "svg": draw(plot), "caption": plot.caption} for plot in plots]
 
     def command(self, values: Mapping[str, str]) -> str:
         """Return the command that prints the plan of inputs by name."""
         words = ["hotplate", "plan", *self.options]
         for name, value in values.items():
-            if KNOWN[name].metadata["panel"]:
+            if INPUT_FIELDS[name].metadata["panel"]:
                 words += [f"--{name.replace('_', '-')}", value]
             else:
                 words += ["--set", f"{name}={value}"]
         return shlex.join(words)
 
-    def _values(self, query: str) -> dict[str, str]:
-        """Return the inputs in *query* by name, with a load of EXAMPLE if nothing names one. Raises BenchMisused."""
+    def _inputs_in(self, query: str) -> dict[str, str]:
+        """Return the inputs in *query*, as "users=1M&peak_rps=500", by name.
+
+        If neither the query nor the command names a load, that of EXAMPLE is added. Raises BenchMisused for a query
+        that is too long, or has an unknown name.
+        """
         if len(query) > MAX_QUERY:
             raise BenchMisused(f"the query has {len(query):,} characters; at most {MAX_QUERY:,} are read")
         values = dict(parse_qsl(query.removeprefix("?")))
-        if unknown := sorted(values.keys() - KNOWN.keys()):
+        unknown = sorted(values.keys() - INPUT_FIELDS.keys())
+        if unknown:
             raise BenchMisused(f"{unknown[0]!r} in the query is not an input of a plan")
-        named = set(values).union(*(layer.values for layer in self.layers))
-        if named.isdisjoint(NOBODY):
+
+        names = set(values).union(*(layer.values for layer in self.layers))
+        if names.isdisjoint(PLACEHOLDER_LOAD):
             values = EXAMPLE | values
         return values
 
-    def _plan(self, values: Mapping[str, str]) -> CapacityPlan:
+    def _calculate(self, values: Mapping[str, str]) -> CapacityPlan:
         query = InputSource("page", values, "{name}")
         return calculate(merge([*self.layers, query]), self.prices, self.charges)
 
 
 def application(page: PlannerPage, token: str) -> web.Application:
-    """Return the page's routes, all below */TOKEN/*: its files, and JSON of fields, plan and plots."""
-    drawing = asyncio.Lock()
+    """Return a web application with the page's files, and with JSON of its form's fields, the plan, and plots.
+
+    All paths begin with the secret *token*, so that no other page or user of the machine can request them.
+    """
+    drawing = asyncio.Lock()  # matplotlib's settings are global
 
     async def file(request: web.Request) -> web.Response:
         name = request.match_info.get("file") or "index.html"
@@ -159,25 +177,26 @@ def application(page: PlannerPage, token: str) -> web.Application:
         return web.Response(text=resource.read_text(), content_type=MEDIA[Path(name).suffix], charset="utf-8")
 
     async def fields(request: web.Request) -> web.Response:
-        return _json(page.fields, request)
+        return _json_of(page.fields, request)
 
     async def plan(request: web.Request) -> web.Response:
-        return _json(page.answer, request)
+        return _json_of(page.answer, request)
 
     async def plots(request: web.Request) -> web.Response:
-        async with drawing:  # matplotlib's settings are global
-            return await asyncio.to_thread(_json, page.pictures, request)
+        async with drawing:
+            return await asyncio.to_thread(_json_of, page.pictures, request)
 
-    served = web.Application(middlewares=[_guard])
-    served.router.add_get(f"/{token}/", file)
-    served.router.add_get(f"/{token}/fields", fields)
-    served.router.add_get(f"/{token}/plan", plan)
-    served.router.add_get(f"/{token}/plots", plots)
-    served.router.add_get(f"/{token}/page/{{file}}", file)
-    return served
+    page_routes = web.Application(middlewares=[_protect])
+    page_routes.router.add_get(f"/{token}/", file)
+    page_routes.router.add_get(f"/{token}/fields", fields)
+    page_routes.router.add_get(f"/{token}/plan", plan)
+    page_routes.router.add_get(f"/{token}/plots", plots)
+    page_routes.router.add_get(f"/{token}/page/{{file}}", file)
+    return page_routes
 
 
-def _json(compute: Callable[[str], Any], request: web.Request) -> web.Response:
+def _json_of(compute: Callable[[str], Any], request: web.Request) -> web.Response:
+    """Return what *compute* makes of the request's query, or its error with status 422."""
     try:
         return web.json_response(compute(request.query_string))
     except BenchMisused as error:
@@ -185,7 +204,7 @@ def _json(compute: Callable[[str], Any], request: web.Request) -> web.Response:
 
 
 @web.middleware
-async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _protect(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Refuse other host names, which DNS rebinding would send, and forbid resources from elsewhere."""
     host = request.host.rpartition(":")[0] or request.host
     if host not in (HOST, "localhost"):
@@ -199,7 +218,10 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
 
 
 async def serve(page: PlannerPage, query: str, announce: Callable[[str], None]) -> None:
-    """Serve the page until SIGINT or SIGTERM; *announce* gets its address, which contains *query*."""
+    """Serve the page on a free port of loopback until SIGINT or SIGTERM.
+
+    *announce* is called with the page's URL, which contains *query*, the first inputs, and a secret token.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, build_opener
@@ -36,12 +36,21 @@ HEAD = "# Azure's retail prices"
 DEADLINE_S = 60.0  # for all requests
 PAGES = 50
 PAGE_BYTES = 4_000_000
-# Cosmos DB prices: product, meter and unit.
+
+
+class Meter(NamedTuple):
+    """A price of Cosmos DB in Azure's list: by the names of product and meter; *per* is what it is paid for."""
+
+    product: str
+    meter: str
+    per: str
+
+
 METERS = {
-    "ru_hour": ("Azure Cosmos DB", "100 RU/s", "100 RU/s provisioned for an hour, in each region"),
-    "autoscale": ("Azure Cosmos DB autoscale", "100 RU/s", "100 RU/s of autoscale for an hour, in each region"),
-    "serverless_million_ru": ("Azure Cosmos DB serverless", "1M RUs", "1,000,000 RU that were used"),
-    "storage_gb_month": ("Azure Cosmos DB", "Data Stored", "GB of items for a month, in each region"),
+    "ru_hour": Meter("Azure Cosmos DB", "100 RU/s", "100 RU/s provisioned for an hour, in each region"),
+    "autoscale": Meter("Azure Cosmos DB autoscale", "100 RU/s", "100 RU/s of autoscale for an hour, in each region"),
+    "serverless_million_ru": Meter("Azure Cosmos DB serverless", "1M RUs", "1,000,000 RU that were used"),
+    "storage_gb_month": Meter("Azure Cosmos DB", "Data Stored", "GB of items for a month, in each region"),
 }
 MUST_HAVE = ("ru_hour", "storage_gb_month", "cpu_hour")
 
@@ -142,33 +151,45 @@ def load(path: Path = OURS) -> Prices:
 
 
 def parse(text: str) -> Prices:
-    """Parse a file of prices, sizes of Redis in ascending order. Raises KeyError, TypeError or ValueError."""
+    """Parse a TOML file of prices; sizes of Redis are sorted by memory. Raises KeyError, TypeError or ValueError."""
     tables = tomllib.loads(text)
     currency = tables["currency"]
-    if not isinstance(currency, str) or len(currency) != 3 or not currency.isalpha() or not currency.isupper():
+    if not isinstance(currency, str) or not re.fullmatch("[A-Z]{3}", currency):
         raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")
-    prices: dict[str, Any] = {name: _price(tables[name], name) for name in REQUIRED}
-    prices |= {name: _price(tables[name], name) if name in tables else None for name in OPTIONAL}
-    per_gb = prices["redis_gb_hour"]
-    quoted = tables.get("redis_quoted", {})
-    sizes = [_size(table, per_gb, quoted) for table in tables.get("redis", ())]
+
+    prices: dict[str, Any] = {name: _read_price(tables[name], name) for name in REQUIRED}
+    for name in OPTIONAL:
+        prices[name] = _read_price(tables[name], name) if name in tables else None
+
+    price_per_gb = prices["redis_gb_hour"]
+    defaults = tables.get("redis_quoted", {})
+    sizes = [_read_redis_size(table, price_per_gb, defaults) for table in tables.get("redis", ())]
     return Prices(currency, **prices, redis=tuple(sorted(sizes, key=lambda size: size.gb)))
 
 
-def _price(table: Mapping[str, Any], name: str) -> Price:
-    """Return the price of a table of the file. Raises TypeError or ValueError that names it."""
+def _read_price(table: Mapping[str, Any], name: str) -> Price:
+    """Return the price in a table of the prices file, such as [ru_hour], whose *name* is for messages.
+
+    Keys are the fields of Price; `within`, the relative error bound, has a default by `basis`. Raises TypeError or
+    ValueError for missing or invalid ones.
+    """
     try:
-        per, region, source, basis = (str(table[key]) for key in ("per", "region", "source", "basis"))
-        day = table["date"]
-        amount = float(table["amount"])
+        price = Price(
+            amount=float(table["amount"]),
+            per=str(table["per"]),
+            region=str(table["region"]),
+            date=table["date"],
+            source=str(table["source"]),
+            basis=str(table["basis"]),
+            within=float(table.get("within", WITHIN.get(str(table["basis"]), 0.0))),
+        )
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
-    if basis not in BASES:
-        raise ValueError(f"basis of {name} is {basis!r}, and must be {', '.join(BASES)}")
-    if not isinstance(day, dt.date) or isinstance(day, dt.datetime):
-        raise TypeError(f"date of {name} is {day!r}, and must be a TOML date, as 2026-11-20 without quotes")
-    within = float(table.get("within", WITHIN[basis]))
-    price = Price(amount=amount, per=per, region=region, date=day, source=source, basis=basis, within=within)
+
+    if price.basis not in BASES:
+        raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
+    if not isinstance(price.date, dt.date) or isinstance(price.date, dt.datetime):
+        raise TypeError(f"date of {name} is {price.date!r}, and must be a TOML date, as 2026-11-20 without quotes")
     if not 0 <= price.amount < float("inf"):
         raise ValueError(f"amount of {name} is {price.amount:g}, and must be 0 or more")
     if not 0 <= price.within < 1:
@@ -178,11 +199,11 @@ def _price(table: Mapping[str, Any], name: str) -> Price:
     return price
 
 
-def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, Any]) -> RedisSize:
-    """Return a size of Redis, an instance with GB, vCPUs, shards and a price, from its table of a prices file.
+def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defaults: Mapping[str, Any]) -> RedisSize:
+    """Return a size of Azure Managed Redis from its table in the prices file.
 
-    per_gb  the price of a GB and hour, for a size without a price; None if the file has none
-    quoted  source, date and basis of all sizes, as far as their tables have none
+    price_per_gb  of a GB for an hour, for a table without `amount`; None if the file has none
+    defaults      keys of a price, such as source and date, that the table need not have
 
     Raises KeyError, TypeError or ValueError for an invalid table.
     """
@@ -190,32 +211,34 @@ def _size(table: Mapping[str, Any], per_gb: Price | None, quoted: Mapping[str, A
     gb = float(table["gb"])
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
+
     per = f"node of {name} for an hour"
     if "amount" in table:
-        hour = _price({"per": per, **quoted, **table}, name)
-    elif per_gb is None:
+        node_hour = _read_price({"per": per, **defaults, **table}, name)
+    elif price_per_gb is None:
         raise ValueError(f"redis {name} has no amount, and there is no redis_gb_hour")
     else:
-        hour = replace(per_gb, amount=gb * per_gb.amount, per=f"{per}: {gb:g} GB at {per_gb.amount:g}")
+        per = f"{per}: {gb:g} GB at {price_per_gb.amount:g}"
+        node_hour = replace(price_per_gb, amount=gb * price_per_gb.amount, per=per)
     return RedisSize(
         name=name,
         gb=gb,
         vcpus=int(table["vcpus"]),
         shards=int(table["shards"]),
         gets_per_s=float(table["gets_s"]),
-        hour=hour,
+        hour=node_hour,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """An entry of Azure's price list."""
+class ListedPrice:
+    """An entry of Azure's price list; it applies from *least_units* on, 0 but for discounts."""
 
     product: str
     meter: str
     sku: str
     price: float
-    tier: float
+    least_units: float
 
 
 def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list[str]:
@@ -233,65 +256,82 @@ def write_prices(region: str, currency: str, path: Path, today: dt.date) -> list
 
 
 def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[str, list[str]]:
-    """Return the text of a price file, and the names of missing prices.
+    """Return the text of a price file with prices of Azure's list at *url*, and the names of those that it lacks.
 
-    Raises BenchMisused for an invalid region or currency, BenchFailed if the request fails or an essential price is
+    Raises BenchMisused for an invalid region or currency, BenchFailed if a request fails or an essential price is
     missing.
     """
     if not re.fullmatch(r"[a-z0-9]{2,40}", region):
         raise BenchMisused(f"--prices-from-azure: {region!r} is not a region's name, such as westeurope")
     if not re.fullmatch(r"[A-Z]{3}", currency):
         raise BenchMisused(f"--prices-from-azure: {currency!r} is not a currency, such as EUR")
+
     deadline_s = time.monotonic() + DEADLINE_S
-    where = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
-    cosmos, machines, redis = (
-        list(_items(url, f"{service} and {where}", currency, deadline_s)) for service in (COSMOS, MACHINES, REDIS)
-    )
-    prices = {
-        name: _only(item for item in cosmos if (item.product, item.meter) == (product, meter))
-        for name, (product, meter, _) in METERS.items()
-    }
-    prices["cpu_hour"] = _only(item for item in machines if not OTHERS.search(f"{item.product} {item.sku}"))
-    balanced = [item for item in redis if "Balanced" in item.product]
-    sizes = {size["name"]: _only(item for item in balanced if item.sku == size["name"]) for size in _redis_sizes()}
-    missing = [name for name, price in {**prices, **sizes}.items() if price is None]
-    if lacking := [name for name in MUST_HAVE if name in missing]:
-        raise BenchFailed(
-            f"Azure's price list has no {', '.join(lacking)} for {region} in {currency}: is that its name?"
+    in_region = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
+    cosmos = list(_listed_prices(url, f"{COSMOS} and {in_region}", currency, deadline_s))
+    machines = list(_listed_prices(url, f"{MACHINES} and {in_region}", currency, deadline_s))
+    redis = list(_listed_prices(url, f"{REDIS} and {in_region}", currency, deadline_s))
+
+    prices = dict[str, float | None]()
+    for name, meter in METERS.items():
+        prices[name] = _agreed_price(
+            listed for listed in cosmos if (listed.product, listed.meter) == (meter.product, meter.meter)
         )
-    return _to_toml(prices, sizes, f"{region} {currency}", today), missing
+    linux_machines = [listed for listed in machines if not OTHERS.search(f"{listed.product} {listed.sku}")]
+    prices["cpu_hour"] = _agreed_price(linux_machines)
+
+    balanced = [listed for listed in redis if "Balanced" in listed.product]
+    node_prices = {
+        size["name"]: _agreed_price(listed for listed in balanced if listed.sku == size["name"])
+        for size in _our_redis_sizes()
+    }
+
+    missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
+    essential = [name for name in MUST_HAVE if name in missing]
+    if essential:
+        raise BenchFailed(
+            f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"
+        )
+    return _format_prices(prices, node_prices, region=region, currency=currency, today=today), missing
 
 
-def _only(items: Iterable[Item]) -> float | None:
-    """Return the price that all items agree on, without free ones and those of higher tiers; None if they do not."""
-    prices = {item.price for item in items if item.price > 0 and not item.tier}
+def _agreed_price(entries: Iterable[ListedPrice]) -> float | None:
+    """Return the price in which all entries agree, besides free ones and discounts; None if there is no such price."""
+    prices = {entry.price for entry in entries if entry.price > 0 and not entry.least_units}
     return prices.pop() if len(prices) == 1 else None
 
 
-def _items(url: str, condition: str, currency: str, deadline_s: float) -> Iterator[Item]:
-    """Yield the entries that meet a *condition* in OData, of all pages, until a monotonic time in seconds.
+def _listed_prices(url: str, condition: str, currency: str, deadline_s: float) -> Iterator[ListedPrice]:
+    """Yield the entries of Azure's price list at *url* that meet a *condition* in OData, of all its pages.
 
-    Raises BenchFailed for prices in another currency, too many pages, or a page on another host.
+    Reading ends at *deadline_s*, a monotonic time. Raises BenchFailed for prices in another currency, too many pages,
+    or a page on another host.
     """
     query = urlencode({"currencyCode": f"'{currency}'", "$filter": condition})
-    following = f"{url}?{query}"
+    page_url = f"{url}?{query}"
     for _ in range(PAGES):
-        page = _page(following, deadline_s)
+        page = _read_page(page_url, deadline_s)
         if page.get("BillingCurrency") != currency:
             raise BenchFailed(f"{url}: prices are in {str(page.get('BillingCurrency'))[:20]}, not in {currency}")
-        yield from (_item(entry, url) for entry in page["Items"])
-        following = str(page.get("NextPageLink") or "")
-        if not following:
+        yield from (_parse_entry(entry, url) for entry in page["Items"])
+
+        page_url = str(page.get("NextPageLink") or "")
+        if not page_url:
             return
-        if _host(following) != _host(url):
-            raise BenchFailed(f"{url}: the next page is on another host, {urlsplit(following).netloc[:80]}")
+        if _host(page_url) != _host(url):
+            raise BenchFailed(f"{url}: the next page is on another host, {urlsplit(page_url).netloc[:80]}")
     raise BenchFailed(f"{url}: more than {PAGES} pages for {condition}")
 
 
-def _item(entry: Any, url: str) -> Item:  # noqa: ANN401 -- JSON
+def _parse_entry(entry: Any, url: str) -> ListedPrice:  # noqa: ANN401 -- JSON
     try:
-        product, meter, sku = (str(entry[name]) for name in ("productName", "meterName", "skuName"))
-        return Item(product, meter, sku, float(entry["retailPrice"]), float(entry.get("tierMinimumUnits") or 0))
+        return ListedPrice(
+            product=str(entry["productName"]),
+            meter=str(entry["meterName"]),
+            sku=str(entry["skuName"]),
+            price=float(entry["retailPrice"]),
+            least_units=float(entry.get("tierMinimumUnits") or 0),
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BenchFailed(f"{url}: the answer is not a page of prices: {error!r}") from error
 
@@ -306,8 +346,12 @@ class _NoRedirect(HTTPRedirectHandler):
         """Refuse redirects to other hosts."""
 
 
-def _page(url: str, deadline_s: float) -> dict[str, Any]:
-    """Return a page of the list, bounded in bytes and by a monotonic time in seconds. Raises BenchFailed."""
+def _read_page(url: str, deadline_s: float) -> dict[str, Any]:
+    """Return a page of Azure's price list: JSON with "Items", a list.
+
+    Raises BenchFailed for another answer, one of more than `PAGE_BYTES`, and if reading lasts until *deadline_s*, a
+    monotonic time.
+    """
     shown = url.partition("?")[0]
     body = b""
     try:
@@ -328,33 +372,46 @@ def _page(url: str, deadline_s: float) -> dict[str, Any]:
     return page
 
 
-def _redis_sizes() -> Sequence[Mapping[str, Any]]:
+def _our_redis_sizes() -> Sequence[Mapping[str, Any]]:
+    """Return the tables of Redis sizes in our prices file."""
     sizes: Sequence[Mapping[str, Any]] = tomllib.loads(OURS.read_text())["redis"]
     return sizes
 
 
-def _to_toml(prices: Mapping[str, float | None], sizes: Mapping[str, float | None], where: str, today: dt.date) -> str:
-    """Return a file of prices.
+def _format_prices(
+    prices: Mapping[str, float | None],
+    node_prices: Mapping[str, float | None],
+    *,
+    region: str,
+    currency: str,
+    today: dt.date,
+) -> str:
+    """Return a file of prices as TOML, without those that are None.
 
-    prices  amounts by the names of METERS, and of a machine as `cpu_hour`; None is left out
-    sizes   prices of a node and hour, by the name of a size of Redis
-    where   region and currency
+    prices       by the names of METERS, and that of a machine with `MACHINE_CPUS` as "cpu_hour"
+    node_prices  of a node of Redis for an hour, by the name of its size
     """
-    region, currency = where.split()
+    command = f"hotplate plan --prices-from-azure {region} {currency}"
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
-    tables = {name: (prices[name], per) for name, (_, _, per) in METERS.items() if name != "autoscale"}
+    amounts = {name: prices[name] for name in METERS if name != "autoscale"}
+    units = {name: meter.per for name, meter in METERS.items()}
+
     machine = prices["cpu_hour"] or 0
-    tables["cpu_hour"] = machine / MACHINE_CPUS, f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
+    amounts["cpu_hour"] = machine / MACHINE_CPUS
+    units["cpu_hour"] = f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
+
     ru_hour = prices["ru_hour"]
     autoscale = prices["autoscale"]
-    factor = round(autoscale / ru_hour, 6) if autoscale and ru_hour else AUTOSCALE_FACTOR
-    tables["autoscale_factor"] = factor, "price of an autoscale RU/s by that of a manual one"
-    lines = [f"{HEAD} of {today}, by hotplate plan --prices-from-azure {where}", f'currency = "{currency}"', ""]
-    for name, (amount, per) in tables.items():
+    amounts["autoscale_factor"] = round(autoscale / ru_hour, 6) if autoscale and ru_hour else AUTOSCALE_FACTOR
+    units["autoscale_factor"] = "price of an autoscale RU/s by that of a manual one"
+
+    lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
+    for name, amount in amounts.items():
         if amount is not None:
-            lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{per}"', origin]
-    for size in _redis_sizes():
-        if (price := sizes[size["name"]]) is not None:
+            lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{units[name]}"', origin]
+    for size in _our_redis_sizes():
+        price = node_prices[size["name"]]
+        if price is not None:
             lines += ["[[redis]]", f'name = "{size["name"]}"', f"amount = {price:.10g}", 'basis = "listed"']
-            lines += [*(f"{name} = {size[name]}" for name in ("gb", "vcpus", "shards", "gets_s")), ""]
+            lines += [*(f"{key} = {size[key]}" for key in ("gb", "vcpus", "shards", "gets_s")), ""]
     return "\n".join([*lines, "[redis_quoted]", origin])

@@ -66,16 +66,14 @@ def add_costs(table: FigureTable, inputs: Inputs, prices: Prices) -> tuple[Optio
 
 def _option_of(table: Mapping[str, PlanFigure], name: str) -> Option:
     store = table[f"{name}_cost"]
-    total = table[f"{name}_total"]
-    if isinstance(store.value, str):
-        return Option(name, 0.0, 0.0, store.value)
-    return Option(name, store.number, total.number)
+    obstacle = "" if store.is_number else str(store.value)
+    return Option(name, store.number, table[f"{name}_total"].number, obstacle)
 
 
 def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
     """Return the monthly cost of each possible capacity mode."""
-    costs = {name: figures[f"{name}_cost"].value for name in CAPACITIES}
-    return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
+    costs = {name: figures[f"{name}_cost"] for name in CAPACITIES}
+    return {name: cost.number for name, cost in costs.items() if cost.is_number}
 
 
 def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
@@ -323,19 +321,19 @@ def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
         _add_total(table, name, other_costs, cost_unit)
 
     chosen = table[f"{inputs.capacity}_total"]
-    if isinstance(chosen.value, str):
-        table.add_value("cosmos_total", chosen.value, "", chosen.name)
-    else:
+    if chosen.is_number:
         table.add_calculated("cosmos_total", cost_unit, figure(chosen.name))
+    else:
+        table.add_value("cosmos_total", chosen.value, "", chosen.name)
 
 
 def _add_total(table: FigureTable, name: str, other_costs: Expression, cost_unit: str) -> None:
     """Add to *table* the total of a store with *other_costs*, or why it is not possible."""
     store = table[f"{name}_cost"]
-    if isinstance(store.value, str):
-        table.add_value(f"{name}_total", store.value, "", store.name)
-    else:
+    if store.is_number:
         table.add_calculated(f"{name}_total", cost_unit, table.expression(store.name) + other_costs)
+    else:
+        table.add_value(f"{name}_total", store.value, "", store.name)
 
 
 def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:

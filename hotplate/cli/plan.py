@@ -155,7 +155,7 @@ def _finish(flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, b
 def _parameters() -> Iterator[inspect.Parameter]:
     """Yield the parameters of `plan`, with one for each input that has a panel."""
     parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-    for name, known in inputs.KNOWN.items():
+    for name, known in inputs.INPUT_FIELDS.items():
         if panel := known.metadata["panel"]:
             # Texts: all inputs are converted in one place.
             kind = Annotated[str | None, _flag(inputs.flag_help(known), panel)]

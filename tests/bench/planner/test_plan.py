@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hotplate.bench.planner.formulas import PlanFigure, explain, round_up
-from hotplate.bench.planner.inputs import KNOWN, SHAPES, InputSource, merge
+from hotplate.bench.planner.inputs import INPUT_FIELDS, DAY_SHAPES, InputSource, merge
 from hotplate.bench.planner.plan_report import growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
@@ -22,7 +22,7 @@ VARIED: dict[str, st.SearchStrategy[Any]] = {
     "users": st.integers(1, 50_000_000),
     "peak_rps": st.floats(0.1, 50_000),
     "items": st.integers(0, 1_000_000),
-    "profile": st.sampled_from(sorted(SHAPES)),
+    "profile": st.sampled_from(sorted(DAY_SHAPES)),
     "growth_percent": st.floats(-5, 10),
     "months": st.integers(0, 24),
     "unknown_share": st.floats(0, 1),
@@ -78,7 +78,7 @@ def test_every_figure_has_a_formula_that_gives_its_value_or_a_source(examples: i
             "users",
             "price_ru_hour",
         }
-        for name in KNOWN:
+        for name in INPUT_FIELDS:
             if name in plan.figures and name not in plan.sourced.sources:
                 assert plan.figures[name].source.startswith("assumed")
 
