@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hotplate.bench.planner.formulas import PlanFigure, explain, round_up
-from hotplate.bench.planner.inputs import INPUT_FIELDS, DAY_SHAPES, InputSource, merge
+from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, InputSource, merge
 from hotplate.bench.planner.plan_report import growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
