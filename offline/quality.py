@@ -24,7 +24,13 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import MetricInterval, as_served, interval, measure_users, with_interval
+from hotplate.offline.evaluate.metrics import (
+    MetricInterval,
+    fill_empty_lists,
+    interval_of_mean,
+    measure_users,
+    with_interval,
+)
 from hotplate.offline.evaluate.records import EvaluationRecord, Lead, TuningRecord
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
@@ -45,7 +51,7 @@ from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.repeats import ndcg as ndcg_of_repeats
-from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure
+from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure_similar
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.report import markdown_page, markdown_table
 
@@ -241,7 +247,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
         ndcg=ndcg,
         half=_half(evaluation.as_served.intervals["ndcg"]),
         described=described(report.chosen),
-        lead=Lead(float(leads.mean()), interval(leads)),
+        lead=Lead(float(leads.mean()), interval_of_mean(leads)),
         similar=similar,
         repeats={} if repeats is None else _repeats(matrix, options, rankers.of(report.chosen), repeats.params),
     )
@@ -269,7 +275,7 @@ class _Rankers:
 def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
     """Return nDCG@10 per user, of *popular* items for users without a list."""
     counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
-    lists = as_served(recommend_all(ranker, parts, 10), by_popularity(counts))
+    lists = fill_empty_lists(recommend_all(ranker, parts, 10), by_popularity(counts))
     return measure_users(lists, parts.test).values["ndcg"]
 
 
@@ -281,7 +287,7 @@ def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
         methods[COSINE_RECENT] = SimilarParams(recency=Recency(days, SIMILAR_GAMMA))
     hit_rates = {}
     for name, params in methods.items():
-        result = measure(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
+        result = measure_similar(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
         hit_rates[name] = result.hit_rate if result else 0.0
     return hit_rates
 
@@ -308,7 +314,7 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
 
 
 def _mean_over_dates(values: Sequence[float]) -> str:
-    return with_interval(float(np.mean(values)), interval(values))
+    return with_interval(float(np.mean(values)), interval_of_mean(values))
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:

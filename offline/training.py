@@ -33,7 +33,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
-from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose
+from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.tuning import Search, TuneOptions, inner_cuts, search_repeats, tune
 
@@ -308,7 +308,7 @@ def _choose_params(learnable: _Learnable, settings: TrainSettings, search: Searc
     cuts = inner_cuts(user_items, history, options)
     repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=recent)
     if cuts:
-        similar = choose(cuts, days, settings.k)
+        similar = choose_similar_params(cuts, days, settings.k)
     return _Chosen(params, recent, similar, repeats)
 
 

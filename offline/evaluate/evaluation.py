@@ -12,15 +12,15 @@ from hotplate.offline.evaluate.metrics import (
     ListMetrics,
     RankingMetrics,
     Values,
-    as_served,
     coverage,
-    interval,
+    fill_empty_lists,
+    interval_of_mean,
     measure_users,
     measured,
     with_interval,
 )
 from hotplate.offline.evaluate.records import Lead, read_evaluation
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, for_tested
+from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.input.matrix import Indices, users_per_item
 from hotplate.offline.list_encoder import check_length
@@ -30,7 +30,7 @@ from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
-from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure
+from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure_similar
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
 from hotplate.stores.encoding import OVERALL
@@ -217,7 +217,7 @@ def evaluate_parts(
     )
     similar_result = None
     if similar is not None and similar_items is not None:
-        similar_result = measure(similar_items, similar, parts, k)
+        similar_result = measure_similar(similar_items, similar, parts, k)
     del similar_items  # releases memory for the baselines
 
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
@@ -246,7 +246,7 @@ def _cold_pairs(parts: Parts) -> int:
 def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
     """Return how much better *model* ranks than *baseline*, as both are served."""
     difference = model.served_per_user - baseline.served_per_user
-    return Lead(float(np.mean(difference)), interval(difference))
+    return Lead(float(np.mean(difference)), interval_of_mean(difference))
 
 
 def most_tested(items: int) -> int:
@@ -273,7 +273,7 @@ def evaluate_engine(
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
         lists = recommend_all(ranker, parts, k)
-        evaluated = EvaluatedLists(lists, as_served(lists, _popular_items(parts, popular)))
+        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, popular)))
     else:
         evaluated = make(parts, ranker, similar)
     personal = measure_users(evaluated.lists, parts.test)
@@ -312,7 +312,7 @@ def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], N
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     """Return lists [users, k] of users with test items; -1 for others, and after the end."""
-    return for_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k).items)
+    return lists_of_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k).items)
 
 
 def as_published(
@@ -383,5 +383,5 @@ def _lists_as_published(
     if parts.seen is not parts.train:
         folded_in = replace(matrix, user_items=parts.seen, history=None)
         ruled = ruled.for_users(replace(learnt, matrix=folded_in))
-    lists = for_tested(parts, k, lambda users: ruled.personal(users).items)
-    return EvaluatedLists(lists, as_served(lists, everybody))
+    lists = lists_of_tested(parts, k, lambda users: ruled.personal(users).items)
+    return EvaluatedLists(lists, fill_empty_lists(lists, everybody))

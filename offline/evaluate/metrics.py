@@ -118,14 +118,14 @@ class UserMetrics:
         intervals = dict[str, MetricInterval]()
         for name, values in self.values.items():
             means[name] = float(values.mean())
-            around = interval(values)
+            around = interval_of_mean(values)
             if around is not None:
                 intervals[name] = around
         listed = int(self.with_list.sum())
         return RankingMetrics(self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals)
 
 
-def interval(values: Values | Sequence[float]) -> MetricInterval | None:
+def interval_of_mean(values: Values | Sequence[float]) -> MetricInterval | None:
     """Return the 95 % interval of the mean by Student's t; None for fewer than two values."""
     from scipy.special import stdtrit  # noqa: PLC0415 -- takes 0.07 s to load
 
@@ -180,7 +180,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     return UserMetrics(k, users, with_list, values)
 
 
-def as_served(lists: Indices, popular: Indices) -> Indices:
+def fill_empty_lists(lists: Indices, popular: Indices) -> Indices:
     """Return *lists* [users, k], the *popular* items for users without one."""
     served = lists.copy()
     first = popular[: lists.shape[1]]

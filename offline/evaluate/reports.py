@@ -21,9 +21,9 @@ from hotplate.offline.evaluate.metrics import (
     RankingMetrics,
     RatingMetrics,
     Values,
-    as_served,
     coverage,
-    interval,
+    fill_empty_lists,
+    interval_of_mean,
     measure_ratings,
     measure_users,
     measured,
@@ -306,13 +306,13 @@ class Evaluator:
             popular = by_popularity(counts)[: np.count_nonzero(counts)]
             ranker = Popularity(counts.astype(np.float32))
             popular_lists = recommend_all(ranker, Parts.of(history, test, repeats=True), self._k)
-            popularity = measure_users(as_served(popular_lists, popular), test).metrics
+            popularity = measure_users(fill_empty_lists(popular_lists, popular), test).metrics
             covered = coverage(lists, history.shape[1])
             if filler is None:
                 filler = popular
         return Figures(
             ranking=ranking,
-            as_served=None if filler is None else measure_users(as_served(lists, filler), test).metrics,
+            as_served=None if filler is None else measure_users(fill_empty_lists(lists, filler), test).metrics,
             popularity=popularity,
             rating=None if scored is None else measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy()),
             origin=candidate.origin,
@@ -330,7 +330,7 @@ class Evaluator:
         for name in RANKING:
             rows += _compared(name, a.values[name], b.values[name])
         leads = b.values["ndcg"] - a.values["ndcg"]
-        lead = interval(leads)
+        lead = interval_of_mean(leads)
         verdict = _verdict(lead)
         difference = f"nDCG@{self._k} {float(leads.mean()):+.4f}"
         if lead is not None:
@@ -391,7 +391,7 @@ def _compared(name: str, a: Values, b: Values) -> Iterator[Row]:
     """Yield the means of one metric in lists A and B, and their difference; *a* and *b* are its values by user."""
     mean_a = float(a.mean())
     mean_b = float(b.mean())
-    lead = interval(b - a)
+    lead = interval_of_mean(b - a)
     low, high = lead or (None, None)
     yield Row(name, "A", "", mean_a)
     yield Row(name, "B", "", mean_b)

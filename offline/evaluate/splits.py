@@ -16,11 +16,11 @@ from hotplate.offline.input.matrix import (
     Times,
     UserItems,
     are_among,
-    core,
     items_per_user,
+    k_core,
     pair_numbers,
-    part,
-    rows_of,
+    row_of_each_pair,
+    select_pairs,
     users_per_item,
 )
 
@@ -120,16 +120,16 @@ class Parts(NamedTuple):
             return self
         drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
         drawn[np.random.default_rng(seed).permutation(tested)[:most]] = True
-        kept = drawn[rows_of(self.test)]
+        kept = drawn[row_of_each_pair(self.test)]
         times = None if self.test_times is None else self.test_times[kept]
-        return self._replace(test=part(self.test, kept), test_times=times)
+        return self._replace(test=select_pairs(self.test, kept), test_times=times)
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
         """Return given parts, without test pairs in train unless *repeats*; ValueError for two shapes."""
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        new = test if repeats else part(test, ~are_among(pair_numbers(train), pair_numbers(test)))
+        new = test if repeats else select_pairs(test, ~are_among(pair_numbers(train), pair_numbers(test)))
         return cls(train=train, history=history, seen=train, test=new)
 
 
@@ -146,12 +146,12 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
     if options.in_time and history is not None and times is not None:
         parts = _split_in_time(user_items, history, times, options)
         return parts if options.repeats else parts._replace(test_times=history.first_times(parts.test))
-    rows = rows_of(user_items)
+    rows = row_of_each_pair(user_items)
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, rows, history, options)
     held_back = _random_pairs(user_items, rows, options)
-    train = core(part(user_items, ~held_back), options.min_per_user, options.min_per_item)
-    past = None if history is None else history.only(train)
+    train = k_core(select_pairs(user_items, ~held_back), options.min_per_user, options.min_per_item)
+    past = None if history is None else history.only_pairs(train)
     test = _testable_pairs(user_items, held_back, train, options)
     return Parts(train=train, history=past, seen=train, test=test)
 
@@ -171,26 +171,26 @@ def _split_in_time(user_items: UserItems, history: History, times: Times, option
         cut = int(ordered[max(0, round((1 - options.test_share) * piece_pairs) - 1)])
         end = int(ordered[piece_pairs - 1])
     held_back = np.asarray((times > cut) & (times <= end))
-    past = history.until(cut)
+    past = history.rows_until(cut)
     learnt = past.matrix()
     # Cancelled pairs of the cut stay, untested, even if chosen again.
     held_back &= ~are_among(pair_numbers(learnt), pair_numbers(user_items))
-    train = past.core(learnt, options.min_per_user, options.min_per_item)
+    train = past.k_core(learnt, options.min_per_user, options.min_per_item)
     if options.repeats:
         user_items = history.pairs_after(cut)
         held_back = np.ones(user_items.nnz, dtype=np.bool_)
     test = _testable_pairs(user_items, held_back, train, options)
-    return Parts(train=train, history=past.only(train), seen=train, test=test)
+    return Parts(train=train, history=past.only_pairs(train), seen=train, test=test)
 
 
 def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
     """Return the pairs *held_back*, without users and items that the minimum numbers leave out of *train*."""
     if options.min_per_user == options.min_per_item == 1:
-        return part(user_items, held_back)
-    rows = rows_of(user_items)
+        return select_pairs(user_items, held_back)
+    rows = row_of_each_pair(user_items)
     users = items_per_user(train) > 0
     items = users_per_item(train) > 0
-    return part(user_items, held_back & users[rows] & items[user_items.indices])
+    return select_pairs(user_items, held_back & users[rows] & items[user_items.indices])
 
 
 def _random_pairs(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
@@ -198,7 +198,7 @@ def _random_pairs(user_items: UserItems, rows: npt.NDArray[np.int64], options: S
     draw = np.random.default_rng(options.seed).random(user_items.nnz)
     groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}
     one_group = np.zeros_like(rows)
-    rank, counts = ranked(groups.get(options.kind, one_group), draw)
+    rank, counts = rank_in_groups(groups.get(options.kind, one_group), draw)
     return np.asarray(rank > np.round((1 - options.test_share) * counts))
 
 
@@ -209,7 +209,7 @@ class RankInGroup(NamedTuple):
     sizes: npt.NDArray[np.int64]
 
 
-def ranked(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RankInGroup:
+def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RankInGroup:
     """Rank elements by *order* in *groups*, both [elements]; stable."""
     places = np.lexsort((order, groups))
     sizes = np.bincount(groups)
@@ -229,20 +229,20 @@ def _hold_out_users(
     is_held_out = np.zeros(user_items.shape[0], dtype=np.bool_)
     is_held_out[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
     of_held_out = is_held_out[rows]
-    rank, sizes = ranked(rows, generator.random(user_items.nnz))
+    rank, sizes = rank_in_groups(rows, generator.random(user_items.nnz))
     is_tested = of_held_out & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
 
-    train = core(part(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
+    train = k_core(select_pairs(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
     is_tested &= (users_per_item(train) > 0)[user_items.indices]
     return Parts(
         train=train,
-        history=None if history is None else history.only(train),
-        seen=part(user_items, of_held_out & ~is_tested),
-        test=part(user_items, is_tested),
+        history=None if history is None else history.only_pairs(train),
+        seen=select_pairs(user_items, of_held_out & ~is_tested),
+        test=select_pairs(user_items, is_tested),
     )
 
 
-def for_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
+def lists_of_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
     """Return the lists of *recommend* for users with test items [users, k], -1 for all others."""
     of_tested = recommend(parts.tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)

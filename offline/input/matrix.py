@@ -79,14 +79,14 @@ class History:
         weights = _weigh(self.weighing, starts, rows.times, rows.weights)
         return _matrix_of_pairs(rows.pair_numbers[starts], weights, self.shape)
 
-    def until(self, until: int) -> "History":
+    def rows_until(self, until: int) -> "History":
         """Return the rows up to *until* (inclusive), without later cancellations."""
         past = self
         if self.ended is not None:
             past = replace(self, ended=np.where(self.ended <= until, self.ended, NEVER))
         return past._rows_where(self.times <= until)  # noqa: SLF001 -- own class
 
-    def only(self, user_items: UserItems) -> "History":
+    def only_pairs(self, user_items: UserItems) -> "History":
         """Return the rows of the pairs in *user_items*."""
         return self._rows_where(are_among(pair_numbers(user_items), self.pair_numbers))
 
@@ -103,12 +103,12 @@ class History:
         shape = int(users.sum()), int(items.sum())
         return replace(self._rows_where(is_kept), shape=shape, pair_numbers=new_users * shape[1] + new_items)
 
-    def core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
+    def k_core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
         """Return the k-core of *pairs*, those of `matrix`; the mean weight is that of the pairs kept."""
-        kept = core(pairs, min_per_user, min_per_item)
+        kept = k_core(pairs, min_per_user, min_per_item)
         if self.weighing.half_life is None or kept.nnz in (0, pairs.nnz):
             return kept
-        return self.only(kept).matrix()
+        return self.only_pairs(kept).matrix()
 
     def first_times(self, user_items: UserItems) -> Times:
         """Return the first time of each pair of *user_items*, in the order of its data."""
@@ -141,7 +141,7 @@ class History:
 
 def pair_numbers(user_items: UserItems) -> PairNumbers:
     """Return user * number of items + item for each pair, ascending [pairs]."""
-    numbers: PairNumbers = rows_of(user_items) * user_items.shape[1] + user_items.indices
+    numbers: PairNumbers = row_of_each_pair(user_items) * user_items.shape[1] + user_items.indices
     return numbers
 
 
@@ -158,7 +158,7 @@ def has_items(user_items: UserItems, users: npt.NDArray[np.integer[Any]], lists:
     return (lists >= 0) & are_among(pair_numbers(user_items), listed)
 
 
-def decay(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
+def decay_factors(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
     """Return factors halved per half-life before the newest time; NO_TIME counts as the oldest."""
     known = times[times != NO_TIME]
     oldest = newest = 0
@@ -200,9 +200,9 @@ class Matrix:
 
     def standing(self) -> "Matrix":
         """Return the matrix of users and items with pairs."""
-        return self.only(_present(self.user_items))
+        return self.only_present(_present(self.user_items))
 
-    def only(self, present: "Present") -> "Matrix":
+    def only_present(self, present: "Present") -> "Matrix":
         """Return the matrix of some users and items."""
         users, items = present
         if users.all() and items.all():
@@ -234,7 +234,7 @@ def to_matrix(
     numbers = users.numbers.astype(np.int64) * shape[1] + items.numbers
     history = _history_of_log(log, numbers, shape, weighing or Weighing())
     everything = history.matrix()
-    user_items = history.core(everything, min_per_user, min_per_item)
+    user_items = history.k_core(everything, min_per_user, min_per_item)
     if not user_items.nnz:
         raise DataError(
             f"Nothing is left of {everything.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
@@ -249,7 +249,7 @@ def to_matrix(
     # Cuts before a cancellation learn from cancelled pairs.
     ever = user_items
     if history.ended is not None:
-        ever = core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
+        ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
     before = _present(everything)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
@@ -263,7 +263,7 @@ def to_matrix(
             pairs_left_out=int(everything.nnz - user_items.nnz),
         ),
     )
-    return matrix.only(_present(ever))
+    return matrix.only_present(_present(ever))
 
 
 def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
@@ -275,7 +275,7 @@ def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
         )
 
 
-def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
+def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
     """Return the k-core of *user_items* in the same shape; users and items outside of it have empty rows or columns.
 
     It is the largest set of pairs in which each user has *min_per_user* items and each item *min_per_item* users. Each
@@ -283,17 +283,17 @@ def core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserIte
     """
     kept = np.ones(user_items.nnz, dtype=np.bool_)
     items = user_items.indices
-    users = rows_of(user_items)
+    users = row_of_each_pair(user_items)
     while True:
         per_user = np.bincount(users[kept], minlength=1)
         per_item = np.bincount(items[kept], minlength=1)
         enough = (per_user >= min_per_user)[users[kept]] & (per_item >= min_per_item)[items[kept]]
         if enough.all():
-            return user_items if kept.all() else part(user_items, kept)
+            return user_items if kept.all() else select_pairs(user_items, kept)
         kept[np.flatnonzero(kept)[~enough]] = False
 
 
-def part(user_items: UserItems, kept: Mask) -> UserItems:
+def select_pairs(user_items: UserItems, kept: Mask) -> UserItems:
     """Return the pairs *kept*, in the order of the data."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     pairs = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
@@ -306,7 +306,7 @@ def with_weights(user_items: UserItems, weights: npt.NDArray[Any]) -> UserItems:
     return csr_matrix((weights, user_items.indices, user_items.indptr), shape=user_items.shape)
 
 
-def rows_of(user_items: UserItems) -> npt.NDArray[np.int64]:
+def row_of_each_pair(user_items: UserItems) -> npt.NDArray[np.int64]:
     """Return the row of each pair."""
     return np.repeat(np.arange(user_items.shape[0]), items_per_user(user_items))
 
@@ -414,7 +414,7 @@ def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weig
         plain = 1 + np.log(np.maximum(plain, 1))
     if weighing.half_life is None:
         return plain.astype(np.float32)
-    factors = decay(times, weighing.half_life / timedelta(days=1))
+    factors = decay_factors(times, weighing.half_life / timedelta(days=1))
     if weighing.kind == "sum":
         decayed = np.add.reduceat(weights * factors, starts, dtype=np.float64)
     else:

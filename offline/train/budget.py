@@ -15,10 +15,10 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Engine,
     Params,
-    compared,
     engine_of,
     fit_bytes,
     fit_s,
+    product_terms,
     rank_s,
 )
 from hotplate.offline.train.item_based import NeighbourParams
@@ -127,7 +127,7 @@ def _fit_price(params: Params, user_items: UserItems) -> float:
         case ALSParams():
             return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
         case NeighbourParams():
-            return 3e-8 * compared(user_items)
+            return 3e-8 * product_terms(user_items)
         case _:
             return fit_s(params, user_items)
 
@@ -179,7 +179,7 @@ class Cost:
     def _similar_s(self) -> float:
         """The choice of parameters on the splits, the evaluation, and the fit on all data."""
         trains = [self._user_items, self._user_items, *(parts.train for parts in self._splits)]
-        return float(sum(2e-8 * compared(train) + 1.5e-5 * train.shape[1] for train in trains))
+        return float(sum(2e-8 * product_terms(train) + 1.5e-5 * train.shape[1] for train in trains))
 
     def _repeats_s(self) -> float:
         """A fit, and lists that keep seen items."""

@@ -185,14 +185,14 @@ def fit_s(params: object, user_items: UserItems) -> float:
             of_iteration = params.factors * (7.5e-11 * params.factors * (users + items) + 6.3e-9 * pairs)
             return params.iterations * of_iteration
         case EASEParams():
-            return 1.1e-11 * items**3 + 1.8e-8 * compared(user_items)
+            return 1.1e-11 * items**3 + 1.8e-8 * product_terms(user_items)
         case NeighbourParams():
-            return 7e-9 * compared(user_items) + 1.5e-7 * min(params.neighbours, items) * items
+            return 7e-9 * product_terms(user_items) + 1.5e-7 * min(params.neighbours, items) * items
         case _:
             return 1e-8 * pairs
 
 
-def compared(user_items: UserItems) -> float:
+def product_terms(user_items: UserItems) -> float:
     """Return the number of terms of a product of all items with all items."""
     return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
 

@@ -22,7 +22,7 @@ from hotplate.offline.input.matrix import (
     are_among,
     check_user_items,
     pair_numbers,
-    rows_of,
+    row_of_each_pair,
     users_per_item,
     with_weights,
 )
@@ -133,7 +133,7 @@ def fit_neighbours(user_items: UserItems, params: NeighbourParams) -> Neighbours
         recommender.fit(weighted, show_progress=False)
     similarity = recommender.similarity
     if scale is not None:
-        similarity.data *= scale[rows_of(similarity)]
+        similarity.data *= scale[row_of_each_pair(similarity)]
     # TF-IDF weighs a user with all items but one 0, and divides by it.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
@@ -150,7 +150,7 @@ def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, n
     of_items = _sums(user_items, axis=0)
     divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
     weights = user_items.data.astype(np.float64) ** params.walk_alpha / divisors[user_items.indices]
-    weights /= (of_users ** (params.walk_alpha / 2))[rows_of(user_items)]
+    weights /= (of_users ** (params.walk_alpha / 2))[row_of_each_pair(user_items)]
     return with_weights(user_items, weights), divisors / of_items**params.walk_alpha
 
 

@@ -20,7 +20,7 @@ from hotplate.offline.input.matrix import (
     Times,
     UserItems,
     check_user_items,
-    decay,
+    decay_factors,
     has_items,
     items_per_user,
 )
@@ -67,7 +67,7 @@ def recent_popularity(
     """
     if half_life_days is not None and times is None:
         raise DataError("A half-life needs times, and the data have none; name their column with --time-column.")
-    weights = None if half_life_days is None or times is None else decay(times, half_life_days)
+    weights = None if half_life_days is None or times is None else decay_factors(times, half_life_days)
     return np.asarray(np.bincount(user_items.indices, weights, user_items.shape[1]), dtype=np.float64)
 
 
@@ -189,7 +189,7 @@ def popular_by_segment(
     require_at_least("The length of the popular list", n)
     if half_life_days is not None:
         began = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
-        segments = segments.with_columns(pl.col("weight") * pl.Series(decay(began, half_life_days)))
+        segments = segments.with_columns(pl.col("weight") * pl.Series(decay_factors(began, half_life_days)))
     columns = pl.DataFrame({"item": item_ids, "column": np.arange(len(item_ids), dtype=np.int32)})
     known = segments.join(columns, on="item").sort("segment", "column", "weight")  # a join has no order, sums have
     counts = known.group_by("segment", "column", maintain_order=True).agg(pl.col("weight").sum())

@@ -9,7 +9,7 @@ from implicit.cpu.topk import topk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user, rows_of
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user, row_of_each_pair
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
@@ -73,7 +73,7 @@ def recommend(
             _add_own(table, own[batch])
         table[items_per_user(rows) == 0] = -np.inf
         if not keep_seen:
-            table[rows_of(rows), rows.indices] = -np.inf
+            table[row_of_each_pair(rows), rows.indices] = -np.inf
         return table
 
     return _best_of_tables(scores_of, users, ranker, min(n, ranker.shape[1]), allowed)
@@ -83,7 +83,7 @@ def _add_own(table: ScoreTable, own: UserItems) -> None:
     """Scale the scores of *table* to a maximum of 1, and add those of *own*."""
     best = table.max(axis=1, keepdims=True)
     table /= np.where(best > 0, best, 1)
-    table[rows_of(own), own.indices] += own.data
+    table[row_of_each_pair(own), own.indices] += own.data
 
 
 def best_of_sparse(scores_of: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> Ranked:
@@ -99,7 +99,7 @@ def best_of_sparse(scores_of: Callable[[Indices], Any], rows: Indices, n: int, a
         kept = stored.data > 0
         if allowed is not None:
             kept &= allowed[stored.indices]
-        of_row = rows_of(stored)[kept]
+        of_row = row_of_each_pair(stored)[kept]
         ids = stored.indices[kept]
         values = stored.data[kept]
         order = np.lexsort((ids, -values, of_row))

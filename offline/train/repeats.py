@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
-from hotplate.offline.evaluate.splits import Parts, for_tested
-from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, decay, pair_numbers
+from hotplate.offline.evaluate.splits import Parts, lists_of_tested
+from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, decay_factors, pair_numbers
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
@@ -51,14 +51,16 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
     if params.half_life_days is None:
         weights = np.ones(len(history.times), dtype=np.float32)
     else:
-        weights = decay(history.times, params.half_life_days).astype(np.float32)
+        weights = decay_factors(history.times, params.half_life_days).astype(np.float32)
     counts = replace(history, weights=np.float32(params.weight) * weights, weighing=Weighing("sum")).matrix()
     if params.recency is not None:
         counts.data *= params.recency.weights(counts, history.first_times(counts))[counts.indices]
     return counts
 
 
-def search(parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None) -> RepeatSearch | None:
+def choose_repeats(
+    parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None
+) -> RepeatSearch | None:
     """Choose the best parameters on *parts*; None without times or repeats in the test.
 
     With the half-life of popular lists, own counts times recent popularity are tried, too.
@@ -90,4 +92,4 @@ def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_see
     def lists_of(users: Indices) -> Indices:
         return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own)[0]
 
-    return measure_users(for_tested(parts, k, lists_of), parts.test).metrics.ndcg
+    return measure_users(lists_of_tested(parts, k, lists_of), parts.test).metrics.ndcg

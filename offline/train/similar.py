@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
-from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval, leads_by
-from hotplate.offline.evaluate.splits import Parts, ranked
+from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval_of_mean, leads_by
+from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.matrix import (
     Allowed,
     Indices,
@@ -25,8 +25,8 @@ from hotplate.offline.input.matrix import (
     are_among,
     items_per_user,
     pair_numbers,
-    part,
-    rows_of,
+    row_of_each_pair,
+    select_pairs,
     users_per_item,
     with_weights,
 )
@@ -101,7 +101,7 @@ def _nearest_by_params(
             values = cosines * (together.data / (together.data + params.shrink))
             if recent is not None:
                 values *= recent[together.indices]
-            of_cell.append(nearest(with_weights(together, values.astype(np.float32)), most))
+            of_cell.append(keep_highest(with_weights(together, values.astype(np.float32)), most))
     stacked = [csr_matrix(vstack(of_cell)) for of_cell in blocks]
     for similarity in stacked:
         similarity.has_canonical_format = True
@@ -110,7 +110,7 @@ def _nearest_by_params(
 
 def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:  # noqa: ANN401 -- scipy publishes no types
     """Return the cosines of the numbers of common users *together* of *block* and all items; 0 for the same item."""
-    of_row = block[rows_of(together)]
+    of_row = block[row_of_each_pair(together)]
     cosines: npt.NDArray[np.float64] = together.data / np.sqrt(counts[of_row] * counts[together.indices])
     cosines[of_row == together.indices] = 0
     return cosines
@@ -125,7 +125,7 @@ def _sampled_users(user_items: UserItems) -> UserItems:
     return user_items[np.sort(order[:most])]
 
 
-def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
+def keep_highest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
     """Return the *most* highest values above 0 per row of a csr_matrix, ties by column."""
     data = similarity.data
     kept = data > 0
@@ -134,7 +134,7 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
         if beyond > 0:
             row = data[start:end]
             kept[start:end] &= row >= np.partition(row, beyond)[beyond]
-    highest = part(similarity, kept)
+    highest = select_pairs(similarity, kept)
     highest.sort_indices()  # far fewer than all
     # Of values equal to the lowest one, the last columns are left out.
     kept = np.ones(highest.nnz, dtype=np.bool_)
@@ -143,10 +143,10 @@ def nearest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publish
         if beyond > 0:
             row = highest.data[start:end]
             kept[start + np.flatnonzero(row == row.min())[-beyond:]] = False
-    return highest if kept.all() else part(highest, kept)
+    return highest if kept.all() else select_pairs(highest, kept)
 
 
-def choose(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
+def choose_similar_params(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
     """Return the parameters with the best hit rate on all *cuts*, which are those of the search.
 
     The hit rate rewards popular items. So another power of recency than the default has to lead it by more than a 95 %
@@ -172,7 +172,7 @@ def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
     return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING)
 
 
-def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
+def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
     """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
     test = _next_items_test(parts)
     if not len(test.users):
@@ -183,7 +183,7 @@ def measure(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> Si
         params=params,
         k=k,
         hit_rate=float(per_user.mean()),
-        interval=interval(per_user),
+        interval=interval_of_mean(per_user),
         users=len(test.users),
     )
 
@@ -224,7 +224,7 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
     users = tested[items_per_user(parts.train)[tested] > 0]
     # `~` reverses the order of integers without the overflow that `-` has at NO_TIME, the least of them.
     latest_first = None if parts.train_times is None else ~parts.train_times
-    rows = rows_of(parts.train)
+    rows = row_of_each_pair(parts.train)
     last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(rows, users)
     items, places = np.unique(parts.train.indices[last], return_inverse=True)
     return _NextItemsTest(
@@ -254,6 +254,6 @@ def _hit_rates_by_params(
 
 def _are_first_of_user(pairs: UserItems, order: Times | None, most: int) -> Mask:
     """Return which pairs are among the first *most* of their user by *order* [pairs], or by item if that is None."""
-    rows = rows_of(pairs)
-    rank, _ = ranked(rows, pairs.indices.astype(np.float64) if order is None else order)
+    rows = row_of_each_pair(pairs)
+    rank, _ = rank_in_groups(rows, pairs.indices.astype(np.float64) if order is None else order)
     return np.asarray(rank <= most)

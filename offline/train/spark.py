@@ -14,7 +14,7 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, UserItems, check_user_items, rows_of
+from hotplate.offline.input.matrix import Floats, UserItems, check_user_items, row_of_each_pair
 from hotplate.offline.train.als import Factors, SparkParams, confidences
 from hotplate.stores.folders import room_bytes
 
@@ -139,7 +139,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
 
 def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
     """Return confidences less one, which Spark adds."""
-    users = rows_of(user_items).astype(np.int32)
+    users = row_of_each_pair(user_items).astype(np.int32)
     ratings = confidences(user_items.data, params.alpha) - np.float32(1)
     return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})
 

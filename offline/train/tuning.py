@@ -36,8 +36,7 @@ from hotplate.offline.train.engine import (
 )
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.repeats import RepeatSearch
-from hotplate.offline.train.repeats import search as choose_repeats
+from hotplate.offline.train.repeats import RepeatSearch, choose_repeats
 from hotplate.stores.verification import OnProgress, unreported
 
 # A larger log is sampled by user.

@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, metric_names, recommend_all
-from hotplate.offline.evaluate.metrics import RANKING, as_served, measure_users
+from hotplate.offline.evaluate.metrics import RANKING, fill_empty_lists, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, Matrix, UserItems
 from hotplate.offline.train.als import ALSParams
@@ -99,7 +99,7 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     assert evaluation.model.as_served == evaluation.baselines[0].as_served
     assert evaluation.model.as_served.ndcg > 0
     popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
-    lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
+    lists = fill_empty_lists(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
     assert measure_users(lists, parts.test).metrics == evaluation.model.as_served
 

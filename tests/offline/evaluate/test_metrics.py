@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.metrics import RANKING, coverage, interval, measure_ratings, measure_users
+from hotplate.offline.evaluate.metrics import RANKING, coverage, interval_of_mean, measure_ratings, measure_users
 from hotplate.offline.input.matrix import UserItems
 from tests.support.property import explored
 
@@ -79,8 +79,8 @@ def test_coverage_is_the_share_of_items_in_any_list(case: Case) -> None:
 def test_interval_matches_the_textbook() -> None:
     # t(4 degrees of freedom, 0.975) = 2.776445
     expected = pytest.approx((3 - 2.776445 * 0.7071068, 3 + 2.776445 * 0.7071068))
-    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) == expected
-    assert interval([1.0]) is None
+    assert interval_of_mean([1.0, 2.0, 3.0, 4.0, 5.0]) == expected
+    assert interval_of_mean([1.0]) is None
 
 
 ratings = st.lists(st.tuples(st.floats(-5, 10), st.sampled_from([0.5, 1, 2.5, 4, 5])), min_size=2, max_size=30).filter(

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from hotplate.offline.evaluate.metrics import measure_users
-from hotplate.offline.evaluate.splits import SplitOptions, for_tested, split
+from hotplate.offline.evaluate.splits import SplitOptions, lists_of_tested, split
 from hotplate.offline.input.matrix import Matrix, Weighing
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.repeats import RepeatParams, own_counts, search
+from hotplate.offline.train.repeats import RepeatParams, choose_repeats, own_counts
 from hotplate.offline.train.tuning import search_repeats
 from tests.support.interactions import matrix_of
 
@@ -36,13 +36,13 @@ def groceries() -> Matrix:
 def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
     parts = split(groceries.user_items, groceries.history, SplitOptions("by-time", repeats=True))
     ranker = fit(parts.train, NeighbourParams())
-    chosen = search(parts, ranker, 5)
+    chosen = choose_repeats(parts, ranker, 5)
     assert chosen is not None
     assert 0.3 < chosen.share <= 1
     assert chosen.blended > 1.2 * chosen.alone
     assert parts.history is not None
     own = own_counts(parts.history, chosen.params)
-    lists = for_tested(
+    lists = lists_of_tested(
         parts, 5, lambda users: ranking.recommend(ranker, parts.seen, users, 5, keep_seen=True, own=own)[0]
     )
     assert measure_users(lists, parts.test).metrics.ndcg == chosen.blended
@@ -65,7 +65,7 @@ def test_misleading_own_counts_are_not_used() -> None:
     again = [(f"u{user:02}", "b" if user < 10 else "c", start + timedelta(days=20)) for user in range(20)]
     matrix = matrix_of([*often, *once, *again], Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.2, repeats=True))
-    chosen = search(parts, fit(parts.train, PopularityParams()), 1)
+    chosen = choose_repeats(parts, fit(parts.train, PopularityParams()), 1)
     assert chosen is not None
     assert chosen.blended == chosen.alone == 0.5
     assert chosen.without == 0
@@ -83,8 +83,8 @@ def test_own_counts_with_recent_popularity_are_tried(groceries: Matrix) -> None:
     factors = recency.weights(parts.train, parts.train_times)
     assert np.allclose(recent.toarray(), counts.toarray() * factors)
     assert msgspec.convert(asdict(replace(plain, recency=recency)), RepeatParams) == replace(plain, recency=recency)
-    fashions = search(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)
-    usual = search(parts, fit(parts.train, NeighbourParams()), 5)
+    fashions = choose_repeats(parts, fit(parts.train, NeighbourParams()), 5, popular_half_life_days=2.0)
+    usual = choose_repeats(parts, fit(parts.train, NeighbourParams()), 5)
     assert fashions is not None
     assert usual is not None
     assert fashions.blended >= usual.blended

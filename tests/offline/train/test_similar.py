@@ -9,7 +9,14 @@ from scipy.sparse import csr_matrix
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import NO_TIME, History, Matrix, Weighing
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, choose, fit, measure
+from hotplate.offline.train.similar import (
+    Similar,
+    SimilarParams,
+    SimilarResult,
+    choose_similar_params,
+    fit,
+    measure_similar,
+)
 from tests.support.interactions import evaluate, matrix_of
 
 
@@ -54,18 +61,20 @@ def test_cosines_are_damped_for_few_shared_users_and_scaled_by_recency() -> None
 def test_hit_rate_counts_next_items_for_last_items(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-time"))
     params = SimilarParams(shrink=0)
-    measured, nothing = (measure(fit(train, params), params, parts, 7) for train in (series.user_items, parts.train))
+    measured, nothing = (
+        measure_similar(fit(train, params), params, parts, 7) for train in (series.user_items, parts.train)
+    )
     assert measured == SimilarResult(params, 7, 1.0, (1.0, 1.0), 40), "what was learnt from all data knows the series"
     assert nothing == SimilarResult(params, 7, 0.0, (0.0, 0.0), 40), "the next parts were not known yet"
     held_out = split(series.user_items, series.history, SplitOptions("held-out-users"))
-    assert measure(fit(held_out.train, params), params, held_out, 7) is None, "no user is in both parts"
+    assert measure_similar(fit(held_out.train, params), params, held_out, 7) is None, "no user is in both parts"
 
 
 def test_an_item_without_a_time_is_the_first_of_a_user() -> None:
     train, test = (csr_matrix(np.array([row], dtype=np.float32)) for row in ([1] * 6 + [0], [0] * 6 + [1]))
     parts = Parts.of(train, test, History.of(train, np.array([NO_TIME, 1, 2, 3, 4, 5])))
     similar = Similar(csr_matrix(([1.0], ([0], [6])), shape=(7, 7)))
-    assert measure(similar, SimilarParams(), parts, 1) == SimilarResult(SimilarParams(), 1, 0.0, None, 1)
+    assert measure_similar(similar, SimilarParams(), parts, 1) == SimilarResult(SimilarParams(), 1, 0.0, None, 1)
 
 
 def test_an_evaluation_measures_similar_items_and_a_gate_can_be_set_on_them(series: Matrix) -> None:
@@ -86,12 +95,14 @@ def test_recency_is_chosen_for_recent_next_items() -> None:
     ]
     matrix = matrix_of(rows, Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time", 0.1))
-    assert choose([parts], 2.0, 10).recency == Recency(2.0, 1.0), "the highest power is clearly better"
-    assert choose([parts], None, 10).recency is None
-    assert choose([parts._replace(history=None)], 2.0, 10).recency is None, "there are no times"
+    assert choose_similar_params([parts], 2.0, 10).recency == Recency(2.0, 1.0), "the highest power is clearly better"
+    assert choose_similar_params([parts], None, 10).recency is None
+    assert choose_similar_params([parts._replace(history=None)], 2.0, 10).recency is None, "there are no times"
 
 
 def test_default_recency_power_stays_unless_another_is_better(series: Matrix) -> None:
     parts = split(series.user_items, series.history, SplitOptions("by-item"))
-    assert choose([parts], 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), "all powers find all parts of a series"
-    assert choose([parts], None, 7) == SimilarParams(20.0, None)
+    assert choose_similar_params([parts], 2.0, 7) == SimilarParams(20.0, Recency(2.0, 0.25)), (
+        "all powers find all parts of a series"
+    )
+    assert choose_similar_params([parts], None, 7) == SimilarParams(20.0, None)
