@@ -44,7 +44,7 @@ THOUSANDS = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 KEY_BYTES = len("user:")  # prefix of a row's key
 PROVISIONED, READS = "RU/s provisioned", "reads/s"  # figures of `bench ru`
 OTHER_READERS = ("azure-cosmos", "by SDK", "by redis-py")  # subjects that other clients read
-# Placeholders with --have-ru only.
+# The load of a plan with --have-ru only.
 PLACEHOLDER_LOAD: Mapping[str, float] = {"users": 1, "peak_rps": 1e-6}
 
 
@@ -57,16 +57,19 @@ def _input(
     description: str,
     default: Any = MISSING,  # noqa: ANN401 -- any field type
     reason: str = "",
-    **bounds: Any,  # noqa: ANN401 -- low, high, step, choices, panel
+    **options: Any,  # noqa: ANN401 -- low, high, step, choices, panel
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field
-    """Declare an input: its unit, description, default, and the reason for that default.
+    """Return a dataclass field that declares an input: unit, description, default, and why the default is that.
 
-    *bounds* are `low`, `high` and `step` of numbers, `choices` of texts, and `panel`, the group of its flag in the
-    help; an input without a panel is set by `--set` only.
+    *options* are `low`, `high` and `step` of a number, `choices` of a text, and `panel`, the group of its flag in the
+    help of `hotplate plan`. An input without a panel has no flag: it is set by `--set`.
     """
-    declared = {"low": 0, "high": 1 if unit == "share" else MOST, "step": None, "choices": (), "panel": "", **bounds}
-    declared |= {"unit": unit, "description": description, "reason": reason}
-    return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
+    most = 1 if unit == "share" else MOST
+    metadata = {"low": 0, "high": most, "step": None, "choices": (), "panel": ""} | options
+    metadata |= {"unit": unit, "description": description, "reason": reason}
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 _load, _lists, _cosmos, _money = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS, MONEY))
@@ -138,7 +141,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """Inputs from one source; `label` formats names for messages, as `--users`."""
+    """Unchecked inputs of a plan by name, and where they come from.
+
+    *label* is a format for an input's name in messages, with the fields {name} and {flag}, as "--{flag}".
+    """
 
     source: str
     values: Mapping[str, object]
@@ -183,32 +189,32 @@ def flag_help(known: Field[Any]) -> str:
 
 
 def merge(layers: Sequence[InputSource]) -> SourcedInputs:
-    """Return the checked inputs of all *layers*, of which later ones replace values of earlier ones.
+    """Check the inputs of all *layers*, of which later ones replace values of earlier ones, and return all inputs.
 
-    Without a peak rate, that of the busiest hour of the profile is taken. If users and rate are missing and `have_ru`,
-    the RU/s of today, is known, the plan only says what these carry (`carries_only`), with placeholders for both.
+    Without a peak rate, that of the busiest hour of the profile is taken. If users and rate are missing, but `have_ru`,
+    the RU/s of today, is known, the plan only says what load these carry (`carries_only`), with placeholders for both.
     Raises PlanMisused, with the flag or key, for an unknown, invalid or missing input.
     """
     values = dict[str, Any]()
     sources = dict[str, str]()
     for layer in layers:
         for name, value in layer.values.items():
+            label = layer.label_of(name)
             if name not in INPUT_FIELDS:
-                raise PlanMisused(
-                    f"{layer.label_of(name)} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}"
-                )
-            values[name] = _checked(INPUT_FIELDS[name], value, layer.label_of(name))
+                raise PlanMisused(f"{label} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}")
+            values[name] = _checked_value(INPUT_FIELDS[name], value, label)
             sources[name] = layer.source
-    _drop_outdated_size(layers, values, sources)
+    _drop_outdated_list_bytes(layers, values, sources)
 
     profile = values.get("profile")
-    if "peak_rps" not in values and isinstance(profile, tuple):
+    if "peak_rps" not in values and isinstance(profile, tuple):  # 24 rates, rather than a shape's name
         values["peak_rps"] = max(profile)
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
 
     missing = [name for name in PLACEHOLDER_LOAD if name not in values]
     if missing == list(PLACEHOLDER_LOAD) and "have_ru" in values:
-        return SourcedInputs(Inputs(**{**PLACEHOLDER_LOAD, "hot_share": 0.0, **values}), sources, carries_only=True)
+        inputs = Inputs(**{**PLACEHOLDER_LOAD, "hot_share": 0.0, **values})
+        return SourcedInputs(inputs, sources, carries_only=True)
     if missing:
         raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
     inputs = Inputs(**values)
@@ -271,24 +277,26 @@ def read_report(path: Path) -> Report:
 def from_report(report: Report, path: Path, p99_ms: float | None = None) -> InputSource:
     """Return the inputs of a plan that a report of `hotplate bench` measured, with the report as their source.
 
-    They are a pod's requests/s and ms of a request from `bench http`, where with *p99_ms* only rates within it count;
-    µs of CPU of a request from `bench stores`; none from `bench ru`, which is plotted. *path* is the report's file.
-    Raises PlanMisused if there is nothing to use.
+    A report of `bench http` has the requests/s of a pod, and the ms of a request; if *p99_ms* is given, only rates with
+    a p99 within it count. One of `bench stores` has the CPU of a request. One of `bench ru` has no input, but plans
+    plot it. *path* is the report's file. Raises PlanMisused for a report with nothing to use.
     """
     values = dict[str, object]()
+    is_plotted = False
     if report.kind == "http":
-        values = _measured_pod(report, p99_ms)
+        values = _measured_rate_and_time(report, p99_ms)
     elif report.kind == "stores":
-        values = _measured_service(report)
-
-    is_plotted = report.kind == "ru" and any(row.figure == PROVISIONED for row in report.rows)
+        values = _measured_cpu(report)
+    elif report.kind == "ru":
+        is_plotted = any(row.figure == PROVISIONED for row in report.rows)
     if not values and not is_plotted:
-        kept = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
-        raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{kept}")
+        objective = f" with a p99 of at most {p99_ms:g} ms" if p99_ms is not None else ""
+        raise PlanMisused(f"--from-report: {path}, of kind {report.kind}, has nothing that a plan can use{objective}")
 
-    bound = "at least " if any("at least" in row.note for row in report.rows) else ""
-    facts = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
-    source = ", ".join(filter(None, (f"measured: {bound}{path.name}", *facts)))
+    is_lower_bound = any("at least" in row.note for row in report.rows)
+    file = f"measured: {'at least ' if is_lower_bound else ''}{path.name}"
+    machine = [str(report.machine.get(name, ""))[:40] for name in ("cpu", "date")]
+    source = ", ".join(filter(None, (file, *machine)))
     return InputSource(source, values, f"{{name!r}} in {path}")
 
 
@@ -301,26 +309,35 @@ def _unsound(report: Report) -> str:
     return next(iter(report.complaints), "")
 
 
-def _measured_pod(report: Report, p99_ms: float | None) -> dict[str, object]:
-    """Return a pod's requests/s (`pod_rps`) and median time of a request (`request_ms`) from a report of `bench http`.
+def _measured_rate_and_time(report: Report, p99_ms: float | None) -> dict[str, object]:
+    """Return the requests/s of a pod (`pod_rps`) and the median ms of a request (`request_ms`) from `bench http`.
 
-    They are those of the subject with the highest rate whose p99 is at most *p99_ms*, if that is given. A report that
-    did not search for the highest rate has only the answered part of the requested one, which says nothing of the
-    capacity: it gives `request_ms` alone. Empty if no rate is within *p99_ms*.
+    They are those of the subject with the highest rate; if *p99_ms* is given, of those with a p99 within it. Only a
+    search for the highest rate measures what a pod can answer; the rate of another report is part of the requested one,
+    so it gives `request_ms` alone. Empty if no rate is within *p99_ms*.
     """
     for figure in ("highest rate", "rate"):
-        rows = [
-            row for row in report.rows if row.figure == figure and row.value and _keeps(report, row.subject, p99_ms)
-        ]
-        if rows:
-            fastest = max(rows, key=lambda row: row.value or 0)
-            rate = {"pod_rps": fastest.value} if figure == "highest rate" else {}
-            return rate | _request_time(report, fastest.subject)
+        rows = [row for row in report.rows if row.figure == figure and row.value]
+        rows = [row for row in rows if _is_p99_within(report, row.subject, p99_ms)]
+        if not rows:
+            continue
+
+        fastest = max(rows, key=lambda row: row.value or 0)
+        values = dict[str, object]()
+        if figure == "highest rate":
+            values["pod_rps"] = fastest.value
+        median_us = report.row(fastest.subject, "p50")
+        if median_us is not None and median_us.value:
+            values["request_ms"] = round(median_us.value / 1000, 4)
+        return values
     return {}
 
 
-def _measured_service(report: Report) -> dict[str, object]:
-    """Return `request_cpu_us` of the store whose service takes most CPU, read by our clients; empty without."""
+def _measured_cpu(report: Report) -> dict[str, object]:
+    """Return the µs of CPU of a request (`request_cpu_us`) from `bench stores`, with the store that takes most.
+
+    Stores that were read by another client are left out. Empty if none is left.
+    """
     cpus_us = [
         row.value
         for row in report.rows
@@ -329,85 +346,82 @@ def _measured_service(report: Report) -> dict[str, object]:
     return {"request_cpu_us": round(max(cpus_us), 2)} if cpus_us else {}
 
 
-def _keeps(report: Report, subject: str, p99_ms: float | None) -> bool:
-    """Return whether a subject's p99 is known and at most *p99_ms*, if that is given."""
-    p99 = report.row(subject, "p99")
-    return p99_ms is None or (p99 is not None and p99.value is not None and p99.value <= p99_ms * 1000)
-
-
-def _request_time(report: Report, subject: str) -> dict[str, object]:
-    median = report.row(subject, "p50")
-    return {"request_ms": round(median.value / 1000, 4)} if median and median.value else {}
+def _is_p99_within(report: Report, subject: str, p99_ms: float | None) -> bool:
+    """Return whether a subject's p99 is known and at most *p99_ms*; true if that is None."""
+    p99_us = report.row(subject, "p99")
+    return p99_ms is None or (p99_us is not None and p99_us.value is not None and p99_us.value <= p99_ms * 1000)
 
 
 def from_release(manifest: "Manifest", store: str) -> InputSource:
-    """Read lists by kind, mean sizes and encoding from a manifest; sizes include popular lists and `meta`.
+    """Return the inputs of a plan that a release's manifest knows: users, items, mean sizes in bytes, and the encoding.
 
-    Users and items count once for each named list that has them.
+    Means are over all rows, with popular lists and `meta`. Users and items count once for each named list that has
+    them. *store* is the store's URL, for the source.
     """
     rows = sum(manifest.counts.values())
-    mean_bytes = manifest.bytes / max(1, rows)
+    row_bytes = manifest.bytes / max(1, rows)
     id_bytes = fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
     values: dict[str, object] = {
         "users": manifest.count("user"),
         "items": manifest.count("item"),
-        "list_bytes": max(1.0, round(mean_bytes - KEY_BYTES - id_bytes, 1)),
+        "list_bytes": max(1.0, round(row_bytes - KEY_BYTES - id_bytes, 1)),
         "user_id_chars": max(1.0, id_bytes),
         "encoding": manifest.encoding,
     }
-    names = (
-        f" of the lists {', '.join([manifest.default_list or 'default', *manifest.named])}" if manifest.named else ""
-    )
+    names = ""
+    if manifest.named:
+        names = f" of the lists {', '.join([manifest.default_list or 'default', *manifest.named])}"
     source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows{names} of {manifest.bytes:,} bytes"
     return InputSource(source, values, f"{{name}} of {manifest.release}")
 
 
-def _drop_outdated_size(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Remove a measured size of lists, if a later layer changes what it depends on."""
+def _drop_outdated_list_bytes(layers: Sequence[InputSource], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Remove a measured `list_bytes` from *values* and *sources*, if a later layer has an input that changes it."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
         if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:
             del values["list_bytes"], sources["list_bytes"]
 
 
-def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
-    """Return an input's *value*, often a text, as a number, choice or profile (the shape of a day, or 24 rates).
+def _checked_value(declared: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- any field type
+    """Return an input's *value*, often a text, as a number, a choice, or a profile (a shape's name, or 24 rates).
 
-    *known* is the field of Inputs, whose metadata has bounds and choices. Raises PlanMisused, beginning with *label*,
-    for a value of another type or outside of the bounds.
+    *declared* is the input's field of Inputs, whose metadata has the bounds of a number, or the choices. Raises
+    PlanMisused, beginning with *label*, the input's name in messages, for an invalid value.
     """
-    if known.name == "profile":
-        return _profile(value, label)
-    choices = known.metadata["choices"]
+    if declared.name == "profile":
+        return _parse_profile(value, label)
+    choices = declared.metadata["choices"]
     if choices:
         if value not in choices:
             raise PlanMisused(f"{label} is {value!r}, and must be {' or '.join(choices)}")
         return value
-    whole = known.type in (int, int | None)
-    expected = "a whole number" if whole else "a number"
+
+    is_whole = declared.type in (int, int | None)
+    expected = "a whole number" if is_whole else "a number"
     try:
-        number = _parsed(value)
+        number = _parse_number(value)
     except (TypeError, ValueError) as error:
         raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
-    if not _within_bounds(known, number):
-        raise PlanMisused(f"{label} is {number:,.10g}, and must be {_bounds(known)}")
-    if whole and number != int(number):
+    if not _is_within_bounds(declared, number):
+        raise PlanMisused(f"{label} is {number:,.10g}, and must be {_format_bounds(declared)}")
+    if is_whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
-    return int(number) if whole else number
+    return int(number) if is_whole else number
 
 
-def _within_bounds(known: Field[Any], number: float) -> bool:
-    bounds = known.metadata
+def _is_within_bounds(declared: Field[Any], number: float) -> bool:
+    bounds = declared.metadata
     return bounds["low"] <= number <= bounds["high"] and (bounds["step"] is None or number % bounds["step"] == 0)
 
 
-def _bounds(known: Field[Any]) -> str:
-    bounds = known.metadata
+def _format_bounds(declared: Field[Any]) -> str:
+    bounds = declared.metadata
     limits = f"at least {bounds['low']:,.10g} and at most {bounds['high']:,.10g}"
     return limits if bounds["step"] is None else f"{limits}, in steps of {bounds['step']}"
 
 
-def _parsed(value: object) -> float:
+def _parse_number(value: object) -> float:
     """Convert a number, or a text such as `1_000` or `2M`. Raises TypeError and ValueError."""
     if isinstance(value, str):
         factor = THOUSANDS.get(value[-1:], 1.0)
@@ -417,7 +431,7 @@ def _parsed(value: object) -> float:
     return float(value)
 
 
-def _profile(value: object, label: str) -> str | tuple[float, ...]:
+def _parse_profile(value: object, label: str) -> str | tuple[float, ...]:
     """Convert 24 numbers, as a list or separated by commas, to a tuple; a shape's name stays. Raises PlanMisused."""
     listed = value.split(",") if isinstance(value, str) and "," in value else value
     try:

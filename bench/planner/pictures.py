@@ -12,14 +12,14 @@ THIS_PLAN = "this plan"
 
 
 def pictures(plan: CapacityPlan, sweep: Report | None = None) -> tuple[Plot, ...]:
-    """Return the plots of a plan, and that of a report of `hotplate bench ru`."""
-    plots = [_cost(plan), _day(plan)]
+    """Return the plots of a plan, and that of *sweep*, a report of `hotplate bench ru`."""
+    plots = [_plot_cost(plan), _plot_day(plan)]
     if sweep is not None:
-        plots.append(_measured(plan, sweep))
+        plots.append(_plot_sweep(plan, sweep))
     return tuple(plots)
 
 
-def _cost(plan: CapacityPlan) -> Plot:
+def _plot_cost(plan: CapacityPlan) -> Plot:
     """Plot the monthly cost of Cosmos DB and of Redis over requests/s, around the rate of *plan*.
 
     The curve of Redis has gaps where no size of Redis will do. Marks are the plan's rate, and the rate from which on
@@ -28,9 +28,9 @@ def _cost(plan: CapacityPlan) -> Plot:
     rates = tuple(plan.inputs.peak_rps * factor for factor in PLOTTED_RATES)
     plans = [plan.with_inputs(peak_rps=rate) for rate in rates]
     cosmos = tuple(planned.number("cheapest_cost") for planned in plans)
-    redis = tuple(
-        planned.number("redis_cost") if planned.figures["redis_cost"].is_number else None for planned in plans
-    )
+    redis_costs = [planned.figures["redis_cost"] for planned in plans]
+    redis = tuple(cost.number if cost.is_number else None for cost in redis_costs)
+
     marks = {plan.inputs.peak_rps: THIS_PLAN}
     break_even = break_even_rps(plan)
     if break_even is not None and rates[0] < break_even < rates[-1]:
@@ -47,22 +47,28 @@ def _cost(plan: CapacityPlan) -> Plot:
     )
 
 
-def _day(plan: CapacityPlan) -> Plot:
-    """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned by hand."""
+def _plot_day(plan: CapacityPlan) -> Plot:
+    """Plot, by hour of the day, the RU/s that reads need, that autoscale bills, and that are provisioned by hand.
+
+    The latter are those of the plan, and those of today if they are an input.
+    """
     hours = tuple(float(hour) for hour in range(HOURS))
     needed = tuple(plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile))
-    reached = tuple(hourly_billed_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
-    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, reached)]
+    billed = tuple(hourly_billed_ru(plan.inputs, plan.number("autoscale_top_ru"), plan.number("region_reads_ru")))
+    curves = [Curve("needed for reads", hours, needed), Curve("autoscale, as reached by a region", hours, billed)]
     for label, name in (("manual", "serve_ru"), ("provisioned today", "have_ru")):
         if name in plan.figures:
             curves.append(Curve(label, hours, (plan.number(name),) * HOURS))
     return Plot(title="A day's load, and the RU/s for it", x="hour of the day", y="RU/s", curves=tuple(curves))
 
 
-def _measured(plan: CapacityPlan, sweep: Report) -> Plot:
-    """Plot reads/s and p99 of a report of `bench ru` over RU/s, with the RU/s of this plan marked."""
-    throughput = tuple(_curves(sweep, READS))
-    p99 = tuple(_curves(sweep, "p99"))
+def _plot_sweep(plan: CapacityPlan, sweep: Report) -> Plot:
+    """Plot reads/s and, below, p99 over RU/s, as *sweep*, a report of `bench ru`, measured them for sizes of lists.
+
+    Marks are the RU/s of this plan, and those of today if they are an input.
+    """
+    throughput = tuple(_curves_by_size(sweep, READS))
+    p99 = tuple(_curves_by_size(sweep, "p99"))
     marks = {plan.number("serve_ru"): THIS_PLAN}
     if "have_ru" in plan.figures:
         marks[plan.number("have_ru")] = "today"
@@ -84,17 +90,21 @@ def _measured(plan: CapacityPlan, sweep: Report) -> Plot:
     )
 
 
-def _curves(sweep: Report, figure: str) -> Iterator[Curve]:
-    """Yield a curve of *figure*, as p99, over the provisioned RU/s for each size of lists in a report of `bench ru`.
+def _curves_by_size(sweep: Report, figure: str) -> Iterator[Curve]:
+    """Yield a curve of *figure*, as "p99", over the provisioned RU/s for each size of lists in a report of `bench ru`.
 
-    A subject of the report is a level, as "400 RU/s, 2 KB"; what follows "RU/s" names the curve, else "measured".
+    A subject of the report is RU/s and a size, as "400 RU/s, 2 KB", whose size, "2 KB", names the curve. With a single
+    size, the subject is "400 RU/s", and the curve is "measured".
     """
-    levels = dict[str, list[tuple[float, Row]]]()
+    rows_by_size = dict[str, list[Row]]()
+    ru_by_subject = {
+        row.subject: row.value for row in sweep.rows if row.figure == PROVISIONED and row.value is not None
+    }
     for row in sweep.rows:
-        provisioned = sweep.row(row.subject, PROVISIONED)
-        if row.figure == figure and provisioned is not None and provisioned.value is not None:
-            kind = row.subject.partition(" RU/s")[2].lstrip(", ") or "measured"
-            levels.setdefault(kind, []).append((provisioned.value, row))
-    for kind, points in levels.items():
-        points.sort(key=lambda point: point[0])
-        yield Curve(kind, tuple(ru for ru, _ in points), tuple(row.value for _, row in points))
+        if row.figure == figure and row.subject in ru_by_subject:
+            size = row.subject.partition(" RU/s")[2].lstrip(", ") or "measured"
+            rows_by_size.setdefault(size, []).append(row)
+
+    for size, rows in rows_by_size.items():
+        rows.sort(key=lambda row: ru_by_subject[row.subject])
+        yield Curve(size, tuple(ru_by_subject[row.subject] for row in rows), tuple(row.value for row in rows))

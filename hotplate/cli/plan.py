@@ -85,15 +85,17 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     """
     prices = flags.prices or price_list.OURS
     if flags.prices_from_azure:
-        prices = _write_prices(*flags.prices_from_azure, flags.prices or Path("prices.toml"))
+        prices = flags.prices or Path("prices.toml")
+        _write_prices(*flags.prices_from_azure, prices)
         if not _has_inputs(flags, values):
             return
-    file = flags.source or flags.check
-    baseline = None if file is None else read_baseline(file)
-    command_line = _command_line(flags, values)
+
+    saved_plan = flags.source or flags.check
+    baseline = None if saved_plan is None else read_baseline(saved_plan)
+    command_line = _command_line_inputs(flags, values)
     reports = {path: inputs.read_report(path) for path in flags.from_report}
     sources = _Sources(
-        layers=_layers(flags, baseline=baseline, command_line=command_line, reports=reports),
+        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
         command_line=command_line,
         prices=prices,
         charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
@@ -102,17 +104,19 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
     if flags.open_page:
         _open_page(flags, sources)
         return
-    capacity_plan = calculate(inputs.merge([*sources.layers, *command_line]), price_list.load(prices), sources.charges)
+
+    plan_inputs = inputs.merge([*sources.layers, *command_line])
+    capacity_plan = calculate(plan_inputs, price_list.load(prices), sources.charges)
     planned = report(capacity_plan, prices.name, baseline if flags.check else None, sources.sweep)
-    _finish(flags, capacity_plan, planned, baseline=baseline)
+    _write_and_print(flags, capacity_plan, planned, baseline=baseline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sources:
     """What a plan is calculated from.
 
-    layers        inputs of files, a release and reports; later ones win
-    command_line  inputs of the command line, which win over these
+    layers        inputs from a saved plan, a release and reports; later ones win
+    command_line  inputs from the command line, which win over these
     prices        a file of prices
     charges       request units of each operation
     sweep         a report of `bench ru` to plot, if there is one
@@ -131,8 +135,14 @@ def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
     return any((*origins, *values.values()))
 
 
-def _finish(flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, baseline: Baseline | None) -> None:
-    """Write what *flags* want written, print the report or one figure's formulas, and exit with the report's code."""
+def _write_and_print(
+    flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, baseline: Baseline | None
+) -> None:
+    """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
+
+    *baseline* is the saved plan that was read; a plan saved by `--check` keeps its bound. Raises PlanMisused for an
+    unknown figure, and typer.Exit for a code other than 0.
+    """
     if flags.why is not None and flags.why not in capacity_plan.figures:
         raise inputs.PlanMisused(
             f"--why: there is no figure {flags.why!r}; known are {', '.join(capacity_plan.figures)}"
@@ -142,8 +152,11 @@ def _finish(flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, b
 
         report_page.save(planned, flags.report)
     if flags.save is not None:
-        bound_percent = baseline.bound_percent if flags.check and baseline else BOUND_PERCENT
+        bound_percent = BOUND_PERCENT
+        if flags.check and baseline:
+            bound_percent = baseline.bound_percent
         flags.save.write_text(to_toml(capacity_plan, bound_percent))
+
     if flags.why is not None and not flags.as_json:
         _print_formulas(capacity_plan, flags.why)
     else:
@@ -166,42 +179,52 @@ def _parameters() -> Iterator[inspect.Parameter]:
 signed(plan, list(_parameters()))
 
 
-def _command_line(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:
-    """Return the inputs of the page's query, of --set and of flags; later ones win. PlanMisused if not NAME=VALUE."""
-    assumed = dict[str, object]()
-    for assumption in flags.assume:
-        name, equals, value = assumption.partition("=")
+def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:
+    """Return the inputs of the page's query (`--open`), of `--set NAME=VALUE`, and of flags; later ones win.
+
+    *inputs_by_flag* has the inputs that have a flag of their own, None if the flag is missing. Raises PlanMisused for a
+    text without a name and a value.
+    """
+    from_set = dict[str, object]()
+    for assignment in flags.assume:
+        name, equals, value = assignment.partition("=")
         if not equals:
-            raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assumption!r}")
-        assumed[name.strip()] = value.strip()
-    values = {name: value for name, value in inputs_by_flag.items() if value is not None}
-    layers = [InputSource("flag", assumed, "--set {name}"), InputSource("flag", values, "--{flag}")]
+            raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assignment!r}")
+        from_set[name.strip()] = value.strip()
+    from_flags = {name: value for name, value in inputs_by_flag.items() if value is not None}
+    layers = [InputSource("flag", from_set, "--set {name}"), InputSource("flag", from_flags, "--{flag}")]
+
     if flags.query is None:
         return layers
-    query = dict(parse_qsl(flags.query.removeprefix("?")))
-    if not query:
+    from_query = dict(parse_qsl(flags.query.removeprefix("?")))
+    if not from_query:
         raise inputs.PlanMisused(f"{flags.query!r} is not a query, as 'users=1M&peak_rps=500'")
-    return [InputSource("query", query, "{name} in the query"), *layers]
+    return [InputSource("query", from_query, "{name} in the query"), *layers]
 
 
 def _open_page(flags: PlanFlags, sources: _Sources) -> None:
-    """Serve the planner as a page until Ctrl-C, first with the inputs of the command line."""
+    """Serve the planner as a page until Ctrl-C; its form begins with the inputs of the command line."""
     from hotplate.bench.planner import planner_page  # loads aiohttp
 
-    # Options that its inputs do not replace; the page shows them in its command.
-    named = [
+    # The page shows a command for the same plan. Besides inputs, it needs these options.
+    given_options = [
         ("--from", flags.source or flags.check),
         *(("--from-report", path) for path in flags.from_report),
         ("--from-release", flags.from_release),
         ("--prices", None if sources.prices == price_list.OURS else sources.prices),
         ("--charges", flags.charges),
     ]
+    option_words = list[str]()
+    for option, value in given_options:
+        if value is not None:
+            option_words += [option, str(value)]
+
     page = planner_page.PlannerPage(
         layers=sources.layers,
         prices=price_list.load(sources.prices),
         prices_name=sources.prices.name,
         charges=sources.charges,
-        options=[word for option, value in named if value is not None for word in (option, str(value))],
+        options=option_words,
         sweep=sources.sweep,
     )
     query = {name: str(value) for layer in sources.command_line for name, value in layer.values.items()}
@@ -213,16 +236,17 @@ def _open_page(flags: PlanFlags, sources: _Sources) -> None:
     )
 
 
-def _layers(
+def _file_inputs(
     flags: PlanFlags,
     *,
     baseline: Baseline | None,
     command_line: list[InputSource],
     reports: Mapping[Path, Report],
 ) -> list[InputSource]:
-    """Return the inputs from a saved plan, a release's manifest and reports, in this order; later ones win.
+    """Return the inputs of a saved plan, of a release's manifest, and of reports, in this order; later ones win.
 
-    Those of the command line are not among them, but may hold the objective `p99_ms` that reports are read by.
+    *command_line* has inputs that win over all of them; they may hold `p99_ms`, the objective that a rate in a report
+    must meet.
     """
     layers = [baseline.layer] if baseline else []
     if flags.from_release is not None:
@@ -236,12 +260,11 @@ def _layers(
     return layers
 
 
-def _write_prices(region: str, currency: str, path: Path) -> Path:
+def _write_prices(region: str, currency: str, path: Path) -> None:
     require_folder(path)
     missing = price_list.write_prices(region, currency, path, datetime.now(UTC).date())
     lacks = f"; Azure's list has no price under the expected names for: {', '.join(missing)}" if missing else ""
     err.print(f"wrote {path}{lacks}")
-    return path
 
 
 def _print_formulas(capacity_plan: CapacityPlan, name: str) -> None:
