@@ -112,13 +112,18 @@ def encode_attributes(
 def _encode_table(
     ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the table and the kinds of its columns; StoreMisused for a repeated item."""
+    """Return the encoded table of item attributes, and the kind of each column by name, `number` or `text`.
+
+    The items are sorted by the hashes of their ids, which take the place of the ids; the values of each column are in
+    the same order. StoreMisused for a repeated item.
+    """
     hashes = [xxh3_64_intdigest(encode_id(identifier)) for identifier in ids]
     order = sorted(range(len(ids)), key=hashes.__getitem__)
     for row, next_row in pairwise(order):
         if hashes[row] == hashes[next_row]:
             raise StoreMisused(f"item {ids[row]!r} has two rows of attributes; keep one for each item")
     sorted_hashes = array("Q", [hashes[row] for row in order])
+
     stored = list[_StoredColumn]()
     kinds = dict[str, str]()
     for name, values in columns.items():
@@ -129,13 +134,16 @@ def _encode_table(
 
 
 def _stored_column(name: str, values: list[Any], *, is_text: bool) -> _StoredColumn:
-    """Encode a column: of texts if *is_text* is true or one value is a text, else of numbers."""
+    """Encode the values of a column: texts if *is_text* is true or one value is a text, else numbers.
+
+    Numbers are float64, NaN if missing. Texts are uint32 indexes into the distinct texts, sorted; index 0 is None.
+    """
     if not is_text and not any(isinstance(value, str) for value in values):
         numbers = array("d", [nan if value is None else value for value in values])
         return _StoredColumn(name, numbers.tobytes(), None)
     texts = (None, *sorted({value for value in values if value is not None}))
-    number_of = {text: number for number, text in enumerate(texts)}
-    return _StoredColumn(name, array("I", [number_of[value] for value in values]).tobytes(), texts)
+    index_of = {text: index for index, text in enumerate(texts)}
+    return _StoredColumn(name, array("I", [index_of[value] for value in values]).tobytes(), texts)
 
 
 def piece_keys(pieces: int) -> list[str]:

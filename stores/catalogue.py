@@ -327,21 +327,22 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[Release]:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease, and mark lapsed drafts as `dropping`.
+    """Add an entry for a draft, a release that *draft*'s writer is writing, and mark lapsed drafts as `dropping`.
 
-    If the same writer began it in an earlier attempt, that draft's lease is renewed instead. *repairs* is the
-    incarnation of the damaged release of the same id that `commit` is to replace. Raises ReleaseConflict if the id is
-    taken.
+    The writer holds the draft by a lease of LEASE_S seconds. If the same writer began it in an earlier attempt, that
+    draft's lease is renewed instead. *repairs* is the incarnation (the stored data) of the damaged release of the same
+    id that `commit` is to replace. Raises ReleaseConflict if the id is taken.
     """
     for entry in catalogue.releases:
         if entry.state is State.DRAFT and (entry.id, entry.writer) == (draft.id, draft.writer):
             return renew(catalogue, draft._replace(incarnation=entry.incarnation))
+
     releases = _with_lapsed_dropping(catalogue)
-    ignored = [State.DROPPING]
+    reusable_states = [State.DROPPING]
     if repairs is not None:
-        ignored.append(State.WITHDRAWN)  # left by earlier repairs
+        reusable_states.append(State.WITHDRAWN)  # left by earlier repairs
     for entry in releases:
-        if entry.id == draft.id and entry.incarnation != repairs and entry.state not in ignored:
+        if entry.id == draft.id and entry.incarnation != repairs and entry.state not in reusable_states:
             raise ReleaseConflict(f"release {draft.id} exists already; publish again under a new id")
     begun = Release(
         id=draft.id,
@@ -383,17 +384,19 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
-    """Make a verified draft ready, refused by the gates *refused_by*.
+    """Make a verified draft a ready release; *refused_by* are the gates that refuse it, if any.
 
-    If a release of its id exists, the draft repairs that: it takes its state and place, and the damaged data are
-    withdrawn. Raises ReleaseConflict and ReleaseNotFound if the draft is not the writer's any more.
+    If a release of its id exists, the draft repairs that: its data (the incarnation) take the place of the damaged
+    ones in the same state, and these get an entry of their own, withdrawn. Raises ReleaseConflict and ReleaseNotFound
+    if the draft is not the writer's any more.
     """
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
         return catalogue  # done by an earlier attempt
+
     ready = replace(_owned_draft(catalogue, draft), state=State.READY, lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
-    for place, other in enumerate(others):
+    for index, other in enumerate(others):
         is_repaired = other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN)
         if is_repaired:
             damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
@@ -403,15 +406,16 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
                 created_at=ready.created_at,
                 writer=ready.writer,
             )
-            return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
+            return replace(catalogue, releases=(*others[:index], damaged, repaired, *others[index + 1 :]))
     return replace(catalogue, releases=(*others, ready))
 
 
 def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_canary: bool = False) -> Catalogue:
-    """Make a committed release live, or that of arm B; a live release is no longer refused.
+    """Make a committed release live, or with *arm* B that which the users of arm B of the experiment see.
 
-    Raises CanaryRunning while another release is the canary, unless *end_canary* is true, or it is arm B, which goes
-    on. For arm B, raises HeldBack if no experiment is running, and ReleaseConflict for the live release.
+    A live release is no longer refused by gates. Raises CanaryRunning while another release is the canary (shown to a
+    share of the users), unless *end_canary* is true, or the canary is arm B, which goes on. For arm B, raises HeldBack
+    if no experiment is running, and ReleaseConflict for the live release.
     """
     entry = catalogue.find(release)
     canary = catalogue.canary
@@ -449,6 +453,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
             f"release {canary.release} is {'arm B' if catalogue.running else 'the canary'}, of {canary.percent:g} %; "
             f"promote or abort it first"
         )
+
     started = replace(catalogue, canary=Canary(release, percent, salt=release))
     if days is None:
         return started
@@ -525,10 +530,10 @@ def prune(
             return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
         return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
 
-    entries = list(_with_lapsed_dropping(catalogue))
-    for place, entry in enumerate(entries):
-        if is_unneeded(entry):
-            entries[place] = replace(entry, state=State.DROPPING)
+    entries = list[Release]()
+    for entry in _with_lapsed_dropping(catalogue):
+        state = State.DROPPING if is_unneeded(entry) else entry.state
+        entries.append(replace(entry, state=state))
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
         entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
@@ -608,12 +613,12 @@ def _without_canary(catalogue: Catalogue) -> Catalogue:
 
 
 def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
-    """Make *entry* the canary of the running experiment, in the place of arm B's release before it.
+    """Make *entry* the release of arm B, the canary of the running experiment, in the place of the one before it.
 
     The canary keeps its salt, so the users of arm B stay the same. Raises HeldBack if no experiment is running,
     ReleaseConflict for the live release.
     """
-    catalogue.ref_of("B")
+    catalogue.ref_of("B")  # raises HeldBack
     previous = catalogue.canary_entry
     canary = catalogue.canary
     running = catalogue.running

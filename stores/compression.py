@@ -115,9 +115,9 @@ class Encoder:
 
 
 def decompressor(dictionary: bytes) -> Callable[[bytes], bytes]:
-    """Return a function that decompresses one list of at most MAX_LIST_BYTES; an empty one stays empty.
+    """Return a function that decompresses one list by a release's dictionary; an empty list stays empty.
 
-    Both raise ReleaseCorrupt for damage.
+    A list has at most MAX_LIST_BYTES. Raises ReleaseCorrupt for a damaged dictionary, as the function does for a list.
     """
     try:
         decompress = zstandard.ZstdDecompressor(dict_data=_load(dictionary)).decompress
@@ -174,6 +174,8 @@ async def encode_rows(
     if encoding == PLAIN:
         plain = Encoder(checksum, None)
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
+
+    # Train the dictionary on the first batches, which are kept until they are encoded.
     remaining = aiter(batches)
     first = await _first_batches(remaining)
     rows_at_hand = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
@@ -207,7 +209,11 @@ def _compression_ratio(rows: Sequence[Row], encoder: Encoder) -> float:
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
-    """Return the decoder of a release's values; ReleaseCorrupt without its dictionary."""
+    """Return the function that decodes the values of a release's rows to bodies, an offset and a list.
+
+    It checks the checksum of a value, and decompresses the list if the release is compressed. Raises ReleaseCorrupt if
+    the dictionary for that is missing or damaged.
+    """
     checksum = Checksum(manifest.release)
     if manifest.encoding == PLAIN:
         return checksum.open

@@ -166,7 +166,10 @@ async def _advice(store: Store, catalogue: Catalogue) -> str:
 
 
 async def _read_finding(store: Store, live: Release, manifest: Manifest) -> Finding:
-    """Time READS point reads of sampled rows, one after the other."""
+    """Time READS point reads of sampled rows, one after the other, and return the finding.
+
+    The worst should fit into the time that a service spends on a request, BUDGET_S.
+    """
     if not manifest.sample:
         return Finding(Level.OK, "reading", f"{live.id} has no sample to read")
     latencies_s = list[float]()
@@ -273,19 +276,22 @@ class Survey:
 async def survey(
     store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
-    """Find the sealed releases in a store, and read all their rows.
+    """Find the sealed releases in a store whose catalogue is lost or damaged, and read all their rows.
 
-    Also finds the record of erased users, in rows of incarnations too, as earlier versions kept it. Raises
-    ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed or the *wanted* release.
+    Also finds the record of erased users, in rows of incarnations too, as earlier versions kept it. *on_progress* gets
+    a release, and its rows read and in all. Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound
+    without any sealed or the *wanted* release.
     """
     record, now = await _unreadable_record(store)
-    found = await _find_releases(store)
-    result = Survey(releases=found.releases, others=found.others, erasures=found.erasures, record=record, now=now)
+    contents = await _find_releases(store)
+    result = Survey(
+        releases=contents.releases, others=contents.others, erasures=contents.erasures, record=record, now=now
+    )
     if wanted is not None:
         result.find(wanted)  # before the rows are read, which takes long
     examined = list[FoundRelease]()
-    for release in found.releases:
-        erased = found.erasures.users
+    for release in contents.releases:
+        erased = contents.erasures.users
         examined.append(await _examine_rows(store, release, erased, on_progress=on_progress))
     examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
     return replace(result, releases=tuple(examined))
@@ -300,7 +306,11 @@ class _Contents(NamedTuple):
 
 
 async def _find_releases(store: Store) -> _Contents:
-    """Read the manifests of all incarnations; ReleaseNotFound if none is a sealed release."""
+    """Return what the incarnations of a store are: sealed releases, by their manifests, and others, with the reason.
+
+    An incarnation is the stored data of one publish. Those that earlier versions used for erased users are merged into
+    the log of erasures, which counts as damaged if one cannot be read. ReleaseNotFound without any sealed release.
+    """
     releases = list[FoundRelease]()
     others = dict[str, str]()
     erasures = await read_log(store)
@@ -415,7 +425,10 @@ async def _examine_rows(
 
 
 def _entries(survey: Survey, live: FoundRelease) -> list[Release]:
-    """Return the entries of a new catalogue, *live* last; of two releases with one id, the earlier one is withdrawn."""
+    """Return the entries of the surveyed releases for a new catalogue, *live* last, the others ready.
+
+    Of two releases with one id, the earlier one is withdrawn.
+    """
     entries = list[Release]()
     for release in survey.releases:
         if release is live:

@@ -115,9 +115,11 @@ class ErasureLog:
 
 
 async def read_log(reader: Reader) -> ErasureLog:
-    """Read the log, even without a catalogue: the base, and the parts after it in order.
+    """Read the log of erased users from the records beside the catalogue, which may be lost itself.
 
-    Raises StoreUnavailable, WrittenByNewer.
+    A log is a base, all users erased up to some number, and numbered parts after it, each with what it added. Records
+    that are missing or damaged make it not whole (`damage` says why), and the users of the others remain. Raises
+    StoreUnavailable, WrittenByNewer.
     """
     values = await reader.records(NAMES)
     stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
@@ -136,11 +138,13 @@ async def read_log(reader: Reader) -> ErasureLog:
             base = part
         else:
             parts[part.number] = part.users
+
     base_number = 0 if base is None else base.number
     users = NOBODY if base is None else base.users
     later = sorted(number for number in parts if number > base_number)
     for number in later:
         users = parts[number].merged(users)
+
     last = max([base_number, *later])
     has_all_parts = base is not None and later == list(range(base_number + 1, last + 1))
     if stored and not has_all_parts:
@@ -214,6 +218,7 @@ def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
 
 
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
+    """Encode the record *name* of the log, the base or a part, with its number: JSON behind a checksum."""
     groups = [_Group(salt.hex(), _joined(hashes)) for salt, hashes in users.groups.items()]
     rows = {release: _stored(missing) for release, missing in users.rows.items()}
     part = _Part(number=number, groups=groups, rows=rows)

@@ -206,9 +206,9 @@ def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
 
 
 def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return the content of the zstd frame at *start*, and where it ends.
+    """Return the content of the zstd frame that begins at *start* in *data*, and the position after its end.
 
-    None and *start* if it is damaged or torn.
+    None and *start* if the frame is damaged or torn. It is decompressed in chunks, as its size is not known before.
     """
     decoder = zstandard.ZstdDecompressor().decompressobj()
     pieces = list[bytes]()

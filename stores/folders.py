@@ -180,7 +180,7 @@ def _remove(folder: Path) -> None:
 
 
 def mapped_at(path: Path, inode: int) -> int:
-    """Return the address of a file mapped by this process; OSError if it is unknown."""
+    """Return the memory address at which this process has mapped a file; OSError if it has not."""
     whole_path = str(path.resolve())
     for line in (_PROC / "self" / "maps").read_text().splitlines():
         address, _, offset, _, number, *name = line.split(maxsplit=5)

@@ -133,9 +133,10 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self.fail("malformed")
 
     def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- hot: a keyword costs more
-        """Hand over the response, and keep the connection if it can be kept and nothing followed the response.
+        """Hand over the complete response to the listener, then keep the connection for further requests, or close it.
 
-        More bytes than head and body are those of chunks' sizes, or were not asked for.
+        It is kept if server and parser allow that, and nothing followed the response: bytes beyond head and body are
+        the sizes of chunks, or else unsolicited.
         """
         end = self.head.find(END_OF_HEAD) + len(END_OF_HEAD)
         surplus = self._received - end - len(self.body)
@@ -305,9 +306,9 @@ class ConnectionPool:
             pending.set_exception(failure)
 
     def _dispatch(self, now: float) -> None:
-        """Open a connection for waiting requests if there is room, and fail them if none is open or opening.
+        """Begin to open a connection if requests wait and the pool has room; fail them if none is open or opening.
 
-        While connects fail, one is tried at a time.
+        *now* is the loop's time. While connects fail, one is tried at a time, after pauses.
         """
         if not self._waiting:
             return

@@ -1,7 +1,7 @@
 """The life of written releases in any store: activate, canary, roll back, prune.
 
 Each verb reads the catalogue, checks that the release may and can be served, and applies a pure function of
-`hotplate.stores.catalogue` by compare-and-set (`change`).
+`hotplate.stores.catalogue` by compare-and-set (`update_catalogue`).
 """
 
 import asyncio
@@ -67,9 +67,9 @@ async def activate(
     served.
     """
     seen = await store.catalogue()
-    step = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
-    is_changed = step(seen) != seen
-    await _serve(store, seen.find(release), step, force=force, though_refused=though_refused)
+    update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
+    is_changed = update(seen) != seen
+    await _begin_serving(store, seen.find(release), update, force=force, though_refused=though_refused)
     return is_changed
 
 
@@ -80,10 +80,10 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
             await store.prepare(release)
 
 
-async def _serve(
-    store: Store, entry: Release, step: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
+async def _begin_serving(
+    store: Store, entry: Release, update: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
 ) -> Catalogue:
-    """Apply *step*, by which a release becomes live or the canary, and return the new catalogue.
+    """Apply *update*, by which a release becomes live or the canary, and return the new catalogue.
 
     *entry* is the release in the catalogue that was read first. Raises RefusedByGates if it is refused, unless *force*
     or *though_refused* is true, and ReleaseCorrupt if it cannot be served, unless *force* is true.
@@ -93,7 +93,7 @@ async def _serve(
     if not force:
         await _check_servable(store, entry.ref)
     await store.prepare(entry.ref)
-    changed = await change(store, step, repeatable=False)
+    changed = await update_catalogue(store, update, repeatable=False)
     await prepare_served(store, changed)
     return changed
 
@@ -138,8 +138,8 @@ async def rollback(
     seen = await store.catalogue()
     if seen.live is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
-    step = partial(changes.rollback, expected=if_live or seen.live, reason=reason)
-    changed = await _serve(store, step(seen).releases[-1], step, force=force, though_refused=True)
+    update = partial(changes.rollback, expected=if_live or seen.live, reason=reason)
+    changed = await _begin_serving(store, update(seen).releases[-1], update, force=force, though_refused=True)
     return changed.releases[-1].id
 
 
@@ -167,7 +167,7 @@ async def start_canary(
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
         return changes.start_canary(catalogue, release, percent, days)
 
-    await _serve(store, entry, started, force=force, though_refused=though_refused)
+    await _begin_serving(store, entry, started, force=force, though_refused=though_refused)
 
 
 async def promote(
@@ -178,15 +178,15 @@ async def promote(
     canary = _canary_of(catalogue)
     expected = if_canary or canary.id
     changes.promote(catalogue, expected)
-    step = partial(changes.promote, expected=expected)
-    await _serve(store, canary, step, force=force, though_refused=though_refused)
+    update = partial(changes.promote, expected=expected)
+    await _begin_serving(store, canary, update, force=force, though_refused=though_refused)
     return canary.id
 
 
 async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
     """End the canary, and return it; ReleaseNotFound if there is none, ReleaseConflict if it is not *if_canary*."""
     canary = _canary_of(await store.catalogue()).ref
-    await change(store, lambda catalogue: changes.abort(catalogue, if_canary or canary.id), repeatable=False)
+    await update_catalogue(store, lambda catalogue: changes.abort(catalogue, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
     return canary.id
 
@@ -212,8 +212,8 @@ async def prune(
     Kept releases past their grace are scaled down.
     """
     present = await _prunable(store)
-    step = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
-    catalogue = await change(store, step)
+    update = partial(changes.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, present=present)
+    catalogue = await update_catalogue(store, update)
     dropping = [entry.ref for entry in catalogue.releases if entry.state is State.DROPPING]
     for number, release in enumerate(dropping):
         on_progress(number, len(dropping))
@@ -244,22 +244,22 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
         await store.prepare(release)
 
 
-async def change(
+async def update_catalogue(
     store: Store,
-    step: Callable[[Catalogue], Catalogue],
+    update: Callable[[Catalogue], Catalogue],
     *,
     repeatable: bool = True,
     records: Sequence[RecordChange] = (),
 ) -> Catalogue:
-    """Apply *step*, a pure function, to the catalogue by compare-and-set, and return the new catalogue.
+    """Apply *update*, a pure function, to the catalogue by compare-and-set, and return the new catalogue.
 
-    Each attempt reads the catalogue, applies *step*, and swaps the result in under a new random token. The swap is
-    refused (ReleaseConflict) if the catalogue was changed since the read; then the next attempt follows. If *step*
+    Each attempt reads the catalogue, applies *update*, and swaps the result in under a new random token. The swap is
+    refused (ReleaseConflict) if the catalogue was changed since the read; then the next attempt follows. If *update*
     changes nothing, nothing is written.
 
     A swap that fails with StoreUnavailable is unclear: it may still take place. Then the next read finds its token,
     and the swapped catalogue is returned, or the next swap loses against it. If others have swapped in between, that
-    cannot be told: a *repeatable* step, which may be applied twice, is applied again; for another, StoreUnavailable is
+    cannot be told: a *repeatable* update, which may be applied twice, is applied again; else StoreUnavailable is
     raised, as after UNCLEAR_SWAPS unclear swaps.
 
     *records* are changes beside the catalogue, written with it, that depend on what was read. Raises ReleaseConflict
@@ -277,7 +277,7 @@ async def change(
             return sent[old.token]
         if len(unclear) == UNCLEAR_SWAPS:
             raise StoreUnavailable(f"{unclear[-1]}; the catalogue has not changed so far: see `hotplate releases list`")
-        new = step(old)
+        new = update(old)
         if new == old:
             return old
         if not old.generation:
@@ -353,7 +353,7 @@ async def drop(store: Store, release: ReleaseRef) -> None:
         if (await store.catalogue()).entry(release.incarnation) is None:
             return  # another process has erased it
         raise
-    await change(store, lambda catalogue: changes.forget(catalogue, release))
+    await update_catalogue(store, lambda catalogue: changes.forget(catalogue, release))
 
 
 def _check_dropping(release: ReleaseRef, catalogue: Catalogue) -> None:

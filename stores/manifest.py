@@ -259,10 +259,10 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
-    """Make the manifest of tallied rows; *about* is the record of their origin (`Origin`).
+    """Return the manifest of a release from the sums over its rows, *tally*; *about* is the record of their origin.
 
-    Raises ReleaseCorrupt if a list has no popular list for everybody, or lists exceed the limits, and StoreMisused for
-    an invalid origin or name.
+    *created_at* is a Unix time in seconds, by the store's clock. Raises ReleaseCorrupt if a list has no popular list
+    for everybody, or lists exceed the limits, and StoreMisused for an invalid origin or name.
     """
     try:
         origin = Origin.of(about)

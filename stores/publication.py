@@ -34,7 +34,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
-from hotplate.stores.lifecycle import activate, change, drop, scale_down
+from hotplate.stores.lifecycle import activate, drop, scale_down, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Diagnosed, Plan, RecordChange, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
@@ -176,9 +176,10 @@ def frozen_heap() -> Iterator[None]:
 async def go_live(
     store: Store, result: WriteResult, *, arm: Arm = "A", end_canary: bool = False, though_refused: bool = False
 ) -> WriteResult:
-    """Activate a written release, for an arm, unless a canary or its gates hold it back.
+    """Activate a written release; a canary, or the gates that refused it, may hold it back.
 
-    Returns *result* with the time taken, or with the reason as `held_back`.
+    *arm* is that of a running experiment for which it is. Returns *result* with the seconds that the activation took,
+    or with the reason as `held_back`.
     """
     release = result.manifest.release
     started = time.perf_counter()
@@ -216,10 +217,10 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
     """
     token = writer or secrets.token_hex(8)
 
-    def step(catalogue: Catalogue) -> Catalogue:
+    def add_draft(catalogue: Catalogue) -> Catalogue:
         return changes.begin(catalogue, DraftRef(release, secrets.token_hex(6), token), repairs=repairs)
 
-    entry = (await change(store, step)).find_draft(release)
+    entry = (await update_catalogue(store, add_draft)).find_draft(release)
     return DraftRef(entry.id, entry.incarnation, token)
 
 
@@ -240,7 +241,9 @@ async def take_over(store: Store, release: ReleaseId, *, writer: str | None = No
         is_renewed = first_lease_until is not None and entry.lease_until != first_lease_until
         if left_s <= 0 or is_renewed:
             draft = DraftRef(entry.id, entry.incarnation, token)
-            await change(store, partial(changes.take_over, draft=draft))  # raises ReleaseConflict if it was renewed
+            await update_catalogue(
+                store, partial(changes.take_over, draft=draft)
+            )  # raises ReleaseConflict if it was renewed
             return draft
         if first_lease_until is None:
             first_lease_until = entry.lease_until
@@ -283,10 +286,10 @@ async def write(
                 await store.prepare(draft.release)
             refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
             check_lease()
-            await change(store, partial(changes.commit, draft=draft, refused_by=refusing))
+            await update_catalogue(store, partial(changes.commit, draft=draft, refused_by=refusing))
     except (StoreUnavailable, _AttemptRefused) as error:
         with suppress(StoreError):  # unavailable: the lease will lapse
-            await change(store, partial(changes.end_lease, draft=draft))
+            await update_catalogue(store, partial(changes.end_lease, draft=draft))
         if isinstance(error, _AttemptRefused):
             raise
         is_repeated = draft.writer.startswith((COPIER, RUNNER))
@@ -308,14 +311,19 @@ async def _write_rows(
     others: ParallelWriters | None,
     check_lease: Callable[[], None],
 ) -> WriteResult:
-    """Put all rows that earlier attempts have not put, the manifest last, and return what was written."""
-    begun = await _claim(store, draft, encoded.plan)
-    context = PartContext(draft, encoded.dictionary, puts=begun is None)
+    """Write the rows of a draft that earlier attempts have not written, the manifest last.
+
+    Returns the manifest, and how many rows were written and skipped. An attempt that finds a manifest only sums up the
+    rows, which *finish* compares with it. *check_lease* raises if another writer has the draft; *others* are processes
+    that write further parts.
+    """
+    earlier_manifest = await _claim(store, draft, encoded.plan)
+    context = PartContext(draft, encoded.dictionary, puts=earlier_manifest is None)
     written = await put_part(store, context, encoded.batches, check=check_lease)
     if others is not None:
         written = written.merged(await others.write(context))
-    manifest = await finish(written.tally, begun)
-    if begun is None:
+    manifest = await finish(written.tally, earlier_manifest)
+    if earlier_manifest is None:
         await store.put(draft, [manifest.key_row])
     return WriteResult(manifest, rows=written.rows, skipped=written.tally.rows - written.rows)
 
@@ -464,7 +472,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
         while True:
             await asyncio.sleep(left_s / 3)
             try:
-                await change(store, partial(changes.renew, draft=draft))
+                await update_catalogue(store, partial(changes.renew, draft=draft))
                 left_s = LEASE_S
             except StoreUnavailable:  # again after a third of what is left, up to the last second
                 left_s *= 2 / 3
@@ -487,7 +495,7 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
 async def _abandon(store: Store, draft: DraftRef) -> None:
     """Drop a draft, as far as possible."""
     with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
-        await change(store, partial(changes.abandon, draft=draft))
+        await update_catalogue(store, partial(changes.abandon, draft=draft))
         await drop(store, draft.release)
 
 

@@ -144,7 +144,10 @@ async def _committed(source: Store, release: ReleaseId) -> Release:
 async def _batches(
     source: Store, release: ReleaseRef, manifest: Manifest, on_progress: OnProgress
 ) -> AsyncIterator[list[Row]]:
-    """Yield rows in order, without the manifest; each `meta` row is a batch."""
+    """Yield the rows of a release for its copy, in order of their keys, but for the manifest, which is written last.
+
+    Each `meta` row is a batch of its own. *on_progress* gets rows read and in all.
+    """
     total = manifest.rows
     async for rows in read_rows(source, release, manifest, lambda done, _: on_progress(min(done, total), total)):
         for row in rows:

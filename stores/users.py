@@ -10,7 +10,7 @@ from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import SWAP_ATTEMPTS, change
+from hotplate.stores.lifecycle import SWAP_ATTEMPTS, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_slots
@@ -190,7 +190,7 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
             return catalogue
         entry, records = log.appended(revised, expected=0 if accepts_loss else _counted(catalogue))
         with suppress(ReleaseConflict):
-            return await change(store, partial(_with_erased, seen=catalogue, entry=entry), records=records)
+            return await update_catalogue(store, partial(_with_erased, seen=catalogue, entry=entry), records=records)
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
@@ -251,9 +251,9 @@ async def _present_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) 
 
 
 async def _present_keys(store: Store, catalogue: Catalogue, users: Sequence[str]) -> dict[ReleaseId, list[str]]:
-    """Return the keys of the users' rows that committed releases have, in all lists, by id.
+    """Return the keys of the rows that committed releases have of *users*, in all lists, by the release's id.
 
-    Of two incarnations with one id, those of the one with more of them.
+    If an id has two incarnations, as after a repair, it gets the keys of the one that has more of them.
     """
     keys_by_id = dict[ReleaseId, list[str]]()
     for entry in catalogue.committed:

@@ -154,8 +154,9 @@ async def _check_loss(
     flaws = list[str]()
     if lost:
         flaws.append(f"{lost:,} of {manifest.rows + 1:,} rows are missing")
-    if damaged := await _damaged(store, release, manifest, rows_per_s):
-        flaws.append(damaged)
+    damage = await _describe_damaged_rows(store, release, manifest, rows_per_s)
+    if damage:
+        flaws.append(damage)
     if flaws:
         raise ReleaseCorrupt(f"of release {release.id}, {' and '.join(flaws)}; {HEAL}") from mismatch
     if not deleted:
@@ -185,8 +186,8 @@ async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) ->
     return (await erased_from(store)).missing_from(release) != known.missing_from(release)
 
 
-async def _damaged(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
-    """Return how many rows are damaged, and some keys; empty if none are."""
+async def _describe_damaged_rows(store: Store, release: ReleaseRef, manifest: Manifest, rows_per_s: float) -> str:
+    """Return a sentence with the number of damaged rows and up to NAMED of their keys; empty if none is damaged."""
     decode = await load_decode(store, release, manifest)
     open_meta = Checksum(release.id).open
     rows = 0

@@ -107,7 +107,7 @@ async def restore(
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
-                catalogue_file.replace(_merged(present, restored), records, lock)
+                catalogue_file.replace(_merge_catalogues(present, restored), records, lock)
     return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
 
 
@@ -128,10 +128,10 @@ async def _record_both(
     return log.appended(both, expected=max(ours.count + ours.lost, theirs.count + theirs.lost))
 
 
-def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
-    """Return a catalogue with all entries of both, in which only *restored* has a live release.
+def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
+    """Return a catalogue with the entries of a store's *present* catalogue and of a *restored* one.
 
-    It ends the canary of the backup, which may have been aborted since.
+    Only the live release of *restored* stays live. The canary of the backup, which may have been aborted since, ends.
     """
     if restored.canary is not None:
         restored = abort(restored, restored.canary.release)
@@ -194,9 +194,10 @@ def _open(folder: Path, incarnation: str, opened: ExitStack) -> BinaryIO:
 async def _copy_all(
     files: Mapping[str, BinaryIO], names: Mapping[str, str], scratch: Path, on_progress: OnProgress
 ) -> int:
-    """Copy and check open *files* into *scratch*/releases; return the number of bytes.
+    """Copy open *files* of releases into *scratch*/releases, and check the copies; return the number of bytes.
 
-    *names* has the new name of each incarnation. Raises StoreFull before anything is copied, ReleaseCorrupt.
+    *files* are by incarnation, and *names* has the new name of each incarnation. *on_progress* gets bytes copied and in
+    all. Raises StoreFull before anything is copied, ReleaseCorrupt.
     """
     total = sum(os.fstat(files[old].fileno()).st_size for old in names)
     done = 0
@@ -206,12 +207,12 @@ async def _copy_all(
     for old, new in names.items():
         path = _release_path(scratch, new)
         with translated(path), path.open("xb", buffering=0) as target:
-            place = 0
-            while copied := await _in_thread(_copy_piece, files[old].fileno(), target.fileno(), place):
-                place += copied
-                on_progress(done + place, total)
+            position = 0
+            while copied := await _in_thread(_copy_piece, files[old].fileno(), target.fileno(), position):
+                position += copied
+                on_progress(done + position, total)
             await _in_thread(os.fsync, target.fileno())
-        done += place
+        done += position
         try:
             await check_whole(path)
         except ReleaseCorrupt as error:  # the copy is removed, so name the source

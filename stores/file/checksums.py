@@ -54,7 +54,11 @@ def append_checksums(file: int, size: int) -> None:
 
 
 def read_checksums(file: int) -> Checksums | None:
-    """Read the checksums; None if they are missing, damaged, or of another size."""
+    """Read the checksums of a release file's blocks from its end; None if they are missing or damaged.
+
+    *file* is a descriptor. They end with a magic number, the size that they are for, and a checksum of themselves; None
+    also if the file has another size than that plus their own.
+    """
     file_bytes = os.fstat(file).st_size
     end = os.pread(file, _END_BYTES, max(0, file_bytes - _END_BYTES))
     if len(end) < _END_BYTES:

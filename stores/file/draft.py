@@ -83,7 +83,11 @@ class DraftFile:
             self.writer = draft.writer
 
     def put(self, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a part, acknowledged on return; appends them if they are in order of key bytes."""
+        """Write rows of a part of the draft, in transactions of at most TRANSACTION_ROWS; see `Store.put`.
+
+        Rows in ascending order of key bytes, after all before them, are written fastest. On return they are
+        acknowledged: `resume_point` is past them, but a reboot may lose them.
+        """
         pairs = [(key.encode(), value) for key, value in rows]
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
             for start in range(0, len(pairs), TRANSACTION_ROWS):
@@ -91,7 +95,10 @@ class DraftFile:
             self._release_pages(sum(len(value) for _, value in pairs))
 
     def resume_point(self, part: int) -> str | None:
-        """Return the last key of a part, without `meta`; of all rows if a writer was killed at sealing."""
+        """Return the last acknowledged key of a part, after which its publish goes on; None if there is none.
+
+        `meta` rows do not count. If a writer was killed while it sealed the draft, returns the last key of all parts.
+        """
         with self._claimed(), self._env.begin() as txn:
             point = txn.get(POINT + b"%d" % part)
             if point is None and txn.get(MANIFEST.encode()) is not None:  # `seal` had removed the points
@@ -113,7 +120,11 @@ class DraftFile:
             self._close_and_unlock()
 
     def _finish(self, size: int, path: Path) -> None:
-        """Append the checksums of the first *size* bytes, flush the file, and rename it to *path*."""
+        """Append the checksums of the first *size* bytes, flush the file, and rename it to *path*, a sealed release.
+
+        Raises ReleaseNotFound if the draft was removed meanwhile, and StoreError, without the draft, if its pages could
+        not be flushed.
+        """
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
@@ -198,10 +209,11 @@ class DraftFile:
                 cursor.delete()
 
     def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
-        """Raise the error for a failed call that would have written *more* bytes, 0 for a call that only reads.
+        """Raise the StoreError for a failed call of LMDB or of the file system.
 
-        On a full disk, the draft is removed, to free the space. LMDB calls a full disk an I/O error, so the free space
-        decides.
+        *more* is the number of bytes that the call would have written, 0 if it only reads. If the disk is full, the
+        draft is removed, to free its space, and StoreFull is raised. LMDB calls a full disk an I/O error, so a write
+        also counts as failed for that if less than *more* bytes are free.
         """
         is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if more and (is_full or shutil.disk_usage(self.path.parent).free < more + PROBE_BYTES):

@@ -83,9 +83,10 @@ class ReleaseFile:
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
-        """Map the file, or share its map; each call needs a `close`.
+        """Open a release's file in memory, or share it if this process has it open; each call needs a `close`.
 
-        Waits for the end of unmapping if it is being closed. Raises ReleaseNotFound, ReleaseCorrupt.
+        Files are known by device and inode. One that is being closed is waited for. Raises ReleaseNotFound,
+        ReleaseCorrupt.
         """
         with translated(path):
             status = path.stat()

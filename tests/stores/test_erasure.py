@@ -25,7 +25,7 @@ from hotplate.stores.erasure_log import (
     read_log,
 )
 from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.lifecycle import change, prune
+from hotplate.stores.lifecycle import prune, update_catalogue
 from hotplate.stores.store import Plan, RecordChange, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.users import accept_loss, erase_users, find_users
@@ -236,7 +236,7 @@ async def with_first_format(store: Store) -> None:
     await store.create(draft, Plan(1, 1000))
     await store.put(draft, [Row(KEY, FIRST_FORMAT)])
     await store.seal(draft)
-    await change(store, lambda catalogue: replace(catalogue, erased=Erased("0" * 12, 2)))
+    await update_catalogue(store, lambda catalogue: replace(catalogue, erased=Erased("0" * 12, 2)))
 
 
 @on_every_store
@@ -263,7 +263,7 @@ async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) 
     store = open_store()
     await publish(store, ROWS)
     await with_first_format(store)
-    await change(store, lambda catalogue: replace(catalogue, erased=Erased("gone", 3)))
+    await update_catalogue(store, lambda catalogue: replace(catalogue, erased=Erased("gone", 3)))
     assert (await erased_from(store)).lost == 3
     await prune(store, keep=0, grace_s=0.0)
     assert "0" * 12 in await store.incarnations()

@@ -97,7 +97,7 @@ async def test_writer_of_the_old_catalogue_is_fenced_and_its_draft_is_ignored(op
     with pytest.raises(ReleaseConflict):
         await writer.swap(before, changes.succeed(before, before, "late", ""))
     with pytest.raises(ReleaseNotFound):
-        await life.change(writer, lambda seen: changes.renew(seen, draft))
+        await life.update_catalogue(writer, lambda seen: changes.renew(seen, draft))
     assert await store.catalogue() == written
     await writer.close()  # a file is not erased while its writer lives
     assert await life.prune(store, grace_s=0) == [f"unknown-{draft.incarnation}"]

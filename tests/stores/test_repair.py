@@ -123,7 +123,7 @@ async def test_repair_source_must_be_the_same_release() -> None:
     impostor = await publication.begin(source, live)
     source.releases[impostor.incarnation] = rows
     rows.writer = impostor.writer
-    await life.change(source, lambda catalogue: changes.commit(catalogue, impostor))
+    await life.update_catalogue(source, lambda catalogue: changes.commit(catalogue, impostor))
     with pytest.raises((ReleaseConflict, ReleaseCorrupt)):
         await repair(store, source, live)
     assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
@@ -155,7 +155,7 @@ async def test_draft_is_taken_over_after_its_lease_expired_but_not_while_renewed
     async def keep() -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            await life.change(store, lambda catalogue: changes.renew(catalogue, taken))
+            await life.update_catalogue(store, lambda catalogue: changes.renew(catalogue, taken))
 
     keeping = asyncio.create_task(keep())
     with pytest.raises(ReleaseConflict, match="is being written by another process"):

@@ -65,7 +65,8 @@ async def prune(store):
     await lifecycle.prune(store, keep=0, grace_s=0)
 
 async def cut_prune(store):
-    found = await lifecycle.change(store, lambda found: lifecycle.changes.prune(found, 0, 0))
+    update_catalogue = getattr(lifecycle, "update_catalogue", None) or lifecycle.change
+    found = await update_catalogue(store, lambda found: lifecycle.changes.prune(found, 0, 0))
     return [entry.id for entry in found.releases if entry.state == "dropping"]
 
 async def rebuild(store):

@@ -123,7 +123,9 @@ def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], A
 async def test_overtaken_rollback_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     _, second, third = [await publish(store) for _ in range(3)]
-    overtake(store, monkeypatch, lambda: life.change(store, lambda catalogue: changes.prune(catalogue, 0, 0.0)))
+    overtake(
+        store, monkeypatch, lambda: life.update_catalogue(store, lambda catalogue: changes.prune(catalogue, 0, 0.0))
+    )
     with pytest.raises(ReleaseConflict, match=f"{third} is no longer live"):
         await life.rollback(store)
     assert (await store.catalogue()).live == second

@@ -91,4 +91,4 @@ async def lapse(store: Store) -> None:
         )
         return replace(catalogue, releases=tuple(entries))
 
-    await life.change(store, lapsed)
+    await life.update_catalogue(store, lapsed)

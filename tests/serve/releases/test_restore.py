@@ -86,7 +86,7 @@ async def test_rebuilt_catalogue_is_followed_by_workers_and_rejects_old_writers(
         with pytest.raises(ReleaseConflict):
             await writer.swap(before, replace(before, generation=before.generation + 1, token="late"))
         with pytest.raises(ReleaseNotFound):
-            await life.change(writer, partial(changes.renew, draft=draft))
+            await life.update_catalogue(writer, partial(changes.renew, draft=draft))
         await writer.close()
         third = await publish_to(url, lists("r3"))
         until_ready(service, third)

@@ -59,7 +59,7 @@ async def test_lost_swap_reply_is_told_from_a_rival_swap(account: SimulatedAccou
         await store.swap(old, first)
     assert await rival.catalogue() == first
     account.lose_answers = 1
-    renewed = await life.change(store, lambda catalogue: changes.renew(catalogue, draft_of(R)))
+    renewed = await life.update_catalogue(store, lambda catalogue: changes.renew(catalogue, draft_of(R)))
     assert renewed.generation == 2
     assert await rival.catalogue() == renewed
     with pytest.raises(ReleaseConflict):

@@ -111,7 +111,7 @@ async def test_writer_paused_before_claiming_its_draft_displaces_no_other(accoun
     await new.create(first, PLAN)
     second = first._replace(writer="two")
     await lapse(new)
-    await life.change(new, lambda catalogue: changes.take_over(catalogue, second))
+    await life.update_catalogue(new, lambda catalogue: changes.take_over(catalogue, second))
     await new.create(second, PLAN)
     for late in (first, first._replace(writer="nobody")):
         with pytest.raises(ReleaseConflict, match="by another process now"):

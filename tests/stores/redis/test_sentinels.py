@@ -11,7 +11,7 @@ import pytest
 from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
-from hotplate.stores.lifecycle import change
+from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
@@ -140,7 +140,7 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
         await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
         calls = primary.calls("eval")
-        committing = asyncio.create_task(change(store, lambda catalogue: commit(catalogue, draft_of(FIRST))))
+        committing = asyncio.create_task(update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST))))
         while primary.calls("eval") == calls:
             await asyncio.sleep(0.01)
         assert not committing.done()
@@ -193,7 +193,7 @@ async def test_no_commit_while_most_sentinels_are_unreachable(
         await begin(store, FIRST)
         sentinels[0].up = sentinels[1].up = False
         with pytest.raises(StoreUnavailable, match="it may be another"):
-            await change(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
+            await update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))
         assert (await store.catalogue()).find(FIRST).state == "draft"
         await store.close()
 
