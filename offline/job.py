@@ -25,7 +25,7 @@ from hotplate.offline.input.files import state_of
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import NamedLists, Written, as_source, names_in_keys, place_of, timed
+from hotplate.offline.publish import NamedLists, Written, place_of, source_of_lists, stored_names, timed
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
@@ -74,11 +74,11 @@ def publish(
     # Of the default list only.
     of_others = replace(of_all, fold_in=False, attributes=None)
     sources = dict[str, ModelLists]()
-    for name, stored in names_in_keys(models).items():
+    for name, stored in stored_names(models).items():
         of_list = models[name]
         trained = of_list if isinstance(of_list, Model) else load(Path(of_list))
         sources[name] = ModelLists.of(trained, of_others if stored else of_all, stored)
-    source = as_source({name: of_list.measure() for name, of_list in sources.items()})
+    source = source_of_lists({name: of_list.measure() for name, of_list in sources.items()})
     written = run_on(store, lambda opened: publish_lists(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
@@ -421,7 +421,7 @@ class Attempt:
                 for name, named in job.named.items():
                     of_list = model if named.model is None else load(named.model)
                     lists[name] = ModelLists.of(of_list, named.settings(), name)
-            return as_source({name: self._measure(of_list) for name, of_list in lists.items()})
+            return source_of_lists({name: self._measure(of_list) for name, of_list in lists.items()})
 
     async def _activate(self, run: Run, store: Store) -> "_Published":
         """Activate the interrupted run's release if still ready."""

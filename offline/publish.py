@@ -114,8 +114,8 @@ class NamedLists:
         return about
 
 
-def as_source(lists: Mapping[str, S]) -> S | NamedLists:
-    """Return the lists of one release; those of a default list alone without a name are their own source."""
+def source_of_lists(lists: Mapping[str, S]) -> S | NamedLists:
+    """Return one source of all *lists* by name; a default list without a name that is the only one is that source."""
     return lists[""] if [*lists] == [""] else NamedLists(lists)
 
 
@@ -124,8 +124,8 @@ def place_of(arm: Arm) -> tuple[str, str]:
     return ("arm B", " --arm B") if arm == "B" else ("live", "")
 
 
-def names_in_keys(names: Iterable[str]) -> dict[str, str]:
-    """Return the name in keys of each list: empty for the first, the default one."""
+def stored_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name under which the rows of each list are stored: its own, but "" for the first, the default one."""
     return {name: name if place else "" for place, name in enumerate(names)}
 
 
@@ -319,7 +319,7 @@ class _GateCheck:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
-                for name, stored in names_in_keys(self._reviews).items():
+                for name, stored in stored_names(self._reviews).items():
                     self._count_rows(name, stored, counts, popular_keys)
                     verdicts += await self._judge_list(name, stored, live)
                 if live is not None:

@@ -115,7 +115,7 @@ def read_job(pipeline: PipelineFile) -> Job:
     """
     trained: TrainFlags = pipeline.read("train", TrainFlags)
     flags: PublishFlags = pipeline.read("publish", PublishFlags)
-    published = publishing.checked(flags)
+    published = publishing.with_gates_and_ru_limit(flags)
     gates = _read_gates(pipeline, published.settings)
     _check_training(trained, pipeline.path)
     named = read_lists(pipeline, flags)
@@ -153,7 +153,7 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
         if not isinstance(keys, dict):
             raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
         where = f"{pipeline.path}, [lists.{name}]"
-        named[name] = publishing.named_flags(flags, name, keys, where=where, folder=folder)
+        named[name] = publishing.flags_of_table(flags, name, keys, where=where, folder=folder)
     return named
 
 

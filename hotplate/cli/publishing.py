@@ -1,7 +1,7 @@
 """The work of `hotplate publish` and `hotplate import`.
 
-Both make sources of lists (of a model, of files, or several by name) and hand them to `publish_lists`. Lists are kept
-by name; the name of the default list is empty. The first of several named lists is also stored as the default one.
+Both make a source of lists (of a model, of files, or several by name) and hand it to `publish_lists`. Lists are kept by
+name; the first one is the default list, which is stored without a name, and may have the name "".
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,10 +38,10 @@ from hotplate.offline.publish import (
     NamedLists,
     PartedSource,
     Written,
-    as_source,
-    names_in_keys,
     place_of,
     publish,
+    source_of_lists,
+    stored_names,
     timed,
 )
 from hotplate.offline.rules import read_rules
@@ -65,7 +65,7 @@ OF_THE_RELEASE = {setting.name for setting in settings_of(ReleaseFlags)} - {"lis
 OF_THE_RELEASE |= {"fold_in", "master"}
 
 
-def checked(flags: R) -> R:
+def with_gates_and_ru_limit(flags: R) -> R:
     """Return the flags with their gates read, and with the limit of request units in the URL of the store.
 
     Raises SettingError for invalid gates, StoreMisused for an invalid URL, and for a dry run of a draft.
@@ -77,7 +77,7 @@ def checked(flags: R) -> R:
 
 
 def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettings:
-    """Return the settings of a list, for the default one with factors and attributes; raises as `read_rules`."""
+    """Return the settings of a list; only the default one has factors and attributes. Raises as `read_rules`."""
     settings = ListSettings(
         length=flags.list_length,
         keep_seen=flags.keep_seen,
@@ -94,36 +94,41 @@ def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettin
     )
 
 
-def read_named(flags: F) -> dict[str, F]:
-    """Return the flags of each `--list`, those of *flags* unless its file has others; raises SettingError."""
-    named = dict[str, F]()
+def read_flags_by_list(flags: F) -> dict[str, F]:
+    """Return the flags of each `--list NAME=SOURCE`, by its name.
+
+    They are *flags* with the source: a model, or a file of lists. A source that is a TOML file has flags of its own.
+    Raises SettingError for an invalid or repeated name, and for invalid flags.
+    """
+    flags_by_list = dict[str, F]()
     for text in flags.named:
         name, equals, source = text.partition("=")
-        if not equals or not source or name in named:
+        if not equals or not source or name in flags_by_list:
             raise SettingError(f"--list: {text!r} is not NAME=SOURCE with a new name, such as basket=model2.")
         path = Path(source)
         if path.suffix == ".toml":
-            named[name] = named_flags(flags, name, read_toml(path), where=source, folder=path.absolute().parent)
+            keys = read_toml(path)
+            flags_by_list[name] = flags_of_table(flags, name, keys, where=source, folder=path.absolute().parent)
         else:
-            named[name] = _with_source(flags, name, path)
-    return named
+            flags_by_list[name] = _flags_of_source(flags, name, path)
+    return flags_by_list
 
 
-def named_flags(flags: F, name: str, keys: Mapping[str, Any], *, where: str, folder: Path) -> F:
-    """Return *flags* with the *keys* of one list; SettingError as `from_table`."""
-    base = _with_source(flags, name)
+def flags_of_table(flags: F, name: str, keys: Mapping[str, Any], *, where: str, folder: Path) -> F:
+    """Return the flags of the list *name*: *flags*, but those in a table's *keys*; SettingError as `from_table`."""
+    base = _flags_of_source(flags, name)
     return from_table(type(flags), keys, where=where, folder=folder, without=OF_THE_RELEASE, base=base)
 
 
-def _with_source(flags: F, name: str, path: Path | None = None) -> F:
-    """Return *flags* of the list *name*, made of one source; SettingError for an invalid name."""
+def _flags_of_source(flags: F, name: str, source: Path | None = None) -> F:
+    """Return *flags* for the list *name* from one model or file, *source*; SettingError for an invalid name."""
     try:
         check_list(name)
     except StoreMisused as error:
         raise SettingError(f"--list: {error}.") from error
     if isinstance(flags, PublishFlags):
-        return replace(flags, model=path or flags.model)
-    return replace(flags, lists=() if path is None else (path,), similar=None, popular=None)
+        return replace(flags, model=source or flags.model)
+    return replace(flags, lists=() if source is None else (source,), similar=None, popular=None)
 
 
 def publish_models(flags: PublishFlags) -> None:
@@ -132,60 +137,65 @@ def publish_models(flags: PublishFlags) -> None:
     Models are folders or MLflow's URIs; with `--master` Spark computes the lists. Raises SettingError for invalid or
     contradicting options, and as `publish_lists`.
     """
-    flags = checked(flags)
-    lists = read_named(flags)
+    flags = with_gates_and_ru_limit(flags)
+    flags_by_list = read_flags_by_list(flags)
     if flags.model is not None:
-        lists = {"": flags} | lists
-    if not lists or any(own.model is None for own in lists.values()):
+        flags_by_list = {"": flags} | flags_by_list
+    if not flags_by_list or any(own.model is None for own in flags_by_list.values()):
         raise SettingError("There is nothing to publish; give a model, or --list NAME=MODEL.")
     if flags.master is not None and flags.named:
         raise SettingError("Named lists are computed in this process; leave out --master.")
-    settings = {
-        name: list_settings(lists[name], is_default=not stored) for name, stored in names_in_keys(lists).items()
-    }
-    models = {name: str(own.model) for name, own in lists.items()}
-    with _folders_of(models) as (folders, uris), _computed_on(flags) as source:
+
+    settings_by_list = dict[str, ListSettings]()
+    for name, stored_name in stored_names(flags_by_list).items():
+        settings_by_list[name] = list_settings(flags_by_list[name], is_default=not stored_name)
+    models = {name: str(own.model) for name, own in flags_by_list.items()}
+    with _local_folders(models) as (folders, mlflow_uris), _on_spark_if_wanted(flags) as on_spark:
         publish_lists(
-            lambda report: source(_model_lists(folders, settings, report)),
+            lambda report: on_spark(_load_model_lists(folders, settings_by_list, report)),
             flags,
-            on_written=partial(_record, uris, chosen_store(flags.store)),
+            on_written=partial(_record_in_mlflow, mlflow_uris, chosen_store(flags.store)),
         )
 
 
-def _model_lists(
+def _load_model_lists(
     folders: Mapping[str, Path], settings: Mapping[str, ListSettings], report: OnStage
 ) -> ModelLists | NamedLists:
-    """Load the model of each list, once for lists of the same folder, and measure the lists as they are published."""
+    """Load the model of each list by name, and return a source of their lists, which are measured when published.
+
+    A folder that several lists name is loaded once. *report* is called with progress.
+    """
     models = {folder: load(folder) for folder in {*folders.values()}}
-    sources = {
-        name: ModelLists.of(models[folders[name]], settings[name], stored).measure(partial(report, "measure"))
-        for name, stored in names_in_keys(folders).items()
-    }
-    return as_source(sources)
+    sources = dict[str, ModelLists]()
+    for name, stored_name in stored_names(folders).items():
+        lists = ModelLists.of(models[folders[name]], settings[name], stored_name)
+        sources[name] = lists.measure(partial(report, "measure"))
+    return source_of_lists(sources)
 
 
 @contextmanager
-def _folders_of(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path], list[str]]]:
-    """Yield the model folder of each list, and the resolved URIs of the models that are in MLflow.
+def _local_folders(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path], list[str]]]:
+    """Yield the folder of each list's model by the list's name, and the URIs, with versions, of those from MLflow.
 
-    *models* are folders or URIs (`models:/` or `runs:/`) by list. Models in MLflow are downloaded to a temporary
-    folder, which is removed at the end.
+    *models* are folders or MLflow's URIs (`models:/` or `runs:/`) by list. Models in MLflow are downloaded to a
+    temporary folder, which is removed at the end.
     """
-    of_mlflow = {name: uri for name, uri in models.items() if uri.startswith(("models:/", "runs:/"))}
     folders = {name: Path(model) for name, model in models.items()}
-    if not of_mlflow:
+    in_mlflow = {name: uri for name, uri in models.items() if uri.startswith(("models:/", "runs:/"))}
+    if not in_mlflow:
         yield folders, []
         return
+
     from hotplate.offline import mlflow_models  # an extra
 
-    uris = {name: interruptible(partial(mlflow_models.resolve, uri)) for name, uri in of_mlflow.items()}
+    resolved_uris = {name: interruptible(partial(mlflow_models.resolve, uri)) for name, uri in in_mlflow.items()}
     with temporary_folder("model") as scratch:
-        for place, (name, uri) in enumerate(uris.items()):
-            folders[name] = interruptible(partial(mlflow_models.fetch, uri, scratch / str(place)))
-        yield folders, [*uris.values()]
+        for number, (name, uri) in enumerate(resolved_uris.items()):
+            folders[name] = interruptible(partial(mlflow_models.fetch, uri, scratch / str(number)))
+        yield folders, [*resolved_uris.values()]
 
 
-def _record(uris: Sequence[str], store: str, release: ReleaseId) -> None:
+def _record_in_mlflow(uris: Sequence[str], store: str, release: ReleaseId) -> None:
     """Tag the models of MLflow with the release that is made of them; a failure is only printed."""
     for uri in uris:
         from hotplate.offline import mlflow_models  # an extra
@@ -197,27 +207,35 @@ def _record(uris: Sequence[str], store: str, release: ReleaseId) -> None:
 
 
 def import_lists(flags: ImportFlags) -> None:
-    """Publish lists that were computed elsewhere, from files: the default list, named "", and `--list NAME=FILE`."""
-    flags = checked(flags)
-    lists = read_named(flags)
-    if flags.lists or flags.similar or flags.popular or not lists:
-        lists = {"": flags} | lists
-    names = names_in_keys(lists)
-    settings = {name: _import_settings(own, is_default=not names[name]) for name, own in lists.items()}
+    """Publish lists that were computed elsewhere, from files: the default list, named "", and `--list NAME=FILE`.
 
-    def read(folder: Path, on_progress: OnStage) -> ImportedLists | NamedLists:
-        imported = dict[str, ImportedLists]()
-        for place, (name, own) in enumerate(settings.items()):
-            scratch = folder / str(place)
-            scratch.mkdir()
-            imported[name] = ImportedLists(own, scratch, on_progress, names[name])
-        return as_source(imported)
+    Raises SettingError for invalid options, and as `publish_lists`.
+    """
+    flags = with_gates_and_ru_limit(flags)
+    flags_by_list = read_flags_by_list(flags)
+    if flags.lists or flags.similar or flags.popular or not flags_by_list:
+        flags_by_list = {"": flags} | flags_by_list
+    settings_by_list = dict[str, ImportSettings]()
+    for name, stored_name in stored_names(flags_by_list).items():
+        settings_by_list[name] = _import_settings(flags_by_list[name], is_default=not stored_name)
 
     # The report names the files of the first list.
-    first = next(iter(lists.values()))
+    first = next(iter(flags_by_list.values()))
     files = first.lists or [path for path in (first.similar, first.popular) if path is not None][:1]
     with temporary_folder("import") as folder:
-        publish_lists(partial(read, folder), flags, named_paths(files))
+        publish_lists(partial(_read_imported_lists, settings_by_list, folder), flags, named_paths(files))
+
+
+def _read_imported_lists(
+    settings: Mapping[str, ImportSettings], folder: Path, report: OnStage
+) -> ImportedLists | NamedLists:
+    """Read the files of each list by name, with scratch files in *folder*; *report* is called with progress."""
+    sources = dict[str, ImportedLists]()
+    for number, (name, stored_name) in enumerate(stored_names(settings).items()):
+        scratch = folder / str(number)
+        scratch.mkdir()
+        sources[name] = ImportedLists(settings[name], scratch, report, stored_name)
+    return source_of_lists(sources)
 
 
 def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
@@ -238,8 +256,8 @@ def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
 
 
 @contextmanager
-def _computed_on(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
-    """Yield a function from lists to the source that is published: the lists themselves, or with --master Spark's.
+def _on_spark_if_wanted(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLists], AnyLists]]:
+    """Yield a function that makes Spark compute lists if `--master` names a cluster, else returns them unchanged.
 
     Spark's session ends with the context. Raises SettingError for a dry run with --master.
     """
@@ -258,57 +276,67 @@ def _computed_on(flags: PublishFlags) -> Iterator[Callable[[ModelLists | NamedLi
 
 
 def publish_lists(
-    read: Callable[[OnStage], AnyLists],
+    read_lists: Callable[[OnStage], AnyLists],
     flags: ReleaseFlags,
     imported: str | None = None,
     on_written: Callable[[ReleaseId], None] = lambda _: None,
 ) -> None:
-    """Publish the lists that *read* returns as `write_lists`, or rehearse that for a dry run.
+    """Publish lists as a release and print the result, or rehearse that for a dry run.
 
-    *on_written* is called with the release, live or not, but not in a dry run. Raises GateFailed or HeldBack, after
-    printing the result, if the release was refused, held back or withdrawn.
+    read_lists  returns a source of the lists; it is called with a function to report progress to
+    imported    the names of the files of imported lists
+    on_written  is called with the release, live or not, but not in a dry run
+
+    Raises GateFailed or HeldBack, after printing the result, if the release was refused, held back or withdrawn.
     """
-    if not flags.dry_run:
-        written = write_lists(read, flags, imported)
-        on_written(written.result.manifest.release)
-        if written.refused is not None:
-            raise written.refused
+    if flags.dry_run:
+        _rehearse_and_print(read_lists, flags)
         return
+    written = write_lists(read_lists, flags, imported)
+    on_written(written.result.manifest.release)
+    if written.refused is not None:
+        raise written.refused
+
+
+def _rehearse_and_print(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> None:
+    """Print what publishing the lists would write, and which gates would refuse it; raises as `publish_lists`."""
     with progress_bars() as on_progress:
-        lists = interruptible(lambda: read(on_progress))
+        lists = interruptible(lambda: read_lists(on_progress))
         report = partial(on_progress, "dry run")
         plan, simulated = with_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
-    verdicts = simulated.manifest.origin.gates.verdicts
+
     if flags.as_json:
         print_json(_dry_run_json(plan, simulated.manifest, flags))
     else:
         _print_dry_run(plan, simulated.manifest, flags)
-    if not flags.settings.force and (failed := failures(verdicts)):
+    failed = failures(simulated.manifest.origin.gates.verdicts)
+    if failed and not flags.settings.force:
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
     if simulated.held_back is not None:
         raise simulated.held_back
 
 
-def write_lists(read: Callable[[OnStage], AnyLists], flags: ReleaseFlags, imported: str | None = None) -> Written:
-    """Publish the lists that *read* returns, prune old releases, and print the result.
+def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, imported: str | None = None) -> Written:
+    """Publish lists as a release, prune old releases, and print the result, with the request units (RU) of Cosmos DB.
 
-    *imported* names the files of imported lists.
+    The parameters are those of `publish_lists`. A refused release is returned, and not raised.
     """
     with_store(flags.store, _check_store, may_be_new=True)
     meter = RequestUnitMeter()
-    loading = dict[str, float]()
+    loading_s = dict[str, float]()
     with progress_bars(meter.progress) as on_progress:
-        with timed(loading, "load"):
-            lists = interruptible(lambda: read(on_progress))
+        with timed(loading_s, "load"):
+            lists = interruptible(lambda: read_lists(on_progress))
         report = partial(on_progress, "publish")
         write = partial(publish, lists, settings=flags.settings, observer=meter, on_progress=report)
         written = with_store(flags.store, write, meter, may_be_new=True)
+
     if flags.as_json:
         print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
     else:
         _print_written(written, flags, imported)
         meter.print_totals(written.result.manifest.rows)
-    return replace(written, steps=loading | written.steps)
+    return replace(written, steps=loading_s | written.steps)
 
 
 async def _check_store(store: Store) -> None:
@@ -322,12 +350,12 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     """Publish to a stand-in for *store*, a temporary folder, for a dry run.
 
     Returns the rows and bytes that the store would take, and the result in the stand-in. Gates compare with the live
-    release of *store* itself, and hold nothing back: the caller applies their verdicts, which the manifest has.
+    release of *store* itself. They refuse nothing here; the caller reads their verdicts in the manifest.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
         settings = replace(settings, encoding=default_encoding(store))
-    results = list[WriteResult]()
+    results = list[WriteResult]()  # `rehearse` returns the plan only
 
     async def write(stand_in: Store) -> Manifest:
         written = await publish(lists, stand_in, settings, live_in=store, on_progress=report)
