@@ -19,7 +19,7 @@ class Agreement(Enum):
     OLDER = "the primary names an older catalogue, perhaps restored"
 
 
-class Said(Enum):
+class ReadOutcome(Enum):
     """What a read of the catalogue says of the followed one."""
 
     CONFIRMED = "it is the followed one, or is followed now"
@@ -32,24 +32,24 @@ class Said(Enum):
 
 # The next state, by what a read says and the state before.
 TRANSITIONS = {
-    Said.CONFIRMED: dict.fromkeys(Agreement, Agreement.CONFIRMED),
-    Said.ANOTHER: {
+    ReadOutcome.CONFIRMED: dict.fromkeys(Agreement, Agreement.CONFIRMED),
+    ReadOutcome.ANOTHER: {
         Agreement.UNREAD: Agreement.OUTDATED,
         Agreement.CONFIRMED: Agreement.DOUBTED,
         Agreement.DOUBTED: Agreement.DOUBTED,
         Agreement.OUTDATED: Agreement.OUTDATED,
         Agreement.OLDER: Agreement.OLDER,
     },
-    Said.FAILED: {
+    ReadOutcome.FAILED: {
         Agreement.UNREAD: Agreement.UNREAD,
         Agreement.CONFIRMED: Agreement.UNREAD,
         Agreement.DOUBTED: Agreement.OUTDATED,
         Agreement.OUTDATED: Agreement.OUTDATED,
         Agreement.OLDER: Agreement.OLDER,
     },
-    Said.UNPROVEN: dict.fromkeys(Agreement, Agreement.OUTDATED) | {Agreement.OLDER: Agreement.OLDER},
-    Said.EMPTY: dict.fromkeys(Agreement, Agreement.OUTDATED),
-    Said.OLDER: dict.fromkeys(Agreement, Agreement.OLDER),
+    ReadOutcome.UNPROVEN: dict.fromkeys(Agreement, Agreement.OUTDATED) | {Agreement.OLDER: Agreement.OLDER},
+    ReadOutcome.EMPTY: dict.fromkeys(Agreement, Agreement.OUTDATED),
+    ReadOutcome.OLDER: dict.fromkeys(Agreement, Agreement.OLDER),
 }
 # In these states the store is read again until a read settles the disagreement.
 UNSETTLED = {Agreement.DOUBTED, Agreement.OUTDATED, Agreement.OLDER}
@@ -67,10 +67,10 @@ class StoreAgreement:
         """By the loop's clock, as the pauses between reads."""
         self._unsettled = asyncio.Event()
 
-    def note(self, said: Said) -> None:
-        """Change the state by what a read says."""
+    def record_read(self, outcome: ReadOutcome) -> None:
+        """Change the state by the outcome of a read of the catalogue."""
         before = self.state
-        self.state = TRANSITIONS[said][before]
+        self.state = TRANSITIONS[outcome][before]
         if before in CURRENT and self.state not in CURRENT:
             self._left_current_at = time.monotonic()
         if self.state is Agreement.OLDER and before is not Agreement.OLDER:

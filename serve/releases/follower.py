@@ -16,7 +16,7 @@ import msgspec
 
 from hotplate.serve.errors import FindingSource, ServiceFinding
 from hotplate.serve.generation import Policy
-from hotplate.serve.releases.agreement import Said, StoreAgreement
+from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
@@ -100,8 +100,8 @@ class Follower:
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
-        self._taken = 0
-        """Number of catalogues taken; one that was requested before the last may be older."""
+        self._handled = 0
+        """Number of catalogues handled; one that was requested before the last may be older."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._sentences: dict[FindingSource, str] = {}
         """Findings of the followed catalogue, by CATALOGUE_FINDINGS."""
@@ -192,7 +192,7 @@ class Follower:
             try:
                 async for catalogue in self._reader.changes():
                     await self._prepare(catalogue, warm=warm)
-                    await self._take(catalogue)
+                    await self._handle_catalogue(catalogue)
                     self.attempted.set()
                     backoff.reset()
             except Exception as error:  # noqa: BLE001 -- must not end this task
@@ -265,15 +265,15 @@ class Follower:
         """Read the catalogue because of a problem, and take it; again if another one was taken meanwhile."""
         try:
             while True:
-                taken = self._taken
+                handled = self._handled
                 catalogue = await self._reader.catalogue()
-                if await self._take(catalogue, requested_after=taken):
+                if await self._handle_catalogue(catalogue, requested_after=handled):
                     return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Prepare the switch to a newer *catalogue*, before `_take` follows it.
+        """Prepare the switch to a newer *catalogue*, before `_handle_catalogue` follows it.
 
         Releases of a local store that are not served yet are read into memory, if *warm*. With a remote store, waits
         for a random time, at most SPREAD_S, so that not all processes read a new release at once.
@@ -293,34 +293,35 @@ class Follower:
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
-    async def _take(self, catalogue: Catalogue, *, requested_after: int | None = None) -> bool:
+    async def _handle_catalogue(self, catalogue: Catalogue, *, requested_after: int | None = None) -> bool:
         """Follow *catalogue*, which names the releases of the store, if it is newer, or if the store was restored.
 
-        Otherwise only notes what this read says of the store. An error changes nothing. *requested_after* is given for
-        a catalogue that was requested because of a problem: the number of those taken by then. It leads to a check of
-        the served release, too; if others were taken since, does nothing and returns False, as it may be outdated.
+        Otherwise only records in `self._agreement` whether this read agrees with the catalogue that is followed. An
+        error changes nothing. *requested_after* is given for a catalogue that was requested because of a problem: it is
+        `self._handled`, the number of catalogues handled, at the request. Such a catalogue leads to a check of the
+        served release, too. If others were handled since, it may be outdated: nothing is done, and False returned.
         """
         is_requested = requested_after is not None
         async with self._switching:
-            if is_requested and requested_after != self._taken:
+            if is_requested and requested_after != self._handled:
                 return False
-            self._taken += 1
+            self._handled += 1
 
             followed = self._followed
             if self._may_lag_behind_restore(catalogue):
-                self._agreement.note(Said.ANOTHER)
+                self._agreement.record_read(ReadOutcome.ANOTHER)
             elif follows(catalogue, followed):
                 await self._follow(catalogue)
                 self._set_error(_nothing_live() if catalogue.live is None else None)
             elif followed is None:
-                self._agreement.note(Said.CONFIRMED)
+                self._agreement.record_read(ReadOutcome.CONFIRMED)
                 self._set_error(never_published())
             elif catalogue.version == followed.version:
                 await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
             elif is_requested:
-                await self._take_older(catalogue, followed)
+                await self._handle_older_catalogue(catalogue, followed)
             else:
-                self._agreement.note(Said.ANOTHER)
+                self._agreement.record_read(ReadOutcome.ANOTHER)
         return True
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
@@ -337,14 +338,14 @@ class Follower:
     async def _confirm(self, catalogue: Catalogue, *, check: bool) -> None:
         """Note that the store has the followed catalogue; with *check*, only if it has the live release, too."""
         if check and self.served is not None and self.served.ref == catalogue.live_ref and await self._is_gone():
-            self._agreement.note(Said.UNPROVEN)
+            self._agreement.record_read(ReadOutcome.UNPROVEN)
             self._set_error(
                 ReleaseNotFound(
                     f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
                 )
             )
             return
-        self._agreement.note(Said.CONFIRMED)
+        self._agreement.record_read(ReadOutcome.CONFIRMED)
         self._set_error(_nothing_live() if catalogue.live is None else None)
 
     async def _follow(self, catalogue: Catalogue) -> None:
@@ -381,7 +382,7 @@ class Follower:
 
         self._followed = catalogue
         self._sentences.pop("restored", None)
-        self._agreement.note(Said.CONFIRMED)
+        self._agreement.record_read(ReadOutcome.CONFIRMED)
 
     async def _follow_erased(self, catalogue: Catalogue) -> None:
         """Add the erased users of a store to those known, who stay hidden if the store was restored or lost some."""
@@ -443,19 +444,19 @@ class Follower:
             log.warning("%s", sentence, exc_info=cause)
         self._sentences[source] = sentence
 
-    async def _take_older(self, catalogue: Catalogue, followed: Catalogue) -> None:
+    async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow an older catalogue only if the store was restored.
 
         Then the served release is gone, or the primary was older for RESTORED_S. A replica proves nothing.
         """
         if not catalogue.primary:
-            self._agreement.note(Said.UNPROVEN)
+            self._agreement.record_read(ReadOutcome.UNPROVEN)
             error = f"only a replica answers, with generation {catalogue.generation} instead of {followed.generation}"
         elif catalogue.generation == 0:
-            self._agreement.note(Said.EMPTY)
+            self._agreement.record_read(ReadOutcome.EMPTY)
             error = "the catalogue is not in this store any more; `hotplate store rebuild` writes a new one"
         else:
-            self._agreement.note(Said.OLDER)
+            self._agreement.record_read(ReadOutcome.OLDER)
             if self._agreement.older_s >= RESTORED_S or await self._is_gone():
                 await self._follow_restored(catalogue, followed)
                 return
@@ -501,7 +502,7 @@ class Follower:
 
     def _report(self, error: Exception) -> None:
         """Note that the store could not be read; errors other than StoreError are defects."""
-        self._agreement.note(Said.FAILED)
+        self._agreement.record_read(ReadOutcome.FAILED)
         if isinstance(error, StoreError):
             self._set_error(error)
         else:
