@@ -330,7 +330,7 @@ def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequenc
 
 
 def _half(around: MetricInterval) -> float:
-    return (around[1] - around[0]) / 2
+    return (around.high - around.low) / 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,14 @@ import numpy.typing as npt
 
 from hotplate.offline.input.matrix import Indices, Mask, UserItems, has_items, items_per_user
 
-MetricInterval = tuple[float, float]
+
+class MetricInterval(NamedTuple):
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
 Values = npt.NDArray[np.float64]
 # In a search, results within so many standard errors cannot be told apart.
 EQUAL = 1.5
@@ -93,7 +100,7 @@ def measured(metrics: RankingMetrics | RatingMetrics) -> Iterator[MeasuredMetric
 
 def with_interval(value: float, around: MetricInterval | None) -> str:
     """Format a metric, and half of the interval *around* it if that is known."""
-    return f"{value:.4f}" if around is None else f"{value:.4f} ± {(around[1] - around[0]) / 2:.4f}"
+    return f"{value:.4f}" if around is None else f"{value:.4f} ± {(around.high - around.low) / 2:.4f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +118,23 @@ class UserMetrics:
 
     @property
     def metrics(self) -> RankingMetrics:
-        """The means over users; ValueError without users."""
+        """The mean of each metric over the users with test items, with 95 % intervals; ValueError without users."""
         if not len(self.users):
             raise ValueError("no user has test items")
         means = dict[str, float]()
         intervals = dict[str, MetricInterval]()
         for name, values in self.values.items():
             means[name] = float(values.mean())
-            around = interval_of_mean(values)
-            if around is not None:
-                intervals[name] = around
-        listed = int(self.with_list.sum())
-        return RankingMetrics(self.k, **means, users=len(self.users), users_with_lists=listed, intervals=intervals)
+            interval = interval_of_mean(values)
+            if interval is not None:
+                intervals[name] = interval
+        return RankingMetrics(
+            self.k,
+            **means,
+            users=len(self.users),
+            users_with_lists=int(self.with_list.sum()),
+            intervals=intervals,
+        )
 
 
 def interval_of_mean(values: Values | Sequence[float]) -> MetricInterval | None:
@@ -134,7 +146,7 @@ def interval_of_mean(values: Values | Sequence[float]) -> MetricInterval | None:
     mean = float(np.mean(values))
     deviation = np.std(values, ddof=1)
     reach = float(stdtrit(len(values) - 1, 0.975) * deviation / np.sqrt(len(values)))
-    return mean - reach, mean + reach
+    return MetricInterval(mean - reach, mean + reach)
 
 
 def standard_error(values: Values) -> float:
@@ -152,27 +164,31 @@ def leads_by(values: Values, baseline: Values) -> float:
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """Measure lists *recommended* [users, k], best first, -1 after the end, against *test* [users, items].
+    """Return ranking metrics of each user with test items.
 
-    A recommended item is a hit if it is among the user's test items.
+    *recommended* [users, k] are lists of item numbers, best first, -1 after the end; *test* [users, items] is a sparse
+    matrix. A recommended item is a hit if it is among the user's test items.
     """
     k = recommended.shape[1]
-    counts = items_per_user(test)
-    users = np.flatnonzero(counts).astype(np.int32)
-    relevant = counts[users]
-    possible = np.minimum(relevant, k)
+    test_items_per_user = items_per_user(test)
+    users = np.flatnonzero(test_items_per_user).astype(np.int32)
+    test_items = test_items_per_user[users]
+    most_hits = np.minimum(test_items, k)
+
     lists = recommended[users]
-    is_hit = has_items(test, users, lists)
+    is_hit = has_items(test, users, lists)  # [users with test items, k]
     hits = is_hit.sum(axis=1)
+
     ranks = np.arange(1, k + 1)
-    precisions_at_hits = ((np.cumsum(is_hit, axis=1) / ranks) * is_hit).sum(axis=1)
+    precision_at_rank = np.cumsum(is_hit, axis=1) / ranks
     discounts = 1 / np.log2(ranks + 1)
+    best_gains = np.cumsum(discounts)[most_hits - 1]
     values = {
         "precision": hits / k,
-        "recall": hits / relevant,
-        "recall_at_k": hits / possible,
-        "map": precisions_at_hits / relevant,
-        "ndcg": (is_hit * discounts).sum(axis=1) / np.cumsum(discounts)[possible - 1],
+        "recall": hits / test_items,
+        "recall_at_k": hits / most_hits,
+        "map": (precision_at_rank * is_hit).sum(axis=1) / test_items,
+        "ndcg": (is_hit * discounts).sum(axis=1) / best_gains,
         "mrr": (is_hit / ranks).max(axis=1),
         "hit_rate": (hits > 0).astype(np.float64),
     }

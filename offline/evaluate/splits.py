@@ -114,15 +114,17 @@ class Parts(NamedTuple):
         return np.flatnonzero(items_per_user(self.test)).astype(np.int32)
 
     def sampled(self, most: int, seed: int) -> "Parts":
-        """Keep at most *most* random users in the test."""
+        """Return the same split with the test pairs of at most *most* random users; train is unchanged."""
         tested = self.tested
         if len(tested) <= most:
             return self
-        drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
-        drawn[np.random.default_rng(seed).permutation(tested)[:most]] = True
-        kept = drawn[row_of_each_pair(self.test)]
-        times = None if self.test_times is None else self.test_times[kept]
-        return self._replace(test=select_pairs(self.test, kept), test_times=times)
+
+        drawn_users = np.random.default_rng(seed).permutation(tested)[:most]
+        is_drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
+        is_drawn[drawn_users] = True
+        is_kept = is_drawn[row_of_each_pair(self.test)]
+        times = None if self.test_times is None else self.test_times[is_kept]
+        return self._replace(test=select_pairs(self.test, is_kept), test_times=times)
 
     @classmethod
     def of(cls, train: UserItems, test: UserItems, history: History | None = None, *, repeats: bool = False) -> "Parts":
@@ -134,53 +136,62 @@ class Parts(NamedTuple):
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
-    """Split *user_items* (canonical csr), with its rows in *history*; either part may be empty.
+    """Split the pairs of *user_items* [users, items] into a train and a test part, as *options* say.
 
+    *history* are the rows of the pairs with their times, None without times. A split in time tests the latest pairs,
+    held-out-users some pairs of users who are not in train, and the other kinds random pairs. Either part may be empty.
     Raises DataError for a split in time without history.
     """
     if options.in_time and history is None:
         raise DataError(
             f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
         )
-    times = None if history is None else history.first_times(user_items)
-    if options.in_time and history is not None and times is not None:
-        parts = _split_in_time(user_items, history, times, options)
+    if options.in_time and history is not None:
+        parts = _split_in_time(user_items, history, options)
         return parts if options.repeats else parts._replace(test_times=history.first_times(parts.test))
-    rows = row_of_each_pair(user_items)
     if options.kind == "held-out-users":
-        return _hold_out_users(user_items, rows, history, options)
-    held_back = _random_pairs(user_items, rows, options)
+        return _hold_out_users(user_items, history, options)
+
+    held_back = _random_pairs(user_items, options)
     train = k_core(select_pairs(user_items, ~held_back), options.min_per_user, options.min_per_item)
     past = None if history is None else history.only_pairs(train)
     test = _testable_pairs(user_items, held_back, train, options)
     return Parts(train=train, history=past, seen=train, test=test)
 
 
-def _split_in_time(user_items: UserItems, history: History, times: Times, options: SplitOptions) -> Parts:
-    """Split at a time, the cut: train has the rows up to it, the test the pairs that begin after it.
+def _split_in_time(user_items: UserItems, history: History, options: SplitOptions) -> Parts:
+    """Split at a time, the cut: train has the rows of *history* up to it, the test the pairs that begin after it.
 
-    *times* [pairs] are those of the first rows of the pairs of *user_items*, in µs. A piece is a prefix of the pairs in
-    order of time; the cut leaves its last `test_share` to the test, and pairs after its end are in neither part. With
-    `repeats`, all pairs with rows after the cut are tested, even those in train.
+    A pair begins at the time of its first row. Of the pairs in order of time, only a prefix is split, the piece of
+    *options*: its last `test_share` is the test, and later pairs are in neither part. With `options.repeats`, all pairs
+    with rows after the cut are tested instead, even those in train. The minimum numbers per user and item in *options*
+    apply to train, and the test has only users and items that remain.
     """
+    times = history.first_times(user_items)
     ordered = np.sort(times)
     piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
     piece_pairs = max(1, round(piece_share * len(times)))
-    cut = end = NO_TIME
+    cut = NO_TIME
+    end = NO_TIME
     if len(times):
-        cut = int(ordered[max(0, round((1 - options.test_share) * piece_pairs) - 1)])
+        train_pairs = round((1 - options.test_share) * piece_pairs)
+        cut = int(ordered[max(0, train_pairs - 1)])
         end = int(ordered[piece_pairs - 1])
-    held_back = np.asarray((times > cut) & (times <= end))
-    past = history.rows_until(cut)
-    learnt = past.matrix()
-    # Cancelled pairs of the cut stay, untested, even if chosen again.
-    held_back &= ~are_among(pair_numbers(learnt), pair_numbers(user_items))
-    train = past.k_core(learnt, options.min_per_user, options.min_per_item)
+
+    past_rows = history.rows_until(cut)
+    past_pairs = past_rows.matrix()
+    train = past_rows.k_core(past_pairs, options.min_per_user, options.min_per_item)
+
     if options.repeats:
-        user_items = history.pairs_after(cut)
-        held_back = np.ones(user_items.nnz, dtype=np.bool_)
-    test = _testable_pairs(user_items, held_back, train, options)
-    return Parts(train=train, history=past.only_pairs(train), seen=train, test=test)
+        later_pairs = history.pairs_after(cut)
+        is_tested = np.ones(later_pairs.nnz, dtype=np.bool_)
+        test = _testable_pairs(later_pairs, is_tested, train, options)
+    else:
+        # A pair that was cancelled after the cut, and chosen again, begins twice; train has it, so it is not tested.
+        is_past = are_among(pair_numbers(past_pairs), pair_numbers(user_items))
+        is_tested = np.asarray((times > cut) & (times <= end) & ~is_past)
+        test = _testable_pairs(user_items, is_tested, train, options)
+    return Parts(train=train, history=past_rows.only_pairs(train), seen=train, test=test)
 
 
 def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
@@ -193,51 +204,62 @@ def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, op
     return select_pairs(user_items, held_back & users[rows] & items[user_items.indices])
 
 
-def _random_pairs(user_items: UserItems, rows: npt.NDArray[np.int64], options: SplitOptions) -> Mask:
-    """Return which pairs a random split holds back; *rows* are their users."""
-    draw = np.random.default_rng(options.seed).random(user_items.nnz)
-    groups = {"by-item": user_items.indices.astype(np.int64), "by-user": rows}
-    one_group = np.zeros_like(rows)
-    rank, counts = rank_in_groups(groups.get(options.kind, one_group), draw)
-    return np.asarray(rank > np.round((1 - options.test_share) * counts))
+def _random_pairs(user_items: UserItems, options: SplitOptions) -> Mask:
+    """Return which pairs a random split holds back [pairs]: a share of those of each item or user, or of all."""
+    random_order = np.random.default_rng(options.seed).random(user_items.nnz)
+    groups = np.zeros(user_items.nnz, dtype=np.int64)
+    if options.kind == "by-item":
+        groups = user_items.indices.astype(np.int64)
+    elif options.kind == "by-user":
+        groups = row_of_each_pair(user_items)
+    ranks, group_sizes = rank_in_groups(groups, random_order)
+    return np.asarray(ranks > np.round((1 - options.test_share) * group_sizes))
 
 
-class RankInGroup(NamedTuple):
-    """The *rank* of each element in its group, from 1, and the *sizes* of the groups [elements]."""
+class RanksInGroups(NamedTuple):
+    """The rank of each element in its group, from 1, and the size of its group, both [elements]."""
 
-    rank: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
+    ranks: npt.NDArray[np.int64]
+    group_sizes: npt.NDArray[np.int64]
 
 
-def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RankInGroup:
-    """Rank elements by *order* in *groups*, both [elements]; stable."""
-    places = np.lexsort((order, groups))
+def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RanksInGroups:
+    """Rank the elements of each group, lowest first, by *order* [elements]; equal ones keep their order.
+
+    *groups* [elements] are the numbers of the elements' groups, from 0.
+    """
+    sorted_elements = np.lexsort((order, groups))
     sizes = np.bincount(groups)
-    starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(groups), dtype=np.int64)
-    rank[places] = np.arange(len(groups)) - starts[groups[places]] + 1
-    return RankInGroup(rank, sizes[groups].astype(np.int64))
+    starts = np.cumsum(sizes) - sizes  # of each group among the sorted elements
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[sorted_elements] = np.arange(len(groups)) - starts[groups[sorted_elements]] + 1
+    return RanksInGroups(ranks, sizes[groups].astype(np.int64))
 
 
-def _hold_out_users(
-    user_items: UserItems, rows: npt.NDArray[np.int64], history: History | None, options: SplitOptions
-) -> Parts:
-    """Hold out random users: some of their items are tested, and the others are folded in; *rows* are pairs' users."""
+def _hold_out_users(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
+    """Split off random users with five items or more: train has only the others.
+
+    A fifth of the items of a held-out user is tested; the rest is folded in, so lists are made for it with the model of
+    the others. Items that train lacks are not tested.
+    """
     counts = items_per_user(user_items)
     eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
-    is_held_out = np.zeros(user_items.shape[0], dtype=np.bool_)
-    is_held_out[generator.permutation(eligible)[: round(options.test_share * len(eligible))]] = True
-    of_held_out = is_held_out[rows]
-    rank, sizes = rank_in_groups(rows, generator.random(user_items.nnz))
-    is_tested = of_held_out & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
+    held_out_users = generator.permutation(eligible)[: round(options.test_share * len(eligible))]
 
-    train = k_core(select_pairs(user_items, ~of_held_out), options.min_per_user, options.min_per_item)
+    user_of_pair = row_of_each_pair(user_items)
+    is_held_out_user = np.zeros(user_items.shape[0], dtype=np.bool_)
+    is_held_out_user[held_out_users] = True
+    is_held_out = is_held_out_user[user_of_pair]
+    train = k_core(select_pairs(user_items, ~is_held_out), options.min_per_user, options.min_per_item)
+
+    ranks, items_of_user = rank_in_groups(user_of_pair, generator.random(user_items.nnz))
+    is_tested = is_held_out & (ranks > items_of_user - np.floor(_TARGET_SHARE * items_of_user))
     is_tested &= (users_per_item(train) > 0)[user_items.indices]
     return Parts(
         train=train,
         history=None if history is None else history.only_pairs(train),
-        seen=select_pairs(user_items, of_held_out & ~is_tested),
+        seen=select_pairs(user_items, is_held_out & ~is_tested),
         test=select_pairs(user_items, is_tested),
     )
 

@@ -47,49 +47,64 @@ class RepeatSearch:
 
 
 def own_counts(history: History, params: RepeatParams) -> UserItems:
-    """Return users' decayed and weighted choices of items [users, items]."""
-    if params.half_life_days is None:
-        weights = np.ones(len(history.times), dtype=np.float32)
-    else:
-        weights = decay_factors(history.times, params.half_life_days).astype(np.float32)
-    counts = replace(history, weights=np.float32(params.weight) * weights, weighing=Weighing("sum")).matrix()
+    """Return how often each user chose each item: a sparse matrix [users, items], to be added to scores.
+
+    A choice, a row of *history*, counts `params.weight`, halved per half-life before the newest row. With
+    `params.recency`, the sums are multiplied by the recent popularity of the item.
+    """
+    row_weights = np.full(len(history.times), params.weight, dtype=np.float32)
+    if params.half_life_days is not None:
+        row_weights *= decay_factors(history.times, params.half_life_days).astype(np.float32)
+    counts = replace(history, weights=row_weights, weighing=Weighing("sum")).matrix()
     if params.recency is not None:
-        counts.data *= params.recency.weights(counts, history.first_times(counts))[counts.indices]
+        recent_factors = params.recency.weights(counts, history.first_times(counts))
+        counts.data *= recent_factors[counts.indices]
     return counts
 
 
 def choose_repeats(
     parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None
 ) -> RepeatSearch | None:
-    """Choose the best parameters on *parts*; None without times or repeats in the test.
+    """Choose how much a user's own choices raise the scores of these items, by the nDCG of lists of *k* items.
 
-    With the half-life of popular lists, own counts times recent popularity are tried, too.
+    The lists may repeat items of the train part of *parts*, to which *ranker* is fitted. A repeat is a test pair that
+    is in train, too. With *popular_half_life_days*, own choices times recent popularity are tried, too. Returns None
+    without times, and without repeats.
     """
-    again = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
-    if parts.history is None or not again.any():
+    is_repeat = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
+    if parts.history is None or not is_repeat.any():
         return None
-    cells = [RepeatParams(weight=0.0)]
-    cells += [RepeatParams(half_life, weight) for half_life in _HALF_LIVES for weight in _WEIGHTS]
+
+    without_own = RepeatParams(weight=0.0)
+    candidates = [without_own]
+    for half_life_days in _HALF_LIVES:
+        candidates += [RepeatParams(half_life_days, weight) for weight in _WEIGHTS]
     if popular_half_life_days is not None:
         recency = Recency(popular_half_life_days, _RECENT_GAMMA)
-        cells.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
-    scores = {params: ndcg(parts, ranker, k, params) for params in cells}
+        candidates.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
+
+    scores = {params: ndcg(parts, ranker, k, params) for params in candidates}
     best = max(scores, key=lambda params: scores[params])
     return RepeatSearch(
-        share=float(again.mean()),
+        share=float(is_repeat.mean()),
         k=k,
-        without=ndcg(parts, ranker, k, cells[0], keep_seen=False),
-        alone=scores[cells[0]],
+        without=ndcg(parts, ranker, k, without_own, keep_seen=False),
+        alone=scores[without_own],
         blended=scores[best],
         params=best,
     )
 
 
 def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_seen: bool = True) -> float:
-    """Return nDCG@*k* of lists with own counts by *params*; *parts* need times."""
-    own = own_counts(parts.history, params) if parts.history is not None and params.weight else None
+    """Return the nDCG on the test part of lists of *k* items, whose scores a user's own choices raise by *params*.
+
+    The lists hold items of the train part only if *keep_seen*.
+    """
+    own = None
+    if parts.history is not None and params.weight:
+        own = own_counts(parts.history, params)
 
     def lists_of(users: Indices) -> Indices:
-        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own)[0]
+        return ranking.recommend(ranker, parts.seen, users, k, keep_seen=keep_seen, own=own).items
 
     return measure_users(lists_of_tested(parts, k, lists_of), parts.test).metrics.ndcg

@@ -7,7 +7,7 @@ items in the train part: does the list of one hold an item that the user chose n
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
 _KEPT = 100
+# csr_matrix [items, items]; scipy publishes no types.
+Similarities: TypeAlias = Any
 # Of the matrix product; beyond them, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
@@ -57,7 +59,7 @@ class SimilarParams:
 class Similar:
     """A fitted model: *similarity* [items, items], float32 csr, the most similar other items of each."""
 
-    similarity: Any
+    similarity: Similarities
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> ranking.Ranked:
         """Return (items, scores), both [len(items), min(n, number of items - 1)], descending, then -1 and 0."""
@@ -79,40 +81,55 @@ class SimilarResult:
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
     """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
     items = np.arange(user_items.shape[1], dtype=np.int32)
-    (similarity,) = _nearest_by_params(user_items, times, items, [params], _KEPT)
+    (similarity,) = _similarities_by_params(user_items, times, items, [params], _KEPT)
     return Similar(similarity)
 
 
-def _nearest_by_params(
-    user_items: UserItems, times: Times | None, items: Indices, cells: Sequence[SimilarParams], most: int
-) -> list[Any]:
-    """Return the *most* similar items of *items* by each of *cells*: csr matrices [len(items), all items]."""
-    recencies = [None if params.recency is None else params.recency.weights(user_items, times) for params in cells]
+def _similarities_by_params(
+    user_items: UserItems, times: Times | None, items: Indices, candidates: Sequence[SimilarParams], most: int
+) -> list[Similarities]:
+    """Return the similarities of *items* and their *most* similar other items, a matrix for each of *candidates*.
+
+    A similarity is the cosine of the two items' users, lowered if few users have both (`shrink`), and multiplied by the
+    recent popularity of the other item (`recency`). *times* [pairs] are those of *user_items* [users, items]. Users are
+    sampled if there are too many pairs. The matrices are sparse [len(items), all items].
+    """
+    recencies = [params.recency for params in candidates]
+    recent_factors = [None if recency is None else recency.weights(user_items, times) for recency in recencies]
+
     sampled = _sampled_users(user_items)
-    binary = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
-    by_item = csr_matrix(binary.T)
-    counts = np.maximum(users_per_item(sampled), 1)
-    blocks: list[list[Any]] = [[] for _ in cells]
+    has_item = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
+    has_user = csr_matrix(has_item.T)
+    user_counts = np.maximum(users_per_item(sampled), 1)
+
+    # The products of all items at once would exceed the memory.
+    blocks: list[list[Similarities]] = [[] for _ in candidates]
     for start in range(0, len(items), _ITEMS_AT_ONCE):
         block = items[start : start + _ITEMS_AT_ONCE]
-        together = by_item[block] @ binary
-        cosines = _cosines(together, block, counts)
-        for params, recent, of_cell in zip(cells, recencies, blocks, strict=True):
-            values = cosines * (together.data / (together.data + params.shrink))
-            if recent is not None:
-                values *= recent[together.indices]
-            of_cell.append(keep_highest(with_weights(together, values.astype(np.float32)), most))
-    stacked = [csr_matrix(vstack(of_cell)) for of_cell in blocks]
-    for similarity in stacked:
-        similarity.has_canonical_format = True
-    return stacked
+        common_users = has_user[block] @ has_item  # [len(block), all items]
+        cosines = _cosines(common_users, block, user_counts)
+        for params, factors, blocks_of_params in zip(candidates, recent_factors, blocks, strict=True):
+            values = cosines * (common_users.data / (common_users.data + params.shrink))
+            if factors is not None:
+                values *= factors[common_users.indices]
+            similarities = with_weights(common_users, values.astype(np.float32))
+            blocks_of_params.append(keep_highest(similarities, most))
+
+    matrices = [csr_matrix(vstack(blocks_of_params)) for blocks_of_params in blocks]
+    for matrix in matrices:
+        matrix.has_canonical_format = True
+    return matrices
 
 
-def _cosines(together: Any, block: Indices, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:  # noqa: ANN401 -- scipy publishes no types
-    """Return the cosines of the numbers of common users *together* of *block* and all items; 0 for the same item."""
-    of_row = block[row_of_each_pair(together)]
-    cosines: npt.NDArray[np.float64] = together.data / np.sqrt(counts[of_row] * counts[together.indices])
-    cosines[of_row == together.indices] = 0
+def _cosines(common_users: Similarities, block: Indices, user_counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the cosine for each value of *common_users* [len(block), items]; 0 for an item with itself.
+
+    *user_counts* [items] are the numbers of users of each item.
+    """
+    row_items = block[row_of_each_pair(common_users)]
+    other_items = common_users.indices
+    cosines: npt.NDArray[np.float64] = common_users.data / np.sqrt(user_counts[row_items] * user_counts[other_items])
+    cosines[row_items == other_items] = 0
     return cosines
 
 
@@ -125,55 +142,65 @@ def _sampled_users(user_items: UserItems) -> UserItems:
     return user_items[np.sort(order[:most])]
 
 
-def keep_highest(similarity: Any, most: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
-    """Return the *most* highest values above 0 per row of a csr_matrix, ties by column."""
-    data = similarity.data
-    kept = data > 0
-    for start, end in pairwise(similarity.indptr.tolist()):
-        beyond = end - start - most
-        if beyond > 0:
-            row = data[start:end]
-            kept[start:end] &= row >= np.partition(row, beyond)[beyond]
-    highest = select_pairs(similarity, kept)
-    highest.sort_indices()  # far fewer than all
-    # Of values equal to the lowest one, the last columns are left out.
-    kept = np.ones(highest.nnz, dtype=np.bool_)
+def keep_highest(similarities: Similarities, most: int) -> Similarities:
+    """Return a sparse matrix with the *most* highest values above 0 of each row; of equal values, the first columns."""
+    is_kept = similarities.data > 0
+    for start, end in pairwise(similarities.indptr.tolist()):
+        excess = end - start - most
+        if excess > 0:
+            row = similarities.data[start:end]
+            lowest_kept = np.partition(row, excess)[excess]
+            is_kept[start:end] &= row >= lowest_kept
+    highest = select_pairs(similarities, is_kept)
+
+    # Values that equal the lowest one were all kept: the last columns among them are left out. The columns are sorted
+    # only now, as few values are left.
+    highest.sort_indices()
+    is_kept = np.ones(highest.nnz, dtype=np.bool_)
     for start, end in pairwise(highest.indptr.tolist()):
-        beyond = end - start - most
-        if beyond > 0:
+        excess = end - start - most
+        if excess > 0:
             row = highest.data[start:end]
-            kept[start + np.flatnonzero(row == row.min())[-beyond:]] = False
-    return highest if kept.all() else select_pairs(highest, kept)
+            is_lowest = row == row.min()
+            is_kept[start + np.flatnonzero(is_lowest)[-excess:]] = False
+    return highest if is_kept.all() else select_pairs(highest, is_kept)
 
 
-def choose_similar_params(cuts: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
-    """Return the parameters with the best hit rate on all *cuts*, which are those of the search.
+def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
+    """Return the parameters of similar items with the best hit rate on the test parts of *splits*.
 
-    The hit rate rewards popular items. So another power of recency than the default has to lead it by more than a 95 %
-    interval, and so has another *shrink*.
+    The hit rate is the share of users' last items in train with the user's next item among *k* similar ones. It rewards
+    popular items. So a power of recent popularity other than the default, and then no `shrink`, must lead the default
+    by more than a 95 % interval. Recency is tried only with *half_life_days* and times.
     """
     recencies: list[Recency | None] = [None]
-    if half_life_days is not None and all(parts.history is not None for parts in cuts):
-        usual, *higher = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
-        recencies = [usual, None, *higher]
-    cells = [SimilarParams(recency=recency) for recency in recencies]
-    tests = [_next_items_test(parts) for parts in cuts]
+    if half_life_days is not None and all(parts.history is not None for parts in splits):
+        default, *higher = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
+        recencies = [default, None, *higher]
+    candidates = [SimilarParams(recency=recency) for recency in recencies]
+
+    tests = [_next_items_test(parts) for parts in splits]
     if not any(len(test.users) for test in tests):
-        return cells[0]
-    rates = _hit_rates_by_params(cuts, tests, cells, k)
-    best = _first_as_good(rates)
-    undamped = replace(best, shrink=0.0)
-    return _first_as_good({best: rates[best], **_hit_rates_by_params(cuts, tests, [undamped], k)})
+        return candidates[0]
+
+    rates = _hit_rates_by_params(splits, tests, candidates, k)
+    best = _first_not_beaten(rates)
+    without_shrink = replace(best, shrink=0.0)
+    rates_without_shrink = _hit_rates_by_params(splits, tests, [without_shrink], k)
+    return _first_not_beaten({best: rates[best], **rates_without_shrink})
 
 
-def _first_as_good(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
-    """Return the first cell that the best one does not lead by more than a 95 % interval."""
+def _first_not_beaten(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
+    """Return the first parameters of *rates* that the best ones do not lead by more than a 95 % interval."""
     best = max(rates.values(), key=lambda per_user: float(per_user.sum()))
     return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING)
 
 
 def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
-    """Measure lists of *k* on users of *parts* with items in train and test; None if there are none."""
+    """Return the hit rate of lists of *k* similar items: how many hold an item that the user chose next.
+
+    *similar* is fitted to the train part of *parts* with *params*. Returns None if no user has items in both parts.
+    """
     test = _next_items_test(parts)
     if not len(test.users):
         return None
@@ -192,29 +219,34 @@ def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: in
 class _NextItemsTest:
     """The last items in train, and the next ones in test, of *users* that have both.
 
-    items      the last items of all users, ascending
-    last       pairs of a user and a last item: *last_users* and places in *items*
-    following  cells of users and next items
+    items         the last items of all users, ascending
+    last_users    users of the pairs of a user and a last item [pairs]
+    last_places   places of the last items of these pairs in *items* [pairs]
+    next_pairs    pair numbers of users and next items: user * number of items + item
+    shape         numbers of users and items
     """
 
     users: Indices
     items: Indices
     last_users: npt.NDArray[np.int64]
-    last: npt.NDArray[np.intp]
-    following: PairNumbers
+    last_places: npt.NDArray[np.intp]
+    next_pairs: PairNumbers
     shape: tuple[int, int]
 
     def hit_rates(self, lists: Indices) -> Values:
         """Return, by user [users], the share of the user's last items in train whose list has one of the next items.
 
-        *lists* [items, k] are the similar items of each of `items`, -1 after the end. `last` and `last_users` [pairs]
-        say for each last item of a user which row of *lists* and which user it is; `following` are the pairs of a user
-        and a next item, as numbers: user * number of items + item.
+        *lists* [items, k] are the similar items of each of `items`, -1 after the end. `last_users` and `last_places`
+        [pairs] say for each last item of a user which user and which row of *lists* it is; `next_pairs` are the pairs
+        of a user and a next item, as numbers: user * number of items + item.
         """
-        listed = lists[self.last]
-        hits = (listed >= 0) & are_among(self.following, self.last_users[:, None] * self.shape[1] + listed)
-        hits_per_user = np.bincount(self.last_users, hits.any(axis=1), self.shape[0])
-        rates: Values = hits_per_user[self.users] / np.bincount(self.last_users)[self.users]
+        listed = lists[self.last_places]  # [pairs, k]
+        listed_pairs = self.last_users[:, None] * self.shape[1] + listed
+        is_hit = (listed >= 0) & are_among(self.next_pairs, listed_pairs)
+
+        hits_per_user = np.bincount(self.last_users, is_hit.any(axis=1), self.shape[0])
+        last_items_per_user = np.bincount(self.last_users)
+        rates: Values = hits_per_user[self.users] / last_items_per_user[self.users]
         return rates
 
 
@@ -222,32 +254,40 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
     """Return the last items in train and the first in test (at most 5 and 3) of users of *parts* that have both."""
     tested = parts.tested
     users = tested[items_per_user(parts.train)[tested] > 0]
+
     # `~` reverses the order of integers without the overflow that `-` has at NO_TIME, the least of them.
     latest_first = None if parts.train_times is None else ~parts.train_times
-    rows = row_of_each_pair(parts.train)
-    last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(rows, users)
-    items, places = np.unique(parts.train.indices[last], return_inverse=True)
+    user_of_pair = row_of_each_pair(parts.train)
+    is_last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(user_of_pair, users)
+    items, places = np.unique(parts.train.indices[is_last], return_inverse=True)
+
+    is_next = _are_first_of_user(parts.test, parts.test_times, _NEXT)
     return _NextItemsTest(
         users=users,
         items=items.astype(np.int32),
-        last_users=rows[last],
-        last=places,
-        following=pair_numbers(parts.test)[_are_first_of_user(parts.test, parts.test_times, _NEXT)],
+        last_users=user_of_pair[is_last],
+        last_places=places,
+        next_pairs=pair_numbers(parts.test)[is_next],
         shape=parts.test.shape,
     )
 
 
 def _hit_rates_by_params(
-    cuts: Sequence[Parts], tests: Sequence[_NextItemsTest], cells: Sequence[SimilarParams], k: int
+    splits: Sequence[Parts], tests: Sequence[_NextItemsTest], candidates: Sequence[SimilarParams], k: int
 ) -> dict[SimilarParams, Values]:
-    """Return the hit rates of the users of all *cuts* by each of *cells*; only items of the tests are compared."""
-    per_user: dict[SimilarParams, list[Values]] = {params: [] for params in cells}
-    for parts, test in zip(cuts, tests, strict=True):
+    """Return the hit rate of each tested user of all *splits*, by each of *candidates*.
+
+    Each split has a test, the users' last items in train and their next ones. Only these last items are compared with
+    all items, to save time; their lists have *k* items.
+    """
+    per_user: dict[SimilarParams, list[Values]] = {params: [] for params in candidates}
+    for parts, test in zip(splits, tests, strict=True):
         if not len(test.users):
             continue
-        similarities = _nearest_by_params(parts.train, parts.train_times, test.items, cells, k)
-        for params, similarity in zip(cells, similarities, strict=True):
-            lists, _ = Similar(similarity).similar_items(np.arange(len(test.items), dtype=np.int32), k)
+        rows = np.arange(len(test.items), dtype=np.int32)
+        matrices = _similarities_by_params(parts.train, parts.train_times, test.items, candidates, k)
+        for params, similarity in zip(candidates, matrices, strict=True):
+            lists = Similar(similarity).similar_items(rows, k).items
             per_user[params].append(test.hit_rates(lists))
     return {params: np.concatenate(rates) for params, rates in per_user.items()}
 
@@ -255,5 +295,5 @@ def _hit_rates_by_params(
 def _are_first_of_user(pairs: UserItems, order: Times | None, most: int) -> Mask:
     """Return which pairs are among the first *most* of their user by *order* [pairs], or by item if that is None."""
     rows = row_of_each_pair(pairs)
-    rank, _ = rank_in_groups(rows, pairs.indices.astype(np.float64) if order is None else order)
-    return np.asarray(rank <= most)
+    ranks = rank_in_groups(rows, pairs.indices.astype(np.float64) if order is None else order).ranks
+    return np.asarray(ranks <= most)
