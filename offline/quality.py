@@ -330,7 +330,8 @@ def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequenc
 
 
 def _half(around: MetricInterval) -> float:
-    return (around.high - around.low) / 2
+    low, high = around
+    return (high - low) / 2
 
 
 @dataclass(frozen=True, slots=True)
