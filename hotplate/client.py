@@ -107,7 +107,7 @@ class _Call:
     after: str = ""
 
     @property
-    def cursors(self) -> Sequence[str]:
+    def page_cursors(self) -> Sequence[str]:
         """The `after` of each list, empty for one that is not read by pages."""
         if self.body is None:
             return [self.after]
@@ -115,24 +115,35 @@ class _Call:
         return ["" if isinstance(user, str) else user["after"] for user in users]
 
     def request(self, root: str) -> "_Request":
-        """Return the request to the service whose API begins at *root*."""
-        texts = {"where": self.where, "segment": self.segment, "list": self.list, "after": self.after}
+        """Return the HTTP request to the service whose API begins at *root*, a URL.
+
+        A call without a body is a GET with the options in its query, another one a POST with the options in its JSON,
+        and the time that is left in a header. Empty options are left out.
+        """
+        options: dict[str, Collection[str] | str] = {
+            "exclude": self.exclude,
+            "fields": self.fields,
+            "where": self.where,
+            "segment": self.segment,
+            "list": self.list,
+            "after": self.after,
+        }
         if self.body is None:
-            return self._get(root, texts)
-        options: dict[str, object] = {"exclude": [*self.exclude], "fields": ",".join(self.fields), **texts}
+            return self._get_request(root, options)
+
+        options |= {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
         content = {**self.body, "n": self.n, **{name: value for name, value in options.items() if value}}
         left_ms = (self.deadline - time.monotonic()) * 1000
         limit_ms = int(min(max(1.0, left_ms), MAX_TIMEOUT_MS))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(limit_ms))]
         return _Request("POST", root + self.path, headers=headers, content=json.dumps(content).encode())
 
-    def _get(self, root: str, texts: Mapping[str, str]) -> "_Request":
-        """Return a GET with the options that are not empty; *texts* are those of one value, by name."""
-        options: dict[str, Collection[str]] = {"exclude": self.exclude, "fields": self.fields}
-        options |= {name: [text] for name, text in texts.items()}
+    def _get_request(self, root: str, options: Mapping[str, Collection[str] | str]) -> "_Request":
+        """Return a GET with a query of *options* by name: a text, or several, which are joined by commas."""
         parameters = [f"n={self.n}"]
-        for name, values in options.items():
-            joined = ",".join(map(_quoted, values))
+        for name, value in options.items():
+            texts = [value] if isinstance(value, str) else value
+            joined = ",".join(map(_quoted, texts))
             if joined:
                 parameters.append(f"{name}={joined}")
         return _Request("GET", f"{root}{self.path}?{'&'.join(parameters)}")
@@ -149,7 +160,7 @@ class _Request:
 
 
 class _PopularKey(NamedTuple):
-    """Which popular list is remembered; each part may be empty."""
+    """Identifies a remembered popular list: by the name of a list, a segment and a condition, each empty for none."""
 
     list: str
     segment: str
@@ -210,57 +221,62 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         if pool is not None:
             await pool.aclose()
 
-    def _pool(self) -> httpcore2.AsyncConnectionPool:
-        """Return the connection pool of the running event loop, which is created at its first call.
+    def _connection_pool(self) -> httpcore2.AsyncConnectionPool:
+        """Return the connection pool of the running event loop, which its first call creates.
 
-        `_pools` has a pool by loop, since connections cannot be used on another; those of closed loops are removed.
+        `_pools` has a pool for each loop, since a connection works on one loop only. Pools of closed loops are removed.
         """
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
-        if pool is None:
-            for other in [other for other in list(self._pools) if other.is_closed()]:
-                self._pools.pop(other, None)  # another thread may have removed it
-            proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
-            pool = self._pools[loop] = httpcore2.AsyncConnectionPool(
-                self.ssl_context,
-                proxy,
-                max_connections=self._max_connections,
-                keepalive_expiry=IDLE_S,
-            )
+        if pool is not None:
+            return pool
+
+        closed_loops = [other for other in list(self._pools) if other.is_closed()]
+        for closed in closed_loops:
+            self._pools.pop(closed, None)  # another thread may have removed it
+        proxy = None if self._proxy is None else httpcore2.Proxy(self._proxy.url, self._proxy.credentials)
+        pool = httpcore2.AsyncConnectionPool(
+            self.ssl_context,
+            proxy,
+            max_connections=self._max_connections,
+            keepalive_expiry=IDLE_S,
+        )
+        self._pools[loop] = pool
         return pool
 
     async def recommendations(self, user: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return a user's list, or the popular list for an unknown user."""
-        return (await self._run(f"recommendations/{_quoted(user)}", n, options, expected=[{"user": user}]))[0]
+        return (await self._call(f"recommendations/{_quoted(user)}", n, options, expected=[{"user": user}]))[0]
 
     async def batch(
         self, users: Sequence[str] | Mapping[str, str], n: int = 10, **options: Unpack[RequestOptions]
     ) -> list[Answer]:
         """Return the lists of up to 2,000 users, in order.
 
-        From a mapping of users to `after`, it returns a page of each list: "0" asks for the first one, the `next` of a
-        page for the one that follows.
+        With a mapping, return a page of each list: it maps users to where the page begins, "0" for the first page, and
+        the `next` of a page's answer for the page that follows.
         """
         expected = [{"user": user} for user in users]
-        wanted: list[Any] = list(users)
+        requested: list[Any] = list(users)
         if isinstance(users, Mapping):
-            wanted = [{"id": user, "after": after} for user, after in users.items()]
-        return await self._run("recommendations", n, options, expected=expected, body={"users": wanted})
+            requested = [{"id": user, "after": after} for user, after in users.items()]
+        return await self._call("recommendations", n, options, expected=expected, body={"users": requested})
 
     async def similar(self, item: str, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return the items similar to *item*, or the popular list for an unknown item."""
-        return (await self._run(f"similar/{_quoted(item)}", n, options, expected=[{"item": item}]))[0]
+        return (await self._call(f"similar/{_quoted(item)}", n, options, expected=[{"item": item}]))[0]
 
     async def popular(self, n: int = 10, **options: Unpack[RequestOptions]) -> Answer:
         """Return the popular list. Call it at start with a longer `timeout_s`, to have it remembered."""
-        return (await self._run("popular", n, options))[0]
+        return (await self._call("popular", n, options))[0]
 
     async def fold_in(
         self, items: Basket, n: int = 10, *, recency: float | None = None, **options: Unpack[RequestOptions]
     ) -> Answer:
-        """Return a list for a visitor's basket of items, or of weights by item, the newest last.
+        """Return a list for a visitor's basket of items, or of weights by item, the newest item last.
 
-        *recency* is the factor of an item's weight for each newer one, above 0 and at most 1 (any order).
+        With *recency*, above 0 and at most 1, the weight of an item is multiplied by it for each newer item; without,
+        the order does not matter.
         """
         basket: list[Any] = list(items)
         if isinstance(items, Mapping):
@@ -268,9 +284,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         body: dict[str, Any] = {"items": basket}
         if recency is not None:
             body["recency"] = recency
-        return (await self._run("recommendations/fold-in", n, options, body=body))[0]
+        return (await self._call("recommendations/fold-in", n, options, body=body))[0]
 
-    async def _run(
+    async def _call(
         self,
         path: str,
         n: int,
@@ -279,7 +295,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected: Sequence[dict[str, str]] = ({},),
         body: dict[str, Any] | None = None,
     ) -> list[Answer]:
-        """Send a request and return the answer for each list, or remembered popular lists if the request fails.
+        """Send a request and return an answer for each list, remembered popular lists if the request fails.
 
         path      below `/v1/`
         n         number of items of each list
@@ -287,7 +303,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         expected  for each list, the fields that identify it in the response, as {"user": "7"}
         body      fields of the JSON of a POST; None for a GET
 
-        Also renews remembered popular lists that are old, in the time that is left. Raises ServiceUnavailable if none
+        Then renews remembered popular lists that are old, in the time that is left. Raises ServiceUnavailable if none
         can replace the answer, RequestRefused if the service refuses the request.
         """
         call_options = {"timeout_s": self._timeout_s, **options}
@@ -295,12 +311,15 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         call = _Call(path, n, deadline, expected=expected, body=body, **call_options)
         if call.list:
             call = replace(call, expected=[{**fields, "list": call.list} for fields in call.expected])
-        answers = await self._try(call)
-        await self._refresh(call)
-        return self._remembered(call, answers) if isinstance(answers, ClientError) else answers
 
-    async def _try(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request until its deadline, once more after a connection error; return the answers or the failure."""
+        answers = await self._send_until_deadline(call)
+        await self._renew_popular_lists(call)
+        if isinstance(answers, ClientError):
+            return self._popular_instead(call, answers)
+        return answers
+
+    async def _send_until_deadline(self, call: _Call) -> list[Answer] | ClientError:
+        """Send a request, once more after a connection error; return its answers, or the failure at the deadline."""
         failure = ""
         for _ in range(2):
             try:
@@ -313,23 +332,23 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         return ServiceUnavailable(f"{self._url}: {failure}")
 
     async def _send(self, call: _Call) -> list[Answer] | ClientError:
-        """Send a request once, and return its answers, or why the response holds none; raises errors of httpcore2."""
+        """Send a request once; return the answers of its response, or why it has none. Raises errors of httpcore2."""
         request = call.request(f"{self._url}/v1/")
         body = bytearray()
-        async with self._pool().stream(
+        async with self._connection_pool().stream(
             request.method,
             request.url,
             headers=[*request.headers, *self._headers],
             content=request.content,
             extensions={"trace": _closing_failed_handshakes()},
         ) as response:
-            async for piece in response.aiter_stream():
-                body += piece
+            async for chunk in response.aiter_stream():
+                body += chunk
                 if len(body) > MAX_ANSWER_BYTES:
                     return ServiceUnavailable(f"{self._url}: the answer has more than {MAX_ANSWER_BYTES} bytes")
-        return self._decoded(call, response.status, body)
+        return self._parse_response(call, response.status, body)
 
-    def _decoded(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
+    def _parse_response(self, call: _Call, status: int, body: bytearray) -> list[Answer] | ClientError:
         """Return the answers in the JSON of a response's *body*, or the error that the caller may raise.
 
         RequestRefused is for statuses 4xx, except transient ones; ServiceUnavailable is for others, for a body that
@@ -339,27 +358,27 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         try:
             content = json.loads(body)
             if status == 200:
-                lists = content.get("results", [content])
-                are_expected = [
-                    expected.items() <= fields.items() for fields, expected in zip(lists, call.expected, strict=True)
-                ]
-                if all(are_expected):
-                    return [_answer(fields) for fields in lists]
+                lists = content.get("results", [content])  # a batch has several
+                pairs = zip(lists, call.expected, strict=True)
+                if all(expected.items() <= fields.items() for fields, expected in pairs):
+                    return [_parse_answer(fields) for fields in lists]
                 failure = "an answer for another user or item than was requested"
             else:
                 failure = f"{status} {content['type'].rpartition(':')[2]}: {content['detail']}"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             failure = f"unexpected response with status {status}"
+
         if self._key:
             failure = failure.replace(self._key, "…")
         if status // 100 == 4 and status not in TRANSIENT:
             return RequestRefused(f"{self._url}: {failure}", status)
         return ServiceUnavailable(f"{self._url}: {failure}")
 
-    async def _refresh(self, call: _Call) -> None:
-        """Renew the remembered popular lists that could replace this call's answer: overall, and of its segment.
+    async def _renew_popular_lists(self, call: _Call) -> None:
+        """Read again the popular lists that could replace this call's answer, if they are old: overall, and by segment.
 
-        `_refresh_at` has the time of the next attempt by list. Each attempt takes at most half of the call's time left.
+        `_popular` has the remembered lists, and `_refresh_at` the monotonic time from which on each is old. A read
+        takes at most half of the call's time that is left; after a failed one, the list is read again a second later.
         """
         for key in {_PopularKey(call.list, "", call.where), _PopularKey(call.list, call.segment, call.where)}:
             now = time.monotonic()
@@ -371,35 +390,36 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
             self._refresh_at[key] = now + REFRESH_AGAIN_S
             popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=(now + call.deadline) / 2, **key._asdict())
-            answers = await self._try(popular)
+            answers = await self._send_until_deadline(popular)
             if isinstance(answers, list) and answers[0].items:
                 self._popular[key] = answers[0]
                 self._refresh_at[key] = now + REFRESH_S
 
-    def _remembered(self, call: _Call, error: ClientError) -> list[Answer]:
-        """Return a remembered popular list for each list of a failed call, without the items that the call excludes.
+    def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
+        """Return a remembered popular list for each list of a call that failed with *error*.
 
-        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
-        *error* if the service refused the request, except for want of a valid key, a right or a release (`DENIED`)
-        while a list is remembered; ServiceUnavailable if none is remembered.
+        Items that the call excludes are left out. The popular list of the call's segment is preferred to the overall
+        one, unless all of its items are excluded. Raises ServiceUnavailable if none is remembered. Raises *error* if
+        the service refused the request, except for a missing key, right or release (`DENIED`) if a list is remembered.
         """
         keys = [_PopularKey(call.list, segment, call.where) for segment in (call.segment, "")]
-        known = [self._popular[key] for key in keys if key in self._popular]
-        if isinstance(error, RequestRefused) and (error.status not in DENIED or not known):
+        remembered = [self._popular[key] for key in keys if key in self._popular]
+        if isinstance(error, RequestRefused) and (error.status not in DENIED or not remembered):
             raise error
-        if not known:
+        if not remembered:
             raise ServiceUnavailable(f"{error}; no popular list is remembered")
 
-        popular = next((answer for answer in known if _cut(answer.items, call)), known[0])
+        not_excluded = (answer for answer in remembered if _select_items(answer.items, call))
+        popular = next(not_excluded, remembered[0])
         answer = replace(
             popular,
-            items=_cut(popular.items, call),
+            items=_select_items(popular.items, call),
             source="memory",
             status="error" if call.path == "recommendations" else None,  # only the lists of a batch have one
             failure=str(error),
         )
         # The next page of another list cannot follow: it begins again.
-        return [replace(answer, restarted=after not in ("", FIRST_PAGE)) for after in call.cursors]
+        return [replace(answer, restarted=after not in ("", FIRST_PAGE)) for after in call.page_cursors]
 
 
 class Client(Background[AsyncClient]):
@@ -453,14 +473,14 @@ def _closing_failed_handshakes() -> Callable[[str, dict[str, Any]], Coroutine[An
     return trace
 
 
-def _answer(fields: dict[str, Any]) -> Answer:
+def _parse_answer(fields: dict[str, Any]) -> Answer:
     """Return an answer from the fields of its JSON; raises KeyError or TypeError for missing or unexpected ones."""
     optional = {name: fields[name] for name in OPTIONAL if name in fields}
     items = [item for item in fields["items"] if item["id"]]
     return Answer(items=items, source=fields["source"], release=fields["release"], tier=fields["tier"], **optional)
 
 
-def _cut(items: "list[Item]", call: _Call) -> "list[Item]":
+def _select_items(items: "list[Item]", call: _Call) -> "list[Item]":
     """Return the first *n* items that are not excluded, with the requested fields."""
     excluded = set(call.exclude)
     kept = [item for item in items if item["id"] not in excluded][: call.n]
