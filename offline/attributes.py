@@ -175,7 +175,10 @@ def _notes_on_texts(
 
 
 def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
-    """Return the places and values of the first *cells* of the column *name*, for a note."""
+    """Return where the first few *cells* of the column *name* are, and what they hold, for a note.
+
+    *cells* are [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
+    """
     first = cells.sort(_TABLE, ROW).head(_CELLS_SHOWN)
     places = list[str]()
     for number, row in first.select(_TABLE, ROW).iter_rows():
@@ -184,7 +187,11 @@ def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> 
 
 
 def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -> Attributes:
-    """Return the rows of a release, and the manifest's entry; DataError for repeated items and attributes too large."""
+    """Return item attributes as rows of a release, and as an entry of its manifest, with the notes on their columns.
+
+    *ids* are those of the items, in the order of the values in *columns*; *source* names the files in errors. Raises
+    DataError for repeated items and attributes that are too large.
+    """
     values = {name: column.values.to_list() for name, column in columns.items()}
     texts = [name for name, column in columns.items() if column.kind == "text"]
     try:

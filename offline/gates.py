@@ -144,7 +144,11 @@ def with_defaults(gates: Sequence[Gate]) -> tuple[Gate, ...]:
 
 
 def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
-    """Raise SettingError for gates on unknown metrics or an unknown catalogue."""
+    """Raise SettingError for gates that cannot be judged, before any list is made.
+
+    *metrics* are those of the evaluation (None without one), of which a gate may name one. The gate of coverage needs
+    the number of all items: *knows_catalogue*.
+    """
     known = _numbers(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
@@ -184,10 +188,12 @@ async def judge(
     name: str = "",
     is_default: bool = True,
 ) -> list[GateVerdict]:
-    """Judge each gate by the metrics of *origin*, *lists*, and the list *name* of the release *live* of *reader*.
+    """Judge each gate, a bound that a list must meet to go live; return a verdict for each, in order.
 
-    A default list with a new name is compared with the default list. Comparisons pass if nothing is live. If the live
-    release is damaged, those not by default fail. Raises StoreError.
+    Gates on the list alone are judged by its evaluation (*origin*) and by what was counted of it (*lists*). Others
+    compare it with the list *name* of the release *live*, read from *reader*; a default list whose name is new is
+    compared with the default list. Comparisons pass if nothing is live. If the live release is damaged, those fail
+    that were not added by default. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
     verdicts = {gate: _judged_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
@@ -210,7 +216,10 @@ def depth_of(gates: Sequence[Gate]) -> int:
 
 
 def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
-    """Say what mends the failed verdicts, by AS_FLAGS or AS_KEYS, each sentence with a semicolon; empty if unknown."""
+    """Return sentences on how to mend the failed *verdicts*, each with a semicolon; empty if no remedy is known.
+
+    *options* are the names of options in them, as flags of the command (AS_FLAGS) or keys of a file (AS_KEYS).
+    """
     sentences = dict[str, None]()
     for verdict in verdicts:
         remedy = _REMEDIES.get(verdict.gate.rpartition(":")[2])
@@ -364,7 +373,11 @@ def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_len
 
 
 def _relative_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
-    """Judge the relative loss of a metric; fail if either release lacks it, or they were evaluated differently."""
+    """Judge how much of a metric is lost, as a share of that of the live release; 0.1 is a tenth less.
+
+    *metrics* are the evaluation of the new list, and *live* is the manifest of the live release, in which the list has
+    the name *stored*. Fails if either lacks the metric, or they were evaluated differently.
+    """
     live_metrics = live.origin_of(stored).metrics or {}
     now = _metric_value(_numbers(metrics), gate.metric)
     before = _metric_value(_numbers(live_metrics), gate.metric)
@@ -392,7 +405,10 @@ def _parse_gate(name: str, bound: object, where: str) -> Gate:
 
 
 def _gate_named(name: str, bound: float, where: str) -> Gate:
-    """Return the gate of this name, by default one of a metric."""
+    """Return the gate of this *name*: on the drop of a metric, on the first items, on the lists, or on a metric.
+
+    Examples are `drop.ndcg`, `popular@10`, `coverage` and `ndcg`. *where* begins the text of a SettingError.
+    """
     first, _, metric = name.partition(".")
     if first == _DROP and metric:
         return Gate(name, bound, _DROP, metric=metric)

@@ -47,13 +47,13 @@ class RankedLists:
     scores: npt.NDArray[np.float64]
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
-        """Yield at most *most* lists at a time, fewer if they are long."""
-        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        """Yield these lists in batches of at most *most* lists and _ITEMS_AT_ONCE items, but of one list at least."""
+        item_ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):
-            fitting = int(np.searchsorted(ends, ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
+            fitting = int(np.searchsorted(item_ends, item_ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
             stop = min(start + most, max(fitting, start + 1), len(self.owners))
-            span = slice(ends[start], ends[stop])
+            span = slice(item_ends[start], item_ends[stop])
             yield RankedLists(
                 owners=self.owners[start:stop],
                 lengths=self.lengths[start:stop],
@@ -108,7 +108,10 @@ class ListEncoder:
         ]
 
     def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
-        """Return the JSON line of each of *items* (numbers) with its score."""
+        """Return a JSON line for each of *items*, numbers of items, with its score: the lines of all lists, in order.
+
+        Raises StoreMisused for a score that is not finite.
+        """
         if not np.isfinite(scores).all():
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):

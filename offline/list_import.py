@@ -153,7 +153,11 @@ class _Sources(NamedTuple):
 
 @contextmanager
 def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
-    """Yield the rows of the files of *settings*, which stay open; raises DataError."""
+    """Yield the rows of the files that are imported: personal, similar and popular lists, and titles.
+
+    Files may be downloaded first, and stay open during the block. Kinds of lists without a file are None. Raises
+    DataError.
+    """
     similar_paths = _optional(settings.similar)
     popular_paths = _optional(settings.popular)
     lists = similar = popular = None
@@ -317,7 +321,10 @@ def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: st
 
 
 def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
-    """Return titles by item, of their file or of the lists; the file may have a header though the lists have none."""
+    """Return titles by item, from the file of titles or, without one, from the files of lists.
+
+    The file of titles has a header if the lists have one, or if its first line names its columns.
+    """
     if not sources.title_files:
         return {} if sources.lists is None else titles_of(sources.lists.kept, named_paths(settings.paths))
     source = named_paths(_optional(settings.titles))
@@ -330,7 +337,12 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
 
 
 def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
-    """Rank the popular lists by segment; the overall one counts *lists* if *scored* has none."""
+    """Return a popular list for each segment, of at most *length* items.
+
+    *scored* are their rows [owner: segment, item, score], None if no file was given. Without rows of the overall list,
+    its score of an item is the number of personal *lists* that have it. *numbers* numbers the items. Raises DataError
+    for too many segments.
+    """
     in_lists = lists.in_lists.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(in_lists)), "score": in_lists})
     overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
@@ -428,7 +440,10 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _partition_bounds(scored: Rows) -> pl.Series:
-    """Return the least owner of each partition but the first, from a sample, so that partitions are about equal."""
+    """Return the bounds of partitions, into which rows are divided by owner: the least owner of each but the first.
+
+    They come from a sample of the rows, so that partitions have about PARTITION_ROWS rows. Empty for one partition.
+    """
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
@@ -442,7 +457,10 @@ def _partition_bounds(scored: Rows) -> pl.Series:
 
 
 def _write_pieces(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    """Write *rows* [owner, item, score] to the folders of their partitions, as files of this *name*."""
+    """Write *rows* [owner, item, score] to a folder for each partition, `0` to the number of *bounds*, as file *name*.
+
+    Items are replaced by their numbers.
+    """
     # Within a query this would load the whole file.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)

@@ -188,7 +188,7 @@ class ModelLists:
             yield from self._list_rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
 
     def popular(self) -> list[Row]:
-        """Return the rows of the popular lists."""
+        """Return the rows of the popular lists: the overall one, and those of segments of users."""
         segments = sorted(self.top)
         top = [self.top[segment] for segment in segments]
         lists = RankedLists(
@@ -200,7 +200,10 @@ class ModelLists:
         return self.encoder.rows(prefix_of(POPULAR, self.name), lists)
 
     def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield the rows of users in order; *observe* gets their lists."""
+        """Yield the rows of users in order; *observe* gets the lists of each batch, to measure them.
+
+        Lists of the engine `popularity` that equal the popular list are not written: the service shows that for them.
+        """
         user_ids = self.model.matrix.user_ids
         for batch in _batches(0, len(user_ids)):
             lists = self.ranked.personal(batch)
@@ -262,7 +265,11 @@ class ModelLists:
         return replace(self, model=model, ranked=self.ranked.for_users(model, users))
 
     def _list_rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
-        """Yield the rows of lists that are not empty; those *ranked* belong to the numbers *batch* among *ids*."""
+        """Yield the rows of the lists *ranked*, without empty ones, in batches.
+
+        *kind* is USER or ITEM. The owners of the lists are the elements *batch* of *ids*; unused places of a list are
+        -1.
+        """
         present = ranked.items >= 0
         lengths = present.sum(axis=1)
         lists = RankedLists(
@@ -291,7 +298,10 @@ class Block(NamedTuple):
 
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
-    """Divide items and users into blocks, numbered from 1 in key order, by the model's size alone."""
+    """Divide the items and the users of a model into blocks, ranges that one task writes, by the model's size alone.
+
+    A block writes one part of a draft; parts are numbered from 1, in the order of their keys, items first.
+    """
     of_items = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.item_ids)):
         of_items.append(Block(part=len(of_items) + 1, start=start, stop=stop, users=None))

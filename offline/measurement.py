@@ -75,7 +75,11 @@ class Measurement:
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Count lists, as in `Observe`; a missing list has length 0."""
+        """Count the lists of some users.
+
+        *items* are the numbers of the items of all these lists, one list after the other; *lengths* has one for each
+        user, 0 for no list.
+        """
         np.add.at(self._times, items.astype(np.intp), 1)
         self.users += len(users)
         present = lengths[lengths > 0]
@@ -140,7 +144,7 @@ class Measurement:
         return {drawn.user: [ids[item] for item in drawn.items.tolist()] for drawn in self._sampled[:at_most]}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Keep users with the lowest hashes, a uniform sample."""
+        """Keep the lists of users with the lowest hashes, a uniform sample; arguments as of `add`."""
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
         ends = np.cumsum(lengths)
         for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
@@ -199,7 +203,10 @@ def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]
 async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """Yield the *keys* found in *release*, without their kind, with their first items or damage; raises StoreError."""
+    """Yield the id in each of *keys* that a release has, with the first *depth* items of its list, or with its damage.
+
+    Raises StoreError if rows cannot be read.
+    """
     async for key, slot in read_slots(reader, release, keys):
         if slot is None:
             continue

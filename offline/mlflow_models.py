@@ -66,9 +66,9 @@ class Logged:
 
 
 def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
-    """Log the model *folder* as a run, and register it as *target*.
+    """Log a model folder to MLflow as a run, with its parameters and metrics, and register it as *target*.
 
-    Returns the finished run of the *job*, if any. Raises DataError if the server fails.
+    If *job*, the id of a run of a pipeline, was logged already, returns that. Raises DataError if the server fails.
     """
     description = describe(folder)
     with _server_errors():
@@ -114,7 +114,10 @@ def fetch(uri: str, out: Path) -> Path:
 
 
 def resolve(uri: str) -> str:
-    """Replace an alias or `latest` in a models:/ URI by the version; raises DataError."""
+    """Return a models:/ URI with the version in the place of an alias (`models:/NAME@ALIAS`) or of `latest`.
+
+    Other URIs are returned as they are. Raises DataError if MLflow fails or has no version.
+    """
     if not uri.startswith("models:/"):
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")

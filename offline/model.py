@@ -285,7 +285,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe(path: Path) -> Description:
-    """Return model.json of a model folder; DataError as `load`."""
+    """Return the description of a model folder, its file model.json, after a check of the sizes of all files.
+
+    Raises DataError for a folder that is no model, is damaged, or has another format.
+    """
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
@@ -328,7 +331,7 @@ def _write(model: Model, folder: Path) -> None:
 
 
 def _write_tables(model: Model, folder: Path) -> None:
-    """Write users, items, interactions, similar items and popular lists."""
+    """Write the files of users, items, interactions, similar items and popular lists of a model to its folder."""
     matrix = model.matrix
     users = pl.DataFrame({"user": matrix.user_ids})
     if model.user_segments is not None:
@@ -342,7 +345,7 @@ def _write_tables(model: Model, folder: Path) -> None:
 
 
 def _description(model: Model, folder: Path) -> Description:
-    """Describe *model*; its other files are in *folder*."""
+    """Return the description of a model, with the sizes of its files, which are in *folder* already."""
     matrix = model.matrix
     return Description(
         format=FORMAT,
@@ -429,7 +432,11 @@ def _csr_matrix(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
 
 
 def _arrays_of_history(matrix: Matrix) -> Arrays:
-    """Return times of pairs, and the rows if they differ."""
+    """Return the arrays by which the history of a matrix is stored; empty without times.
+
+    These are the times of the pairs of user and item and, if pairs have several rows of the log or weights that decay,
+    the rows: their pair, time and weight.
+    """
     history = matrix.history
     if history is None or matrix.times is None:
         return {}

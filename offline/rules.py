@@ -231,7 +231,10 @@ class RuledLists:
         return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Rank for the rows *users*; too short a history gives an empty list."""
+        """Return the lists [users, length] of the users in rows *users*, by all rules; -1 after the end of a list.
+
+        Users with fewer than `min_history` items get an empty list.
+        """
         width = min(self.length, len(self.model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
@@ -247,7 +250,11 @@ class RuledLists:
         )
 
     def popular(self) -> dict[str, Popular]:
-        """Return popular lists by segment, filled with overall popular items of score 0."""
+        """Return the popular list of each segment of users, and the overall one, by the rules.
+
+        Without rules that change them, they are the model's. Otherwise lists of segments are filled with overall
+        popular items, whose score is 0.
+        """
         model = self.model
         counts = self.popularity.counts
         if not (self.rules.shortens or len(self.pins) or self.boosts is not None):
@@ -264,7 +271,10 @@ class RuledLists:
         return lists
 
     def about(self) -> dict[str, Any]:
-        """Return the rules for the manifest, by name; the model does not know *unknown* items."""
+        """Return what the manifest says of the rules, by name: numbers of items and users, and settings.
+
+        `unknown` counts the items of a rule that the model does not know.
+        """
         rules = self.rules
         known = set(self.model.matrix.item_ids)
         ids_by_rule = {
@@ -314,7 +324,7 @@ class RuledLists:
         return self._pinned(users, items, scores) if len(self.pins) else Ranked(items, scores)
 
     def _fill(self, users: Indices, items: Indices, scores: Floats) -> None:
-        """Fill short lists with popular items, in place."""
+        """Fill lists that end early with popular items, in place; arguments as of `_rearranged`."""
         short = np.flatnonzero(items[:, -1] < 0)
         if len(short):
             user_items = self.model.matrix.user_items
@@ -324,7 +334,11 @@ class RuledLists:
             items[short], scores[short] = filled(Ranked(items[short], scores[short]), filler)
 
     def _rearranged(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Reorder the candidates of each list by diversity and showings; those beyond the pool keep their place."""
+        """Reorder the candidates of each list by diversity and by the days on which they were shown.
+
+        *items* and *scores* are [users, n], the best first. Candidates beyond the first ones, the pool, keep their
+        place.
+        """
         pool = items[:, : pool_size(self.length)]
         shown_days = None if self.context.shown is None else values_at(self.context.shown[users], pool)
         order = rearranged(pool, self.rules.diversity, self.similarity, shown_days)
@@ -333,7 +347,7 @@ class RuledLists:
         return Ranked(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def _explored(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Give some places of each list to new items."""
+        """Insert new items into the lists, and remove later duplicates; arguments as of `_rearranged`."""
         matrix = self.model.matrix
         segments = self.model.user_segments
         chosen = Users(
@@ -455,7 +469,10 @@ def capped(items: Indices, categories: Indices, most: int) -> Mask:
 
 
 def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
-    """Return the first *n* kept entries per row, then -1 with score 0."""
+    """Return lists [rows, n] of the entries of *items* that are *kept*, then -1 with score 0.
+
+    *items*, *scores* and the mask *kept* are [rows, any].
+    """
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
     best = np.take_along_axis(items, order, axis=1)
@@ -464,7 +481,10 @@ def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
 
 
 def filled(ranked: Ranked, filler: Indices) -> Ranked:
-    """Append missing items of *filler*, with a score of 0 or the row's lowest if negative."""
+    """Return lists of the same width, whose free places have items of *filler* [rows, any] that they lack.
+
+    These have a score of 0, or the lowest of their list if that is negative.
+    """
     items, scores = ranked
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)

@@ -118,7 +118,11 @@ class SparkLists(PartedSource):
     def _summed(
         self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement, observer: Observer | None
     ) -> WrittenPart:
-        """Sum up all *wanted* parts, and add their measures to *lists* and their charges to *observer*."""
+        """Return the sum of the *parts* that executors have written, of which there must be *wanted*.
+
+        Adds the measures of their lists to *lists*, and their charges to *observer*. Raises StoreUnavailable if parts
+        are missing.
+        """
         if len(parts) != wanted:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
         tally = Tally()

@@ -409,7 +409,11 @@ def _search_params(
 
 
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
-    """Return the split that the data allow; None without an evaluation."""
+    """Split the data for the evaluation of the model; None if *settings* want none.
+
+    By default the split is by time if the data have times and that leaves enough users to test, otherwise a random
+    draw, which *on_notice* is told. A split that was asked for is made as it is.
+    """
     wanted = settings.split
     if wanted is None:
         return None
@@ -435,7 +439,11 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
 def _popular_params(
     learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path
 ) -> PopularityParams:
-    """Return the half-life of popular lists: that of the search or, in a split by time, of another search."""
+    """Return the half-life by which popular lists are ranked, as parameters of the engine `popularity`.
+
+    It is that of *search* if it has searched one. Otherwise it is searched here if the split is by time; if not, all
+    interactions count alike.
+    """
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if learnable.split is None or not learnable.split.in_time:

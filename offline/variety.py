@@ -75,7 +75,7 @@ class ItemSimilarity:
         return within
 
     def _by_table(self, lists: Indices) -> Floats:
-        """Return `within` of a few *lists*, from a dense table of the items in any of them."""
+        """Return `within` of a few *lists*, from a dense table of the similarities between all their items."""
         known, places = np.unique(lists, return_inverse=True)
         places = places.reshape(lists.shape)
         rows = self.similar.similarity[known]
