@@ -35,90 +35,105 @@ T = TypeVar("T")
 class Setting:
     """One annotated field or parameter.
 
-    name      of the field
-    kind      the type of a value: str, int, float, bool, Path or a Literal
-    many      whether it has any number of values
-    default   MISSING if it is required
-    shown     how the help shows it
-    flag      as typer takes it, `--cache` or `--cache/--no-cache`; None for an argument
-    variable  its environment variable, None without one
+    name         of the field
+    value_type   the type of a value: str, int, float, bool, Path or a Literal
+    is_list      whether it has any number of values
+    default      MISSING if it is required
+    declaration  its help, bounds and place in the help
+    flag         as typer takes it, `--cache` or `--cache/--no-cache`; None for an argument
+    variable     its environment variable, None without one
     """
 
     name: str
-    kind: Any
-    many: bool
+    value_type: Any
+    is_list: bool
     default: Any
-    shown: Flag | Argument
+    declaration: Flag | Argument
     flag: str | None = None
     variable: str | None = None
 
     @classmethod
     def of(cls, name: str, annotation: Any, default: Any, prefix: str) -> "Setting":  # noqa: ANN401 -- of any type
         """Return the setting of a field annotated with a Flag or an Argument; *prefix* is of the verb's variables."""
-        annotated, shown = get_args(annotation)[:2]
-        kind, many = _kind_of(annotated)
-        if isinstance(shown, Argument):
-            return cls(name=name, kind=kind, many=many, default=default, shown=shown)
-        flag = shown.name or name.replace("_", "-")
-        if not flag.startswith("-"):
-            flag = f"--{flag}"
+        annotated, declaration = get_args(annotation)[:2]
+        value_type, is_list = _value_type_of(annotated)
+        flag = None
         variable = None
-        if shown.env:
-            own_prefix = prefix if shown.prefix is None else shown.prefix
-            variable = f"{PREFIX}{own_prefix}{_plain(flag).upper()}"
-        return cls(name=name, kind=kind, many=many, default=default, shown=shown, flag=flag, variable=variable)
+        if isinstance(declaration, Flag):
+            flag = declaration.name or name.replace("_", "-")
+            if not flag.startswith("-"):
+                flag = f"--{flag}"
+            if declaration.env:
+                own_prefix = prefix if declaration.prefix is None else declaration.prefix
+                variable = f"{PREFIX}{own_prefix}{_key_of(flag).upper()}"
+        return cls(
+            name=name,
+            value_type=value_type,
+            is_list=is_list,
+            default=default,
+            declaration=declaration,
+            flag=flag,
+            variable=variable,
+        )
 
     @property
     def key(self) -> str:
         """The key in a TOML file: the name of the flag."""
-        return self.name if self.flag is None else _plain(self.flag)
+        return self.name if self.flag is None else _key_of(self.flag)
 
     @property
     def is_rare(self) -> bool:
         """Whether it stands last in the help."""
-        return isinstance(self.shown, Flag) and self.shown.panel == RARE
+        return isinstance(self.declaration, Flag) and self.declaration.panel == RARE
 
     @property
     def is_one_url(self) -> bool:
         """Whether it is the URL of one store; a second URL is an error."""
-        return not self.many and self.shown.metavar == "URL" and self.flag is not None
+        return not self.is_list and self.declaration.metavar == "URL" and self.flag is not None
 
     def parameter(self) -> inspect.Parameter:
-        """Return typer's parameter: a single URL as a list, to detect a second one."""
-        choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
-        kind: Any = str if choices else self.kind
-        if self.many or self.is_one_url:
-            kind = list[kind]
+        """Return the parameter of a function that makes typer parse the setting.
+
+        Typer gets the choices of a Literal as texts, and the URL of a store as a list, to detect a second one.
+        """
+        choices = get_args(self.value_type) if get_origin(self.value_type) is Literal else ()
+        typer_type: Any = str if choices else self.value_type
+        if self.is_list or self.is_one_url:
+            typer_type = list[typer_type]
+
         default = self.default
         if default is None:
-            kind |= None
+            typer_type |= None
         elif default is MISSING:
             default = inspect.Parameter.empty
-        elif self.many:
+        elif self.is_list:
             default = list(default)
-        annotation = Annotated[kind, self._info(choices)]
+        annotation = Annotated[typer_type, self._typer_declaration(choices)]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
-    def _info(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
-        """Return typer's description: name, variable, help and parser; *choices* are the values of a Literal."""
-        if isinstance(self.shown, Argument):
+    def _typer_declaration(self, choices: Sequence[str]) -> Any:  # noqa: ANN401 -- typer's own
+        """Return the typer.Option or typer.Argument that declares the setting: its names, help and parser.
+
+        *choices* are the values of a Literal, empty for other types. Texts of bool and str are parsed by typer.
+        """
+        if isinstance(self.declaration, Argument):
             return typer.Argument(
-                metavar=self.shown.metavar,
-                help=self.shown.help,
-                parser=self._parse if self.kind is Path else None,
+                metavar=self.declaration.metavar,
+                help=self.declaration.help,
+                parser=self._parse_option if self.value_type is Path else None,
                 show_default=False,
             )
         flag = str(self.flag)
-        if self.kind is bool and "/" not in flag and self.default is not False:
+        if self.value_type is bool and "/" not in flag and self.default is not False:
             flag += f"/--no-{flag.removeprefix('--')}"
         return typer.Option(
             flag,
-            metavar=self.shown.metavar or "|".join(choices) or METAVARS.get(self.kind),
+            metavar=self.declaration.metavar or "|".join(choices) or METAVARS.get(self.value_type),
             envvar=self.variable,
             show_envvar=False,
-            help=self.shown.help,
-            parser=self._parse if choices or self.kind in (int, float, Path) else None,
-            rich_help_panel=self.shown.panel,
+            help=self.declaration.help,
+            parser=self._parse_option if choices or self.value_type in (int, float, Path) else None,
+            rich_help_panel=self.declaration.panel,
             show_default=self.default not in (MISSING, None, ()),
         )
 
@@ -128,50 +143,59 @@ class Setting:
             if value and len(value) > 1:
                 raise typer.BadParameter(f"it takes one URL, but is given {len(value)} times", param_hint=self.flag)
             return value[0] if value else None
-        return tuple(value or ()) if self.many else value
+        return tuple(value or ()) if self.is_list else value
 
     def from_environment(self) -> Any:  # noqa: ANN401 -- of any type
         """Return the variable's value, None if unset; ValueError as `read`."""
         text = os.environ.get(self.variable or "")
         if not text:
             return None
-        if not self.many:
+        if not self.is_list:
             return self.read(text)
-        separator = os.pathsep if self.kind is Path else None  # None: blanks
+        separator = os.pathsep if self.value_type is Path else None  # None: blanks
         return tuple(map(self.read, text.split(separator)))
 
     def from_toml(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
         """Return a TOML key's value, in which a table equals the text `view=1,buy=5`; ValueError as `read`."""
         if isinstance(value, dict):
             value = ",".join(f"{key}={cell}" for key, cell in value.items())
-        if not self.many:
+        if not self.is_list:
             return self.read(value)
         values = value if isinstance(value, list) else [value]
         return tuple(map(self.read, values))
 
     def read(self, value: Any) -> Any:  # noqa: ANN401 -- of any type
-        """Convert a text or TOML value to the setting's type; a ValueError names both."""
-        kind = self.kind
-        if kind is Path and not self.shown.urls:
+        """Return a text, or a value of TOML, as the setting's type.
+
+        Raises ValueError with the value and what it must be, also for a number outside of the setting's bounds, and for
+        a URL where only a local path is allowed.
+        """
+        value_type = self.value_type
+        if value_type is Path and not self.declaration.urls:
             local_path(str(value))
         readable = value
-        if kind is float and str(value).startswith("."):
+        if value_type is float and str(value).startswith("."):
             readable = f"0{value}"  # msgspec reads no .5
-        if kind in (int, float) and isinstance(self.shown, Flag):
-            kind = Annotated[kind, msgspec.Meta(ge=self.shown.at_least, le=self.shown.at_most)]
+        if value_type in (int, float) and isinstance(self.declaration, Flag):
+            bounds = msgspec.Meta(ge=self.declaration.at_least, le=self.declaration.at_most)
+            value_type = Annotated[value_type, bounds]
         try:
-            return msgspec.convert(readable, kind, strict=False, dec_hook=lambda path, text: path(text))
+            return msgspec.convert(readable, value_type, strict=False, dec_hook=lambda path, text: path(text))
         except msgspec.ValidationError as error:
-            raise ValueError(f"{value!r} {self._expected(str(error))}") from error
+            raise ValueError(f"{value!r} {self._describe_mismatch(str(error))}") from error
 
-    def _expected(self, reason: str) -> str:
-        """Say what a value must be, by the type and bounds of the setting; else msgspec's *reason*."""
-        if get_origin(self.kind) is Literal:
-            return f"is not one of {', '.join(get_args(self.kind))}"
-        if self.kind not in (int, float) or not isinstance(self.shown, Flag):
+    def _describe_mismatch(self, reason: str) -> str:
+        """Return how a value fails the type and bounds of the setting, as "is not a number of at least 1".
+
+        For types other than numbers and choices, that is msgspec's *reason*.
+        """
+        if get_origin(self.value_type) is Literal:
+            return f"is not one of {', '.join(get_args(self.value_type))}"
+        if self.value_type not in (int, float) or not isinstance(self.declaration, Flag):
             return f"cannot be read: {reason}"
-        number = "a whole number" if self.kind is int else "a number"
-        low, high = self.shown.at_least, self.shown.at_most
+        number = "a whole number" if self.value_type is int else "a number"
+        low = self.declaration.at_least
+        high = self.declaration.at_most
         if low is None and high is None:
             return f"is not {number}"
         if high is None:
@@ -180,7 +204,7 @@ class Setting:
             return f"is not {number} of at most {high:,g}"
         return f"is not {number} from {low:,g} to {high:,g}"
 
-    def _parse(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
+    def _parse_option(self, text: Any) -> Any:  # noqa: ANN401 -- typer parses defaults, too
         """Return the value of a text as `read`; BadParameter names the variable that it is from."""
         try:
             return self.read(text)
@@ -193,16 +217,17 @@ class Setting:
             raise typer.BadParameter(reason, param_hint=f"the variable {self.variable}") from error
 
 
-def _kind_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
-    """Return the type of a value, and whether there may be many: str and True of `tuple[str, ...] | None`."""
-    kind = annotated
-    if get_origin(kind) in (Union, UnionType):
-        kind = next(member for member in get_args(kind) if member is not type(None))
-    many = get_origin(kind) is list or (get_origin(kind) is tuple and get_args(kind)[-1] is ...)
-    return (get_args(kind)[0], True) if many else (kind, False)
+def _value_type_of(annotated: Any) -> tuple[Any, bool]:  # noqa: ANN401 -- of any type
+    """Return the type of a value, and whether there may be several: str and True for `tuple[str, ...] | None`."""
+    value_type = annotated
+    if get_origin(value_type) in (Union, UnionType):
+        value_type = next(member for member in get_args(value_type) if member is not type(None))
+    origin = get_origin(value_type)
+    is_list = origin is list or (origin is tuple and get_args(value_type)[-1] is ...)
+    return (get_args(value_type)[0], True) if is_list else (value_type, False)
 
 
-def _plain(flag: str) -> str:
+def _key_of(flag: str) -> str:
     """Return the name of a flag as a key: `keep_seen` of `--keep-seen/--no-keep-seen`."""
     return flag.partition("/")[0].strip("-").replace("-", "_")
 
@@ -229,7 +254,12 @@ class Verbs(typer.Typer):
         also: str = "",
         **more: Any,  # noqa: ANN401 -- typer's own
     ) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Register a function as a verb, with *also* at the end of its help; returns it unchanged."""
+        """Return a decorator that registers a function as a verb of the command, and returns it unchanged.
+
+        name  of the verb, by default the function's
+        also  a text after the function's docstring in the help of the verb
+        more  parameters of `typer.Typer.command`
+        """
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
             verb, epilog = with_flags(function, self._prefix)
@@ -241,39 +271,35 @@ class Verbs(typer.Typer):
 
 
 def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
-    """Return *function* as a verb for typer, with a keyword parameter for each setting, and the epilog of its help.
+    """Return *function* as a verb for typer, with a keyword parameter for each setting, and the end of its help.
 
-    A parameter of *function* is one setting (annotated with a Flag or an Argument); a group, a dataclass of settings,
-    which the verb builds from the settings' values; or typer's own, which stays unchanged. *prefix* follows HOTPLATE_
-    in the names of environment variables. Rare settings are the last in the help.
+    A parameter of *function* is one of three: a setting, annotated with a Flag or an Argument; a group, a dataclass of
+    settings, which the verb builds from the settings' values; or an option of typer's own, which stays unchanged.
+    *prefix* follows HOTPLATE_ in the names of environment variables. Rare settings are the last in the help.
     """
-    own = list(inspect.signature(function).parameters.values())
-    groups: dict[str, Any] = {
-        parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)
-    }
+    function_parameters = list(inspect.signature(function).parameters.values())
     settings = list[Setting]()
     parameters = list[inspect.Parameter]()
-    for parameter in own:
-        added = list(_settings_in(parameter, prefix))
-        settings += added
-        parameters += [setting.parameter() for setting in added]
-        if not added:
+    for parameter in function_parameters:
+        own_settings = list(_settings_in(parameter, prefix))
+        settings += own_settings
+        parameters += [setting.parameter() for setting in own_settings]
+        if not own_settings:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-
-    rare = {setting.name for setting in settings if setting.is_rare}
-    parameters.sort(key=lambda parameter: parameter.name in rare)
+    rare_names = {setting.name for setting in settings if setting.is_rare}
+    parameters.sort(key=lambda parameter: parameter.name in rare_names)
 
     @wraps(function)
     def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
         _warn_of_misspelt_variables(settings)
         values |= {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
         arguments = dict[str, Any]()
-        for parameter in own:
-            group = groups.get(parameter.name)
-            arguments[parameter.name] = values[parameter.name] if group is None else build(group, values)
+        for parameter in function_parameters:
+            is_group = is_dataclass(parameter.annotation)
+            arguments[parameter.name] = build(parameter.annotation, values) if is_group else values[parameter.name]
         return function(**arguments)
 
-    return signed(verb, parameters), _epilog(settings)
+    return with_signature(verb, parameters), _help_of_variables(settings)
 
 
 def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]:
@@ -285,8 +311,8 @@ def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]
         yield Setting.of(parameter.name, parameter.annotation, default, prefix)
 
 
-def signed(function: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> Callable[..., T]:
-    """Set the signature of a function, which typer inspects."""
+def with_signature(function: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> Callable[..., T]:
+    """Return *function* with another signature, which typer inspects; the function itself is changed."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return function
@@ -316,17 +342,18 @@ def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -
 
 
 def build(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
-    """Return an instance with *values* by field, including nested dataclasses; other values are those of *base*.
+    """Return an instance of the dataclass *settings* from *values* by field; other values are those of *base*.
 
-    *values* has the fields of all nesting levels side by side, so field names are unique in a verb.
+    *values* has the fields of nested dataclasses, too, side by side with the others; so names of fields are unique in a
+    verb.
     """
-    own = dict[str, Any]()
+    own_values = dict[str, Any]()
     for member in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(member.type, type) and is_dataclass(member.type):
-            own[member.name] = build(member.type, values, getattr(base, member.name, None))
+            own_values[member.name] = build(member.type, values, getattr(base, member.name, None))
         elif member.name in values:
-            own[member.name] = values[member.name]
-    return settings(**own) if base is None else replace(base, **own)  # type: ignore[type-var]  # as above
+            own_values[member.name] = values[member.name]
+    return settings(**own_values) if base is None else replace(base, **own_values)  # type: ignore[type-var]  # as above
 
 
 def from_table(
@@ -338,16 +365,18 @@ def from_table(
     without: Collection[str] = (),
     base: T | None = None,
 ) -> T:
-    """Return settings from a TOML table with the flags as keys; the environment wins.
+    """Return an instance of the dataclass *settings* from a TOML table, whose keys are the names of flags.
 
-    With *base*, the table only replaces values of it. Paths are relative to *folder*. Raises SettingError, beginning
-    with *where*, for a key that is unknown, among *without* or missing, and for an invalid value.
+    Variables of the environment win over the table. With *base*, other values are those of *base*, and the environment
+    is read for keys of the table only. Relative paths are below *folder*. Raises SettingError, beginning with *where*,
+    for a key that is unknown or among *without*, for a missing one, and for an invalid value.
     """
-    known = {setting.key: setting for setting in settings_of(settings) if setting.name not in without}
-    written = _known_keys(table, known, where)
-    _warn_of_misspelt_variables(known.values())
+    setting_by_key = {setting.key: setting for setting in settings_of(settings) if setting.name not in without}
+    written = _known_keys(table, setting_by_key, where)
+    _warn_of_misspelt_variables(setting_by_key.values())
+
     values = dict[str, Any]()
-    for key, setting in known.items():
+    for key, setting in setting_by_key.items():
         if base is not None and key not in written:
             continue
         value = _value_of(setting, written.get(key), where=where, folder=folder)
@@ -379,15 +408,15 @@ def _value_of(setting: Setting, written: Any, *, where: str, folder: Path) -> An
     if value is not None or written is None:
         return value
     try:
-        return _anchored(setting.from_toml(written), folder)
+        return _below_folder(setting.from_toml(written), folder)
     except ValueError as error:
         raise SettingError(f"{where}: {setting.key}: {error}.") from error
 
 
-def _anchored(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
+def _below_folder(value: Any, folder: Path) -> Any:  # noqa: ANN401 -- of any type
     """Return a value with its relative paths below *folder*."""
     if isinstance(value, tuple):
-        return tuple(_anchored(member, folder) for member in value)
+        return tuple(_below_folder(member, folder) for member in value)
     return folder / value if isinstance(value, Path) and url_of(value) is None else value
 
 
@@ -399,6 +428,6 @@ def _warn_of_misspelt_variables(settings: Iterable[Setting]) -> None:
             typer.echo(f"hotplate: {name} sets no option here; {nearest}", err=True)
 
 
-def _epilog(settings: list[Setting]) -> str:
+def _help_of_variables(settings: list[Setting]) -> str:
     named = [setting for setting in settings if setting.variable]
     return f"The environment sets options, too: {named[0].variable} is {named[0].flag}." if named else ""

@@ -195,8 +195,8 @@ def _check_factors(settings: TrainSettings, where: str) -> None:
 def _paths_in(flags: object) -> Iterator[Path]:
     """Yield the files that options name; a run whose files and options are unchanged has nothing to do."""
     for setting, value in values_of(flags):
-        if setting.kind is Path and value is not None:
-            yield from value if setting.many else [value]
+        if setting.value_type is Path and value is not None:
+            yield from value if setting.is_list else [value]
 
 
 def _measured(lists: ModelLists) -> ModelLists:

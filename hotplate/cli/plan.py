@@ -17,7 +17,7 @@ from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
-from hotplate.cli.flags import signed
+from hotplate.cli.flags import with_signature
 from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
 from hotplate.report import Report
 from hotplate.stores.cosmos import charges as cosmos_charges
@@ -176,7 +176,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     yield parameter("flags", annotation=PlanFlags)
 
 
-signed(plan, list(_parameters()))
+with_signature(plan, list(_parameters()))
 
 
 def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | None]) -> list[InputSource]:

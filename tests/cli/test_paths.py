@@ -28,7 +28,7 @@ def local_options() -> Iterator[list[str]]:
         described = parameter.type_descriptor
         if described.annotation in (Path, list[Path]):
             setting = getattr(described.parameter_info.parser, "__self__", None)
-            if not (setting and setting.shown.urls):
+            if not (setting and setting.declaration.urls):
                 named = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
                 yield [*verb.split(), *named]
 
