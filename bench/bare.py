@@ -20,7 +20,10 @@ K = 10
 
 
 def serve(port: str, like: str) -> None:
-    """Serve copies of a service's responses."""
+    """Serve copies of a service's responses by a bare aiohttp application, until a signal; a peer in measurements.
+
+    *port* is the port to listen on, and *like* the URL of the service, which is asked for the lists of COPIED first.
+    """
     import uvloop  # noqa: PLC0415 -- peers load only their own libraries
     from aiohttp import web  # noqa: PLC0415
 

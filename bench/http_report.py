@@ -413,7 +413,10 @@ class _Rounds:
 
     @property
     def _search_plot(self) -> Plot:
-        """The latency of each trial, over its rate."""
+        """The plot of a search for the highest rate: a percentile of the latency, over the rate of each trial.
+
+        The highest rate within the objective is marked.
+        """
         name = self._objective.percentile
         trials = sorted(self._trials, key=lambda trial: trial.offered)
         rates = tuple(trial.offered for trial in trials)

@@ -150,7 +150,10 @@ def popular_complaint(results: Sequence[Result], allowed: float = MAX_POPULAR) -
 
 
 async def check_samples(store: Reader, samples: Sequence[ResponseSample]) -> CheckResult:
-    """Compare *samples* with their releases in *store*; error responses are skipped."""
+    """Compare the lists in sampled responses with those of their releases in *store*; skips error responses.
+
+    A response that cannot be parsed counts as a wrong one.
+    """
     comparison = _Comparison(store)
     by_release = dict[str, list[ReceivedList]]()
     for sample in samples:

@@ -119,7 +119,10 @@ DEFAULTS = (
 
 
 def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Read gates from a TOML file, overridden by *texts* NAME=BOUND; raises SettingError."""
+    """Return the gates in a TOML file, if there is one, and those in *texts*, as NAME=BOUND, which override them.
+
+    Raises SettingError for a gate or bound that cannot be read.
+    """
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in texts:
         name, _, bound = text.partition("=")
@@ -253,7 +256,11 @@ async def _compared_with_live(
     name: str,
     is_default: bool,
 ) -> dict[Gate, GateVerdict]:
-    """Judge *gates* that compare with the release *live*; arguments and errors as of `judge`."""
+    """Judge gates that compare a list with that of the live release: losses of metrics, overlap, and what is kept.
+
+    All but losses of metrics need the lists of a sample of users in both. If the live release has no list of this name,
+    all pass. Arguments and errors as of `judge`.
+    """
     manifest = await load_manifest(reader, live)
     stored = manifest.stored_name(name)
     if stored is None and is_default:

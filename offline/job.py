@@ -231,7 +231,10 @@ class RunFolder:
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
-        """Record the duration of a step; times in the yielded dict are separate steps."""
+        """Measure the block, a step of the run, and add its duration in seconds to the recorded run, also on failure.
+
+        Durations that the block adds to the yielded dict are recorded as steps of their own, and subtracted from it.
+        """
         within = dict[str, float]()
         whole = dict[str, float]()
         try:
@@ -301,7 +304,11 @@ class Attempt:
         self._write_lists = write
 
     def make(self, path: Path) -> None:
-        """Do the remaining steps in a folder."""
+        """Continue the last run in the job's folder *path*, or begin a new one, up to its end.
+
+        Waits for the folder's lock. If nothing has changed since a published run, nothing is done: the summary says
+        `unchanged`.
+        """
         job = self._job
         with opened(path, self._wait_s) as folder:
             self._update_summary(succeeded_at=folder.succeeded_at)
@@ -336,7 +343,11 @@ class Attempt:
         return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
     def _finish(self, folder: RunFolder) -> None:
-        """Train, track, publish and prune, without the steps that an earlier attempt has done."""
+        """Do the steps of the run that earlier attempts have not done: train, log to MLflow, publish, prune.
+
+        The outcome and the durations become `self.summary`. If the release is held back, as by a canary, the run is not
+        finished, so the next attempt continues it.
+        """
         job = self._job
         run = folder.run
         self._update_summary(run=run.id, release=run.release, model=str(folder.model), inputs=run.inputs)
@@ -412,7 +423,10 @@ class Attempt:
         return _Published(manifest, held_back)
 
     def _measured_lists(self, folder: RunFolder) -> ModelLists | NamedLists:
-        """Load the models of all lists, and measure the lists as published."""
+        """Load the models of the default list and of the named ones, and measure their lists by the rules.
+
+        The result can be published. The durations are recorded as steps of the run.
+        """
         job = self._job
         with folder.step("measure") as within:
             with timed(within, "load"):

@@ -221,7 +221,11 @@ class ModelLists:
         return np.asarray((items == head).all(axis=1))
 
     def meta(self) -> Iterator[list[Row]]:
-        """Yield the rows of item attributes, if any, and of item factors, if *fold_in*."""
+        """Yield the `meta` rows: item attributes, if any, and with *fold_in* the item factors of ALS or Spark.
+
+        Factors are stored as float32 in pieces of some hundred items each, and described by a last row, with which the
+        service can compute lists for visitors.
+        """
         yield from ([row] for row in self.attributes.rows)
         ranker = self.model.ranker
         if not self.settings.fold_in or not isinstance(ranker, Factors):

@@ -213,7 +213,10 @@ def load(path: Path | str) -> Model:
 
 
 def _load(path: Path, description: "Description") -> Model:
-    """Read the folder *path* of this description; raises DataError."""
+    """Read a model from its folder; *description* is that of the folder, which has been checked.
+
+    Raises DataError if files contradict each other or the description.
+    """
     with _load_errors(path):
         params = params_from(description.engine, description.params)
         items = pl.read_parquet(path / "items.parquet", glob=False)
@@ -368,7 +371,11 @@ def _description(model: Model, folder: Path) -> Description:
 
 
 def _write_ranker(ranker: Ranker, folder: Path) -> None:
-    """Write the arrays that an engine learned, each as a file of its name."""
+    """Write the arrays that an engine learned to a model's folder, each as a file of its name.
+
+    EASE has a dense matrix of weights, neighbours a sparse one of similarities, popularity a count for each item, and
+    ALS factors of users and items. *recent*, if any, has the times by which the ranker prefers recent items.
+    """
     match ranker:
         case Factors():
             arrays = {"user_factors": ranker.user_factors, "item_factors": ranker.item_factors}

@@ -314,7 +314,10 @@ class _GateCheck:
         return self._settings.force and manifest.origin.gates.forced
 
     async def _verdicts(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
-        """Return the verdicts, of the first call; *counts* and *popular_keys* are those of a manifest."""
+        """Return the verdicts of all gates on all lists, judged once; later calls return those of the first.
+
+        *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
+        """
         if self._judged is None:
             with timed(self._steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)

@@ -220,7 +220,11 @@ class Piece:
 
 
 def measure_piece(trainings: Trainings, share: float) -> Piece:
-    """Train as typed, and measure the other columns on the same split."""
+    """Train on the first *share* of the pairs as a user would type it, and measure other rankers on the same split.
+
+    These are the columns of the table of nDCG@10: simple popularity, recent popularity, and the best ALS of the search.
+    The lead is that over recent popularity, by user.
+    """
     file = trainings.piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation = report.evaluation
@@ -300,7 +304,10 @@ def _repeats(matrix: Matrix, options: SplitOptions, typed: Ranker, params: Repea
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield a row for each piece, and their mean with the interval over dates."""
+    """Yield the rows of the table of nDCG@10 of one data set: one for each piece, and their mean with its interval.
+
+    *pieces* are by the share of all pairs that they have; each share is a date at which the data are cut.
+    """
     for share, piece in pieces.items():
         cells = [f"{value:.4f}" for value in piece.ndcg.values()]
         cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
@@ -412,7 +419,10 @@ def _digest(task: Task, file: Path) -> str:
 
 
 def measure_all(tasks: Sequence[Task], data_at: Path) -> dict[Task, Piece | Draw]:
-    """Measure on all cores, one task per core, and print each that ends."""
+    """Measure all tasks in processes, one on each core, and return their figures; prints a line for each that ends.
+
+    *data_at* is the folder of the data sets.
+    """
     # The processes' libraries read it when they start.
     os.environ["OMP_NUM_THREADS"] = "1"
     started = perf_counter()
@@ -429,7 +439,7 @@ def measure_all(tasks: Sequence[Task], data_at: Path) -> dict[Task, Piece | Draw
 
 
 def tables(data_sets: Sequence[DataSet], figures: Mapping[Task, Piece | Draw]) -> str:
-    """Return the tables of all *figures*."""
+    """Return the tables of the page as Markdown: nDCG by date, similar items and repeats, and random draws."""
     times = list[Sequence[str]]()
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()

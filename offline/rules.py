@@ -103,7 +103,10 @@ def require_both(max_per_category: int | None, categories: object | None) -> Non
 
 
 def read_rules(files: RuleFiles) -> Rules:
-    """Read the rules from files, *rotate* from events; raises DataError and SettingError."""
+    """Read the rules by which lists are changed: each from its file, and *rotate* from the log of events.
+
+    Raises DataError for files that cannot be used, and SettingError.
+    """
     categories = dict[str, str]()
     if files.categories is not None:
         rows = read_text(files.categories, ["item", "category"]).drop_nulls()
@@ -310,7 +313,11 @@ class RuledLists:
         return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        """Rank *depth* items for the rows *users*, by all rules but the cap per category."""
+        """Return lists [users, about *depth*] of the users in rows *users*, by all rules but the cap per category.
+
+        In order: rank, fill short lists with popular items, reorder for diversity and past showings, insert new items,
+        and put pinned items first.
+        """
         ranker = self.model.ranker
         own = self.context.own
         rank = ranker.recommend if own is None else partial(recommend, ranker, own=own)

@@ -351,7 +351,11 @@ def _fit_model(
     chosen: _Chosen,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
-    """Fit the model to all of *matrix*; the *interactions* need no log any more."""
+    """Return the model: an engine with the *chosen* parameters, fitted to all pairs of *matrix*, and its other lists.
+
+    These are similar items, and popular items for everybody and by segment. *interactions* may be without their log.
+    *on_iteration* gets iterations done and in all.
+    """
     segments = interactions.segments
     length = settings.popular_length
     recent = chosen.recent.half_life_days
@@ -389,7 +393,11 @@ def _search_params(
     on_trial: Callable[[int, int], None],
     on_notice: Notice,
 ) -> Search | None:
-    """Search on the training part; None if there are too few pairs."""
+    """Search parameters, without the pairs that the evaluation tests; None if there are too few pairs.
+
+    *trials* is where an interrupted search has kept its trials, which are not repeated. *on_trial* gets trials done and
+    in all. Raises SettingError if time or memory allow no trial.
+    """
     usual = SplitOptions("by-item" if learnable.history is None else "by-time")
     search = tune(
         learnable.user_items,

@@ -65,20 +65,25 @@ def filter_of(exclude: Collection[str], where: str) -> ItemFilter:
 
 
 def parse_where(text: str) -> tuple[Condition, ...]:
-    """Parse conditions; raises StoreMisused."""
+    """Parse the conditions of a filter, such as `price<20,brand:acme|"x,y"`, separated by commas.
+
+    A condition has a column of the item attributes, an operator, and values separated by |; values in quotation marks
+    may contain separators. Raises StoreMisused if the text cannot be parsed or is too long.
+    """
     too_much = StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")
     if len(text) > MAX_WHERE_CHARS:
         raise too_much
+
     conditions = list[Condition]()
-    place = 0
+    position = 0
     separator = ","
     while separator:
-        match = _CONDITION.match(text, place)
+        match = _CONDITION.match(text, position)
         values = [] if match is None else _VALUE.findall(match["values"])
         if match is None or "|".join(values) != match["values"]:
-            raise StoreMisused(f"where cannot be read at {text[place : place + 20]!r}; write it as in {EXAMPLE}")
+            raise StoreMisused(f"where cannot be read at {text[position : position + 20]!r}; write it as in {EXAMPLE}")
         conditions.append(Condition(match["column"], match["operator"], tuple(map(_unquoted, values))))
-        place = match.end()
+        position = match.end()
         separator = match["separator"]
     if sum(len(condition.values) for condition in conditions) > MAX_VALUES:
         raise too_much

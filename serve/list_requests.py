@@ -69,7 +69,11 @@ class ListAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
-    """Read and shape a list; raises as `TieredReader.personal` and `Shaper.shape`."""
+    """Return the answer to a request for one list: the list is read, filtered and cut.
+
+    A request that continues a page is read in the release of that page, if it can be read still. Raises as
+    `TieredReader.personal` and `Shaper.shape`.
+    """
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
     encoded: EncodedList | None = None

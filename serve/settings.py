@@ -199,7 +199,11 @@ class ServiceSettings:
 def read_telemetry(
     destination: Destination | None, environment: Mapping[str, str] = os.environ
 ) -> TelemetrySettings | None:
-    """Read the settings; None if telemetry is off. Raises ServiceMisused."""
+    """Read the settings of telemetry from OpenTelemetry's environment variables; None if telemetry is off.
+
+    *destination* is `otlp` or `azure-monitor`, None without --telemetry. Raises ServiceMisused for a value that is not
+    supported, and without the connection string of Azure Monitor.
+    """
     if destination is None or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     protocol = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"

@@ -204,7 +204,10 @@ async def _room_findings(store: Store, manifest: Manifest) -> list[Finding]:
 
 
 async def _leftover_findings(store: Store, catalogue: Catalogue) -> list[Finding]:
-    """Find what killed processes have left: drafts, half-erased releases, and data without an entry."""
+    """Return findings about what killed processes have left in a store, each with the command that mends it.
+
+    These are drafts whose writer is gone, releases that are being erased, and data that the catalogue does not name.
+    """
     sentences = list[str]()
     being_written = ""
     for entry in catalogue.releases:

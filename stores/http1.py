@@ -114,7 +114,10 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and end the request in flight once its response is complete or malformed."""
+        """Feed the parser with bytes of the response, and end the request in flight once it is complete or malformed.
+
+        `self.tag` is that of the request in flight; bytes that come without one close the connection.
+        """
         if self.tag is None:
             self.close(unsolicited=True)
             return

@@ -304,7 +304,10 @@ def _segments_of(release: ReleaseId, name: str, tally: Tally) -> tuple[str, ...]
 
 
 def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
-    """Parse a release's manifest; ReleaseCorrupt if it is missing or invalid, WrittenByNewer for a newer format."""
+    """Parse the stored *value* of a release's manifest, the row that says what the release holds.
+
+    Raises ReleaseCorrupt if it is missing (None) or invalid, and WrittenByNewer for a newer format or encoding.
+    """
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; {HEAL}")
     try:

@@ -192,7 +192,11 @@ async def go_live(
 
 
 async def outlast_probation(store: Store, release: ReleaseId, wait_s: float) -> ReleaseWithdrawn | None:
-    """Wait while a release is live; return the reason if services withdraw it (`serve --probation`)."""
+    """Wait up to *wait_s* seconds while a release is live; return the reason if services withdraw it meanwhile.
+
+    Services with `--probation` withdraw a new release that is worse than the one before. None if it stays live, or if
+    another release replaced it.
+    """
     log.warning("waiting %g s for services to judge release %s", wait_s, release)
     ends_at = time.monotonic() + wait_s
     while (left_s := ends_at - time.monotonic()) > 0:

@@ -299,13 +299,19 @@ async def read_servable(
 
 
 async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
-    """Read the parts of a release as `read_servable`, without a time limit."""
+    """Read the parts of a release that a service needs before it serves it, without a time limit; see `read_servable`.
+
+    These are the manifest, the decoder of values, the popular lists, and the item attributes. The rows of the sample
+    are read as a check; damaged ones are named unless their users were erased: *erased*, or read if None. Raises
+    ReleaseCorrupt if the release cannot be served.
+    """
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     essential = [RowKey(POPULAR, OVERALL, name).text for name in ("", *manifest.named)]
     opened = await _open_rows(reader, release, [*manifest.popular_keys, *manifest.sample], decode, essential=essential)
+
     damaged = opened.damaged
     lost_ids = 0
     if damaged:
@@ -313,6 +319,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         damaged = [key for key in damaged if not erased.covers(key)]
         lost_ids = erased.lost
     _check_sample(manifest, damaged, lost_ids)
+
     bodies = opened.bodies
     popular = {key: bodies[key] for key in manifest.popular_keys if key in bodies and not is_empty(bodies[key])}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:

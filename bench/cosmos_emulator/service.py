@@ -237,7 +237,10 @@ _http_date = lru_cache(1)(partial(formatdate, usegmt=True))
 
 
 def _read_account(account: EmulatedAccount, request: Request) -> HttpResponse:
-    """Return the account's properties, with the regions at the host that the client used."""
+    """Answer a read of the account: its regions with their URLs, and its consistency.
+
+    The URLs have the host by which the client has reached this region, and the ports of the regions.
+    """
     host = request.header(b"host") or f"127.0.0.1:{account.regions[request.region][1]}"
     name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
     regions = list[dict[str, str]]()

@@ -120,7 +120,10 @@ class MeasuredCharges:
 
 
 def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:
-    """Measure in a temporary database. Raises BenchFailed and StoreError."""
+    """Measure the request units of operations on items of each size, in a temporary database of an account.
+
+    *ours* has the charges that hotplate assumes, for comparison. Raises BenchFailed and StoreError.
+    """
     on_progress("creating a container")
     with sandbox(planned.url, MANUAL_MIN) as account, account.container(CONTAINER, MANUAL_MIN) as container:
         by_size = list[Charge]()

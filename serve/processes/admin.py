@@ -494,7 +494,10 @@ class Admin:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&list=`: a user's list and its origin."""
+        """`GET /console/user?id=&list=`: a user's list as the service would answer it, its origin, and the time taken.
+
+        The list is read by this process, and not counted as traffic.
+        """
         query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")

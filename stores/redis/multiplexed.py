@@ -91,7 +91,11 @@ class Multiplexer(asyncio.Protocol):
         """redis-py's, which waits for the end of the transport when it disconnects."""
 
     async def open(self) -> None:
-        """Connect within CONNECT_TIMEOUT_S by redis-py, then take its transport over; raises StoreUnavailable."""
+        """Connect by redis-py, which logs in and checks the role of the server, then take over its transport.
+
+        From then on, this protocol receives what the server sends. Raises StoreUnavailable, also after
+        CONNECT_TIMEOUT_S.
+        """
         connection = self._connection
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -427,7 +427,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
-        """See `RowEraser.erase_rows`; on one server, the catalogue is read over the connection that deletes."""
+        """Delete rows by key if *check* accepts the catalogue, and return how many existed; see `RowEraser.erase_rows`.
+
+        On one server, the catalogue is read over the connection that deletes. In a cluster, it is read just before.
+        """
         await self.prepare(release)
         names = self._keys.release(release).located(keys).names
 

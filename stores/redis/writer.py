@@ -114,7 +114,10 @@ class Writer:
         """The identity of the session over which `check_kept` last compared them."""
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
-        """Write rows of a draft in order; raises as `Store.put`."""
+        """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
+
+        `meta` rows come last, and have a list of keys and a resume point of their own.
+        """
         names = self._keys.release(draft)
         meta_rows = [row for row in rows if row.key.startswith(META)]
         if meta_rows:
