@@ -31,8 +31,8 @@ PARAMS: dict[Engine, type[Params]] = {
     "spark": SparkParams,
 }
 
-# Not searched, or described with another text.
-_ALIKE = frozenset({"iterations", "seed", "recency"})
+# Alike in all cells of a search, or described with another text.
+_NOT_DESCRIBED = frozenset({"iterations", "seed", "recency"})
 _LESS_MEMORY = {
     "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
     "ease": "raise --min-per-item, or learn with --engine als",
@@ -68,7 +68,10 @@ def as_options(params: Params) -> str:
 
 
 def read_params(engine: Engine, text: str, seed: int) -> Params:
-    """Read parameters as `factors=64,alpha=2,recency=7d,gamma=0.5`; raises SettingError."""
+    """Read the parameters of *engine* from a text such as `factors=64,alpha=2,recency=7d,gamma=0.5`.
+
+    Parameters that are not named have their defaults, but *seed* is that of engines with one. Raises SettingError.
+    """
     values = dict[str, Any]()
     for pair in named_values(text):
         if pair.name or pair.value:
@@ -94,17 +97,24 @@ def _days(text: str) -> float:
 
 
 def _described_params(params: Params) -> dict[str, str]:
-    """Return the parameters that describe *params*, as the command reads them; without those all cells share."""
-    if isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
-        chosen: dict[str, Any] = {"weighting": params.weighting, "neighbours": params.neighbours}
-    elif isinstance(params, PopularityParams):
-        days = params.half_life_days
-        chosen = {} if days is None else {"half_life": f"{days:g}d"}
+    """Return names and values of the parameters of an engine that a search varies, as `read_params` reads them.
+
+    Half-lives are in days, as `7d`. Iterations and seed are left out.
+    """
+    values: dict[str, Any] = {}
+    if isinstance(params, PopularityParams):
+        if params.half_life_days is not None:
+            values["half_life"] = f"{params.half_life_days:g}d"
+    elif isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
+        # The powers of random walks mean nothing here.
+        values = {"weighting": params.weighting, "neighbours": params.neighbours}
     else:
-        chosen = {name: value for name, value in asdict(params).items() if name not in _ALIKE}
-    if (recency := recency_of(params)) is not None:
-        chosen |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in chosen.items()}
+        values = {name: value for name, value in asdict(params).items() if name not in _NOT_DESCRIBED}
+
+    recency = recency_of(params)
+    if recency is not None:
+        values |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
 def recency_of(params: Params) -> Recency | None:
@@ -145,10 +155,14 @@ def fit(
     *,
     times: Times | None = None,
 ) -> Ranker:
-    """Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores, or in the Spark session.
+    """Fit the engine of *params* to *user_items* on all cores, or in the Spark session; return the fitted model.
 
-    *times* are in the order of user_items.data; a half-life needs them. *on_iteration* is called with (done, total).
-    Raises DataError for an invalid matrix and too little memory.
+    user_items    float32 csr_matrix [users, items], canonical, above zero
+    on_iteration  called with the iterations done and their total, once for engines without iterations
+    times         of the pairs, in the order of user_items.data; popularity with a half-life, and recency, need them
+
+    With recency, the model multiplies scores by recent popularity. Raises DataError for an invalid matrix and too
+    little memory.
     """
     check_memory(fit_bytes(params, user_items), _LESS_MEMORY.get(engine_of(params), ""))
     ranker: Ranker
@@ -177,7 +191,7 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
 
 
 def fit_s(params: object, user_items: UserItems) -> float:
-    """Estimate the seconds of a fit on one core of an Intel Xeon; the factors were measured there."""
+    """Estimate the seconds of a fit of *params* to *user_items* on one core; its factors were measured on a Xeon."""
     users, items = map(float, user_items.shape)
     pairs = float(user_items.nnz)
     match params:
@@ -210,7 +224,7 @@ def rank_s(params: object, rows: UserItems) -> float:
 
 
 def fit_bytes(params: object, user_items: UserItems) -> int:
-    """Estimate the bytes of a fit besides its matrix."""
+    """Estimate the memory of a fit of *params* to *user_items* [users, items], besides this matrix, in bytes."""
     users, items = user_items.shape
     match params:
         case ALSParams():

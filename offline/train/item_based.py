@@ -4,7 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -97,13 +97,18 @@ class Neighbours:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> ranking.Ranked:
-        """Recommend as `ranking.recommend`, without a dense table if few items are scored."""
-        size = self.similarity.shape[0]
-        links = self.similarity.nnz / size
-        if user_items[users].nnz * links > _SPARSE * size * max(1, len(users)):
+        """Return lists of *n* items for the rows *users* of *user_items* [users, items], as `ranking.recommend`.
+
+        If the users' items have few neighbours in all, most items have the score 0, and only the others are computed.
+        """
+        items = self.similarity.shape[0]
+        mean_neighbours = self.similarity.nnz / items
+        most_scores = user_items[users].nnz * mean_neighbours
+        if most_scores > _SPARSE * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
-        scores_of = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
-        return ranking.best_of_sparse(scores_of, users, min(n, size), allowed)
+
+        score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
+        return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)
 
     def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
         """Return scores above 0, as a csr matrix; 0 for the users' items, unless *keep_seen*."""
@@ -121,40 +126,63 @@ class Neighbours:
 
 
 def fit_neighbours(user_items: UserItems, params: NeighbourParams) -> Neighbours:
-    """Compare all items on all cores; raises DataError for an invalid matrix."""
+    """Find the most similar items of each item of *user_items* [users, items], on all cores.
+
+    Two items are similar if the same users have them, weighted by TF-IDF, BM25 or alike, or if random walks lead from
+    one to the other (rp3beta). Raises DataError for an invalid matrix.
+    """
     check_user_items(user_items)
     weighted = user_items
-    scale = None
+    start_factors = None
     if params.weighting == "rp3beta":
-        weighted, scale = _walks(user_items, params)
+        weighted, start_factors = _weigh_for_walks(user_items, params)
     recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ParameterWarning)  # implicit converts its own matrix
         recommender.fit(weighted, show_progress=False)
     similarity = recommender.similarity
-    if scale is not None:
-        similarity.data *= scale[row_of_each_pair(similarity)]
+    if start_factors is not None:
+        similarity.data *= start_factors[row_of_each_pair(similarity)]
     # TF-IDF weighs a user with all items but one 0, and divides by it.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity.astype(np.float32), params)
 
 
-def _walks(user_items: UserItems, params: NeighbourParams) -> tuple[UserItems, npt.NDArray[np.float64]]:
-    """Return weights of pairs and a scale [items]; scale times the sum of products over users is a random walk.
+class _WalkWeights(NamedTuple):
+    """The sum over users of the products of two items' weights, times the factor of the first one, is a random walk.
 
-    A walk goes from an item to one of its users and on to one of their items, and is divided by a power of the users of
-    its end (RP3beta: Paudel et al., ACM TiiS 2017). The weights divide both ends, so the scale multiplies the start.
+    weighted       pairs with weights [users, items]
+    start_factors  [items]
     """
-    of_users = _sums(user_items, axis=1)
-    of_items = _sums(user_items, axis=0)
-    divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
-    weights = user_items.data.astype(np.float64) ** params.walk_alpha / divisors[user_items.indices]
-    weights /= (of_users ** (params.walk_alpha / 2))[row_of_each_pair(user_items)]
-    return with_weights(user_items, weights), divisors / of_items**params.walk_alpha
+
+    weighted: UserItems
+    start_factors: npt.NDArray[np.float64]
 
 
-def _sums(user_items: UserItems, axis: int) -> npt.NDArray[np.float64]:
+def _weigh_for_walks(user_items: UserItems, params: NeighbourParams) -> _WalkWeights:
+    """Return weights of pairs whose products are random walks from an item to a user and on to another item.
+
+    The probability of a step, the weight of the pair by the sum of weights where it starts, is raised to `walk_alpha`.
+    A walk is divided by the number of users of its end to the power `walk_beta`, as popular items are reached too often
+    (RP3beta: Paudel et al., ACM TiiS 2017). A pair has one weight for both its directions, so it is divided by the
+    power of its item's users in both, and `start_factors` make up for it where a walk starts.
+    """
+    user_sums = _sums_of_weights(user_items, axis=1)
+    item_sums = _sums_of_weights(user_items, axis=0)
+    popularity_divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
+
+    weights = user_items.data.astype(np.float64) ** params.walk_alpha
+    weights /= popularity_divisors[user_items.indices]
+    # Each of the two pairs of a walk has the root of the user's sum.
+    weights /= (user_sums ** (params.walk_alpha / 2))[row_of_each_pair(user_items)]
+    return _WalkWeights(
+        weighted=with_weights(user_items, weights),
+        start_factors=popularity_divisors / item_sums**params.walk_alpha,
+    )
+
+
+def _sums_of_weights(user_items: UserItems, axis: int) -> npt.NDArray[np.float64]:
     """Return the sums of weights, 1 instead of 0."""
     sums = np.asarray(user_items.sum(axis=axis, dtype=np.float64)).ravel()
     return np.where(sums > 0, sums, 1)
@@ -190,39 +218,46 @@ class EASE:
 
     def score(self, rows: UserItems, _users: Indices) -> Floats:
         """Return scores [users, items]."""
-        summed: Floats = _damped(rows).astype(np.float32) @ self.weights
+        summed: Floats = _square_roots(rows).astype(np.float32) @ self.weights
         return summed
 
 
 def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
-    """Solve for the weights; deterministic on one machine.
+    """Return the weights [items of the user, scored items] that predict a user's items from the other ones best.
 
+    The least squares have a closed solution: the inverse of the items' Gram matrix, by its negative diagonal.
     Regularized by a constant (Steck, WWW 2019) and by dropout (Steck, NeurIPS 2020). Takes items^3 operations and
-    4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Raises DataError for an invalid matrix.
+    4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Deterministic on one machine. Raises DataError for an
+    invalid matrix.
     """
     check_user_items(user_items)
-    scaled = csr_matrix(diags_array(_sums(user_items, axis=1) ** _USER_POWER) @ _damped(user_items))
+    user_factors = _sums_of_weights(user_items, axis=1) ** _USER_POWER
+    scaled = csr_matrix(diags_array(user_factors) @ _square_roots(user_items))
+
+    # In blocks of rows, to save memory; everything below overwrites this table.
     by_item = csr_matrix(scaled.T)
-    table = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
-    for start in range(0, len(table), _AT_ONCE):
-        table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
-    diagonal = np.diag_indices_from(table)
-    table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
-    # The transpose of the symmetric table has LAPACK's memory order; LAPACK writes one triangle. Dropout makes any
-    # table positive definite.
-    factor, _ = lapack.spotrf(table.T, lower=True, overwrite_a=True)
+    gram = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
+    for start in range(0, len(gram), _AT_ONCE):
+        gram[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
+    diagonal = np.diag_indices_from(gram)
+    gram[diagonal] = gram[diagonal] / (1 - _DROPOUT) + params.regularization
+
+    # The transpose of the symmetric table has LAPACK's memory order. Dropout makes any table positive definite.
+    factor, _ = lapack.spotrf(gram.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
     weights: Floats = inverse.T
-    divisors = -weights[diagonal]
+    negative_diagonal = -weights[diagonal]
+
+    # LAPACK writes one triangle; the other one is its mirror image.
     for start in range(0, len(weights), _AT_ONCE):
         rows = slice(start, start + _AT_ONCE)
         upper = np.triu(weights[rows, rows], 1)
         weights[rows, rows] = upper + upper.T
         weights[rows, :start] = weights[:start, rows].T
-    weights /= divisors
+    weights /= negative_diagonal
     return EASE(weights)
 
 
-def _damped(user_items: UserItems) -> csr_matrix:
+def _square_roots(user_items: UserItems) -> csr_matrix:
     """Return the square roots of weights: a hundred interactions are not a hundred times as certain as one."""
     return with_weights(user_items, np.sqrt(user_items.data, dtype=np.float64))

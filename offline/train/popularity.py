@@ -114,17 +114,25 @@ class Popularity:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> ranking.Ranked:
-        """Recommend as `ranking.recommend`, without a dense table."""
+        """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
+
+        The users' own items are left out unless *keep_seen*, and all but those *allowed* [items]. Users without items
+        get no list. Same result as `ranking.recommend`, without scores of all users and items in memory. Raises
+        ValueError if *user_items* has another number of items than the learnt matrix.
+        """
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):
             raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
+
         counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
-        order = by_popularity(counts)[: np.count_nonzero(counts > self.floor)]
+        listable_items = np.count_nonzero(counts > self.floor)
+        most_popular_first = by_popularity(counts)[:listable_items]
+
         n = min(n, len(self.counts))
         items = np.full((len(users), n), -1, dtype=np.int32)
         for start in range(0, len(users), _RANKED_AT_ONCE):
             rows = user_items[users[start : start + _RANKED_AT_ONCE]]
-            items[start : start + rows.shape[0]] = _heads(order, rows, n, keep_seen=keep_seen)
+            items[start : start + rows.shape[0]] = _first_items(most_popular_first, rows, n, keep_seen=keep_seen)
         return ranking.Ranked(items, np.where(items >= 0, self.counts[items], np.float32(0)))
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
@@ -141,30 +149,31 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
-def _heads(order: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return each user's list: the first *n* items of *order*, unless *keep_seen* without those that the user has.
+def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
+    """Return each user's list: the first *n* items of *best_first*, unless *keep_seen* without those the user has.
 
-    *order* are items, the most popular first; *rows* are the users' items [users, items]. Returns items [users, n], -1
-    after the end of a list; a user without interactions has an empty list.
+    *rows* are the users' items [users, items]. Returns items [users, n], -1 after the end of a list; a user without
+    items has an empty list.
     """
-    heads = np.full((rows.shape[0], n), -1, dtype=np.int32)
-    incomplete = np.flatnonzero(items_per_user(rows))
-    # Most lists are complete within the first items; for the others, more of the order are looked at.
-    depth = n
-    while len(incomplete):
-        head = order[:depth]
-        listed = np.tile(head, (len(incomplete), 1))
+    lists = np.full((rows.shape[0], n), -1, dtype=np.int32)
+    incomplete_users = np.flatnonzero(items_per_user(rows))
+
+    # Most lists are complete after few items; for the other users, more items are considered.
+    considered = n
+    while len(incomplete_users):
+        candidates = np.tile(best_first[:considered], (len(incomplete_users), 1))
         if not keep_seen:
-            listed[has_items(rows, incomplete, listed)] = -1
+            candidates[has_items(rows, incomplete_users, candidates)] = -1
 
         # A stable sort by "is left out" moves the items that remain to the front, in order.
-        first = np.argsort(listed < 0, axis=1, kind="stable")[:, :n]
-        heads[incomplete, : first.shape[1]] = np.take_along_axis(listed, first, axis=1)
-        if depth >= len(order):
+        columns = np.argsort(candidates < 0, axis=1, kind="stable")[:, :n]
+        lists[incomplete_users, : columns.shape[1]] = np.take_along_axis(candidates, columns, axis=1)
+
+        if considered >= len(best_first):
             break
-        incomplete = incomplete[heads[incomplete, -1] < 0]
-        depth *= _DEEPER
-    return heads
+        incomplete_users = incomplete_users[lists[incomplete_users, -1] < 0]
+        considered *= _DEEPER
+    return lists
 
 
 def by_popularity(counts: npt.NDArray[Any]) -> Indices:
@@ -182,21 +191,28 @@ def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) ->
 def popular_by_segment(
     segments: pl.DataFrame, item_ids: Sequence[str], n: int, half_life_days: float | None = None
 ) -> dict[str, Popular]:
-    """Return the *n* most popular items by segment of *segments* [segment, item, day, weight], in order of segment.
+    """Return the *n* most popular items of each segment, a group of users, in the order of segments.
 
-    Weights may be halved per half-life before the newest day. Items not among *item_ids* are ignored.
+    *segments* [segment, item, day, weight] are the numbers of users (weight) who first had the item on a day since
+    1970, null if unknown. With *half_life_days*, weights are halved per half-life before the newest day. An item's
+    number is its place in *item_ids*; other items are ignored.
     """
     require_at_least("The length of the popular list", n)
     if half_life_days is not None:
-        began = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
-        segments = segments.with_columns(pl.col("weight") * pl.Series(decay_factors(began, half_life_days)))
-    columns = pl.DataFrame({"item": item_ids, "column": np.arange(len(item_ids), dtype=np.int32)})
-    known = segments.join(columns, on="item").sort("segment", "column", "weight")  # a join has no order, sums have
-    counts = known.group_by("segment", "column", maintain_order=True).agg(pl.col("weight").sum())
+        times = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
+        factors = pl.Series(decay_factors(times, half_life_days))
+        segments = segments.with_columns(pl.col("weight") * factors)
+
+    item_numbers = pl.DataFrame({"item": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
+    # A join has no order, but the sums of floats depend on it.
+    known = segments.join(item_numbers, on="item").sort("segment", "number", "weight")
+    counts = known.group_by("segment", "number", maintain_order=True).agg(pl.col("weight").sum())
+
     lists = dict[str, Popular]()
     for (segment,), rows in counts.group_by("segment", maintain_order=True):
-        items = rows.get_column("column").to_numpy()
-        lists[str(segment)] = _top_items(items, rows.get_column("weight").to_numpy(), n)
+        items = rows.get_column("number").to_numpy()
+        weights = rows.get_column("weight").to_numpy()
+        lists[str(segment)] = _top_items(items, weights, n)
     return lists
 
 
