@@ -38,7 +38,7 @@ from hotplate.stores.encoding import OVERALL
 # More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
 # number of users.
 MOST_TESTED = 20_000
-_MOST_RANKED = 200_000_000
+_MOST_RANKED_PAIRS = 200_000_000
 _LEAST_TESTED = 5_000
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 
@@ -127,9 +127,10 @@ class Evaluation:
     new_days: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values, the model's metrics as `model`."""
+        """Return JSON values: the test's sizes, the metrics of the model as `model`, and those of the baselines."""
         model = self.model.to_json()
-        beside = {name: model.pop(name) for name in ("as_served", "intervals")}
+        as_served = model.pop("as_served")
+        intervals = model.pop("intervals")
         return {
             "split": {"kind": "given"} if self.split is None else asdict(self.split),
             "k": self.k,
@@ -141,7 +142,8 @@ class Evaluation:
             "engine": self.model.engine,
             "params": asdict(self.model.params),
             "model": model,
-            **beside,
+            "as_served": as_served,
+            "intervals": intervals,
             "similar": None if self.similar is None else asdict(self.similar),
             "baselines": self._baselines_to_json(),
         }
@@ -156,12 +158,15 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: a row per metric, a column for the model and each baseline."""
-        columns = [_formatted(result.metrics) for result in (self.model, *self.baselines)]
-        rows = [("", "model", *(baseline.name for baseline in self.baselines))]
-        rows += [(name, *(column.get(name, "") for column in columns)) for name in columns[0]]
-        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+        model_column = _formatted(self.model.metrics)
+        baseline_columns = [_formatted(baseline.metrics) for baseline in self.baselines]
+        rows = [["", "model", *(baseline.name for baseline in self.baselines)]]
+        for metric, value in model_column.items():
+            rows.append([metric, value, *(column.get(metric, "") for column in baseline_columns)])
+
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         about = f"{self.test_pairs:,} pairs of {self.model.metrics.users:,} users held back, measured at {self.k}"
-        return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
+        return f"<p>{about} (± half of the 95 % interval)</p><table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
 def _formatted(metrics: ListMetrics) -> dict[str, str]:
@@ -194,15 +199,20 @@ def evaluate_parts(
     split: SplitOptions | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Fit on the train part, recommend *k* items that users do not have there, measure on the test part.
+    """Fit a model and baselines on the train part of *parts*, and measure lists of *k* items on the test part.
 
-    Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 20,000 items.
-    Baselines with the model's engine are left out. *popular* and *make* are those of `evaluate_engine`. With *similar*,
-    similar items and the variety of lists are measured, too; items are new for *new_days*. *split* says how *parts*
-    were made, None if they were given.
+    params     engine of the model with its parameters
+    baselines  engines to compare with, but for the model's
+    popular    half-life of the popular items that users without a list are served
+    make       computes the model's lists; by default the best items that users do not have in train
+    similar    parameters of similar items; with them, the lists' variety and the similar items are measured, too
+    new_days   days after its first interaction in which an item counts as new, for the variety
+    split      how *parts* were made, for the result; None if they were given
+
+    Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
     """
     check_length(k, "k")
-    testable = len(parts.tested)
+    testable_users = len(parts.tested)
     parts = parts.sampled(most_tested(parts.test.shape[1]), seed=0)
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
     model = evaluate_engine(
@@ -231,7 +241,7 @@ def evaluate_parts(
         baselines=results,
         cold_pairs=_cold_pairs(parts),
         leads=tuple(_lead_over(model, baseline) for baseline in results),
-        drawn_from=testable if testable > len(parts.tested) else None,
+        drawn_from=testable_users if testable_users > len(parts.tested) else None,
         similar=similar_result,
         new_days=None if similar is None else new_days,
     )
@@ -251,7 +261,7 @@ def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
 
 def most_tested(items: int) -> int:
     """Return the number of users that an evaluation tests at most, in a catalogue of *items*."""
-    return min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED // items))
+    return min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED_PAIRS // items))
 
 
 def evaluate_engine(
@@ -265,10 +275,12 @@ def evaluate_engine(
     similar: Similar | None = None,
     new_days: int = NEW_DAYS,
 ) -> EngineResult:
-    """Fit one engine on the train part and measure its lists on the test part.
+    """Fit one engine with *params* on the train part of *parts*, and measure its lists of *k* items on the test part.
 
-    Users without a list are served popular items: those with the most users or, given *popular* and times, by its
-    half-life. *make* computes the lists, and the lists as served, instead. *similar* items measure the variety, too.
+    The lists are measured as they are, and as served: users without a list are served the items with the most users
+    in train, halved per half-life if *popular* has one and there are times. Instead, *make* computes both.
+    *on_iteration* is called with the iterations done and their total. With *similar* items, the similarity of a list's
+    items is measured, and the share of those that are new, whose first interaction is in the last *new_days*.
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make is None:
@@ -276,13 +288,14 @@ def evaluate_engine(
         evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, popular)))
     else:
         evaluated = make(parts, ranker, similar)
+
     personal = measure_users(evaluated.lists, parts.test)
     served = measure_users(evaluated.as_served, parts.test)
-    of_tested = evaluated.lists[personal.users]
-    variety = Variety() if similar is None else Variety.of(of_tested, parts, similar, new_days)
+    tested_lists = evaluated.lists[personal.users]
+    variety = Variety() if similar is None else Variety.of(tested_lists, parts, similar, new_days)
     metrics = ListMetrics(
         **asdict(personal.metrics),
-        coverage=coverage(of_tested, parts.train.shape[1]),
+        coverage=coverage(tested_lists, parts.train.shape[1]),
         list_similarity=variety.list_similarity,
         new_items=variety.new_items,
     )
@@ -318,24 +331,30 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
 def as_published(
     model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
 ) -> dict[str, Any] | None:
-    """Return metrics of the lists of *model* as published, as `Evaluation.to_json`; None if unknown.
+    """Return metrics of the lists of *model* as they are published, as JSON values of an evaluation; None if unknown.
 
-    If rules, length or *keep_seen* change the lists, the parameters are fitted again on the train part, except on
-    Spark; the training's metrics are under `as_trained`. With *keep_seen*, a split in time also tests repeated choices.
+    A training measures lists without *rules*, *length* and *keep_seen* (whether lists may hold items that the user
+    has). If these do not change the lists, its metrics are returned. Else the model's parameters are fitted again to
+    the train part of the training's split, and the lists under the rules are measured on the test part, which includes
+    repeated choices with *keep_seen* and a split in time. The training's metrics are then under `as_trained`. None
+    with Spark, which is not fitted again, and for too few pairs.
     """
     trained = model.metrics
     if not trained or "model" not in trained:
         return trained
-    if not keep_seen and length >= trained["k"] and rules == Rules():
+    has_same_lists = not keep_seen and length >= trained["k"] and rules == Rules()
+    if has_same_lists:
         return trained
     record = read_evaluation(trained)
     if record is None or isinstance(model.params, SparkParams):
         return None
+
     options = SplitOptions(**trained["split"])
     options = replace(options, piece=0, repeats=keep_seen and options.in_time)
     parts = split_pairs(model.matrix.user_items, model.matrix.history, options)
     if parts.is_empty:
         return None
+
     evaluation = evaluate_parts(
         parts,
         model.params,
@@ -362,26 +381,30 @@ def _lists_as_published(
     length: int,
     keep_seen: bool,
 ) -> EvaluatedLists:
-    """Return the lists of users with test items, under *rules*, of a model that learnt from the train part alone.
+    """Return the lists of users with test items as they would have been published when the train part ended.
 
-    *ranker* and *similar* are fitted to the train part; *length* is that of the lists, of which *k* items count.
+    *rules* (pinned items, boosts and the like) apply to them, but nothing is known of the test part: *ranker* and
+    *similar* are fitted to the train part, and impressions after its end are left out. The lists have *length* items,
+    of which the first *k* are returned. Only with *keep_seen* may they hold items that the user has.
     """
-    matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
-    learnt = replace(
+    train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
+    train_model = replace(
         model,
         ranker=ranker,
-        matrix=matrix,
-        popular=most_popular(matrix, len(model.popular.items), model.popular_half_life_days),
+        matrix=train_matrix,
+        popular=most_popular(train_matrix, len(model.popular.items), model.popular_half_life_days),
         segments={},
         similar=similar or model.similar,
     )
     if rules.showings is not None and parts.history is not None:
-        cut = int(parts.history.times.max())
-        rules = replace(rules, showings=rules.showings.until(cut))
-    ruled = RuledLists.of(learnt, rules, length, keep_seen=keep_seen)
-    everybody = ruled.popular()[OVERALL].items
+        train_end = int(parts.history.times.max())
+        rules = replace(rules, showings=rules.showings.until(train_end))
+
+    lists_under_rules = RuledLists.of(train_model, rules, length, keep_seen=keep_seen)
+    popular_items = lists_under_rules.popular()[OVERALL].items
     if parts.seen is not parts.train:
-        folded_in = replace(matrix, user_items=parts.seen, history=None)
-        ruled = ruled.for_users(replace(learnt, matrix=folded_in))
-    lists = lists_of_tested(parts, k, lambda users: ruled.personal(users).items)
-    return EvaluatedLists(lists, fill_empty_lists(lists, everybody))
+        # Tested users are not in train: their lists are made for their other items.
+        seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
+        lists_under_rules = lists_under_rules.for_users(replace(train_model, matrix=seen_matrix))
+    lists = lists_of_tested(parts, k, lambda users: lists_under_rules.personal(users).items)
+    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))

@@ -107,15 +107,21 @@ def rows(record: EvaluationRecord) -> Iterator[Row]:
 def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -> Iterator[Row]:
     """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
     ranking = [name for name in METRICS if name not in PERSONAL]
-    yield from _rows(subject, served, ranking, k)
-    yield from _rows(subject, personal, PERSONAL, k)
-    yield from _rows(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
+    yield from _metric_rows(subject, served, ranking, k)
+    yield from _metric_rows(subject, personal, PERSONAL, k)
+    yield from _metric_rows(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
 
 
-def _rows(subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = "") -> Iterator[Row]:
-    """Yield a row for each of the metrics *names* that was measured; *suffix* ends the figures' names."""
+def _metric_rows(subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = "") -> Iterator[Row]:
+    """Yield a row of the report on *subject* for each of the metrics *names* that was measured.
+
+    A figure is named by its metric, *k*, the length of the lists, and *suffix*: `nDCG@10`.
+    """
     by_name = {metric.name: metric for metric in measured(metrics)}
-    for metric in (by_name[name] for name in names if name in by_name):
+    for name in names:
+        metric = by_name.get(name)
+        if metric is None:
+            continue
         yield Row(
             subject,
             f"{METRICS[metric.name]}@{k}{suffix}",
@@ -159,7 +165,7 @@ def losses(record: EvaluationRecord) -> Iterator[str]:
 
 
 def split_in_words(record: EvaluationRecord) -> str:
-    """Return how the test was split off, and on how many users."""
+    """Return a sentence on the test of an evaluation: the kind of split, its pairs and users, and what limits it."""
     split = record.split
     model = record.model
     share = "" if split.test_share is None else f" (test share {split.test_share:g})"
@@ -214,7 +220,11 @@ def findings(record: EvaluationRecord | None, repeats: RepeatSearch | None) -> I
 
 
 def model_report(path: Path) -> Report:
-    """Return the report of the model folder *path*; deterministic. Raises DataError as `load`."""
+    """Return the report of the model folder *path*: its parameters, evaluation, and lists of a few users.
+
+    Without an evaluation, it has no metrics. The same folder gives the same report. Raises DataError for a folder that
+    holds no model of this version.
+    """
     model = load(path)
     description = describe(path)
     record = read_evaluation(model.metrics)
@@ -222,7 +232,7 @@ def model_report(path: Path) -> Report:
         kind=f"evaluate report {path}",
         sentence=_UNKNOWN,
         origins={"model": described(model.params), **dict(findings(record, read_repeats(model.tuning)))},
-        tables=tuple(_samples(model, n=10 if record is None else record.k)),
+        tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD,),
         broken=("no baseline was beaten",),
         configuration={name: fact for name, fact in description.to_json().items() if name not in _ELSEWHERE},
@@ -239,40 +249,46 @@ def model_report(path: Path) -> Report:
     )
 
 
-def _samples(model: Model, n: int) -> Iterator[TextTable]:
-    """Yield history and list of a few users, from the least to the most active one."""
+def _user_tables(model: Model, n: int) -> Iterator[TextTable]:
+    """Yield a table of history and list (*n* items) of a few users, from the least to the most active one."""
     user_items = model.matrix.user_items
-    by_activity = np.argsort(items_per_user(user_items), kind="stable")
-    places = np.linspace(0, len(by_activity) - 1, min(_SHOWN_USERS, len(by_activity))).round().astype(np.int32)
-    users = by_activity[places].astype(np.int32)
-    lists, _ = model.ranker.recommend(user_items, users, n)
+    least_active_first = np.argsort(items_per_user(user_items), kind="stable")
+    shown_users = min(_SHOWN_USERS, len(least_active_first))
+    places = np.linspace(0, len(least_active_first) - 1, shown_users).round().astype(np.int32)
+    users = least_active_first[places].astype(np.int32)
+    lists = model.ranker.recommend(user_items, users, n).items
     for user, items in zip(users.tolist(), lists, strict=True):
-        yield _sample(model, user, items)
+        yield _user_table(model, user, items)
 
 
-def _sample(model: Model, user: int, items: Indices) -> TextTable:
-    """Return a table of the history and the list (*items*, -1 after the end) of one *user*."""
+def _user_table(model: Model, user: int, items: Indices) -> TextTable:
+    """Return a table of one *user*: the latest items of the history, and the list *items*, -1 after the end.
+
+    Without times, the items with the largest weights come first.
+    """
     matrix = model.matrix
-    begin, end = matrix.user_items.indptr[user : user + 2].tolist()
+    start, end = matrix.user_items.indptr[user : user + 2].tolist()
     order = matrix.user_items.data if matrix.times is None else matrix.times
-    latest = begin + np.argsort(-order[begin:end].astype(np.float64), kind="stable")[:_SHOWN_HISTORY]
-    history = [_item(model, item) for item in matrix.user_items.indices[latest].tolist()]
-    listed = [_item(model, item) for item in items[items >= 0].tolist()]
+    latest_first = np.argsort(-order[start:end].astype(np.float64), kind="stable")
+    history_items = matrix.user_items.indices[start:end][latest_first[:_SHOWN_HISTORY]]
+
+    history = [_item_in_words(model, item) for item in history_items.tolist()]
+    listed = [_item_in_words(model, item) for item in items[items >= 0].tolist()]
     return TextTable(
-        f"User {_clean(matrix.user_ids[user])}",
-        (f"history, of {end - begin:,}", "list"),
+        f"User {_printable(matrix.user_ids[user])}",
+        (f"history, of {end - start:,}", "list"),
         tuple(zip_longest(history, listed, fillvalue="")),
         _SAMPLES,
     )
 
 
-def _item(model: Model, item: int) -> str:
+def _item_in_words(model: Model, item: int) -> str:
     identifier = model.matrix.item_ids[item]
     title = model.titles.get(identifier)
-    return f"{_clean(title)} ({_clean(identifier, 40)})" if title else _clean(identifier, 40)
+    return f"{_printable(title)} ({_printable(identifier, 40)})" if title else _printable(identifier, 40)
 
 
-def _clean(value: str, longest: int = _LONGEST) -> str:
+def _printable(value: str, longest: int = _LONGEST) -> str:
     """Return a text without control characters, of *longest* characters at most."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

@@ -6,7 +6,6 @@ chosen before.
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from math import inf
 
 import numpy as np
@@ -28,7 +27,7 @@ from hotplate.offline.evaluate.metrics import (
     measure_users,
     measured,
 )
-from hotplate.offline.evaluate.splits import Parts
+from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
@@ -72,10 +71,11 @@ class Truth:
 
 
 def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
-    """Read a file, a folder of files of one kind, or a URL of one.
+    """Read the choices of users that lists are measured against: pairs of user and item, perhaps with a rating.
 
-    *named* are columns by role: user and item are guessed if None; a rating is read only if named, and averaged per
-    pair. Raises DataError.
+    *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by role, user,
+    item and rating: those of user and item are guessed if None; a rating is read only if named, and averaged per pair.
+    Raises DataError.
     """
     source = named_paths([path])
     with input_files([path]) as files, data_errors(source, files):
@@ -83,8 +83,8 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
         columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
         schemas = [_choice_schema(table, columns) for table in tables]
         rows = Rows(schemas, source)
-        ratings = [pl.col("rating").mean()] if "rating" in columns else []
-        pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
+        mean_rating = [pl.col("rating").mean()] if "rating" in columns else []
+        pairs = rows.kept.group_by(_ROLES).agg(mean_rating).sort(_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
@@ -94,13 +94,18 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
 
 
 def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare the values user and item, and the rating if *columns* (by role) name one."""
+    """Declare how to read rows of *table*: user and item as texts, and the rating if *columns*, by role, name one.
+
+    Rows without an id or a rating are left out; a rating that is not a number makes a bad row.
+    """
     schema = RowSchema(table, {role: table.text(columns[role]) for role in _ROLES})
     schema.leave_out_bad_ids({role: columns[role] for role in _ROLES})
     if "rating" in columns:
-        schema.add_number("rating", columns["rating"], missing="no rating", invalid=_NO_NUMBER)
-        number = table.number(columns["rating"]).fill_null(inf).fill_nan(None)  # NaN in any spelling is no rating
-        schema.values["rating"] = pl.when(~table.is_absent(columns["rating"])).then(number)
+        column = columns["rating"]
+        schema.add_number("rating", column, missing="no rating", invalid=_NO_NUMBER)
+        # A text that is no number becomes infinite, a bad row; NaN in any spelling is a missing rating.
+        number = table.number(column).fill_null(inf).fill_nan(None)
+        schema.values["rating"] = pl.when(~table.is_absent(column)).then(number)
     return schema
 
 
@@ -123,59 +128,79 @@ class Candidate:
 def from_files(
     path: DataSource, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
-    """Read rows of user, item and score; of duplicates the highest score counts, ties by item id."""
+    """Read lists from files with rows of user, item and score, for the users of *pairs* [user, item].
+
+    A list holds the *k* items with the highest scores, ties by item id; of duplicates the highest score counts.
+    *named* are the names of columns by role, found by usual names if None. All scores of *pairs* are predictions.
+    """
     source = named_paths([path])
-    wanted = pairs.select(owner="user").unique().lazy()
+    tested_users = pairs.select(owner="user").unique().lazy()
     with input_files([path]) as files, data_errors(source, files):
-        scored = read_scored(files, source, named, form or Format()).kept
-        scored = scored.join(wanted, on="owner", how="semi")
-        highest = scored.group_by(user="owner", item="item").agg(pl.col("score").max())
-        ranked = highest.sort("user", "score", "item", descending=[False, True, False]).collect(engine="streaming")
+        rows = read_scored(files, source, named, form or Format()).kept
+        tested_rows = rows.join(tested_users, on="owner", how="semi")
+        scores = tested_rows.group_by(user="owner", item="item").agg(pl.col("score").max())
+        best_first = scores.sort("user", "score", "item", descending=[False, True, False])
+        ranked = best_first.collect(engine="streaming")
     lists = ranked.group_by("user", maintain_order=True).head(k)
     return Candidate(source, lists, _predictions(ranked, pairs))
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Compute a model's lists, without seen items."""
+    """Compute the lists of *k* items of a model for the users of *pairs* [user, item], without items that they have.
+
+    *origin* names the model in the report. Only the scores of listed items are predictions.
+    """
     matrix = model.matrix
-    known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
-    users = pairs.select("user").unique().join(known, on="user").sort("row")
-    rows = users.get_column("row").to_numpy()
-    ids = pl.Series("item", matrix.item_ids, dtype=pl.String)
-    items, scores = model.ranker.recommend(matrix.user_items, rows, k)
-    listed = items >= 0
+    user_rows = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
+    users = pairs.select("user").unique().join(user_rows, on="user").sort("row")
+    ranked = model.ranker.recommend(matrix.user_items, users.get_column("row").to_numpy(), k)
+
+    item_ids = pl.Series("item", matrix.item_ids, dtype=pl.String)
+    is_listed = ranked.items >= 0  # [users, k]
+    places_of_users, _ = np.nonzero(is_listed)
     lists = pl.DataFrame(
         {
-            "user": users.get_column("user").gather(np.nonzero(listed)[0]),
-            "item": ids.gather(items[listed]),
-            "score": scores[listed],
+            "user": users.get_column("user").gather(places_of_users),
+            "item": item_ids.gather(ranked.items[is_listed]),
+            "score": ranked.scores[is_listed],
         },
         schema=_SCHEMA,
     )
-    popular = ids.gather(model.popular.items)
     return Candidate(
-        origin=origin, lists=lists, predictions=_predictions(lists, pairs), popular=popular, history=matrix
+        origin=origin,
+        lists=lists,
+        predictions=_predictions(lists, pairs),
+        popular=item_ids.gather(model.popular.items),
+        history=matrix,
     )
 
 
 async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
-    """Look up the list of each user of *pairs*; raises ReleaseCorrupt and StoreError."""
+    """Read the published lists of the users of *pairs* [user, item] from a store; their first *k* items are measured.
+
+    *origin* names the release in the report. All scores of *pairs* in the lists are predictions. Raises ReleaseCorrupt
+    for a damaged row, and StoreError.
+    """
     manifest = await load_manifest(reader, release)
-    read = partial(_read_undamaged, reader, release, await load_decode(reader, release, manifest))
-    owners = list[str]()
-    ids = list[str]()
+    decode = await load_decode(reader, release, manifest)
+    users = list[str]()
+    item_ids = list[str]()
     scores = list[float]()
-    async for user, items in read([USER + user for user in pairs.get_column("user").unique().sort()]):
-        owners += [user] * len(items)
-        ids += [item["id"] for item in items]
+    user_keys = [USER + user for user in pairs.get_column("user").unique().sort()]
+    async for user, items in _read_undamaged(reader, release, decode, user_keys):
+        users += [user] * len(items)
+        item_ids += [item["id"] for item in items]
         scores += [item["score"] for item in items]
-    popular = [item["id"] async for _, items in read([POPULAR + OVERALL]) for item in items]
-    whole = pl.DataFrame({"user": owners, "item": ids, "score": scores}, schema=_SCHEMA)
-    lists = whole.group_by("user", maintain_order=True).head(k)
+
+    popular = list[str]()
+    async for _, items in _read_undamaged(reader, release, decode, [POPULAR + OVERALL]):
+        popular += [item["id"] for item in items]
+
+    published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_SCHEMA)
     return Candidate(
         origin=origin,
-        lists=lists,
-        predictions=_predictions(whole, pairs),
+        lists=published.group_by("user", maintain_order=True).head(k),
+        predictions=_predictions(published, pairs),
         popular=pl.Series("item", popular, dtype=pl.String),
     )
 
@@ -287,8 +312,12 @@ class Evaluator:
         )
 
     def _measure(self, candidate: Candidate) -> Figures:
-        """Measure a candidate; raises DataError as `evaluate`."""
-        lists = self._lists(candidate)
+        """Measure the lists of a candidate, plain and as served, next to popularity, and its scores as ratings.
+
+        Users without a list are served popular items: those of the candidate or, without, those of the history (what
+        users had before the test), whose popular lists are the baseline. Raises DataError as `evaluate`.
+        """
+        lists = self._item_numbers(candidate)
         history = self._history
         test = self._test
         ranking = measure_users(lists, test).metrics
@@ -298,43 +327,59 @@ class Evaluator:
                 f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
                 "leave them out; give later interactions, or other users'."
             )
-        scored = self._scored_pairs(candidate)
-        filler = None if candidate.popular is None else _numbers(candidate.popular, self._items)
-        popularity = covered = None
+
+        popular_items = None
+        if candidate.popular is not None:
+            popular_items = _numbers(candidate.popular, self._items)
+        popularity = None
+        covered_share = None
         if history is not None:
             counts = users_per_item(history)
-            popular = by_popularity(counts)[: np.count_nonzero(counts)]
+            popular_in_history = by_popularity(counts)[: np.count_nonzero(counts)]
             ranker = Popularity(counts.astype(np.float32))
             popular_lists = recommend_all(ranker, Parts.of(history, test, repeats=True), self._k)
-            popularity = measure_users(fill_empty_lists(popular_lists, popular), test).metrics
-            covered = coverage(lists, history.shape[1])
-            if filler is None:
-                filler = popular
+            popularity = measure_users(fill_empty_lists(popular_lists, popular_in_history), test).metrics
+            covered_share = coverage(lists, history.shape[1])
+            if popular_items is None:
+                popular_items = popular_in_history
+        as_served = None
+        if popular_items is not None:
+            as_served = measure_users(fill_empty_lists(lists, popular_items), test).metrics
+
+        scored = self._scored_pairs(candidate)
+        rating = None
+        if scored is not None:
+            rating = measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy())
         return Figures(
             ranking=ranking,
-            as_served=None if filler is None else measure_users(fill_empty_lists(lists, filler), test).metrics,
+            as_served=as_served,
             popularity=popularity,
-            rating=None if scored is None else measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy()),
+            rating=rating,
             origin=candidate.origin,
             pairs=int(test.nnz),
             seen_pairs=seen_pairs,
             predicted=0 if scored is None else scored.height,
-            coverage=covered,
+            coverage=covered_share,
         )
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
-        """Compare two candidates by user; the report is broken if the *second* has a worse nDCG."""
-        a = measure_users(self._lists(first), self._test)
-        b = measure_users(self._lists(second), self._test)
+        """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
+
+        Each user's two lists are compared. If the nDCG of the *second* is certainly worse, the report counts as broken.
+        """
+        a = measure_users(self._item_numbers(first), self._test)
+        b = measure_users(self._item_numbers(second), self._test)
         rows = list[Row]()
         for name in RANKING:
-            rows += _compared(name, a.values[name], b.values[name])
+            rows += _comparison_rows(name, a.values[name], b.values[name])
+
         leads = b.values["ndcg"] - a.values["ndcg"]
-        lead = interval_of_mean(leads)
-        verdict = _verdict(lead)
+        interval = interval_of_mean(leads)
+        verdict = _verdict(interval)
         difference = f"nDCG@{self._k} {float(leads.mean()):+.4f}"
-        if lead is not None:
-            difference += f" (95 %: {lead[0]:+.4f} to {lead[1]:+.4f})"
+        if interval is not None:
+            low, high = interval
+            difference += f" (95 %: {low:+.4f} to {high:+.4f})"
         sentence = f"{second.origin} is {verdict} than {first.origin}: {difference}"
         if verdict == "cannot tell":
             sentence = f"cannot tell whether {second.origin} is better than {first.origin}: {difference}"
@@ -347,7 +392,7 @@ class Evaluator:
             extra={"verdict": verdict},
         )
 
-    def _lists(self, candidate: Candidate) -> Indices:
+    def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
 
         The rows of `candidate.lists` (user, item) are grouped by user, at most k each, best first.
@@ -358,8 +403,7 @@ class Evaluator:
                 "check that both use the same user ids."
             )
         users = _numbers(candidate.lists.get_column("user"), self._users)
-        starts = np.r_[0, np.flatnonzero(np.diff(users)) + 1]  # of each user's rows
-        ranks = np.arange(len(users)) - np.repeat(starts, np.diff(np.r_[starts, len(users)]))
+        ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks - 1
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
         lists[users, ranks] = _numbers(candidate.lists.get_column("item"), self._items)
         return lists
@@ -387,15 +431,18 @@ class Evaluator:
         return matrix
 
 
-def _compared(name: str, a: Values, b: Values) -> Iterator[Row]:
-    """Yield the means of one metric in lists A and B, and their difference; *a* and *b* are its values by user."""
+def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:
+    """Yield a report's rows on one *metric*: its means in lists A and B, and their difference with a 95 % interval.
+
+    *a* and *b* [users] are the values of the same users.
+    """
     mean_a = float(a.mean())
     mean_b = float(b.mean())
-    lead = interval_of_mean(b - a)
-    low, high = lead or (None, None)
-    yield Row(name, "A", "", mean_a)
-    yield Row(name, "B", "", mean_b)
-    yield Row(name, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(lead))
+    interval = interval_of_mean(b - a)
+    low, high = interval or (None, None)
+    yield Row(metric, "A", "", mean_a)
+    yield Row(metric, "B", "", mean_b)
+    yield Row(metric, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(interval))
 
 
 def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
@@ -403,8 +450,9 @@ def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 
 
-def _verdict(lead: MetricInterval | None) -> str:
+def _verdict(interval: MetricInterval | None) -> str:
     """Return how B compares with A, by the interval of B's lead."""
-    if lead is None or lead[0] <= 0 <= lead[1]:
+    low, high = interval or (-inf, inf)
+    if low <= 0 <= high:
         return "cannot tell"
-    return "better" if lead[0] > 0 else "worse"
+    return "better" if low > 0 else "worse"
