@@ -11,7 +11,9 @@ from hotplate.report import format_value
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
 Number = Union["Expression", float]
-SUM, PRODUCT, ATOM = 1, 2, 3
+SUM = 1
+PRODUCT = 2
+ATOM = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from hotplate.stores.urls import redacted
 
 # Load before and after the counted seconds.
 LEAD_S = TAIL_S = 1
-OVERLOAD, CALM = 1.1, 0.9
+OVERLOAD = 1.1
+CALM = 0.9
 # Further points of the plot.
 CURVE = (0.3, 0.6)
 TOO_FAR = (
@@ -40,10 +41,15 @@ BURST = 1.03
 # Share of a level's reads that this machine must drive to measure it, as CALM is the load of its latencies.
 REACHED = 0.93
 ASSUMED = "assumed"
-ASSUMED_MARK, COMPUTED_MARK, AT_LEAST_MARK = "*", "=", "+"
+ASSUMED_MARK = "*"
+COMPUTED_MARK = "="
+AT_LEAST_MARK = "+"
 SECONDS_A_MONTH = HOURS_A_MONTH * 3600
-PUBLISHED, REFUSED = "lists published/s", "429s at 110 % load"
-MANUAL, AUTOSCALE, BILLION = "USD/month manual", "USD/month autoscale", "USD per billion reads"
+PUBLISHED = "lists published/s"
+REFUSED = "429s at 110 % load"
+MANUAL = "USD/month manual"
+AUTOSCALE = "USD/month autoscale"
+BILLION = "USD per billion reads"
 COLUMNS = (
     Column(READS, "reads\n/s", digits=5),
     Column(PUBLISHED, "lists\nwritten/s", digits=3),

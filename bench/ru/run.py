@@ -44,7 +44,8 @@ from hotplate.stores.cosmos.url import (
 )
 from hotplate.stores.errors import StoreError
 
-MANUAL_LEVELS, AUTOSCALE_LEVELS = "400,1k,4k,10k,11k", "2k,4k,10k,11k"
+MANUAL_LEVELS = "400,1k,4k,10k,11k"
+AUTOSCALE_LEVELS = "2k,4k,10k,11k"
 LISTS = 1_000
 MAX_ITEM_KB = 1024
 CONNECTIONS = 128

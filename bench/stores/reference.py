@@ -28,12 +28,16 @@ from hotplate.stores.urls import redacted, scheme_of
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
 PUBLISHED = "published, 2018"
-USERS, RATE, RU, MEDIAN_US = 200, 180.0, 11_000, 60_000.0
+USERS = 200
+RATE = 180.0
+RU = 11_000
+MEDIAN_US = 60_000.0
 
 ROUND_S = 5.0  # long enough for the blocks of a percentile's interval
 WARMUP_S = 3.0
 LISTS = 5_000
-NEEDED, MONTH = "RU/s", "USD a month"
+NEEDED = "RU/s"
+MONTH = "USD a month"
 COLUMNS = (
     *LATENCY_COLUMNS,
     Column("requests/s", "requests\n/s", digits=3),

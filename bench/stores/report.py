@@ -54,10 +54,13 @@ from hotplate.stores.urls import redacted, scheme_of
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 DECISIVE = "p99"
-RATE, CPU, COST = "requests/s and core", "CPU a request", "cost of a billion reads"
+RATE = "requests/s and core"
+CPU = "CPU a request"
+COST = "cost of a billion reads"
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
-ASSUMED, ASSUMED_MARK = "assumed", "*"
+ASSUMED = "assumed"
+ASSUMED_MARK = "*"
 LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
 COLUMNS = (
     *LATENCY_COLUMNS,
