@@ -65,18 +65,33 @@ def choose_columns(
     guessed: Iterable[str],
     required: Sequence[str],
 ) -> dict[str, str]:
-    """Return columns by role: those *named*, if not None, and those *guessed* by a usual name.
+    """Return the name of a column for each role that has one; a role is a meaning such as user, item or time.
 
-    Without a header the *required* roles get the free columns in order. Raises DataError for a missing column or role.
+    named      columns that the caller names, by role; None for the others
+    available  the columns of the file
+    source     the file, for messages
+    guessed    roles that get a column with a usual name, in this order, unless named
+    required   roles that need a column; in a file without a header, those not named get the free columns in order
+
+    Raises DataError if a column that is named, or one of a required role, is missing.
     """
-    chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
-    if available and available[0].startswith(NUMBERED):
+    chosen = dict[str, str]()
+    for role, name in named.items():
+        if name is not None:
+            chosen[role] = find_column(name, available, role, source)
+
+    has_no_header = bool(available) and available[0].startswith(NUMBERED)
+    if has_no_header:
         free = [column for column in available if column not in chosen.values()]
-        chosen |= zip((role for role in required if role not in chosen), free, strict=False)
+        open_roles = [role for role in required if role not in chosen]
+        chosen |= zip(open_roles, free, strict=False)
+
     for role in guessed:
-        fitting = usual_column(role, [column for column in available if column not in chosen.values()])
-        if role not in chosen and fitting is not None:
-            chosen[role] = fitting
+        free = [column for column in available if column not in chosen.values()]
+        column = usual_column(role, free)
+        if role not in chosen and column is not None:
+            chosen[role] = column
+
     for role in required:
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""
@@ -113,15 +128,21 @@ def time_format(sample: pl.Series) -> str:
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
-    """Return the column as a naive UTC time in µs, null if not in the format *layout*."""
+    """Return an expression that reads the column *name* as times in µs, in UTC without a zone.
+
+    Dates and times are converted. Texts and numbers are read in the format *layout*, EPOCH or one of strptime; what has
+    another format becomes null.
+    """
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
         if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(pl.Datetime("us"))
+
     if layout == EPOCH:
         number = column if dtype.is_numeric() else column.str.strip_chars()
-        return _from_epoch(number.cast(pl.Float64, strict=False))
+        return _time_since_1970(number.cast(pl.Float64, strict=False))
+
     if dtype.is_float():
         column = column.cast(pl.Int64, strict=False)  # 20260101.0
     time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
@@ -137,13 +158,16 @@ def number_in(text: str) -> float | None:
     return number if math.isfinite(number) and "_" not in text else None
 
 
-def _from_epoch(number: pl.Expr) -> pl.Expr:
-    """Return seconds, milli-, micro- or nanoseconds since 1970 as a time in µs, null for sizes beyond all of them."""
+def _time_since_1970(number: pl.Expr) -> pl.Expr:
+    """Return a time in µs for a number of seconds, milli-, micro- or nanoseconds since 1970, told by its size.
+
+    Null for numbers beyond all of them.
+    """
     size = number.abs()
     # 1e11 s is the year 5138; as ms it is 1973, so times of our days never overlap.
-    scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
+    us_per_unit = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
     # Larger numbers are beyond the year 8000; Python's times end in 9999.
-    time_us = pl.when(size * scale < 2e17).then(number * scale)
+    time_us = pl.when(size * us_per_unit < 2e17).then(number * us_per_unit)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))
 
 

@@ -67,7 +67,10 @@ def check_text(file: _File) -> None:
 
 @contextmanager
 def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
-    """Raise errors of polars and the operating system as DataError, explained by the contents of *files*."""
+    """Raise errors of polars and the operating system within the context as DataError.
+
+    *source* names the data in messages. After an error of polars, *files* are read again to find what is wrong.
+    """
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, UnicodeError) as error:
@@ -103,7 +106,10 @@ def _is_compressed(path: Path) -> bool:
 
 
 def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
-    """Yield faults of a text file *name* that begins with the bytes *head*, each to be put after its name."""
+    """Yield what shows in the first bytes (*head*) of a file that it is not readable text: `is empty`.
+
+    Each is the end of a sentence that begins with the file; *name* is for commands that convert it.
+    """
     if not head:
         yield "is empty"
     for magic, kind in _OTHERS.items():
@@ -158,20 +164,24 @@ def _fault_of_parquet(path: Path) -> str | None:
 
 
 def _fault_of_lines(lines: Iterable[bytes], name: str) -> str | None:
-    """Return the first line that is not UTF-8, or else whose quote is never closed."""
-    quoted = _Quotes()
+    """Return a sentence on the first of *lines* that is not UTF-8, or else whose quote is never closed; or None.
+
+    It is to be put after the file; *name* is for a command that converts it.
+    """
+    quotes = _Quotes()
     for number, line in enumerate(lines, start=1):
         try:
-            quoted.add(number, line.decode())
+            quotes.add_line(number, line.decode())
         except UnicodeDecodeError as error:
             part = line[max(0, error.start - 20) : error.end + 20]
             return (
                 f", line {number}: {part!r} is not UTF-8; convert the file: "
                 f"iconv -f WINDOWS-1252 -t UTF-8 {name} > utf8-{name}"
             )
-    if quoted.unclosed is None:
+
+    if quotes.unclosed is None:
         return None
-    number, text = quoted.unclosed
+    number, text = quotes.unclosed
     return (
         f', line {number}: {text.rstrip()!r:.120} has a quote (") that is not closed; remove it, or enclose the '
         'field in quotes and write those within as ""'
@@ -187,32 +197,38 @@ class _Quotes:
         self._fields = 0
         # Lines of a record with an open quote, the first of which has this number.
         self._record = list[str]()
-        self._start = 0
+        self._first_number = 0
         self._is_unclosed = False
 
     @property
     def unclosed(self) -> tuple[int, str] | None:
         """The number and text of the line, after all lines were added."""
-        return (self._start, self._record[0]) if self._record else None
+        return (self._first_number, self._record[0]) if self._record else None
 
-    def add(self, number: int, text: str) -> None:
-        """Look at the next line."""
+    def add_line(self, number: int, text: str) -> None:
+        """Add the next line of a CSV file, whose *number* counts from 1.
+
+        A line with an odd number of quotes opens a quoted field, or closes the open one. `_record` holds the lines
+        since the opening quote. It stays, and with it the fault, if they are no record once a quote closes, or if they
+        are too many.
+        """
         if number == 1:
             self._is_json = text.lstrip("\ufeff").startswith("{")
             self._delimiter = max(_DELIMITERS, key=text.count)
             self._fields = text.count(self._delimiter) + 1
         if self._is_unclosed or self._is_json:
             return
-        is_odd = text.count('"') % 2 == 1
+
+        has_odd_quotes = text.count('"') % 2 == 1
         if self._record:
             self._record.append(text)
-            if is_odd and self._is_whole_record():
+            if has_odd_quotes and self._is_whole_record():
                 self._record.clear()
             else:
-                self._is_unclosed = is_odd or len(self._record) > _FIELD_LINES
-        elif is_odd:
+                self._is_unclosed = has_odd_quotes or len(self._record) > _FIELD_LINES
+        elif has_odd_quotes:
             self._record = [text]
-            self._start = number
+            self._first_number = number
 
     def _is_whole_record(self) -> bool:
         try:

@@ -102,41 +102,50 @@ def _frame_as_file(frame: Frame) -> Iterator[DataFile]:
 
 @contextmanager
 def _local_copies(url: str) -> Iterator[list[DataFile]]:
-    """Yield temporary copies of the file or folder at *url*; messages name the URL, without its secrets."""
-    shown = redacted(url)
+    """Download the file or folder at *url*, and yield its files; they are deleted at the end.
+
+    Errors name the URL, without its secrets, rather than the copy. Raises DataError and SettingError.
+    """
+    shown_url = redacted(url)
     with temporary_folder("input") as folder:
         with _open_remote(url) as remote:
             is_http = scheme_of(url) in _HTTP
-            name = Path(urlsplit(remote.root).path if is_http else remote.root).name
-            copy = folder / (name or "data")
+            remote_path = urlsplit(remote.path).path if is_http else remote.path
+            copy = folder / (Path(remote_path).name or "data")
             if is_http:
-                remote.files.get_file(remote.root, str(copy))
+                remote.file_system.get_file(remote.path, str(copy))
             else:
-                remote.files.get(remote.root, str(copy), recursive=True)
+                remote.file_system.get(remote.path, str(copy), recursive=True)
+
         try:
-            fetched = find_files(copy)
+            copied_files = find_files(copy)
         except DataError as error:
-            raise DataError(str(error).replace(str(copy), shown)) from error
-        yield [replace(file, origin=str(file).replace(str(copy), shown.rstrip("/"))) for file in fetched]
+            raise DataError(str(error).replace(str(copy), shown_url)) from error
+        shown_folder = shown_url.rstrip("/")
+        yield [replace(file, origin=str(file).replace(str(copy), shown_folder)) for file in copied_files]
 
 
 class _Remote(NamedTuple):
-    """A file system of fsspec (*files*), and the place of a URL in it (*root*)."""
+    """A file system of fsspec, and the path of a URL in it; for HTTP, the URL itself."""
 
-    files: Any
-    root: str
+    file_system: Any
+    path: str
 
 
 @contextmanager
 def _open_remote(url: str) -> Iterator[_Remote]:
-    """Yield the file system of *url*; errors within are raised as DataError, SettingError for a missing package."""
+    """Yield the file system of *url* and the path in it.
+
+    Raises DataError for any error of fsspec, also within the context, and SettingError if fsspec lacks the scheme or a
+    package for it.
+    """
     shown = redacted(url)
     scheme = scheme_of(url)
     if scheme and scheme not in fsspec.available_protocols():
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
     try:
-        files, root = fsspec.url_to_fs(url)
-        yield _Remote(files, root.rstrip("/"))
+        file_system, path = fsspec.url_to_fs(url)
+        yield _Remote(file_system, path.rstrip("/"))
     except ImportError as error:
         raise SettingError(
             f"{scheme_of(url)}:// needs a package that is not installed ({error}); install it with pip."
@@ -157,7 +166,10 @@ def find_files(path: Path) -> list[DataFile]:
 
 
 def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
-    """Yield the visible files in *folder* and its `key=value` folders, with *keys* and those of their folders."""
+    """Yield the visible files in *folder* and in its folders named `key=value`, as Hive and Spark write them.
+
+    Such a folder stands for a column (key) with the same value in all of its files; *keys* are those above *folder*.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.suffix == ".crc":
             continue
@@ -202,14 +214,21 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """Return a digest that changes with *paths*, by bytes, or by fsspec's sizes, times and tags."""
+    """Return a hexadecimal digest of the files and folders at *paths*, which changes when one of them changes.
+
+    It is of the bytes of local files, and of what fsspec tells of remote ones: sizes, times and tags.
+    """
     states = list[str]()
     for path in paths:
-        if (url := url_of(path)) is not None:
-            with _open_remote(url) as (files, root):
-                names = [root] if scheme_of(url) in _HTTP else sorted(files.find(root) or [root])
-                states += [f"{name} {files.info(name)}" for name in names]
-        else:
-            within = sorted(path.rglob("*")) if path.is_dir() else [path]
-            states.append(digest((str(file), file) for file in within if not file.is_dir()))
+        url = url_of(path)
+        if url is None:
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            states.append(digest((str(file), file) for file in files if not file.is_dir()))
+            continue
+
+        with _open_remote(url) as remote:
+            names = [remote.path]
+            if scheme_of(url) not in _HTTP:
+                names = sorted(remote.file_system.find(remote.path)) or [remote.path]
+            states += [f"{name} {remote.file_system.info(name)}" for name in names]
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())

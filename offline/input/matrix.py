@@ -76,7 +76,7 @@ class History:
         """Return the pairs with rows not cancelled."""
         rows = self._uncancelled()
         starts = _first_rows(rows.pair_numbers)
-        weights = _weigh(self.weighing, starts, rows.times, rows.weights)
+        weights = _pair_weights(self.weighing, starts, rows.times, rows.weights)
         return _matrix_of_pairs(rows.pair_numbers[starts], weights, self.shape)
 
     def rows_until(self, until: int) -> "History":
@@ -159,9 +159,13 @@ def has_items(user_items: UserItems, users: npt.NDArray[np.integer[Any]], lists:
 
 
 def decay_factors(times: Times, half_life_days: float) -> npt.NDArray[np.float64]:
-    """Return factors halved per half-life before the newest time; NO_TIME counts as the oldest."""
+    """Return a factor for each of *times*: 1 for the newest, halved per half-life before it, at least 1/1024.
+
+    *times* are in µs; NO_TIME counts as the oldest.
+    """
     known = times[times != NO_TIME]
-    oldest = newest = 0
+    oldest = 0
+    newest = 0
     if len(known):
         oldest = int(known.min())
         newest = int(known.max())
@@ -203,7 +207,7 @@ class Matrix:
         return self.only_present(_present(self.user_items))
 
     def only_present(self, present: "Present") -> "Matrix":
-        """Return the matrix of some users and items."""
+        """Return the matrix of the users and items whose mask in *present* is True, in the same order."""
         users, items = present
         if users.all() and items.all():
             return self
@@ -221,23 +225,28 @@ class Matrix:
 def to_matrix(
     log: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1, weighing: Weighing | None = None
 ) -> Matrix:
-    """Build the matrix of *log* [user, item, weight, perhaps time and ended], in any order.
+    """Build the sparse matrix of users by items from the rows of *log*, in any order.
 
-    Ids are text or categorical. *min_per_user* and *min_per_item* select the k-core. Raises DataError if too little is
-    left or a weight exceeds 32 bits, SettingError for a minimum below 1.
+    log           [user, item, weight, perhaps time and ended (the time of a cancellation)]; ids are text or categorical
+    min_per_user  pairs remain only if their user has at least this number of items
+    min_per_item  the same for the users of an item; both apply again until all pairs remain (a k-core)
+    weighing      how the rows of a pair become its weight; by default their sum
+
+    Raises DataError if too little is left or a weight exceeds 32 bits, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
     users = _numbered(log.get_column("user"))
     items = _numbered(log.get_column("item"))
     shape = len(users.names), len(items.names)
+
     numbers = users.numbers.astype(np.int64) * shape[1] + items.numbers
     history = _history_of_log(log, numbers, shape, weighing or Weighing())
-    everything = history.matrix()
-    user_items = history.k_core(everything, min_per_user, min_per_item)
+    all_pairs = history.matrix()
+    user_items = history.k_core(all_pairs, min_per_user, min_per_item)
     if not user_items.nnz:
         raise DataError(
-            f"Nothing is left of {everything.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
+            f"Nothing is left of {all_pairs.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
             f"{min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
     if not _are_weights(user_items.data):
@@ -246,11 +255,12 @@ def to_matrix(
     _check_several("user", users.names, present.users)
     _check_several("item", items.names, present.items)
 
-    # Cuts before a cancellation learn from cancelled pairs.
-    ever = user_items
+    # A split at a time before a cancellation learns from the pair, so its user and item remain in the matrix.
+    pairs_ever = user_items
     if history.ended is not None:
-        ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
-    before = _present(everything)
+        pairs_ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
+
+    before = _present(all_pairs)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
         user_ids=users.names.to_list(),
@@ -260,10 +270,10 @@ def to_matrix(
         left_out=LeftOut(
             users_left_out=int(before.users.sum() - present.users.sum()),
             items_left_out=int(before.items.sum() - present.items.sum()),
-            pairs_left_out=int(everything.nnz - user_items.nnz),
+            pairs_left_out=int(all_pairs.nnz - user_items.nnz),
         ),
     )
-    return matrix.only_present(_present(ever))
+    return matrix.only_present(_present(pairs_ever))
 
 
 def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
@@ -358,15 +368,20 @@ class _Numbered(NamedTuple):
 
 
 def _numbered(ids: pl.Series) -> _Numbered:
-    """Number the *ids* of rows, texts or categories."""
-    ids = ids.cast(pl.Categorical)
-    known = ids.unique()
-    names = known.cast(pl.String)
-    codes = known.to_physical().to_numpy()
-    order = names.arg_sort()
-    number_of = np.zeros(codes.max(initial=0) + 1, dtype=np.int32)  # by code of polars
-    number_of[codes[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
-    return _Numbered(names.gather(order), number_of[ids.to_physical().to_numpy()])
+    """Number the *ids* of rows, texts or categories, in the order of the ids: the first one is 0."""
+    # polars keeps a category as a code, in the order of its first occurrence.
+    categories = ids.cast(pl.Categorical)
+    unique_categories = categories.unique()
+    unique_ids = unique_categories.cast(pl.String)
+    unique_codes = unique_categories.to_physical().to_numpy()
+
+    order = unique_ids.arg_sort()
+    number_of_code = np.zeros(unique_codes.max(initial=0) + 1, dtype=np.int32)
+    number_of_code[unique_codes[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
+    return _Numbered(
+        names=unique_ids.gather(order),
+        numbers=number_of_code[categories.to_physical().to_numpy()],
+    )
 
 
 def _history_of_log(log: pl.DataFrame, numbers: PairNumbers, shape: tuple[int, int], weighing: Weighing) -> History:
@@ -399,28 +414,33 @@ def _first_rows(numbers: PairNumbers) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(numbers)])
 
 
-def _weigh(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
-    """Return the weight of each pair, as of Weighing.
+def _pair_weights(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
+    """Return the weight of each pair of user and item [pairs]: of its rows, the sum, 1 (binary), or 1 + ln(sum) (log).
 
-    *starts* are the first rows of the pairs; *times* and *weights* are those of the rows.
+    With a half-life, a sum is of weights halved per half-life before the newest row; other kinds are halved since the
+    pair's last row. The mean weight stays that without a half-life, as parameters of engines depend on it.
+
+    *starts* [pairs] are the first rows of the pairs, which follow each other; *times* and *weights* are [rows].
     """
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
-    plain = np.ones(len(starts))
+
+    pair_weights = np.ones(len(starts))
     if weighing.kind != "binary":
-        plain = np.add.reduceat(weights, starts, dtype=np.float64)
+        pair_weights = np.add.reduceat(weights, starts, dtype=np.float64)
     if weighing.kind == "log":
         # Sums below 1 would become 0 or less.
-        plain = 1 + np.log(np.maximum(plain, 1))
+        pair_weights = 1 + np.log(np.maximum(pair_weights, 1))
     if weighing.half_life is None:
-        return plain.astype(np.float32)
+        return pair_weights.astype(np.float32)
+
     factors = decay_factors(times, weighing.half_life / timedelta(days=1))
     if weighing.kind == "sum":
         decayed = np.add.reduceat(weights * factors, starts, dtype=np.float64)
     else:
-        last = np.concatenate((starts[1:], [len(times)])) - 1
-        decayed = plain * factors[last]
-    scaled: Floats = (decayed * (plain.mean() / decayed.mean())).astype(np.float32)
+        last_rows = np.concatenate((starts[1:], [len(times)])) - 1
+        decayed = pair_weights * factors[last_rows]
+    scaled: Floats = (decayed * (pair_weights.mean() / decayed.mean())).astype(np.float32)
     return scaled
 
 

@@ -97,7 +97,10 @@ class Factors:
         return scores
 
     def fold_in(self, user_items: UserItems) -> "Factors":
-        """Return a model with the rows of *user_items* as users, solved exactly for these item factors."""
+        """Return a model of other users, the rows of *user_items* [users, items], with the same item factors.
+
+        A user's factors are the exact solution for the item factors. SettingError for a model of Spark.
+        """
         if isinstance(self.params, SparkParams):
             raise SettingError("The engine spark folds no users in; choose another split than held-out-users.")
         model = AlternatingLeastSquares(
@@ -120,15 +123,17 @@ def confidences(weights: Floats, alpha: float) -> Floats:
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """Factorize *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
+    """Fit factors of users and items, whose products are scores, to *user_items*, on all cores.
 
-    User factors are solved again for the final item factors, so folding in agrees within 1e-4 of the largest.
-    Deterministic for a seed and machine. *on_iteration* is called with (done, total). Takes about 4 times the memory of
-    the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and non-finite factors.
+    *user_items* is a float32 csr_matrix [users, items], canonical, above zero; *on_iteration* is called with the
+    iterations done and their total. At the end, user factors are solved again for the final item factors, so
+    `Factors.fold_in` of the same users agrees within 1e-4 of the largest. Deterministic for a seed and machine. Takes
+    about 4 times the memory of the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix
+    and for factors that are not finite.
     """
     check_user_items(user_items)
     if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
-        raise _diverged(params)
+        raise _diverged_error(params)
 
     def report(iteration: int, _elapsed_s: float, _loss: float | None) -> None:
         if on_iteration is not None:
@@ -147,18 +152,19 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
         try:
             model.fit(user_items, show_progress=False, callback=report)
         except ModelFitError as error:
-            raise _diverged(params) from error
-        # An exact solution takes over half of the fit's time.
+            raise _diverged_error(params) from error
+
+        # User factors for the final item factors, by a few steps: an exact solution takes over half of the fit's time.
         confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
             confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_STEPS
         )
     if not (np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()):
-        raise _diverged(params)
+        raise _diverged_error(params)
     return Factors(model.user_factors, model.item_factors, params)
 
 
-def _diverged(params: ALSParams) -> DataError:
+def _diverged_error(params: ALSParams) -> DataError:
     return DataError(
         f"The factors are not finite with regularization {params.regularization} and alpha {params.alpha}; "
         "raise the regularization, lower alpha, or use log weighting."

@@ -52,10 +52,12 @@ def check_master(master: str | None, environment: Mapping[str, str] = os.environ
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Yield a session with the settings of `spark-defaults.conf` and `spark-submit`.
+    """Yield a Spark session on *master*, an address such as `local[4]`, and stop it at the end.
 
-    A local session has a temporary folder for checkpoints; a cluster takes one from `spark.checkpoint.dir`, which all
-    of its machines reach. Raises SettingError without a master, DataError if Spark cannot start.
+    It has the settings of `spark-defaults.conf` and `spark-submit`. A local session runs on the loopback interface,
+    takes a share of the free memory, and has a temporary folder for checkpoints; a cluster takes one from
+    `spark.checkpoint.dir`, which all of its machines reach. Raises SettingError without a master, DataError if Spark
+    cannot start.
     """
     chosen = check_master(master)
     builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
@@ -68,6 +70,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         builder = builder.config("spark.ui.enabled", "false")
         memory = max(1, int(room_bytes() * _DRIVER_SHARE / 2**30))
         builder = builder.config("spark.driver.memory", f"{memory}g")
+
     try:
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
@@ -98,10 +101,11 @@ def cause_of(error: Exception) -> str:
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """Factorize *user_items* (float32 csr_matrix, canonical, positive) in the active session.
+    """Fit factors of users and items, whose products are scores, to *user_items* in the active Spark session.
 
-    User factors solve the final item factors. *on_iteration* is called once, at the end. Raises DataError for an
-    invalid matrix, for factors that are not finite, and if Spark fails.
+    *user_items* is a float32 csr_matrix [users, items], canonical, positive. User factors solve the final item factors.
+    *on_iteration* is called with the iterations done and their total, once, at the end. Raises DataError for an invalid
+    matrix, for factors that are not finite, and if Spark fails.
     """
     check_user_items(user_items)
     session = SparkSession.builder.getOrCreate()
@@ -123,18 +127,17 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
     try:
         model = solver.fit(session.createDataFrame(_ratings(user_items, params)))
         users, items = user_items.shape
-        factors = Factors(
-            _collected(model.userFactors, users, params), _collected(model.itemFactors, items, params), params
-        )
+        user_factors = _collect_factors(model.userFactors, users, params)
+        item_factors = _collect_factors(model.itemFactors, items, params)
     except (Py4JJavaError, Py4JNetworkError, ConnectionError) as error:
         raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
-    if not (np.isfinite(factors.user_factors).all() and np.isfinite(factors.item_factors).all()):
+    if not (np.isfinite(user_factors).all() and np.isfinite(item_factors).all()):
         raise DataError(
             f"The factors are not finite with reg_param {params.reg_param} and alpha {params.alpha}; raise reg_param."
         )
     if on_iteration is not None:
         on_iteration(params.iterations, params.iterations)
-    return factors
+    return Factors(user_factors, item_factors, params)
 
 
 def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
@@ -144,7 +147,7 @@ def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
     return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})
 
 
-def _collected(frame: DataFrame, count: int, params: SparkParams) -> Floats:
+def _collect_factors(frame: DataFrame, count: int, params: SparkParams) -> Floats:
     """Return factors [count, factors] by id, else zeros."""
     factors = np.zeros((count, params.factors), dtype=np.float32)
     for batch in frame.toArrow().to_batches():
