@@ -29,6 +29,14 @@ PAGE = 1000
 NODE = 100
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
+# Fills the last node of a stream with deleted entries, unless the stream is missing: later entries get other nodes.
+FILL = f"""
+for _ = 1, {NODE} do
+  local filler = redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', '{FORMAT.decode()}', '')
+  if not filler then return end
+  redis.call('XDEL', KEYS[1], filler)
+end
+"""
 # Moves entries, each with its id and its value, to the end of a stream; returns the last new id. Entries that are gone
 # were trimmed, or moved by another service that erases at the same time: they get no copy.
 MOVE = f"""
@@ -147,8 +155,9 @@ class RedisStream:
 
         Redis stores a stream in nodes of at most NODE entries. XDEL only marks an entry as deleted; its bytes stay
         until all entries of its node are deleted. So up to NODE entries before and after each one are first moved to
-        the end of the stream, where readers see them again.
+        the end of the stream, where readers see them again; that is in another node, because the last one is filled.
         """
+        await self._execute_all(evaluation(FILL, [self._key]))
         erased = {entry.id for entry in entries}
         around = dict[bytes, bytes]()
         """Values of the entries to move, by their ids."""

@@ -29,6 +29,7 @@ from hotplate.serve.shared_consumed import (
     stream_url,
 )
 from hotplate.stores.connect import open_stream
+from hotplate.stores.errors import StoreMisused
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.command import json_of
 from tests.support.limited_service import counted
@@ -294,26 +295,50 @@ def test_the_stream_is_kept_for_the_longest_hours_of_its_services(shop: Shop) ->
         assert 47 * 3600 < client.ttl("{shop}:consumed") <= 48 * 3600 + 1
 
 
-async def test_erased_entries_leave_the_memory_of_the_server(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize(("count", "places"), [(700, [300, 699]), (750, [700]), (130, [20, 110]), (2, [0]), (1, [0])])
+async def test_erased_entries_leave_the_memory_of_the_server(
+    redis_server: RedisServer, count: int, places: list[int]
+) -> None:
+    """Also those in the last node of the stream, to which entries are still appended."""
     redis_server.execute_command("CONFIG", "SET", "rdbcompression", "no")
     key = "{forgetful}:consumed"
     stream = open_stream(redis_server.url(prefix="forgetful"), "consumed")
-    values = [b"entry of user %d." % number for number in range(700)]
+    values = [b"entry of user %d." % number for number in range(count)]
     await stream.append(values, keep_s=60, most=10_000)
     entries = await stream.older()
-    erased = [entry for entry in entries if entry.value in (values[300], values[699])]
+    erased_values = [values[place] for place in places]
+    erased = [entry for entry in entries if entry.value in erased_values]
 
     await stream.erase(erased)
 
     with redis.Redis(port=redis_server.port) as client:
         dumped = client.dump(key)
     assert dumped is not None
-    assert [value for value in values if value not in dumped] == [values[300], values[699]]
-    assert redis_server.execute_command("XLEN", key) == 698
+    assert [value for value in values if value not in dumped] == erased_values
+    assert redis_server.execute_command("XLEN", key) == count - len(places)
     await stream.erase(erased)
-    assert redis_server.execute_command("XLEN", key) == 698
+    assert redis_server.execute_command("XLEN", key) == count - len(places)
     redis_server.execute_command("DEL", key)
+    await stream.erase(erased)
+    assert redis_server.execute_command("EXISTS", key) == 0
     assert await stream.newer(0) is None
+    await stream.close()
+
+
+async def test_a_user_without_eval_erases_nothing(redis_server: RedisServer) -> None:
+    """Entries that were only marked as deleted would stay in the memory, and no service could find them."""
+    users = users_of_the_guide("denied", redis_server.execute_command, redis_server.url)
+    stream = open_stream(users["serve"], "consumed")
+    await stream.append([b"entry"], keep_s=60, most=10_000)
+    erased = await stream.older()
+    redis_server.execute_command("ACL", "SETUSER", "denied-serve", "-eval")
+
+    with pytest.raises(StoreMisused, match="eval"):
+        await stream.erase(erased)
+
+    stream.rewind()
+    assert await stream.older() == erased
+    redis_server.execute_command("DEL", "{denied}:consumed")
     await stream.close()
 
 
