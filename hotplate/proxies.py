@@ -37,9 +37,10 @@ class Proxy:
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """Return the proxy for requests to *url*, None for a direct connection.
+    """Return the proxy that the environment names for requests to *url*; None for a direct connection.
 
-    Raises ValueError, without its value, for a variable that is not the URL of an HTTP proxy.
+    Raises ValueError for a variable that is not the URL of an HTTP proxy; its value, which may have a password, is not
+    in the message.
     """
     if not any(name.lower() in {"http_proxy", "https_proxy"} for name in os.environ):
         return None
@@ -50,8 +51,9 @@ def proxy_for(url: str) -> Proxy | None:
     server = host if parts.port is None else f"{host}:{parts.port}"
     proxies = getproxies_environment()
     value = proxies.get(parts.scheme)
-    if not value or host in LOCAL_HOSTS or proxy_bypass(server, proxies):
+    if not value or host in LOCAL_HOSTS or proxy_bypass(server, proxies):  # which reads NO_PROXY
         return None
+
     proxy = urlsplit(value if "://" in value else f"http://{value}")
     if proxy.scheme != "http" or not proxy.hostname:
         raise ValueError(f"{parts.scheme.upper()}_PROXY is not the URL of a proxy; write http://HOST:PORT")

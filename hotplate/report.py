@@ -239,28 +239,32 @@ def rounded(value: float, digits: int = 2) -> str:
 
 
 def format_row(row: Row, *, unit: bool = True) -> tuple[str, str]:
-    """Return the texts of a row's value, and of its interval and note ("1.2 ms … 1.4 ms, assumed"), which may be empty.
+    """Return the text of a row's value, as "1.3 ms", and that of its interval and note, as "1.2 ms … 1.4 ms, assumed".
 
-    Without *unit*, as under a heading that has it, only times and shares are shown with their units.
+    The second may be empty. Without *unit*, as below a heading that has it, only times and shares are shown with their
+    units.
     """
-    shown = row.unit if unit or row.unit in {"us", "share"} else ""
     if row.value is None:
         return UNKNOWN, row.note
+    shown_unit = row.unit if unit or row.unit in {"us", "share"} else ""
     interval = ""
     if row.low is not None and row.high is not None:
-        interval = f"{format_value(row.low, shown)} … {format_value(row.high, shown)}"
-    return format_value(row.value, shown), ", ".join(filter(None, (interval, row.note)))
+        interval = f"{format_value(row.low, shown_unit)} … {format_value(row.high, shown_unit)}"
+    return format_value(row.value, shown_unit), ", ".join(filter(None, (interval, row.note)))
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print answer, table, verdicts, origins, notes and problems."""
+    """Print a report: answer, table, verdicts, origins, notes, and problems besides one that begins the answer."""
     _print_wrapped(report.sentence, console)
     _print_rows(report, console)
-    if lines := {**report.verdicts, **report.origins}:
+
+    texts_by_label = {**report.verdicts, **report.origins}
+    if texts_by_label:
         console.print()
-        indent = max(map(len, lines)) + 2
-        for label, text in lines.items():
+        indent = max(map(len, texts_by_label)) + 2
+        for label, text in texts_by_label.items():
             _print_wrapped(f"{label:{indent}}{text}", console, indent)
+
     for note in report.notes:
         _print_wrapped(note, console)
     for complaint in report.complaints:
@@ -270,20 +274,26 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _print_rows(report: Report, console: Console) -> None:
-    """Print the table of a report's columns; without columns, its main rows in a form that fits the console."""
+    """Print the rows of a report as a table with its columns, and explain the marks in it.
+
+    Without columns, the main rows are printed: with a column for each figure, if the console is wide enough and the
+    report does not want a list, else with a line for each row.
+    """
     if report.columns and report.rows:
         console.print()
-        _print_stripped(_table(report), console)
+        _print_stripped(_table_of_columns(report), console)
         for mark, explanation in report.used_marks.items():
             _print_wrapped(f"{mark} {explanation}", console)
         return
-    rows = [row for row in report.rows if row.main]
-    if not rows:
+
+    main_rows = [row for row in report.rows if row.main]
+    if not main_rows:
         return
-    matrix = _matrix(rows)
-    width = console.measure(matrix, options=console.options.update(max_width=ANY_WIDTH)).minimum
-    is_matrix = width <= console.width and not report.listed
-    _print_stripped(matrix if is_matrix else _grouped(rows), console)
+    table = _table_of_figures(main_rows)
+    width = console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).minimum
+    if report.listed or width > console.width:
+        table = _table_of_rows(main_rows)
+    _print_stripped(table, console)
 
 
 def _print_stripped(table: Table, console: Console) -> None:
@@ -301,20 +311,28 @@ def _print_wrapped(text: str, console: Console, indent: int = 0, style: str = ""
     console.print(Text("\n".join(wrapped), style))
 
 
-def _table(report: Report) -> Table:
-    """Return the table of a report's columns, a line for each subject."""
+def _table_of_columns(report: Report) -> Table:
+    """Return a table with a line for each subject of a report, and the columns that the report declares.
+
+    A column shows one figure of each subject. If a row has a mark, a letter, each cell of its column has room for one.
+    """
     table = Table(RichColumn(overflow="fold"), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     subjects = report.subjects
-    columns = list[list[str]]()
+    cells_by_column = list[list[str]]()
     for column in report.columns:
         rows = [report.row(subject, column.figure) for subject in subjects]
         has_marks = not column.noted and any(row.mark for row in rows if row)
-        space = "  " if has_marks else ""  # above the marks
-        heading = "\n".join(f"{line}{space}" for line in column.heading.split("\n"))
+        if has_marks:
+            heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
+            cells = [_marked_cell(row, column) for row in rows]
+        else:
+            heading = column.heading
+            cells = [format_cell(row, column) for row in rows]
         table.add_column(Text(heading), justify="left" if column.noted else "right", vertical="bottom")
-        columns.append([_marked_cell(row, column) if has_marks else format_cell(row, column) for row in rows])
-    for subject, *cells in zip(subjects, *columns, strict=True):
-        table.add_row(Text(subject), *map(Text, cells))
+        cells_by_column.append(cells)
+
+    for subject, *cells_of_subject in zip(subjects, *cells_by_column, strict=True):
+        table.add_row(Text(subject), *map(Text, cells_of_subject))
     return table
 
 
@@ -324,38 +342,39 @@ def _marked_cell(row: Row | None, column: Column) -> str:
     return f"{format_cell(row, column)} {mark:1}"
 
 
-def _matrix(rows: Sequence[Row]) -> Table:
+def _table_of_figures(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each subject and a column for each figure; intervals are below the values."""
-    columns = headings(rows)
+    heading_by_figure = headings(rows)
     subjects = RichColumn(overflow="fold")  # truncated, databases of one server would look the same
     table = Table(subjects, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in columns.values():
+    for heading in heading_by_figure.values():
         table.add_column(heading, justify="right")
+
     cells = {(row.subject, row.figure): format_row(row, unit=False) for row in rows}
     for subject in dict.fromkeys(row.subject for row in rows):
-        formatted = [cells.get((subject, figure), ("", "")) for figure in columns]
-        table.add_row(Text(subject), *(Text(f"{value}\n{interval}".rstrip()) for value, interval in formatted))
+        texts = [cells.get((subject, figure), ("", "")) for figure in heading_by_figure]
+        table.add_row(Text(subject), *(Text(f"{value}\n{interval}".rstrip()) for value, interval in texts))
     return table
 
 
-def _grouped(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each row, below the name of its subject."""
+def _table_of_rows(rows: Sequence[Row]) -> Table:
+    """Return a table with a line for each row, with figure, value and interval, below the name of its subject."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    for subject, members in groupby(rows, key=lambda row: row.subject):
+    for subject, rows_of_subject in groupby(rows, key=lambda row: row.subject):
         table.add_row(Text(subject), style="bold")
-        for row in members:
+        for row in rows_of_subject:
             value, interval = format_row(row)
             table.add_row(Text(row.figure), Text(value), Text(interval))
     return table
 
 
 def headings(rows: Iterable[Row]) -> dict[str, str]:
-    """Return figures' headings, with the unit if the cells have none."""
-    shown = dict[str, str]()
+    """Return the heading of each figure by its name: the name, and the unit if the cells have none."""
+    heading_by_figure = dict[str, str]()
     for row in rows:
         has_unit = row.unit in {"", "us", "share"} or row.unit in row.figure
-        shown[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
-    return shown
+        heading_by_figure[row.figure] = row.figure if has_unit else f"{row.figure}, {row.unit}"
+    return heading_by_figure
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -366,16 +385,21 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def from_json(facts: Mapping[str, Any]) -> Report:
-    """Parse the result of `to_json`, without plots and tables; raises KeyError, TypeError or ValueError."""
+    """Return the report that `to_json` made a JSON object of, without plots and tables.
+
+    Raises KeyError, TypeError or ValueError for another object, and ValueError for another version's format.
+    """
     if facts["format"] != FORMAT:
         advice = "upgrade hotplate" if facts["format"] > FORMAT else "measure again"
         raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}; {advice}")
-    known = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
-    extra = {name: value for name, value in facts.items() if name not in {*known, "format", "exit_code"}}
-    known |= {name: tuple(known.get(name, ())) for name in TUPLES}
-    known["rows"] = tuple(map(_row_from_json, facts["rows"]))
-    known["columns"] = tuple(Column(**column) for column in known.get("columns", ()))
-    return Report(**{**known, "plots": (), "tables": (), "extra": extra})
+
+    fields = {name: facts[name] for name in Report.__dataclass_fields__ if name in facts}
+    extra = {name: value for name, value in facts.items() if name not in {*fields, "format", "exit_code"}}
+    fields |= {name: tuple(fields.get(name, ())) for name in TUPLES}
+    fields["rows"] = tuple(map(_row_from_json, facts["rows"]))
+    fields["columns"] = tuple(Column(**column) for column in fields.get("columns", ()))
+    fields |= {"plots": (), "tables": (), "extra": extra}
+    return Report(**fields)
 
 
 def _row_from_json(fields: Mapping[str, Any]) -> Row:

@@ -82,19 +82,21 @@ def _write(path: Path, text: str) -> None:
 
 
 def page(report: Report) -> str:
-    """Return the page: answer, table, verdicts, plots, and details."""
+    """Return a report as an HTML page: answer, problems, table, verdicts, notes, plots, method, and details."""
     plots = [_figure(plot) for plot in report.plots]
-    first = [plots.pop(0)] if report.plot_first and plots else []
     parts = [f"<h1>{_prose(report.sentence)}</h1>", f'<p class="soft">{_escaped(_origin(report))}</p>']
     if report.complaints:
         reasons = "".join(f"<li>{_prose(complaint)}</li>" for complaint in report.complaints)
         parts.append(f'<div class="bad"><strong>Look out:</strong><ul>{reasons}</ul></div>')
-    parts += [*first, summary(report)]
+    if report.plot_first and plots:
+        parts.append(plots.pop(0))
+    parts.append(summary(report))
     parts += [f'<p class="note">{_prose(note)}</p>' for note in report.notes]
     parts += plots
     parts += [_text_table(table) for table in report.tables]
     parts += [f'<p class="note">{_prose(sentence)}</p>' for sentence in report.method]
     parts.append(_details(report))
+
     template = Template(TEMPLATE.read_text())
     return template.substitute(title=_escaped(report.sentence), style=STYLE_SHEET.read_text(), body="\n".join(parts))
 
@@ -155,16 +157,23 @@ def _plain(value: object) -> str:
 
 
 def _columns_html(report: Report) -> str:
-    """Return the table of a report's columns, a line for each subject."""
+    """Return a table with a line for each subject of a report, and the columns that the report declares."""
     names = [_one_line(column.heading) for column in report.columns]
-    head = "".join(f"<th scope=col>{_escaped(name)}</th>" for name in names)
-    lines = []
+    cells = dict[str, list[str]]()
     for subject in report.subjects:
-        cells = "".join(
-            f'<td data-figure="{_escaped(name)}">{_column_cell(report.row(subject, column.figure), column)}</td>'
-            for name, column in zip(names, report.columns, strict=True)
+        cells[subject] = [_column_cell(report.row(subject, column.figure), column) for column in report.columns]
+    return _html_table(names, cells)
+
+
+def _html_table(headings: Sequence[str], cells_by_subject: Mapping[str, Sequence[str]]) -> str:
+    """Return a table with a line for each subject; cells are HTML, in the order of *headings*."""
+    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in headings)
+    lines = []
+    for subject, cells in cells_by_subject.items():
+        line = "".join(
+            f'<td data-figure="{_escaped(heading)}">{cell}</td>' for heading, cell in zip(headings, cells, strict=True)
         )
-        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{cells}</tr>")
+        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{line}</tr>")
     return (
         '<div class="scroll" tabindex="0"><table class="matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -177,7 +186,7 @@ def _one_line(heading: str) -> str:
 
 
 def _column_cell(row: Row | None, column: Column) -> str:
-    """Return a cell with the row's value, mark and interval; empty for no row."""
+    """Return a cell of a column as HTML: the row's value, mark and interval, or its note; empty for no row."""
     text = _escaped(format_cell(row, column)).replace(" ", "&nbsp;")
     if row is None or column.noted or row.value is None:
         return text
@@ -190,21 +199,13 @@ def _column_cell(row: Row | None, column: Column) -> str:
 
 
 def _matrix_html(rows: Sequence[Row]) -> str:
-    """Return a table with a line for each subject and a column for each figure."""
-    columns = headings(rows)
-    cells = {(row.subject, row.figure): row for row in rows}
-    head = "".join(f"<th scope=col>{_escaped(heading)}</th>" for heading in columns.values())
-    lines = []
+    """Return a table with a line for each subject and a column for each figure of *rows*."""
+    heading_by_figure = headings(rows)
+    row_of = {(row.subject, row.figure): row for row in rows}
+    cells = dict[str, list[str]]()
     for subject in dict.fromkeys(row.subject for row in rows):
-        line = "".join(
-            f'<td data-figure="{_escaped(heading)}">{_cell(cells.get((subject, figure)), unit=False)}</td>'
-            for figure, heading in columns.items()
-        )
-        lines.append(f"<tr><th scope=row>{_escaped(subject)}</th>{line}</tr>")
-    return (
-        '<div class="scroll" tabindex="0"><table class="matrix">'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        cells[subject] = [_cell(row_of.get((subject, figure)), unit=False) for figure in heading_by_figure]
+    return _html_table([*heading_by_figure.values()], cells)
 
 
 def _grouped_html(rows: Sequence[Row]) -> str:
@@ -244,28 +245,31 @@ def draw(plot: Plot) -> str:
 
     Their colours are CSS variables of the page.
     """
-    wide = _drawn(plot, WIDTH)
-    narrow = _drawn(plot, NARROW)
+    wide = _plot_as_svg(plot, WIDTH)
+    narrow = _plot_as_svg(plot, NARROW)
     return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
-def _drawn(plot: Plot, width: float) -> str:
-    """Return a plot, and the one below it, as an SVG element of *width* inches."""
+def _plot_as_svg(plot: Plot, width: float) -> str:
+    """Return a plot as an SVG element of *width* inches, with the plot below it, which shares its x axis."""
     with rc_context(STYLE):
         panels = [plot] if plot.below is None else [plot, plot.below]
         figure = Figure(figsize=(width, HEIGHT * len(panels)))
-        axes: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
-        for place, panel in zip(axes, panels, strict=True):
-            _draw_curves(place, panel)
-            _draw_marks(place, panel.marks)
-        _label_x(axes[-1].xaxis, panels)
-        _legend(axes[0], LETTERS * width / WIDTH)
-        described = " and ".join(panel.y for panel in panels)
-        return _svg(figure, f"Plot: {plot.title}; {described} over {plot.x}")
+        axes_of_panels: Sequence[Axes] = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0].tolist()
+        for axes, panel in zip(axes_of_panels, panels, strict=True):
+            _draw_curves(axes, panel)
+            _draw_marks(axes, panel.marks)
+        _draw_x_axis(axes_of_panels[-1].xaxis, panels)
+        _draw_legend(axes_of_panels[0], LETTERS * width / WIDTH)
+        y_labels = " and ".join(panel.y for panel in panels)
+        return _svg_of(figure, f"Plot: {plot.title}; {y_labels} over {plot.x}")
 
 
 def _draw_curves(axes: Axes, plot: Plot) -> None:
-    """Draw the curves of a plot, with gaps where a y is None, and the y axis."""
+    """Draw the curves of a plot and its y axis; a curve has a gap where its y is None.
+
+    A single curve has no label, so that there is no legend.
+    """
     marker: Any = "o" if plot.points else None
     has_legend = len(plot.curves) > 1
     for number, curve in enumerate(plot.curves):
@@ -274,11 +278,11 @@ def _draw_curves(axes: Axes, plot: Plot) -> None:
         axes.plot(curve.x, y, color=LINES[number % len(LINES)], marker=marker, markersize=4, label=label)
     axes.set_ylabel(plot.y)
     values = [value for curve in plot.curves for value in curve.y if value is not None]
-    _scale(axes.yaxis, values, plot.y_unit, is_log=plot.log_y)
+    _set_scale(axes.yaxis, values, plot.y_unit, is_log=plot.log_y)
 
 
 def _draw_marks(axes: Axes, marks: Mapping[float, str]) -> None:
-    """Draw a labelled vertical line at each x."""
+    """Draw a vertical line at each x of *marks*, with its label."""
     for number, (x, label) in enumerate(marks.items()):
         axes.axvline(x, color=FAINT, linewidth=0.9, linestyle=(0, (4, 2)))
         offset = (4, -10 - LINE_POINTS * number)  # labels of near marks stand one below the other
@@ -287,41 +291,51 @@ def _draw_marks(axes: Axes, marks: Mapping[float, str]) -> None:
         )
 
 
-def _label_x(axis: Axis, panels: Sequence[Plot]) -> None:
-    """Draw the x axis that *panels* share, as the first declares it."""
+def _draw_x_axis(axis: Axis, panels: Sequence[Plot]) -> None:
+    """Draw the x axis of all *panels*, with the label, unit, scale and ticks of the first one."""
     plot = panels[0]
     axis.set_label_text(plot.x)
-    values = [x for panel in panels for curve in panel.curves for x in curve.x]
-    values += [x for panel in panels for x in panel.marks]
-    _scale(axis, values, plot.x_unit, is_log=plot.log_x)
+    values = list[float]()
+    for panel in panels:
+        values += panel.marks
+        for curve in panel.curves:
+            values += curve.x
+    _set_scale(axis, values, plot.x_unit, is_log=plot.log_x)
     if plot.ticks:
         axis.set_major_locator(FixedLocator(list(plot.ticks)))
         axis.set_major_formatter(FixedFormatter(list(plot.ticks.values())))
         axis.set_minor_locator(NullLocator())
 
 
-def _scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) -> None:
-    """Set scale, ends and labels of an axis for *values*; a linear axis begins at 0 or below."""
+def _set_scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) -> None:
+    """Set the scale, the ends and the labels of an axis, so that it shows *values*; labels have the *unit*.
+
+    A linear axis begins at 0, or below for negative values. A logarithmic one shows positive values only, and spans at
+    least a factor of `LEAST_RATIO`, for several labels; without positive values the axis is linear.
+    """
     name = "x" if axis is axis.axes.xaxis else "y"
+    labels = FuncFormatter(lambda value, _: format_value(value, unit))
     finite = list(filter(math.isfinite, values))
     positive = [value for value in finite if value > 0]
-    labels = FuncFormatter(lambda value, _: format_value(value, unit))
     if not (is_log and positive):
         axis.axes.set(**{f"{name}lim": (min([0.0, *finite]), None)})
         axis.set_major_formatter(labels)
         return
+
     low = min(positive) / LOG_MARGIN
     high = max(positive) * LOG_MARGIN
     if high / low < LEAST_RATIO:
         low /= 2
         high *= 2
     axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < LARGE_RATIO else (1,)))
+
+    labelled_multiples = (1, 2, 5) if high / low < LARGE_RATIO else (1,)
+    axis.set_major_locator(LogLocator(subs=labelled_multiples))
     axis.set_major_formatter(labels)
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(axes: Axes, letters: float) -> None:
+def _draw_legend(axes: Axes, letters: float) -> None:
     """Draw the legend above the axes, if curves have labels, in as many columns as fit into *letters*."""
     labels = axes.get_legend_handles_labels()[1]
     if labels:
@@ -330,19 +344,23 @@ def _legend(axes: Axes, letters: float) -> None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0.2, handlelength=1.4)
 
 
-def _svg(figure: Figure, description: str) -> str:
-    """Return an SVG element without ids, which the page must not repeat."""
+def _svg_of(figure: Figure, description: str) -> str:
+    """Return a figure as an SVG element that fits into the page: scalable, described, and in the page's colours.
+
+    Ids are removed, since they must not repeat on a page; so are metadata and styles.
+    """
     written = io.StringIO()
     figure.savefig(written, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = written.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+
+    svg = svg.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+        svg = svg.replace(colour, f"var({variable})")
     opening = rf'<svg viewBox="\1" role="img" aria-label="{_escaped(description)}">'
-    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, text, count=1)
+    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', opening, svg, count=1)
 
 
 def _prose(text: str) -> str:
