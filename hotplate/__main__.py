@@ -24,30 +24,31 @@ def main() -> None:
     if hears_ctrl_c:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt during imports would be printed
     try:
-        from hotplate.cli.main import main as run  # noqa: PLC0415 -- slow to load
+        from hotplate.cli.main import main as run_verb  # noqa: PLC0415 -- slow to load
     except ModuleNotFoundError as error:  # only the client is installed
         from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as above
 
-        extra = EXTRAS.get(sys.argv[1] if sys.argv[1:] else "", "server")
+        verb = sys.argv[1] if sys.argv[1:] else ""
+        extra = EXTRAS.get(verb, "server")
         sys.exit(f"{error.name} is not installed; install it with: {install_command(extra)}")
+
     if hears_ctrl_c:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:2] in (["run"], ["import"], ["publish"]):  # clean up when a scheduler stops them
         signal.signal(signal.SIGTERM, _terminate)
-    code: object = INTERRUPTED
     try:
-        run()
-    except SystemExit as end:
-        code = end.code
-        if code != INTERRUPTED:
+        run_verb()
+    except SystemExit as exiting:
+        if exiting.code != INTERRUPTED:
             raise
     except KeyboardInterrupt:
         pass
     finally:
         if hears_ctrl_c:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Interrupted: a thread that returns from C code during an ordinary exit would abort the process.
     sys.stdout.flush()
-    os._exit(INTERRUPTED)  # a thread returning from C code during shutdown would abort the process
+    os._exit(INTERRUPTED)
 
 
 def _terminate(_number: int, frame: "FrameType | None") -> None:

@@ -20,24 +20,34 @@ from hotplate.stores.folders import temporary_folder
 
 
 def demonstrate(data: Path | None, *, host: str, port: int) -> None:
-    """Train on *data*, or on sample data, publish and serve until Ctrl-C."""
+    """Train on *data*, or on sample data, publish the lists to a temporary store, and serve them until Ctrl-C."""
     with temporary_folder("demo") as folder:
         reserve(host, port).close()  # fail before the training if the port is in use
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)
+
+        model_folder = folder / "model"
         with progress_bars() as on_progress:
-            trained = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
+            trained = interruptible(lambda: train(TrainSettings(path=data), model_folder, on_progress))
         print_report(trained)
-        url = f"file://{folder / 'store'}"
-        publishing.publish_models(PublishFlags(model=folder / "model", store=url))
+
+        store_url = f"file://{folder / 'store'}"
+        publishing.publish_models(PublishFlags(model=model_folder, store=store_url))
+
         matrix = trained.model.matrix
-        announce = partial(_print_examples, store=url, user=matrix.user_ids[0], item=matrix.item_ids[0])
+        on_ready = partial(_print_examples, store=store_url, user=matrix.user_ids[0], item=matrix.item_ids[0])
         configure_logging()
         settings = ServiceSettings(
-            stores=(url,), host=host, port=port, admin_port=0, health_port=0, admin_store=url, anonymous=True
+            stores=(store_url,),
+            host=host,
+            port=port,
+            admin_port=0,
+            health_port=0,
+            admin_store=store_url,
+            anonymous=True,
         )
-        serve(settings, announce)
+        serve(settings, on_ready)
 
 
 def _print_examples(addresses: Addresses, *, store: str, user: str, item: str) -> None:

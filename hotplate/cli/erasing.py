@@ -37,55 +37,62 @@ class _LocalFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Elsewhere:
-    """The users in each place besides the store, and the places that were not searched."""
+class _OtherPlaces:
+    """What places besides the store still hold: the users by place, and the kinds of places that were not searched."""
 
-    holding: dict[str, list[str]]
-    unchecked: list[str]
+    users_by_place: dict[str, list[str]]
+    not_searched: list[str]
 
 
 def erase(users: Sequence[str], places: Places) -> None:
     """Erase users, and print where they are still."""
-    elsewhere = _search(users, places)
+    others = _search_other_places(users, places)
     erasure = with_store(places.store, lambda opened: erase_users(opened, users))
-    _print(erasure, elsewhere, places, f"of {len(set(users))} are erased from")
+    _print_erasure(erasure, others, places, f"of {len(set(users))} are erased from")
 
 
 def find(users: Sequence[str], places: Places) -> None:
     """Print where users are."""
-    elsewhere = _search(users, places)
+    others = _search_other_places(users, places)
     erasure = with_store(places.store, lambda opened: find_users(opened, users))
-    _print(erasure, elsewhere, places, f"of {len(set(users))} are marked as erased in")
+    _print_erasure(erasure, others, places, f"of {len(set(users))} are marked as erased in")
 
 
-def _search(users: Sequence[str], places: Places) -> _Elsewhere:
-    """Search backups, model folders and events for *users*; hotplate reports what it finds, and deletes nothing there.
+def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
+    """Search backups, model folders and folders of events for *users*; nothing is deleted there.
 
-    Returns the users that each place holds, and what was not searched. Raises StoreMisused for a missing folder, before
-    anything is erased.
+    Raises StoreMisused for a missing folder, before anything is erased from the store.
     """
     for path in (*places.backups, *places.models):
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
-    folders = [_event_folder(url) for url in places.events]
-    names = {folder: folder.names() for folder in folders}
-    holding = {str(path): _in_model(path, users) for path in places.models}
-    holding |= {folder.shown: _in_events(folder, names[folder], users) for folder in folders}
-    holding |= {str(path): _in_backup(path, users) for path in places.backups}
-    searched = {"backups": places.backups, "model folders": places.models, "events": places.events}
-    unchecked = ["other stores", *(kind for kind, paths in searched.items() if not paths)]
-    if any(is_open_segment(name) for segments in names.values() for name in segments):
-        unchecked.append("open segments of events")
-    return _Elsewhere(holding, unchecked)
+    event_folders = [_event_folder(url) for url in places.events]
+    files_by_folder = {folder: folder.names() for folder in event_folders}
+
+    users_by_place = {str(path): _users_in_model(path, users) for path in places.models}
+    for folder, files in files_by_folder.items():
+        users_by_place[folder.shown] = _users_in_events(folder, files, users)
+    for path in places.backups:
+        users_by_place[str(path)] = _users_in_backup(path, users)
+
+    not_searched = ["other stores"]
+    kinds = {"backups": places.backups, "model folders": places.models, "events": places.events}
+    not_searched += [kind for kind, paths in kinds.items() if not paths]
+    if any(is_open_segment(file) for files in files_by_folder.values() for file in files):
+        not_searched.append("open segments of events")
+    return _OtherPlaces(users_by_place, not_searched)
 
 
-def _print(erasure: Erasure, elsewhere: _Elsewhere, places: Places, state: str) -> None:
-    """Print what is erased, with *state* as the verb of the first sentence, and what still holds the users."""
+def _print_erasure(erasure: Erasure, others: _OtherPlaces, places: Places, state: str) -> None:
+    """Print which users are erased from the store, and what still holds users.
+
+    *state* ends the first sentence, as "of 2 are erased from" the store.
+    """
     facts = {
         **asdict(erasure),
         "store": shown_store(places.store, as_json=True),
-        "elsewhere": elsewhere.holding,
-        "not_checked": elsewhere.unchecked,
+        "elsewhere": others.users_by_place,
+        "not_checked": others.not_searched,
     }
     sentences = [f"{counted(len(erasure.erased), 'user')} {state} {shown_store(places.store)}"]
     if erasure.lost:
@@ -94,13 +101,14 @@ def _print(erasure: Erasure, elsewhere: _Elsewhere, places: Places, state: str) 
         sentences.append(f"warning: {erasure.warning}")
     if erasure.deleted:
         sentences.append(f"{counted(erasure.deleted, 'row')} deleted")
+
     for release, held in erasure.holding.items():
-        names = erasure.lists.get(release)
-        listed = f", also in the list {', '.join(names)}," if names else ""
+        list_names = erasure.lists.get(release)
+        listed = f", also in the list {', '.join(list_names)}," if list_names else ""
         sentences.append(f"release {release} holds {_quoted(held)}{listed} until it is pruned")
     sentences += [f"release {release} is being written, and was not searched" for release in erasure.being_written]
-    sentences += [f"{path} holds {_quoted(held)}" for path, held in elsewhere.holding.items() if held]
-    sentences.append(f"not searched: {', '.join(elsewhere.unchecked)}")
+    sentences += [f"{place} holds {_quoted(held)}" for place, held in others.users_by_place.items() if held]
+    sentences.append(f"not searched: {', '.join(others.not_searched)}")
     print_result(facts, *sentences, as_json=places.as_json)
 
 
@@ -113,13 +121,13 @@ def _event_folder(url: str) -> SegmentFolder | _LocalFolder:
     return _LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url)
 
 
-def _in_backup(folder: Path, users: Sequence[str]) -> list[str]:
+def _users_in_backup(folder: Path, users: Sequence[str]) -> list[str]:
     """Return the users that a release of a backup holds, sorted."""
     releases = with_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
     return sorted({user for held in releases.values() for user in held})
 
 
-def _in_model(folder: Path, users: Sequence[str]) -> list[str]:
+def _users_in_model(folder: Path, users: Sequence[str]) -> list[str]:
     """Return the users that a model was trained on, in the given order."""
     from hotplate.offline.model import load  # an extra
 
@@ -127,17 +135,18 @@ def _in_model(folder: Path, users: Sequence[str]) -> list[str]:
     return [user for user in dict.fromkeys(users) if user in known]
 
 
-def _in_events(folder: SegmentFolder | _LocalFolder, names: Iterable[str], users: Sequence[str]) -> list[str]:
-    """Return those of *users*, in their order, that occur in a folder's events or in its file of consumed items.
+def _users_in_events(folder: SegmentFolder | _LocalFolder, files: Iterable[str], users: Sequence[str]) -> list[str]:
+    """Return those of *users*, in their order, that events in a folder name, or its file of consumed items.
 
-    *names* are the folder's files; only segments, which hold events as lines of JSON, and that file are read.
+    *files* are the names of the folder's files. Segments, files with an event in JSON on each line, are read, and the
+    file of consumed items (`KEPT`), which has such lines, too.
     """
     wanted = set(users)
     present = set[str]()
-    for name in names:
-        if not is_segment(name) and name != KEPT:
-            continue
-        for line in SegmentReader(folder.read(name)):
-            user = orjson.loads(line).get("user")
-            present |= {user} & wanted
+    for name in files:
+        if is_segment(name) or name == KEPT:
+            for line in SegmentReader(folder.read(name)):
+                user = orjson.loads(line).get("user")
+                if user in wanted:
+                    present.add(user)
     return [user for user in dict.fromkeys(users) if user in present]

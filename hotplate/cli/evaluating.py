@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +12,6 @@ from hotplate.cli.terminal import interruptible, print_rows_read, show_report, w
 from hotplate.offline.evaluate.reports import (
     Candidate,
     Evaluator,
-    Truth,
     from_files,
     from_model,
     from_release,
@@ -22,56 +22,57 @@ from hotplate.offline.input.files import named_paths
 from hotplate.offline.model import is_model, load
 from hotplate.offline.options import Format
 from hotplate.releases import find_release
-from hotplate.report import Report
 from hotplate.stores.connect import is_store_url
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
 
 def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, rating: str | None) -> None:
-    """Measure lists, and print the report."""
+    """Measure the lists of a store's release, a model folder or files by the choices of users, and print the report.
 
-    def work() -> tuple[Truth, Report]:
-        evaluator, (candidate,) = _read(truth, [origin], flags, train=train, rating=rating)
-        return evaluator.truth, evaluator.evaluate(candidate)
-
-    choices, report = interruptible(work)
+    origin  the URL or path of the lists
+    truth   a file, or a folder, of users and the items that they chose
+    train   earlier interactions, to measure popularity and coverage by
+    rating  a column of *truth*, to measure scores as its predictions
+    """
+    reading = partial(_read_lists, truth, [origin], flags, train=train, rating=rating)
+    evaluator, (candidate,) = interruptible(reading)
+    report = interruptible(lambda: evaluator.evaluate(candidate))
     if not flags.as_json:
-        print_rows_read(named_paths([truth]), choices.rows, choices.left_out)
+        print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)
     show_report(report, as_json=flags.as_json)
 
 
 def compare(first: str, second: str, truth: Path, flags: ListFlags) -> int:
-    """Compare lists, print the report, and return its exit code."""
-
-    def work() -> Report:
-        evaluator, (before, after) = _read(truth, [first, second], flags)
-        return evaluator.compare(before, after)
-
-    report = interruptible(work)
+    """Compare two origins of lists, as those of `measure`, print the report, and return its exit code."""
+    evaluator, (before, after) = interruptible(partial(_read_lists, truth, [first, second], flags))
+    report = interruptible(lambda: evaluator.compare(before, after))
     show_report(report, as_json=flags.as_json)
     return report.exit_code
 
 
-def _read(
+def _read_lists(
     truth: Path, origins: Sequence[str], flags: ListFlags, *, train: Path | None = None, rating: str | None = None
 ) -> tuple[Evaluator, list[Candidate]]:
-    """Return the measurement of *origins*, and their lists.
+    """Read the choices of users and the lists of each origin; return an evaluator of these lists, and the lists.
 
-    *rating* is a column of *truth*, *train* a file of earlier interactions; without it, those of the first model are
-    taken that has any.
+    The parameters are those of `measure`. Without *train*, the earlier interactions are those of the first origin that
+    has any, as a model folder does.
     """
     columns = {"user": flags.columns.user, "item": flags.columns.item}
     choices = read_truth(truth, columns | {"rating": rating}, flags.delimiter)
-    candidates = [_candidate(origin, choices.pairs, flags) for origin in origins]
+    candidates = [_read_candidate(origin, choices.pairs, flags) for origin in origins]
     history = next((candidate.history for candidate in candidates if candidate.history is not None), None)
     if train is not None:
         history = read_history(train, columns, flags.delimiter)
     return Evaluator(choices, candidates, flags.k, history), candidates
 
 
-def _candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candidate:
-    """Return the lists of a store's release, a model folder or files, of the users in *pairs* (user, item)."""
+def _read_candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candidate:
+    """Read the lists to measure from a store (URL#RELEASE, or URL for the live one), a model folder, or files.
+
+    Only lists of users in *pairs*, with the columns user and item, are read.
+    """
     if is_store_url(origin):
         url, _, release_id = origin.partition("#")
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from hotplate.cli.terminal import counted, out, print_json, progress_bars, table, with_store
 from hotplate.serve.events import EventReport, PositionCounts
-from hotplate.serve.events import report as count
+from hotplate.serve.events import report as count_events
 from hotplate.serve.experiments import ArmEvents, ArmReport
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import ReleaseNotFound
@@ -18,40 +18,51 @@ from hotplate.stores.store import Store
 
 
 def print_report(source: str, goal: str | None, *, min_effect: float, store: str | None, as_json: bool) -> None:
-    """Count the events of *source*, with *goal* by arm of an experiment of the store."""
-    arms = None if goal is None else with_store(store, partial(_arm_events, goal))
+    """Print the counts of events by release and position, or with *goal* the comparison of an experiment's arms.
+
+    source      the folder or URL of the events
+    goal        the type of event to count for each user, as "buy"; the experiment is that of *store*
+    min_effect  the difference of arms, in percent, for which the number of users needed is printed
+    """
+    arm_events = None if goal is None else with_store(store, partial(_arm_events, goal))
     with progress_bars() as on_progress:
-        counts = count(source, partial(on_progress, "report"), arms=arms)
-    compared = None if arms is None else arms.report(min_effect / 100)
+        counts = count_events(source, partial(on_progress, "report"), arms=arm_events)
+    comparison = None if arm_events is None else arm_events.report(min_effect / 100)
     if as_json:
-        print_json(_report_json(counts, compared))
+        print_json(_report_json(counts, comparison))
         return
+
     _print_counts(counts)
-    if compared is None:
-        out.print(table(("release", "role", "position", "shown", "clicked", "rate", "95 %"), map(_cells, counts.rows)))
+    if comparison is None:
+        headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
+        out.print(table(headings, map(_cells, counts.rows)))
     else:
-        headings = ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %")
-        _print_arms(compared, headings)
+        _print_arms(comparison, ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %"))
 
 
-def _report_json(counts: EventReport, compared: ArmReport | None) -> dict[str, object]:
+def _report_json(counts: EventReport, comparison: ArmReport | None) -> dict[str, object]:
     facts: dict[str, object] = {field.name: getattr(counts, field.name) for field in fields(counts)}
     facts["rows"] = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in counts.rows]
-    if compared is not None:
-        facts["arms"] = compared
+    if comparison is not None:
+        facts["arms"] = comparison
     return facts
 
 
-def _print_arms(compared: ArmReport, headings: Sequence[str]) -> None:
-    """Print users, mean and users needed of both arms of an experiment, the verdict, and when it ends."""
-    means = [f"{mean:.4g}" for mean in compared.means]
-    arm_a, arm_b = zip(compared.users, means, compared.users_needed or ("", ""), strict=True)
-    out.print(table(headings, (("A", *arm_a), ("B", *arm_b))))
-    change = ""
-    if compared.interval is not None:
-        low, high = compared.interval
-        change = f", B minus A {low:+.4g} to {high:+.4g} (95 %)"
-    out.print(f"{compared.verdict}{change}; horizon {datetime.fromtimestamp(compared.experiment.ends_at, UTC):%F %RZ}")
+def _print_arms(comparison: ArmReport, headings: Sequence[str]) -> None:
+    """Print a table with users, mean and users needed of both arms of an experiment, then the verdict and its end.
+
+    *headings* are those of the four columns.
+    """
+    means = [f"{mean:.4g}" for mean in comparison.means]
+    users_needed = comparison.users_needed or ("", "")
+    out.print(table(headings, zip(("A", "B"), comparison.users, means, users_needed, strict=True)))
+
+    difference = ""
+    if comparison.interval is not None:
+        low, high = comparison.interval
+        difference = f", B minus A {low:+.4g} to {high:+.4g} (95 %)"
+    horizon = datetime.fromtimestamp(comparison.experiment.ends_at, UTC)
+    out.print(f"{comparison.verdict}{difference}; horizon {horizon:%F %RZ}")
 
 
 def _print_counts(counts: EventReport) -> None:

@@ -55,9 +55,9 @@ def list_clients(file: KeysFile, as_json: Json = False) -> None:
     clients = key_file.load(file)
     rows = list[tuple[object, ...]]()
     for client in clients:
-        days = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in client.keys]
-        primary, secondary = [*days, "", ""][:2]
-        rows.append((client.name, ", ".join(client.scopes), client.rate, primary, secondary))
+        dates = [time.strftime("%Y-%m-%d", time.gmtime(key.created_at)) for key in client.keys]
+        dates += [""] * (2 - len(dates))  # a client may lack a secondary key
+        rows.append((client.name, ", ".join(client.scopes), client.rate, *dates))
     headings = ("client", "scopes", "requests/s", "primary", "secondary")
     print_result([client.described() for client in clients], table(headings, rows), as_json=as_json)
 

@@ -37,7 +37,10 @@ _VERBS = {
 
 
 def command(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the command with the verb that *arguments* begin with, else with all, which takes 0.1 s to load."""
+    """Return the command for typer, with the verb that *arguments* begin with, else with all verbs.
+
+    Only modules of these verbs are loaded; all take 0.1 s.
+    """
     app = Verbs(
         no_args_is_help=True,
         add_completion=False,
@@ -47,8 +50,8 @@ def command(arguments: Sequence[str] = ()) -> typer.Typer:
         epilog="The environment sets options, too.",
     )
     app.callback(invoke_without_command=True)(hotplate)
-    chosen = [name for name in arguments[:1] if name in _VERBS]
-    for name in chosen or _VERBS:
+    requested = [name for name in arguments[:1] if name in _VERBS]
+    for name in requested or _VERBS:
         module, attribute = _VERBS[name]
         verb = getattr(import_module(f"hotplate.cli.{module}"), attribute)
         if isinstance(verb, typer.Typer):
@@ -84,7 +87,7 @@ def _print_version(*, as_json: bool) -> None:
         out.print(number)
 
 
-def spelled_out(arguments: Sequence[str]) -> list[str]:
+def with_default_verb(arguments: Sequence[str]) -> list[str]:
     """Insert the verb `lists` after `evaluate` if no verb follows."""
     verb, *options = arguments or [""]
     if verb == "evaluate" and options and options[0] not in ("lists", "report", "compare", "--help"):
@@ -93,14 +96,18 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Run the command; an expected error prints one sentence and sets the exit code, a defect prints its traceback."""
+    """Run the command on the process's arguments, and exit.
+
+    An expected error prints one sentence and sets the exit code; a defect prints its traceback.
+    """
     os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # read when polars is loaded
     logging.getLogger().addHandler(logging.NullHandler())  # `serve` configures logging, other verbs print
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("hotplate: %(message)s"))
     for name in ("lifecycle", "publication", "transfer", "redis"):
         logging.getLogger(f"hotplate.stores.{name}").addHandler(warnings)
-    arguments = spelled_out(sys.argv[1:])
+
+    arguments = with_default_verb(sys.argv[1:])
     try:
         code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
     except KeyboardInterrupt:

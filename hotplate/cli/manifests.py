@@ -7,23 +7,20 @@ from hotplate.stores.manifest import Manifest
 
 
 def rules_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the name of each rule of a release, and what it counted."""
+    """Yield the name of each rule of a release, and what it counted, as "3 items, 12 users"."""
     for name, counts in manifest.origin.rules.items():
-        listed = ", ".join(f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items())
-        yield name.replace("_", " "), listed
+        texts = [f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items()]
+        yield name.replace("_", " "), ", ".join(texts)
 
 
 def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
-    """Return what a manifest says of a release, by heading."""
+    """Return a heading and a text for each fact that a release's manifest states; *state* is that of the release.
+
+    `about` of a manifest has facts by name, of which texts and numbers are shown, but "engine", which `origin` has.
+    """
     origin = manifest.origin
     params = ", ".join(f"{name} {value}" for name, value in origin.params.items())
-    written = [
-        (name.replace("_", " "), value)
-        for name, value in manifest.about.items()
-        if name != "engine" and isinstance(value, str | int | float)
-    ]
-    rules = [(f"rule: {name}", counts) for name, counts in rules_of(manifest)]
-    return [
+    facts: list[tuple[str, object]] = [
         ("release", manifest.release),
         ("state", state),
         ("written", shown_time(manifest.created_at)),
@@ -31,9 +28,12 @@ def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
         ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
         ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
         ("digest", manifest.digest),
-        *written,
-        *rules,
     ]
+    for name, value in manifest.about.items():
+        if name != "engine" and isinstance(value, str | int | float):
+            facts.append((name.replace("_", " "), value))
+    facts += [(f"rule: {name}", counts) for name, counts in rules_of(manifest)]
+    return facts
 
 
 def print_quality(manifest: Manifest) -> None:
@@ -45,7 +45,10 @@ def print_quality(manifest: Manifest) -> None:
 
 
 def print_metrics(manifest: Manifest) -> None:
-    """Print the metrics of published lists next to those of the training, if rules changed the lists since."""
+    """Print metrics of the published lists, and in parentheses those in training, if rules changed the lists since.
+
+    Only metrics that both have are printed; those of new items, if both are of the same number of days.
+    """
     quality = manifest.origin.quality
     if quality.as_trained is None:
         return
@@ -55,12 +58,12 @@ def print_metrics(manifest: Manifest) -> None:
     names = {"coverage": "coverage", "list_similarity": "similarity within a list"}
     if quality.new_days == quality.as_trained.new_days:
         names["new_items"] = f"items of the last {quality.new_days} days"
-    compared = [
+    pairs = [
         f"{name} {published[metric]:.4f} ({trained[metric]:.4f})"
         for metric, name in names.items()
         if metric in published and metric in trained
     ]
-    out.print(f"  {', '.join(compared)}")
+    out.print(f"  {', '.join(pairs)}")
 
 
 def print_attributes(manifest: Manifest) -> None:
@@ -74,7 +77,7 @@ def print_attributes(manifest: Manifest) -> None:
 
 
 def print_gates(manifest: Manifest) -> None:
-    """Print a line for each gate of a release."""
+    """Print a line for each gate of a release, a bound that a metric must keep: measured value, bound, and verdict."""
     gates = manifest.origin.gates
     failed = "forced" if gates.forced else "failed"
     rows = list[tuple[str, ...]]()

@@ -64,7 +64,10 @@ class PipelineFile:
 
 
 def run_verb(pipeline: Path, *, check: bool) -> None:
-    """Run a pipeline file, and print its summary; with *check*, only print its steps."""
+    """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
+
+    Raises typer.Exit if a gate or a canary refuses the release.
+    """
     file = read_pipeline(pipeline)
     settings = file.read("run", RunSettings)
     job = read_job(file)
@@ -72,8 +75,9 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
     if check:
         _print_steps(job, folder)
         return
+
     attempt = _attempt(job, settings, train=training.print_training, measure=_measured, write=_write_lists)
-    with text_on_stderr(), _printed(attempt), _metrics_sent(attempt, settings):
+    with text_on_stderr(), _summary_printed(attempt), _metrics_sent(attempt, settings):
         attempt.make(folder)
     if attempt.summary.outcome == "refused":
         err.print("hotplate: ", attempt.summary.error, sep="")
@@ -108,40 +112,43 @@ def read_pipeline(path: Path) -> PipelineFile:
 
 
 def read_job(pipeline: PipelineFile) -> Job:
-    """Return the job of a pipeline file: settings of training, publishing and each list, input files, and a digest.
+    """Return the job that a pipeline file describes: train a model, publish its lists, and other named lists with them.
 
     A run whose input files and digest of options are unchanged is skipped. Whatever can be checked without data is
     checked here, so that no training ends in a misspelt option: raises SettingError for invalid or contradicting ones.
     """
-    trained: TrainFlags = pipeline.read("train", TrainFlags)
-    flags: PublishFlags = pipeline.read("publish", PublishFlags)
-    published = publishing.with_gates_and_ru_limit(flags)
+    train_flags: TrainFlags = pipeline.read("train", TrainFlags)
+    publish_flags: PublishFlags = pipeline.read("publish", PublishFlags)
+    flags_by_list = read_lists(pipeline, publish_flags)
+    published = publishing.with_gates_and_ru_limit(publish_flags)
     gates = _read_gates(pipeline, published.settings)
-    _check_training(trained, pipeline.path)
-    named = read_lists(pipeline, flags)
-    check_names(gates, ["", *named])
-    settings = training.settings_of(trained)
-    _check_gates(gates, settings)
-    if flags.fold_in:
-        _check_factors(settings, f"{pipeline.path}, [publish]")
-    require_both(flags.rules.max_per_category, flags.rules.categories)
-    url = chosen_store(published.store)
-    options = orjson.dumps([trained, flags, named, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    check_names(gates, ["", *flags_by_list])
+
+    _check_training(train_flags, pipeline.path)
+    train_settings = training.train_settings(train_flags)
+    _check_gates(gates, train_settings)
+    if publish_flags.fold_in:
+        _check_factors(train_settings, f"{pipeline.path}, [publish]")
+    require_both(publish_flags.rules.max_per_category, publish_flags.rules.categories)
+
+    named = dict[str, NamedList]()
+    for name, list_flags in flags_by_list.items():
+        named[name] = NamedList(list_flags.model, partial(publishing.list_settings, list_flags, is_default=False))
+    all_flags = (train_flags, publish_flags, *flags_by_list.values())
+    store_url = chosen_store(published.store)
+    options = [train_flags, publish_flags, flags_by_list, gates, store_url]
     return Job(
         name=pipeline.name,
-        store=url,
-        training=settings,
+        store=store_url,
+        training=train_settings,
         publishing=replace(published.settings, gates=gates),
-        lists=publishing.list_settings(replace(flags, rules=RuleFiles())),
-        rules=partial(read_rules, flags.rules),
-        named={
-            name: NamedList(own.model, partial(publishing.list_settings, own, is_default=False))
-            for name, own in named.items()
-        },
-        track=trained.track,
-        register=trained.register,
-        inputs=[path for own in (trained, flags, *named.values()) for path in _paths_in(own)],
-        options=xxhash.xxh3_128_hexdigest(options),
+        lists=publishing.list_settings(replace(publish_flags, rules=RuleFiles())),
+        rules=partial(read_rules, publish_flags.rules),
+        named=named,
+        track=train_flags.track,
+        register=train_flags.register,
+        inputs=[path for flags in all_flags for path in _paths_in(flags)],
+        options=xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS)),
     )
 
 
@@ -229,7 +236,7 @@ def _print_steps(job: Job, folder: Path) -> None:
 
 
 @contextmanager
-def _printed(attempt: Attempt) -> Iterator[None]:
+def _summary_printed(attempt: Attempt) -> Iterator[None]:
     """Print the summary at the end, also of a failed attempt."""
     try:
         yield
@@ -239,54 +246,52 @@ def _printed(attempt: Attempt) -> Iterator[None]:
 
 @contextmanager
 def _metrics_sent(attempt: Attempt, settings: RunSettings) -> Iterator[None]:
-    """Add the failure and the end of an attempt to its summary, and send the metrics; a failure to send is printed."""
+    """Send the metrics of an attempt, the block, at its end, also if it fails; a failure to send them is only printed.
+
+    Before, adds to the attempt's summary its end, and "interrupted" or "failed" as its outcome if the block raises.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        attempt.summary = msgspec.structs.replace(attempt.summary, outcome="interrupted")
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            attempt.summary = msgspec.structs.replace(attempt.summary, outcome="interrupted")
-        else:
-            attempt.summary = msgspec.structs.replace(attempt.summary, outcome="failed", error=str(error))
+        attempt.summary = msgspec.structs.replace(attempt.summary, outcome="failed", error=str(error))
         raise
     finally:
         attempt.summary = msgspec.structs.replace(attempt.summary, ended_at=time())
         for target in (settings.textfile, settings.push):
-            try:
-                if target is not None:
-                    _send_metrics(target, attempt.summary.to_json())
-            except (OSError, ValueError, HTTPException) as error:
-                reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # which contains the URL
-                err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
+            if target is not None:
+                _try_to_send_metrics(target, attempt.summary.to_json())
 
 
-def _send_metrics(target: object, summary: Mapping[str, Any]) -> None:
-    if isinstance(target, Path):
-        write_to_textfile(str(target), _registry(summary))
-        return
-    key = {"pipeline": summary["pipeline"]}
-    push_to_gateway(str(target), "hotplate_run", _registry(summary), key, timeout=PUSH_TIMEOUT_S)
+def _try_to_send_metrics(target: Path | str, summary: Mapping[str, Any]) -> None:
+    """Write the metrics of a run to a file, or push them to the gateway at a URL; print a failure."""
+    try:
+        registry = _metrics_of(summary)
+        if isinstance(target, Path):
+            write_to_textfile(str(target), registry)
+        else:
+            key = {"pipeline": summary["pipeline"]}
+            push_to_gateway(target, "hotplate_run", registry, key, timeout=PUSH_TIMEOUT_S)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # its text contains the URL
+        err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
-def _registry(summary: Mapping[str, Any]) -> CollectorRegistry:
-    """Return the metrics of a run, each with the label `pipeline`."""
+def _metrics_of(summary: Mapping[str, Any]) -> CollectorRegistry:
+    """Return the metrics of a run, gauges with the label `pipeline`; *summary* is its summary as JSON."""
+    last_success = {"": summary["succeeded_at"]} if summary.get("succeeded_at") else {}
+    failed_gates = [gate for gate in summary.get("gates", ()) if not gate["passed"]]
+    outcomes = {outcome: outcome == summary["outcome"] for outcome in OUTCOMES}
     gauges = [
         _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary["ended_at"]}),
-        _Gauge(
-            "outcome",
-            "1 for the outcome of the last run.",
-            {outcome: outcome == summary["outcome"] for outcome in OUTCOMES},
-            label="outcome",
-        ),
+        _Gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome"),
         _Gauge("duration_seconds", "Duration of each step of the last run.", summary.get("seconds", {}), label="step"),
         _Gauge("metric", "Metrics of the model of the last run.", summary.get("metrics", {}), label="metric"),
-        _Gauge(
-            "gates_failed",
-            "Number of failed gates.",
-            {"": sum(not gate["passed"] for gate in summary.get("gates", ()))},
-        ),
+        _Gauge("gates_failed", "Number of failed gates.", {"": len(failed_gates)}),
+        _Gauge("last_success_timestamp_seconds", "Time of the last success.", last_success),
     ]
-    succeeded = {"": summary["succeeded_at"]} if summary.get("succeeded_at") else {}
-    gauges.append(_Gauge("last_success_timestamp_seconds", "Time of the last success.", succeeded))
     registry = CollectorRegistry()
     for gauge in gauges:
         gauge.register(registry, summary["pipeline"])

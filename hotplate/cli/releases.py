@@ -77,7 +77,7 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     live = f"release {catalogue.live} is live" if catalogue.live else "no release is live"
     out.print(f"{live} in {shown_store(store)}, of {counted(len(catalogue.distinct), 'release')}")
     rows = [
-        (entry.id, _state(catalogue, entry), shown_time(entry.created_at), shown_time(entry.superseded_at))
+        (entry.id, _state_in_words(catalogue, entry), shown_time(entry.created_at), shown_time(entry.superseded_at))
         for entry in catalogue.distinct
     ]
     out.print(table(("release", "state", "begun", "left service"), rows))
@@ -93,10 +93,10 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     """
     from hotplate.releases import find_manifest
 
-    async def read(opened: Store) -> tuple[Manifest, Catalogue]:
+    async def read_manifest_and_catalogue(opened: Store) -> tuple[Manifest, Catalogue]:
         return await find_manifest(opened, release), await opened.catalogue()
 
-    manifest, catalogue = with_store(store, read)
+    manifest, catalogue = with_store(store, read_manifest_and_catalogue)
     entry = catalogue.find(ReleaseId(release))
     if as_json:
         canary = catalogue.canary
@@ -104,7 +104,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
         print_json(asdict(manifest) | state)
         return
-    out.print(table(("", ""), facts_of(manifest, _state(catalogue, entry))))
+    out.print(table(("", ""), facts_of(manifest, _state_in_words(catalogue, entry))))
     print_quality(manifest)
     print_gates(manifest)
 
@@ -125,14 +125,14 @@ def activate(
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
-    from hotplate.stores.lifecycle import activate as act
+    from hotplate.stores.lifecycle import activate as activate_release
 
-    step = partial(act, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
-    is_changed = with_store(store, step)
+    make_live = partial(activate_release, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
+    is_changed = with_store(store, make_live)
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
     key = "live" if arm == "A" else "arm_b"
-    _print_done(store, {key: release}, f"{release} {state}", as_json=as_json)
+    _print_change(store, {key: release}, f"{release} {state}", as_json=as_json)
 
 
 @app.command()
@@ -143,10 +143,10 @@ def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False
 
     Example: hotplate releases rollback
     """
-    from hotplate.releases import rollback as act
+    from hotplate.releases import rollback as roll_back
 
-    release = act(chosen_store(store), force=force)
-    _print_done(store, {"live": release}, f"{release} is live again", as_json=as_json)
+    release = roll_back(chosen_store(store), force=force)
+    _print_change(store, {"live": release}, f"{release} is live again", as_json=as_json)
 
 
 @app.command()
@@ -170,12 +170,12 @@ def canary(
 
     An experiment: hotplate releases canary 20261121T064200Z-09c1 --percent 50 --days 14
     """
-    from hotplate.stores.lifecycle import start_canary as act
+    from hotplate.stores.lifecycle import start_canary
 
-    chosen = ReleaseId(release)
-    with_store(store, lambda opened: act(opened, chosen, percent, days, force=force))
+    release_id = ReleaseId(release)
+    with_store(store, lambda opened: start_canary(opened, release_id, percent, days, force=force))
     fields = {"canary": {"release": release, "percent": percent}}
-    _print_done(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
+    _print_change(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
 
 @app.command()
@@ -184,11 +184,11 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
 
     Example: hotplate releases promote 20261121T064200Z-09c1
     """
-    from hotplate.stores.lifecycle import promote as act
+    from hotplate.stores.lifecycle import promote as promote_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: act(opened, expected, force=force))
-    _print_done(store, {"live": release}, f"{release} is live", as_json=as_json)
+    release = with_store(store, lambda opened: promote_canary(opened, expected, force=force))
+    _print_change(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
@@ -197,12 +197,12 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
 
     Example: hotplate releases abort 20261121T064200Z-09c1
     """
-    from hotplate.stores.lifecycle import abort as act
+    from hotplate.stores.lifecycle import abort as abort_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: act(opened, expected))
+    release = with_store(store, lambda opened: abort_canary(opened, expected))
     fields = {"canary": None, "aborted": release}
-    _print_done(store, fields, f"{release} is not the canary any more", as_json=as_json)
+    _print_change(store, fields, f"{release} is not the canary any more", as_json=as_json)
 
 
 @app.command()
@@ -220,13 +220,18 @@ def prune(
 
     Example: hotplate releases prune --keep 2 --keep-ready 7
     """
-    from hotplate.releases import prune as act
+    from hotplate.releases import prune as prune_releases
 
     keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
     with progress_bars() as on_progress:
-        report = partial(on_progress, "prune")
-        dropped = act(chosen_store(store), keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report)
-    _print_done(store, {"erased": dropped}, f"erased {', '.join(dropped) or 'nothing'}", as_json=as_json)
+        erased = prune_releases(
+            chosen_store(store),
+            keep=keep,
+            grace_s=grace,
+            keep_ready_s=keep_ready_s,
+            on_progress=partial(on_progress, "prune"),
+        )
+    _print_change(store, {"erased": erased}, f"erased {', '.join(erased) or 'nothing'}", as_json=as_json)
 
 
 @app.command()
@@ -252,34 +257,34 @@ def copy(
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
 
-    async def act(opened: Store, other: Store) -> "WriteResult":
-        chosen = await find_release(opened, release)
-        return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
+    async def find_and_copy(source_store: Store, target_store: Store) -> "WriteResult":
+        entry = await find_release(source_store, release)
+        return await copy_release(source_store, target_store, entry.id, live=activate, on_progress=report)
 
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
-        done = run_between(chosen_store(source), chosen_store(target), act, meter)
-    _print_copied(done, target, meter, is_live=activate and done.held_back is None, as_json=as_json)
-    if done.held_back is not None:
-        raise done.held_back
+        result = run_between(chosen_store(source), chosen_store(target), find_and_copy, meter)
+    _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
+    if result.held_back is not None:
+        raise result.held_back
 
 
-def _print_copied(done: "WriteResult", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool) -> None:
-    """Print the rows that were copied to *target*, the release's state, and the request units spent."""
+def _print_copied(result: "WriteResult", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool) -> None:
+    """Print the rows that were copied to the store *target*, the release's state, and the request units spent."""
     facts = {
-        "release": done.manifest,
+        "release": result.manifest,
         "live": is_live,
-        "rows_written": done.rows,
-        "rows_there": done.skipped,
-        "repaired": done.repaired,
+        "rows_written": result.rows,
+        "rows_there": result.skipped,
+        "repaired": result.repaired,
     }
     state = "live" if is_live else "ready"
-    if done.repaired:
+    if result.repaired:
         state += " and repaired"
-    rows = f"{done.rows:,} rows written, {done.skipped:,} had been written before"
-    _print_done(target, facts | meter.to_json(), f"{rows}; {done.manifest.release} is {state}", as_json=as_json)
-    if not as_json and done.rows:
-        meter.print_totals(done.manifest.rows)
+    rows = f"{result.rows:,} rows written, {result.skipped:,} had been written before"
+    _print_change(target, facts | meter.to_json(), f"{rows}; {result.manifest.release} is {state}", as_json=as_json)
+    if not as_json and result.rows:
+        meter.print_totals(result.manifest.rows)
 
 
 @app.command()
@@ -308,11 +313,11 @@ def scrub(
 
 
 def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: float, as_json: bool) -> None:
-    from hotplate.releases import verify as check
+    from hotplate.releases import verify as verify_release
 
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
-        manifest = check(chosen_store(store), release, rows_per_s=rows_per_s, on_progress=report)
+        manifest = verify_release(chosen_store(store), release, rows_per_s=rows_per_s, on_progress=report)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
     print_result({"release": manifest}, sentence, as_json=as_json)
 
@@ -332,27 +337,27 @@ def repair(
     """
     from hotplate.releases import find_release
     from hotplate.stores.connect import run_between
-    from hotplate.stores.transfer import repair as rewrite
+    from hotplate.stores.transfer import repair as repair_release
+
+    async def find_and_repair(source_store: Store, damaged_store: Store) -> "WriteResult":
+        entry = await find_release(damaged_store, release)
+        return await repair_release(damaged_store, source_store, entry.id, on_progress=report)
 
     with progress_bars() as on_progress:
-
-        async def act(opened: Store, damaged: Store) -> "WriteResult":
-            chosen = await find_release(damaged, release)
-            return await rewrite(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
-
-        done = run_between(chosen_store(source), chosen_store(store), act)
-    fields = {"release": done.manifest, "rows_written": done.rows}
-    sentence = f"{done.rows:,} rows of {done.manifest.release} were written again"
-    _print_done(store, fields, sentence, as_json=as_json)
+        report = partial(on_progress, "repair")
+        result = run_between(chosen_store(source), chosen_store(store), find_and_repair)
+    fields = {"release": result.manifest, "rows_written": result.rows}
+    sentence = f"{result.rows:,} rows of {result.manifest.release} were written again"
+    _print_change(store, fields, sentence, as_json=as_json)
 
 
-def _print_done(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
+def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
     """Print the fields as JSON, or the sentence, with the store that was changed."""
     facts = {"store": shown_store(store, as_json=True), **fields}
     print_result(facts, f"{sentence} in {shown_store(store)}", as_json=as_json)
 
 
-def _state(catalogue: Catalogue, entry: Release) -> str:
+def _state_in_words(catalogue: Catalogue, entry: Release) -> str:
     """Return a release's state in words: gates that refused it, its arm of an experiment, its share as a canary."""
     state = str(entry.state)
     if entry.refused_by and entry.state in ("ready", "withdrawn"):

@@ -64,9 +64,9 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
         "findings": [finding._asdict() for finding in findings],
     }
     lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
-    can = "cannot" if counts[Level.ERROR] else "can"
-    total = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
-    answer = f"{shown_store(store)} {can} be served from and published to: {total}"
+    verb = "cannot" if counts[Level.ERROR] else "can"
+    totals = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
+    answer = f"{shown_store(store)} {verb} be served from and published to: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
@@ -83,10 +83,16 @@ def backup(
 
     Example: hotplate store backup /backup/hotplate-monday --store file:///var/lib/hotplate
     """
-    from hotplate.stores.file.backup import backup as act
+    from hotplate.stores.file.backup import backup as write_backup
 
     sentence = f"{shown_store(store)} is backed up to {target}"
-    _copy("backup", store, act=lambda opened, report: act(opened, target, report), sentence=sentence, as_json=as_json)
+    _copy_files(
+        "backup",
+        store,
+        copy=lambda opened, report: write_backup(opened, target, report),
+        sentence=sentence,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -102,13 +108,13 @@ def restore(
 
     Example: hotplate store restore /backup/hotplate-monday --store file:///var/lib/hotplate --over
     """
-    from hotplate.stores.file.backup import restore as act
+    from hotplate.stores.file.backup import restore as restore_backup
 
     sentence = f"{shown_store(store)} is restored from {source}"
-    _copy(
+    _copy_files(
         "restore",
         store,
-        act=lambda opened, report: act(source, opened, report, over=over),
+        copy=lambda opened, report: restore_backup(source, opened, report, over=over),
         sentence=sentence,
         as_json=as_json,
     )
@@ -133,17 +139,17 @@ def rebuild(
     from hotplate.stores.doctor import rebuild as write_catalogue
     from hotplate.stores.doctor import survey
 
-    wanted = None if live is None else ReleaseId(live)
+    live_id = None if live is None else ReleaseId(live)
+
+    async def survey_and_rebuild(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
+        result = await survey(opened, live_id, on_progress)
+        try:
+            return result, await write_catalogue(opened, result, live_id or result.only(), force=force)
+        except StoreError as error:  # the survey is printed in any case
+            return result, error
+
     with progress_bars() as on_progress:
-
-        async def act(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
-            surveyed = await survey(opened, wanted, on_progress)
-            try:
-                return surveyed, await write_catalogue(opened, surveyed, wanted or surveyed.only(), force=force)
-            except StoreError as error:  # the survey is printed in any case
-                return surveyed, error
-
-        surveyed, outcome = with_store(store, act)
+        surveyed, outcome = with_store(store, survey_and_rebuild)
     rebuilt = outcome if isinstance(outcome, Catalogue) else None
     if as_json:
         print_json({"store": shown_store(store, as_json=True), **_survey_json(surveyed, rebuilt)})
@@ -170,25 +176,31 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
-    """Return the releases that a store has data of, with their states in the new catalogue, if one was written."""
+    """Return what `rebuild` prints as JSON: the releases that a store has rows of, and what else it has.
+
+    *rebuilt* is the new catalogue, with the state of each release, None if none was written. An incarnation is the data
+    of one writing of a release.
+    """
+    live = None if rebuilt is None else rebuilt.live
     states = {} if rebuilt is None else {entry.incarnation: entry.state for entry in rebuilt.releases}
-    releases = [
-        asdict(release.manifest)
-        | {
+    releases = list[dict[str, object]]()
+    for release in surveyed.releases:
+        facts = {
             "id": release.ref.id,
             "incarnation": release.ref.incarnation,
             "state": states.get(release.ref.incarnation),
             "rows": release.manifest.rows,
             "damage": release.damage,
         }
-        for release in surveyed.releases
-    ]
-    live = None if rebuilt is None else rebuilt.live
+        releases.append(asdict(release.manifest) | facts)
     return {"live": live, "releases": releases, "not_taken_up": surveyed.others}
 
 
 def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> None:
-    """Print the same as text; *store* is its URL as shown."""
+    """Print the releases that a store has rows of, what it does not use, and the live release of the new catalogue.
+
+    *rebuilt* is that catalogue, None if none was written; *store* is the store's URL as shown.
+    """
     rows = [
         (
             release.ref.id,
@@ -207,31 +219,31 @@ def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> 
         out.print(f"{rebuilt.live} is live in {store}, by a new catalogue of {counts}")
 
 
-def _copy(
+def _copy_files(
     verb: str,
     store: str | None,
     *,
-    act: Callable[["LmdbStore", "OnProgress"], Awaitable["BackupResult"]],
+    copy: Callable[["LmdbStore", "OnProgress"], Awaitable["BackupResult"]],
     sentence: str,
     as_json: bool,
 ) -> None:
-    """Back up or restore a file:// store by *act*, and print *sentence* with what was copied.
+    """Back up or restore a file:// store by *copy*, and print *sentence* with the releases and bytes that were copied.
 
     *verb* names the progress bar. Raises StoreMisused for a store of another kind.
     """
     from hotplate.stores.file.store import LmdbStore
 
+    async def check_and_copy(opened: Store) -> "BackupResult":
+        if not isinstance(opened, LmdbStore):
+            raise StoreMisused(
+                "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
+                "`hotplate releases copy` copies a release of any store into a folder"
+            )
+        return await copy(opened, report)
+
     with progress_bars() as on_progress:
-
-        async def copy(opened: Store) -> "BackupResult":
-            if not isinstance(opened, LmdbStore):
-                raise StoreMisused(
-                    "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
-                    "`hotplate releases copy` copies a release of any store into a folder"
-                )
-            return await act(opened, partial(on_progress, verb))
-
-        done = with_store(store, copy, may_be_new=True)  # `backup` reports a missing store
-    live = f"{done.live} is live" if done.live else "nothing is live"
-    text = f"{sentence}: {len(done.releases)} releases, {done.copied_bytes / 1e6:,.1f} MB copied; {live} in it"
-    print_result(done, text, as_json=as_json)
+        report = partial(on_progress, verb)
+        result = with_store(store, check_and_copy, may_be_new=True)  # `backup` reports a missing store
+    live = f"{result.live} is live" if result.live else "nothing is live"
+    copied = f"{len(result.releases)} releases, {result.copied_bytes / 1e6:,.1f} MB copied"
+    print_result(result, f"{sentence}: {copied}; {live} in it", as_json=as_json)

@@ -94,14 +94,17 @@ def show_report(report: Report, *, as_json: bool) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return a plain table; None is an empty cell."""
+    """Return a table of *rows* without borders; None is an empty cell.
+
+    The first column has ids, which stay on one line, unless one is longer than `WIDEST_ID`.
+    """
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    has_short_ids = all(len(row[0]) <= WIDEST_ID for row in cells)
-    for place, heading in enumerate(headings):
-        grid.add_column(heading, overflow="fold", no_wrap=place == 0 and has_short_ids)
-    for row in cells:
-        grid.add_row(*row)
+    lines = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    has_short_ids = all(len(line[0]) <= WIDEST_ID for line in lines)
+    for column, heading in enumerate(headings):
+        grid.add_column(heading, overflow="fold", no_wrap=column == 0 and has_short_ids)
+    for line in lines:
+        grid.add_row(*line)
     return grid
 
 
@@ -125,8 +128,8 @@ def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: 
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
-    """Print an expected error as one sentence, and return its exit code; raises others again."""
-    sentence, code = _sentence(error)
+    """Print an expected error as one sentence, as text or JSON, and return the exit code; raises another one again."""
+    sentence, code = _sentence_and_exit_code(error)
     first_word = sentence.partition(" ")[0]
     arguments = {argument.rpartition("=")[2] for argument in sys.argv[2:]}
     if first_word.isalpha() and first_word not in arguments:  # neither a path, a URL nor a name of the user's
@@ -152,9 +155,10 @@ def text_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
-    """Yield a function that reports progress: a transient bar for each stage on a terminal, else a line.
+    """Yield a function that shows the progress of a stage, by its name, the steps done, and the steps in all.
 
-    *status* returns a text beside every bar. Lines are for stages that begin after `QUIET_S`.
+    On a terminal, each stage has a bar, which vanishes at the end, with the text that *status* returns beside it. Else
+    a line is printed for each stage that begins after `QUIET_S`.
     """
     if not err.is_terminal:
         yield _stage_lines()
@@ -172,8 +176,8 @@ def progress_bars(status: Callable[[], str] = str) -> "Iterator[OnStage]":
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, status="")
-            known = total if total > 1 or done else None  # a stage with one step has no percentage
-            progress.update(tasks[stage], completed=done, total=known, status=status())
+            shown_total = total if total > 1 or done else None  # a stage with one step has no percentage
+            progress.update(tasks[stage], completed=done, total=shown_total, status=status())
 
         yield report
 
@@ -249,8 +253,11 @@ def interruptible(work: Callable[[], T]) -> T:
         raise
 
 
-def _sentence(error: BaseException) -> tuple[str, int]:
-    """Return the sentence and the exit code of an expected error; raises another one again, with its traceback."""
+def _sentence_and_exit_code(error: BaseException) -> tuple[str, int]:
+    """Return the sentence and the exit code of an error that users can mend; raises another one again.
+
+    A module that is not installed is such an error if one of the extras installs it.
+    """
     if isinstance(error, typer.TyperException):
         return error.format_message() or "say what to do; the help has been printed", error.exit_code
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused):

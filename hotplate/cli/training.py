@@ -24,24 +24,32 @@ BYTES_PER_SECOND = 30e6
 
 
 def train_model(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
-    """Train, write the folder *model*, and log it to MLflow if wanted."""
-    settings = settings_of(flags)
+    """Train, write the folder *model*, print the report, and log the model to MLflow if *flags* say so.
+
+    *master* is the URL of a Spark cluster, only for the engine Spark. Raises SettingError for invalid options.
+    """
+    settings = train_settings(flags)
     if not flags.track and flags.register is None:
-        with _session(flags.engine, master):
+        with _spark_session_if_wanted(flags.engine, master):
             print_training(settings, model, as_json=as_json)
         return
+
     from hotplate.offline import mlflow_models  # an extra
 
     target = None if flags.register is None else mlflow_models.Target.of(flags.register)
-    with _session(flags.engine, master):
+    with _spark_session_if_wanted(flags.engine, master):
         print_training(settings, model, as_json=as_json)
     logged = interruptible(lambda: mlflow_models.log_training(model, target))
     mlflow_models.set_alias(logged)
     err.print(f"hotplate: the model is {logged.uri} in MLflow")
 
 
-def settings_of(flags: TrainFlags) -> TrainSettings:
-    """Return the settings; SettingError for invalid or contradicting options."""
+def train_settings(flags: TrainFlags) -> TrainSettings:
+    """Return the settings of a training by the flags of `train`; SettingError for invalid or contradicting ones.
+
+    Without --split, the training chooses a split for the test by the data; with "none" there is no test. Without
+    --params, it searches for parameters.
+    """
     params = read_params(flags.engine or "als", flags.params or "", flags.seed)
     split: SplitOptions | AutoSplit | None = None
     if flags.split is None:
@@ -63,12 +71,12 @@ def settings_of(flags: TrainFlags) -> TrainSettings:
         split=split,
         k=flags.k,
         params=params,
-        tuning=_tuning(flags),
+        tuning=_tune_options(flags),
     )
 
 
-def _tuning(flags: TrainFlags) -> TuneOptions | None:
-    """Return the search, None if an option replaces it."""
+def _tune_options(flags: TrainFlags) -> TuneOptions | None:
+    """Return the options of the search for parameters, None if an option replaces the search."""
     reasons = {"--no-tune": flags.no_tune, "--params": flags.params, "--engine spark": flags.engine == "spark"}
     replacing = [reason for reason, value in reasons.items() if value not in {None, False}]
     if not replacing:
@@ -108,7 +116,7 @@ def _size_of(data: Iterable[DataSource]) -> int:
 
 
 @contextmanager
-def _session(engine: Engine | None, master: str | None) -> Iterator[None]:
+def _spark_session_if_wanted(engine: Engine | None, master: str | None) -> Iterator[None]:
     """Keep a session of Spark, if *engine* is Spark; SettingError if a *master* is given for another engine."""
     if engine != "spark":
         if master is not None:
@@ -122,19 +130,18 @@ def _session(engine: Engine | None, master: str | None) -> Iterator[None]:
 
 
 def print_report(report: TrainReport) -> None:
-    """Print how good the lists are, the search, the test, and what was read and written."""
+    """Print how good the lists are beside baselines, the model and its search, and what was read and written."""
     facts = report.to_json()
-    record = report.record
     notes = list(facts["data"]["notes"])
     if report.warning:
         notes.insert(0, f"look out: {report.warning}")
-    tested = dict(findings(record, read_repeats(report.model.tuning)))
+    test_findings = dict(findings(report.record, read_repeats(report.model.tuning)))
     shown = Report(
         kind="train",
         sentence=report.verdict or f"The lists were not tested. {report.note}",
-        rows=() if record is None else tuple(rows(record)),
-        columns=() if record is None else columns(record),
-        origins={"model": _model_in_words(report), **tested, **dict(_origins(facts))},
+        rows=() if report.record is None else tuple(rows(report.record)),
+        columns=() if report.record is None else columns(report.record),
+        origins={"model": _model_in_words(report), **test_findings, **dict(_read_and_written(facts))},
         notes=tuple(notes),
     )
     show_report(shown, as_json=False)
@@ -151,18 +158,23 @@ def _model_in_words(report: TrainReport) -> str:
     return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
 
 
-def _origins(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what was read, kept and written."""
+def _read_and_written(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written.
+
+    *facts* is the JSON of a training's report.
+    """
     data = facts["data"]
-    left_out = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
-    yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out])
+    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
+    yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out_rows])
     yield "columns", ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name)
-    few = [
-        f"{facts[f'{counts}_left_out']:,} {counts} left out, with fewer than the minimum"
-        for counts in ("users", "items", "pairs")
-        if facts[f"{counts}_left_out"]
-    ]
-    kept = ", ".join(f"{facts[counts]:,} {counts}" for counts in ("users", "items", "pairs", "titles"))
-    yield "learned", "; ".join([f"from {kept}", *few])
+
+    kept = ", ".join(f"{facts[kind]:,} {kind}" for kind in ("users", "items", "pairs", "titles"))
+    sentences = [f"from {kept}"]
+    for kind in ("users", "items", "pairs"):
+        count = facts[f"{kind}_left_out"]
+        if count:
+            sentences.append(f"{count:,} {kind} left out, with fewer than the minimum")
+    yield "learned", "; ".join(sentences)
+
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
     yield "written", f"{facts['out']} ({stages})"

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.cli.main import command, spelled_out
+from hotplate.cli.main import command, with_default_verb
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +52,7 @@ def check(words: list[str], *, complete: bool) -> None:
     """Parse a command as its program would; unless *complete*, arguments may be missing."""
     match words:
         case ["hotplate", *arguments]:
-            parse_verb(VERBS, spelled_out(arguments), complete=complete)
+            parse_verb(VERBS, with_default_verb(arguments), complete=complete)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"no module {module}"
         case ["make", verb, *_]:
