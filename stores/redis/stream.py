@@ -29,8 +29,10 @@ PAGE = 1000
 NODE = 100
 # How often the primary is confirmed: one that was replaced may still answer.
 CONFIRM_S = 1.0
-# Fills the last node of a stream with deleted entries, unless the stream is missing: later entries get other nodes.
+# Fills the last node of a stream with deleted entries, unless the stream is missing: later entries get other nodes. The
+# first command deletes nothing; after it, a full server does not refuse the others.
 FILL = f"""
+redis.call('XDEL', KEYS[1], '0-1')
 for _ = 1, {NODE} do
   local filler = redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', '{FORMAT.decode()}', '')
   if not filler then return end

@@ -325,6 +325,20 @@ async def test_erased_entries_leave_the_memory_of_the_server(
     await stream.close()
 
 
+async def test_entries_are_erased_from_a_full_server(redis_server: RedisServer) -> None:
+    stream = open_stream(redis_server.url(prefix="full"), "consumed")
+    await stream.append([b"entry %d" % number for number in range(350)], keep_s=60, most=1000)
+    erased = [entry for entry in await stream.older() if entry.value in (b"entry 20", b"entry 349")]
+    redis_server.execute_command("CONFIG", "SET", "maxmemory", "1")
+    try:
+        await stream.erase(erased)
+    finally:
+        redis_server.execute_command("CONFIG", "SET", "maxmemory", "0")
+    assert redis_server.execute_command("XLEN", "{full}:consumed") == 348
+    redis_server.execute_command("DEL", "{full}:consumed")
+    await stream.close()
+
+
 async def test_a_user_without_eval_erases_nothing(redis_server: RedisServer) -> None:
     """Entries that were only marked as deleted would stay in the memory, and no service could find them."""
     users = users_of_the_guide("denied", redis_server.execute_command, redis_server.url)
