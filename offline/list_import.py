@@ -35,9 +35,9 @@ from hotplate.offline.input.tables import (
     Rows,
     RowSchema,
     Table,
+    most_frequent_titles,
     open_tables,
-    text_of,
-    titles_of,
+    texts_by_role,
 )
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -326,14 +326,14 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     The file of titles has a header if the lists have one, or if its first line names its columns.
     """
     if not sources.title_files:
-        return {} if sources.lists is None else titles_of(sources.lists.kept, named_paths(settings.paths))
+        return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
     source = named_paths(_optional(settings.titles))
     form = settings.form
     named = {role: settings.columns.get(role) for role in ("item", "title")}
     names = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
     has_header = form.header or all((name or usual_column(role, names)) in names for role, name in named.items())
-    titled = text_of(sources.title_files, source, list(named), named, replace(form, header=has_header))
-    return titles_of(titled.lazy(), source)
+    titled = texts_by_role(sources.title_files, source, list(named), named, replace(form, header=has_header))
+    return most_frequent_titles(titled.lazy(), source)
 
 
 def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:

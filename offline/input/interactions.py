@@ -33,11 +33,11 @@ from hotplate.offline.input.tables import (
     Rows,
     RowSchema,
     Table,
+    most_frequent_titles,
     open_tables,
     parse_filter,
     read_segment,
-    text_of,
-    titles_of,
+    texts_by_role,
 )
 from hotplate.offline.options import Columns, Format
 from hotplate.stores.errors import did_you_mean
@@ -78,7 +78,7 @@ _MAX_SEGMENTS = 1000
 _ROWS_AT_ONCE = 20_000
 
 
-class _Request(NamedTuple):
+class _InputOptions(NamedTuple):
     """How to read tables.
 
     columns        as named by the caller or, once a table is open, those found in it
@@ -96,7 +96,7 @@ class _Input(NamedTuple):
     """A table, and how to read it."""
 
     table: Table
-    request: _Request
+    options: _InputOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +162,24 @@ def read_interactions(
     weighting: Weighting = "sum",
     half_life: timedelta | None = None,
 ) -> Interactions:
-    """Read files, folders, URLs and data frames with the same columns.
+    """Read the interactions of users with items from files, folders, URLs and data frames with the same columns.
 
-    A row's weight is its weight column, its event's weight in *event_weights*, or 1. With `columns.count`, a user and
-    an item weigh the number of distinct values, each at its first time. Negative quantities are cancellations, see
-    `take_back`. *where* are filters as of `parse_filter`; *titles* is a file of item and title, by default the titles
-    are a column of the data. Raises DataError, and SettingError for contradictory options.
+    columns        names of columns by role, such as user and time; the others are found by usual names
+    form           how text files are written
+    event_weights  weight of a row by the kind of its event; without, it is the weight column, or 1
+    where          filters such as `quantity>0`; rows that fail one are left out
+    titles         a file of item and title; by default titles are a column of the data
+    weighting      how rows become the weight of a user and an item; with `columns.count`, this is their number of
+                   distinct values, each at its first time
+    half_life      of weights, before the newest row; it needs times
+
+    A negative quantity cancels earlier purchases of the same user and item. Raises DataError, and SettingError for
+    contradictory options.
     """
     source = named_paths(paths)
     title_paths = [] if titles is None else [titles]
     named = columns or Columns()
-    request = _Request(
+    options = _InputOptions(
         columns=named if titles is None else replace(named, title=None),
         event_weights=event_weights,
         filters=[parse_filter(text) for text in where],
@@ -185,25 +192,28 @@ def read_interactions(
         data_errors(source, files),
     ):
         notes = list[str]()
-        inputs = _open_inputs(files, request, form or Format(), source, notes)
-        chosen = inputs[0].request.columns
+        inputs = _open_inputs(files, options, form or Format(), source, notes)
+        chosen = inputs[0].options.columns
 
-        rows = Rows(list(map(_interaction_schema, inputs)), source, *_aggregates(chosen), repeated=_TEXTS)
+        schemas = [_interaction_schema(tables_options) for tables_options in inputs]
+        rows = Rows(schemas, source, *_fact_aggregates(chosen), repeated=_TEXTS)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
         chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
 
         has_cancellations = facts.cancellations > 0
-        log = _grouped_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
-        titled = rows.kept
+        log = _group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
+        title_rows = rows.kept
         if title_files:
             title_columns = {"item": chosen.item, "title": named.title}
-            titled = text_of(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
-        segments = user_segments = None
+            title_rows = texts_by_role(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
+
+        segments = None
+        user_segments = None
         if chosen.segment is not None:
-            segments = _segments(rows.kept, log if has_cancellations else None)
-            user_segments = _user_segments(rows.kept)
+            segments = _users_by_segment(rows.kept, log if has_cancellations else None)
+            user_segments = _most_frequent_segments(rows.kept)
 
         notes += _notes_of_columns(inputs[0].table, chosen)
         notes += _notes_of_rows(rows, facts, chosen)
@@ -212,7 +222,7 @@ def read_interactions(
         return Interactions(
             log=log,
             weighing=Weighing(weighting, half_life),
-            titles=titles_of(titled, source),
+            titles=most_frequent_titles(title_rows, source),
             segments=segments,
             user_segments=user_segments,
             rows=rows.total,
@@ -233,56 +243,63 @@ def _optional_roles(titles: DataSource | None, weighting: Weighting) -> Iterator
 
 
 def _open_inputs(
-    files: Sequence[DataFile], request: _Request, form: Format, source: str, notes: list[str]
+    files: Sequence[DataFile], options: _InputOptions, form: Format, source: str, notes: list[str]
 ) -> list[_Input]:
-    """Open logs, and events that the service recorded, as tables: one for each log, then one for all events.
+    """Open *files* as tables with the options to read them: a table for each log, then one for all events.
 
-    Adds to *notes* what is wrong with the events. Raises DataError, and SettingError for events without weights.
+    Logs are files of the user's. Events are files that the service recorded; *notes* get sentences on what is wrong
+    with them. *source* names the files in messages. Raises DataError, and SettingError for events without weights.
     """
     logs = [file for file in files if file.kind != "events"]
     event_files = [file for file in files if file.kind == "events"]
-    if event_files and request.event_weights is None:
+    if event_files and options.event_weights is None:
         raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
+
     inputs = list[_Input]()
-    has_times = request.columns.time != NO_TIMES
+    has_times = options.columns.time != NO_TIMES
     if logs:
         tables = open_tables(logs, form)
-        of_logs = _request_of_logs(list(tables[0].schema), request, source, with_events=bool(event_files))
-        inputs = [_Input(table, of_logs) for table in tables]
-        has_times = of_logs.columns.time is not None
+        log_options = _options_for_logs(list(tables[0].schema), options, source, with_events=bool(event_files))
+        inputs = [_Input(table, log_options) for table in tables]
+        has_times = log_options.columns.time is not None
+
     if event_files:
         table = _read_events(event_files, form, notes)
         columns = Columns(user="user", item="item", event="event", time="time" if has_times else None)
         # Filters of a log's own columns leave events alone.
-        filters = [condition for condition in request.filters if not logs or condition.column in table.schema]
-        inputs.append(_Input(table, request._replace(columns=columns, filters=filters)))
+        filters = [condition for condition in options.filters if not logs or condition.column in table.schema]
+        inputs.append(_Input(table, options._replace(columns=columns, filters=filters)))
     return inputs
 
 
-def _request_of_logs(names: Sequence[str], request: _Request, source: str, *, with_events: bool) -> _Request:
-    """Return *request* with the columns of logs, found among the columns' *names*.
+def _options_for_logs(names: Sequence[str], options: _InputOptions, source: str, *, with_events: bool) -> _InputOptions:
+    """Return *options* with the columns of a log: those that the caller named, and those with usual names.
 
-    Beside events of the service, event weights may be for those alone: a log without a column of events does not need
-    them. Raises DataError for a missing column, SettingError for contradictory weights.
+    *names* are the columns that the log has. A column of events, such as `click` and `buy`, is needed for event
+    weights. But *with_events*, events that the service recorded, the weights may be for those alone. Raises DataError
+    for a missing column, SettingError for contradictory weights.
     """
-    named = request.columns
-    event_weights = request.event_weights
+    named = options.columns
+    event_weights = options.event_weights
     if with_events and named.event is None and usual_column("event", names) is None:
         event_weights = None
     _check_weights(named, event_weights)
+
     required = ["user", "item"]
     if event_weights is not None:
         required.append("event")
+
     guessed = [*required, "segment"]
     if named.time == NO_TIMES:
         named = replace(named, time=None)
     else:
         guessed.append("time")
     has_weights = event_weights or named.count
-    guessed += [role for role in request.guessed if role != "weight" or not has_weights]
+    guessed += [role for role in options.guessed if role != "weight" or not has_weights]
+
     chosen = choose_columns(asdict(named), names, source, guessed=guessed, required=required)
     columns = replace(Columns(**chosen), quantity=usual_column("quantity", names))
-    return request._replace(columns=columns, event_weights=event_weights)
+    return options._replace(columns=columns, event_weights=event_weights)
 
 
 def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) -> None:
@@ -295,9 +312,9 @@ def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) 
 
 
 def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
-    """Return a table with a row for each item of each event, in *files* of the event log.
+    """Read *files* in which the service recorded events, as a table with a row for each item of each event.
 
-    An event that was sent again has the same id, and counts once. Adds to *notes* the number of repeated and of damaged
+    An event that a client sent again has the same id, and counts once. *notes* get sentences on repeated and on damaged
     events.
     """
     frames = [pl.DataFrame(schema=_EVENT)]
@@ -306,19 +323,25 @@ def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> T
         segment = read_segment(file, _EVENT)
         frames.append(segment.events)
         damaged += segment.damaged
-    sent = pl.concat(frames)
-    events = sent.unique("id", keep="first", maintain_order=True)
-    if again := sent.height - events.height:
-        notes.append(f"{again:,} events were sent again under the same id and are left out")
+
+    all_events = pl.concat(frames)
+    events = all_events.unique("id", keep="first", maintain_order=True)
+    repeated = all_events.height - events.height
+    if repeated:
+        notes.append(f"{repeated:,} events were sent again under the same id and are left out")
     if damaged:
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
+
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
     return Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
 
 
-def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
-    """Yield what `_Facts` needs."""
+def _fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
+    """Yield the aggregates over the rows that `_Facts` is made of, by the names of its fields.
+
+    Those of roles without a column are left out.
+    """
     time = pl.col("time")
     if columns.time is not None:
         yield time.min().alias("first")
@@ -331,24 +354,28 @@ def _aggregates(columns: Columns) -> Iterator[pl.Expr]:
 
 
 def _interaction_schema(source: _Input) -> RowSchema:
-    """Declare how the rows of a table become values by role, and which rows are left out."""
-    table, request = source
+    """Declare how the rows of a table become values by role (user, item, weight), and which rows are left out."""
+    table, options = source
     schema = RowSchema(table)
-    for condition in request.filters:
-        reason = f"where {condition.text}"
-        schema.values[reason] = condition.expression(table)
+    for row_filter in options.filters:
+        reason = f"where {row_filter.text}"
+        schema.values[reason] = row_filter.condition(table)
         schema.left_out[reason] = ~pl.col(reason)
-    _add_texts(schema, request.columns)
-    _add_weight(schema, request)
-    if request.columns.quantity is not None:
-        _add_quantity(schema, request.columns.quantity)
-    if request.columns.time is not None:
-        _add_time(schema, request.columns.time)
+
+    _add_texts(schema, options.columns)
+    _add_weight(schema, options)
+    if options.columns.quantity is not None:
+        _add_quantity(schema, options.columns.quantity)
+    if options.columns.time is not None:
+        _add_time(schema, options.columns.time)
     return schema
 
 
 def _add_texts(schema: RowSchema, columns: Columns) -> None:
-    """Add the values of text columns by role; rows with unusable ids, and repeated header lines, are left out."""
+    """Add user, item and other texts to the values of *schema*, by role: those that *columns* name.
+
+    Rows without a user or item, with unusable ids, and header lines within the data are left out.
+    """
     names = {role: name for role, name in asdict(columns).items() if role in _TEXTS and name is not None}
     for role, name in names.items():
         schema.values[role] = schema.table.text(name)
@@ -357,14 +384,18 @@ def _add_texts(schema: RowSchema, columns: Columns) -> None:
     schema.left_out["header again"] = is_header.fill_null(value=False)
 
 
-def _add_weight(schema: RowSchema, request: _Request) -> None:
-    """Add the value `weight`: the weight of the row's event, its column of weights, or 1."""
-    columns = request.columns
+def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
+    """Add the weight of a row to the values of *schema*: that of its event, its column of weights, or 1.
+
+    Rows without a weight, or with one of zero or less, are left out; a weight that is not a number makes a bad row.
+    With a count column, rows without a value to count are left out.
+    """
+    columns = options.columns
     if columns.count is not None:
         schema.left_out[f"no {columns.count}"] = pl.col("count").is_null()
-    if request.event_weights is not None:
+    if options.event_weights is not None:
         event = schema.table.text(columns.event)
-        weight = event.replace_strict(request.event_weights, default=None, return_dtype=pl.Float64)
+        weight = event.replace_strict(options.event_weights, default=None, return_dtype=pl.Float64)
         schema.values["weight"] = weight
         schema.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
         schema.explained[_UNKNOWN_EVENT] = "event"
@@ -376,7 +407,11 @@ def _add_weight(schema: RowSchema, request: _Request) -> None:
 
 
 def _add_quantity(schema: RowSchema, column: str) -> None:
-    """Add the value `quantity`, 1 if it is missing or 0; the weight of a cancellation, below 0, does not count."""
+    """Add the quantity of a row to the values of *schema*, from *column*: 1 if it is missing or 0.
+
+    A quantity below 0 cancels purchases. Its row needs no weight, so this is 1, whatever its column says. A quantity
+    that is not a number makes a bad row.
+    """
     quantity = schema.table.number_or_inf(column)
     schema.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
     is_no_number = ~pl.col("quantity").is_finite()
@@ -385,9 +420,10 @@ def _add_quantity(schema: RowSchema, column: str) -> None:
 
 
 def _add_time(schema: RowSchema, column: str) -> None:
-    """Add the values `time`, null if it is missing, and `timeless`; unreadable and future times are bad rows.
+    """Add the time of a row, null if it is missing, and whether it is missing (`timeless`) to the values of *schema*.
 
-    Exports write a missing time as 1970, so times before 1971 are no times.
+    *column* is that of the times. Exports write a missing time as 1970, so the start of 1970 is no time. An unreadable
+    time, one before 1971, and one in the future make a bad row.
     """
     time = schema.table.time(column)
     schema.values["time"] = pl.when(time >= EARLIEST).then(time)
@@ -400,30 +436,40 @@ def _add_time(schema: RowSchema, column: str) -> None:
     schema.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
 
 
-def _grouped_log(
+def _group_log(
     kept: pl.LazyFrame, columns: Columns, weighting: Weighting, source: str, *, has_cancellations: bool
 ) -> pl.DataFrame:
-    """Return `Interactions.log` of the rows *kept*; DataError if all purchases were cancelled."""
+    """Group the rows *kept* by user, item and, if there are times, time: [user, item, weight, perhaps time].
+
+    The weight is that of the group's rows. With cancellations, rows with a quantity below 0, what they cancel is
+    separate rows with the time of the cancellation as `ended`. *source* names the data in the DataError that is raised
+    if all purchases were cancelled.
+    """
     key = ["user", "item"]
     if columns.time is not None:
         key.append("time")
     if not has_cancellations:
-        return _grouped_weights(kept, key, columns, weighting).collect(engine="streaming")
+        return _group_weights(kept, key, columns, weighting).collect(engine="streaming")
+
     kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
     quantity = pl.col("quantity").sum()
-    bought = _grouped_weights(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
+    bought = _group_weights(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
     cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity)
-    both = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
-    log = take_back(pl.concat(both, how="diagonal"))
+    frames = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
+    log = split_cancelled_purchases(pl.concat(frames, how="diagonal"))
     if log.is_empty():
         raise DataError(f"Nothing is left of {source}: all that was bought was cancelled.")
     return log
 
 
-def _grouped_weights(
+def _group_weights(
     rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *sums: pl.Expr
 ) -> pl.LazyFrame:
-    """Group *rows* by *key*, with their weight and *sums*."""
+    """Group *rows* by the columns *key* (user, item, perhaps time), with their weight and *sums* of other columns.
+
+    The weight is the sum of the rows' weights. With `columns.count`, it is the number of different values of a user and
+    an item in that column, each of which counts at its first time.
+    """
     if columns.count is not None:
         first_time = [pl.col("time").min()] if "time" in key else []
         values = rows.group_by("user", "item", "count").agg(*first_time, *sums)
@@ -433,27 +479,30 @@ def _grouped_weights(
     return rows.group_by(key).agg(pl.col("weight").sum(), *sums)
 
 
-def take_back(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the purchases of *log* [user, item, weight, quantity, perhaps time] without cancelled parts.
+def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
+    """Return the purchases of *log*, divided into cancelled parts and the rest; cancellations are no longer rows.
 
-    A negative quantity cancels the user's latest purchases of the item up to its time; rows without a time come first.
-    Returns [user, item, weight, and with times: time, ended]: a cancelled part is a separate row with its share of the
-    weight, *ended* at the cancellation.
+    A row [user, item, weight, quantity, perhaps time] with a negative quantity cancels the user's latest purchases of
+    the item up to its time; rows without a time come first. Returns [user, item, weight, and with times: time, ended]:
+    a cancelled part is a separate row with its share of the purchase's weight, *ended* at the time of the cancellation.
+    Without times, cancelled parts are left out.
     """
-    cancelled = log.filter(pl.col("quantity") < 0).select(_PAIR).unique()
+    cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_PAIR).unique()
     order = [*_PAIR, "time"] if "time" in log.columns else _PAIR
     # At equal times purchases precede cancellations.
     descending = [False] * len(order) + [True]
-    touched = log.join(cancelled, on=_PAIR, how="semi").sort(*order, "quantity", descending=descending)
+    affected = log.join(cancelled_pairs, on=_PAIR, how="semi").sort(*order, "quantity", descending=descending)
+
     schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
-    pieces = pl.DataFrame(_purchase_parts(touched), schema=schema, orient="row")
-    left = touched[pieces.get_column("row")].with_columns(
-        pl.col("weight") * pieces.get_column("quantity") / pl.col("quantity")
+    parts = pl.DataFrame(_divide_purchases(affected), schema=schema, orient="row")
+    divided = affected[parts.get_column("row")].with_columns(
+        pl.col("weight") * parts.get_column("quantity") / pl.col("quantity")
     )
     if "time" in log.columns:
-        left = left.with_columns(pieces.get_column("ended"))
-    untouched = log.join(cancelled, on=_PAIR, how="anti")
-    return pl.concat([untouched, left], how="diagonal").drop("quantity")
+        divided = divided.with_columns(parts.get_column("ended"))
+
+    unaffected = log.join(cancelled_pairs, on=_PAIR, how="anti")
+    return pl.concat([unaffected, divided], how="diagonal").drop("quantity")
 
 
 class _PurchasePart(NamedTuple):
@@ -464,35 +513,39 @@ class _PurchasePart(NamedTuple):
     ended: datetime | None
 
 
-def _purchase_parts(rows: pl.DataFrame) -> list[_PurchasePart]:
-    """Divide the purchases of *rows* [user, item, quantity, perhaps time] into cancelled parts and the rest.
+def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
+    """Return the cancelled parts of purchases, with the time of the cancellation, and the remaining parts, without.
 
-    Rows are sorted by user, item and time. Each cancellation takes from the latest purchases of its pair that are left;
-    parts that were bought and cancelled at the same time vanish.
+    *rows* [user, item, quantity, perhaps time] are purchases and, with a negative quantity, cancellations, sorted by
+    user, item and time. Each cancellation takes from the latest purchases of its user and item that remain. Parts that
+    were bought and cancelled at the same time, or without times, are in no part. Other cancellations have no effect.
     """
     quantities = rows.get_column("quantity").to_list()
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
     is_new_pair = rows.select(pl.struct(_PAIR).rle_id()).to_series().diff().fill_null(1).to_list()
-    left = list(quantities)
-    pieces = list[_PurchasePart]()
-    # Of one user and item, not yet cancelled, the latest last.
-    purchases = list[int]()
+
+    remaining = list(quantities)  # by row
+    cancelled_parts = list[_PurchasePart]()
+    open_purchases = list[int]()  # rows of the current user and item with a remaining quantity, the latest last
     for row, quantity in enumerate(quantities):
         if is_new_pair[row]:
-            purchases.clear()
+            open_purchases.clear()
         if quantity > 0:
-            purchases.append(row)
+            open_purchases.append(row)
+
         to_cancel = -quantity
-        while to_cancel > 0 and purchases:
-            latest = purchases[-1]
-            part = min(left[latest], to_cancel)
+        while to_cancel > 0 and open_purchases:
+            latest = open_purchases[-1]
+            cancelled = min(remaining[latest], to_cancel)
             if times[latest] != times[row]:
-                pieces.append(_PurchasePart(latest, part, times[row]))
-            to_cancel = round(to_cancel - part, _DECIMALS)
-            left[latest] = round(left[latest] - part, _DECIMALS)
-            if left[latest] <= 0:
-                purchases.pop()
-    return pieces + [_PurchasePart(row, quantity, None) for row, quantity in enumerate(left) if quantity > 0]
+                cancelled_parts.append(_PurchasePart(latest, cancelled, times[row]))
+            to_cancel = round(to_cancel - cancelled, _DECIMALS)
+            remaining[latest] = round(remaining[latest] - cancelled, _DECIMALS)
+            if remaining[latest] <= 0:
+                open_purchases.pop()
+
+    remaining_parts = [_PurchasePart(row, quantity, None) for row, quantity in enumerate(remaining) if quantity > 0]
+    return cancelled_parts + remaining_parts
 
 
 def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_named: bool) -> Columns:
@@ -506,29 +559,34 @@ def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_nam
     return replace(columns, segment=None)
 
 
-def _segments(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
-    """Return `Interactions.segments`; after cancellations, of the pairs that are still in *log*."""
+def _users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
+    """Count the users of each segment (a group, such as a country) who first had an item on a day.
+
+    *kept* are the rows of the input; *log* is their grouped log if there were cancellations, else None: users of
+    cancelled purchases do not count. Returns [segment, item, day since 1970 or null, weight: the number of users].
+    """
     if log is not None:
-        standing = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-        pairs = standing.select(_PAIR).unique().lazy()
+        uncancelled = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
+        pairs = uncancelled.select(_PAIR).unique().lazy()
         kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_PAIR, how="semi")
+
     first_day = pl.lit(None)
     if "time" in kept.collect_schema():
         first_day = pl.col("time").min().dt.epoch("d")
-    known = kept.filter(pl.col("segment").is_not_null())
-    users = known.group_by("segment", "item", "user").agg(first_day.cast(pl.Int64).alias("day"))
+    in_segment = kept.filter(pl.col("segment").is_not_null())
+    users = in_segment.group_by("segment", "item", "user").agg(first_day.cast(pl.Int64).alias("day"))
     counts = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
     counts = counts.with_columns(pl.col("segment", "item").cast(pl.String))
     return counts.sort("segment", "item", "day").collect(engine="streaming")
 
 
-def _user_segments(kept: pl.LazyFrame) -> pl.DataFrame:
+def _most_frequent_segments(kept: pl.LazyFrame) -> pl.DataFrame:
     """Return the segment of each user [user, segment]: the one of most of their rows, ties by alphabet."""
-    known = kept.filter(pl.col("segment").is_not_null())
-    rows = known.group_by("user", "segment").agg(pl.len().alias("rows"))
+    in_segment = kept.filter(pl.col("segment").is_not_null())
+    rows = in_segment.group_by("user", "segment").agg(pl.len().alias("rows"))
     counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")
-    counts = counts.sort("user", "rows", "segment", descending=[False, True, False])
-    return counts.unique("user", keep="first", maintain_order=True).select("user", "segment")
+    best_first = counts.sort("user", "rows", "segment", descending=[False, True, False])
+    return best_first.unique("user", keep="first", maintain_order=True).select("user", "segment")
 
 
 def _notes_of_rows(rows: Rows, facts: _Facts, columns: Columns) -> Iterator[str]:
@@ -561,27 +619,34 @@ def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
 
 
 def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
-    """Yield a sentence for each event with a weight that no row has."""
+    """Yield a sentence for each kind of event in *event_weights* that no row has, perhaps with a similar kind."""
     if event_weights is None:
         return
-    weighed = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
-    unknown: Sequence[str] = []
+    events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
+    unweighted_events: Sequence[str] = []
     if _UNKNOWN_EVENT in rows.left_out:
-        unknown = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
-    for event in event_weights.keys() - weighed:
-        yield f"no row kept has the event {event!r} of --event-weights; {did_you_mean(event, unknown)}".rstrip("; ")
+        unweighted_events = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
+    for event in event_weights.keys() - events_of_rows:
+        suggestion = did_you_mean(event, unweighted_events)
+        yield f"no row kept has the event {event!r} of --event-weights; {suggestion}".rstrip("; ")
 
 
 def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
-    """Yield sentences on ids that stand for a missing value, users with many rows, and items that share no user."""
+    """Yield sentences on doubtful data in *log* [user, item, weight].
+
+    These are ids such as `null` that stand for a missing value, users with too many rows for a person, and items of
+    which no two share a user.
+    """
     for role, column in (("user", columns.user), ("item", columns.item)):
         weights = log.group_by(role).agg(pl.col("weight").sum())
         shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
-        for value, share in shares.filter(_is_like_missing(role)).sort(role).select(role, "share").iter_rows():
+        missing = shares.filter(_is_like_missing(role)).sort(role)
+        for value, share in missing.select(role, "share").iter_rows():
             yield (
                 f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
                 f"weight; leave it out: --where '{column}!={value}'"
             )
+
     large = _large_users(log)
     if not large.is_empty():
         users = ", ".join(f"{user!r} ({share:.1%})" for user, share in large.select("user", "share").iter_rows())
@@ -589,6 +654,7 @@ def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
             f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
             f"leave them out, as --where '{columns.user}!=ID'"
         )
+
     user = pl.col("user").to_physical()
     is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
     if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():

@@ -75,9 +75,10 @@ class Table:
     fault: str = ""
 
     def text(self, name: str | None) -> pl.Expr:
-        """Return the column as text, null for a missing or blank value; all null without a *name*.
+        """Return an expression for the column *name* as text, null for a missing or blank value; null without a name.
 
-        Whole floats lose their point: pandas' nullable integers. Raises DataError for nested and binary columns.
+        Whole floats lose their point, as pandas writes integers with missing values as floats. Raises DataError for
+        nested and binary columns.
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
@@ -122,19 +123,22 @@ class Table:
                 layout = time_format(present.get_column(name))
         return read_time(name, self.schema[name], layout)
 
-    def shown(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
-        """Return the place and value of a *column* in some *rows*, with their *fault*."""
+    def describe_rows(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
+        """Return a sentence for each of *rows*: file, row number, column, the value in it, and *fault*.
+
+        *rows* are indices from 0; *fault* is the end of a sentence, such as `is not a finite number`.
+        """
         place = "" if column == EXTRA else f", column {column!r}"
-        cells = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
+        values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
         sentences = list[str]()
-        for row, value in cells.iter_rows():
+        for row, value in values.iter_rows():
             advice = _advice_on_number(value, fault)
             sentences.append(f"{self.file}, row {row + self.first_row}{place}: {value!r:.80} {fault}{advice}".rstrip())
         return sentences
 
 
 def _text_of_float(column: pl.Expr) -> pl.Expr:
-    """Return the text of floats, null for NaN. Only floats below 2**53 hold every integer, and lose their point."""
+    """Return floats as texts, null for NaN; whole ones below 2**53, where floats hold every integer, have no point."""
     is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
@@ -161,11 +165,14 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 
 
 def _open_table(file: DataFile, form: Format) -> Table:
-    """Open one file as a table; its rows are read later. Raises DataError."""
+    """Open one Parquet, JSON lines or CSV file as a table: its columns are known, its rows are read later.
+
+    Raises DataError for a file of another kind, and one that cannot be read.
+    """
     if file.kind == "text":
         check_text(file)
     with data_errors(file, [file]):
-        scan = _scan(file, form)
+        scan = _scan_file(file, form)
         frame = _with_columns_of_keys(scan.frame, file)
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         _check_schema(file, schema)
@@ -201,26 +208,35 @@ class _Scan(NamedTuple):
     fault: str = ""
 
 
-def _scan(file: DataFile, form: Format) -> _Scan:
-    """Scan Parquet, JSON lines or CSV; the first two lines tell the kind of a text, and its delimiter."""
+def _scan_file(file: DataFile, form: Format) -> _Scan:
+    """Scan Parquet, JSON lines or CSV; a text that begins with a brace is JSON.
+
+    Excel may write a first line such as `sep=;` to CSV: it names the delimiter, unless *form* has one, and is skipped.
+    """
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
-        return _Scan(_with_texts_of_bytes(frame))
+        return _Scan(_decode_binary_columns(frame))
+
     head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
     first, second, *_ = *map(str, head), "", ""
     first = first.removeprefix("\ufeff")
     if first.lstrip().startswith("{"):
         return _Scan(_scan_json(file), fault="is not a JSON object")
-    named_separator = SEPARATOR_LINE.match(first)
-    if named_separator is None:
+
+    separator_line = SEPARATOR_LINE.match(first)
+    if separator_line is None:
         return _scan_csv(file, form, first=first, delimiter=form.delimiter, skipped=0)
-    return _scan_csv(file, form, first=second, delimiter=form.delimiter or named_separator[1], skipped=1)
+    return _scan_csv(file, form, first=second, delimiter=form.delimiter or separator_line[1], skipped=1)
 
 
 def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> _Scan:
-    """Scan a file with the *first* line of data or header, after *skipped* lines."""
+    """Scan a CSV file whose *first* line, a header or data, comes after *skipped* ones; all columns are texts.
+
+    Without a *delimiter*, it is the most frequent one of the first line. A line with more fields than the header is
+    malformed: EXTRA, a column added at the end, holds the first of them. Without a header, columns are numbered.
+    """
     separator = _separator(first, delimiter)
-    has_quotes = separator != "\t" or _is_quoted(file, first)
+    has_quotes = separator != "\t" or _has_quoted_fields(file, first)
     scan = partial(
         pl.scan_csv,
         file.path,
@@ -243,8 +259,11 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     return _Scan(frame, first_row=1 + form.header + skipped, fault="stands after the last field")
 
 
-def _with_texts_of_bytes(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Return *frame* with UUIDs, and texts that are not marked as such, as texts; polars reads both as bytes."""
+def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """Return *frame* with binary columns as texts if their first values are UTF-8 texts, or 16 bytes as in UUIDs.
+
+    Some writers do not mark texts in Parquet as such, and polars then reads bytes.
+    """
     names = [name for name, dtype in frame.collect_schema().items() if dtype == pl.Binary]
     if not names:
         return frame
@@ -267,17 +286,19 @@ def _is_text(value: bytes) -> bool:
         return False
 
 
-def _is_quoted(file: DataFile, first: str) -> bool:
-    """Return whether quotes in a TSV file with this *first* line enclose fields (RFC 4180), or else are text.
+def _has_quoted_fields(file: DataFile, first: str) -> bool:
+    """Return whether quotes in a tab-separated file with this *first* line enclose fields, or else are text.
 
-    If they enclose line breaks, most lines with a single quote lack fields.
+    Lines whose quotes do not enclose whole fields decide. If most of them have as many fields as the first line, their
+    quotes are text; else they are parts of fields with line breaks.
     """
     if first.startswith('"'):
         return True
     line = pl.col("line")
-    odd = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE)
-    whole = (line.str.count_matches("\t", literal=True) == first.count("\t")).mean()
-    share = pl.scan_lines(file.path, glob=False).filter(odd).select(whole).collect(engine="streaming").item()
+    is_doubtful = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE)
+    has_all_fields = line.str.count_matches("\t", literal=True) == first.count("\t")
+    doubtful = pl.scan_lines(file.path, glob=False).filter(is_doubtful)
+    share = doubtful.select(has_all_fields.mean()).collect(engine="streaming").item()
     return share is None or share <= 0.5
 
 
@@ -296,19 +317,21 @@ def _separator(first: str, delimiter: str | None) -> str:
 
 
 def _scan_json(file: DataFile) -> pl.LazyFrame:
-    """Scan JSON lines; with a malformed line or a half surrogate pair, each line is checked by orjson first.
+    """Scan a file with a JSON object per line; malformed lines become objects with the line as EXTRA.
 
     polars refuses the whole file for a malformed line, and reads half a surrogate pair as NUL, which would merge ids.
+    In such files, each line is checked by orjson first, which takes longer.
     """
-    escaped = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
     lines = pl.scan_lines(file.path, glob=False)
-    halves = lines.filter(escaped.str.contains(r"\\u[dD][89a-fA-F]")).head(1).collect(engine="streaming")
-    if halves.is_empty():
+    without_whole_pairs = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
+    has_half_pair = without_whole_pairs.str.contains(r"\\u[dD][89a-fA-F]")
+    if lines.filter(has_half_pair).head(1).collect(engine="streaming").is_empty():
         try:
             return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
         except pl.exceptions.PolarsError:
             pass  # a malformed line
-    return _scan_objects(BytesIO(b"\n".join(map(_object, lines.collect().to_series()))))
+    checked_lines = map(_checked_json_line, lines.collect().to_series())
+    return _scan_objects(BytesIO(b"\n".join(checked_lines)))
 
 
 def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
@@ -318,7 +341,7 @@ def _scan_objects(source: str | BytesIO) -> pl.LazyFrame:
     return pl.scan_ndjson(source, schema=texts, row_index_name=ROW)
 
 
-def _object(line: str) -> bytes:
+def _checked_json_line(line: str) -> bytes:
     """Return a *line* of JSON, or an object with a malformed one as EXTRA."""
     line = line.removeprefix("\ufeff")
     try:
@@ -339,10 +362,10 @@ class Fault(NamedTuple):
 class RowSchema:
     """How to read the rows of a *table*.
 
-    values     expressions over the table's columns, by name
-    left_out   conditions over the values by reason, in order
-    bad        faults by reason; too many of these rows are an error
-    explained  a value, by reason, whose most frequent ones are named if nothing is left
+    values     expressions over the table's columns, by name: what is read
+    left_out   conditions over the values, by the reason to leave a row out, such as `no user`, in order
+    bad        faults by reason, for rows that cannot be read; too many of them are an error
+    explained  a value's name by reason; its most frequent values are named in the error if nothing is left
     """
 
     table: Table
@@ -366,20 +389,22 @@ class RowSchema:
         self.bad[reason] = fault
 
     def leave_out_bad_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
-        """Leave out rows with missing, long or rounded ids; *columns* and *values* are names by role.
+        """Leave out rows whose ids are missing, too long, or numbers that were rounded.
 
-        A value is named as its role by default. A segment may be missing.
+        *columns* are the table's columns of ids by role, such as user or item, for messages. *values* are the names of
+        the ids in `values`, by role; by default the roles. A segment may be missing. Rounded ids make bad rows.
         """
-        names = values or {role: role for role in columns}
-        ids = {role: pl.col(names[role]) for role in columns}
-        for role, value in ids.items():
+        value_names = values or {role: role for role in columns}
+        ids = {role: pl.col(value_names[role]) for role in columns}
+        # A row counts for the first reason that applies: missing ids of all roles first.
+        for role, identifier in ids.items():
             if role != "segment":
-                self.left_out[f"no {role}"] = value.is_null()
-        for role, value in ids.items():
-            self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = value.str.len_bytes() > MAX_ID_BYTES
-        for role, value in ids.items():
+                self.left_out[f"no {role}"] = identifier.is_null()
+        for role, identifier in ids.items():
+            self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
+        for role, identifier in ids.items():
             fault = Fault(columns[role], _ROUNDED_FAULT)
-            self.leave_out_bad(f"{role} id that was rounded", value.str.contains(_ROUNDED), fault)
+            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED), fault)
 
 
 class Rows:
@@ -397,7 +422,7 @@ class Rows:
         self._schemas = schemas
         reasons = dict.fromkeys([_MALFORMED, *(reason for schema in schemas for reason in schema.left_out)])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
-        marked = [self._with_reason(schema, file, repeated) for file, schema in enumerate(schemas)]
+        marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
         with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
@@ -406,10 +431,10 @@ class Rows:
         groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
         self.total = sum(group["rows"] for group in groups.values())
         self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
-        bad_rows = self._bad_rows(source)
+        bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
         if _KEPT not in groups:
-            raise self._nothing_left(source)
+            raise self._nothing_left_error(source)
         self.facts: dict[str, Any] = groups[_KEPT]
 
     @property
@@ -422,10 +447,14 @@ class Rows:
         counted = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
-    def _nothing_left(self, source: str) -> DataError:
-        """Return the error for an input without rows, or without rows kept: the reasons, and frequent values."""
+    def _nothing_left_error(self, source: str) -> DataError:
+        """Return the error for an input (*source*) without rows, or of which all were left out.
+
+        It names the reasons with their numbers of rows (`left_out`) and, for some of them, the most frequent values.
+        """
         if not self.total:
             return DataError(f"{source} has no rows, or a header alone.")
+
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
         examples = ""
         for reason, name in self._schemas[0].explained.items():
@@ -434,47 +463,56 @@ class Rows:
                 examples += f"; the most frequent {reason}s are {values}"
         return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
 
-    def _bad_rows(self, source: str) -> list[str]:
-        """Return the first bad rows for each reason; DataError if there are too many."""
+    def _check_bad_rows(self, source: str) -> list[str]:
+        """Return sentences on the first bad rows for each reason; DataError if their share of all rows is too large.
+
+        Bad rows cannot be read; rows that are left out for other reasons are not bad. *source* names the input.
+        """
         faults: dict[str, Fault | None] = {_MALFORMED: None}
         for schema in self._schemas:
             faults |= schema.bad
-        shown = list[str]()
-        count = 0
+
+        sentences = list[str]()
+        bad_rows = 0
         for reason in self.left_out:
             if reason in faults:
-                count += self.left_out[reason]
-                shown += self._bad_rows_of(reason, faults[reason])
-        share = self._schemas[0].table.form.max_bad_rows
-        if count > share * self.total:
-            are = "is" if count == 1 else "are"
-            way_out = ", or raise --max-bad-rows" if share else ""
-            raise DataError(
-                f"{'; '.join(shown[:_ROWS_SHOWN])}. {count:,} of the {self.total:,} rows of {source} {are} bad, and at "
-                f"most {share:.3%} may be; mend them{way_out}."
-            )
-        return shown
+                bad_rows += self.left_out[reason]
+                sentences += self._describe_bad_rows(reason, faults[reason])
 
-    def _bad_rows_of(self, reason: str, fault: Fault | None) -> list[str]:
-        """Return the first bad rows of *reason*; a malformed row has the *fault* of its table."""
-        shown = list[str]()
+        allowed_share = self._schemas[0].table.form.max_bad_rows
+        if bad_rows > allowed_share * self.total:
+            are = "is" if bad_rows == 1 else "are"
+            way_out = ", or raise --max-bad-rows" if allowed_share else ""
+            raise DataError(
+                f"{'; '.join(sentences[:_ROWS_SHOWN])}. {bad_rows:,} of the {self.total:,} rows of {source} {are} bad, "
+                f"and at most {allowed_share:.3%} may be; mend them{way_out}."
+            )
+        return sentences
+
+    def _describe_bad_rows(self, reason: str, fault: Fault | None) -> list[str]:
+        """Return sentences on the first rows left out for *reason*, with their file, row number, value and fault.
+
+        A malformed row, which has no *fault*, has that of its table: too many fields, or no JSON object.
+        """
+        sentences = list[str]()
         first = self._rows_left_out(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
         for (file,), rows in first.group_by("file", maintain_order=True):
             table = self._schemas[file].table
             column, text = fault or Fault(EXTRA, table.fault)
-            shown += table.shown(rows.get_column(ROW).to_list(), column, text)
-        return shown
+            sentences += table.describe_rows(rows.get_column(ROW).to_list(), column, text)
+        return sentences
 
     def _rows_left_out(self, reason: str) -> pl.LazyFrame:
         """Return the rows left out for *reason*."""
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
-    def _with_reason(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
-        """Return the values of a table, with the number of its *file* and of the first reason to leave a row out.
+    def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
+        """Return the values of a table, the number of its *file*, and a number for the first reason to leave a row out.
 
-        Values with the name of a reason are conditions, and dropped. *repeated* texts become categories.
+        `_numbers` are the numbers of reasons; a row that is kept has 0. A value with the name of a reason was only a
+        condition, and is dropped. *repeated* are names of texts that become categories, to save memory.
         """
-        # In steps, as polars would compute the values for each condition.
+        # In two steps, as polars would compute the values again for each condition.
         rows = schema.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **schema.values)
         conditions = {_MALFORMED: pl.col(EXTRA), **schema.left_out}
         numbers = list[pl.Expr]()
@@ -482,9 +520,10 @@ class Rows:
             numbers.append(pl.when(is_met).then(pl.lit(self._numbers[reason])))
         first_number = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
         marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
-        used = [name for name in conditions if name in schema.values]
+
+        condition_values = [name for name in conditions if name in schema.values]
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
-        return marked.drop(EXTRA, *used).with_columns(categories)
+        return marked.drop(EXTRA, *condition_values).with_columns(categories)
 
 
 class Segment(NamedTuple):
@@ -506,12 +545,12 @@ def read_segment(file: DataFile, schema: Mapping[str, pl.DataType]) -> Segment:
 def read_text(
     path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
 ) -> pl.DataFrame:
-    """Return columns of a small file or folder of items as `text_of`."""
+    """Return columns of a small file or folder of items as `texts_by_role`."""
     with input_files([path]) as files:
-        return text_of(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
+        return texts_by_role(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
 
 
-def text_of(
+def texts_by_role(
     files: Sequence[DataFile],
     source: str,
     roles: Sequence[str],
@@ -520,10 +559,11 @@ def text_of(
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Return columns of *files* as text, by role: those *named*, and *roles*, which have usual names unless named.
+    """Read columns of *files* as texts, and return them under the names of their roles, such as item and title.
 
-    Rows without an item are left out. *source* names the files in messages. Raises DataError for a missing role, a bad
-    row, and for no rows, unless they *may_be_empty*.
+    *named* are columns by role; *roles* are required, and found by usual names unless named. A name for the item that
+    the files lack is ignored, as it may be that of another file. Rows without an item are left out. *source* names the
+    files in messages. Raises DataError for a missing role, a bad row, and no rows, unless the files *may_be_empty*.
     """
     tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)
@@ -544,18 +584,24 @@ def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
     return RowSchema(table, texts, {"no item": pl.col("item").is_null()})
 
 
-def titles_of(rows: pl.LazyFrame, source: str) -> dict[str, str]:
-    """Return the most frequent title of each item in *rows* [item, perhaps title]; ties by alphabet."""
+def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
+    """Return the most frequent title of each item in *rows* [item, perhaps title], by item; ties by alphabet.
+
+    Items without a title are left out. *source* names the rows in a DataError.
+    """
     if "title" not in rows.collect_schema():
         return {}
+    with data_errors(source):
+        counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
+
+    # Categories become texts only now, as few are left; titles that differ by spaces are the same.
     item = pl.col("item").cast(pl.String)
     title = pl.col("title").cast(pl.String).str.strip_chars()
-    with data_errors(source):
-        counted = rows.group_by("item", "title").agg(pl.len()).collect(engine="streaming")
-    titles = counted.with_columns(item, title).filter(pl.col("title") != "")
-    counted = titles.group_by("item", "title").agg(pl.col("len").sum())
-    ranked = counted.sort("len", "title", descending=[True, False])
-    best = ranked.unique("item", keep="first", maintain_order=True)
+    titles = counts.with_columns(item, title).filter(pl.col("title") != "")
+    counts = titles.group_by("item", "title").agg(pl.col("rows").sum())
+
+    most_frequent_first = counts.sort("rows", "title", descending=[True, False])
+    best = most_frequent_first.unique("item", keep="first", maintain_order=True)
     return dict(best.select("item", "title").iter_rows())
 
 
@@ -568,16 +614,19 @@ class Filter:
     operator: str
     value: str
 
-    def expression(self, table: Table) -> pl.Expr:
-        """Return the condition over the columns of *table*, never null.
+    def condition(self, table: Table) -> pl.Expr:
+        """Return the filter as a condition over the columns of *table*, never null.
 
-        A missing value is an empty text without a size. Raises DataError for a missing column.
+        A number is compared with columns of numbers, and for `<` and the like with all columns, as a number; everything
+        else is compared as text. For `<` and the like, only texts that begin with a digit (dates) are comparable, and
+        others do not match. A missing value is an empty text. Raises DataError for a missing column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text = table.text(name)
         if "~" in self.operator:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
+
         compare = _COMPARISONS[self.operator]
         compares_size = self.operator[0] in "<>"
         dtype = table.schema[name]
@@ -588,15 +637,16 @@ class Filter:
             value = f"{Decimal(value).normalize():f}"
         elif number is not None and (compares_size or dtype.is_numeric()):  # 2.5 equals 2.50
             return compare(table.number(name), pl.lit(number)).fill_null(value=False)
-        text = pl.when(text.str.contains(r"^\d")).then(text) if compares_size else text.fill_null("")
-        return compare(text, pl.lit(value)).fill_null(value=False)
+
+        comparable = pl.when(text.str.contains(r"^\d")).then(text) if compares_size else text.fill_null("")
+        return compare(comparable, pl.lit(value)).fill_null(value=False)
 
 
 def parse_filter(text: str) -> Filter:
-    """Parse a column, one of `= != > >= < <= ~ !~`, and a value.
+    """Parse a filter such as `quantity>0`: a column, one of `= != > >= < <= ~ !~`, and a value.
 
-    `~` searches with a regular expression. Only numbers and texts that begin with a digit (dates) have a size. Raises
-    SettingError.
+    `~` searches with a regular expression. `<` and the like compare numbers, and texts that begin with a digit (dates).
+    Raises SettingError.
     """
     parts = _FILTER.fullmatch(text)
     if parts is None:

@@ -24,7 +24,7 @@ FRAME = pl.DataFrame(
 
 def kept(*texts: str) -> list[int]:
     table = Table(DataFile(Path("a.csv"), "text"), FRAME.lazy(), dict(FRAME.schema))
-    conditions = [condition.expression(table) for condition in map(parse_filter, texts)]
+    conditions = [row_filter.condition(table) for row_filter in map(parse_filter, texts)]
     return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 
