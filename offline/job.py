@@ -331,10 +331,13 @@ class Attempt:
         self.summary = msgspec.structs.replace(self.summary, **facts)
 
     async def _same_or_new_run(self, last: Run, inputs: str, store: Store) -> Run:
-        """Return the *last* run if options, inputs and store are unchanged, else a new one."""
+        """Return the *last* run if it can be continued, or is still valid, else a new one with a new release id.
+
+        *inputs* is a digest of the input files. These and the options must be the same as those of the last run. If it
+        has ended, the store must have its release or a live one: an empty store may have replaced the one before.
+        """
         catalogue = await store.catalogue()
         catalogue.ref_of(self._job.publishing.arm)  # raises HeldBack for arm B without an experiment
-        # An empty store may have replaced the last one.
         has_release = any(entry.id == last.release for entry in catalogue.releases)
         is_known = last.outcome is None or catalogue.live or has_release
         options = self._job.options

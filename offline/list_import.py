@@ -218,7 +218,10 @@ class ImportedLists:
         self._attributes = read_attributes(settings.attributes, settings.attribute_kinds)
 
     def plan(self) -> Plan:
-        """See `ListSource`."""
+        """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
+
+        Each item in a list takes the bytes of its id and title, and of a score.
+        """
         titles = np.array([len((title or "").encode()) for title in self._titles])
         item_bytes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         rows = len(self._popular_lists.owners)

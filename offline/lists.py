@@ -132,7 +132,10 @@ class ModelLists:
         return replace(self, metrics=metrics)
 
     def plan(self) -> Plan:
-        """See `ListSource`."""
+        """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
+
+        Lists are taken to be full. `meta` rows are item attributes, and with *fold_in* pieces of item factors.
+        """
         items = self.model.matrix.item_ids
         named = zip(items, self.titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in named])
@@ -152,7 +155,7 @@ class ModelLists:
         )
 
     def about(self) -> dict[str, Any]:
-        """See `ListSource`."""
+        """Return what the manifest says of the model, its data, parameters and metrics, and the rules; see `Source`."""
         model = self.model
         return {
             "hotplate": version("hotplate"),

@@ -393,7 +393,10 @@ def _write_ranker(ranker: Ranker, folder: Path) -> None:
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
-    """Read what `_write_ranker` wrote for an engine with *params*, for *shape* users and items; raises DataError."""
+    """Read the arrays that an engine has learned from a model's folder; see `_write_ranker`.
+
+    *shape* is the number of users and of items. Raises DataError for an array of another shape.
+    """
     users, items = shape
     recent = None if recency_of(params) is None else _read_array(path, "recent", items)
     match params:

@@ -142,7 +142,7 @@ class TrainReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the model's arrays as JSON values."""
+        """Return the report as JSON values: the data, the parameters, the evaluation, the search and the durations."""
         matrix = self.model.matrix
         return {
             "out": str(self.out),
@@ -468,7 +468,7 @@ def _popular_params(
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
-    """Return the description of the interactions (`Model.data`)."""
+    """Return what the model says of the interactions that it was trained on: their files, rows, times and weights."""
     times = interactions.time_range
     return {
         "rows": interactions.rows,
