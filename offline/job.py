@@ -21,7 +21,7 @@ from msgspec import UNSET, UnsetType
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.gates import AS_KEYS, remedies
-from hotplate.offline.input.files import state_of
+from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.options import PublishSettings
@@ -312,7 +312,7 @@ class Attempt:
         job = self._job
         with opened(path, self._wait_s) as folder:
             self._update_summary(succeeded_at=folder.succeeded_at)
-            inputs = state_of(job.inputs)
+            inputs = digest_of_paths(job.inputs)
             run = run_on(job.store, partial(self._same_or_new_run, folder.run, inputs))
             if run is not folder.run:
                 folder.sweep()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import as_published
+from hotplate.offline.evaluate.evaluation import evaluate_as_published
 from hotplate.offline.input.files import DataSource
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
@@ -126,7 +126,7 @@ class ModelLists:
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
         """Return these lists with their metrics as published; lists that differ from the evaluated ones take a fit."""
         settings = self.settings
-        metrics = as_published(
+        metrics = evaluate_as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
         )
         return replace(self, metrics=metrics)

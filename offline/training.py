@@ -35,7 +35,7 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.train.tuning import Search, TuneOptions, inner_cuts, search_repeats, tune
+from hotplate.offline.train.tuning import Search, TuneOptions, inner_splits, search_repeats, tune
 
 # With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10
@@ -305,7 +305,7 @@ def _choose_params(learnable: _Learnable, settings: TrainSettings, search: Searc
     user_items, history, options = learnable
     if settings.tuning is None or options is None:
         return _Chosen(params, recent, similar, None)
-    cuts = inner_cuts(user_items, history, options)
+    cuts = inner_splits(user_items, history, options)
     repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=recent)
     if cuts:
         similar = choose_similar_params(cuts, days, settings.k)

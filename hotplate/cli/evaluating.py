@@ -12,9 +12,9 @@ from hotplate.cli.terminal import interruptible, print_rows_read, show_report, w
 from hotplate.offline.evaluate.reports import (
     Candidate,
     Evaluator,
-    from_files,
-    from_model,
-    from_release,
+    candidate_from_files,
+    candidate_from_model,
+    candidate_from_release,
     read_history,
     read_truth,
 )
@@ -78,9 +78,9 @@ def _read_candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candi
 
         async def read(store: Store) -> Candidate:
             release = await find_release(store, release_id or None)
-            return await from_release(store, release, f"{redacted(url)}#{release.id}", pairs, flags.k)
+            return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs, flags.k)
 
         return with_store(url, read)
     if is_model(Path(origin)):
-        return from_model(load(origin), origin, pairs, flags.k)
-    return from_files(origin, pairs, flags.k, asdict(flags.columns), Format(flags.delimiter))
+        return candidate_from_model(load(origin), origin, pairs, flags.k)
+    return candidate_from_files(origin, pairs, flags.k, asdict(flags.columns), Format(flags.delimiter))

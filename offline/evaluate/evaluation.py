@@ -193,7 +193,7 @@ def evaluate_parts(
     k: int = 10,
     baselines: Sequence[Params] = BASELINES,
     popular: PopularityParams | None = None,
-    make: MakeLists | None = None,
+    make_lists: MakeLists | None = None,
     similar: SimilarParams | None = None,
     new_days: int = NEW_DAYS,
     split: SplitOptions | None = None,
@@ -201,19 +201,19 @@ def evaluate_parts(
 ) -> Evaluation:
     """Fit a model and baselines on the train part of *parts*, and measure lists of *k* items on the test part.
 
-    params     engine of the model with its parameters
-    baselines  engines to compare with, but for the model's
-    popular    half-life of the popular items that users without a list are served
-    make       computes the model's lists; by default the best items that users do not have in train
-    similar    parameters of similar items; with them, the lists' variety and the similar items are measured, too
-    new_days   days after its first interaction in which an item counts as new, for the variety
-    split      how *parts* were made, for the result; None if they were given
+    params      engine of the model with its parameters
+    baselines   engines to compare with, but for the model's
+    popular     half-life of the popular items that users without a list are served
+    make_lists  computes the model's lists; by default the best items that users do not have in train
+    similar     parameters of similar items; with them, the lists' variety and the similar items are measured, too
+    new_days    days after its first interaction in which an item counts as new, for the variety
+    split       how *parts* were made, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
     """
     check_length(k, "k")
     testable_users = len(parts.tested)
-    parts = parts.sampled(most_tested(parts.test.shape[1]), seed=0)
+    parts = parts.sampled(most_tested_users(parts.test.shape[1]), seed=0)
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
     model = evaluate_engine(
         parts,
@@ -221,7 +221,7 @@ def evaluate_parts(
         k,
         on_iteration,
         popular=popular,
-        make=make,
+        make_lists=make_lists,
         similar=similar_items,
         new_days=new_days,
     )
@@ -259,7 +259,7 @@ def _lead_over(model: EngineResult, baseline: EngineResult) -> Lead:
     return Lead(float(np.mean(difference)), interval_of_mean(difference))
 
 
-def most_tested(items: int) -> int:
+def most_tested_users(items: int) -> int:
     """Return the number of users that an evaluation tests at most, in a catalogue of *items*."""
     return min(MOST_TESTED, max(_LEAST_TESTED, _MOST_RANKED_PAIRS // items))
 
@@ -271,23 +271,23 @@ def evaluate_engine(
     on_iteration: Callable[[int, int], None] | None = None,
     *,
     popular: PopularityParams | None = None,
-    make: MakeLists | None = None,
+    make_lists: MakeLists | None = None,
     similar: Similar | None = None,
     new_days: int = NEW_DAYS,
 ) -> EngineResult:
     """Fit one engine with *params* on the train part of *parts*, and measure its lists of *k* items on the test part.
 
     The lists are measured as they are, and as served: users without a list are served the items with the most users
-    in train, halved per half-life if *popular* has one and there are times. Instead, *make* computes both.
+    in train, halved per half-life if *popular* has one and there are times. Instead, *make_lists* computes both.
     *on_iteration* is called with the iterations done and their total. With *similar* items, the similarity of a list's
     items is measured, and the share of those that are new, whose first interaction is in the last *new_days*.
     """
     ranker = fit_parts(parts, params, on_iteration)
-    if make is None:
+    if make_lists is None:
         lists = recommend_all(ranker, parts, k)
         evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, popular)))
     else:
-        evaluated = make(parts, ranker, similar)
+        evaluated = make_lists(parts, ranker, similar)
 
     personal = measure_users(evaluated.lists, parts.test)
     served = measure_users(evaluated.as_served, parts.test)
@@ -328,7 +328,7 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     return lists_of_tested(parts, k, lambda users: ranker.recommend(parts.seen, users, k).items)
 
 
-def as_published(
+def evaluate_as_published(
     model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
 ) -> dict[str, Any] | None:
     """Return metrics of the lists of *model* as they are published, as JSON values of an evaluation; None if unknown.
@@ -361,7 +361,7 @@ def as_published(
         split=options,
         k=record.k,
         baselines=(),
-        make=partial(_lists_as_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
+        make_lists=partial(_lists_as_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
         similar=SimilarParams() if record.similar is None else record.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,

@@ -26,14 +26,14 @@ _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
 _LONGEST = 80
 _AT_RANDOM = frozenset({"by-item", "by-user", "random"})
-_FLATTERS = "a random split trains on interactions from after the test, which flatters a model"
-_METHOD = (
+_RANDOM_SPLIT_FLATTERS = "a random split trains on interactions from after the test, which flatters a model"
+_METHOD_NOTE = (
     "Metrics are means over users with held-back items, as served: a user without a list gets the popular one. "
     "Personal lists only: such a user counts with zeros. Intervals (95 %, Student's t over users) hold for the users "
     "drawn, not for another split, month or catalogue."
 )
-_SAMPLES = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
-_UNKNOWN = "It is not known how good this model is: it was trained without an evaluation."
+_TABLES_NOTE = "From the least to the most active user; histories begin with the latest or the heaviest interaction."
+_NOT_EVALUATED = "It is not known how good this model is: it was trained without an evaluation."
 THESE_LISTS = "these lists"
 # Metrics in the table's order, with their headings; shares are shown in %.
 METRICS = {
@@ -47,7 +47,7 @@ SHARES = frozenset({"hit_rate", "coverage", "new_items"})
 PERSONAL = ("coverage", "list_similarity", "new_items")
 PERSONAL_ONLY = ", personal lists only"
 # Facts of a model that are shown elsewhere, or only about files.
-_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
+_SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 
 def answer(record: EvaluationRecord) -> str:
@@ -64,9 +64,9 @@ def answer(record: EvaluationRecord) -> str:
         return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits}."
     name = name_of("popularity", popularity.params)
     popular = popularity.as_served
-    standing = _standing(popularity.model_leads_by, popular.ndcg)
+    comparison = _comparison_in_words(popularity.model_leads_by, popular.ndcg)
     return (
-        f"The lists are {standing} {_in_words(name)} ({name}), {ndcg} against {popular.ndcg:.3f}. {hits} (of the "
+        f"The lists are {comparison} {_in_words(name)} ({name}), {ndcg} against {popular.ndcg:.3f}. {hits} (of the "
         f"popular list: {100 * popular.hit_rate:.0f} %)."
     )
 
@@ -75,7 +75,7 @@ def _in_words(name: str) -> str:
     return "what is popular now" if name == "recent popularity" else "the most popular items"
 
 
-def _standing(lead: Lead, popular_ndcg: float) -> str:
+def _comparison_in_words(lead: Lead, popular_ndcg: float) -> str:
     """Return how lists with this lead compare with popular ones."""
     if lead.interval is None or lead.interval[0] <= 0 <= lead.interval[1]:
         return "not proven better than"
@@ -178,7 +178,7 @@ def split_in_words(record: EvaluationRecord) -> str:
     if record.cold_pairs:
         parts.append(f"{record.cold_pairs:,} pairs of items that were new")
     if split.kind in _AT_RANDOM:
-        parts.append(_FLATTERS)
+        parts.append(_RANDOM_SPLIT_FLATTERS)
     return "; ".join(parts)
 
 
@@ -230,12 +230,12 @@ def model_report(path: Path) -> Report:
     record = read_evaluation(model.metrics)
     report = Report(
         kind=f"evaluate report {path}",
-        sentence=_UNKNOWN,
+        sentence=_NOT_EVALUATED,
         origins={"model": described(model.params), **dict(findings(record, read_repeats(model.tuning)))},
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
-        method=(_METHOD,),
+        method=(_METHOD_NOTE,),
         broken=("no baseline was beaten",),
-        configuration={name: fact for name, fact in description.to_json().items() if name not in _ELSEWHERE},
+        configuration={name: fact for name, fact in description.to_json().items() if name not in _SHOWN_ELSEWHERE},
         machine={"date": description.created_at, **description.data},
     )
     if record is None:
@@ -278,7 +278,7 @@ def _user_table(model: Model, user: int, items: Indices) -> TextTable:
         f"User {_printable(matrix.user_ids[user])}",
         (f"history, of {end - start:,}", "list"),
         tuple(zip_longest(history, listed, fillvalue="")),
-        _SAMPLES,
+        _TABLES_NOTE,
     )
 
 

@@ -125,7 +125,7 @@ class Candidate:
     history: Matrix | None = None
 
 
-def from_files(
+def candidate_from_files(
     path: DataSource, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
     """Read lists from files with rows of user, item and score, for the users of *pairs* [user, item].
@@ -145,7 +145,7 @@ def from_files(
     return Candidate(source, lists, _predictions(ranked, pairs))
 
 
-def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
+def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
     """Compute the lists of *k* items of a model for the users of *pairs* [user, item], without items that they have.
 
     *origin* names the model in the report. Only the scores of listed items are predictions.
@@ -175,7 +175,9 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
     )
 
 
-async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
+async def candidate_from_release(
+    reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int
+) -> Candidate:
     """Read the published lists of the users of *pairs* [user, item] from a store; their first *k* items are measured.
 
     *origin* names the release in the report. All scores of *pairs* in the lists are predictions. Raises ReleaseCorrupt
@@ -288,12 +290,12 @@ class Evaluator:
         popular = [candidate.popular for candidate in candidates if candidate.popular is not None]
         self._users = pl.Enum(pl.concat([users, past_users]).unique().sort())
         self._items = pl.Enum(pl.concat([items, past_items, *listed, *popular]).unique().sort())
-        self._test = self._matrix(_numbers(users, self._users), _numbers(items, self._items))
+        self._test = self._matrix(_numbers_of_ids(users, self._users), _numbers_of_ids(items, self._items))
         self._history: UserItems | None = None
         if history is not None:
             pairs = history.user_items.tocoo()
-            rows = _numbers(past_users, self._users)[pairs.row]
-            self._history = self._matrix(rows, _numbers(past_items, self._items)[pairs.col])
+            rows = _numbers_of_ids(past_users, self._users)[pairs.row]
+            self._history = self._matrix(rows, _numbers_of_ids(past_items, self._items)[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> Report:
         """Measure lists, plain and as served, next to popularity, and as rating predictions.
@@ -330,7 +332,7 @@ class Evaluator:
 
         popular_items = None
         if candidate.popular is not None:
-            popular_items = _numbers(candidate.popular, self._items)
+            popular_items = _numbers_of_ids(candidate.popular, self._items)
         popularity = None
         covered_share = None
         if history is not None:
@@ -402,10 +404,10 @@ class Evaluator:
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
                 "check that both use the same user ids."
             )
-        users = _numbers(candidate.lists.get_column("user"), self._users)
+        users = _numbers_of_ids(candidate.lists.get_column("user"), self._users)
         ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks - 1
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
-        lists[users, ranks] = _numbers(candidate.lists.get_column("item"), self._items)
+        lists[users, ranks] = _numbers_of_ids(candidate.lists.get_column("item"), self._items)
         return lists
 
     def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:
@@ -445,7 +447,7 @@ def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:
     yield Row(metric, "B - A", "", mean_b - mean_a, low=low, high=high, note=_verdict(interval))
 
 
-def _numbers(ids: pl.Series, known: pl.Enum) -> Indices:
+def _numbers_of_ids(ids: pl.Series, known: pl.Enum) -> Indices:
     """Return the number of each id, its place in *known*."""
     return ids.cast(known).to_physical().to_numpy().astype(np.int32)
 

@@ -213,7 +213,7 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
     return hasher.hexdigest()
 
 
-def state_of(paths: Iterable[Path]) -> str:
+def digest_of_paths(paths: Iterable[Path]) -> str:
     """Return a hexadecimal digest of the files and folders at *paths*, which changes when one of them changes.
 
     It is of the bytes of local files, and of what fsspec tells of remote ones: sizes, times and tags.

@@ -43,9 +43,10 @@ class Showings:
         return Showings(self.frame.filter(pl.col("day") < time // DAY_US))
 
     def days_without_click(self, matrix: Matrix) -> UserItems:
-        """Return the number of days on which an item was shown to a user without a click [users, items].
+        """Return the number of days on which an item was shown to a user without a click: sparse [users, items].
 
-        Only days after the last click, and after the last interaction in *matrix*, count.
+        Users and items are those of *matrix*. Only days after the user's last click on the item, and after the last
+        interaction of both in *matrix*, count. `frame` has a row per user, item and day [user, item, day, clicked].
         """
         rows = _with_pair_numbers(self.frame, matrix)
         last_clicks = rows.filter("clicked").group_by("pair").agg(last_click=pl.col("day").max())
@@ -65,9 +66,10 @@ class Showings:
 
 
 def read_showings(source: DataSource) -> Showings:
-    """Read the impressions and clicks of the last 30 days at *source*: segments of events, or a folder of them.
+    """Read on which of the last 30 days which items were shown to which users, and clicked.
 
-    Takes about 30 bytes per user, item and day. Raises DataError, and SettingError for other files.
+    *source* is a file of events that the service recorded, or a folder of them. Takes about 30 bytes per user, item and
+    day. Raises DataError if there are no impressions, and SettingError for other files.
     """
     with input_files([source]) as files:
         if any(file.kind != "events" for file in files):
@@ -75,17 +77,18 @@ def read_showings(source: DataSource) -> Showings:
                 f"{named_paths([source])} holds other files than events; name a folder of hotplate serve --events, or "
                 "one that hotplate events ship fills."
             )
-        shown = pl.DataFrame(schema=_SHOWN)
-        pieces = list[pl.DataFrame]()
+        days = pl.DataFrame(schema=_SHOWN)
+        # Many rows are of the same user, item and day: they are merged before they fill the memory.
+        unmerged = list[pl.DataFrame]()
         for file in files:
-            pieces.append(_read_shown(file))
-            if sum(piece.height for piece in pieces) >= _ROWS_AT_ONCE:
-                shown = _one_row_a_day([shown, *pieces])
-                pieces.clear()
-        shown = _one_row_a_day([shown, *pieces])
-    if shown.is_empty():
+            unmerged.append(_read_shown(file))
+            if sum(frame.height for frame in unmerged) >= _ROWS_AT_ONCE:
+                days = _one_row_a_day([days, *unmerged])
+                unmerged.clear()
+        days = _one_row_a_day([days, *unmerged])
+    if days.is_empty():
         raise DataError(f"{named_paths([source])} has no impressions; name the events that the service wrote.")
-    return Showings(shown)
+    return Showings(days)
 
 
 def _read_shown(file: DataFile) -> pl.DataFrame:

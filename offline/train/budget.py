@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from hotplate.offline.evaluate.evaluation import most_tested
+from hotplate.offline.evaluate.evaluation import most_tested_users
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.matrix import UserItems
 from hotplate.offline.train.als import ALSParams
@@ -165,7 +165,7 @@ class Cost:
 
     def _evaluation_s(self) -> float:
         """Fits and lists of the best cell of each engine."""
-        tested = self._user_items[: most_tested(self._user_items.shape[1])]
+        tested = self._user_items[: most_tested_users(self._user_items.shape[1])]
         seconds = 0.0
         for cells in self._by_engine.values():
             seconds += _mean(fit_s(params, self._user_items) + rank_s(params, tested) for params in cells)

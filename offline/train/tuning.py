@@ -270,7 +270,7 @@ def tune(
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
 
     on_trial(0, len(cells))
-    trials = _Trials(splits, k, kept, digest_of(sample.user_items, sample.history, sample.options, EXPLORING, k))
+    trials = _Trials(splits, k, kept, digest_of_search(sample.user_items, sample.history, sample.options, EXPLORING, k))
     # At least one trial with recency follows the others.
     expected_later = int(tries_recency)
     trials.run(cells, on_trial, expected_later)
@@ -334,7 +334,7 @@ def _recency_order(params: Params) -> int:
             return 2
 
 
-def inner_cuts(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
+def inner_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the inner splits of a search with *options*; none if a part of one is empty."""
     return _sample_users(user_items, history, _inner_split(options, pieces=_CUTS)).splits()
 
@@ -605,7 +605,7 @@ def _to_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def digest_of(user_items: UserItems, history: History | None, *settings: object) -> str:
+def digest_of_search(user_items: UserItems, history: History | None, *settings: object) -> str:
     """Return a hexadecimal digest of interactions, their rows, *settings* (by repr) and the versions of libraries.
 
     Trials with the same digest have the same result.

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_intdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import Variety, as_published
+from hotplate.offline.evaluate.evaluation import Variety, evaluate_as_published
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
 from hotplate.offline.input.matrix import DAY_US, History, Matrix
 from hotplate.offline.input.showings import Showings, read_showings
@@ -489,8 +489,8 @@ def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
     evaluation = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
     model = replace(model, metrics=evaluation.to_json())
     plain = evaluation.to_json()
-    diverse = as_published(model, Rules(diversity=0.5), 20, keep_seen=False)
-    explored = as_published(model, Rules(explore=Explore(1, 20)), 20, keep_seen=False)
+    diverse = evaluate_as_published(model, Rules(diversity=0.5), 20, keep_seen=False)
+    explored = evaluate_as_published(model, Rules(explore=Explore(1, 20)), 20, keep_seen=False)
     assert diverse is not None
     assert explored is not None
     assert diverse["model"]["list_similarity"] < plain["model"]["list_similarity"]

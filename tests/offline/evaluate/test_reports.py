@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.reports import Candidate, Evaluator, from_files, read_history, read_truth
+from hotplate.offline.evaluate.reports import Candidate, Evaluator, candidate_from_files, read_history, read_truth
 from hotplate.report import to_json
 
 TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
@@ -22,7 +22,7 @@ def written(folder: Path, **texts: str) -> list[Path]:
 def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
     truth, lists, train = written(folder, truth=TRUTH, lists=LISTS, train=HISTORY)
     read = read_truth(truth, {"rating": "rating"})
-    imported = from_files(lists, read.pairs, k, {})
+    imported = candidate_from_files(lists, read.pairs, k, {})
     return Evaluator(read, [imported], k, read_history(train, {})), imported
 
 
@@ -56,7 +56,7 @@ def test_report_rows_repeat_the_metrics(tmp_path: Path) -> None:
 def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
     evaluator, _ = held(tmp_path)
     (path,) = written(tmp_path, one="user,item,score\nc,q,3\nc,x,2\nc,z,1\n")
-    sparse = evaluator.evaluate(from_files(path, evaluator.truth.pairs, 2, {}))
+    sparse = evaluator.evaluate(candidate_from_files(path, evaluator.truth.pairs, 2, {}))
     assert sparse.notes[0] == "2 of 3 users have no list"
     assert not any("the popular items rank better" in note for note in sparse.notes), "both serve them"
 
@@ -64,7 +64,7 @@ def test_report_counts_users_without_a_list(tmp_path: Path) -> None:
 def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
     truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
     read = read_truth(truth, {"rating": "stars"})
-    imported = from_files(lists, read.pairs, 2, {})
+    imported = candidate_from_files(lists, read.pairs, 2, {})
     with pytest.raises(DataError, match="Of 1 pairs in the truth, none has a score"):
         Evaluator(read, [imported], 2, None).evaluate(imported)
 

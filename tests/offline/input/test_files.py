@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.input.files import state_of
+from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.model import save
 from hotplate.offline.options import Columns, Format
@@ -93,9 +93,9 @@ def test_urls_are_read_like_files_and_folders(kind: type, tmp_path: Path) -> Non
     assert (read.time_range, read.fingerprint) == (here.time_range, here.fingerprint)
     alone = read_interactions(kind(f"{place}/date=2026-01-01/a.csv"))
     assert [(user, item) for user, item, _ in pairs_of(alone)] == [("u", "i"), ("v", "j")]
-    before = state_of([Path(place)])
+    before = digest_of_paths([Path(place)])
     memory.pipe_file(f"/shop/{kind.__name__}/date=2026-01-02/b.csv", b"user,item\nu,i,j\n")
-    assert state_of([Path(place)]) != before
+    assert digest_of_paths([Path(place)]) != before
     with pytest.raises(DataError, match=f"{place}/date=2026-01-02/b.csv, row 2: 'j' stands after the last field"):
         read_interactions(kind(place))
 
@@ -116,10 +116,10 @@ def test_a_signed_url_is_read_and_its_headers_tell_whether_it_changed(web: str, 
     write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,j\n")
     url = f"{web}/a.csv?sig=secret%2Fvalue"
     assert read_interactions(url).rows == 2
-    before = state_of([Path(url)])
-    assert state_of([Path(url)]) == before
+    before = digest_of_paths([Path(url)])
+    assert digest_of_paths([Path(url)]) == before
     write(tmp_path / "web" / "a.csv", "user,item\nu,i\nv,k\nw,k\n")
-    assert state_of([Path(url)]) != before
+    assert digest_of_paths([Path(url)]) != before
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # as above
