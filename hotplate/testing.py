@@ -21,7 +21,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import catalogue as catalogue_changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import body_of
 from hotplate.stores.erasure_log import erased_from
@@ -54,44 +54,44 @@ ROWS = [
 
 
 def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
-    """Return a draft as stores receive it: id, incarnation (the name of its data) and the token of its writer."""
+    """Return an unfinished release as stores receive it: id, incarnation (the name of its data), and its writer."""
     return DraftRef(release, f"incarnation-{release}", writer)
 
 
-def ref(release: ReleaseId) -> ReleaseRef:
-    """Return a release as stores receive it."""
+def release_ref(release: ReleaseId) -> ReleaseRef:
+    """Return a release as stores receive it: its id, and the incarnation, the name of its data, that `draft_of` has."""
     return draft_of(release).release
 
 
-def unchecked(catalogue: Catalogue) -> None:
-    """Allow an erase, whatever the catalogue says."""
+def allow_erasure(catalogue: Catalogue) -> None:
+    """Allow `Store.erase` to delete a release, whatever the catalogue says."""
     del catalogue
 
 
-async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
-    """Create a draft, put *rows*, and seal it by default."""
+async def write_release(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
+    """Create a draft, put *rows*, and seal it by default, so that it can be read."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
     await store.put(draft_of(release), rows)
     if seal:
         await store.seal(draft_of(release))
 
 
-async def step(store: Store, change: Catalogue) -> Catalogue:
-    """Swap the catalogue for a changed one; return it as stored."""
+async def swap_catalogue(store: Store, change: Catalogue) -> Catalogue:
+    """Store a changed catalogue with the next generation, and return it as stored."""
     old = await store.catalogue()
-    new = changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
+    new = catalogue_changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
     await store.swap(old, new)
     return new
 
 
-async def begin(store: Store, release: ReleaseId) -> Catalogue:
-    """Add a draft to the catalogue."""
-    return await step(store, changes.begin(await store.catalogue(), draft_of(release)))
+async def begin_draft(store: Store, release: ReleaseId) -> Catalogue:
+    """Add a draft to the catalogue, and return the catalogue as stored."""
+    return await swap_catalogue(store, catalogue_changes.begin(await store.catalogue(), draft_of(release)))
 
 
-async def scanned(store: Store, release: ReleaseId) -> list[Row]:
+async def scan_rows(store: Store, release: ReleaseId) -> list[Row]:
     """Return all rows of a sealed release in scan order."""
-    return [row async for row in store.scan(ref(release))]
+    return [row async for row in store.scan(release_ref(release))]
 
 
 @pytest.mark.asyncio
@@ -128,48 +128,49 @@ class StoreContract:
         assert min(store.batch, store.coalesce) >= 1
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
-        await write(open_handle(), FIRST, ROWS)
+        await write_release(open_handle(), FIRST, ROWS)
         reader = open_handle()
         keys = [row.key for row in reversed(ROWS)]
-        assert await reader.get_many(ref(FIRST), [*keys, "user:absent", keys[0]]) == [
+        assert await reader.get_many(release_ref(FIRST), [*keys, "user:absent", keys[0]]) == [
             *(row.value for row in reversed(ROWS)),
             None,
             ROWS[-1].value,
         ]
-        assert await reader.get_many(ref(FIRST), []) == []
+        assert await reader.get_many(release_ref(FIRST), []) == []
 
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
-        await write(store, FIRST, ROWS)
+        await write_release(store, FIRST, ROWS)
         if not isinstance(store, LocalReader):
             pytest.skip("not a LocalReader")
-        assert [store.get(ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
-        assert store.get(ref(FIRST), "user:absent") is None
-        await store.warm(ref(FIRST))
+        assert [store.get(release_ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
+        assert store.get(release_ref(FIRST), "user:absent") is None
+        await store.warm(release_ref(FIRST))
         with pytest.raises(ReleaseNotFound):
-            store.get(ref(SECOND), "user:1")
+            store.get(release_ref(SECOND), "user:1")
 
     async def test_a_sent_read_returns_the_slots_of_a_call(self, store: Store) -> None:
-        await write(store, FIRST, ROWS)
+        """A SendingReader reads in two steps: `send` returns a future of replies, `received` their values by key."""
+        await write_release(store, FIRST, ROWS)
         keys = [*(row.key for row in ROWS), "user:absent"]
-        slots = await store.get_many(ref(FIRST), keys)  # connects
-        replies = store.send(ref(FIRST), keys) if isinstance(store, SendingReader) else None
+        slots = await store.get_many(release_ref(FIRST), keys)  # connects
+        replies = store.send(release_ref(FIRST), keys) if isinstance(store, SendingReader) else None
         if not isinstance(store, SendingReader) or replies is None:
             pytest.skip("needs a task for a read")
-        assert store.received(ref(FIRST), await replies) == slots
-        replies = store.send(ref(SECOND), keys)
+        assert store.received(release_ref(FIRST), await replies) == slots
+        replies = store.send(release_ref(SECOND), keys)
         assert replies is not None
         with pytest.raises(ReleaseNotFound):
-            store.received(ref(SECOND), await replies)
+            store.received(release_ref(SECOND), await replies)
 
     async def test_releases_do_not_see_each_other(self, store: Store) -> None:
-        await write(store, FIRST, [Row("user:1", b"old")])
-        await write(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
+        await write_release(store, FIRST, [Row("user:1", b"old")])
+        await write_release(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
         keys = ["user:1", "user:2"]
-        gone = ref(FIRST)._replace(incarnation="gone")
-        reads = (store.get_many(release, keys) for release in (ref(FIRST), gone, ref(SECOND)))
-        old, missing, new = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
+        missing = release_ref(FIRST)._replace(incarnation="gone")
+        reads = (store.get_many(release, keys) for release in (release_ref(FIRST), missing, release_ref(SECOND)))
+        old, error, new = await asyncio.gather(*reads, return_exceptions=True)  # may be sent as one request
         assert (old, new) == ([b"old", None], [b"new", b"new"])
-        assert isinstance(missing, ReleaseNotFound)
+        assert isinstance(error, ReleaseNotFound)
 
     async def test_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
         erased = draft_of(FIRST)._replace(incarnation="erased")
@@ -178,7 +179,7 @@ class StoreContract:
             await store.create(draft, Plan(1, 100))
             await store.put(draft, [Row("user:1", draft.incarnation.encode())])
             await store.seal(draft)
-        await store.erase(erased.release, unchecked)
+        await store.erase(erased.release, allow_erasure)
         assert await store.get_many(other.release, ["user:1"]) == [b"other"]
         with pytest.raises(ReleaseNotFound):
             await store.get_many(erased.release, ["user:1"])
@@ -191,15 +192,15 @@ class StoreContract:
         await store.put(draft_of(FIRST), [meta])
 
         with pytest.raises(ReleaseNotFound):
-            await scanned(store, FIRST)
+            await scan_rows(store, FIRST)
         await store.seal(draft_of(FIRST))
         for _ in range(2):
-            await store.prepare(ref(FIRST))
+            await store.prepare(release_ref(FIRST))
 
-        assert await scanned(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
+        assert await scan_rows(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
         if isinstance(store, Diagnosed):
-            await store.check_size(ref(FIRST))
-            await store.check_integrity(ref(FIRST))
+            await store.check_size(release_ref(FIRST))
+            await store.check_integrity(release_ref(FIRST))
             await store.check_room(draft_of(SECOND), Plan(1, 100))
             assert {type(sentence) for sentence in await store.warnings()} <= {str}
             assert Level.ERROR not in {finding.level for finding in await store.examine()}
@@ -213,7 +214,7 @@ class StoreContract:
         await store.put(draft_of(FIRST), [])
         await store.seal(draft_of(FIRST))
         expected = sorted([*ROWS, Row("user:0", b"unsorted")], key=lambda row: row.key.encode())
-        assert await scanned(store, FIRST) == expected, "a scrub counts the rows of a scan"
+        assert await scan_rows(store, FIRST) == expected, "a scrub counts the rows of a scan"
 
     async def test_each_part_of_a_killed_writer_is_continued_from_its_resume_point(
         self, open_handle: OpenStore
@@ -244,10 +245,11 @@ class StoreContract:
         await second.put(draft, even[40:], part=0)
         await second.seal(draft)
 
-        assert await scanned(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
-        assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
+        assert await scan_rows(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
+        assert await second.get_many(release_ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
 
     async def test_a_claimed_draft_takes_no_rows_from_its_earlier_writer(self, open_handle: OpenStore) -> None:
+        """A second writer that creates the same draft claims it: it continues, and calls of the first are refused."""
         first = open_handle()
         second = open_handle()
         before = draft_of(FIRST, "before")
@@ -262,9 +264,9 @@ class StoreContract:
             await second.create(after, Plan(len(ROWS), 1000))
         else:
             late = [first.put(before, [Row(key, b"x")]) for key in ("user:late", "meta:late")]
-            for step in (*late, first.resume_point(before), first.seal(before)):
+            for call in (*late, first.resume_point(before), first.seal(before)):
                 with pytest.raises(ReleaseConflict):
-                    await step
+                    await call
 
         assert await second.resume_point(after) == ROWS[2].key
         await second.put(after, ROWS[3:])
@@ -276,25 +278,25 @@ class StoreContract:
         with pytest.raises(ReleaseConflict):
             await third.put(before, [Row("user:late", b"x")])
         await third.seal(draft_of(FIRST, "a third"))
-        assert await scanned(third, FIRST) == ROWS
+        assert await scan_rows(third, FIRST) == ROWS
 
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
-        await write(store, FIRST, ROWS)
+        await write_release(store, FIRST, ROWS)
         keys = ["user:1", "user:\ud800", "user:2"]
-        (slots,) = await asyncio.gather(store.get_many(ref(FIRST), keys), return_exceptions=True)
+        (slots,) = await asyncio.gather(store.get_many(release_ref(FIRST), keys), return_exceptions=True)
         assert slots == [b"one", None, b""]
         if isinstance(store, LocalReader):
-            assert store.get(ref(FIRST), keys[1]) is None
+            assert store.get(release_ref(FIRST), keys[1]) is None
 
     async def test_incarnations_are_listed_until_they_are_erased(self, open_handle: OpenStore) -> None:
         store = open_handle()
-        await write(store, FIRST, ROWS)
-        await write(store, SECOND, ROWS[:1], seal=False)
+        await write_release(store, FIRST, ROWS)
+        await write_release(store, SECOND, ROWS[:1], seal=False)
         incarnations = [draft_of(release).incarnation for release in (FIRST, SECOND)]
         assert sorted(await store.incarnations()) == sorted(incarnations)
-        await open_handle().erase(ref(FIRST), unchecked)
+        await open_handle().erase(release_ref(FIRST), allow_erasure)
         assert await store.incarnations() == [draft_of(SECOND).incarnation]
-        await store.erase(ref(SECOND), unchecked)
+        await store.erase(release_ref(SECOND), allow_erasure)
         assert await store.incarnations() == []
 
     @pytest.mark.parametrize("seal", [True, False])
@@ -302,7 +304,7 @@ class StoreContract:
         self, open_handle: OpenStore, *, seal: bool
     ) -> None:
         store = open_handle()
-        await write(store, FIRST, ROWS, seal=seal)
+        await write_release(store, FIRST, ROWS, seal=seal)
         if not seal:
             begun = await begin_release(open_handle(), SECOND)
             assert (await store.catalogue()).find_draft(SECOND).incarnation == begun.incarnation
@@ -311,21 +313,26 @@ class StoreContract:
             (error,) = await asyncio.gather(work, return_exceptions=True)
             assert "hotplate store rebuild" in str(error), "the next prune would erase the release"
         assert (await open_handle().catalogue()).generation == 0
-        assert await scanned(store, FIRST) == ROWS
+        assert await scan_rows(store, FIRST) == ROWS
 
     async def test_a_sealed_release_takes_no_more_rows(self, open_handle: OpenStore) -> None:
         store = open_handle()
-        await write(store, FIRST, ROWS)
+        await write_release(store, FIRST, ROWS)
         await store.seal(draft_of(FIRST))
         for handle in (store, open_handle()):
             with pytest.raises(ReleaseConflict):
                 await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
-        assert await scanned(store, FIRST) == ROWS
+        assert await scan_rows(store, FIRST) == ROWS
 
     async def test_a_release_that_was_never_created_is_not_found(self, store: Store) -> None:
-        release = ref(FIRST)
+        release = release_ref(FIRST)
         draft = draft_of(FIRST)
-        calls = (store.get_many(release, ["user:1"]), store.put(draft, ROWS), store.seal(draft), scanned(store, FIRST))
+        calls = (
+            store.get_many(release, ["user:1"]),
+            store.put(draft, ROWS),
+            store.seal(draft),
+            scan_rows(store, FIRST),
+        )
         for call in (*calls, store.prepare(release)):
             with pytest.raises(ReleaseNotFound):
                 await call
@@ -333,21 +340,22 @@ class StoreContract:
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_removes_every_row_and_is_idempotent(self, open_handle: OpenStore, *, sealed: bool) -> None:
         store = open_handle()
-        await write(store, FIRST, ROWS, seal=sealed)
-        await write(store, SECOND, ROWS[:1])
-        await open_handle().erase(ref(FIRST), unchecked)
-        await store.erase(ref(FIRST), unchecked)
+        await write_release(store, FIRST, ROWS, seal=sealed)
+        await write_release(store, SECOND, ROWS[:1])
+        await open_handle().erase(release_ref(FIRST), allow_erasure)
+        await store.erase(release_ref(FIRST), allow_erasure)
         with pytest.raises(ReleaseNotFound):
-            await open_handle().get_many(ref(FIRST), ["user:1"])
-        assert await store.get_many(ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
+            await open_handle().get_many(release_ref(FIRST), ["user:1"])
+        assert await store.get_many(release_ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
 
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_deletes_nothing_that_the_catalogue_read_last_forbids(
         self, open_handle: OpenStore, *, sealed: bool
     ) -> None:
+        """`erase` calls a function with the catalogue as it is then; if that raises, all rows stay."""
         store = open_handle()
-        await begin(store, FIRST)
-        await write(store, FIRST, ROWS, seal=sealed)
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, ROWS, seal=sealed)
         seen = list[Catalogue]()
 
         def refuse(catalogue: Catalogue) -> None:
@@ -355,10 +363,10 @@ class StoreContract:
             raise ReleaseConflict("it is live again")
 
         for _ in range(2):
-            await step(store, changes.renew(await store.catalogue(), draft_of(FIRST)))
+            await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), draft_of(FIRST)))
             for handle in (store, open_handle()):
                 with pytest.raises(ReleaseConflict, match="live again"):
-                    await handle.erase(ref(FIRST), refuse)
+                    await handle.erase(release_ref(FIRST), refuse)
                 assert seen[-1] == await store.catalogue()
 
         expected = ROWS
@@ -367,28 +375,31 @@ class StoreContract:
             await store.put(draft_of(FIRST), [later])
             await store.seal(draft_of(FIRST))
             expected = sorted([*ROWS, later], key=lambda row: row.key.encode())
-        assert await scanned(open_handle(), FIRST) == expected
-        assert await store.get_many(ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
+        assert await scan_rows(open_handle(), FIRST) == expected
+        assert await store.get_many(release_ref(FIRST), ["user:1", "user:absent"]) == [b"one", None]
 
     async def test_the_canary_is_stored_changed_and_ended(self, open_handle: OpenStore) -> None:
+        """A canary is a release that a percentage of the users gets, for some days if it is an experiment."""
         writer = open_handle()
         reader = open_handle()
         for release, gates in ((FIRST, ()), (SECOND, ("ndcg", "overlap@10"))):
-            await begin(writer, release)
-            await write(writer, release, ROWS)
-            await step(writer, changes.commit(await writer.catalogue(), draft_of(release), gates))
-        await step(writer, changes.activate(await writer.catalogue(), FIRST))
+            await begin_draft(writer, release)
+            await write_release(writer, release, ROWS)
+            await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(release), gates))
+        await swap_catalogue(writer, catalogue_changes.activate(await writer.catalogue(), FIRST))
         for percent, days in ((2.5, None), (50.0, 14)):
-            written = await step(writer, changes.start_canary(await writer.catalogue(), SECOND, percent, days))
+            written = await swap_catalogue(
+                writer, catalogue_changes.start_canary(await writer.catalogue(), SECOND, percent, days)
+            )
             read = await reader.catalogue()
             assert (read, read.canary) == (written, Canary(SECOND, percent, salt=SECOND))
-        await step(writer, changes.abort(await writer.catalogue(), SECOND))
-        assert (await reader.catalogue()).served == (ref(FIRST),)
+        await swap_catalogue(writer, catalogue_changes.abort(await writer.catalogue(), SECOND))
+        assert (await reader.catalogue()).served == (release_ref(FIRST),)
 
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
-        await begin(store, FIRST)
+        await begin_draft(store, FIRST)
         stored = await store.catalogue()
-        successor = changes.succeed(stored, stored, "next", "here")
+        successor = catalogue_changes.succeed(stored, stored, "next", "here")
         later = replace(stored, generation=stored.generation + 1)
         for impostor in (later, replace(stored, token="another"), replace(stored, store_id="elsewhere"), Catalogue()):
             with pytest.raises(ReleaseConflict):
@@ -401,55 +412,65 @@ class StoreContract:
         store = open_handle()
         reader = open_handle()
         assert await reader.records(["one", "other"]) == [None, None]
-        await begin(store, FIRST)
+        await begin_draft(store, FIRST)
         first = [RecordChange("one", None, b'1 "\x00\xff'), RecordChange("other", None, b"x" * 1_000_000)]
         second = [RecordChange("one", first[0].after, b"2")]
         for records in (first, second):
             stored = await store.catalogue()
-            await store.swap(stored, changes.succeed(stored, stored, records[0].after.hex(), "here"), records)
+            await store.swap(stored, catalogue_changes.succeed(stored, stored, records[0].after.hex(), "here"), records)
             assert await reader.records(["one", "absent"]) == [records[0].after, None]
         assert await reader.records(["other"]) == [first[1].after]
 
     async def test_a_refused_swap_changes_no_record_and_a_repeated_one_is_done(self, store: Store) -> None:
-        await begin(store, FIRST)
+        await begin_draft(store, FIRST)
         stored = await store.catalogue()
-        await store.swap(stored, changes.succeed(stored, stored, "first", "here"), [RecordChange("one", None, b"2")])
+        await store.swap(
+            stored, catalogue_changes.succeed(stored, stored, "first", "here"), [RecordChange("one", None, b"2")]
+        )
 
         stored = await store.catalogue()
         outdated = replace(stored, token="outdated")
         with pytest.raises(ReleaseConflict):
-            await store.swap(outdated, changes.succeed(stored, stored, "t", "here"), [RecordChange("one", b"2", b"3")])
+            await store.swap(
+                outdated, catalogue_changes.succeed(stored, stored, "t", "here"), [RecordChange("one", b"2", b"3")]
+            )
         assert await store.records(["one"]) == [b"2"]
 
         repeated = [RecordChange("one", b"1", b"2")]  # of an attempt that changed the record, and has lost its reply
-        successor = changes.succeed(stored, stored, "again", "here")
+        successor = catalogue_changes.succeed(stored, stored, "again", "here")
         await store.swap(stored, successor, repeated)
         assert await store.records(["one"]) == [b"2"]
         assert await store.catalogue() == successor
 
     async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
-        await begin(open_handle(), FIRST)
+        await begin_draft(open_handle(), FIRST)
         handles = [open_handle() for _ in range(8)]
         for handle in handles:  # connect one after the other
             seen = await handle.catalogue()
         outcomes = await asyncio.gather(
-            *(handle.swap(seen, changes.succeed(seen, seen, f"t{n}", "here")) for n, handle in enumerate(handles)),
+            *(
+                handle.swap(seen, catalogue_changes.succeed(seen, seen, f"t{n}", "here"))
+                for n, handle in enumerate(handles)
+            ),
             return_exceptions=True,
         )
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
 
     async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
+        """Each names the damaged record that it read, so that only the first one replaces it."""
         store = open_handle()
-        await begin(store, FIRST)
-        await write(store, FIRST, ROWS)
-        committed = await step(store, changes.commit(await store.catalogue(), draft_of(FIRST)))
-        await step(store, replace(committed, releases=committed.releases * 2))  # lists each release twice: invalid
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, ROWS)
+        committed = await swap_catalogue(store, catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
+        await swap_catalogue(
+            store, replace(committed, releases=committed.releases * 2)
+        )  # lists each release twice: invalid
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")
         assert isinstance(unreadable, CatalogueUnreadable)
         record = unreadable.record
-        rebuilt = changes.succeed(Catalogue(), committed, "rebuilt", "elsewhere")
+        rebuilt = catalogue_changes.succeed(Catalogue(), committed, "rebuilt", "elsewhere")
         assert record is not None
 
         with pytest.raises(ReleaseConflict):
@@ -466,13 +487,13 @@ class StoreContract:
     async def test_changes_yields_the_catalogue_and_each_change(self, open_handle: OpenStore) -> None:
         writer = open_handle()
         reader = open_handle()
-        first = await begin(writer, FIRST)
-        await write(writer, FIRST, ROWS)
+        first = await begin_draft(writer, FIRST)
+        await write_release(writer, FIRST, ROWS)
         watched = reader.changes()
         assert await anext(watched) == first
         upcoming = asyncio.ensure_future(anext(watched))
         await asyncio.sleep(0.01)
-        second = await step(writer, changes.commit(await writer.catalogue(), draft_of(FIRST)))
+        second = await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(FIRST)))
         assert await asyncio.wait_for(upcoming, 5) == second
         await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
 

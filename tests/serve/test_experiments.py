@@ -27,7 +27,7 @@ from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of, succeeded
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, publish, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, publish, ref_of
 
 NAMES = [str(number) for number in range(40)]
 START = 1_000_000.0
@@ -92,7 +92,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
     lost = await ref_of(store, await publish(store, rows("lost"), arm="B"))
     file = tmp_path / "store" / "releases" / f"{lost.incarnation}.mdb"
     if harm == "erased":
-        await store.erase(lost, unchecked)
+        await store.erase(lost, allow_erasure)
     await store.close()
     if harm == "cut":
         os.truncate(file, 5000)

@@ -23,7 +23,7 @@ from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import DamagedStore, RemoteStore, SendingRemote, publish
-from tests.support.stores import ref_of, unchecked
+from tests.support.stores import allow_erasure, ref_of
 from tests.support.virtual import virtual
 
 BUDGET_S = 0.1
@@ -200,12 +200,12 @@ async def test_missing_release_is_replaced_by_the_live_one(
     first = await publish(memory, "first")
     reader = await over(memory if local else remote)
     second = await publish(memory, "second")
-    await memory.erase(await ref_of(memory, first), unchecked)
+    await memory.erase(await ref_of(memory, first), allow_erasure)
     answer = await reader.personal("1")
     assert (answer.served.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
     many = await reader.personal_many(["1", "2", "3"])
     assert {answer.served.id for answer in many} == {second}
-    await memory.erase(await ref_of(memory, second), unchecked)
+    await memory.erase(await ref_of(memory, second), allow_erasure)
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
 
 
@@ -474,7 +474,7 @@ class MovingRemote(RemoteStore):
             users = self.moves_to
             self.moves_to = range(0)
             await publish(self.inner, "second", users=users)
-            await self.inner.erase(release, unchecked)
+            await self.inner.erase(release, allow_erasure)
         return slots
 
 
@@ -496,7 +496,7 @@ async def test_release_of_a_page_that_is_gone_is_read_once(memory: MemoryStore, 
     first = await publish(memory, "first")
     reader = await over(remote)
     await publish(memory, "second")
-    await memory.erase(await ref_of(memory, first), unchecked)
+    await memory.erase(await ref_of(memory, first), allow_erasure)
     remote.reads.clear()
     await reader.in_release(first, [RowKey(USER, "1")])
     assert list(remote.reads).count(["user:1"]) == 1

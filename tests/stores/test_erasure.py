@@ -32,7 +32,7 @@ from hotplate.stores.users import accept_loss, erase_users, find_users
 from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, on_every_store, publish, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, on_every_store, publish, ref_of
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(12))]
 
@@ -103,7 +103,7 @@ async def test_erasure_cut_off_at_any_call_is_finished_by_the_next(
         assert not [held for held in (await find_users(store, [user])).holding.values() if store_deletes(store)]
     assert await erased_of(store) == [str(number) for number in range(1, at + 1)]
     if store_deletes(store):
-        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], unchecked)  # type: ignore[attr-defined]
+        await store.erase_rows(releases[0], ["user:0", "user:10", "user:11"], allow_erasure)  # type: ignore[attr-defined]
         with pytest.raises(ReleaseCorrupt, match="3 of 14 rows are missing"):
             await verify(store, releases[0])
         await verify(store, releases[1])
@@ -137,7 +137,7 @@ async def test_returning_rows_do_not_hide_a_loss() -> None:
         assert (await erase_users(store, ["1", "2"])).deleted == len(returned)
         await verify(store, release)
     store.find(release).rows.update({"user:1": older["user:1"]})
-    await store.erase_rows(release, ["user:9"], unchecked)
+    await store.erase_rows(release, ["user:9"], allow_erasure)
     with pytest.raises(ReleaseCorrupt, match="1 of 14 rows are missing"):
         await verify(store, release)
 

@@ -23,7 +23,7 @@ from hotplate.stores.transfer import copy
 from hotplate.stores.verification import verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, as_bodies, on_every_store, published_values, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, as_bodies, on_every_store, published_values, ref_of
 
 FACTOR_BYTES = 4 * 256
 ITEMS = [(ItemEntry(f"i{n}", f"Title {n}" if n % 2 else None), bytes([n % 251]) * FACTOR_BYTES) for n in range(200)]
@@ -78,6 +78,6 @@ async def test_factors_are_stored_copied_verified_and_erased_like_rows(open_stor
     await copy(store, target, release)
     assert await published_values(target, release) == await published_values(store, release)
     assert (await verify(target, await ref_of(target, release))).digest == written.manifest.digest
-    await store.erase(ref, unchecked)
+    await store.erase(ref, allow_erasure)
     with pytest.raises(ReleaseNotFound):
         await store.get_many(ref, list(expected))

@@ -25,7 +25,7 @@ from tests.support.cosmos_account import Account
 from tests.support.cosmos_simulation import ROWS
 from tests.support.redis_server import RedisServer
 from tests.support.soak import scaled
-from tests.support.stores import LISTS, batches, lapse, publish, published_rows, ref_of, unchecked
+from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, published_rows, ref_of
 
 PUBLISHER = """
 import asyncio, sys
@@ -130,7 +130,7 @@ async def test_killed_erasure_keeps_exact_counts_and_is_finished(url: str, kills
         await verify(store, release)
     if isinstance(store, RowEraser):
         assert done.holding == {}
-        await store.erase_rows(releases[0], ["user:997", "user:998", "user:999"], unchecked)
+        await store.erase_rows(releases[0], ["user:997", "user:998", "user:999"], allow_erasure)
         with pytest.raises(ReleaseCorrupt, match=r" 3 of 1,002 rows are missing"):
             await verify(store, releases[0])
     await store.close()

@@ -16,7 +16,7 @@ from hotplate.stores.verification import load_manifest, read_servable, verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, on_every_store, publish, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, on_every_store, publish, ref_of
 
 NAMES = ("", "basket", "email")
 ROWS = sorted(
@@ -72,7 +72,7 @@ async def test_planned_but_unwritten_list_is_not_published(memory: MemoryStore) 
 async def test_lost_rows_of_one_list_are_found(memory: MemoryStore) -> None:
     assert isinstance(memory, RowEraser)
     ref = await ref_of(memory, await publish(memory, ROWS))
-    await memory.erase_rows(ref, [row.key for row in ROWS if row.key.startswith("user@email:")], unchecked)
+    await memory.erase_rows(ref, [row.key for row in ROWS if row.key.startswith("user@email:")], allow_erasure)
     with pytest.raises(ReleaseCorrupt, match="40 of 133 rows are missing"):
         await verify(memory, ref)
     with pytest.raises(ReleaseCorrupt, match="its sample of the list 'email'"):

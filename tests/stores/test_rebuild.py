@@ -24,7 +24,7 @@ from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.service import refused_by
-from tests.support.stores import OpenStore, published_rows, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, published_rows, ref_of
 from tests.support.stores import publish as publish_rows
 
 on_every_rebuildable_store = pytest.mark.parametrize("open_store", ["file", "redis", "cosmos+http"], indirect=True)
@@ -150,7 +150,7 @@ async def test_damaged_release_goes_live_only_if_forced(open_store: OpenStore) -
     store = open_store()
     live = await publish(store, "live")
     await half_lost(store, live, "e" * 12, "popular:")
-    await store.erase(await ref_of(store, live), unchecked)
+    await store.erase(await ref_of(store, live), allow_erasure)
     await spoil(store)
     surveyed = await survey(store)
     assert surveyed.only() == live

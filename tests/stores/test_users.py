@@ -22,7 +22,7 @@ from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, batches, on_every_store, publish, ref_of, unchecked
+from tests.support.stores import OpenStore, allow_erasure, batches, on_every_store, publish, ref_of
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
 
@@ -62,7 +62,7 @@ async def test_lost_rows_are_reported_beside_erased_ones(monkeypatch: pytest.Mon
         await verify(store, release)
     assert (await erase_users(store, ["7"])).deleted == 1
     await verify(store, release)
-    await store.erase_rows(release, ["user:3", "user:4", "user:5"], unchecked)
+    await store.erase_rows(release, ["user:3", "user:4", "user:5"], allow_erasure)
     with pytest.raises(ReleaseCorrupt, match="3 of 10 rows are missing"):
         await verify(store, release)
 

@@ -25,7 +25,7 @@ from hotplate.stores.cosmos.store import CONTROL, CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
-from tests.support.stores import ref
+from tests.support.stores import release_ref
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
@@ -118,8 +118,10 @@ class SimulatedAccount:
         catalogues = [item["catalogue"] for item in known if "catalogue" in item]
         entries = [entry for content in catalogues for entry in content["entries"] if entry["id"] == release]
         incarnations = [entry["incarnation"] for entry in entries]
-        release_ref = ref(release)._replace(incarnation=incarnations[-1]) if incarnations else ref(release)
-        return containers[container_of(release_ref)]
+        written = release_ref(release)
+        if incarnations:
+            written = written._replace(incarnation=incarnations[-1])
+        return containers[container_of(written)]
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
         head, _, body = message.partition(b"\r\n\r\n")

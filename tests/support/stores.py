@@ -14,12 +14,40 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import META, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.store import Finding, Plan, Row, Store
 from hotplate.stores.verification import load_manifest
-from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, unchecked, write
+from hotplate.testing import (
+    FIRST,
+    SECOND,
+    OpenStore,
+    allow_erasure,
+    begin_draft,
+    draft_of,
+    release_ref,
+    scan_rows,
+    swap_catalogue,
+    write_release,
+)
 
 __all__ = (
-    "FIRST", "LISTS", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "look",
-    "on_every_store", "publish", "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "unchecked",
-    "write",
+    "FIRST",
+    "LISTS",
+    "SECOND",
+    "OpenStore",
+    "allow_erasure",
+    "as_bodies",
+    "batches",
+    "begin_draft",
+    "draft_of",
+    "lapse",
+    "look",
+    "on_every_store",
+    "publish",
+    "published_rows",
+    "published_values",
+    "ref_of",
+    "release_ref",
+    "scan_rows",
+    "swap_catalogue",
+    "write_release",
 )  # fmt: skip
 
 # For code that works over any store. TLS and sockets are tested by the contract suite.

@@ -11,7 +11,7 @@ from hotplate.stores.cosmos.errors import ContainerMissing, CosmosUnavailable
 from hotplate.stores.cosmos.url import Offer, Throughput, parse
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.store import ChargeCounter, Row, Store
-from hotplate.testing import FIRST, OpenStore, StoreContract, ref, write
+from hotplate.testing import FIRST, OpenStore, StoreContract, release_ref, write_release
 from tests.support.cosmos_account import Account
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 
@@ -127,18 +127,18 @@ class TestThroughTheSdk(StoreContract):
 async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCounter]]:
     counted = ChargeCounter()
     store = connect(cosmos_http.url(secrets.token_hex(4), ru="1000", client="sdk"), counted)
-    await write(store, FIRST, ROWS)
+    await write_release(store, FIRST, ROWS)
     yield store, counted
     await store.close()
 
 
 async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
     store, counted = stored
-    slots = await store.get_many(ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
+    slots = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
     assert slots == [ROWS[1].value, None, ROWS[0].value]
     before_ru = counted.ru
     before = cosmos_http.requests("read item")
-    assert await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0) == [ROWS[1].value]
+    assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0) == [ROWS[1].value]
     assert counted.ru == before_ru + 1.0
     assert cosmos_http.requests("read item") == before + 1
 
@@ -147,16 +147,16 @@ async def test_refused_and_late_reads_fail_their_slot(
     stored: tuple[Store, ChargeCounter], cosmos_http: Account
 ) -> None:
     store, counted = stored
-    await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0)
+    await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0)
     cosmos_http.inject_faults({"operation": "read item", "kind": "forbidden"})
     try:
         with pytest.raises(StoreUnavailable, match="forbids this"):
-            await store.get_many(ref(FIRST), ["user:1"], timeout_s=5.0)
+            await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0)
     finally:
         cosmos_http.inject_faults()
     assert counted.failures[-1] == "forbidden"
     with pytest.raises(StoreUnavailable, match="in time"):
-        await store.get_many(ref(FIRST), ["user:1"], timeout_s=1e-6)
+        await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=1e-6)
 
 
 def test_another_client_is_refused() -> None:

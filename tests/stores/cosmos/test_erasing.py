@@ -10,7 +10,7 @@ from hotplate.stores.connect import connect, run_on
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Row, Store
 from tests.support.cosmos_account import Account
-from tests.support.stores import FIRST, begin, ref, scanned, unchecked, write
+from tests.support.stores import FIRST, allow_erasure, begin_draft, release_ref, scan_rows, write_release
 
 ROWS = [Row(f"user:{number}", b"list") for number in range(5)]
 UNAVAILABLE: dict[str, object] = {"kind": "unavailable", "operation": "delete container"}
@@ -24,8 +24,8 @@ def url(cosmos_http: Account) -> str:
 @pytest.fixture
 async def store(url: str) -> AsyncIterator[Store]:
     opened = connect(url)
-    await begin(opened, FIRST)
-    await write(opened, FIRST, ROWS)
+    await begin_draft(opened, FIRST)
+    await write_release(opened, FIRST, ROWS)
     yield opened
     await opened.close()
 
@@ -41,21 +41,21 @@ async def test_deletion_is_not_repeated_once_the_catalogue_forbids_it(store: Sto
             raise ReleaseConflict("it is live again")
 
     with pytest.raises(ReleaseConflict, match="live again"):
-        await store.erase(ref(FIRST), allow_once)
+        await store.erase(release_ref(FIRST), allow_once)
     assert len(checks) == 2
-    assert await scanned(store, FIRST) == ROWS
-    await store.erase(ref(FIRST), unchecked)
+    assert await scan_rows(store, FIRST) == ROWS
+    await store.erase(release_ref(FIRST), allow_erasure)
     assert await store.incarnations() == []
 
 
 async def test_container_restored_during_deletion_is_kept(store: Store, url: str) -> None:
     async def restore(other: Store) -> None:
-        await other.erase(ref(FIRST), unchecked)
-        await write(other, FIRST, ROWS)
+        await other.erase(release_ref(FIRST), allow_erasure)
+        await write_release(other, FIRST, ROWS)
 
     def allow(_: Catalogue) -> None:
         run_on(url, restore)
 
     with pytest.raises(ReleaseConflict, match="was restored while it was being erased"):
-        await store.erase(ref(FIRST), allow)
-    assert await scanned(store, FIRST) == ROWS
+        await store.erase(release_ref(FIRST), allow)
+    assert await scan_rows(store, FIRST) == ROWS

@@ -18,13 +18,13 @@ from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
 from tests.support.memory_store import MemoryStore
 from tests.support.soak import scaled
-from tests.support.stores import as_bodies, batches, draft_of, publish, published_rows, ref, ref_of
+from tests.support.stores import as_bodies, batches, draft_of, publish, published_rows, ref_of, release_ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
 
 async def scanned(account: SimulatedAccount, release: ReleaseId) -> list[Row]:
-    return [row async for row in account.store(ru=4000).scan(ref(release))]
+    return [row async for row in account.store(ru=4000).scan(release_ref(release))]
 
 
 FAULTS: list[dict[str, object]] = [
@@ -150,7 +150,7 @@ async def test_lagging_replica_is_read_again(account: SimulatedAccount) -> None:
     account.forgets = 0.05
     assert await scanned(account, R) == ROWS[:300]
     assert await account.store().resume_point(draft_of(R)) == ROWS[299].key
-    assert container_of(ref(R)) in account.service.account.databases["d"].containers
+    assert container_of(release_ref(R)) in account.service.account.databases["d"].containers
 
 
 @pytest.mark.parametrize("unseen_s", [0.5, 20.0])
@@ -209,7 +209,7 @@ async def test_container_below_the_configured_rate_is_fully_used_without_loss(
     assert (account.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
     assert account.answers(429) < share * len(LARGE)
     await store.seal(draft_of(R))
-    assert [row async for row in store.scan(ref(R))] == as_bodies(LARGE)
+    assert [row async for row in store.scan(release_ref(R))] == as_bodies(LARGE)
 
 
 # As a release that folds visitors in has them: pieces of item factors.

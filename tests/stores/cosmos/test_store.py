@@ -29,7 +29,7 @@ from tests.support.cosmos_simulation import (
     simulated,
     with_simulation,
 )
-from tests.support.stores import LISTS, begin, draft_of, publish, ref, step, unchecked
+from tests.support.stores import LISTS, allow_erasure, begin_draft, draft_of, publish, release_ref, swap_catalogue
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
@@ -74,15 +74,15 @@ async def test_catalogue_after_a_lossy_failover_is_that_of_the_write_region(
 ) -> None:
     store = account.store()
     rival = account.store()
-    await begin(store, R)
+    await begin_draft(store, R)
     documents = account.service.account.databases["d"].containers[CONTROL].documents
     (item,) = documents.after()
     lsn = item.partition.lsn
-    lost = await step(store, changes.renew(await store.catalogue(), draft_of(R)))
+    lost = await swap_catalogue(store, changes.renew(await store.catalogue(), draft_of(R)))
     documents.put(item)
     item.partition.lsn = lsn
     if rewritten:
-        await step(rival, await rival.catalogue())
+        await swap_catalogue(rival, await rival.catalogue())
     now = await rival.catalogue()
     assert now.generation == lost.generation - (not rewritten)
     catalogue = await store.catalogue()
@@ -90,7 +90,7 @@ async def test_catalogue_after_a_lossy_failover_is_that_of_the_write_region(
     assert catalogue.primary
     with pytest.raises(ReleaseConflict):
         await store.swap(lost, changes.succeed(lost, lost, "t", "s"))
-    assert await step(store, await store.catalogue()) == await rival.catalogue()
+    assert await swap_catalogue(store, await store.catalogue()) == await rival.catalogue()
 
 
 @simulated
@@ -189,11 +189,11 @@ async def test_erasing_costs_few_request_units(account: SimulatedAccount) -> Non
     store = account.store()
     release = await publish(store)
     spent = account.spent_ru("item")
-    await store.erase(ref(release), unchecked)
-    await store.erase(ref(release), unchecked)
+    await store.erase(release_ref(release), allow_erasure)
+    await store.erase(release_ref(release), allow_erasure)
     assert account.spent_ru("item") <= spent + 10  # the mark of the erasure
     with pytest.raises(ReleaseNotFound):
-        await store.scale_down(ref(release))
+        await store.scale_down(release_ref(release))
     await store.create(draft_of(release), Plan(1, 1))
     await store.put(draft_of(release), LISTS)
     assert await store.resume_point(draft_of(release)) == "user:1"
@@ -209,7 +209,7 @@ async def test_erased_rows_are_deleted_and_the_release_verifies(account: Simulat
     assert (erased, isinstance(kept, bytes)) == (None, True)
     assert (await verify(store, entry.ref)).release == release
     with pytest.raises(ReleaseNotFound):
-        await store.erase_rows(ref(release), ["user:1"], unchecked)
+        await store.erase_rows(release_ref(release), ["user:1"], allow_erasure)
 
 
 def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:

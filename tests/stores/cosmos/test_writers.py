@@ -12,7 +12,7 @@ from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import HeldItems, SimulatedAccount, simulated
-from tests.support.stores import begin, draft_of, lapse, ref
+from tests.support.stores import begin_draft, draft_of, lapse, release_ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 FIRST, SECOND, THIRD = (draft_of(R, writer) for writer in ("one", "two", "three"))
@@ -33,7 +33,7 @@ async def put_and_hold(
 
 
 async def scanned(account: SimulatedAccount) -> list[Row]:
-    return [row async for row in account.store(ru=4000).scan(ref(R))]
+    return [row async for row in account.store(ru=4000).scan(release_ref(R))]
 
 
 @simulated
@@ -51,7 +51,7 @@ async def test_late_rows_of_a_former_writer_do_not_overwrite_the_new_writers(acc
     with pytest.raises(ReleaseConflict, match="holds another value for 'user:0010'"):
         await putting
     assert await scanned(account) == ROWS
-    assert await new.get_many(ref(R), [row.key for row in ROWS]) == [row.value for row in ROWS]
+    assert await new.get_many(release_ref(R), [row.key for row in ROWS]) == [row.value for row in ROWS]
 
 
 @simulated
@@ -70,7 +70,7 @@ async def test_late_acknowledgement_of_a_former_writer_is_ignored(account: Simul
     await new.seal(SECOND)
     assert await scanned(account) == ROWS
     # What the docs say: a late row of a key that the new rows lack is there.
-    assert await new.get_many(ref(R), [foreign[0].key]) == [b"late"]
+    assert await new.get_many(release_ref(R), [foreign[0].key]) == [b"late"]
 
 
 @simulated
@@ -106,7 +106,7 @@ async def test_one_of_two_concurrent_takeovers_succeeds(account: SimulatedAccoun
 async def test_writer_paused_before_claiming_its_draft_displaces_no_other(account: SimulatedAccount) -> None:
     paused = account.store(ru=4000)
     new = account.store(ru=4000)
-    await begin(paused, R)
+    await begin_draft(paused, R)
     first = draft_of(R)
     await new.create(first, PLAN)
     second = first._replace(writer="two")

@@ -16,7 +16,16 @@ from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.folders import LOCK
 from hotplate.stores.store import Plan, Row
-from tests.support.stores import FIRST, SECOND, begin, draft_of, ref, scanned, unchecked, write
+from tests.support.stores import (
+    FIRST,
+    SECOND,
+    allow_erasure,
+    begin_draft,
+    draft_of,
+    release_ref,
+    scan_rows,
+    write_release,
+)
 
 ROWS = [Row(f"user:{number:03}", b"list") for number in range(20)]
 REMOVED = "lock file was removed while it was held"
@@ -45,7 +54,7 @@ async def test_swap_under_a_removed_lock_keeps_the_other_catalogue(
 ) -> None:
     store = LmdbStore(tmp_path)
     other = LmdbStore(tmp_path)
-    catalogue = await begin(store, FIRST)
+    catalogue = await begin_draft(store, FIRST)
     first = changes.succeed(catalogue, changes.begin(catalogue, draft_of(SECOND)), "first", "here")
     second = changes.succeed(catalogue, catalogue, "second", "here")
 
@@ -62,15 +71,15 @@ async def test_swap_under_a_removed_lock_keeps_the_other_catalogue(
 
 async def test_erase_under_a_removed_lock_deletes_nothing(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
-    await write(store, FIRST, ROWS)
+    await write_release(store, FIRST, ROWS)
 
     def remove_lock(_: Catalogue) -> None:
         (tmp_path / "catalogue.lock").unlink()
 
     with pytest.raises(StoreUnavailable, match=REMOVED):
-        await store.erase(ref(FIRST), remove_lock)
-    assert await scanned(store, FIRST) == ROWS
-    await store.erase(ref(FIRST), unchecked)
+        await store.erase(release_ref(FIRST), remove_lock)
+    assert await scan_rows(store, FIRST) == ROWS
+    await store.erase(release_ref(FIRST), allow_erasure)
     assert await store.incarnations() == []
 
 
@@ -78,8 +87,8 @@ async def test_erase_under_a_removed_lock_deletes_nothing(tmp_path: Path) -> Non
 async def test_writer_whose_lock_was_removed_leaves_the_draft_to_the_next(tmp_path: Path, then: str) -> None:
     store = LmdbStore(tmp_path)
     other = LmdbStore(tmp_path)
-    await write(store, FIRST, ROWS[:10], seal=False)
-    (tmp_path / "releases" / f"{ref(FIRST).incarnation}.lock").unlink()
+    await write_release(store, FIRST, ROWS[:10], seal=False)
+    (tmp_path / "releases" / f"{release_ref(FIRST).incarnation}.lock").unlink()
     rows = [ROWS[10:]] if then == "put" else []
     with pytest.raises(StoreUnavailable, match=REMOVED):
         await getattr(store, then)(draft_of(FIRST), *rows)
@@ -87,7 +96,7 @@ async def test_writer_whose_lock_was_removed_leaves_the_draft_to_the_next(tmp_pa
     await other.create(draft_of(FIRST), Plan(len(ROWS), 1000))
     await other.put(draft_of(FIRST), ROWS[10:])
     await other.seal(draft_of(FIRST))
-    assert await scanned(other, FIRST) == ROWS
+    assert await scan_rows(other, FIRST) == ROWS
     await other.close()
 
 

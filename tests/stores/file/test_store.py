@@ -17,7 +17,7 @@ from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.urls import redacted
 from tests.support.clock import FakeClock
-from tests.support.stores import publish, published_rows, ref_of, unchecked
+from tests.support.stores import allow_erasure, publish, published_rows, ref_of
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
 
@@ -55,7 +55,7 @@ async def test_mapped_release_stays_readable_after_erase_and_loss_of_its_store(s
     release = await published(store)
     reader = LmdbStore(store.folder)
     assert is_first(reader.get(release, "user:000001"))
-    await store.erase(release, unchecked)
+    await store.erase(release, allow_erasure)
     assert is_first(reader.get(release, "user:000001"))
     shutil.rmtree(store.folder)
     assert (await reader.catalogue()).generation == 0

@@ -14,7 +14,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, succeed
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
-from tests.support.stores import unchecked
+from tests.support.stores import allow_erasure
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 ONE = DraftRef(ID, "0123456789ab", "one")
@@ -86,7 +86,7 @@ async def test_writer_of_an_erased_draft_recreates_nothing(store: LmdbStore, the
     await store.put(ONE, ROWS[:10])
     other = LmdbStore(store.folder)
     assert await other.incarnations() == [ONE.incarnation]
-    await other.erase(ONE.release, unchecked)
+    await other.erase(ONE.release, allow_erasure)
     assert names(store.folder) == []
     rows = [ROWS[10:20]] if then == "put" else []
     for step in (getattr(store, then)(ONE, *rows), store.seal(ONE)):

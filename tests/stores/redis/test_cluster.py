@@ -31,7 +31,7 @@ from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.redis_server import SOON_S, commands_in, users_of_the_guide
 from tests.support.service import publish_to
-from tests.support.stores import FIRST, publish, ref, scanned, unchecked, write
+from tests.support.stores import FIRST, allow_erasure, publish, release_ref, scan_rows, write_release
 from tests.support.streams import listening
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
@@ -57,7 +57,7 @@ async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[Redis
 
 
 def names_of(prefix: str, *keys: str) -> list[str]:
-    return Keys(prefix).release(ref(FIRST)).rows(keys)
+    return Keys(prefix).release(release_ref(FIRST)).rows(keys)
 
 
 def to_be_moved(cluster: RedisCluster, prefix: str) -> tuple[str, ClusterNode]:
@@ -73,13 +73,13 @@ def state_beside(name: str) -> str:
 async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     before = len(asyncio.all_tasks())
     most = 0
     for is_awaited in (True, False):
         other = open_url(redis_cluster.url(prefix=prefix))
         await other.catalogue()  # finds the nodes
-        read = asyncio.create_task(other.get_many(ref(FIRST), [row.key for row in USERS]))
+        read = asyncio.create_task(other.get_many(release_ref(FIRST), [row.key for row in USERS]))
         while is_awaited and not read.done():
             await asyncio.sleep(0)
             most = max(most, len(asyncio.all_tasks()) - before)
@@ -94,30 +94,32 @@ async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
 async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, [*USERS, Row("meta:manifest", b"{}")])
+    await write_release(store, FIRST, [*USERS, Row("meta:manifest", b"{}")])
     of_release = 3  # the keys of its rows, those of its `meta` rows, and its points
     assert len(redis_cluster.keys(f"*{prefix}*")) == len(USERS) + 1 + BUCKETS + of_release + 1  # and the inventory
     for node in redis_cluster.primaries:
         assert len(node.server.execute_command("KEYS", f"*{prefix}*")) > len(USERS) // 6
-    await store.erase(ref(FIRST), unchecked)
+    await store.erase(release_ref(FIRST), allow_erasure)
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
 async def test_present_list_takes_one_read_and_only_absent_ones_check_the_bucket(
     store: RedisStore, redis_cluster: RedisCluster
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     before = redis_cluster.calls("get")
-    assert await store.get_many(ref(FIRST), [row.key for row in USERS[:100]]) == [row.value for row in USERS[:100]]
+    assert await store.get_many(release_ref(FIRST), [row.key for row in USERS[:100]]) == [
+        row.value for row in USERS[:100]
+    ]
     assert redis_cluster.calls("get") == before + 100
-    assert await store.get_many(ref(FIRST), ["user:absent", USERS[0].key]) == [None, USERS[0].value]
+    assert await store.get_many(release_ref(FIRST), ["user:absent", USERS[0].key]) == [None, USERS[0].value]
     assert redis_cluster.calls("get") == before + 103
 
 
 async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     lost = USERS[0].key
     kept = USERS[1:50]
     name = names_of(prefix, lost)[0]
@@ -125,11 +127,11 @@ async def test_node_with_lost_tail_is_detected_and_fails_only_its_own_users(
     node.execute_command("DEL", name)
     node.execute_command("SET", state_beside(name), "draft:writer")
     with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
-        await store.get_many(ref(FIRST), [lost])
-    slots = await store.get_many(ref(FIRST), [lost, *(row.key for row in kept)])
+        await store.get_many(release_ref(FIRST), [lost])
+    slots = await store.get_many(release_ref(FIRST), [lost, *(row.key for row in kept)])
     assert isinstance(slots[0], ReleaseNotFound)
     assert slots[1:] == [row.value for row in kept]
-    for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
+    for call in (store.prepare(release_ref(FIRST)), scan_rows(store, FIRST)):
         with pytest.raises(ReleaseNotFound, match="1 of its 256 parts are not sealed"):
             await call
 
@@ -152,16 +154,16 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
 async def test_interrupted_seal_is_completed_by_next_writer_and_blocks_writes(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS[:50])
-    states = [group.first for group in Keys(prefix, clustered=True).release(ref(FIRST)).groups][1::16]
+    await write_release(store, FIRST, USERS[:50])
+    states = [group.first for group in Keys(prefix, clustered=True).release(release_ref(FIRST)).groups][1::16]
     for state, node in zip(states, redis_cluster.owners(states), strict=True):
         node.server.execute_command("SET", state, "draft:writer")
-    next_one = DraftRef(FIRST, ref(FIRST).incarnation, "next")
+    next_one = DraftRef(FIRST, release_ref(FIRST).incarnation, "next")
     for call in (store.create(next_one, Plan(1, 1)), store.put(next_one, USERS[:1])):
         with pytest.raises(ReleaseConflict, match="is sealed"):
             await call
     await store.seal(next_one)
-    assert await scanned(store, FIRST) == USERS[:50]
+    assert await scan_rows(store, FIRST) == USERS[:50]
 
 
 async def test_rows_of_a_writer_that_was_replaced_are_refused_by_their_buckets(
@@ -185,33 +187,33 @@ async def write_by_another(url: str) -> None:
 async def test_moved_and_migrating_slots_are_followed(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     read = {row.key: row.value for row in USERS[:40]}
-    assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
+    assert await store.get_many(release_ref(FIRST), list(read)) == list(read.values())
     moved, target = to_be_moved(redis_cluster, prefix)
     half_way = list[object]()
     loop = asyncio.get_running_loop()
 
     def between() -> None:
-        reading = store.get_many(ref(FIRST), [*read, "user:absent"])
+        reading = store.get_many(release_ref(FIRST), [*read, "user:absent"])
         half_way.append(asyncio.run_coroutine_threadsafe(reading, loop).result(30))
 
     await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)
     assert half_way
     assert all(slots == [*read.values(), None] for slots in half_way)
-    assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
-    assert await scanned(store, FIRST) == USERS
+    assert await store.get_many(release_ref(FIRST), list(read)) == list(read.values())
+    assert await scan_rows(store, FIRST) == USERS
 
 
 async def test_erase_continues_after_a_slot_moved(store: RedisStore, redis_cluster: RedisCluster, prefix: str) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     moved, target = to_be_moved(redis_cluster, prefix)
     erasing = list[Future[None]]()
     loop = asyncio.get_running_loop()
 
     def between() -> None:
         if not erasing:
-            erasing.append(asyncio.run_coroutine_threadsafe(store.erase(ref(FIRST), unchecked), loop))
+            erasing.append(asyncio.run_coroutine_threadsafe(store.erase(release_ref(FIRST), allow_erasure), loop))
             time.sleep(0.5)  # meanwhile the erase reaches the slot; its keys are on two nodes
 
     await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)
@@ -222,9 +224,9 @@ async def test_erase_continues_after_a_slot_moved(store: RedisStore, redis_clust
 async def test_scan_continues_once_all_slots_are_served(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
-    keys = Keys(prefix).release(ref(FIRST))
-    rows = store.scan(ref(FIRST))
+    await write_release(store, FIRST, USERS)
+    keys = Keys(prefix).release(release_ref(FIRST))
+    rows = store.scan(release_ref(FIRST))
     scanned = list[Row]()
     lost = [(redis_cluster.owner(keys.heads[bucket]).server, str(keys.slots[bucket])) for bucket in (0, 9)]
 
@@ -259,11 +261,11 @@ async def test_silent_cluster_is_retried_with_pauses() -> None:
 async def test_missing_seeds_are_skipped_and_no_seed_is_an_error(redis_cluster: RedisCluster, prefix: str) -> None:
     seed = f"127.0.0.1:{redis_cluster.nodes[4].port}"  # a replica will do
     store = connect(f"redis+cluster://127.0.0.1:1,{seed}/?prefix={prefix}")
-    await write(store, FIRST, USERS[:10])
-    assert await scanned(store, FIRST) == USERS[:10]
+    await write_release(store, FIRST, USERS[:10])
+    assert await scan_rows(store, FIRST) == USERS[:10]
     await store.close()
     lonely = connect("redis+cluster://user:secret@127.0.0.1:1/")
-    for call in (lonely.catalogue(), lonely.get_many(ref(FIRST), ["user:1"])):
+    for call in (lonely.catalogue(), lonely.get_many(release_ref(FIRST), ["user:1"])):
         with pytest.raises(
             StoreUnavailable, match=r"node 127.0.0.1:1 of redis\+cluster://127.0.0.1:1/ cannot be reached"
         ):
@@ -274,14 +276,14 @@ async def test_missing_seeds_are_skipped_and_no_seed_is_an_error(redis_cluster: 
 async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     keys = [row.key for row in USERS[:20]]
     owners = redis_cluster.owners(names_of(prefix, *keys))
     still = owners[0]
     theirs = [owner is owners[0] for owner in owners]
     still.server.send_signal(signal.SIGSTOP)
     try:
-        slots = await store.get_many(ref(FIRST), keys, timeout_s=2.0)
+        slots = await store.get_many(release_ref(FIRST), keys, timeout_s=2.0)
     finally:
         still.server.send_signal(signal.SIGCONT)
     assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
@@ -292,15 +294,15 @@ async def test_hanging_node_delays_only_its_own_users_and_others_get_their_lists
 async def test_replicas_answer_a_service_while_no_primary_does(
     store: RedisStore, redis_cluster: RedisCluster, prefix: str
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     service = open_url(users_of_the_guide(prefix, redis_cluster.execute_everywhere, redis_cluster.url)["serve"])
-    assert await service.get_many(ref(FIRST), ["user:000007"]) == [USERS[7].value]
+    assert await service.get_many(release_ref(FIRST), ["user:000007"]) == [USERS[7].value]
     assert service.has_replicas
     primaries = redis_cluster.primaries
     for node in primaries:
         node.server.send_signal(signal.SIGSTOP)
     try:
-        slots = await service.get_many_elsewhere(ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
+        slots = await service.get_many_elsewhere(release_ref(FIRST), [row.key for row in USERS[:50]], timeout_s=5.0)
     finally:
         for node in primaries:
             node.server.send_signal(signal.SIGCONT)

@@ -20,7 +20,7 @@ from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.rotation import FakeIdentity, RotatingProvider
 from tests.support.soak import MINUTES
-from tests.support.stores import FIRST, publish, ref, ref_of, write
+from tests.support.stores import FIRST, publish, ref_of, release_ref, write_release
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(300))]
 ROTATIONS = 5
@@ -142,8 +142,8 @@ async def test_entra_id_tokens_replace_user_and_password(
     redis_server.execute_command("ACL", "SETUSER", user, "on", f">{token}", "~*", "&*", "+@all")
     store = open_url(f"{redis_server.url('rediss', prefix)}&auth=entra")
     try:
-        await write(store, FIRST, ROWS)
-        assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        await write_release(store, FIRST, ROWS)
+        assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
         connected = {client["user"] for client in redis_server.execute_command("CLIENT LIST")}
     finally:
         await store.close()
@@ -189,7 +189,7 @@ async def read_eventually(store: RedisStore) -> None:
     async with asyncio.timeout(SOON_S):
         while True:
             with suppress(StoreUnavailable):
-                assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+                assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
                 return
             await asyncio.sleep(0.01)
 
@@ -199,7 +199,7 @@ async def refused_eventually(store: RedisStore, reason: str) -> None:
     async with asyncio.timeout(SOON_S):
         while True:
             try:
-                await store.get_many(ref(FIRST), [ROWS[1].key])
+                await store.get_many(release_ref(FIRST), [ROWS[1].key])
             except StoreUnavailable as error:
                 if reason in str(error):
                     return
@@ -214,14 +214,14 @@ async def test_reads_outlive_a_failed_renewal_and_recover_from_a_revoked_token(
     observer = ChargeCounter()
     store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
     try:
-        await write(store, FIRST, ROWS)
+        await write_release(store, FIRST, ROWS)
         await read_eventually(store)
         assert observer.failures == []
         identity.is_down = True
         await eventually(lambda: "could not be renewed" in caplog.text)
         await eventually(lambda: "no credentials: the identity endpoint is down" in caplog.text)
         for _ in range(20):  # over the connection that was open before
-            assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+            assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
         await eventually(lambda: len(observer.failures) > 2)  # before the server refuses
         assert set(observer.failures) == {TOKEN}
         identity.revoke_all()
@@ -244,12 +244,12 @@ async def test_reads_continue_while_a_renewed_token_is_refused(redis_server: Red
     observer = ChargeCounter()
     store = open_url(redis_server.url(prefix=prefix), observer, provider=renewed_by_redis_entraid(identity))
     try:
-        await write(store, FIRST, ROWS)
+        await write_release(store, FIRST, ROWS)
         await read_eventually(store)
         identity.is_known = False
         requests = identity.requests
         while identity.requests < requests + 3:
-            assert await store.get_many(ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+            assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
             await asyncio.sleep(0.01)
         await eventually(lambda: TOKEN in observer.failures)
         identity.is_known = True

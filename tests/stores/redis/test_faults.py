@@ -26,12 +26,12 @@ from tests.support.stores import (
     FIRST,
     SECOND,
     as_bodies,
-    begin,
+    begin_draft,
     draft_of,
-    ref,
     ref_of,
-    step,
-    write,
+    release_ref,
+    swap_catalogue,
+    write_release,
 )
 from tests.support.stores import publish as publish_rows
 from tests.support.tcp_proxy import Proxy, through
@@ -85,7 +85,7 @@ async def try_read(store: RedisStore, row: Row = USERS[7], budget_s: float = 0.0
     """Read as the service does: the slots, the error, or None for nothing within the budget."""
     try:
         async with asyncio.timeout(budget_s):
-            outcome: list[Slot] | StoreError | None = await store.get_many(ref(FIRST), [row.key])
+            outcome: list[Slot] | StoreError | None = await store.get_many(release_ref(FIRST), [row.key])
     except TimeoutError:
         outcome = None
     except StoreError as error:
@@ -104,7 +104,7 @@ async def recovered(store: RedisStore) -> None:
 
 
 async def test_suspended_server_costs_callers_only_their_budget(redis: RedisStore, server: RedisServer) -> None:
-    await write(redis, FIRST, USERS)
+    await write_release(redis, FIRST, USERS)
     await recovered(redis)
     server.send_signal(signal.SIGSTOP)
     started = time.monotonic()
@@ -123,7 +123,7 @@ async def test_suspended_server_costs_callers_only_their_budget(redis: RedisStor
 
 
 async def test_a_read_is_sent_again_once_if_its_connection_is_reset(remote: RedisStore, proxy: Proxy) -> None:
-    await write(remote, FIRST, USERS)
+    await write_release(remote, FIRST, USERS)
     await recovered(remote)
     for resets, kind in ((1, list), (2, StoreUnavailable)):
         proxy.delay_s = 3600.0
@@ -164,7 +164,7 @@ async def test_wrong_password_error_does_not_show_it(tmp_path: Path) -> None:
     with running(tmp_path, password="right") as server:
         for user in ("", ":hunter2@", "nobody:hunter2@"):
             store = open_url(server.url(user=user))
-            for call in (store.catalogue(), store.get_many(ref(FIRST), ["user:1"])):
+            for call in (store.catalogue(), store.get_many(release_ref(FIRST), ["user:1"])):
                 with pytest.raises(StoreUnavailable, match="does not accept this user and password") as caught:
                     await call
                 assert "hunter2" not in str(caught.value)
@@ -197,8 +197,8 @@ async def test_password_file_may_end_with_a_line_feed(
 async def test_replica_as_primary_serves_and_refuses_writes(
     redis: RedisStore, server: RedisServer, tmp_path: Path
 ) -> None:
-    await begin(redis, FIRST)
-    await write(redis, FIRST, USERS)
+    await begin_draft(redis, FIRST)
+    await write_release(redis, FIRST, USERS)
     with replica_of(server, tmp_path / "replica") as copy:
         replica = open_url(copy.url())
         await recovered(replica)
@@ -217,12 +217,12 @@ async def test_replica_as_primary_serves_and_refuses_writes(
 async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
     remote: RedisStore, proxy: Proxy, server: RedisServer, tmp_path: Path
 ) -> None:
-    first = await begin(remote, FIRST)
-    await write(remote, FIRST, USERS)
+    first = await begin_draft(remote, FIRST)
+    await write_release(remote, FIRST, USERS)
     with replica_of(server, tmp_path / "replica") as replica:
         replica.execute_command("REPLICAOF", "NO", "ONE")
-        last = await begin(remote, SECOND)
-        await write(remote, SECOND, USERS[:1])
+        last = await begin_draft(remote, SECOND)
+        await write_release(remote, SECOND, USERS[:1])
         server.kill()
         proxy.target = replica.port
         proxy.reset()
@@ -231,10 +231,10 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         assert (catalogue.version, catalogue.primary) == (first.version, True)
         assert (catalogue.store_id, catalogue.generation) == (last.store_id, last.generation - 1)
         with pytest.raises(ReleaseNotFound):
-            await remote.get_many(ref(SECOND), [USERS[0].key])
+            await remote.get_many(release_ref(SECOND), [USERS[0].key])
         with pytest.raises(ReleaseConflict):
             await remote.swap(last, changes.succeed(last, last, "late", "s"))
-        assert await step(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
+        assert await swap_catalogue(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
 
 
 async def test_publish_survives_a_reset_without_loss_or_repetition(remote: RedisStore, proxy: Proxy) -> None:
@@ -257,7 +257,7 @@ async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
 async def read_within_budget(store: RedisStore) -> list[Slot]:
     """Read as a tier does; unavailability raises."""
     async with asyncio.timeout(BUDGET_S):
-        return await store.get_many(ref(FIRST), ["user:1"], timeout_s=BUDGET_S)
+        return await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=BUDGET_S)
 
 
 async def again(call: Callable[[], Awaitable[T]]) -> T:
@@ -321,8 +321,8 @@ def test_a_store_reads_over_each_transport_on_the_loop_of_a_service(redis_server
     async def read() -> None:
         for scheme in ("redis", "rediss"):
             store = open_url(redis_server.url(scheme, secrets.token_hex(4)))
-            await write(store, FIRST, TEN[:2])
-            assert await store.get_many(ref(FIRST), [TEN[1].key, "user:absent"]) == [TEN[1].value, None]
+            await write_release(store, FIRST, TEN[:2])
+            assert await store.get_many(release_ref(FIRST), [TEN[1].key, "user:absent"]) == [TEN[1].value, None]
             await store.close()
 
     run(uvloop.new_event_loop, read())

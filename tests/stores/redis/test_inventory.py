@@ -15,7 +15,7 @@ from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.lifecycle import prune
 from hotplate.stores.store import Row, Store
 from tests.support.redis_server import SOON_S, RedisServer, copied, put_back
-from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, unchecked, write
+from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
 
 POPULAR = Row("popular:", b"{}")
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2500)]
@@ -108,17 +108,17 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
 
 
 async def test_erase_spares_a_release_restored_during_it(place: Place, store: Store, pauses: Pauses) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     pauses.are_made = True
     copies = place.copied()
     async with asyncio.timeout(SOON_S):
-        erasing = asyncio.create_task(store.erase(ref(FIRST), unchecked))
+        erasing = asyncio.create_task(store.erase(release_ref(FIRST), allow_erasure))
         await pauses.reached.wait()
-        assert len(place.of(ref(FIRST))) < sum(map(len, copies))
+        assert len(place.of(release_ref(FIRST))) < sum(map(len, copies))
         place.put_back(copies)
         pauses.ended.set()
         error = (await asyncio.gather(erasing, return_exceptions=True))[0]
-        assert await scanned(store, FIRST) == USERS
+        assert await scan_rows(store, FIRST) == USERS
     assert "restored from an older copy" in str(error)
     assert place.copied() == copies
 
@@ -139,10 +139,10 @@ async def test_release_without_its_key_list_is_pruned_completely(
 
 
 async def test_a_sealed_release_is_erased_without_a_search(place: Place, store: Store) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     before = place.calls("scan")
     for release in (FIRST, FIRST, SECOND):
-        await store.erase(ref(release), unchecked)
+        await store.erase(release_ref(release), allow_erasure)
     assert place.names(f"*{place.prefix}*") == []
     assert place.calls("scan") == before
 
@@ -151,23 +151,25 @@ async def test_a_sealed_release_is_erased_without_a_search(place: Place, store: 
 async def test_interrupted_erase_is_finished_by_the_next(
     place: Place, store: Store, pauses: Pauses, lost: Sequence[str]
 ) -> None:
-    await write(store, FIRST, USERS)
+    await write_release(store, FIRST, USERS)
     pauses.are_made = True
     for name in lost:
-        place.execute("DEL", f"{place.prefix}:{{{ref(FIRST).incarnation}.0}}:{name}")
-    erasing = asyncio.create_task(store.erase(ref(FIRST), unchecked))
+        place.execute("DEL", f"{place.prefix}:{{{release_ref(FIRST).incarnation}.0}}:{name}")
+    erasing = asyncio.create_task(store.erase(release_ref(FIRST), allow_erasure))
     async with asyncio.timeout(SOON_S):
         await pauses.reached.wait()
         erasing.cancel()
         await asyncio.gather(erasing, return_exceptions=True)
         pauses.ended.set()
-        assert place.of(ref(FIRST))
-        assert await store.incarnations() == [ref(FIRST).incarnation]
-        for call in (store.get_many(ref(FIRST), ["user:absent"]), store.put(draft_of(FIRST), USERS[:1])):
+        assert place.of(release_ref(FIRST))
+        assert await store.incarnations() == [release_ref(FIRST).incarnation]
+        for call in (store.get_many(release_ref(FIRST), ["user:absent"]), store.put(draft_of(FIRST), USERS[:1])):
             with pytest.raises(ReleaseNotFound):
                 await call
-        await asyncio.gather(store.erase(ref(FIRST), unchecked), store.erase(ref(FIRST), unchecked))
-    assert place.of(ref(FIRST)) == []
+        await asyncio.gather(
+            store.erase(release_ref(FIRST), allow_erasure), store.erase(release_ref(FIRST), allow_erasure)
+        )
+    assert place.of(release_ref(FIRST)) == []
     assert await store.incarnations() == []
 
 
@@ -175,22 +177,22 @@ async def test_interrupted_erase_is_finished_by_the_next(
 async def test_stored_data_is_found_without_any_one_record(place: Place, store: Store, lost: Sequence[str]) -> None:
     for _ in range(2):
         await publish(store, [POPULAR, *USERS[:20]])
-    await write(store, FIRST, USERS[:3], seal=False)
+    await write_release(store, FIRST, USERS[:3], seal=False)
     known = {entry.incarnation for entry in (await store.catalogue()).releases}
     for name in lost:
         place.execute("DEL", f"{{{place.prefix}}}:{name}")
     other = connect(place.url.replace(place.prefix, place.prefix + "-other"))
-    await write(other, SECOND, USERS[:3])
-    assert await store.incarnations() == sorted(known | {ref(FIRST).incarnation})
+    await write_release(other, SECOND, USERS[:3])
+    assert await store.incarnations() == sorted(known | {release_ref(FIRST).incarnation})
     await other.close()
 
 
 async def test_unreferenced_data_is_pruned(place: Place, store: Store) -> None:
     await publish(store, [POPULAR, *USERS[:20]])
-    await write(store, FIRST, USERS[:3], seal=False)
+    await write_release(store, FIRST, USERS[:3], seal=False)
     place.execute("DEL", f"{{{place.prefix}}}:incarnations")
     await prune(store)
-    assert place.of(ref(FIRST)) == []
+    assert place.of(release_ref(FIRST)) == []
     assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
     before = place.calls("scan")
     await prune(store)  # what the search found is named again

@@ -14,7 +14,7 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, array, commands_in
-from tests.support.stores import FIRST, draft_of, ref
+from tests.support.stores import FIRST, draft_of, release_ref
 from tests.support.streams import listening
 
 BOB = Row("user:bob", b"bob's list")
@@ -34,7 +34,7 @@ async def test_row_with_an_unencodable_key_is_rejected_and_the_next_put_succeeds
     with pytest.raises(StoreMisused):
         await redis.put(draft_of(FIRST), [Row(UNENCODABLE, b"x")])
     await redis.put(draft_of(FIRST), [BOB])
-    assert await redis.get_many(ref(FIRST), [BOB.key]) == [BOB.value]
+    assert await redis.get_many(release_ref(FIRST), [BOB.key]) == [BOB.value]
 
 
 class ScriptedServer:
@@ -92,13 +92,13 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
 ) -> None:
     async with reading(wrong) as (server, store):
         reads = await asyncio.gather(
-            *(store.get_many(ref(FIRST), [f"user:{n}"]) for n in range(5)), return_exceptions=True
+            *(store.get_many(release_ref(FIRST), [f"user:{n}"]) for n in range(5)), return_exceptions=True
         )
         assert {type(read_slots) for read_slots in reads} == {StoreUnavailable}
         server.reply = well
         while True:
             try:
-                found = await store.get_many(ref(FIRST), ["user:7", "user:8"])
+                found = await store.get_many(release_ref(FIRST), ["user:7", "user:8"])
                 break
             except StoreUnavailable:
                 await asyncio.sleep(0.01)
@@ -110,7 +110,7 @@ async def test_mismatched_reply_is_delivered_to_no_caller_and_closes_connection(
 
 async def test_unexpected_reply_closes_the_connection() -> None:
     async with reading(lambda command: well(command) + b"+OK\r\n") as (server, store):
-        assert await store.get_many(ref(FIRST), ["user:1"]) == [b"1"]
+        assert await store.get_many(release_ref(FIRST), ["user:1"]) == [b"1"]
         while not server.ended:
             await asyncio.sleep(0.01)
 

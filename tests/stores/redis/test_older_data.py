@@ -21,7 +21,7 @@ from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
 from tests.support.redis_server import running
-from tests.support.stores import FIRST, draft_of, look, publish, ref, ref_of, unchecked
+from tests.support.stores import FIRST, allow_erasure, draft_of, look, publish, ref_of, release_ref
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(1500))]
 
@@ -190,9 +190,9 @@ async def test_rows_missing_from_a_reverted_key_list_are_erased(
     await store.seal(draft)
     restart_with(redis_cluster, first_bucket, older)
     other = open_url(redis_cluster.url(prefix=prefix))
-    await other.erase(ref(FIRST), unchecked)
+    await other.erase(release_ref(FIRST), allow_erasure)
     await other.close()
-    assert keys_of(redis_cluster, prefix, ref(FIRST)) == []
+    assert keys_of(redis_cluster, prefix, release_ref(FIRST)) == []
 
 
 async def test_unchanged_primaries_are_not_searched_again(store: RedisStore, redis_cluster: RedisCluster) -> None:

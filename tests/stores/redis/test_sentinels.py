@@ -20,7 +20,7 @@ from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import SOON_S
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
-from tests.support.stores import FIRST, OpenStore, begin, draft_of, ref, write
+from tests.support.stores import FIRST, OpenStore, begin_draft, draft_of, release_ref, write_release
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -58,7 +58,7 @@ async def until_read(store: RedisStore, expected: Sequence[bytes | None], releas
     async with asyncio.timeout(SOON_S):
         while True:
             try:
-                assert await store.get_many(ref(release), BOTH) == expected
+                assert await store.get_many(release_ref(release), BOTH) == expected
             except (StoreUnavailable, ReleaseNotFound):
                 await asyncio.sleep(0.01)
             else:
@@ -92,12 +92,12 @@ async def test_replica_answers_while_the_primary_does_not(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
     store = opened(stores, deployment.url(secrets.token_hex(4)))
-    await write(store, FIRST, [ONE, TWO])
+    await write_release(store, FIRST, [ONE, TWO])
     assert store.has_replicas
     primary = deployment.primary
     primary.send_signal(signal.SIGSTOP)
     try:
-        slots = await store.get_many_elsewhere(ref(FIRST), BOTH, timeout_s=5.0)
+        slots = await store.get_many_elsewhere(release_ref(FIRST), BOTH, timeout_s=5.0)
     finally:
         primary.send_signal(signal.SIGCONT)
     assert slots == [b"one", b"two", None]
@@ -134,8 +134,8 @@ async def test_commit_on_a_replaced_primary_is_lost_and_reported_as_lost(
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         prefix = secrets.token_hex(4)
         store = opened(stores, f"{url}/0?prefix={prefix}")
-        await begin(store, FIRST)
-        await write(store, FIRST, [ONE, TWO], seal=False)
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, [ONE, TWO], seal=False)
         primary.execute_command("WAIT", "2", "5000")
         successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
         await opened(stores, f"redis://127.0.0.1:{primary.port}/0?prefix={prefix}").seal(draft_of(FIRST))
@@ -161,8 +161,8 @@ async def test_seal_on_a_replaced_primary_fails_until_repeated(
     sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
-        await begin(store, FIRST)
-        await write(store, FIRST, [ONE, TWO], seal=False)
+        await begin_draft(store, FIRST)
+        await write_release(store, FIRST, [ONE, TWO], seal=False)
         primary.execute_command("WAIT", "2", "5000")
         successor.execute_command("REPLICAOF", "NO", "ONE")
         calls = primary.calls("wait")
@@ -190,7 +190,7 @@ async def test_no_commit_while_most_sentinels_are_unreachable(
     sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
     async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
         store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
-        await begin(store, FIRST)
+        await begin_draft(store, FIRST)
         sentinels[0].up = sentinels[1].up = False
         with pytest.raises(StoreUnavailable, match="it may be another"):
             await update_catalogue(store, lambda catalogue: commit(catalogue, draft_of(FIRST)))

@@ -16,16 +16,16 @@ from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 from tests.support.redis_server import SOON_S, RedisServer, users_of_the_guide
 from tests.support.soak import SEED, scaled
-from tests.support.stores import FIRST, SECOND, draft_of, publish, ref, scanned, unchecked, write
+from tests.support.stores import FIRST, SECOND, allow_erasure, draft_of, publish, release_ref, scan_rows, write_release
 from tests.support.tcp_proxy import through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
 
 
 async def test_cancelled_caller_disturbs_no_other(redis: RedisStore) -> None:
-    await write(redis, FIRST, USERS)
+    await write_release(redis, FIRST, USERS)
     for round_ in range(50):
-        tasks = [asyncio.create_task(redis.get_many(ref(FIRST), [row.key])) for row in USERS[:9]]
+        tasks = [asyncio.create_task(redis.get_many(release_ref(FIRST), [row.key])) for row in USERS[:9]]
         for _ in range(round_ % 4):
             await asyncio.sleep(0)
         for task in tasks[::3]:
@@ -45,7 +45,7 @@ async def test_abandoned_put_leaves_the_connection_usable(redis: RedisStore) -> 
         await asyncio.gather(task, return_exceptions=True)
     await redis.put(draft_of(FIRST), USERS)
     await redis.seal(draft_of(FIRST))
-    assert await scanned(redis, FIRST) == USERS
+    assert await scan_rows(redis, FIRST) == USERS
 
 
 @pytest.mark.parametrize("place", ["redis_server", "redis_cluster"])
@@ -81,7 +81,7 @@ async def test_documented_redis_users_have_exactly_their_rights(
         server.put(draft, rows),
         server.seal(draft),
         server.swap(catalogue, catalogue),
-        server.erase(live.ref, unchecked),
+        server.erase(live.ref, allow_erasure),
     ):
         with pytest.raises(StoreMisused, match="lacks a permission"):
             await call
@@ -115,7 +115,7 @@ async def test_estimated_memory_matches_used_memory(redis: RedisStore, redis_ser
 
     before = used()
     rows = [Row(f"user:{n:08}", secrets.token_bytes(587)) for n in range(20_000)]
-    await write(redis, FIRST, rows)
+    await write_release(redis, FIRST, rows)
     payload = sum(len(row.key) + len(row.value) for row in rows)
     taken = used() - before
     redis_server.execute_command("CONFIG", "SET", "maxmemory", str(used() + taken * 8 // 10))

@@ -16,7 +16,16 @@ from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, Row
 from tests.support.redis_server import SOON_S, RedisServer, replica_of, running
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
-from tests.support.stores import FIRST, begin, draft_of, ref, scanned, step, unchecked, write
+from tests.support.stores import (
+    FIRST,
+    allow_erasure,
+    begin_draft,
+    draft_of,
+    release_ref,
+    scan_rows,
+    swap_catalogue,
+    write_release,
+)
 from tests.support.tcp_proxy import Proxy, through
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(200)]
@@ -44,7 +53,7 @@ async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wir
             cluster = request.getfixturevalue("redis_cluster")
             home = cluster.owner(Keys(prefix).catalogue)
             server = home.server
-            names = Keys(prefix).release(ref(FIRST)).rows([row.key for row in USERS])
+            names = Keys(prefix).release(release_ref(FIRST)).rows([row.key for row in USERS])
             owners = cluster.owners(names)
             rows = [row for row, owner in zip(USERS, owners, strict=True) if owner is home]
         else:
@@ -61,11 +70,11 @@ async def wire(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Wir
 
 
 async def test_change_of_the_catalogue_without_a_reply_is_sent_once(wire: Wire) -> None:
-    catalogue = await begin(wire.store, FIRST)
+    catalogue = await begin_draft(wire.store, FIRST)
     before = wire.calls("eval", "evalsha")
     wire.proxy.losing = b"EVAL"
     with pytest.raises(StoreUnavailable):
-        await step(wire.store, changes.renew(catalogue, draft_of(FIRST)))
+        await swap_catalogue(wire.store, changes.renew(catalogue, draft_of(FIRST)))
     wire.proxy.losing = None
     assert wire.calls("eval", "evalsha") == before + 1
     async with asyncio.timeout(SOON_S):
@@ -73,45 +82,45 @@ async def test_change_of_the_catalogue_without_a_reply_is_sent_once(wire: Wire) 
 
 
 async def test_erasure_of_rows_without_a_reply_is_sent_once(wire: Wire) -> None:
-    await write(wire.store, FIRST, USERS)
+    await write_release(wire.store, FIRST, USERS)
     commands = ("del", "unlink", "eval", "evalsha")
     before = wire.calls(*commands)
     wire.proxy.losing = wire.rows[0].key.encode()
     with pytest.raises(StoreUnavailable):
-        await wire.store.erase_rows(ref(FIRST), [wire.rows[0].key], unchecked)
+        await wire.store.erase_rows(release_ref(FIRST), [wire.rows[0].key], allow_erasure)
     wire.proxy.losing = None
     assert wire.calls(*commands) == before + 1
 
 
 async def test_read_without_a_reply_is_sent_at_most_twice(wire: Wire) -> None:
-    await write(wire.store, FIRST, USERS)
+    await write_release(wire.store, FIRST, USERS)
     key = wire.rows[0].key
-    assert await wire.store.get_many(ref(FIRST), [key]) == [wire.rows[0].value]
+    assert await wire.store.get_many(release_ref(FIRST), [key]) == [wire.rows[0].value]
     before = wire.calls("get", "mget")
     wire.proxy.losing = key.encode()
     with pytest.raises((StoreUnavailable, PartUnavailable)):
-        await wire.store.get_many(ref(FIRST), [key], timeout_s=SOON_S)
+        await wire.store.get_many(release_ref(FIRST), [key], timeout_s=SOON_S)
     wire.proxy.losing = None
     assert wire.calls("get", "mget") == before + 2
 
 
 async def test_read_of_many_keys_takes_one_command_of_one_server(wire: Wire) -> None:
-    await write(wire.store, FIRST, USERS)
+    await write_release(wire.store, FIRST, USERS)
     keys = [row.key for row in wire.rows[:32]]
     for _ in range(2):
         before = wire.calls("mget"), wire.calls("get")
-        assert await wire.store.get_many(ref(FIRST), keys) == [row.value for row in wire.rows[:32]]
+        assert await wire.store.get_many(release_ref(FIRST), keys) == [row.value for row in wire.rows[:32]]
         after = wire.calls("mget"), wire.calls("get")
         assert (after[0] - before[0], after[1] - before[1]) in {(1, 0), (0, len(keys))}
 
 
 async def test_reads_share_one_connection_to_the_server(wire: Wire) -> None:
-    await write(wire.store, FIRST, USERS)
-    await wire.store.get_many(ref(FIRST), [wire.rows[0].key])
+    await write_release(wire.store, FIRST, USERS)
+    await wire.store.get_many(release_ref(FIRST), [wire.rows[0].key])
     before = wire.proxy.accepted
     async with asyncio.timeout(SOON_S):
         for _ in range(3):
-            reads = (wire.store.get_many(ref(FIRST), [row.key]) for row in wire.rows)
+            reads = (wire.store.get_many(release_ref(FIRST), [row.key]) for row in wire.rows)
             assert await asyncio.gather(*reads) == [[row.value] for row in wire.rows]
     assert wire.proxy.accepted == before
 
@@ -126,7 +135,7 @@ async def test_lost_batch_of_rows_is_completed_and_no_row_is_listed_twice(wire: 
         wire.proxy.losing = None
         await putting
     await wire.store.seal(draft_of(FIRST))
-    assert await scanned(wire.store, FIRST) == USERS
+    assert await scan_rows(wire.store, FIRST) == USERS
 
 
 async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, prefix: str) -> None:
@@ -138,9 +147,9 @@ async def test_sentinel_with_the_latest_failover_is_believed(tmp_path: Path, pre
             url = await stack.enter_async_context(speaking(late, knowing, ScriptedSentinel(1, former.port)))
             store = open_url(f"{url}/0?prefix={prefix}")
             stack.push_async_callback(store.close)
-            await begin(store, FIRST)
-            await write(store, FIRST, USERS)
-            assert await store.get_many(ref(FIRST), [USERS[0].key]) == [USERS[0].value]
+            await begin_draft(store, FIRST)
+            await write_release(store, FIRST, USERS)
+            assert await store.get_many(release_ref(FIRST), [USERS[0].key]) == [USERS[0].value]
         assert current.execute_command("KEYS", f"*{prefix}*")
         assert former.execute_command("KEYS", f"*{prefix}*") == []
 
@@ -150,7 +159,7 @@ async def test_replicas_are_awaited_on_the_writing_connection(
 ) -> None:
     with running(tmp_path) as primary, replica_of(primary, tmp_path / "replica") as replica:
         store = open_url(primary.url(prefix=prefix))
-        await write(store, FIRST, USERS, seal=False)
+        await write_release(store, FIRST, USERS, seal=False)
         async with asyncio.timeout(SOON_S):
             while primary.execute_command("INFO", "replication")["slave0"]["state"] != "online":
                 await asyncio.sleep(0.01)
