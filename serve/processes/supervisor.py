@@ -238,6 +238,7 @@ class _Supervisor:
                 self._report_failure(f"the parent of the workers: {error}")
                 time.sleep(FAILED_PAUSE_S)
         self._stop(stop)
+        self._signals.leave()  # children that were killed still send SIGCHLD
 
     def _supervise_once(self) -> signal.Signals | None:
         """Start children that are due, wait for an event, and plan restarts of children that have ended.

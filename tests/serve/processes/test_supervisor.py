@@ -17,7 +17,7 @@ from hotplate.serve.connections.server import IDLE_GRACE_S
 from tests.support.balancer import balanced
 from tests.support.limited_service import samples, sockets
 from tests.support.page_cache import absent_pages, evict
-from tests.support.service import Service, a_list, publish_lists, running, serving, until
+from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running, serving, until
 
 
 def is_alive(pid: int) -> bool:
@@ -155,6 +155,15 @@ def test_stalled_request_delays_a_stop_by_the_drain_at_most(folder: Path) -> Non
             time.sleep(0.2)
             assert service.stop() == 0
         assert "worker 0 ended with 0" in service.log.read_text()  # it exited, and was not killed
+
+
+def test_second_signal_ends_a_stopping_service_at_once(folder: Path) -> None:
+    with running(folder, "--workers", "2", "--drain-delay", "3600", launcher=LAUNCHER) as service:
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.health("/readyz").status == 503)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(timeout=60) == 0
+        assert "Exception ignored" not in service.log.read_text()
 
 
 def test_idle_client_request_during_stop_gets_connection_close(folder: Path) -> None:
