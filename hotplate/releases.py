@@ -26,8 +26,8 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
     *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
     """
-    act = partial(lifecycle.activate, end_canary=end_canary, force=force)
-    return run_on(store, lambda opened: act(opened, ReleaseId(release)), must_exist=True)
+    make_live = partial(lifecycle.activate, release=ReleaseId(release), end_canary=end_canary, force=force)
+    return run_on(store, make_live, must_exist=True)
 
 
 def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
@@ -52,8 +52,10 @@ def prune(
     that left service less than *grace_s* ago, and ready ones, with *keep_ready_s* only those begun within that time.
     Drafts without a writer are erased. *on_progress* is called with (erased, to erase).
     """
-    act = partial(lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress)
-    return run_on(store, act, must_exist=True)
+    erase_unneeded = partial(
+        lifecycle.prune, keep=keep, grace_s=grace_s, keep_ready_s=keep_ready_s, on_progress=on_progress
+    )
+    return run_on(store, erase_unneeded, must_exist=True)
 
 
 def copy(
@@ -72,11 +74,11 @@ def copy(
     ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
 
-    async def act(opened: Store, other: Store) -> WriteResult:
-        chosen = await find_release(opened, release)
-        return await transfer.copy(opened, other, chosen.id, live=live, on_progress=on_progress)
+    async def find_and_copy(source_store: Store, target_store: Store) -> WriteResult:
+        chosen = await find_release(source_store, release)
+        return await transfer.copy(source_store, target_store, chosen.id, live=live, on_progress=on_progress)
 
-    return run_between(source, target, act)
+    return run_between(source, target, find_and_copy)
 
 
 def verify(
@@ -91,20 +93,20 @@ def verify(
     *on_progress* is called with (rows read, rows in all). Raises ReleaseNotFound, and ReleaseCorrupt with damaged keys.
     """
 
-    async def act(opened: Store) -> Manifest:
+    async def find_and_verify(opened: Store) -> Manifest:
         chosen = await find_release(opened, release)
         return await verification.verify(opened, chosen, rows_per_s=rows_per_s, on_progress=on_progress)
 
-    return run_on(store, act, must_exist=True)
+    return run_on(store, find_and_verify, must_exist=True)
 
 
 async def find_release(store: Store, release: str | None) -> ReleaseRef:
-    """Return the release of this id, or the live one; raises ReleaseNotFound."""
+    """Return the release with the id *release*, by default the live one; raises ReleaseNotFound."""
     catalogue = await store.catalogue()
-    chosen = ReleaseId(release) if release is not None else catalogue.live
-    if chosen is None:
+    release_id = ReleaseId(release) if release is not None else catalogue.live
+    if release_id is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
-    return catalogue.find(chosen).ref
+    return catalogue.find(release_id).ref
 
 
 async def find_manifest(store: Store, release: str | None) -> Manifest:

@@ -161,13 +161,11 @@ def explain(figures: Mapping[str, PlanFigure], name: str) -> Iterator[tuple[int,
     The figure *name* has depth 0, its operands have 1, and so on, each before its own operands. A figure that occurs
     again is yielded without its operands.
     """
-    seen = set[str]()
-
-    def walk(figure: PlanFigure, depth: int) -> Iterator[tuple[int, PlanFigure]]:
+    explained = set[str]()
+    pending = [(0, figures[name])]
+    while pending:
+        depth, figure = pending.pop()
         yield depth, figure
-        if figure.name not in seen:
-            seen.add(figure.name)
-            for operand in figure.operands:
-                yield from walk(operand, depth + 1)
-
-    yield from walk(figures[name], 0)
+        if figure.name not in explained:
+            explained.add(figure.name)
+            pending += [(depth + 1, operand) for operand in reversed(figure.operands)]

@@ -62,14 +62,18 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Capac
 
 def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> None:
     """Add each input and price to *table* with its unit and source; inputs of None are calculated from others later."""
-    for name, known in INPUT_FIELDS.items():
+    for name, declared in INPUT_FIELDS.items():
         value = getattr(sourced.inputs, name)
+        if name == "profile":
+            value = _format_profile(value)
         if value is not None:
-            shown = _format_profile(value) if name == "profile" else value
-            table.add_value(name, shown, known.metadata["unit"], sourced.source(name))
-    for name, listed in prices.by_name().items():
-        unit = "" if name == "autoscale_factor" else prices.currency
-        table.add_value(f"price_{name}", listed.amount, f"{unit} a {listed.per}".strip(), listed.provenance)
+            table.add_value(name, value, declared.metadata["unit"], sourced.source(name))
+
+    for name, price in prices.by_name().items():
+        unit = f"{prices.currency} a {price.per}"
+        if name == "autoscale_factor":
+            unit = f"a {price.per}"
+        table.add_value(f"price_{name}", price.amount, unit, price.provenance)
 
 
 def _format_profile(profile: str | tuple[float, ...]) -> str:

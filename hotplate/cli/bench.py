@@ -36,7 +36,7 @@ _flag = partial(Flag, prefix="COSMOS_EMULATOR_")
 _port = partial(_flag, at_least=0, at_most=65535)
 
 
-def _run(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
+def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: Path, *, as_json: bool) -> NoReturn:
     """Measure, write and print the report, and exit with its code."""
     require_folder(written)
     from hotplate import report_page  # imported before the measurement, because it needs an extra
@@ -64,7 +64,7 @@ def http(options: HttpOptions, written: Written = Path("hotplate-bench"), as_jso
     """
     from hotplate.bench.http import make_plan, measure
 
-    _run(lambda display: measure(make_plan(options), display), written, as_json=as_json)
+    _measure_and_report(lambda display: measure(make_plan(options), display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -81,7 +81,7 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     from hotplate.bench.stores.report import compare_stores
 
     require_folder(options.record)
-    _run(lambda display: compare_stores(options, display), written, as_json=as_json)
+    _measure_and_report(lambda display: compare_stores(options, display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -94,7 +94,7 @@ def reference(options: ReferenceOptions, written: Written = Path("hotplate-refer
     """
     from hotplate.bench.stores.reference import reproduce
 
-    _run(lambda display: reproduce(options, display), written, as_json=as_json)
+    _measure_and_report(lambda display: reproduce(options, display), written, as_json=as_json)
 
 
 @app.command(also=EXIT_CODES)
@@ -110,7 +110,7 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
     from hotplate.cli import spending
 
     plan = spending.confirmed_sweep(options)
-    _run(lambda display: spending.sweep(plan, display), written, as_json=as_json)
+    _measure_and_report(lambda display: spending.sweep(plan, display), written, as_json=as_json)
 
 
 @app.command()
@@ -135,13 +135,13 @@ def charges(
     plan = spending.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)
     if plan is None:
         return
-    charges = spending.measure_charges(plan)
-    written.write_text(charges.to_toml())
+    measured = spending.measure_charges(plan)
+    written.write_text(measured.to_toml())
     if as_json:
-        print_json(charges.to_json())
+        print_json(measured.to_json())
     else:
-        spending.print_charges(charges)
-        out.print(f"measured on {charges.subject}; written to {written}")
+        spending.print_charges(measured)
+        out.print(f"measured on {measured.subject}; written to {written}")
 
 
 @app.command()
@@ -161,9 +161,10 @@ def compare(
     Example: hotplate bench compare before.json after.json --metric p99
     """
     require_folder(written)
-    from hotplate.bench import compare as comparison
+    from hotplate.bench.compare import compare as compare_reports
+    from hotplate.bench.compare import read as read_report
 
-    report = comparison.compare(comparison.read(before), comparison.read(after), metric)
+    report = compare_reports(read_report(before), read_report(after), metric)
     if written is not None:
         from hotplate.report_page import save
 
@@ -195,7 +196,11 @@ def cosmos_emulator(
     from hotplate.stores.cosmos.url import EMULATOR_KEY
 
     logging.getLogger("hotplate.bench.cosmos_emulator").addHandler(logging.StreamHandler())
-    key = EMULATOR_KEY if key_file is None else key_file.read_text().strip()
+    key = EMULATOR_KEY
+    key_shown = f"{EMULATOR_KEY} (published, not a secret)"
+    if key_file is not None:
+        key = key_file.read_text().strip()
+        key_shown = str(key_file)
     settings = EmulatorSettings(
         host=host,
         port=port,
@@ -207,7 +212,6 @@ def cosmos_emulator(
         certificate=certificate,
         latency=latency,
     )
-    key_shown = f"{EMULATOR_KEY} (published, not a secret)" if key_file is None else str(key_file)
     uvloop.run(serve(settings, partial(_print_ready, key_shown=key_shown, as_json=as_json)))
 
 

@@ -32,27 +32,27 @@ def serve(
     On several hosts: hotplate serve --events /var/lib/events --hide-consumed buy=24 --share-consumed redis://cache:6379/0
     """
     from hotplate.serve.processes.supervisor import Addresses
-    from hotplate.serve.processes.supervisor import serve as run
+    from hotplate.serve.processes.supervisor import serve as run_service
     from hotplate.stores.connect import check_single, lacks_folder, never_published
 
     urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)
     if settings.keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
+
     configure_logging()
-    chosen = replace(settings, stores=urls, telemetry=read_telemetry(telemetry))
-    named = ", ".join(map(redacted, urls))
     for url in urls:
         check_single(url)
         if lacks_folder(url):
             err.print(f"hotplate: {never_published(url)}")
 
     def announce(addresses: Addresses) -> None:
+        stores = ", ".join(map(redacted, urls))
         err.print(
-            f"serving {named} on {addresses.service}, and for operators on {addresses.admin}; "
+            f"serving {stores} on {addresses.service}, and for operators on {addresses.admin}; "
             f"probes are answered on {addresses.health}"
         )
 
-    run(chosen, announce)
+    run_service(replace(settings, stores=urls, telemetry=read_telemetry(telemetry)), announce)
 
 
 def lookup(
@@ -74,17 +74,21 @@ def lookup(
     from hotplate.serve.reader import TieredReader
     from hotplate.serve.shaping import Selection, Shaper
 
-    async def read(opened: Store) -> Recommendations:
+    async def answer_request(opened: Store) -> Recommendations:
         reader = TieredReader({"store": opened}, budget_s=10.0)
-        await reader.tiers[0].follower.refresh()
+        await reader.tiers[0].follower.refresh()  # reads the catalogue
         request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
         return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 
-    _print_list(user, with_store(store, read), as_json=as_json)
+    _print_list(user, with_store(store, answer_request), as_json=as_json)
 
 
 def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
-    """Print a list with its source and release; in JSON, `canary` and `list` only if there is something to say."""
+    """Print a user's list, as JSON or text, with its source, as "personal", and its release.
+
+    JSON has `canary` only if the release is the canary, which a share of the users gets, and `list` only for a named
+    list.
+    """
     facts: dict[str, object] = {"user": user, "release": answer.release}
     source = answer.source
     if answer.canary:
