@@ -48,7 +48,7 @@ from hotplate.offline.train.engine import (
     without_recency,
 )
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams, Recency, by_popularity, recent_popularity
+from hotplate.offline.train.popularity import PopularityParams, Recency, order_by_popularity, recent_popularity
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.offline.train.repeats import ndcg as ndcg_of_repeats
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure_similar
@@ -279,7 +279,7 @@ class _Rankers:
 def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
     """Return nDCG@10 per user, of *popular* items for users without a list."""
     counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
-    lists = fill_empty_lists(recommend_all(ranker, parts, 10), by_popularity(counts))
+    lists = fill_empty_lists(recommend_all(ranker, parts, 10), order_by_popularity(counts))
     return measure_users(lists, parts.test).values["ndcg"]
 
 

@@ -22,7 +22,7 @@ from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.model import Model, Users
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.train.engine import with_recency
-from hotplate.offline.train.popularity import Popular, Popularity, by_popularity, recent_popularity
+from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
 from hotplate.offline.train.ranking import Ranked, recommend
 from hotplate.offline.variety import (
     MAX_DIVERSITY,
@@ -262,7 +262,7 @@ class RuledLists:
         counts = self.popularity.counts
         if not (self.rules.shortens or len(self.pins) or self.boosts is not None):
             return {OVERALL: model.popular, **model.segments}
-        order = by_popularity(counts)
+        order = order_by_popularity(counts)
         lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
             scores = np.zeros_like(counts)
@@ -270,7 +270,7 @@ class RuledLists:
             if self.boosts is not None:
                 scores *= self.boosts
             items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
-            lists[segment] = self._shortened(items[by_popularity(scores[items])], scores, len(popular.items))
+            lists[segment] = self._shortened(items[order_by_popularity(scores[items])], scores, len(popular.items))
         return lists
 
     def about(self) -> dict[str, Any]:

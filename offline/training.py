@@ -18,7 +18,7 @@ import polars as pl
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
-from hotplate.offline.evaluate.model_report import answer
+from hotplate.offline.evaluate.model_report import answer_in_words
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, named_paths
@@ -30,7 +30,7 @@ from hotplate.offline.model import Model, check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.publish import timed
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, as_options, described, engine_of, fit, fit_s
+from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
@@ -117,7 +117,7 @@ class TrainReport:
     def verdict(self) -> str | None:
         """The lists against what is popular now, as both are served, or None without an evaluation."""
         record = self.record
-        return None if record is None else answer(record)
+        return None if record is None else answer_in_words(record)
 
     @property
     def record(self) -> EvaluationRecord | None:
@@ -198,7 +198,10 @@ def train(
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
         test = _test_split(settings, matrix, on_notice)
         standing = matrix.standing()
-        if settings.tuning is None and (fitting_s := fit_s(settings.params, standing.user_items)) > _LONG_FIT_S:
+        if (
+            settings.tuning is None
+            and (fitting_s := estimate_fit_s(settings.params, standing.user_items)) > _LONG_FIT_S
+        ):
             on_notice(f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model")
 
     learnable = _Learnable.of(matrix, test)

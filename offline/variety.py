@@ -25,7 +25,7 @@ from hotplate.offline.input.matrix import (
     users_per_item,
 )
 from hotplate.offline.model import Model, Users
-from hotplate.offline.train.popularity import by_popularity
+from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
 from hotplate.offline.train.similar import Similar
 
@@ -196,7 +196,7 @@ class NewItems:
     def __init__(self, explore: Explore, model: Model, new: Mask, *, keep_seen: bool) -> None:
         """*new* are the items that may be drawn [items], unless a user has them and not *keep_seen*."""
         counts = users_per_item(model.matrix.user_items)
-        by_users = by_popularity(np.where(new, counts, -1))
+        by_users = order_by_popularity(np.where(new, counts, -1))
         self.items = np.sort(by_users[: min(int(new.sum()), _MOST_NEW_ITEMS)])
         self.explore = explore
         self._keep_seen = keep_seen

@@ -8,7 +8,7 @@ from typing import Any
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import counted, err, interruptible, print_json, progress_bars, show_report
 from hotplate.offline.errors import SettingError
-from hotplate.offline.evaluate.model_report import columns, findings, rows
+from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.records import read_repeats
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
@@ -135,12 +135,12 @@ def print_report(report: TrainReport) -> None:
     notes = list(facts["data"]["notes"])
     if report.warning:
         notes.insert(0, f"look out: {report.warning}")
-    test_findings = dict(findings(report.record, read_repeats(report.model.tuning)))
+    test_findings = dict(findings_in_words(report.record, read_repeats(report.model.tuning)))
     shown = Report(
         kind="train",
         sentence=report.verdict or f"The lists were not tested. {report.note}",
-        rows=() if report.record is None else tuple(rows(report.record)),
-        columns=() if report.record is None else columns(report.record),
+        rows=() if report.record is None else tuple(metric_rows(report.record)),
+        columns=() if report.record is None else metric_columns(report.record),
         origins={"model": _model_in_words(report), **test_findings, **dict(_read_and_written(facts))},
         notes=tuple(notes),
     )

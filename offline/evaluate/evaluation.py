@@ -29,7 +29,7 @@ from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.train.popularity import PopularityParams, by_popularity, most_popular, recent_popularity
+from hotplate.offline.train.popularity import PopularityParams, most_popular, order_by_popularity, recent_popularity
 from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure_similar
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
@@ -313,7 +313,7 @@ def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
     """Return all items by popularity in the train part, recent popularity if *popular* has a half-life."""
     times = parts.train_times
     half_life = None if popular is None or times is None else popular.half_life_days
-    return by_popularity(recent_popularity(parts.train, times, half_life))
+    return order_by_popularity(recent_popularity(parts.train, times, half_life))
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:

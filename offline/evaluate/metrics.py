@@ -14,9 +14,9 @@ from hotplate.offline.input.matrix import Indices, Mask, UserItems, has_items, i
 MetricInterval = tuple[float, float]
 Values = npt.NDArray[np.float64]
 # In a search, results within so many standard errors cannot be told apart.
-EQUAL = 1.5
+EQUAL_WITHIN_SE = 1.5
 # The best of another kind leads by more, a 95 % interval.
-LEADING = 1.96
+LEADING_BY_SE = 1.96
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from hotplate.report import Column, Report, Row, TextTable
 _SHOWN_USERS = 10
 _SHOWN_HISTORY = 20
 _LONGEST = 80
-_AT_RANDOM = frozenset({"by-item", "by-user", "random"})
+_RANDOM_SPLITS = frozenset({"by-item", "by-user", "random"})
 _RANDOM_SPLIT_FLATTERS = "a random split trains on interactions from after the test, which flatters a model"
 _METHOD_NOTE = (
     "Metrics are means over users with held-back items, as served: a user without a list gets the popular one. "
@@ -50,7 +50,7 @@ PERSONAL_ONLY = ", personal lists only"
 _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 
-def answer(record: EvaluationRecord) -> str:
+def answer_in_words(record: EvaluationRecord) -> str:
     """Return how good the lists are against what is popular now, both as served, and how many users chose of them."""
     served = record.as_served
     hits = (
@@ -85,7 +85,7 @@ def _comparison_in_words(lead: Lead, popular_ndcg: float) -> str:
     return f"{100 * abs(lead.ndcg) / popular_ndcg:.0f} % {comparison} than"
 
 
-def columns(record: EvaluationRecord) -> tuple[Column, ...]:
+def metric_columns(record: EvaluationRecord) -> tuple[Column, ...]:
     """Return the columns of the table."""
     return tuple(_column(name, record.k) for name in SHOWN)
 
@@ -96,7 +96,7 @@ def _column(name: str, k: int) -> Column:
     return Column(figure, f"{heading}\n%", "%") if name in SHARES else Column(figure, heading, digits=3)
 
 
-def rows(record: EvaluationRecord) -> Iterator[Row]:
+def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
     """Yield the metrics of the lists and of each baseline, with intervals."""
     model = replace(record.model, intervals=record.intervals)
     yield from _rows_of(THESE_LISTS, model, record.as_served, record.k)
@@ -107,12 +107,14 @@ def rows(record: EvaluationRecord) -> Iterator[Row]:
 def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -> Iterator[Row]:
     """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
     ranking = [name for name in METRICS if name not in PERSONAL]
-    yield from _metric_rows(subject, served, ranking, k)
-    yield from _metric_rows(subject, personal, PERSONAL, k)
-    yield from _metric_rows(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
+    yield from _rows_of_metrics(subject, served, ranking, k)
+    yield from _rows_of_metrics(subject, personal, PERSONAL, k)
+    yield from _rows_of_metrics(subject, personal, ranking, k, suffix=PERSONAL_ONLY)
 
 
-def _metric_rows(subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = "") -> Iterator[Row]:
+def _rows_of_metrics(
+    subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = ""
+) -> Iterator[Row]:
     """Yield a row of the report on *subject* for each of the metrics *names* that was measured.
 
     A figure is named by its metric, *k*, the length of the lists, and *suffix*: `nDCG@10`.
@@ -151,7 +153,7 @@ def _difference(name: str, lead: Lead) -> str:
     return f"{abs(lead.ndcg):.4f} {comparison} than {name} ({least:.4f} to {most:.4f})"
 
 
-def losses(record: EvaluationRecord) -> Iterator[str]:
+def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
     """Yield a sentence for each baseline that ranks better than the lists."""
     if not record.baselines:
         yield "no baseline was beaten"
@@ -177,7 +179,7 @@ def split_in_words(record: EvaluationRecord) -> str:
         parts.append(f"{missing:,} users have no list and get the popular one")
     if record.cold_pairs:
         parts.append(f"{record.cold_pairs:,} pairs of items that were new")
-    if split.kind in _AT_RANDOM:
+    if split.kind in _RANDOM_SPLITS:
         parts.append(_RANDOM_SPLIT_FLATTERS)
     return "; ".join(parts)
 
@@ -208,7 +210,7 @@ def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]
         yield name_of(engine, baseline.params), baseline
 
 
-def findings(record: EvaluationRecord | None, repeats: RepeatSearch | None) -> Iterator[tuple[str, str]]:
+def findings_in_words(record: EvaluationRecord | None, repeats: RepeatSearch | None) -> Iterator[tuple[str, str]]:
     """Yield the lines below the table: how certain the answer is, the test, variety and repeats."""
     if record is not None:
         yield "nDCG", certainty(record)
@@ -231,7 +233,7 @@ def model_report(path: Path) -> Report:
     report = Report(
         kind=f"evaluate report {path}",
         sentence=_NOT_EVALUATED,
-        origins={"model": described(model.params), **dict(findings(record, read_repeats(model.tuning)))},
+        origins={"model": described(model.params), **dict(findings_in_words(record, read_repeats(model.tuning)))},
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD_NOTE,),
         broken=("no baseline was beaten",),
@@ -242,10 +244,10 @@ def model_report(path: Path) -> Report:
         return report
     return replace(
         report,
-        sentence=answer(record),
-        rows=tuple(rows(record)),
-        columns=columns(record),
-        broken=tuple(losses(record)),
+        sentence=answer_in_words(record),
+        rows=tuple(metric_rows(record)),
+        columns=metric_columns(record),
+        broken=tuple(lost_comparisons(record)),
     )
 
 

@@ -38,7 +38,7 @@ from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists
 from hotplate.offline.model import Model
 from hotplate.offline.options import Format
-from hotplate.offline.train.popularity import Popularity, by_popularity
+from hotplate.offline.train.popularity import Popularity, order_by_popularity
 from hotplate.report import Report, Row
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode
@@ -47,9 +47,9 @@ from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
 
-_ROLES = ("user", "item")
-_NO_NUMBER = "rating that is not a number"
-_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
+_REQUIRED_ROLES = ("user", "item")
+_BAD_RATING = "rating that is not a number"
+_LISTS_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,13 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
     source = named_paths([path])
     with input_files([path]) as files, data_errors(source, files):
         tables = open_tables(files, Format(delimiter))
-        columns = choose_columns(named, list(tables[0].schema), source, guessed=_ROLES, required=_ROLES)
+        columns = choose_columns(
+            named, list(tables[0].schema), source, guessed=_REQUIRED_ROLES, required=_REQUIRED_ROLES
+        )
         schemas = [_choice_schema(table, columns) for table in tables]
         rows = Rows(schemas, source)
         mean_rating = [pl.col("rating").mean()] if "rating" in columns else []
-        pairs = rows.kept.group_by(_ROLES).agg(mean_rating).sort(_ROLES).collect(engine="streaming")
+        pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(mean_rating).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
 
 
@@ -98,11 +100,11 @@ def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
 
     Rows without an id or a rating are left out; a rating that is not a number makes a bad row.
     """
-    schema = RowSchema(table, {role: table.text(columns[role]) for role in _ROLES})
-    schema.leave_out_bad_ids({role: columns[role] for role in _ROLES})
+    schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
+    schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
     if "rating" in columns:
         column = columns["rating"]
-        schema.add_number("rating", column, missing="no rating", invalid=_NO_NUMBER)
+        schema.add_number("rating", column, missing="no rating", invalid=_BAD_RATING)
         # A text that is no number becomes infinite, a bad row; NaN in any spelling is a missing rating.
         number = table.number(column).fill_null(inf).fill_nan(None)
         schema.values["rating"] = pl.when(~table.is_absent(column)).then(number)
@@ -164,7 +166,7 @@ def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int)
             "item": item_ids.gather(ranked.items[is_listed]),
             "score": ranked.scores[is_listed],
         },
-        schema=_SCHEMA,
+        schema=_LISTS_SCHEMA,
     )
     return Candidate(
         origin=origin,
@@ -198,7 +200,7 @@ async def candidate_from_release(
     async for _, items in _read_undamaged(reader, release, decode, [POPULAR + OVERALL]):
         popular += [item["id"] for item in items]
 
-    published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_SCHEMA)
+    published = pl.DataFrame({"user": users, "item": item_ids, "score": scores}, schema=_LISTS_SCHEMA)
     return Candidate(
         origin=origin,
         lists=published.group_by("user", maintain_order=True).head(k),
@@ -337,7 +339,7 @@ class Evaluator:
         covered_share = None
         if history is not None:
             counts = users_per_item(history)
-            popular_in_history = by_popularity(counts)[: np.count_nonzero(counts)]
+            popular_in_history = order_by_popularity(counts)[: np.count_nonzero(counts)]
             ranker = Popularity(counts.astype(np.float32))
             popular_lists = recommend_all(ranker, Parts.of(history, test, repeats=True), self._k)
             popularity = measure_users(fill_empty_lists(popular_lists, popular_in_history), test).metrics

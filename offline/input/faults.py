@@ -23,7 +23,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _PARQUET = b"PAR1"
 _CUT = (EOFError, zlib.error, zstandard.ZstdError, OSError)
 # Beginnings of files that are no text, and what to do with them.
-_OTHERS = {
+_KINDS_BY_MAGIC = {
     b"PK\x03\x04": "an Excel workbook or a ZIP archive; save it as CSV, or unpack it",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save it as CSV",
     _PARQUET: "Parquet; let its name end in .parquet",
@@ -32,13 +32,13 @@ _OTHERS = {
     b"ARROW1": "Arrow; write it as Parquet",
     b"SQLite format 3": "a SQLite database; export its table as CSV",
 }
-_HTML = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
-_JSON_ARRAY = re.compile(rb'\s*\[\s*([{\["\]]|$)')
-_OPEN_BRACE = re.compile(rb"\s*\{\s*(\"[^\"]*\"\s*:\s*)?[\[{]?\s*$")
+_HTML_PATTERN = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
+_JSON_ARRAY_PATTERN = re.compile(rb'\s*\[\s*([{\["\]]|$)')
+_OPEN_BRACE_PATTERN = re.compile(rb"\s*\{\s*(\"[^\"]*\"\s*:\s*)?[\[{]?\s*$")
 # At least this share of NUL bytes is UTF-16 without a mark.
 _NUL_SHARE = 0.2
 # A quoted field does not have more lines.
-_FIELD_LINES = 1000
+_MOST_FIELD_LINES = 1000
 _DELIMITERS = ",;\t|"
 
 
@@ -112,23 +112,23 @@ def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
     """
     if not head:
         yield "is empty"
-    for magic, kind in _OTHERS.items():
+    for magic, kind in _KINDS_BY_MAGIC.items():
         if head.startswith(magic):
             yield f"is {kind}"
-    if encoding := _utf_16(head):
+    if encoding := _utf_16_encoding(head):
         yield f"is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
-    if _HTML.match(head):
+    if _HTML_PATTERN.match(head):
         yield "is HTML or XML, perhaps the page of an error or a login; download the data again"
-    if _JSON_ARRAY.match(head):
+    if _JSON_ARRAY_PATTERN.match(head):
         yield f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl"
     first_line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
-    if _OPEN_BRACE.match(first_line):
+    if _OPEN_BRACE_PATTERN.match(first_line):
         yield f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl"
     if b"\n" not in head and b"\r" in head.rstrip():
         yield f"ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}"
 
 
-def _utf_16(head: bytes) -> str | None:
+def _utf_16_encoding(head: bytes) -> str | None:
     """Return the encoding as iconv calls it, by the mark, or by the NUL bytes of ASCII characters."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
@@ -225,7 +225,7 @@ class _Quotes:
             if has_odd_quotes and self._is_whole_record():
                 self._record.clear()
             else:
-                self._is_unclosed = has_odd_quotes or len(self._record) > _FIELD_LINES
+                self._is_unclosed = has_odd_quotes or len(self._record) > _MOST_FIELD_LINES
         elif has_odd_quotes:
             self._record = [text]
             self._first_number = number

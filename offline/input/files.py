@@ -37,10 +37,10 @@ _KINDS: dict[str, FileKind] = {
     ".events": "events",  # segments of the event log
 }
 _COMPRESSIONS = (".gz", ".zst", ".zstd")
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 # fsspec counts the query of a signed HTTP URL as part of its path.
-_HTTP = ("http", "https")
+_HTTP_SCHEMES = ("http", "https")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _local_copies(url: str) -> Iterator[list[DataFile]]:
     shown_url = redacted(url)
     with temporary_folder("input") as folder:
         with _open_remote(url) as remote:
-            is_http = scheme_of(url) in _HTTP
+            is_http = scheme_of(url) in _HTTP_SCHEMES
             remote_path = urlsplit(remote.path).path if is_http else remote.path
             copy = folder / (Path(remote_path).name or "data")
             if is_http:
@@ -177,7 +177,7 @@ def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[D
         if path.is_file():
             yield DataFile(path, _kind_by_name(path), keys)
         elif equals:
-            value = None if text == _NO_VALUE else unquote(text)
+            value = None if text == _HIVE_NULL else unquote(text)
             yield from _files_in_folder(path, {**keys, unquote(key): value})
 
 
@@ -228,7 +228,7 @@ def digest_of_paths(paths: Iterable[Path]) -> str:
 
         with _open_remote(url) as remote:
             names = [remote.path]
-            if scheme_of(url) not in _HTTP:
+            if scheme_of(url) not in _HTTP_SCHEMES:
                 names = sorted(remote.file_system.find(remote.path)) or [remote.path]
             states += [f"{name} {remote.file_system.info(name)}" for name in names]
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())

@@ -42,21 +42,21 @@ from hotplate.offline.input.tables import (
 from hotplate.offline.options import Columns, Format
 from hotplate.stores.errors import did_you_mean
 
-_EVENT: dict[str, pl.DataType] = {
+_EVENT_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
     "items": pl.List(pl.String()),
     "time": pl.Float64(),
     "position": pl.Int64(),
 }
 # Roles whose values are texts, and those of ids.
-_TEXTS = ("user", "item", "title", "segment", "count", "event")
-_IDS = ("user", "item", "segment")
-_PAIR = ["user", "item"]
+_TEXT_ROLES = ("user", "item", "title", "segment", "count", "event")
+_ID_ROLES = ("user", "item", "segment")
+_USER_AND_ITEM = ["user", "item"]
 _UNKNOWN_EVENT = "unknown event"
-_NO_TIME = "time that cannot be read"
-_NO_NUMBER = "weight that is not a number"
-_NO_QUANTITY = "quantity that is not a number"
-_FUTURE = "in the future"
+_BAD_TIME = "time that cannot be read"
+_BAD_WEIGHT = "weight that is not a number"
+_BAD_QUANTITY = "quantity that is not a number"
+_FUTURE_TIME = "in the future"
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
 # Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
 _TIMELESS_SHARE = 0.01
@@ -64,14 +64,14 @@ _USER_SHARE = 0.02
 _USER_ROWS = 2_000
 _TIMES_THE_MEAN = 20
 _FEWEST_USERS = 10
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
+_START_OF_1970 = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
 # Users and items that exports write for a missing value, in lower case; `columns.NULL_VALUES` are no values at all.
 _LIKE_MISSING = (
     *("n/a", "#n/a", "na", "null", "(null)", "<null>", "[null]", "nil", "none", "nan", "undefined", "unknown"),
     *("-", "--", "?", "\\n"),
 )
 # Rounds sums of quantities such as 0.1.
-_DECIMALS = 6
+_QUANTITY_DECIMALS = 6
 # The service keeps their popular lists in memory.
 _MAX_SEGMENTS = 1000
 # As fast as the default of polars, with less memory.
@@ -196,7 +196,7 @@ def read_interactions(
         chosen = inputs[0].options.columns
 
         schemas = [_interaction_schema(tables_options) for tables_options in inputs]
-        rows = Rows(schemas, source, *_fact_aggregates(chosen), repeated=_TEXTS)
+        rows = Rows(schemas, source, *_fact_aggregates(chosen), repeated=_TEXT_ROLES)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
@@ -317,10 +317,10 @@ def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> T
     An event that a client sent again has the same id, and counts once. *notes* get sentences on repeated and on damaged
     events.
     """
-    frames = [pl.DataFrame(schema=_EVENT)]
+    frames = [pl.DataFrame(schema=_EVENT_SCHEMA)]
     damaged = 0
     for file in files:
-        segment = read_segment(file, _EVENT)
+        segment = read_segment(file, _EVENT_SCHEMA)
         frames.append(segment.events)
         damaged += segment.damaged
 
@@ -376,10 +376,10 @@ def _add_texts(schema: RowSchema, columns: Columns) -> None:
 
     Rows without a user or item, with unusable ids, and header lines within the data are left out.
     """
-    names = {role: name for role, name in asdict(columns).items() if role in _TEXTS and name is not None}
+    names = {role: name for role, name in asdict(columns).items() if role in _TEXT_ROLES and name is not None}
     for role, name in names.items():
         schema.values[role] = schema.table.text(name)
-    schema.leave_out_bad_ids({role: names[role] for role in _IDS if role in names})
+    schema.leave_out_bad_ids({role: names[role] for role in _ID_ROLES if role in names})
     is_header = (pl.col("user") == names["user"]) & (pl.col("item") == names["item"])
     schema.left_out["header again"] = is_header.fill_null(value=False)
 
@@ -400,7 +400,7 @@ def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
         schema.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
         schema.explained[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
-        schema.add_number("weight", columns.weight, missing="no weight", invalid=_NO_NUMBER)
+        schema.add_number("weight", columns.weight, missing="no weight", invalid=_BAD_WEIGHT)
         schema.left_out["weight zero or less"] = pl.col("weight") <= 0
     else:
         schema.values["weight"] = pl.lit(1.0)
@@ -415,7 +415,7 @@ def _add_quantity(schema: RowSchema, column: str) -> None:
     quantity = schema.table.number_or_inf(column)
     schema.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
     is_no_number = ~pl.col("quantity").is_finite()
-    schema.leave_out_bad(_NO_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
+    schema.leave_out_bad(_BAD_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
     schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 
 
@@ -427,13 +427,13 @@ def _add_time(schema: RowSchema, column: str) -> None:
     """
     time = schema.table.time(column)
     schema.values["time"] = pl.when(time >= EARLIEST).then(time)
-    schema.values["timeless"] = schema.table.is_absent(column) | (time == _EPOCH).fill_null(value=False)
+    schema.values["timeless"] = schema.table.is_absent(column) | (time == _START_OF_1970).fill_null(value=False)
     layout = schema.table.form.time_format or _USUAL_TIMES
     is_unread = pl.col("time").is_null() & ~pl.col("timeless")
-    schema.leave_out_bad(_NO_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
+    schema.leave_out_bad(_BAD_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
     # Ages count from the newest row. A day allows for time zones.
     latest = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
-    schema.leave_out_bad(_FUTURE, pl.col("time") > latest, Fault(column, "lies in the future"))
+    schema.leave_out_bad(_FUTURE_TIME, pl.col("time") > latest, Fault(column, "lies in the future"))
 
 
 def _group_log(
@@ -487,11 +487,11 @@ def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
     a cancelled part is a separate row with its share of the purchase's weight, *ended* at the time of the cancellation.
     Without times, cancelled parts are left out.
     """
-    cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_PAIR).unique()
-    order = [*_PAIR, "time"] if "time" in log.columns else _PAIR
+    cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_USER_AND_ITEM).unique()
+    order = [*_USER_AND_ITEM, "time"] if "time" in log.columns else _USER_AND_ITEM
     # At equal times purchases precede cancellations.
     descending = [False] * len(order) + [True]
-    affected = log.join(cancelled_pairs, on=_PAIR, how="semi").sort(*order, "quantity", descending=descending)
+    affected = log.join(cancelled_pairs, on=_USER_AND_ITEM, how="semi").sort(*order, "quantity", descending=descending)
 
     schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
     parts = pl.DataFrame(_divide_purchases(affected), schema=schema, orient="row")
@@ -501,7 +501,7 @@ def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
     if "time" in log.columns:
         divided = divided.with_columns(parts.get_column("ended"))
 
-    unaffected = log.join(cancelled_pairs, on=_PAIR, how="anti")
+    unaffected = log.join(cancelled_pairs, on=_USER_AND_ITEM, how="anti")
     return pl.concat([unaffected, divided], how="diagonal").drop("quantity")
 
 
@@ -522,7 +522,7 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
     """
     quantities = rows.get_column("quantity").to_list()
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
-    is_new_pair = rows.select(pl.struct(_PAIR).rle_id()).to_series().diff().fill_null(1).to_list()
+    is_new_pair = rows.select(pl.struct(_USER_AND_ITEM).rle_id()).to_series().diff().fill_null(1).to_list()
 
     remaining = list(quantities)  # by row
     cancelled_parts = list[_PurchasePart]()
@@ -539,8 +539,8 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
             cancelled = min(remaining[latest], to_cancel)
             if times[latest] != times[row]:
                 cancelled_parts.append(_PurchasePart(latest, cancelled, times[row]))
-            to_cancel = round(to_cancel - cancelled, _DECIMALS)
-            remaining[latest] = round(remaining[latest] - cancelled, _DECIMALS)
+            to_cancel = round(to_cancel - cancelled, _QUANTITY_DECIMALS)
+            remaining[latest] = round(remaining[latest] - cancelled, _QUANTITY_DECIMALS)
             if remaining[latest] <= 0:
                 open_purchases.pop()
 
@@ -567,8 +567,8 @@ def _users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFr
     """
     if log is not None:
         uncancelled = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-        pairs = uncancelled.select(_PAIR).unique().lazy()
-        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_PAIR, how="semi")
+        pairs = uncancelled.select(_USER_AND_ITEM).unique().lazy()
+        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_USER_AND_ITEM, how="semi")
 
     first_day = pl.lit(None)
     if "time" in kept.collect_schema():

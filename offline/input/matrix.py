@@ -204,7 +204,7 @@ class Matrix:
 
     def standing(self) -> "Matrix":
         """Return the matrix of users and items with pairs."""
-        return self.only_present(_present(self.user_items))
+        return self.only_present(_present_users_and_items(self.user_items))
 
     def only_present(self, present: "Present") -> "Matrix":
         """Return the matrix of the users and items whose mask in *present* is True, in the same order."""
@@ -236,8 +236,8 @@ def to_matrix(
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
-    users = _numbered(log.get_column("user"))
-    items = _numbered(log.get_column("item"))
+    users = _number_ids(log.get_column("user"))
+    items = _number_ids(log.get_column("item"))
     shape = len(users.names), len(items.names)
 
     numbers = users.numbers.astype(np.int64) * shape[1] + items.numbers
@@ -249,18 +249,18 @@ def to_matrix(
             f"Nothing is left of {all_pairs.nnz:,} pairs ({shape[0]:,} users, {shape[1]:,} items) once each user has "
             f"{min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
-    if not _are_weights(user_items.data):
+    if not _are_finite_above_zero(user_items.data):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
-    present = _present(user_items)
-    _check_several("user", users.names, present.users)
-    _check_several("item", items.names, present.items)
+    present = _present_users_and_items(user_items)
+    _check_at_least_two("user", users.names, present.users)
+    _check_at_least_two("item", items.names, present.items)
 
     # A split at a time before a cancellation learns from the pair, so its user and item remain in the matrix.
     pairs_ever = user_items
     if history.ended is not None:
         pairs_ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
 
-    before = _present(all_pairs)
+    before = _present_users_and_items(all_pairs)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
         user_ids=users.names.to_list(),
@@ -273,10 +273,10 @@ def to_matrix(
             pairs_left_out=int(all_pairs.nnz - user_items.nnz),
         ),
     )
-    return matrix.only_present(_present(pairs_ever))
+    return matrix.only_present(_present_users_and_items(pairs_ever))
 
 
-def _check_several(role: str, ids: pl.Series, present: Mask) -> None:
+def _check_at_least_two(role: str, ids: pl.Series, present: Mask) -> None:
     """Raise DataError if fewer than two of *ids* are *present*."""
     if np.count_nonzero(present) < 2:
         raise DataError(
@@ -339,11 +339,11 @@ class Present(NamedTuple):
     items: Mask
 
 
-def _present(user_items: UserItems) -> Present:
+def _present_users_and_items(user_items: UserItems) -> Present:
     return Present(items_per_user(user_items) > 0, users_per_item(user_items) > 0)
 
 
-def _are_weights(data: Floats) -> bool:
+def _are_finite_above_zero(data: Floats) -> bool:
     return bool(np.isfinite(data).all() and (data > 0).all())
 
 
@@ -356,18 +356,18 @@ def check_user_items(user_items: UserItems) -> None:
         raise DataError(
             f"There are {users} users, {items} items and {user_items.nnz} pairs; learning needs two of each."
         )
-    if not (user_items.has_canonical_format and _are_weights(user_items.data)):
+    if not (user_items.has_canonical_format and _are_finite_above_zero(user_items.data)):
         raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it again.")
 
 
-class _Numbered(NamedTuple):
+class _NumberedIds(NamedTuple):
     """The *names* of different ids, ascending by their bytes, and the place of each row's id among them [rows]."""
 
     names: pl.Series
     numbers: Indices
 
 
-def _numbered(ids: pl.Series) -> _Numbered:
+def _number_ids(ids: pl.Series) -> _NumberedIds:
     """Number the *ids* of rows, texts or categories, in the order of the ids: the first one is 0."""
     # polars keeps a category as a code, in the order of its first occurrence.
     categories = ids.cast(pl.Categorical)
@@ -378,7 +378,7 @@ def _numbered(ids: pl.Series) -> _Numbered:
     order = unique_ids.arg_sort()
     number_of_code = np.zeros(unique_codes.max(initial=0) + 1, dtype=np.int32)
     number_of_code[unique_codes[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
-    return _Numbered(
+    return _NumberedIds(
         names=unique_ids.gather(order),
         numbers=number_of_code[categories.to_physical().to_numpy()],
     )

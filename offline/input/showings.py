@@ -20,14 +20,14 @@ REMEMBERED_DAYS = 30
 _DAY_S = 86_400
 _IMPRESSION = "impression"
 _CLICK = "click"
-_EVENT = {"user": pl.String(), "type": pl.String(), "items": pl.List(pl.String()), "time": pl.Float64()}
-_SHOWN = {
+_EVENT_SCHEMA = {"user": pl.String(), "type": pl.String(), "items": pl.List(pl.String()), "time": pl.Float64()}
+_DAYS_SCHEMA = {
     "user": pl.Categorical(),
     "item": pl.Categorical(),
     "day": pl.Int32(),
     "clicked": pl.Boolean(),
 }
-_PAIR = ["user", "item"]
+_USER_AND_ITEM = ["user", "item"]
 # Rows that are added before days are counted once.
 _ROWS_AT_ONCE = 2_000_000
 
@@ -77,11 +77,11 @@ def read_showings(source: DataSource) -> Showings:
                 f"{named_paths([source])} holds other files than events; name a folder of hotplate serve --events, or "
                 "one that hotplate events ship fills."
             )
-        days = pl.DataFrame(schema=_SHOWN)
+        days = pl.DataFrame(schema=_DAYS_SCHEMA)
         # Many rows are of the same user, item and day: they are merged before they fill the memory.
         unmerged = list[pl.DataFrame]()
         for file in files:
-            unmerged.append(_read_shown(file))
+            unmerged.append(_read_shown_items(file))
             if sum(frame.height for frame in unmerged) >= _ROWS_AT_ONCE:
                 days = _one_row_a_day([days, *unmerged])
                 unmerged.clear()
@@ -91,19 +91,19 @@ def read_showings(source: DataSource) -> Showings:
     return Showings(days)
 
 
-def _read_shown(file: DataFile) -> pl.DataFrame:
+def _read_shown_items(file: DataFile) -> pl.DataFrame:
     """Return the items shown or clicked in one file of events [user, item, day, clicked], a row for each."""
-    events = read_segment(file, _EVENT).events
+    events = read_segment(file, _EVENT_SCHEMA).events
     shown = events.filter(pl.col("type").is_in([_IMPRESSION, _CLICK])).explode("items")
     rows = shown.select("user", item="items", day=pl.col("time") // _DAY_S, clicked=pl.col("type") == _CLICK)
-    return rows.cast(_SHOWN)  # type: ignore[arg-type]  # polars wants its classes
+    return rows.cast(_DAYS_SCHEMA)  # type: ignore[arg-type]  # polars wants its classes
 
 
 def _one_row_a_day(pieces: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Return one row for each user, item and day of the last 30 days; it is clicked if any of its rows is."""
     rows = pl.concat(pieces)
     rows = rows.filter(pl.col("day") > pl.col("day").max() - REMEMBERED_DAYS)
-    return rows.group_by(*_PAIR, "day").agg(pl.col("clicked").any())
+    return rows.group_by(*_USER_AND_ITEM, "day").agg(pl.col("clicked").any())
 
 
 def _with_pair_numbers(shown: pl.DataFrame, matrix: Matrix) -> pl.DataFrame:

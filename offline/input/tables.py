@@ -37,21 +37,21 @@ from hotplate.stores.event_log import SegmentReader
 # Columns added to a scan: the row's index, and its malformed part, if any: fields after the last, or a line not JSON.
 ROW = "\0row"
 EXTRA = "\0extra"
-_MALFORMED = "malformed row"
-_ROWS_SHOWN = 5
+_MALFORMED_ROW = "malformed row"
+_MOST_ROWS_SHOWN = 5
 _HEAD_ROWS = 1000
 _DELIMITERS = ",;\t"
 # Floats from 2**53 on, and what spreadsheets make of long numbers.
-_ROUNDED = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
+_ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
 _ROUNDED_FAULT = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
 NOT_FINITE = "is not a finite number"
 # The number of a row's reason to be left out.
-_KEPT = 0
+_KEPT_ROW = 0
 _UUID_BYTES = 16
-_UUID = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
+_UUID_PATTERN = "^(.{8})(.{4})(.{4})(.{4})(.{12})$"
 _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t]*)'
-_QUOTED_LINE = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
-_FILTER = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
+_QUOTED_LINE_PATTERN = rf"^\ufeff?{_FIELD}(?:\t{_FIELD})*\r?$"
+_FILTER_PATTERN = re.compile(r"\s*([^<>=!~]*[^<>=!~\s])\s*(>=|<=|==|!=|!~|=|~|>|<)(.*)", re.DOTALL)
 _COMPARISONS = {
     "=": pl.Expr.eq_missing, "==": pl.Expr.eq_missing, "!=": pl.Expr.ne_missing,
     ">": pl.Expr.gt, ">=": pl.Expr.ge, "<": pl.Expr.lt, "<=": pl.Expr.le,
@@ -235,7 +235,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     Without a *delimiter*, it is the most frequent one of the first line. A line with more fields than the header is
     malformed: EXTRA, a column added at the end, holds the first of them. Without a header, columns are numbered.
     """
-    separator = _separator(first, delimiter)
+    separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
     scan = partial(
         pl.scan_csv,
@@ -271,14 +271,14 @@ def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
     texts = list[pl.Expr]()
     for name in names:
         values = head.get_column(name).drop_nulls()
-        if all(map(_is_text, values)):
+        if all(map(_is_printable_text, values)):
             texts.append(pl.col(name).cast(pl.String))
         elif (values.bin.size() == _UUID_BYTES).all():
-            texts.append(pl.col(name).bin.encode("hex").str.replace(_UUID, "$1-$2-$3-$4-$5").alias(name))
+            texts.append(pl.col(name).bin.encode("hex").str.replace(_UUID_PATTERN, "$1-$2-$3-$4-$5").alias(name))
     return frame.with_columns(texts)
 
 
-def _is_text(value: bytes) -> bool:
+def _is_printable_text(value: bytes) -> bool:
     """Return whether the bytes are printable UTF-8."""
     try:
         return value.decode().isprintable()
@@ -295,14 +295,14 @@ def _has_quoted_fields(file: DataFile, first: str) -> bool:
     if first.startswith('"'):
         return True
     line = pl.col("line")
-    is_doubtful = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE)
+    is_doubtful = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE_PATTERN)
     has_all_fields = line.str.count_matches("\t", literal=True) == first.count("\t")
     doubtful = pl.scan_lines(file.path, glob=False).filter(is_doubtful)
     share = doubtful.select(has_all_fields.mean()).collect(engine="streaming").item()
     return share is None or share <= 0.5
 
 
-def _separator(first: str, delimiter: str | None) -> str:
+def _csv_separator(first: str, delimiter: str | None) -> str:
     """Return the separator of CSV: *delimiter*, or the most frequent one in the *first* line; raises SettingError.
 
     A bar counts only in a line without any other delimiter, as texts such as genres have bars.
@@ -404,7 +404,7 @@ class RowSchema:
             self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
         for role, identifier in ids.items():
             fault = Fault(columns[role], _ROUNDED_FAULT)
-            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED), fault)
+            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
 
 
 class Rows:
@@ -420,8 +420,8 @@ class Rows:
     ) -> None:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
         self._schemas = schemas
-        reasons = dict.fromkeys([_MALFORMED, *(reason for schema in schemas for reason in schema.left_out)])
-        self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT + 1)}
+        reasons = dict.fromkeys([_MALFORMED_ROW, *(reason for schema in schemas for reason in schema.left_out)])
+        self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
         with data_errors(source, [schema.table.file for schema in schemas]):
@@ -433,14 +433,14 @@ class Rows:
         self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
-        if _KEPT not in groups:
+        if _KEPT_ROW not in groups:
             raise self._nothing_left_error(source)
-        self.facts: dict[str, Any] = groups[_KEPT]
+        self.facts: dict[str, Any] = groups[_KEPT_ROW]
 
     @property
     def kept(self) -> pl.LazyFrame:
         """The values and ROW of the rows kept."""
-        return self._all.filter(pl.col("reason") == _KEPT).drop("file", "reason")
+        return self._all.filter(pl.col("reason") == _KEPT_ROW).drop("file", "reason")
 
     def values(self, reason: str, name: str) -> pl.Series:
         """Return the values of *name* in rows left out for *reason*, most frequent first."""
@@ -459,7 +459,7 @@ class Rows:
         examples = ""
         for reason, name in self._schemas[0].explained.items():
             if reason in self.left_out:
-                values = ", ".join(f"{value!r:.80}" for value in self.values(reason, name).head(_ROWS_SHOWN))
+                values = ", ".join(f"{value!r:.80}" for value in self.values(reason, name).head(_MOST_ROWS_SHOWN))
                 examples += f"; the most frequent {reason}s are {values}"
         return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
 
@@ -468,7 +468,7 @@ class Rows:
 
         Bad rows cannot be read; rows that are left out for other reasons are not bad. *source* names the input.
         """
-        faults: dict[str, Fault | None] = {_MALFORMED: None}
+        faults: dict[str, Fault | None] = {_MALFORMED_ROW: None}
         for schema in self._schemas:
             faults |= schema.bad
 
@@ -484,8 +484,8 @@ class Rows:
             are = "is" if bad_rows == 1 else "are"
             way_out = ", or raise --max-bad-rows" if allowed_share else ""
             raise DataError(
-                f"{'; '.join(sentences[:_ROWS_SHOWN])}. {bad_rows:,} of the {self.total:,} rows of {source} {are} bad, "
-                f"and at most {allowed_share:.3%} may be; mend them{way_out}."
+                f"{'; '.join(sentences[:_MOST_ROWS_SHOWN])}. {bad_rows:,} of the {self.total:,} rows of {source} {are} "
+                f"bad, and at most {allowed_share:.3%} may be; mend them{way_out}."
             )
         return sentences
 
@@ -495,7 +495,7 @@ class Rows:
         A malformed row, which has no *fault*, has that of its table: too many fields, or no JSON object.
         """
         sentences = list[str]()
-        first = self._rows_left_out(reason).select("file", ROW).head(_ROWS_SHOWN).collect()
+        first = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
         for (file,), rows in first.group_by("file", maintain_order=True):
             table = self._schemas[file].table
             column, text = fault or Fault(EXTRA, table.fault)
@@ -514,11 +514,11 @@ class Rows:
         """
         # In two steps, as polars would compute the values again for each condition.
         rows = schema.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **schema.values)
-        conditions = {_MALFORMED: pl.col(EXTRA), **schema.left_out}
+        conditions = {_MALFORMED_ROW: pl.col(EXTRA), **schema.left_out}
         numbers = list[pl.Expr]()
         for reason, is_met in conditions.items():
             numbers.append(pl.when(is_met).then(pl.lit(self._numbers[reason])))
-        first_number = pl.coalesce(*numbers, pl.lit(_KEPT)).cast(pl.UInt8)
+        first_number = pl.coalesce(*numbers, pl.lit(_KEPT_ROW)).cast(pl.UInt8)
         marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
 
         condition_values = [name for name in conditions if name in schema.values]
@@ -648,7 +648,7 @@ def parse_filter(text: str) -> Filter:
     `~` searches with a regular expression. `<` and the like compare numbers, and texts that begin with a digit (dates).
     Raises SettingError.
     """
-    parts = _FILTER.fullmatch(text)
+    parts = _FILTER_PATTERN.fullmatch(text)
     if parts is None:
         raise SettingError(
             f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."

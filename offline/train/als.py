@@ -22,7 +22,7 @@ from hotplate.offline.train.popularity import Recency
 
 _SOLVED_AT_ONCE = 50_000
 # Same nDCG as an exact solution, to five digits.
-_LAST_STEPS = 6
+_LAST_SOLVER_STEPS = 6
 # Other pairs have 1.
 _LEAST_CONFIDENCE = 1.001
 
@@ -157,7 +157,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
         # User factors for the final item factors, by a few steps: an exact solution takes over half of the fit's time.
         confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
-            confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_STEPS
+            confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_SOLVER_STEPS
         )
     if not (np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()):
         raise _diverged_error(params)

@@ -16,10 +16,10 @@ from hotplate.offline.train.engine import (
     Engine,
     Params,
     engine_of,
-    fit_bytes,
-    fit_s,
+    estimate_fit_bytes,
+    estimate_fit_s,
+    estimate_ranking_s,
     product_terms,
-    rank_s,
 )
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.stores.folders import room_bytes
@@ -71,7 +71,7 @@ class Budget:
         paid: set[Params] = set()
         for params in sorted(cells, key=self._price):
             price_s = self._price(params)
-            is_short = fit_s(params, self._user_items) <= LAST_FIT_S
+            is_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
             if is_short and self._fits_memory(params) and price_s <= self._left_for_cells:
                 self._left_for_cells -= price_s
                 paid.add(params)
@@ -106,8 +106,8 @@ class Budget:
 
     def _fits_memory(self, params: Params) -> bool:
         """Return whether a trial fits into the budget's memory, and the last fit into the free memory."""
-        trial = max(fit_bytes(params, parts.train) for parts in self._splits)
-        return trial <= self._bytes and fit_bytes(params, self._user_items) <= room_bytes()
+        trial = max(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+        return trial <= self._bytes and estimate_fit_bytes(params, self._user_items) <= room_bytes()
 
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""
@@ -115,13 +115,14 @@ class Budget:
         return fits + self._ranking_price(params)
 
     def _ranking_price(self, params: Params) -> float:
-        return sum(rank_s(params, _tested_rows(parts)) for parts in self._splits)
+        return sum(estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
 def _fit_price(params: Params, user_items: UserItems) -> float:
     """Return what a fit takes of the budget, about seconds of a core.
 
-    Coarser than `fit_s` on purpose: the rules of the search were confirmed with the cells that these prices allow.
+    Coarser than `estimate_fit_s` on purpose: the rules of the search were confirmed with the cells that these prices
+    allow.
     """
     match params:
         case ALSParams():
@@ -129,7 +130,7 @@ def _fit_price(params: Params, user_items: UserItems) -> float:
         case NeighbourParams():
             return 3e-8 * product_terms(user_items)
         case _:
-            return fit_s(params, user_items)
+            return estimate_fit_s(params, user_items)
 
 
 class Cost:
@@ -168,13 +169,15 @@ class Cost:
         tested = self._user_items[: most_tested_users(self._user_items.shape[1])]
         seconds = 0.0
         for cells in self._by_engine.values():
-            seconds += _mean(fit_s(params, self._user_items) + rank_s(params, tested) for params in cells)
+            seconds += _mean(
+                estimate_fit_s(params, self._user_items) + estimate_ranking_s(params, tested) for params in cells
+            )
         return seconds
 
     def _last_fit_s(self) -> float:
         """The fit on all data; ALS is preferred among equals."""
         cells = self._by_engine.get("als", self._cells)
-        return _mean(fit_s(params, self._user_items) for params in cells)
+        return _mean(estimate_fit_s(params, self._user_items) for params in cells)
 
     def _similar_s(self) -> float:
         """The choice of parameters on the splits, the evaluation, and the fit on all data."""
@@ -185,17 +188,19 @@ class Cost:
         """A fit, and lists that keep seen items."""
         newest = self._splits[-1]
         cells = self._by_engine.get("als", self._cells)
-        seconds = _mean(fit_s(with_fewer_iterations(params), newest.train) for params in cells)
-        return seconds + _REPEATS * _mean(_TRIAL_S + 2 * rank_s(params, _tested_rows(newest)) for params in cells)
+        seconds = _mean(estimate_fit_s(with_fewer_iterations(params), newest.train) for params in cells)
+        return seconds + _REPEATS * _mean(
+            _TRIAL_S + 2 * estimate_ranking_s(params, _tested_rows(newest)) for params in cells
+        )
 
     def _trial_s(self, params: Params) -> float:
         return self._fits_s(params) + self._ranks_s(params)
 
     def _fits_s(self, params: Params) -> float:
-        return sum(fit_s(with_fewer_iterations(params), parts.train) for parts in self._splits)
+        return sum(estimate_fit_s(with_fewer_iterations(params), parts.train) for parts in self._splits)
 
     def _ranks_s(self, params: Params) -> float:
-        return sum(_TRIAL_S + rank_s(params, _tested_rows(parts)) for parts in self._splits)
+        return sum(_TRIAL_S + estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
 
 
 def _mean(seconds: Iterable[float]) -> float:

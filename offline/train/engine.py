@@ -33,7 +33,7 @@ PARAMS: dict[Engine, type[Params]] = {
 
 # Alike in all cells of a search, or described with another text.
 _NOT_DESCRIBED = frozenset({"iterations", "seed", "recency"})
-_LESS_MEMORY = {
+_MEMORY_ADVICE = {
     "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
     "ease": "raise --min-per-item, or learn with --engine als",
     "neighbours": "take fewer neighbours, or raise --min-per-item",
@@ -77,9 +77,9 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         if pair.name or pair.value:
             values[pair.name] = re.sub(r"^\.", "0.", pair.value)  # msgspec reads no .5
     if "recency" in values:
-        values["recency"] = {"half_life_days": _days(values["recency"]), "gamma": values.pop("gamma", 1)}
+        values["recency"] = {"half_life_days": _half_life_days(values["recency"]), "gamma": values.pop("gamma", 1)}
     if "half_life" in values:
-        values["half_life_days"] = _days(values.pop("half_life"))
+        values["half_life_days"] = _half_life_days(values.pop("half_life"))
     kind = PARAMS[engine]
     known = {field.name for field in fields(kind)}
     if unknown := values.keys() - known:
@@ -92,7 +92,7 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         raise SettingError(f"--params {text} cannot be read: {error}.") from error
 
 
-def _days(text: str) -> float:
+def _half_life_days(text: str) -> float:
     return parse_half_life(text) / timedelta(days=1)
 
 
@@ -164,7 +164,7 @@ def fit(
     With recency, the model multiplies scores by recent popularity. Raises DataError for an invalid matrix and too
     little memory.
     """
-    check_memory(fit_bytes(params, user_items), _LESS_MEMORY.get(engine_of(params), ""))
+    check_memory(estimate_fit_bytes(params, user_items), _MEMORY_ADVICE.get(engine_of(params), ""))
     ranker: Ranker
     match params:
         case ALSParams():
@@ -190,7 +190,7 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
     return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
 
 
-def fit_s(params: object, user_items: UserItems) -> float:
+def estimate_fit_s(params: object, user_items: UserItems) -> float:
     """Estimate the seconds of a fit of *params* to *user_items* on one core; its factors were measured on a Xeon."""
     users, items = map(float, user_items.shape)
     pairs = float(user_items.nnz)
@@ -211,8 +211,8 @@ def product_terms(user_items: UserItems) -> float:
     return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
 
 
-def rank_s(params: object, rows: UserItems) -> float:
-    """Estimate the core seconds to rank items for the users of *rows*, as `fit_s`."""
+def estimate_ranking_s(params: object, rows: UserItems) -> float:
+    """Estimate the core seconds to rank items for the users of *rows*, as `estimate_fit_s`."""
     users, items = map(float, rows.shape)
     of_pair = 5e-9
     of_interaction = 0.0
@@ -223,7 +223,7 @@ def rank_s(params: object, rows: UserItems) -> float:
     return items * (users * of_pair + of_interaction * float(rows.nnz))
 
 
-def fit_bytes(params: object, user_items: UserItems) -> int:
+def estimate_fit_bytes(params: object, user_items: UserItems) -> int:
     """Estimate the memory of a fit of *params* to *user_items* [users, items], besides this matrix, in bytes."""
     users, items = user_items.shape
     match params:

@@ -37,13 +37,13 @@ RECOMMENDERS = {
     "rp3beta": ItemItemRecommender,
 }
 # Up to this share of scored pairs, sorting is faster than a dense table.
-_SPARSE = 0.05
+_MOST_SPARSE_SCORES = 0.05
 # A user counts by the square root of their weight.
 _USER_POWER = -0.25
 # Dropped items; regularizes items by number of users.
 _DROPOUT = 0.2
 # Rows; bounds memory.
-_AT_ONCE = 512
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Neighbours:
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items
         most_scores = user_items[users].nnz * mean_neighbours
-        if most_scores > _SPARSE * items * max(1, len(users)):
+        if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
         score_batch = partial(self._sparse_scores, user_items, keep_seen=keep_seen)
@@ -237,8 +237,8 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     # In blocks of rows, to save memory; everything below overwrites this table.
     by_item = csr_matrix(scaled.T)
     gram = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
-    for start in range(0, len(gram), _AT_ONCE):
-        gram[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
+    for start in range(0, len(gram), _ROWS_AT_ONCE):
+        gram[start : start + _ROWS_AT_ONCE] = (by_item[start : start + _ROWS_AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(gram)
     gram[diagonal] = gram[diagonal] / (1 - _DROPOUT) + params.regularization
 
@@ -249,8 +249,8 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     negative_diagonal = -weights[diagonal]
 
     # LAPACK writes one triangle; the other one is its mirror image.
-    for start in range(0, len(weights), _AT_ONCE):
-        rows = slice(start, start + _AT_ONCE)
+    for start in range(0, len(weights), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
         upper = np.triu(weights[rows, rows], 1)
         weights[rows, rows] = upper + upper.T
         weights[rows, :start] = weights[:start, rows].T

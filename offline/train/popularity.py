@@ -26,11 +26,12 @@ from hotplate.offline.input.matrix import (
 )
 from hotplate.offline.train import ranking
 
-# Bounds memory. The depth grows by _DEEPER for users with most of its head.
+# Bounds memory.
 _RANKED_AT_ONCE = 4096
-_DEEPER = 4
+# More items are considered, by this factor, for users who have most of the first ones.
+_CONSIDERED_GROWTH = 4
 # Above 0, to keep items ranked.
-_LEAST = 1e-3
+_LEAST_POPULARITY = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Recency:
     def weights(self, user_items: UserItems, times: Times | None) -> Floats:
         """Return factors [items]; *times* are those of the pairs. Raises DataError without times."""
         recent = recent_popularity(user_items, times, self.half_life_days)
-        weights: Floats = (np.maximum(recent / recent.max(), _LEAST) ** self.gamma).astype(np.float32)
+        weights: Floats = (np.maximum(recent / recent.max(), _LEAST_POPULARITY) ** self.gamma).astype(np.float32)
         return weights
 
 
@@ -126,7 +127,7 @@ class Popularity:
 
         counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
         listable_items = np.count_nonzero(counts > self.floor)
-        most_popular_first = by_popularity(counts)[:listable_items]
+        most_popular_first = order_by_popularity(counts)[:listable_items]
 
         n = min(n, len(self.counts))
         items = np.full((len(users), n), -1, dtype=np.int32)
@@ -172,11 +173,11 @@ def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: boo
         if considered >= len(best_first):
             break
         incomplete_users = incomplete_users[lists[incomplete_users, -1] < 0]
-        considered *= _DEEPER
+        considered *= _CONSIDERED_GROWTH
     return lists
 
 
-def by_popularity(counts: npt.NDArray[Any]) -> Indices:
+def order_by_popularity(counts: npt.NDArray[Any]) -> Indices:
     """Return items by descending *counts* [items], ties by id."""
     return np.argsort(-counts, kind="stable").astype(np.int32)
 
@@ -218,5 +219,5 @@ def popular_by_segment(
 
 def _top_items(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
     """Return the *n* of *items* with the highest *counts*, both in the order of ids."""
-    first = by_popularity(counts)[:n]
+    first = order_by_popularity(counts)[:n]
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
-from hotplate.offline.evaluate.metrics import LEADING, MetricInterval, Values, interval_of_mean, leads_by
+from hotplate.offline.evaluate.metrics import LEADING_BY_SE, MetricInterval, Values, interval_of_mean, leads_by
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.matrix import (
     Allowed,
@@ -33,18 +33,18 @@ from hotplate.offline.input.matrix import (
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 
-_KEPT = 100
+_KEPT_NEIGHBOURS = 100
 # csr_matrix [items, items]; scipy publishes no types.
 Similarities: TypeAlias = Any
 # Of the matrix product; beyond them, users are sampled.
 _MOST_TERMS = 100_000_000
 _ITEMS_AT_ONCE = 256
 # A user's last and next items, to measure quality.
-_LAST = 5
-_NEXT = 3
+_LAST_ITEMS = 5
+_NEXT_ITEMS = 3
 SIMILAR_GAMMA = 0.25
 # Higher powers would make all lists popular ones.
-_GAMMAS = (SIMILAR_GAMMA, 0.5, 1.0)
+_RECENCY_POWERS = (SIMILAR_GAMMA, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class SimilarResult:
 def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None) -> Similar:
     """Compare all items; *times* are those of the pairs. Raises DataError for recency without times."""
     items = np.arange(user_items.shape[1], dtype=np.int32)
-    (similarity,) = _similarities_by_params(user_items, times, items, [params], _KEPT)
+    (similarity,) = _similarities_by_params(user_items, times, items, [params], _KEPT_NEIGHBOURS)
     return Similar(similarity)
 
 
@@ -175,7 +175,7 @@ def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None,
     """
     recencies: list[Recency | None] = [None]
     if half_life_days is not None and all(parts.history is not None for parts in splits):
-        default, *higher = (Recency(half_life_days, gamma) for gamma in _GAMMAS)
+        default, *higher = (Recency(half_life_days, gamma) for gamma in _RECENCY_POWERS)
         recencies = [default, None, *higher]
     candidates = [SimilarParams(recency=recency) for recency in recencies]
 
@@ -193,7 +193,7 @@ def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None,
 def _first_not_beaten(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
     """Return the first parameters of *rates* that the best ones do not lead by more than a 95 % interval."""
     best = max(rates.values(), key=lambda per_user: float(per_user.sum()))
-    return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING)
+    return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING_BY_SE)
 
 
 def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
@@ -258,10 +258,10 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
     # `~` reverses the order of integers without the overflow that `-` has at NO_TIME, the least of them.
     latest_first = None if parts.train_times is None else ~parts.train_times
     user_of_pair = row_of_each_pair(parts.train)
-    is_last = _are_first_of_user(parts.train, latest_first, _LAST) & np.isin(user_of_pair, users)
+    is_last = _are_first_of_user(parts.train, latest_first, _LAST_ITEMS) & np.isin(user_of_pair, users)
     items, places = np.unique(parts.train.indices[is_last], return_inverse=True)
 
-    is_next = _are_first_of_user(parts.test, parts.test_times, _NEXT)
+    is_next = _are_first_of_user(parts.test, parts.test_times, _NEXT_ITEMS)
     return _NextItemsTest(
         users=users,
         items=items.astype(np.int32),

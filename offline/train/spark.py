@@ -23,16 +23,16 @@ SUBMITTED = "submitted"
 # Set by `spark-submit` and `pyspark`.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
 # Spark's default, 1 GB, cannot hold a few million pairs.
-_DRIVER_SHARE = 0.4
+_DRIVER_MEMORY_SHARE = 0.4
 # Keeps local sessions off the network.
-_LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
+_LOOPBACK_SETTINGS = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 # Initial factors are drawn by block. The number of blocks depends on the data alone, so executors change only the
 # order of sums.
 _PAIRS_PER_BLOCK = 500_000
-_BLOCKS = (2, 1000)
+_BLOCKS_RANGE = (2, 1000)
 # Iterations between checkpoints. Without, tasks carry the lineage of all iterations, and overflow Java's stack after
 # about 15.
-_CHECKPOINTED = 5
+_CHECKPOINT_INTERVAL = 5
 _OVERFLOW = "StackOverflowError"
 _MORE_STACK = (
     "on a cluster, set spark.checkpoint.dir to a folder that all of its machines reach, or give driver and executors a "
@@ -65,10 +65,10 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         builder = builder.master(chosen).config("spark.log.level", "ERROR")
     if chosen.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        for name, value in _LOOPBACK.items():
+        for name, value in _LOOPBACK_SETTINGS.items():
             os.environ.setdefault(name, value)
         builder = builder.config("spark.ui.enabled", "false")
-        memory = max(1, int(room_bytes() * _DRIVER_SHARE / 2**30))
+        memory = max(1, int(room_bytes() * _DRIVER_MEMORY_SHARE / 2**30))
         builder = builder.config("spark.driver.memory", f"{memory}g")
 
     try:
@@ -109,7 +109,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
     """
     check_user_items(user_items)
     session = SparkSession.builder.getOrCreate()
-    blocks = int(np.clip(user_items.nnz // _PAIRS_PER_BLOCK, *_BLOCKS))
+    blocks = int(np.clip(user_items.nnz // _PAIRS_PER_BLOCK, *_BLOCKS_RANGE))
     solver = ALS(
         rank=params.factors,
         maxIter=params.iterations,
@@ -119,13 +119,13 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         seed=params.seed,
         numUserBlocks=blocks,
         numItemBlocks=blocks,
-        checkpointInterval=_CHECKPOINTED,
+        checkpointInterval=_CHECKPOINT_INTERVAL,
         userCol="user",
         itemCol="item",
         ratingCol="rating",
     )
     try:
-        model = solver.fit(session.createDataFrame(_ratings(user_items, params)))
+        model = solver.fit(session.createDataFrame(_rating_table(user_items, params)))
         users, items = user_items.shape
         user_factors = _collect_factors(model.userFactors, users, params)
         item_factors = _collect_factors(model.itemFactors, items, params)
@@ -140,7 +140,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
     return Factors(user_factors, item_factors, params)
 
 
-def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
+def _rating_table(user_items: UserItems, params: SparkParams) -> pa.Table:
     """Return confidences less one, which Spark adds."""
     users = row_of_each_pair(user_items).astype(np.int32)
     ratings = confidences(user_items.data, params.alpha) - np.float32(1)

@@ -18,7 +18,14 @@ import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
-from hotplate.offline.evaluate.metrics import EQUAL, LEADING, Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.metrics import (
+    EQUAL_WITHIN_SE,
+    LEADING_BY_SE,
+    Values,
+    leads_by,
+    measure_users,
+    standard_error,
+)
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, UserItems, are_among, items_per_user, pair_numbers, users_per_item
 from hotplate.offline.train.als import ALSParams
@@ -28,8 +35,8 @@ from hotplate.offline.train.engine import (
     Params,
     Ranker,
     engine_of,
-    fit_bytes,
-    fit_s,
+    estimate_fit_bytes,
+    estimate_fit_s,
     recency_of,
     with_recency,
     without_recency,
@@ -43,21 +50,21 @@ from hotplate.stores.verification import OnProgress, unreported
 _SEARCHED_PAIRS = 1_000_000
 _EXTENSIONS = 3
 # Cuts of a split by time; with one, a single week decides.
-_CUTS = 2
+_PIECES_IN_TIME = 2
 # Fits of the best ALS cell that are kept for recency.
-_KEPT_BYTES = 200e6
+_MOST_KEPT_BYTES = 200e6
 # Pairs of a tested user and any item that a trial ranks; users are sampled to remain below.
 _MOST_RANKED_PAIRS = 60_000_000
 
 # Each won on some real data and split.
-_ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
-_EASE = (6.0, 20.0, 60.0)
-_NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
+_ALS_CELLS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
+_EASE_CELLS = (6.0, 20.0, 60.0)
+_NEIGHBOUR_CELLS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
     ("tfidf", (5, 10, 20, 100)),
     ("bm25", (5, 100)),
     ("rp3beta", (100,)),
 )
-_FEWEST = 5
+_FEWEST_NEIGHBOURS = 5
 # Twice the factors take two to three times as long.
 _MOST_FACTORS = 512
 # A fit takes 28 bytes for each.
@@ -69,8 +76,8 @@ _HALF_LIVES = (2.0, 8.0)
 _RECENCY_STEP = 2.0
 _SHORTEST_DAYS = 0.125
 _LONGEST_DAYS = 512.0
-_LEAST_GAMMA = 0.125
-_MOST_GAMMA = 16.0
+_LOWEST_GAMMA = 0.125
+_HIGHEST_GAMMA = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +153,23 @@ class Search:
            on the past come late, and of the personal trials only those with the highest power of recency are compared.
         3. Of the personal trials within 1.5 standard errors of the best one, the preferred one of `_preference`.
         """
-        best_first = _by_ndcg(self.trials)
+        best_first = _sort_by_ndcg(self.trials)
         personal = [trial for trial in best_first if not isinstance(trial.params, PopularityParams)]
         popularity = [trial for trial in best_first if isinstance(trial.params, PopularityParams)]
         if not personal:
             return self.trials.index(popularity[0])
 
         if popularity:
-            if popularity[0].leads_by(personal[0]) > LEADING:
+            if popularity[0].leads_by(personal[0]) > LEADING_BY_SE:
                 return self.trials.index(popularity[0])
 
             without_recency = [trial for trial in personal if not trial.recency_power]
-            if without_recency and popularity[0].leads_by(without_recency[0]) > LEADING:
-                most_recent = [trial for trial in personal if trial.recency_power == _MOST_GAMMA]
+            if without_recency and popularity[0].leads_by(without_recency[0]) > LEADING_BY_SE:
+                most_recent = [trial for trial in personal if trial.recency_power == _HIGHEST_GAMMA]
                 personal = most_recent or personal
 
         best = personal[0]
-        as_good = [trial for trial in personal if best.leads_by(trial) <= EQUAL]
+        as_good = [trial for trial in personal if best.leads_by(trial) <= EQUAL_WITHIN_SE]
         return self.trials.index(min(as_good, key=self._preference))
 
     def _preference(self, trial: Trial) -> tuple[float, ...]:
@@ -192,12 +199,12 @@ class Search:
     @property
     def best_of_each(self) -> tuple[int, ...]:
         """The index of each engine's best trial, the best first."""
-        return tuple(self.trials.index(trial) for trial in _best_of_each(self.trials))
+        return tuple(self.trials.index(trial) for trial in _best_of_each_engine(self.trials))
 
     @property
     def popular(self) -> PopularityParams:
         """Popularity's best parameters, else its defaults."""
-        for trial in _by_ndcg(self.trials):
+        for trial in _sort_by_ndcg(self.trials):
             if isinstance(trial.params, PopularityParams):
                 return trial.params
         return PopularityParams()
@@ -243,7 +250,7 @@ def tune(
 
     Returns None for too few pairs. Raises DataError if the folder cannot be written.
     """
-    sample = _sample_users(user_items, history, _inner_split(options, pieces=_CUTS))
+    sample = _sample_users(user_items, history, _inner_split(options, pieces=_PIECES_IN_TIME))
     splits = sample.splits()
     if not splits:
         return None
@@ -296,7 +303,7 @@ def _try_cells_past_edge(
 ) -> None:
     """Try cells past the best one of each engine as long as it lies at the edge of those tried, at most three times."""
     for _ in range(_EXTENSIONS):
-        best_first = [trial.params for trial in _by_ndcg(trials.done)]
+        best_first = [trial.params for trial in _sort_by_ndcg(trials.done)]
         trials.run(budget.affordable(cells_past_edge(best_first, items)), on_trial, expected_later)
 
 
@@ -307,7 +314,7 @@ def _try_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> Non
     added to *trials*, and announced to *on_trial*. Popularity comes first, as others start from its best half-life,
     then ALS, whose fits, kept in memory, are then released.
     """
-    best_of_engines = [trial.params for trial in _best_of_each(trials.done)]
+    best_of_engines = [trial.params for trial in _best_of_each_engine(trials.done)]
     popularity: PopularityParams | None = None
     for params in sorted(best_of_engines, key=_recency_order):
         tried: list[Trial] = []
@@ -336,7 +343,7 @@ def _recency_order(params: Params) -> int:
 
 def inner_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
     """Return the inner splits of a search with *options*; none if a part of one is empty."""
-    return _sample_users(user_items, history, _inner_split(options, pieces=_CUTS)).splits()
+    return _sample_users(user_items, history, _inner_split(options, pieces=_PIECES_IN_TIME)).splits()
 
 
 def _inner_split(options: SplitOptions, *, pieces: int) -> SplitOptions:
@@ -376,7 +383,7 @@ def search_repeats(
         return None
 
     fitted = with_fewer_iterations(params)
-    if fit_s(fitted, parts.train) > BUDGET_S / 2 or fit_bytes(fitted, parts.train) > BUDGET_BYTES:
+    if estimate_fit_s(fitted, parts.train) > BUDGET_S / 2 or estimate_fit_bytes(fitted, parts.train) > BUDGET_BYTES:
         fitted = NeighbourParams(recency=recency_of(params))
     ranker = fit_parts(parts, fitted)
 
@@ -477,13 +484,13 @@ class _Trials:
                 return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
 
         start = perf_counter()
-        per_user = self._measure(fitted)
+        per_user = self._ndcg_per_user(fitted)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if file is not None:
             _store_trial(file, trial)
         return trial
 
-    def _measure(self, params: Params) -> Values:
+    def _ndcg_per_user(self, params: Params) -> Values:
         """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
         rankers = self._fits.rankers(params)
         try:
@@ -528,7 +535,7 @@ class _Fits:
             rankers = self._kept_or_fitted(without_recency(params))
             for ranker, parts, times in zip(rankers, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
-        elif isinstance(params, ALSParams) and self._bytes(params) <= _KEPT_BYTES:
+        elif isinstance(params, ALSParams) and self._fits_bytes(params) <= _MOST_KEPT_BYTES:
             yield from self._kept_or_fitted(params)
         else:
             for parts in self._splits:
@@ -562,9 +569,9 @@ class _Fits:
                 return fitted.rankers
         return None
 
-    def _bytes(self, params: Params) -> int:
+    def _fits_bytes(self, params: Params) -> int:
         """Estimate the memory of the rankers of *params* for all splits."""
-        return sum(fit_bytes(params, parts.train) for parts in self._splits)
+        return sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
 
 
 def _store_trial(path: Path, trial: Trial) -> None:
@@ -580,15 +587,15 @@ def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
-def _by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
+def _sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
     """Return *trials*, the best first."""
     return sorted(trials, key=lambda trial: -trial.ndcg)
 
 
-def _best_of_each(trials: Sequence[Trial]) -> list[Trial]:
+def _best_of_each_engine(trials: Sequence[Trial]) -> list[Trial]:
     """Return each engine's best trial, the best first."""
     best: dict[Engine, Trial] = {}
-    for trial in _by_ndcg(trials):
+    for trial in _sort_by_ndcg(trials):
         best.setdefault(engine_of(trial.params), trial)
     return list(best.values())
 
@@ -627,12 +634,12 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
     *items* in the catalogue, and none more neighbours, but for the fewest.
     """
     cells: list[Params] = [defaults]
-    for most_factors, regularization, alpha in _ALS:
+    for most_factors, regularization, alpha in _ALS_CELLS:
         factors = min(most_factors, items)
         cells.append(replace(defaults, factors=factors, regularization=regularization, alpha=alpha))
-    cells += [EASEParams(regularization) for regularization in _EASE]
-    for weighting, numbers in _NEIGHBOURS:
-        cells += [NeighbourParams(weighting, number) for number in numbers if number <= max(items, _FEWEST)]
+    cells += [EASEParams(regularization) for regularization in _EASE_CELLS]
+    for weighting, numbers in _NEIGHBOUR_CELLS:
+        cells += [NeighbourParams(weighting, number) for number in numbers if number <= max(items, _FEWEST_NEIGHBOURS)]
     cells.append(PopularityParams())
     return [params for params in dict.fromkeys(cells) if engine in (None, engine_of(params))]
 
@@ -722,7 +729,7 @@ def cells_with_recency(
     """
     timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _HALF_LIVES]
     if popularity is not None and popularity.half_life_days is not None:
-        timings.append(_Timing(popularity.half_life_days, _MOST_GAMMA))
+        timings.append(_Timing(popularity.half_life_days, _HIGHEST_GAMMA))
     if tried:
         timings = list(_timings_around_best(tried))
 
@@ -747,7 +754,7 @@ class _Timing(NamedTuple):
     @property
     def is_in_range(self) -> bool:
         """Whether it may be tried."""
-        return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LEAST_GAMMA <= self.gamma <= _MOST_GAMMA
+        return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LOWEST_GAMMA <= self.gamma <= _HIGHEST_GAMMA
 
 
 def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
@@ -757,7 +764,7 @@ def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
     least its power, is followed by one with twice the power, too.
     """
     best = max(tried, key=lambda trial: trial.ndcg)
-    days, gamma = _timing(best.params)
+    days, gamma = _timing_of(best.params)
     yield _Timing(days * _RECENCY_STEP, gamma)
     yield _Timing(days / _RECENCY_STEP, gamma)
     if isinstance(best.params, PopularityParams):
@@ -767,18 +774,18 @@ def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
     yield _Timing(days, gamma / _RECENCY_STEP)
     for trial in tried:
         if _is_as_good_and_recent(trial, best):
-            yield _Timing(days, _timing(trial.params).gamma * _RECENCY_STEP)
+            yield _Timing(days, _timing_of(trial.params).gamma * _RECENCY_STEP)
 
 
 def _is_as_good_and_recent(trial: Trial, best: Trial) -> bool:
     """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
-    timing = _timing(trial.params)
-    best_timing = _timing(best.params)
+    timing = _timing_of(trial.params)
+    best_timing = _timing_of(best.params)
     is_as_recent = timing.days == best_timing.days and timing.gamma >= best_timing.gamma
-    return is_as_recent and best.leads_by(trial) <= EQUAL
+    return is_as_recent and best.leads_by(trial) <= EQUAL_WITHIN_SE
 
 
-def _timing(params: Params) -> _Timing:
+def _timing_of(params: Params) -> _Timing:
     """Return the half-life and the power of recency of a cell; defaults of 1 without."""
     if isinstance(params, PopularityParams):
         return _Timing(params.half_life_days or 1.0, 1.0)

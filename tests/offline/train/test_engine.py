@@ -313,7 +313,7 @@ def test_sparse_scores_give_the_lists_of_a_table(monkeypatch: pytest.MonkeyPatch
     times = rng.integers(0, 10**12, has.nnz)
     for recency in (None, Recency(2.0, 1.0)):
         ranker = fit(has, NeighbourParams("tfidf", 5, recency=recency), times=times)
-        monkeypatch.setattr("hotplate.offline.train.item_based._SPARSE", 1.0)
+        monkeypatch.setattr("hotplate.offline.train.item_based._MOST_SPARSE_SCORES", 1.0)
         options: tuple[dict[str, Any], ...] = ({}, {"keep_seen": True}, {"allowed": allowed})
         for how in options:
             items, scores = ranker.recommend(has, users, 7, **how)

@@ -94,7 +94,7 @@ def test_ease_weights_match_item_regressions(seed: int, users: int, items: int) 
     weights[0, 0] = 1  # nothing can be learnt from no pair
     matrix = csr_matrix(weights.astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hotplate.offline.train.item_based._AT_ONCE", 5)
+        patch.setattr("hotplate.offline.train.item_based._ROWS_AT_ONCE", 5)
         fitted = fit_ease(matrix, EASEParams(REGULARIZATION)).weights
     assert fitted.dtype == np.float32
     assert np.allclose(fitted, regressions(matrix.toarray()), atol=1e-5)
