@@ -29,7 +29,7 @@ LOAD = "The load"
 LISTS = "The lists"
 COSMOS = "Cosmos DB and pods"
 MONEY = "Training and fees"
-REQUIRED = "give at least --users 1000000 --peak-rps 500; or only --have-ru, for what these RU/s carry"
+LOAD_ADVICE = "give at least --users 1000000 --peak-rps 500; or only --have-ru, for what these RU/s carry"
 HOURS = 24
 # Invented, for a first estimate.
 DAY_SHAPES: Mapping[str, tuple[float, ...]] = {
@@ -211,12 +211,12 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
         values["peak_rps"] = max(profile)
         sources["peak_rps"] = f"the busiest hour of the profile, {sources['profile']}"
 
-    missing = [name for name in PLACEHOLDER_LOAD if name not in values]
-    if missing == list(PLACEHOLDER_LOAD) and "have_ru" in values:
+    missing = [name for name in ("users", "peak_rps") if name not in values]
+    if len(missing) == 2 and "have_ru" in values:
         inputs = Inputs(**{**PLACEHOLDER_LOAD, "hot_share": 0.0, **values})
         return SourcedInputs(inputs, sources, carries_only=True)
     if missing:
-        raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {REQUIRED}")
+        raise PlanMisused(f"--{missing[0].replace('_', '-')} is missing: {LOAD_ADVICE}")
     inputs = Inputs(**values)
     _require_agreement(inputs)
     return SourcedInputs(inputs, sources)

@@ -87,7 +87,7 @@ COSTS = {
     "store": "", "gateway": "gateway_month", "pods": "pods_cost", "Kubernetes": "cluster_month",
     "training": "training_cost",
 }  # fmt: skip
-MATTERING_SKEW = 1.05
+NOTABLE_SKEW = 1.05
 BASELINE_FIGURES = (
     "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
     "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
@@ -115,20 +115,18 @@ def report(
     prices_file  the name of the file that the plan's prices come from
     sweep        a report of `bench ru` to plot
     """
-    shortages = tuple(shortage(plan))
+    shortages = tuple(describe_shortage(plan))
+    grown = tuple[str, ...]()
     reported = _common_report(plan, sweep)
     if baseline is not None:
-        grown = tuple(growth(plan, baseline))
+        grown = tuple(describe_growth(plan, baseline))
         counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
         answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-        problems = (*shortages, *grown)
     elif plan.sourced.carries_only:
         answer = _carried_load(plan)
-        problems = shortages
         reported = replace(reported, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
     else:
         answer = _recommendation(plan)
-        problems = shortages
         reported = replace(
             reported,
             rows=(*_cost_rows(plan), *_figure_rows(plan)),
@@ -136,7 +134,8 @@ def report(
             verdicts=dict(_reasons(plan)),
             method=tuple(_assumptions(plan, prices_file)),
         )
-    return replace(reported, sentence=". ".join((*shortages[:1], answer)), broken=problems)
+    sentence = ". ".join((*shortages[:1], answer))
+    return replace(reported, sentence=sentence, broken=(*shortages, *grown))
 
 
 def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
@@ -205,7 +204,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
         yield "today", _usage_today(plan)
 
     reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
-    skew = f" x {number('skew'):.2f} for the busiest user" if number("skew") > MATTERING_SKEW else ""
+    skew = f" x {number('skew'):.2f} for the busiest user" if number("skew") > NOTABLE_SKEW else ""
     in_use = f"{plan.inputs.ru_utilisation:g} in use"
     yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads}{skew} / {in_use}  (--why serve_ru)"
     spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
@@ -269,7 +268,7 @@ def _break_even(plan: CapacityPlan) -> str:
     return f"costs less than Cosmos DB from {rounded(from_rps)} requests/s on, in the busiest hour"
 
 
-def shortage(plan: CapacityPlan) -> Iterator[str]:
+def describe_shortage(plan: CapacityPlan) -> Iterator[str]:
     """Yield a sentence if `have_ru` is too little for the load."""
     if plan.sourced.carries_only or "short_ru" not in plan.figures:
         return
@@ -484,7 +483,7 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(InputSource(path.name, saved_inputs, f"{{name!r}} in {path}"), figures, bound)
 
 
-def growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
+def describe_growth(plan: CapacityPlan, baseline: Baseline) -> Iterator[str]:
     """Yield figures above their bound, or no longer possible. Raises PlanMisused if *baseline* has no figures."""
     if not baseline.figures:
         raise PlanMisused(

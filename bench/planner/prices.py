@@ -21,16 +21,20 @@ from hotplate.bench.errors import BenchFailed, BenchMisused
 
 OURS = Path(__file__).with_name("prices.toml")
 # Reliability of a price, and default error bound.
-BASES = {"listed": "a list price", "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
-WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
+BASES = {
+    "listed": "a list price",
+    "quoted": "QUOTED BY OTHERS, NOT CHECKED",
+    "assumed": "ASSUMED, NO PRICE WAS FOUND",
+}
+DEFAULT_WITHIN = {"listed": 0.1, "quoted": 0.2, "assumed": 0.5}
 DAYS_A_MONTH = 365.25 / 12
 HOURS_A_MONTH = 730  # as in Azure's estimates
 RETAIL = "https://prices.azure.com/api/retail/prices"
-COSMOS = "serviceName eq 'Azure Cosmos DB'"
-MACHINES = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
-REDIS = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
+COSMOS_FILTER = "serviceName eq 'Azure Cosmos DB'"
+MACHINES_FILTER = "serviceName eq 'Virtual Machines' and armSkuName eq 'Standard_D4s_v5'"
+REDIS_FILTER = "serviceName eq 'Redis Cache' and contains(productName,'Managed Redis')"
 MACHINE_CPUS = 4
-OTHERS = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
+OTHER_MACHINES = re.compile("Windows|Spot|Low Priority")  # machines other than Linux at full price
 AUTOSCALE_FACTOR = 1.5
 HEAD = "# Azure's retail prices"
 DEADLINE_S = 60.0  # for all requests
@@ -52,7 +56,7 @@ METERS = {
     "serverless_million_ru": Meter("Azure Cosmos DB serverless", "1M RUs", "1,000,000 RU that were used"),
     "storage_gb_month": Meter("Azure Cosmos DB", "Data Stored", "GB of items for a month, in each region"),
 }
-MUST_HAVE = ("ru_hour", "storage_gb_month", "cpu_hour")
+ESSENTIAL_PRICES = ("ru_hour", "storage_gb_month", "cpu_hour")
 
 
 class PricesUnreadable(BenchMisused):
@@ -89,14 +93,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class RedisSize:
-    """A size of Azure Managed Redis; `hour` is the price of a node and hour."""
+    """A size of Azure Managed Redis; `node_hour` is the price of a node for an hour."""
 
     name: str
     gb: float
     vcpus: int
     shards: int
     gets_per_s: float
-    hour: Price
+    node_hour: Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +133,13 @@ class Prices:
 
     def moved(self, direction: int) -> "Prices":
         """Return upper (1) or lower (-1) bounds."""
-        sizes = tuple(replace(size, hour=size.hour.moved(direction)) for size in self.redis)
+        sizes = tuple(replace(size, node_hour=size.node_hour.moved(direction)) for size in self.redis)
         moved: dict[str, Any] = {name: price.moved(direction) for name, price in self.by_name().items()}
         return replace(self, redis=sizes, **moved)
 
 
-REQUIRED = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
-OPTIONAL = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
+REQUIRED_PRICES = ("ru_hour", "autoscale_factor", "storage_gb_month", "cpu_hour")
+OPTIONAL_PRICES = ("serverless_million_ru", "redis_gb_hour", "disk_gb_month")
 
 
 def load(path: Path = OURS) -> Prices:
@@ -157,8 +161,8 @@ def parse(text: str) -> Prices:
     if not isinstance(currency, str) or not re.fullmatch("[A-Z]{3}", currency):
         raise ValueError(f"currency is {currency!r}, and must be three letters, as USD or EUR")
 
-    prices: dict[str, Any] = {name: _read_price(tables[name], name) for name in REQUIRED}
-    for name in OPTIONAL:
+    prices: dict[str, Any] = {name: _read_price(tables[name], name) for name in REQUIRED_PRICES}
+    for name in OPTIONAL_PRICES:
         prices[name] = _read_price(tables[name], name) if name in tables else None
 
     price_per_gb = prices["redis_gb_hour"]
@@ -181,7 +185,7 @@ def _read_price(table: Mapping[str, Any], name: str) -> Price:
             date=table["date"],
             source=str(table["source"]),
             basis=str(table["basis"]),
-            within=float(table.get("within", WITHIN.get(str(table["basis"]), 0.0))),
+            within=float(table.get("within", DEFAULT_WITHIN.get(str(table["basis"]), 0.0))),
         )
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
@@ -226,7 +230,7 @@ def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defau
         vcpus=int(table["vcpus"]),
         shards=int(table["shards"]),
         gets_per_s=float(table["gets_s"]),
-        hour=node_hour,
+        node_hour=node_hour,
     )
 
 
@@ -268,16 +272,16 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
 
     deadline_s = time.monotonic() + DEADLINE_S
     in_region = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
-    cosmos = list(_listed_prices(url, f"{COSMOS} and {in_region}", currency, deadline_s))
-    machines = list(_listed_prices(url, f"{MACHINES} and {in_region}", currency, deadline_s))
-    redis = list(_listed_prices(url, f"{REDIS} and {in_region}", currency, deadline_s))
+    cosmos = list(_listed_prices(url, f"{COSMOS_FILTER} and {in_region}", currency, deadline_s))
+    machines = list(_listed_prices(url, f"{MACHINES_FILTER} and {in_region}", currency, deadline_s))
+    redis = list(_listed_prices(url, f"{REDIS_FILTER} and {in_region}", currency, deadline_s))
 
     prices = dict[str, float | None]()
     for name, meter in METERS.items():
         prices[name] = _agreed_price(
             listed for listed in cosmos if (listed.product, listed.meter) == (meter.product, meter.meter)
         )
-    linux_machines = [listed for listed in machines if not OTHERS.search(f"{listed.product} {listed.sku}")]
+    linux_machines = [listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product} {listed.sku}")]
     prices["cpu_hour"] = _agreed_price(linux_machines)
 
     balanced = [listed for listed in redis if "Balanced" in listed.product]
@@ -287,7 +291,7 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     }
 
     missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
-    essential = [name for name in MUST_HAVE if name in missing]
+    essential = [name for name in ESSENTIAL_PRICES if name in missing]
     if essential:
         raise BenchFailed(
             f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"

@@ -256,7 +256,7 @@ def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices, cost_unit: st
         table.add_value("redis_cost", f"not possible: {obstacle}", "", "one endpoint is used")
         return
 
-    source = f"the cheapest that is enough: {size.gb:g} GB; {size.hour.provenance}"
+    source = f"the cheapest that is enough: {size.gb:g} GB; {size.node_hour.provenance}"
     table.add_value("redis_size", size.name, "", source)
     table.add_value("redis_size_gb", size.gb, "GB", "prices file")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
@@ -266,7 +266,7 @@ def _add_redis(table: FigureTable, inputs: Inputs, prices: Prices, cost_unit: st
     source = "buckets of releases fall on shards at random: 5 to 16 % above the median of trials"
     table.add_calculated("redis_fullest", "", fullest, formula, source)
 
-    table.add_value("price_redis_node_hour", size.hour.amount, prices.currency, size.hour.provenance)
+    table.add_value("price_redis_node_hour", size.node_hour.amount, prices.currency, size.node_hour.provenance)
     cost = figure("redis_nodes") * figure("price_redis_node_hour") * HOURS_A_MONTH * figure("regions")
     table.add_calculated("redis_cost", cost_unit, cost)
 
@@ -286,7 +286,7 @@ def cheapest_redis_size(prices: Prices, gb: float, gets_per_s: float, inputs: In
         has_memory = needed_gb <= size.gb * (1 - inputs.redis_reserved)
         if has_memory and gets_per_s <= size.gets_per_s * inputs.redis_utilisation:
             fitting.append(size)
-    return min(fitting, key=lambda size: size.hour.amount, default=None)
+    return min(fitting, key=lambda size: size.node_hour.amount, default=None)
 
 
 def fullest_shard_factor(shards: int, releases: float) -> float:

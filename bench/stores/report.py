@@ -377,7 +377,7 @@ def _origins(
     charges = {round(charge, 2) for store in stores if (charge := read_ru(store.store)) is not None}
     if charges:
         origins["exact"] = f"request units: {' and '.join(f'{charge:.2f}' for charge in sorted(charges))} a read"
-    redis = next((f", Redis {size.hour.date}" for size in prices.redis), "")
+    redis = next((f", Redis {size.node_hour.date}" for size in prices.redis), "")
     origins["priced"] = f"RU/s {prices.ru_hour.date}{redis}; {prices.currency}, list prices"
     origins["besides"] = ELSE_DECIDES
     return origins

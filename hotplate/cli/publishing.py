@@ -239,7 +239,10 @@ def _read_imported_lists(
 
 
 def _import_settings(flags: ImportFlags, *, is_default: bool) -> ImportSettings:
-    """Return how a list is read from files; the default list also has the attributes of the release."""
+    """Return the settings to read a list from files, by the flags of `import`.
+
+    Only the default list has the attributes of items, which belong to the whole release.
+    """
     settings = ImportSettings(
         lists=flags.lists[0] if flags.lists else None,
         more=flags.lists[1:],
@@ -387,7 +390,8 @@ def _print_dry_run(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> None:
     print_gates(manifest)
 
 
-def _is_active(written: Written, flags: ReleaseFlags) -> bool:
+def _was_activated(written: Written, flags: ReleaseFlags) -> bool:
+    """Return whether a written release is live now, or the release of its arm in an experiment."""
     return flags.settings.activate and written.refused is None
 
 
@@ -403,38 +407,46 @@ def _rows_read(manifest: Manifest) -> dict[str, Any]:
 
 
 def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, Any]:
-    """Return what --json prints of a release; of an import also the rows read and left out."""
+    """Return what `--json` prints of a published release; with *is_import* also the rows read and left out.
+
+    The arm is that of an experiment, A or B; without one, the live release is A.
+    """
     manifest = written.result.manifest
     arm = flags.settings.arm
     facts = {
         "store": shown_store(flags.store, as_json=True),
         "release": manifest,
-        "live": _is_active(written, flags) and arm == "A",
+        "live": _was_activated(written, flags) and arm == "A",
         "arm": arm,
         "seconds": round(written.seconds, 3),
         "rows_written_before": written.result.skipped,
         "erased": written.erased,
     }
-    origin = _rows_read(manifest) if is_import else {}
-    return origin | facts | _gates_json(manifest)
+    rows_read = _rows_read(manifest) if is_import else {}
+    return rows_read | facts | _gates_json(manifest)
 
 
 def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) -> None:
-    """Print the state of a release, its rules, attributes, metrics and gates, and the releases that were erased."""
+    """Print the state of a published release, its rules, attributes, metrics and gates, and which releases were erased.
+
+    *imported* names the files of an import, of which the rows read and left out are printed first; None for a model.
+    """
     manifest = written.result.manifest
     if imported is not None:
         print_rows_read(imported, **_rows_read(manifest))
+
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
     state = "withdrawn" if isinstance(written.refused, ReleaseWithdrawn) else "ready"
-    if _is_active(written, flags):
+    if _was_activated(written, flags):
         state, _ = place_of(flags.settings.arm)
     where = shown_store(flags.store)
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
-    for name, listed in rules_of(manifest):
-        out.print(f"  {name}: {listed}")
+
+    for rule, rule_counts in rules_of(manifest):
+        out.print(f"  {rule}: {rule_counts}")
     print_attributes(manifest)
     print_metrics(manifest)
     print_gates(manifest)

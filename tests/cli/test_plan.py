@@ -189,7 +189,7 @@ def test_reports_of_several_kinds_are_read_and_a_sweep_is_plotted(tmp_path: Path
 
 def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> None:
     ours = load()
-    for price in (ours.ru_hour, ours.cpu_hour, *(size.hour for size in ours.redis)):
+    for price in (ours.ru_hour, ours.cpu_hour, *(size.node_hour for size in ours.redis)):
         assert price.source
         assert price.date
     assert ours.ru_hours(400 * 2) == pytest.approx(0.064)

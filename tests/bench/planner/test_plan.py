@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hotplate.bench.planner.formulas import PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, InputSource, merge
-from hotplate.bench.planner.plan_report import growth, read_baseline, to_toml
+from hotplate.bench.planner.plan_report import describe_growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 
@@ -117,7 +117,7 @@ def test_saved_plan_round_trips_without_growth(tmp_path_factory: pytest.TempPath
         baseline = read_baseline(path)
         assert merge([baseline.layer]).inputs == plan.inputs
         assert baseline.bound_percent == 10
-        assert [*growth(plan, baseline)] == []
+        assert [*describe_growth(plan, baseline)] == []
 
     explore(check, examples, inputs=varied)
 
@@ -137,6 +137,10 @@ def test_growth_within_the_bound_passes_and_a_lost_option_does_not(tmp_path: Pat
     plan = a_plan(peak_rps=700)
     path.write_text(to_toml(plan))
     baseline = read_baseline(path)
-    assert not [line for line in growth(plan.with_inputs(peak_rps=770), baseline) if line.startswith("serve_ru")]
-    (gone,) = [line for line in growth(plan.with_inputs(regions=2), baseline) if line.startswith("serverless_cost")]
+    assert not [
+        line for line in describe_growth(plan.with_inputs(peak_rps=770), baseline) if line.startswith("serve_ru")
+    ]
+    (gone,) = [
+        line for line in describe_growth(plan.with_inputs(regions=2), baseline) if line.startswith("serverless_cost")
+    ]
     assert "is not possible: 2 regions" in gone

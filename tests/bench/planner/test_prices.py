@@ -103,7 +103,7 @@ def test_prices_of_all_pages_become_a_file_of_prices() -> None:
     assert prices.cpu_hour.amount == pytest.approx(0.055)
     assert prices.serverless_million_ru is not None
     assert prices.serverless_million_ru.amount == 0.28
-    assert [(size.name, size.hour.amount, size.gb) for size in prices.redis] == [("B5", 0.17, 6)]
+    assert [(size.name, size.node_hour.amount, size.gb) for size in prices.redis] == [("B5", 0.17, 6)]
     assert "B10" in missing
     assert "ru_hour" not in missing
 
