@@ -109,6 +109,11 @@ class Parts(NamedTuple):
         return None if self.history is None else self.history.first_times(self.train)
 
     @property
+    def is_repeat(self) -> Mask:
+        """Which test pairs are in train, too [test pairs]: the user chose the item again."""
+        return are_among(pair_numbers(self.train), pair_numbers(self.test))
+
+    @property
     def tested(self) -> Indices:
         """The users with test items."""
         return np.flatnonzero(items_per_user(self.test)).astype(np.int32)
@@ -131,8 +136,8 @@ class Parts(NamedTuple):
         """Return given parts, without test pairs in train unless *repeats*; ValueError for two shapes."""
         if train.shape != test.shape:
             raise ValueError(f"train is {train.shape}, but test is {test.shape}")
-        new = test if repeats else select_pairs(test, ~are_among(pair_numbers(train), pair_numbers(test)))
-        return cls(train=train, history=history, seen=train, test=new)
+        parts = cls(train=train, history=history, seen=train, test=test)
+        return parts if repeats else parts._replace(test=select_pairs(test, ~parts.is_repeat))
 
 
 def split(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
@@ -169,6 +174,7 @@ def _split_in_time(user_items: UserItems, history: History, options: SplitOption
     """
     times = history.first_times(user_items)
     ordered = np.sort(times)
+    # The last piece is all pairs, and each piece before is a fifth of them shorter.
     piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
     piece_pairs = max(1, round(piece_share * len(times)))
     cut = NO_TIME

@@ -195,7 +195,7 @@ def read_interactions(
         inputs = _open_inputs(files, options, form or Format(), source, notes)
         chosen = inputs[0].options.columns
 
-        schemas = [_interaction_schema(tables_options) for tables_options in inputs]
+        schemas = [_interaction_schema(table_input) for table_input in inputs]
         rows = Rows(schemas, source, *_fact_aggregates(chosen), repeated=_TEXT_ROLES)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
@@ -267,7 +267,7 @@ def _open_inputs(
         table = _read_events(event_files, form, notes)
         columns = Columns(user="user", item="item", event="event", time="time" if has_times else None)
         # Filters of a log's own columns leave events alone.
-        filters = [condition for condition in options.filters if not logs or condition.column in table.schema]
+        filters = [row_filter for row_filter in options.filters if not logs or row_filter.column in table.schema]
         inputs.append(_Input(table, options._replace(columns=columns, filters=filters)))
     return inputs
 
@@ -353,9 +353,9 @@ def _fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
         yield pl.col("segment").drop_nulls().n_unique().alias("segments")
 
 
-def _interaction_schema(source: _Input) -> RowSchema:
+def _interaction_schema(table_input: _Input) -> RowSchema:
     """Declare how the rows of a table become values by role (user, item, weight), and which rows are left out."""
-    table, options = source
+    table, options = table_input
     schema = RowSchema(table)
     for row_filter in options.filters:
         reason = f"where {row_filter.text}"

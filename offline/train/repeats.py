@@ -9,7 +9,7 @@ import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
-from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, are_among, decay_factors, pair_numbers
+from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, decay_factors
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency
@@ -71,7 +71,7 @@ def choose_repeats(
     is in train, too. With *popular_half_life_days*, own choices times recent popularity are tried, too. Returns None
     without times, and without repeats.
     """
-    is_repeat = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
+    is_repeat = parts.is_repeat
     if parts.history is None or not is_repeat.any():
         return None
 

@@ -27,7 +27,7 @@ from hotplate.offline.evaluate.metrics import (
     standard_error,
 )
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, UserItems, are_among, items_per_user, pair_numbers, users_per_item
+from hotplate.offline.input.matrix import History, UserItems, items_per_user, users_per_item
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, with_fewer_iterations
 from hotplate.offline.train.engine import (
@@ -49,7 +49,7 @@ from hotplate.stores.verification import OnProgress, unreported
 # A larger log is sampled by user.
 _SEARCHED_PAIRS = 1_000_000
 _EXTENSIONS = 3
-# Cuts of a split by time; with one, a single week decides.
+# Pieces of a log, prefixes in time, that are split; with one, a single week decides.
 _PIECES_IN_TIME = 2
 # Fits of the best ALS cell that are kept for recency.
 _MOST_KEPT_BYTES = 200e6
@@ -378,8 +378,7 @@ def search_repeats(
     if not splits:
         return None
     (parts,) = splits
-    is_repeat = are_among(pair_numbers(parts.train), pair_numbers(parts.test))
-    if not is_repeat.any():
+    if not parts.is_repeat.any():
         return None
 
     fitted = with_fewer_iterations(params)
@@ -484,23 +483,23 @@ class _Trials:
                 return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
 
         start = perf_counter()
-        per_user = self._ndcg_per_user(fitted)
+        per_user = self._measure_ndcg(fitted)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if file is not None:
             _store_trial(file, trial)
         return trial
 
-    def _ndcg_per_user(self, params: Params) -> Values:
+    def _measure_ndcg(self, params: Params) -> Values:
         """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
         rankers = self._fits.rankers(params)
         try:
             # Each ranker is released before the next fit.
-            values = [_ndcg(next(rankers), parts, self._k) for parts in self._splits]
+            values = [_ndcg_per_user(next(rankers), parts, self._k) for parts in self._splits]
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits))
-        measured = np.concatenate(values)
-        self._fits.keep_if_best(params, float(measured.mean()))
-        return measured
+        ndcg = np.concatenate(values)
+        self._fits.keep_if_best(params, float(ndcg.mean()))
+        return ndcg
 
 
 class _Fitted(NamedTuple):
@@ -583,7 +582,7 @@ def _store_trial(path: Path, trial: Trial) -> None:
         raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
 
 
-def _ndcg(ranker: Ranker, parts: Parts, k: int) -> Values:
+def _ndcg_per_user(ranker: Ranker, parts: Parts, k: int) -> Values:
     return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
