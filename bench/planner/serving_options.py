@@ -317,23 +317,19 @@ def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     table.add_calculated("pods_cost", cost_unit, pods)
     shared = figure("pods_cost") + figure("cluster_month") + figure("training_cost")
     for name in STORES:
+        store = table[f"{name}_cost"]
         other_costs = shared + figure("gateway_month") if name in CAPACITIES else shared
-        _add_total(table, name, other_costs, cost_unit)
-
+        _add_if_possible(table, f"{name}_total", figure(store.name) + other_costs, store, cost_unit)
     chosen = table[f"{inputs.capacity}_total"]
-    if chosen.is_number:
-        table.add_calculated("cosmos_total", cost_unit, figure(chosen.name))
-    else:
-        table.add_value("cosmos_total", chosen.value, "", chosen.name)
+    _add_if_possible(table, "cosmos_total", figure(chosen.name), chosen, cost_unit)
 
 
-def _add_total(table: FigureTable, name: str, other_costs: Expression, cost_unit: str) -> None:
-    """Add to *table* the total of a store with *other_costs*, or why it is not possible."""
-    store = table[f"{name}_cost"]
-    if store.is_number:
-        table.add_calculated(f"{name}_total", cost_unit, table.expression(store.name) + other_costs)
+def _add_if_possible(table: FigureTable, name: str, cost: Expression, basis: PlanFigure, cost_unit: str) -> None:
+    """Add *cost* to *table* as the figure *name*; or, if its *basis* is not a number, the text that says why."""
+    if basis.is_number:
+        table.add_calculated(name, cost_unit, cost)
     else:
-        table.add_value(f"{name}_total", store.value, "", store.name)
+        table.add_value(name, basis.value, "", basis.name)
 
 
 def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:

@@ -214,8 +214,8 @@ def _add_throughput(table: FigureTable, inputs: Inputs) -> None:
 def _add_throughput_over(table: FigureTable, partitions: int) -> float:
     """Add to *table* the RU/s that the live release's container needs if reads spread over *partitions*.
 
-    Returns as how many physical partitions a container of these RU/s is created, or grows to. If that is more than
-    *partitions*, the caller repeats the calculation with it.
+    Returns how many physical partitions a container of these RU/s has. If that is more than *partitions*, the caller
+    repeats the calculation with it.
 
     Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
     reads. A container cannot have less than `least_ru`, by its size and by the highest RU/s that it ever had.

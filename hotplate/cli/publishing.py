@@ -141,15 +141,16 @@ def publish_models(flags: PublishFlags) -> None:
     flags_by_list = read_flags_by_list(flags)
     if flags.model is not None:
         flags_by_list = {"": flags} | flags_by_list
-    if not flags_by_list or any(own.model is None for own in flags_by_list.values()):
+    if not flags_by_list or any(list_flags.model is None for list_flags in flags_by_list.values()):
         raise SettingError("There is nothing to publish; give a model, or --list NAME=MODEL.")
     if flags.master is not None and flags.named:
         raise SettingError("Named lists are computed in this process; leave out --master.")
 
+    # The first list is the default one, which is stored without a name.
     settings_by_list = dict[str, ListSettings]()
     for name, stored_name in stored_names(flags_by_list).items():
         settings_by_list[name] = list_settings(flags_by_list[name], is_default=not stored_name)
-    models = {name: str(own.model) for name, own in flags_by_list.items()}
+    models = {name: str(list_flags.model) for name, list_flags in flags_by_list.items()}
     with _local_folders(models) as (folders, mlflow_uris), _on_spark_if_wanted(flags) as on_spark:
         publish_lists(
             lambda report: on_spark(_load_model_lists(folders, settings_by_list, report)),
@@ -215,6 +216,7 @@ def import_lists(flags: ImportFlags) -> None:
     flags_by_list = read_flags_by_list(flags)
     if flags.lists or flags.similar or flags.popular or not flags_by_list:
         flags_by_list = {"": flags} | flags_by_list
+    # The first list is the default one, which is stored without a name.
     settings_by_list = dict[str, ImportSettings]()
     for name, stored_name in stored_names(flags_by_list).items():
         settings_by_list[name] = _import_settings(flags_by_list[name], is_default=not stored_name)
