@@ -409,7 +409,7 @@ def _search_params(
         tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
-        kept=trials,
+        trials_folder=trials,
         evaluated=learnable.split is not None,
         on_trial=on_trial,
         on_notice=on_notice,
@@ -465,7 +465,7 @@ def _popular_params(
         learnable.split,
         TuneOptions(engine="popularity"),
         k=settings.k,
-        kept=trials,
+        trials_folder=trials,
     )
     return PopularityParams() if of_popularity is None else of_popularity.popular
 

@@ -30,7 +30,7 @@ RECENCY_SHARE = 0.4
 BUDGET_BYTES = 650e6
 LAST_FIT_S = 900.0
 # Ranks cells as well as more iterations, in half of the time.
-EXPLORING = 8
+TRIAL_ITERATIONS = 8
 # Measured: the price of all cells by that of the first ones, trials of recency per engine, lists per choice of repeats.
 _GROWTH = 1.6
 _RECENCIES = 10
@@ -43,7 +43,7 @@ def with_fewer_iterations(params: Params) -> Params:
     """Return *params* with the iterations of a trial, at most 8."""
     if not isinstance(params, ALSParams):
         return params
-    return replace(params, iterations=min(EXPLORING, params.iterations))
+    return replace(params, iterations=min(TRIAL_ITERATIONS, params.iterations))
 
 
 class Budget:
@@ -144,10 +144,10 @@ class Cost:
         for params in cells:
             self._by_engine.setdefault(engine_of(params), []).append(params)
 
-    def seconds(self, *, growth: float, is_recent: bool, is_evaluated: bool, has_repeats: bool) -> float:
+    def seconds(self, *, growth: float, tries_recency: bool, is_evaluated: bool, has_repeats: bool) -> float:
         """Return the sum; all cells together take *growth* times as long as those known."""
         seconds = growth * sum(map(self._trial_s, self._cells)) + self._last_fit_s()
-        if is_recent:
+        if tries_recency:
             seconds += self._recency_s()
         if is_evaluated:
             seconds += self._evaluation_s() + self._similar_s()

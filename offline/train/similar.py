@@ -19,12 +19,10 @@ from hotplate.offline.input.matrix import (
     Allowed,
     Indices,
     Mask,
-    PairNumbers,
     Times,
     UserItems,
-    are_among,
+    has_items,
     items_per_user,
-    pair_numbers,
     row_of_each_pair,
     select_pairs,
     users_per_item,
@@ -222,29 +220,24 @@ class _NextItemsTest:
     items         the last items of all users, ascending
     last_users    users of the pairs of a user and a last item [pairs]
     last_places   places of the last items of these pairs in *items* [pairs]
-    next_pairs    pair numbers of users and next items: user * number of items + item
-    shape         numbers of users and items
+    next_items    matrix of all users and their next items
     """
 
     users: Indices
     items: Indices
     last_users: npt.NDArray[np.int64]
     last_places: npt.NDArray[np.intp]
-    next_pairs: PairNumbers
-    shape: tuple[int, int]
+    next_items: UserItems
 
     def hit_rates(self, lists: Indices) -> Values:
         """Return, by user [users], the share of the user's last items in train whose list has one of the next items.
 
         *lists* [items, k] are the similar items of each of `items`, -1 after the end. `last_users` and `last_places`
-        [pairs] say for each last item of a user which user and which row of *lists* it is; `next_pairs` are the pairs
-        of a user and a next item, as numbers: user * number of items + item.
+        [pairs] say for each last item of a user which user and which row of *lists* it is; `next_items` is a sparse
+        matrix of all users and their next items.
         """
-        listed = lists[self.last_places]  # [pairs, k]
-        listed_pairs = self.last_users[:, None] * self.shape[1] + listed
-        is_hit = (listed >= 0) & are_among(self.next_pairs, listed_pairs)
-
-        hits_per_user = np.bincount(self.last_users, is_hit.any(axis=1), self.shape[0])
+        is_hit = has_items(self.next_items, self.last_users, lists[self.last_places])  # [pairs, k]
+        hits_per_user = np.bincount(self.last_users, is_hit.any(axis=1), self.next_items.shape[0])
         last_items_per_user = np.bincount(self.last_users)
         rates: Values = hits_per_user[self.users] / last_items_per_user[self.users]
         return rates
@@ -267,8 +260,7 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
         items=items.astype(np.int32),
         last_users=user_of_pair[is_last],
         last_places=places,
-        next_pairs=pair_numbers(parts.test)[is_next],
-        shape=parts.test.shape,
+        next_items=select_pairs(parts.test, is_next),
     )
 
 

@@ -29,7 +29,7 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.matrix import History, UserItems, items_per_user, users_per_item
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, EXPLORING, Budget, Cost, with_fewer_iterations
+from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
 from hotplate.offline.train.engine import (
     Engine,
     Params,
@@ -184,7 +184,7 @@ class Search:
             case ALSParams():
                 complexity = params.factors
             case EASEParams():
-                complexity = -params.regularization
+                complexity = -params.regularization  # more makes weights smaller
             case NeighbourParams():
                 complexity = params.neighbours
         is_other_engine = float(not isinstance(params, ALSParams))
@@ -229,7 +229,7 @@ def tune(
     *,
     k: int = 10,
     defaults: ALSParams | None = None,
-    kept: Path | None = None,
+    trials_folder: Path | None = None,
     evaluated: bool = False,
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
@@ -240,13 +240,13 @@ def tune(
     past the edge of the grid if the best lie there, and, for a split in time, the best of each engine with recency:
     with scores multiplied by a power of recent popularity. More than a million pairs are sampled by user.
 
-    user_items  the training part [users, items]; *history* are its rows with times
-    options     the kind of split; the seed differs from that of the outer split
-    defaults    ALS parameters of the first cell; all cells of ALS take their iterations and seed
-    kept        folder that stores trials for repeated searches
-    evaluated   whether the announced cost includes the evaluation after the search
-    on_trial    called with the trials done and their expected total, which may grow
-    on_notice   called with the estimated cost, the number of users if they are sampled, and the cells left out
+    user_items     the training part [users, items]; *history* are its rows with times
+    options        the kind of split; the seed differs from that of the outer split
+    defaults       ALS parameters of the first cell; all cells of ALS take their iterations and seed
+    trials_folder  where trials are stored for repeated searches
+    evaluated      whether the announced cost includes the evaluation after the search
+    on_trial       called with the trials done and their expected total, which may grow
+    on_notice      called with the estimated cost, the number of users if they are sampled, and the cells left out
 
     Returns None for too few pairs. Raises DataError if the folder cannot be written.
     """
@@ -263,7 +263,7 @@ def tune(
 
     cost_s = Cost(splits, user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
-        is_recent=tries_recency,
+        tries_recency=tries_recency,
         is_evaluated=evaluated,
         has_repeats=tries_recency and sample.has_repeats,
     )
@@ -277,7 +277,12 @@ def tune(
         on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
 
     on_trial(0, len(cells))
-    trials = _Trials(splits, k, kept, digest_of_search(sample.user_items, sample.history, sample.options, EXPLORING, k))
+    trials = _Trials(
+        splits,
+        k,
+        trials_folder,
+        digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k),
+    )
     # At least one trial with recency follows the others.
     expected_later = int(tries_recency)
     trials.run(cells, on_trial, expected_later)

@@ -95,11 +95,11 @@ def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(matrix, tuning=options, kept=kept, on_trial=stop)
+        search(matrix, tuning=options, trials_folder=kept, on_trial=stop)
     latest = max(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     latest.write_bytes(latest.read_bytes()[:100])
     monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[1:]))
-    resumed = search(matrix, tuning=options, kept=kept)
+    resumed = search(matrix, tuning=options, trials_folder=kept)
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert [(trial.ndcg, trial.se) for trial in resumed.trials] == [(trial.ndcg, trial.se) for trial in whole.trials]
     assert resumed.recommended == whole.recommended
@@ -136,7 +136,7 @@ def fashions() -> Matrix:
 def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     fashions: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"tuning": TuneOptions(engine="ease"), "kept": tmp_path / "trials", "k": 5}
+    settings = {"tuning": TuneOptions(engine="ease"), "trials_folder": tmp_path / "trials", "k": 5}
     tuned = search(fashions, SplitOptions("by-time"), **settings)
     recent = [cell for cell in tuned.trials if recency_of(cell.params) is not None]
     tried = {recency_of(cell.params) for cell in recent}
@@ -201,11 +201,11 @@ def test_announced_cost_includes_the_final_fits(fashions: Matrix) -> None:
     parts = split(fashions.user_items, fashions.history, SplitOptions("by-time"))
     cost = Cost([parts, parts], fashions.user_items, [SMALL, EASEParams()])
     announced = [
-        cost.seconds(growth=1, is_recent=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, is_recent=False, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, is_recent=True, is_evaluated=False, has_repeats=False),
-        cost.seconds(growth=2, is_recent=True, is_evaluated=True, has_repeats=False),
-        cost.seconds(growth=2, is_recent=True, is_evaluated=True, has_repeats=True),
+        cost.seconds(growth=1, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=False, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=False, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=False),
+        cost.seconds(growth=2, tries_recency=True, is_evaluated=True, has_repeats=True),
     ]
     assert announced == sorted(set(announced))
 
@@ -228,18 +228,18 @@ def test_popularity_half_life_is_tuned_on_time_splits_but_not_random_ones(
 def test_trials_of_other_data_or_splits_are_repeated(matrix: Matrix, tmp_path: Path) -> None:
     kept = tmp_path / "trials"
     tuning = TuneOptions((PopularityParams(),))
-    search(matrix, tuning=tuning, kept=kept)
-    search(matrix, tuning=tuning, kept=kept)
+    search(matrix, tuning=tuning, trials_folder=kept)
+    search(matrix, tuning=tuning, trials_folder=kept)
     assert len(list(kept.iterdir())) == 1
-    search(matrix, tuning=tuning, kept=kept, k=3)
-    search(matrix, SplitOptions("random"), tuning=tuning, kept=kept)
-    search(matrix, SplitOptions("by-item", seed=1), tuning=tuning, kept=kept)
+    search(matrix, tuning=tuning, trials_folder=kept, k=3)
+    search(matrix, SplitOptions("random"), tuning=tuning, trials_folder=kept)
+    search(matrix, SplitOptions("by-item", seed=1), tuning=tuning, trials_folder=kept)
     heavier = replace(matrix, user_items=2 * matrix.user_items)
-    search(heavier, tuning=tuning, kept=kept)
+    search(heavier, tuning=tuning, trials_folder=kept)
     assert len(list(kept.iterdir())) == 5
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="trials cannot be written"):
-        search(matrix, tuning=tuning, kept=tmp_path / "file")
+        search(matrix, tuning=tuning, trials_folder=tmp_path / "file")
 
 
 def test_popularity_is_chosen_only_for_a_significant_lead() -> None:
