@@ -276,19 +276,10 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     machines = list(_listed_prices(url, f"{MACHINES_FILTER} and {in_region}", currency, deadline_s))
     redis = list(_listed_prices(url, f"{REDIS_FILTER} and {in_region}", currency, deadline_s))
 
-    prices = dict[str, float | None]()
-    for name, meter in METERS.items():
-        prices[name] = _agreed_price(
-            listed for listed in cosmos if (listed.product, listed.meter) == (meter.product, meter.meter)
-        )
+    prices = _select_cosmos_prices(cosmos)
     linux_machines = [listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product} {listed.sku}")]
     prices["cpu_hour"] = _agreed_price(linux_machines)
-
-    balanced = [listed for listed in redis if "Balanced" in listed.product]
-    node_prices = {
-        size["name"]: _agreed_price(listed for listed in balanced if listed.sku == size["name"])
-        for size in _our_redis_sizes()
-    }
+    node_prices = _select_redis_prices(redis)
 
     missing = [name for name, price in {**prices, **node_prices}.items() if price is None]
     essential = [name for name in ESSENTIAL_PRICES if name in missing]
@@ -297,6 +288,22 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
             f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"
         )
     return _format_prices(prices, node_prices, region=region, currency=currency, today=today), missing
+
+
+def _select_cosmos_prices(entries: Sequence[ListedPrice]) -> dict[str, float | None]:
+    """Return the price of each of METERS by its name, None if *entries* do not have it."""
+    prices = dict[str, float | None]()
+    for name, meter in METERS.items():
+        of_meter = [entry for entry in entries if (entry.product, entry.meter) == (meter.product, meter.meter)]
+        prices[name] = _agreed_price(of_meter)
+    return prices
+
+
+def _select_redis_prices(entries: Sequence[ListedPrice]) -> dict[str, float | None]:
+    """Return the price of a node of each size in our prices file by its name, None if *entries* do not have it."""
+    balanced = [entry for entry in entries if "Balanced" in entry.product]
+    names = [size["name"] for size in _our_redis_sizes()]
+    return {name: _agreed_price(entry for entry in balanced if entry.sku == name) for name in names}
 
 
 def _agreed_price(entries: Iterable[ListedPrice]) -> float | None:

@@ -41,6 +41,7 @@ def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> No
     _add_workload(table, inputs)
     _add_request_charges(table, inputs, charges)
     _add_publishing(table, inputs, charges)
+    _add_stored_gb(table)
     _add_throughput(table, inputs)
     _add_partition_loads(table)
     _add_pods_of_region(table, inputs)
@@ -94,14 +95,12 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
 def _add_workload(table: FigureTable, inputs: Inputs) -> None:
     """Add the load after growth to *table*: lists, requests/s, reads/s of the store, and the share of the busiest user.
 
-    In names, "then" is after `months` of growth, and "peak" the busiest hour. The share of the busiest user is
-    `hot_share`, else that of the first user by a Zipf law, else that of one of equally busy users. Reads are requests
-    that no cache answers.
+    In names, "then" is after `months` of growth, and "peak" the busiest hour. Reads are requests that no cache answers.
     """
     figure = table.expression
     growth = (1 + inputs.growth_percent / 100) ** inputs.months
     table.add_calculated("growth", "", growth, "(1 + growth_percent / 100) ** months")
-    users = table.add_calculated("users_then", "users", figure("users") * figure("growth"))
+    table.add_calculated("users_then", "users", figure("users") * figure("growth"))
     table.add_calculated("rows", "lists", (figure("users") + figure("items")) * figure("growth"))
 
     table.add_calculated("peak_then", "requests/s", figure("peak_rps") * figure("growth"))
@@ -109,15 +108,23 @@ def _add_workload(table: FigureTable, inputs: Inputs) -> None:
     mean_share = fmean(hourly_shares(inputs.profile))
     table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
 
-    user_count = max(1, round(users.value))
-    if inputs.hot_share is not None:
-        table.add_calculated("hot_user", "share", figure("hot_share"))
-    elif inputs.zipf is None:
-        table.add_calculated("hot_user", "share", 1 / user_count, "1 / max(1, round(users_then))")
-    else:
-        share = first_share_by_zipf(user_count, inputs.zipf)
-        table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
+    _add_share_of_busiest_user(table, inputs)
     table.add_calculated("reads_s", "reads/s", figure("peak_region") * (1 - figure("hit_rate")))
+
+
+def _add_share_of_busiest_user(table: FigureTable, inputs: Inputs) -> None:
+    """Add to *table* the share of requests for the busiest user (`hot_user`).
+
+    That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
+    """
+    users = max(1, round(table["users_then"].number))
+    if inputs.hot_share is not None:
+        table.add_calculated("hot_user", "share", table.expression("hot_share"))
+    elif inputs.zipf is None:
+        table.add_calculated("hot_user", "share", 1 / users, "1 / max(1, round(users_then))")
+    else:
+        share = first_share_by_zipf(users, inputs.zipf)
+        table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
 
 
 def first_share_by_zipf(keys: int, exponent: float) -> float:
@@ -160,11 +167,10 @@ def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -
 
 
 def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the GB of stored releases.
+    """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the publishes of a month.
 
     Its RU/s are `publish_ru`, else as many as end it within `window_hours`, between the limits of a container. Azure
-    bills whole hours of the clock: h hours touch h + 1 of them, on average over the minutes of the start. Releases are
-    stored in copies: the live one, those kept for a rollback, and the one that is being written.
+    bills whole hours of the clock: h hours touch h + 1 of them, on average over the minutes of the start.
     """
     figure = table.expression
     rest_ru = overhead_ru(charges, round(table["rows"].number), round(table["item_bytes"].number))
@@ -184,6 +190,10 @@ def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> Non
     table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
     table.add_calculated("publishes", "a month", HOURS_A_MONTH / figure("refresh_hours"))
 
+
+def _add_stored_gb(table: FigureTable) -> None:
+    """Add to *table* the GB of a release in Cosmos DB, and of all: live, kept for a rollback, and being written."""
+    figure = table.expression
     table.add_calculated("release_gb", "GB", figure("rows") * figure("item_bytes") / GB)
     source = "live, kept and, while it is written, the next"
     table.add_calculated("copies", "releases", figure("kept") + 2, source=source)
@@ -215,29 +225,43 @@ def _add_throughput_over(table: FigureTable, partitions: int) -> float:
     """Add to *table* the RU/s that the live release's container needs if reads spread over *partitions*.
 
     Returns how many physical partitions a container of these RU/s has. If that is more than *partitions*, the caller
-    repeats the calculation with it.
-
-    Azure divides RU/s evenly, so each partition gets what the fullest one needs: `skew` times an even share of the
-    reads. A container cannot have less than `least_ru`, by its size and by the highest RU/s that it ever had.
+    repeats the calculation with it. Azure divides RU/s evenly, so each partition gets what the fullest one needs:
+    `skew` times an even share of the reads.
     """
     figure = table.expression
     table.add_value("partitions", partitions, "partitions", "as many as follow from it: both agree")
     table.add_calculated("skew", "", partition_skew(table, figure("partitions")), source=SKEW)
     table.add_calculated("reads_plain_ru", "RU/s", figure("reads_s") * figure("mean_read_ru"))
     table.add_calculated("reads_ru", "RU/s", figure("reads_plain_ru") * figure("skew") / figure("ru_utilisation"))
+    _add_container_ru(table)
+    return _add_container_partitions(table)
 
+
+def _add_container_ru(table: FigureTable) -> None:
+    """Add to *table* the RU/s of the live release's container: when it is created, and later, when it serves reads.
+
+    It is created with the RU/s for publishing or for reads, whichever are more. After that it cannot have less than
+    `least_ru`, by its size and by the highest RU/s that it ever had.
+    """
+    figure = table.expression
     for_reads = ceiling(figure("reads_ru"), multiple_of=cosmos.MANUAL_STEP)
     highest = table.add_calculated("highest_ru", "RU/s", largest(figure("publish_ru_s"), for_reads))
     lowest = largest(cosmos.MANUAL_MIN, figure("release_gb"), highest / 100)
     lowest = table.add_calculated("least_ru", "RU/s", ceiling(lowest, multiple_of=cosmos.MANUAL_STEP), source=LIMITS)
     serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, lowest))
-
     creation = smallest(cosmos.MAX_RU, largest(highest, serving))
-    creation = table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
-    created = ceiling(creation / figure("new_partition_ru"))
-    created = table.add_calculated("new_partitions", "partitions", created, source=PARTITIONS)
+    table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
 
-    for_serving = ceiling(smallest(cosmos.MAX_RU, serving) / cosmos.PARTITION_RU)
+
+def _add_container_partitions(table: FigureTable) -> float:
+    """Add to *table*, and return, the physical partitions of the live release's container.
+
+    They are the most of those that it is created with, that its GB need, and that its RU/s for serving need.
+    """
+    figure = table.expression
+    created = ceiling(figure("creation_ru") / figure("new_partition_ru"))
+    created = table.add_calculated("new_partitions", "partitions", created, source=PARTITIONS)
+    for_serving = ceiling(smallest(cosmos.MAX_RU, figure("serve_ru")) / cosmos.PARTITION_RU)
     needed = largest(created, figure("partitions_by_gb"), for_serving)
     source = "they stay, whatever RU/s are taken away"
     return table.add_calculated("partitions", "partitions", needed, source=source).value
