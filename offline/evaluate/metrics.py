@@ -115,7 +115,10 @@ class UserMetrics:
 
     @property
     def metrics(self) -> RankingMetrics:
-        """The mean of each metric over the users with test items, with 95 % intervals; ValueError without users."""
+        """The mean of each metric over users with test items, with its 95 % interval; ValueError without such users.
+
+        `values` holds an array [users with test items] by the name of each metric, such as `ndcg`.
+        """
         if not len(self.users):
             raise ValueError("no user has test items")
         means = dict[str, float]()
@@ -161,7 +164,7 @@ def leads_by(values: Values, baseline: Values) -> float:
 
 
 def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
-    """Return ranking metrics of each user with test items.
+    """Return ranking metrics, such as recall and nDCG, of each user with test items.
 
     *recommended* [users, k] are lists of item numbers, best first, -1 after the end; *test* [users, items] is a sparse
     matrix. A recommended item is a hit if it is among the user's test items.

@@ -319,7 +319,8 @@ class Evaluator:
         """Measure the lists of a candidate, plain and as served, next to popularity, and its scores as ratings.
 
         Users without a list are served popular items: those of the candidate or, without, those of the history (what
-        users had before the test), whose popular lists are the baseline. Raises DataError as `evaluate`.
+        users had before the test), whose popular lists are the baseline. `_test` and `_history` (None if unknown) are
+        sparse matrices [users, items]. Raises DataError if no user has a list, or all test pairs are in the history.
         """
         lists = self._item_numbers(candidate)
         history = self._history
@@ -399,7 +400,8 @@ class Evaluator:
     def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
 
-        The rows of `candidate.lists` (user, item) are grouped by user, at most k each, best first.
+        The rows of `candidate.lists` (user, item) are grouped by user, at most k each, best first. `_users` and
+        `_items` are the numbers of all ids.
         """
         if candidate.lists.is_empty():
             raise DataError(

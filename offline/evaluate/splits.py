@@ -119,7 +119,10 @@ class Parts(NamedTuple):
         return np.flatnonzero(items_per_user(self.test)).astype(np.int32)
 
     def sampled(self, most: int, seed: int) -> "Parts":
-        """Return the same split with the test pairs of at most *most* random users; train is unchanged."""
+        """Return the same split with the test pairs of at most *most* random users; the train part is unchanged.
+
+        `test` is a sparse matrix [users, items], and `test_times` are in the order of its pairs.
+        """
         tested = self.tested
         if len(tested) <= most:
             return self

@@ -91,7 +91,10 @@ class History:
         return self._rows_where(are_among(pair_numbers(user_items), self.pair_numbers))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return the rows of the *users* and *items* whose mask is True, numbered anew from 0 without gaps."""
+        """Return the rows of the *users* and *items* whose mask is True, numbered anew from 0 without gaps.
+
+        `pair_numbers` [rows] are user * number of items + item, and change with these numbers.
+        """
         old_users, old_items = np.divmod(self.pair_numbers, self.shape[1])
         is_kept = users[old_users] & items[old_items]
 

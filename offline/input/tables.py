@@ -126,7 +126,8 @@ class Table:
     def describe_rows(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
         """Return a sentence for each of *rows*: file, row number, column, the value in it, and *fault*.
 
-        *rows* are indices from 0; *fault* is the end of a sentence, such as `is not a finite number`.
+        *rows* are indices from 0 in `frame`, as its column ROW; *fault* is the end of a sentence, such as `is not a
+        finite number`.
         """
         place = "" if column == EXTRA else f", column {column!r}"
         values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
@@ -234,6 +235,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
 
     Without a *delimiter*, it is the most frequent one of the first line. A line with more fields than the header is
     malformed: EXTRA, a column added at the end, holds the first of them. Without a header, columns are numbered.
+    Returns the frame with the number of its first row in the file, and the fault of malformed rows, for messages.
     """
     separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
@@ -615,7 +617,7 @@ class Filter:
     value: str
 
     def condition(self, table: Table) -> pl.Expr:
-        """Return the filter as a condition over the columns of *table*, never null.
+        """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*, never null.
 
         A number is compared with columns of numbers, and for `<` and the like with all columns, as a number; everything
         else is compared as text. For `<` and the like, only texts that begin with a digit (dates) are comparable, and

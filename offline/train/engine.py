@@ -70,7 +70,8 @@ def as_options(params: Params) -> str:
 def read_params(engine: Engine, text: str, seed: int) -> Params:
     """Read the parameters of *engine* from a text such as `factors=64,alpha=2,recency=7d,gamma=0.5`.
 
-    Parameters that are not named have their defaults, but *seed* is that of engines with one. Raises SettingError.
+    `recency` is the half-life of the recent popularity that multiplies scores, and `gamma` its power. Parameters that
+    are not named have their defaults; engines with a seed take *seed*. Raises SettingError.
     """
     values = dict[str, Any]()
     for pair in named_values(text):
@@ -80,9 +81,11 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         values["recency"] = {"half_life_days": _half_life_days(values["recency"]), "gamma": values.pop("gamma", 1)}
     if "half_life" in values:
         values["half_life_days"] = _half_life_days(values.pop("half_life"))
+
     kind = PARAMS[engine]
     known = {field.name for field in fields(kind)}
-    if unknown := values.keys() - known:
+    unknown = values.keys() - known
+    if unknown:
         raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(unknown))}; see docs/training.md.")
     if "seed" in known:
         values.setdefault("seed", seed)

@@ -99,7 +99,8 @@ class Neighbours:
     ) -> ranking.Ranked:
         """Return lists of *n* items for the rows *users* of *user_items* [users, items], as `ranking.recommend`.
 
-        If the users' items have few neighbours in all, most items have the score 0, and only the others are computed.
+        A score is the sum of an item's similarities (`similarity`, sparse [items, items]) with the user's items. If
+        these have few neighbours, most items have the score 0, and only the others are computed.
         """
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items

@@ -117,9 +117,10 @@ class Popularity:
     ) -> ranking.Ranked:
         """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
 
-        The users' own items are left out unless *keep_seen*, and all but those *allowed* [items]. Users without items
-        get no list. Same result as `ranking.recommend`, without scores of all users and items in memory. Raises
-        ValueError if *user_items* has another number of items than the learnt matrix.
+        `counts` [items] are the numbers of users of each item. The users' own items are left out unless *keep_seen*,
+        and all but those *allowed* [items]. Users without items get no list. Same result as `ranking.recommend`,
+        without scores of all users and items in memory. Raises ValueError if *user_items* has another number of items
+        than the learnt matrix.
         """
         require_at_least("The length of a list", n)
         if user_items.shape[1] != len(self.counts):

@@ -474,7 +474,8 @@ class _Trials:
     def _stored_or_measured(self, params: Params) -> Trial:
         """Return the trial of *params* stored in the folder; else measure it, and store it if there is a folder.
 
-        A file is named by a digest of the data, settings and parameters, so it is never out of date.
+        `_key` is a digest of the data and settings. With the parameters, it names the file, so this is never out of
+        date. A file holds the seconds of the trial, and then the nDCG of each user.
         """
         fitted = with_fewer_iterations(params)
         iterations = fitted.iterations if isinstance(fitted, ALSParams) else None
