@@ -128,6 +128,7 @@ class StoreContract:
         assert min(store.batch, store.coalesce) >= 1
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
+        """A handle is one opened store; two handles are as two processes. An absent key has the slot None."""
         await write_release(open_handle(), FIRST, ROWS)
         reader = open_handle()
         keys = [row.key for row in reversed(ROWS)]
@@ -139,6 +140,7 @@ class StoreContract:
         assert await reader.get_many(release_ref(FIRST), []) == []
 
     async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
+        """A LocalReader, as of files, also reads one key without awaiting."""
         await write_release(store, FIRST, ROWS)
         if not isinstance(store, LocalReader):
             pytest.skip("not a LocalReader")
@@ -173,6 +175,7 @@ class StoreContract:
         assert isinstance(error, ReleaseNotFound)
 
     async def test_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
+        """A release that is written again has a new incarnation, the name of its data."""
         erased = draft_of(FIRST)._replace(incarnation="erased")
         other = draft_of(FIRST)._replace(incarnation="other")
         for draft in (erased, other):
@@ -185,6 +188,7 @@ class StoreContract:
             await store.get_many(erased.release, ["user:1"])
 
     async def test_scan_yields_sealed_rows_in_ascending_order_of_key_bytes(self, store: Store) -> None:
+        """Only a sealed release, one that takes no more rows, can be scanned; `prepare` makes it fast to read."""
         meta = Row("meta:manifest", b"{}")
         await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
         for start in range(0, len(ROWS), 2):
@@ -206,6 +210,7 @@ class StoreContract:
             assert Level.ERROR not in {finding.level for finding in await store.examine()}
 
     async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(self, store: Store) -> None:
+        """A publisher that was interrupted puts rows again."""
         await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
         await store.put(draft_of(FIRST), ROWS[4:])
         await store.put(draft_of(FIRST), ROWS[4:])
@@ -289,6 +294,7 @@ class StoreContract:
             assert store.get(release_ref(FIRST), keys[1]) is None
 
     async def test_incarnations_are_listed_until_they_are_erased(self, open_handle: OpenStore) -> None:
+        """`incarnations` names all data in the store, also of drafts, that is, unsealed releases."""
         store = open_handle()
         await write_release(store, FIRST, ROWS)
         await write_release(store, SECOND, ROWS[:1], seal=False)
@@ -303,6 +309,7 @@ class StoreContract:
     async def test_a_catalogue_is_begun_over_drafts_but_not_over_sealed_releases(
         self, open_handle: OpenStore, *, seal: bool
     ) -> None:
+        """A store with sealed releases and no catalogue has lost it; a new one would let their data be erased."""
         store = open_handle()
         await write_release(store, FIRST, ROWS, seal=seal)
         if not seal:
@@ -339,6 +346,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("sealed", [True, False])
     async def test_erase_removes_every_row_and_is_idempotent(self, open_handle: OpenStore, *, sealed: bool) -> None:
+        """A second erase, by another process, does nothing; other releases stay."""
         store = open_handle()
         await write_release(store, FIRST, ROWS, seal=sealed)
         await write_release(store, SECOND, ROWS[:1])
@@ -397,6 +405,7 @@ class StoreContract:
         assert (await reader.catalogue()).served == (release_ref(FIRST),)
 
     async def test_a_swap_compares_generation_token_and_store(self, store: Store) -> None:
+        """A swap replaces the stored catalogue only if that is the one that the caller has read."""
         await begin_draft(store, FIRST)
         stored = await store.catalogue()
         successor = catalogue_changes.succeed(stored, stored, "next", "here")
@@ -409,6 +418,7 @@ class StoreContract:
     async def test_records_are_swapped_with_the_catalogue_and_read_by_another_handle(
         self, open_handle: OpenStore
     ) -> None:
+        """Records are small values by name, which a swap changes together with the catalogue."""
         store = open_handle()
         reader = open_handle()
         assert await reader.records(["one", "other"]) == [None, None]
@@ -422,6 +432,7 @@ class StoreContract:
         assert await reader.records(["other"]) == [first[1].after]
 
     async def test_a_refused_swap_changes_no_record_and_a_repeated_one_is_done(self, store: Store) -> None:
+        """A change of a record names its old and new values; if it has the new one already, the swap succeeds."""
         await begin_draft(store, FIRST)
         stored = await store.catalogue()
         await store.swap(
@@ -443,6 +454,7 @@ class StoreContract:
         assert await store.catalogue() == successor
 
     async def test_one_of_many_concurrent_swaps_wins(self, open_handle: OpenStore) -> None:
+        """All have read the same catalogue."""
         await begin_draft(open_handle(), FIRST)
         handles = [open_handle() for _ in range(8)]
         for handle in handles:  # connect one after the other
@@ -485,6 +497,7 @@ class StoreContract:
             await store.replace_unreadable(record, rebuilt)
 
     async def test_changes_yields_the_catalogue_and_each_change(self, open_handle: OpenStore) -> None:
+        """`changes` is how a service follows a store: it yields a catalogue now, and at each swap."""
         writer = open_handle()
         reader = open_handle()
         first = await begin_draft(writer, FIRST)
@@ -503,6 +516,8 @@ class StoreContract:
                 await store.get_many(ReleaseRef(ReleaseId(odd), odd), ["user:1"])
 
     async def test_erased_users_stay_erased_after_rollback_and_prune(self, store: Store) -> None:
+        """In each release, `verify` counts the rows of an erased user as erased, and not as missing."""
+
         async def rows() -> AsyncIterator[Sequence[Row]]:
             body = body_of(b'{"id":"x","score":1}')
             yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]
@@ -519,6 +534,7 @@ class StoreContract:
         assert "2" in searched.holding[first]
 
     async def test_named_lists_are_verified_read_and_erased_with_their_release(self, store: Store) -> None:
+        """The rows of a named list have its name in their keys, as user@basket:1."""
         body = body_of(b'{"id":"x","score":1}')
         keys = ["item@basket:x", "popular:", "popular@basket:", "popular@basket:é", "user:1", "user@basket:1"]
 
