@@ -152,7 +152,7 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
     *metrics* are those of the evaluation (None without one), of which a gate may name one. The gate of coverage needs
     the number of all items: *knows_catalogue*.
     """
-    known = _numbers(metrics)
+    known = _metrics_by_name(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
@@ -199,12 +199,12 @@ async def judge(
     that were not added by default. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
-    verdicts = {gate: _judged_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
+    verdicts = {gate: _judge_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
     if live is None:
         verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
         try:
-            verdicts |= await _compared_with_live(
+            verdicts |= await _compare_with_live(
                 compared, origin, lists, reader, live, name=name, is_default=is_default
             )
         except (ReleaseCorrupt, ReleaseNotFound) as error:
@@ -232,12 +232,12 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     return "".join(f"{sentence}; " for sentence in sentences)
 
 
-def _judged_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
+def _judge_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
     """Judge a gate on the release alone, by its *metrics* (as of `Evaluation.to_json`) or its measured *lists*."""
     if gate.subject == _METRIC:
-        trained = _metric_value(_numbers((metrics or {}).get("as_trained")), gate.metric)
+        trained = _metric_value(_metrics_by_name((metrics or {}).get("as_trained")), gate.metric)
         note = "" if trained is None else f"as published; {trained:.4g} in training"
-        return gate.verdict(_metric_value(_numbers(metrics), gate.metric), note)
+        return gate.verdict(_metric_value(_metrics_by_name(metrics), gate.metric), note)
     if lists.shortest is None:
         return gate.verdict(None, "no user has a list")
     if gate.subject == _POPULAR:
@@ -246,7 +246,7 @@ def _judged_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurem
     return gate.verdict(figures[gate.subject])
 
 
-async def _compared_with_live(
+async def _compare_with_live(
     gates: Sequence[Gate],
     origin: Origin,
     lists: Measurement,
@@ -262,14 +262,16 @@ async def _compared_with_live(
     all pass. Arguments and errors as of `judge`.
     """
     manifest = await load_manifest(reader, live)
-    stored = manifest.stored_name(name)
+    stored = manifest.stored_name(name)  # as in keys, where the default list has no name
     if stored is None and is_default:
         stored = ""
     if stored is None:
         note = f"the live release {live.id} has no list {name}"
         return {gate: gate.verdict(None, note, passed=True) for gate in gates}
     verdicts = {
-        gate: _relative_loss(gate, origin.metrics or {}, manifest, stored) for gate in gates if gate.subject == _DROP
+        gate: _judge_metric_loss(gate, origin.metrics or {}, manifest, stored)
+        for gate in gates
+        if gate.subject == _DROP
     }
     of_lists = [gate for gate in gates if gate.subject != _DROP]
     if not of_lists:
@@ -279,27 +281,27 @@ async def _compared_with_live(
     is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
     sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sample, stored)
-    kept = _kept_by_subject(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
+    kept = _kept_share_by_gate(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
     for gate in of_lists:
         if gate.subject == _OVERLAP:
-            verdicts[gate] = _overlap_verdict(gate, sample, live_lists, live)
+            verdicts[gate] = _judge_overlap(gate, sample, live_lists, live)
         else:
             verdicts[gate] = kept[gate.subject].verdict(gate)
     return verdicts
 
 
-def _overlap_verdict(
+def _judge_overlap(
     gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef
 ) -> GateVerdict:
     """Judge how many items the sampled lists have in common with those of the live release."""
-    users = live_lists.users
+    users = live_lists.by_user
     if not users:
         note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
         return gate.verdict(None, note, passed=not gate.bound)
     return gate.verdict(overlap(sample, users, gate.depth), f"of {len(users):,} users, with {live.id}")
 
 
-class _Kept(NamedTuple):
+class _KeptShare(NamedTuple):
     """How much is there *now* of what was there *before*, by *compared* users or items."""
 
     now: float
@@ -314,63 +316,63 @@ class _Kept(NamedTuple):
         return gate.verdict(self.now / self.before, self.note)
 
 
-def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _Kept]:
-    """Compare new *lists* with those of the live release: how much of it is kept, by subject of LEAST_KEPT.
+def _kept_share_by_gate(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _KeptShare]:
+    """Return how much of the *live* release is kept by the new *lists*: a share for each gate in LEAST_KEPT.
 
-    *sampled* users with a new list were looked up in the live release: `live.users` has the lists of those found there,
-    `live.had` is the number of all its users with a list. *list_length* is the length that new lists were made with; a
-    lower one than before is no loss.
+    *sampled* is the number of users with a new list who were looked up in the live release; `live.by_user` has the
+    lists of those found there. *list_length* is the length that new lists were made with, which may be lower than
+    before: shorter lists are then no loss.
     """
-    lengths = [len(items) for items in live.users.values()]
+    lengths = [len(items) for items in live.by_user.values()]
 
     # The share of sampled users who had a list is that of all users with a new list.
-    users = min(live.had, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
+    users = min(live.users_with_lists, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
     # If all live users are kept, the sample has `sampled / users_with_lists` of them.
-    is_sample_enough = sampled * live.had >= _LEAST_MET * lists.users_with_lists
+    is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
 
-    items = set(live.popular).union(*live.users.values())
+    items = set(live.popular).union(*live.by_user.values())
     known = len(lists.known(items))
     length = min(sum(lengths) / (len(lengths) or 1), list_length)
     segments = len(live.segments & lists.segments)
     popular = len(set(lists.popular).intersection(live.popular))
     return {
-        "users_kept": _Kept(
+        "users_kept": _KeptShare(
             now=users,
-            before=live.had,
-            compared=live.had if is_sample_enough else 0,
-            note=f"about {users:,} of {live.had:,} users with a list",
+            before=live.users_with_lists,
+            compared=live.users_with_lists if is_sample_enough else 0,
+            note=f"about {users:,} of {live.users_with_lists:,} users with a list",
         ),
-        "items_kept": _Kept(
+        "items_kept": _KeptShare(
             now=known,
             before=len(items),
             compared=len(items),
             note=f"{known:,} of {len(items):,} items in live lists",
         ),
-        "length_kept": _Kept(
+        "length_kept": _KeptShare(
             now=lists.mean_length,
             before=length,
             compared=len(lengths),
             note=f"{lists.mean_length:.1f} items in a list after {length:.1f}",
         ),
-        "similar_kept": _Kept(
-            now=min(lists.similar, live.similar),
-            before=live.similar,
-            compared=live.similar,
-            note=f"{lists.similar:,} lists of similar items after {live.similar:,}",
+        "similar_kept": _KeptShare(
+            now=min(lists.similar_lists, live.similar_lists),
+            before=live.similar_lists,
+            compared=live.similar_lists,
+            note=f"{lists.similar_lists:,} lists of similar items after {live.similar_lists:,}",
         ),
-        "segments_kept": _Kept(
+        "segments_kept": _KeptShare(
             now=segments,
             before=len(live.segments),
             compared=len(items),
             note=f"{segments:,} of {len(live.segments):,} segments",
         ),
-        "popular_length_kept": _Kept(
+        "popular_length_kept": _KeptShare(
             now=len(lists.popular),
             before=min(len(live.popular), max(list_length, POPULAR_LENGTH)),
             compared=len(items),
             note=f"{len(lists.popular)} popular items after {len(live.popular)}",
         ),
-        "popular_kept": _Kept(
+        "popular_kept": _KeptShare(
             now=popular,
             before=len(live.popular),
             compared=len(items),
@@ -379,19 +381,19 @@ def _kept_by_subject(lists: Measurement, sampled: int, live: LiveLists, list_len
     }
 
 
-def _relative_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
+def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
     """Judge how much of a metric is lost, as a share of that of the live release; 0.1 is a tenth less.
 
     *metrics* are the evaluation of the new list, and *live* is the manifest of the live release, in which the list has
     the name *stored*. Fails if either lacks the metric, or they were evaluated differently.
     """
     live_metrics = live.origin_of(stored).metrics or {}
-    now = _metric_value(_numbers(metrics), gate.metric)
-    before = _metric_value(_numbers(live_metrics), gate.metric)
+    now = _metric_value(_metrics_by_name(metrics), gate.metric)
+    before = _metric_value(_metrics_by_name(live_metrics), gate.metric)
     if now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
-    live_protocol = _protocol(live_metrics)
-    for name, setting in _protocol(metrics).items():
+    live_protocol = _evaluation_settings(live_metrics)
+    for name, setting in _evaluation_settings(metrics).items():
         if setting != live_protocol[name]:
             difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
@@ -439,16 +441,16 @@ def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[t
             yield before + name, value
 
 
-def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that comparable metrics must share."""
+def _evaluation_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an evaluation, its split and list length k, that metrics must share to be comparable."""
     split = metrics.get("split")
     if isinstance(split, Mapping):
         split = {name: value for name, value in split.items() if name != "seed"}
     return {"split": split, "k": metrics.get("k")}
 
 
-def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the metrics in all tables by dotted name."""
+def _metrics_by_name(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the metrics of an evaluation, whose tables are nested, by dotted name, such as `as_served.ndcg`."""
     tables = {
         name: table for name, table in (metrics or {}).items() if isinstance(table, Mapping) and name not in _NO_METRICS
     }
@@ -461,5 +463,5 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _metric_value(numbers: Mapping[str, float], metric: str) -> float | None:
-    """Return a metric of `_numbers` by its name; those of the model need no `model.` before it."""
+    """Return a metric of `_metrics_by_name` by its name; those of the model need no `model.` before it."""
     return numbers.get(f"model.{metric}", numbers.get(metric))

@@ -318,7 +318,7 @@ class Attempt:
                 folder.sweep()
                 folder.record(run)
             if run.summary is None:
-                self._finish(folder)
+                self._finish_run(folder)
             else:
                 self.summary = run.summary
                 if run.outcome == "published":
@@ -345,7 +345,7 @@ class Attempt:
             return last
         return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
-    def _finish(self, folder: RunFolder) -> None:
+    def _finish_run(self, folder: RunFolder) -> None:
         """Do the steps of the run that earlier attempts have not done: train, log to MLflow, publish, prune.
 
         The outcome and the durations become `self.summary`. If the release is held back, as by a canary, the run is not
@@ -364,7 +364,7 @@ class Attempt:
             erased = run_on(job.store, keep)
 
         manifest = published.manifest
-        refusal = _refusal(manifest, job.publishing.arm) or str(published.held_back or "")
+        refusal = _refusal_by_gates(manifest, job.publishing.arm) or str(published.held_back or "")
         summary = msgspec.structs.replace(
             self.summary,
             outcome="refused" if refusal else "published",
@@ -406,7 +406,7 @@ class Attempt:
         entry = run_on(job.store, lambda store: store.catalogue()).get(run.release)
         if entry is not None and entry.state is not State.DRAFT:
             with folder.step("activate"):
-                return run_on(job.store, partial(self._activate, run))
+                return run_on(job.store, partial(self._activate_if_ready, run))
 
         source = self._measured_lists(folder)
         draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
@@ -421,7 +421,8 @@ class Attempt:
         manifest = written.result.manifest
         held_back = written.result.held_back
         is_refused = written.refused is not None and not held_back
-        if is_refused and not _refusal(manifest):  # judged again after a resume
+        # A continued draft keeps the verdicts that it was begun with; these lists may fail although those passed.
+        if is_refused and not _refusal_by_gates(manifest):
             held_back = RefusedByGates(str(written.refused))
         return _Published(manifest, held_back)
 
@@ -440,12 +441,16 @@ class Attempt:
                     lists[name] = ModelLists.of(of_list, named.settings(), name)
             return source_of_lists({name: self._measure(of_list) for name, of_list in lists.items()})
 
-    async def _activate(self, run: Run, store: Store) -> "_Published":
-        """Activate the interrupted run's release if still ready."""
+    async def _activate_if_ready(self, run: Run, store: Store) -> "_Published":
+        """Make the release live that an interrupted attempt of *run* has written, unless gates refused it.
+
+        Nothing is done if it has been live already, or is not to become so. Returns its manifest, and what holds it
+        back, such as another release on trial.
+        """
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
         publishing = self._job.publishing
-        if entry.state is State.READY and publishing.activate and not _refusal(manifest):
+        if entry.state is State.READY and publishing.activate and not _refusal_by_gates(manifest):
             try:
                 await activate(store, run.release, arm=publishing.arm, end_canary=publishing.end_canary)
             except HeldBack as error:
@@ -497,7 +502,7 @@ def _metrics(manifest: Manifest) -> dict[str, int | float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _refusal(manifest: Manifest, arm: Arm = "A") -> str:
+def _refusal_by_gates(manifest: Manifest, arm: Arm = "A") -> str:
     """Return why gates keep a release from going live, and what to do; empty if they do not."""
     gates = manifest.origin.gates
     if not gates.failures:

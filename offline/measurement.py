@@ -65,7 +65,7 @@ class Measurement:
         """Keep the first *depth* items of sampled lists."""
         self.users = 0
         self.users_with_lists = 0
-        self.similar = 0  # lists of similar items
+        self.similar_lists = 0  # items with a list of similar ones
         self.segments = set[str]()  # of popular lists
         self.shortest: int | None = None
         self._items = items
@@ -162,21 +162,29 @@ class Measurement:
 
 
 class LiveLists(NamedTuple):
-    """The overall *popular* list of a release, lists of some *users*, and numbers of users' and items' lists."""
+    """What new lists are compared with: ids of items in some lists of the live release, and numbers of its lists.
+
+    popular           the overall popular list
+    by_user           the lists of sampled users, of those that have one
+    segments          the segments of users with a popular list
+    users_with_lists  the number of all users with a list
+    similar_lists     the number of items with a list of similar ones
+    """
 
     popular: list[str]
-    users: dict[str, list[str]]
+    by_user: dict[str, list[str]]
     segments: set[str]
-    had: int
-    similar: int
+    users_with_lists: int
+    similar_lists: int
 
 
 async def read_live(
     reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str = ""
 ) -> LiveLists:
-    """Read the lists of *users* that *release* has, of the name *stored* in keys; damaged ones are skipped.
+    """Read the lists of *users* in a release, those that are there and not damaged, and its overall popular list.
 
-    Raises ReleaseCorrupt for other damage, and StoreError.
+    *stored* is the name of the list in keys, empty for the default one. Raises ReleaseCorrupt if the release cannot be
+    decoded, and StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
     prefix = prefix_of(USER, stored)
@@ -187,10 +195,10 @@ async def read_live(
             lists[name] = [item["id"] for item in items]
     return LiveLists(
         popular=lists.pop(OVERALL, []),
-        users=lists,
+        by_user=lists,
         segments={*(manifest.named[stored] if stored else manifest.segments)},
-        had=manifest.counts.get(prefix_of(USER, stored)[:-1], 0),
-        similar=manifest.counts.get(prefix_of(ITEM, stored)[:-1], 0),
+        users_with_lists=manifest.counts.get(prefix_of(USER, stored)[:-1], 0),
+        similar_lists=manifest.counts.get(prefix_of(ITEM, stored)[:-1], 0),
     )
 
 

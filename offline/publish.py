@@ -188,16 +188,18 @@ async def publish(
     started = perf_counter()
     steps = dict[str, float]()
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
-    review = _GateCheck(source, settings, store, compared, steps)
+    gate_check = _GateCheck(source, settings, store, compared, steps)
     encoding = settings.encoding or default_encoding(store)
+
+    # Rows that this process writes, and a writer of those that others write.
     writers = None
     if isinstance(source, PartedSource):
         rows = source.own()
-        write = partial(source.write_parts, lists=review.lists[""], observer=observer, on_progress=on_progress)
+        write = partial(source.write_parts, lists=gate_check.lists[""], observer=observer, on_progress=on_progress)
         writers = ParallelWriters([] if encoding == "json" else source.sample(), write)
     else:
         rows = _merged_by_key(
-            of_list.batches(review.lists[name].add) for name, of_list in _sources_by_name(source).items()
+            of_list.batches(gate_check.lists[name].add) for name, of_list in _sources_by_name(source).items()
         )
 
     resume = settings.resume
@@ -205,10 +207,10 @@ async def publish(
         store,
         prefetched(rows, steps),
         plan=source.plan(),
-        about=review.about,
+        about=gate_check.about,
         encoding=encoding,
         live=settings.activate,
-        refused_by=review.refused_by,
+        refused_by=gate_check.refused_by,
         arm=settings.arm,
         end_canary=settings.end_canary,
         resume=ReleaseId(resume) if isinstance(resume, str) else resume,
@@ -216,7 +218,7 @@ async def publish(
         on_progress=on_progress,
     )
     steps |= result.seconds
-    refusal = await review.refusal(result.manifest)
+    refusal = await gate_check.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
     seconds = perf_counter() - started
     if refused is not None:
@@ -280,7 +282,7 @@ class _GateCheck:
 
     async def about(self, tally: Tally) -> dict[str, Any]:
         """Return origin and verdicts, once lists are measured."""
-        live, verdicts = await self._verdicts(tally.counts, tally.popular)
+        live, verdicts = await self._judge_once(tally.counts, tally.popular)
         if not verdicts:
             return self._about
         against = None if live is None else live.id
@@ -291,13 +293,13 @@ class _GateCheck:
         """Return the gates that failed, by name, now or when the draft was begun."""
         failed = list[str]()
         if not self._is_forced(manifest):
-            judged = await self._verdicts(manifest.counts, manifest.popular_keys)
+            judged = await self._judge_once(manifest.counts, manifest.popular_keys)
             failed = [verdict.gate for verdict in judged.verdicts if not verdict.passed]
         return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
 
     async def refusal(self, manifest: Manifest) -> str:
         """Return why the release may not go live, and what to do; empty if it may."""
-        live, verdicts = await self._verdicts(manifest.counts, manifest.popular_keys)
+        live, verdicts = await self._judge_once(manifest.counts, manifest.popular_keys)
         failed = failures(verdicts)
         if not failed or self._is_forced(manifest):
             return ""
@@ -313,7 +315,7 @@ class _GateCheck:
         """Whether this publish, and the one that began the draft, go live despite failed gates."""
         return self._settings.force and manifest.origin.gates.forced
 
-    async def _verdicts(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
+    async def _judge_once(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
         """Return the verdicts of all gates on all lists, judged once; later calls return those of the first.
 
         *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
@@ -326,7 +328,7 @@ class _GateCheck:
                     self._count_rows(name, stored, counts, popular_keys)
                     verdicts += await self._judge_list(name, stored, live)
                 if live is not None:
-                    verdicts += await self._names_kept(live)
+                    verdicts += await self._compare_names(live)
                 self._judged = _Judged(live, verdicts)
         return self._judged
 
@@ -334,11 +336,16 @@ class _GateCheck:
         """Add the numbers of a list's similar items and segments to its measurement."""
         prefix = prefix_of(POPULAR, stored)
         measured = self.lists[name]
-        measured.similar = counts.get(prefix_of(ITEM, stored)[:-1], 0)
+        measured.similar_lists = counts.get(prefix_of(ITEM, stored)[:-1], 0)
         measured.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}
 
     async def _judge_list(self, name: str, stored: str, live: ReleaseRef | None) -> list[GateVerdict]:
-        """Judge one list; the verdicts of all but the default one bear its name."""
+        """Judge the gates of the list *name*, by comparison with the release *live*, if there is one.
+
+        *stored* is the list's name in keys, empty for the default one. The name of a verdict is that of its gate, after
+        the list's name and a colon if the list is not the default one. If a release is live, gates by default are
+        added.
+        """
         review = self._reviews[name]
         gates = review.gates if live is None else with_defaults(review.gates)
         lists = self.lists[name]
@@ -347,7 +354,7 @@ class _GateCheck:
             return verdicts
         return [replace(verdict, gate=f"{name}:{verdict.gate}") for verdict in verdicts]
 
-    async def _names_kept(self, live: ReleaseRef) -> list[GateVerdict]:
+    async def _compare_names(self, live: ReleaseRef) -> list[GateVerdict]:
         """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
 
         A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`

@@ -263,14 +263,16 @@ class RuledLists:
         if not (self.rules.shortens or len(self.pins) or self.boosts is not None):
             return {OVERALL: model.popular, **model.segments}
         order = order_by_popularity(counts)
-        lists = {OVERALL: self._shortened(order, counts, len(model.popular.items))}
+        lists = {OVERALL: self._ruled_popular_list(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
             scores = np.zeros_like(counts)
             scores[popular.items] = popular.scores
             if self.boosts is not None:
                 scores *= self.boosts
             items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
-            lists[segment] = self._shortened(items[order_by_popularity(scores[items])], scores, len(popular.items))
+            lists[segment] = self._ruled_popular_list(
+                items[order_by_popularity(scores[items])], scores, len(popular.items)
+            )
         return lists
 
     def about(self) -> dict[str, Any]:
@@ -323,24 +325,26 @@ class RuledLists:
         rank = ranker.recommend if own is None else partial(recommend, ranker, own=own)
         items, scores = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
         if self.rules.shortens:
-            self._fill(users, items, scores)
+            self._fill_with_popular(users, items, scores)
         if self.similarity is not None or self.context.shown is not None:
-            items, scores = self._rearranged(users, items, scores)
+            items, scores = self._reorder_candidates(users, items, scores)
         if self.new is not None:
-            items, scores = self._explored(self.new, users, items, scores)
-        return self._pinned(users, items, scores) if len(self.pins) else Ranked(items, scores)
+            items, scores = self._insert_new_items(self.new, users, items, scores)
+        if len(self.pins):
+            items, scores = self._put_pins_first(users, items, scores)
+        return Ranked(items, scores)
 
-    def _fill(self, users: Indices, items: Indices, scores: Floats) -> None:
-        """Fill lists that end early with popular items, in place; arguments as of `_rearranged`."""
+    def _fill_with_popular(self, users: Indices, items: Indices, scores: Floats) -> None:
+        """Fill lists that end early with popular items, in place; arguments as of `_reorder_candidates`."""
         short = np.flatnonzero(items[:, -1] < 0)
         if len(short):
             user_items = self.model.matrix.user_items
             filler, _ = self.popularity.recommend(
                 user_items, users[short], items.shape[1], keep_seen=self.keep_seen, allowed=self.allowed
             )
-            items[short], scores[short] = filled(Ranked(items[short], scores[short]), filler)
+            items[short], scores[short] = fill_lists(Ranked(items[short], scores[short]), filler)
 
-    def _rearranged(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
+    def _reorder_candidates(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
         """Reorder the candidates of each list by diversity and by the days on which they were shown.
 
         *items* and *scores* are [users, n], the best first. Candidates beyond the first ones, the pool, keep their
@@ -353,8 +357,8 @@ class RuledLists:
         order = np.concatenate([order, np.broadcast_to(beyond, (len(items), len(beyond)))], axis=1)
         return Ranked(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
-    def _explored(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Insert new items into the lists, and remove later duplicates; arguments as of `_rearranged`."""
+    def _insert_new_items(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
+        """Insert new items into the lists, and remove later duplicates; arguments as of `_reorder_candidates`."""
         matrix = self.model.matrix
         segments = self.model.user_segments
         chosen = Users(
@@ -364,17 +368,23 @@ class RuledLists:
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
         lists, values = new.inserted(chosen, items, scores, self.length)
-        return cut(lists, values, (lists >= 0) & _are_first_of_kind(lists, 1), items.shape[1])
+        return _without_repeats(lists, values, items.shape[1])
 
-    def _pinned(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Put the pinned items that users do not have at the head of their lists, unless a list is empty."""
+    def _put_pins_first(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
+        """Put the pinned items (those that the operator wants first) at the head of each list, with its best score.
+
+        A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty. Arguments as of
+        `_reorder_candidates`.
+        """
         pins = np.tile(self.pins, (len(users), 1))
         pins[items[:, 0] < 0] = -1
         if not self.keep_seen:
             pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
+        best_scores = np.broadcast_to(scores[:, :1], pins.shape)
+
         everything = np.concatenate([pins, items], axis=1)
-        values = np.concatenate([np.broadcast_to(scores[:, :1], pins.shape), scores], axis=1)
-        return cut(everything, values, (everything >= 0) & _are_first_of_kind(everything, 1), items.shape[1])
+        values = np.concatenate([best_scores, scores], axis=1)
+        return _without_repeats(everything, values, items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
@@ -397,7 +407,7 @@ class RuledLists:
             batches = -(-len(pending) * min(depth, total) // _CELLS)
             for batch in np.array_split(pending, batches):
                 ranked = rank(rows[batch], depth)
-                lists = cut(ranked.items, ranked.scores, self._under_cap(ranked.items), width)
+                lists = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), width)
                 items[batch, : lists.items.shape[1]] = lists.items
                 scores[batch, : lists.items.shape[1]] = lists.scores
 
@@ -410,14 +420,15 @@ class RuledLists:
             depth *= _DEEPER
         return Ranked(items, scores)
 
-    def _under_cap(self, items: Indices) -> Mask:
+    def _are_under_cap(self, items: Indices) -> Mask:
         """Return which *items* [rows, depth] the cap per category leaves in their list; False for -1."""
         most = self.rules.max_per_category
         if self.categories is None or most is None:
             return items >= 0
-        return capped(items, self.categories, most)
+        categories = np.where(items >= 0, self.categories[items], _NO_CATEGORY)
+        return (items >= 0) & _are_first_of_kind(categories, most)
 
-    def _shortened(self, items: Indices, scores: Floats, n: int) -> Popular:
+    def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
         """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
 
         *items* are numbers, best first; *scores* has the score of every item of the model, by number.
@@ -428,7 +439,7 @@ class RuledLists:
         items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
         if self.allowed is not None:
             items = items[self.allowed[items]]
-        items = items[self._under_cap(items[None, :])[0]]
+        items = items[self._are_under_cap(items[None, :])[0]]
         return Popular(items[:n], scores[items[:n]])
 
 
@@ -470,16 +481,12 @@ def _new_items(model: Model, explore: Explore, allowed: Allowed, *, keep_seen: b
     return NewItems(explore, model, new, keep_seen=keep_seen)
 
 
-def capped(items: Indices, categories: Indices, most: int) -> Mask:
-    """Return the mask of *items* [rows, depth], best first, under a cap of *most* per category; False for -1."""
-    return (items >= 0) & _are_first_of_kind(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
-
-
-def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
-    """Return lists [rows, n] of the entries of *items* that are *kept*, then -1 with score 0.
+def take_kept(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
+    """Return lists [rows, n] of the first n entries of *items* that are *kept*, then -1 with score 0.
 
     *items*, *scores* and the mask *kept* are [rows, any].
     """
+    # A stable sort of the mask moves the kept entries to the front, in their order.
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
     kept = np.take_along_axis(kept, order, axis=1)
     best = np.take_along_axis(items, order, axis=1)
@@ -487,7 +494,12 @@ def cut(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
     return Ranked(np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0)))
 
 
-def filled(ranked: Ranked, filler: Indices) -> Ranked:
+def _without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
+    """Return lists [rows, n] of *items* [rows, any], each at its first place in its row; -1 entries are left out."""
+    return take_kept(items, scores, (items >= 0) & _are_first_of_kind(items, 1), n)
+
+
+def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
     """Return lists of the same width, whose free places have items of *filler* [rows, any] that they lack.
 
     These have a score of 0, or the lowest of their list if that is negative.
@@ -496,15 +508,15 @@ def filled(ranked: Ranked, filler: Indices) -> Ranked:
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
     everything = np.concatenate([items, filler], axis=1)
     values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
-    return cut(everything, values, (everything >= 0) & _are_first_of_kind(everything, 1), items.shape[1])
+    return _without_repeats(everything, values, items.shape[1])
 
 
 def _are_first_of_kind(kinds: Indices, most: int) -> Mask:
-    """Return which entries of *kinds* [rows, n] are among the first *most* of their kind in their row.
+    """Return which entries of *kinds* [rows, n] are among the first *most* with the same value in their row.
 
-    All entries of a negative kind are.
+    Kinds are numbers of items or of categories. Entries below 0 are always among them.
     """
-    # A stable sort makes a run of each kind, in the order of the row.
+    # A stable sort puts equal kinds side by side, as a run, in the order of the row.
     order = np.argsort(kinds, axis=1, kind="stable")
     ordered = np.take_along_axis(kinds, order, axis=1)
     starts_run = np.ones(kinds.shape, dtype=np.bool_)
