@@ -44,10 +44,10 @@ def _measure_and_report(measure: Callable[[ProgressDisplay], Report], written: P
     with progress_display(err) as display:
         report = measure(display)
     report_page.save(report, written)
-    finish(report, written, as_json=as_json)
+    print_and_exit(report, written, as_json=as_json)
 
 
-def finish(report: Report, name: Path | None, *, as_json: bool) -> NoReturn:
+def print_and_exit(report: Report, name: Path | None, *, as_json: bool) -> NoReturn:
     """Print a report from the file *name*, and exit with its code."""
     show_report(report, as_json=as_json)
     if name is not None and not as_json:
@@ -169,7 +169,7 @@ def compare(
         from hotplate.report_page import save
 
         save(report, written)
-    finish(report, written, as_json=as_json)
+    print_and_exit(report, written, as_json=as_json)
 
 
 def cosmos_emulator(

@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Annotated
 
-from hotplate.cli.terminal import chosen_store, out
+from hotplate.cli.terminal import out, store_url_or_default
 from hotplate.stores.options import Flag
 
 MaxRu = Annotated[int | None, Flag("RU/s to spend in Cosmos DB; else ru= of the URL.", at_least=1)]
@@ -13,7 +13,7 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     """Return the store's URL with the limit; StoreMisused for a store without request units."""
     from hotplate.stores.connect import with_max_ru  # loads the stores
 
-    return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
+    return url if max_ru is None else with_max_ru(store_url_or_default(url), max_ru)
 
 
 class RequestUnitMeter:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from hotplate.cli import publishing
 from hotplate.cli.options import PublishFlags
-from hotplate.cli.terminal import interruptible, out, progress_bars
+from hotplate.cli.terminal import out, progress_bars, run_interruptibly
 from hotplate.cli.training import print_report
 from hotplate.offline.input.sample import sample
 from hotplate.offline.training import TrainSettings, train
@@ -29,7 +29,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
 
         model_folder = folder / "model"
         with progress_bars() as on_progress:
-            trained = interruptible(lambda: train(TrainSettings(path=data), model_folder, on_progress))
+            trained = run_interruptibly(lambda: train(TrainSettings(path=data), model_folder, on_progress))
         print_report(trained)
 
         store_url = f"file://{folder / 'store'}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 
 from hotplate.cli.options import Places
-from hotplate.cli.terminal import counted, print_result, shown_store, with_store
+from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
 from hotplate.serve.consumed import KEPT
 from hotplate.serve.events import SegmentFolder
 from hotplate.stores.erasure_log import lost_sentence
@@ -47,14 +47,14 @@ class _OtherPlaces:
 def erase(users: Sequence[str], places: Places) -> None:
     """Erase users, and print where they are still."""
     others = _search_other_places(users, places)
-    erasure = with_store(places.store, lambda opened: erase_users(opened, users))
+    erasure = run_on_store(places.store, lambda opened: erase_users(opened, users))
     _print_erasure(erasure, others, places, f"of {len(set(users))} are erased from")
 
 
 def find(users: Sequence[str], places: Places) -> None:
     """Print where users are."""
     others = _search_other_places(users, places)
-    erasure = with_store(places.store, lambda opened: find_users(opened, users))
+    erasure = run_on_store(places.store, lambda opened: find_users(opened, users))
     _print_erasure(erasure, others, places, f"of {len(set(users))} are marked as erased in")
 
 
@@ -90,17 +90,17 @@ def _print_erasure(erasure: Erasure, others: _OtherPlaces, places: Places, state
     """
     facts = {
         **asdict(erasure),
-        "store": shown_store(places.store, as_json=True),
+        "store": shown_store_url(places.store, as_json=True),
         "elsewhere": others.users_by_place,
         "not_checked": others.not_searched,
     }
-    sentences = [f"{counted(len(erasure.erased), 'user')} {state} {shown_store(places.store)}"]
+    sentences = [f"{format_count(len(erasure.erased), 'user')} {state} {shown_store_url(places.store)}"]
     if erasure.lost:
         sentences.append(lost_sentence(erasure.lost))
     if erasure.warning is not None:
         sentences.append(f"warning: {erasure.warning}")
     if erasure.deleted:
-        sentences.append(f"{counted(erasure.deleted, 'row')} deleted")
+        sentences.append(f"{format_count(erasure.deleted, 'row')} deleted")
 
     for release, held in erasure.holding.items():
         list_names = erasure.lists.get(release)
@@ -123,7 +123,7 @@ def _event_folder(url: str) -> SegmentFolder | _LocalFolder:
 
 def _users_in_backup(folder: Path, users: Sequence[str]) -> list[str]:
     """Return the users that a release of a backup holds, sorted."""
-    releases = with_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
+    releases = run_on_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
     return sorted({user for held in releases.values() for user in held})
 
 

@@ -7,7 +7,7 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
-from hotplate.cli.terminal import interruptible, out, require_folder, show_report
+from hotplate.cli.terminal import out, require_folder, run_interruptibly, show_report
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
@@ -50,12 +50,12 @@ def report(
     from hotplate.offline.evaluate.model_report import model_report
 
     if as_json:
-        show_report(interruptible(lambda: model_report(model)), as_json=True)
+        show_report(run_interruptibly(lambda: model_report(model)), as_json=True)
         return
     from hotplate.report_page import save_page  # an extra
 
     require_folder(page)
-    quality = interruptible(lambda: model_report(model))
+    quality = run_interruptibly(lambda: model_report(model))
     save_page(quality, page)
     show_report(quality, as_json=False)
     out.print(f"report written to {page}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from hotplate.cli.options import ListFlags
-from hotplate.cli.terminal import interruptible, print_rows_read, show_report, with_store
+from hotplate.cli.terminal import print_rows_read, run_interruptibly, run_on_store, show_report
 from hotplate.offline.evaluate.reports import (
     Candidate,
     Evaluator,
@@ -36,8 +36,8 @@ def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, r
     rating  a column of *truth*, to measure scores as its predictions
     """
     reading = partial(_read_lists, truth, [origin], flags, train=train, rating=rating)
-    evaluator, (candidate,) = interruptible(reading)
-    report = interruptible(lambda: evaluator.evaluate(candidate))
+    evaluator, (candidate,) = run_interruptibly(reading)
+    report = run_interruptibly(lambda: evaluator.evaluate(candidate))
     if not flags.as_json:
         print_rows_read(named_paths([truth]), evaluator.truth.rows, evaluator.truth.left_out)
     show_report(report, as_json=flags.as_json)
@@ -45,8 +45,8 @@ def measure(origin: str, truth: Path, flags: ListFlags, *, train: Path | None, r
 
 def compare(first: str, second: str, truth: Path, flags: ListFlags) -> int:
     """Compare two origins of lists, as those of `measure`, print the report, and return its exit code."""
-    evaluator, (before, after) = interruptible(partial(_read_lists, truth, [first, second], flags))
-    report = interruptible(lambda: evaluator.compare(before, after))
+    evaluator, (before, after) = run_interruptibly(partial(_read_lists, truth, [first, second], flags))
+    report = run_interruptibly(lambda: evaluator.compare(before, after))
     show_report(report, as_json=flags.as_json)
     return report.exit_code
 
@@ -80,7 +80,7 @@ def _read_candidate(origin: str, pairs: pl.DataFrame, flags: ListFlags) -> Candi
             release = await find_release(store, release_id or None)
             return await candidate_from_release(store, release, f"{redacted(url)}#{release.id}", pairs, flags.k)
 
-        return with_store(url, read)
+        return run_on_store(url, read)
     if is_model(Path(origin)):
         return candidate_from_model(load(origin), origin, pairs, flags.k)
     return candidate_from_files(origin, pairs, flags.k, asdict(flags.columns), Format(flags.delimiter))

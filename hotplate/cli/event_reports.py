@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 
-from hotplate.cli.terminal import counted, out, print_json, progress_bars, table, with_store
+from hotplate.cli.terminal import format_count, out, print_json, progress_bars, run_on_store, table
 from hotplate.serve.events import EventReport, PositionCounts
 from hotplate.serve.events import report as count_events
 from hotplate.serve.experiments import ArmEvents, ArmReport
@@ -24,7 +24,7 @@ def print_report(source: str, goal: str | None, *, min_effect: float, store: str
     goal        the type of event to count for each user, as "buy"; the experiment is that of *store*
     min_effect  the difference of arms, in percent, for which the number of users needed is printed
     """
-    arm_events = None if goal is None else with_store(store, partial(_arm_events, goal))
+    arm_events = None if goal is None else run_on_store(store, partial(_arm_events, goal))
     with progress_bars() as on_progress:
         counts = count_events(source, partial(on_progress, "report"), arms=arm_events)
     comparison = None if arm_events is None else arm_events.report(min_effect / 100)
@@ -67,7 +67,7 @@ def _print_arms(comparison: ArmReport, headings: Sequence[str]) -> None:
 
 def _print_counts(counts: EventReport) -> None:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(counts.types.items()))
-    read = f"{counted(counts.events, 'event')} in {counted(counts.segments, 'segment')}"
+    read = f"{format_count(counts.events, 'event')} in {format_count(counts.segments, 'segment')}"
     out.print(f"{read}: {types}" if types else read)
     left_out = (
         (counts.open_segments, "open segments left out: still written, or of a killed service"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, StoreUrl, counted, out, print_json, progress_bars
+from hotplate.cli.terminal import Json, StoreUrl, format_count, out, print_json, progress_bars
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.urls import redacted
 
@@ -38,7 +38,7 @@ def ship(
     if as_json:
         print_json(shipped)
         return
-    out.print(f"shipped {counted(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
+    out.print(f"shipped {format_count(shipped.segments, 'segment')}, {shipped.bytes / 1e6:,.1f} MB, to {redacted(to)}")
     if shipped.recovered:
         out.print(f"{shipped.recovered} of them are of workers that were killed")
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 
-from hotplate.cli.terminal import out, shown_time, table
+from hotplate.cli.terminal import format_time, out, table
 from hotplate.stores.manifest import Manifest
 
 
-def rules_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def rule_counts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the name of each rule of a release, and what it counted, as "3 items, 12 users"."""
     for name, counts in manifest.origin.rules.items():
         texts = [f"{count:,} {counted.replace('_', ' ')}" for counted, count in counts.items()]
         yield name.replace("_", " "), ", ".join(texts)
 
 
-def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
+def manifest_facts(manifest: Manifest, state: str) -> list[tuple[str, object]]:
     """Return a heading and a text for each fact that a release's manifest states; *state* is that of the release.
 
     `about` of a manifest has facts by name, of which texts and numbers are shown, but "engine", which `origin` has.
@@ -23,7 +23,7 @@ def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("release", manifest.release),
         ("state", state),
-        ("written", shown_time(manifest.created_at)),
+        ("written", format_time(manifest.created_at)),
         ("engine", ": ".join(filter(None, (origin.engine, params)))),
         ("rows", ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())),
         ("bytes", f"{manifest.bytes:,}, {manifest.encoding}"),
@@ -32,7 +32,7 @@ def facts_of(manifest: Manifest, state: str) -> list[tuple[str, object]]:
     for name, value in manifest.about.items():
         if name != "engine" and isinstance(value, str | int | float):
             facts.append((name.replace("_", " "), value))
-    facts += [(f"rule: {name}", counts) for name, counts in rules_of(manifest)]
+    facts += [(f"rule: {name}", counts) for name, counts in rule_counts(manifest)]
     return facts
 
 

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_t
 from hotplate.cli import publishing, training
 from hotplate.cli.flags import from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
-from hotplate.cli.terminal import REFUSED, chosen_store, err, out, progress_bars, text_on_stderr
+from hotplate.cli.terminal import REFUSED, err, out, progress_bars, store_url_or_default, text_on_stderr
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.evaluation import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
@@ -135,7 +135,7 @@ def read_job(pipeline: PipelineFile) -> Job:
     for name, list_flags in flags_by_list.items():
         named[name] = NamedList(list_flags.model, partial(publishing.list_settings, list_flags, is_default=False))
     all_flags = (train_flags, publish_flags, *flags_by_list.values())
-    store_url = chosen_store(published.store)
+    store_url = store_url_or_default(published.store)
     options = [train_flags, publish_flags, flags_by_list, gates, store_url]
     return Job(
         name=pipeline.name,

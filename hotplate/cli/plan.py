@@ -18,7 +18,7 @@ from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
 from hotplate.cli.flags import with_signature
-from hotplate.cli.terminal import Json, err, out, require_folder, show_report, with_store
+from hotplate.cli.terminal import Json, err, out, require_folder, run_on_store, show_report
 from hotplate.report import Report
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
@@ -252,7 +252,7 @@ def _file_inputs(
     if flags.from_release is not None:
         from hotplate.releases import find_manifest  # loads the stores
 
-        manifest = with_store(flags.from_release, lambda opened: find_manifest(opened, None))
+        manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
         p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms

@@ -13,18 +13,18 @@ from typing import Any, TypeVar, cast
 
 from hotplate.cli.costs import RequestUnitMeter, limit_ru
 from hotplate.cli.flags import from_table, settings_of
-from hotplate.cli.manifests import print_attributes, print_gates, print_metrics, rules_of
+from hotplate.cli.manifests import print_attributes, print_gates, print_metrics, rule_counts
 from hotplate.cli.options import ImportFlags, PublishFlags, ReleaseFlags
 from hotplate.cli.terminal import (
-    chosen_store,
     err,
-    interruptible,
     out,
     print_json,
     print_rows_read,
     progress_bars,
-    shown_store,
-    with_store,
+    run_interruptibly,
+    run_on_store,
+    shown_store_url,
+    store_url_or_default,
 )
 from hotplate.offline.attributes import parse_kinds
 from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
@@ -155,7 +155,7 @@ def publish_models(flags: PublishFlags) -> None:
         publish_lists(
             lambda report: on_spark(_load_model_lists(folders, settings_by_list, report)),
             flags,
-            on_written=partial(_record_in_mlflow, mlflow_uris, chosen_store(flags.store)),
+            on_written=partial(_record_in_mlflow, mlflow_uris, store_url_or_default(flags.store)),
         )
 
 
@@ -189,10 +189,10 @@ def _local_folders(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path],
 
     from hotplate.offline import mlflow_models  # an extra
 
-    resolved_uris = {name: interruptible(partial(mlflow_models.resolve, uri)) for name, uri in in_mlflow.items()}
+    resolved_uris = {name: run_interruptibly(partial(mlflow_models.resolve, uri)) for name, uri in in_mlflow.items()}
     with temporary_folder("model") as scratch:
         for number, (name, uri) in enumerate(resolved_uris.items()):
-            folders[name] = interruptible(partial(mlflow_models.fetch, uri, scratch / str(number)))
+            folders[name] = run_interruptibly(partial(mlflow_models.fetch, uri, scratch / str(number)))
         yield folders, [*resolved_uris.values()]
 
 
@@ -274,7 +274,7 @@ def _on_spark_if_wanted(flags: PublishFlags) -> Iterator[Callable[[ModelLists | 
 
     if flags.dry_run:
         raise SettingError("A dry run computes all lists in this process; leave out --master.")
-    url = chosen_store(flags.store)
+    url = store_url_or_default(flags.store)
     check_store(url)
     with spark_session(flags.master) as session:
         yield lambda lists: SparkLists(cast("ModelLists", lists), session, url)  # not NamedLists
@@ -306,9 +306,9 @@ def publish_lists(
 def _rehearse_and_print(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> None:
     """Print what publishing the lists would write, and which gates would refuse it; raises as `publish_lists`."""
     with progress_bars() as on_progress:
-        lists = interruptible(lambda: read_lists(on_progress))
+        lists = run_interruptibly(lambda: read_lists(on_progress))
         report = partial(on_progress, "dry run")
-        plan, simulated = with_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
+        plan, simulated = run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
 
     if flags.as_json:
         print_json(_dry_run_json(plan, simulated.manifest, flags))
@@ -326,15 +326,15 @@ def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, 
 
     The parameters are those of `publish_lists`. A refused release is returned, and not raised.
     """
-    with_store(flags.store, _check_store, may_be_new=True)
+    run_on_store(flags.store, _check_store, may_be_new=True)
     meter = RequestUnitMeter()
     loading_s = dict[str, float]()
     with progress_bars(meter.progress) as on_progress:
         with timed(loading_s, "load"):
-            lists = interruptible(lambda: read_lists(on_progress))
+            lists = run_interruptibly(lambda: read_lists(on_progress))
         report = partial(on_progress, "publish")
         write = partial(publish, lists, settings=flags.settings, observer=meter, on_progress=report)
-        written = with_store(flags.store, write, meter, may_be_new=True)
+        written = run_on_store(flags.store, write, meter, may_be_new=True)
 
     if flags.as_json:
         print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
@@ -374,7 +374,7 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
 def _dry_run_json(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "dry_run": True,
-        "store": shown_store(flags.store, as_json=True),
+        "store": shown_store_url(flags.store, as_json=True),
         "rows": plan.rows,
         "bytes": plan.payload_bytes,
     }
@@ -386,7 +386,7 @@ def _dry_run_json(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> dict[s
 
 def _print_dry_run(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> None:
     size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
-    out.print(f"dry run, nothing is written: {size}, into {shown_store(flags.store)}")
+    out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
     print_attributes(manifest)
     print_metrics(manifest)
     print_gates(manifest)
@@ -416,7 +416,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
     manifest = written.result.manifest
     arm = flags.settings.arm
     facts = {
-        "store": shown_store(flags.store, as_json=True),
+        "store": shown_store_url(flags.store, as_json=True),
         "release": manifest,
         "live": _was_activated(written, flags) and arm == "A",
         "arm": arm,
@@ -442,13 +442,13 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
     state = "withdrawn" if isinstance(written.refused, ReleaseWithdrawn) else "ready"
     if _was_activated(written, flags):
         state, _ = place_of(flags.settings.arm)
-    where = shown_store(flags.store)
+    where = shown_store_url(flags.store)
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
 
-    for rule, rule_counts in rules_of(manifest):
-        out.print(f"  {rule}: {rule_counts}")
+    for rule, counted in rule_counts(manifest):
+        out.print(f"  {rule}: {counted}")
     print_attributes(manifest)
     print_metrics(manifest)
     print_gates(manifest)

@@ -10,20 +10,20 @@ import typer
 
 from hotplate.cli.costs import MaxRu, RequestUnitMeter, limit_ru
 from hotplate.cli.flags import Verbs
-from hotplate.cli.manifests import facts_of, print_gates, print_quality
+from hotplate.cli.manifests import manifest_facts, print_gates, print_quality
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
-    chosen_store,
-    counted,
+    format_count,
+    format_time,
     out,
     print_json,
     print_result,
     progress_bars,
-    shown_store,
-    shown_time,
+    run_on_store,
+    shown_store_url,
+    store_url_or_default,
     table,
-    with_store,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
@@ -66,18 +66,18 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
     Example: hotplate releases list --store file:///var/lib/hotplate
     """
-    catalogue = with_store(store, lambda opened: opened.catalogue())
+    catalogue = run_on_store(store, lambda opened: opened.catalogue())
     if as_json:
         facts = {name: getattr(catalogue, name) for name in ("live", "canary", "experiment", "generation")}
         print_json(facts | {"releases": catalogue.distinct})
         return
     if not catalogue.distinct:
-        out.print(f"no releases in {shown_store(store)}; `hotplate store rebuild` finds lost ones")
+        out.print(f"no releases in {shown_store_url(store)}; `hotplate store rebuild` finds lost ones")
         return
     live = f"release {catalogue.live} is live" if catalogue.live else "no release is live"
-    out.print(f"{live} in {shown_store(store)}, of {counted(len(catalogue.distinct), 'release')}")
+    out.print(f"{live} in {shown_store_url(store)}, of {format_count(len(catalogue.distinct), 'release')}")
     rows = [
-        (entry.id, _state_in_words(catalogue, entry), shown_time(entry.created_at), shown_time(entry.superseded_at))
+        (entry.id, _state_in_words(catalogue, entry), format_time(entry.created_at), format_time(entry.superseded_at))
         for entry in catalogue.distinct
     ]
     out.print(table(("release", "state", "begun", "left service"), rows))
@@ -96,7 +96,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     async def read_manifest_and_catalogue(opened: Store) -> tuple[Manifest, Catalogue]:
         return await find_manifest(opened, release), await opened.catalogue()
 
-    manifest, catalogue = with_store(store, read_manifest_and_catalogue)
+    manifest, catalogue = run_on_store(store, read_manifest_and_catalogue)
     entry = catalogue.find(ReleaseId(release))
     if as_json:
         canary = catalogue.canary
@@ -104,7 +104,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
         state = {"state": entry.state, "refused_by": entry.refused_by, "canary_percent": percent}
         print_json(asdict(manifest) | state)
         return
-    out.print(table(("", ""), facts_of(manifest, _state_in_words(catalogue, entry))))
+    out.print(table(("", ""), manifest_facts(manifest, _state_in_words(catalogue, entry))))
     print_quality(manifest)
     print_gates(manifest)
 
@@ -128,7 +128,7 @@ def activate(
     from hotplate.stores.lifecycle import activate as activate_release
 
     make_live = partial(activate_release, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
-    is_changed = with_store(store, make_live)
+    is_changed = run_on_store(store, make_live)
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
     key = "live" if arm == "A" else "arm_b"
@@ -145,7 +145,7 @@ def rollback(store: StoreUrl = None, force: Force = False, as_json: Json = False
     """
     from hotplate.releases import rollback as roll_back
 
-    release = roll_back(chosen_store(store), force=force)
+    release = roll_back(store_url_or_default(store), force=force)
     _print_change(store, {"live": release}, f"{release} is live again", as_json=as_json)
 
 
@@ -173,7 +173,7 @@ def canary(
     from hotplate.stores.lifecycle import start_canary
 
     release_id = ReleaseId(release)
-    with_store(store, lambda opened: start_canary(opened, release_id, percent, days, force=force))
+    run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, force=force))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_change(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
@@ -187,7 +187,7 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
     from hotplate.stores.lifecycle import promote as promote_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: promote_canary(opened, expected, force=force))
+    release = run_on_store(store, lambda opened: promote_canary(opened, expected, force=force))
     _print_change(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 
@@ -200,7 +200,7 @@ def abort(release: IfCanary = None, store: StoreUrl = None, as_json: Json = Fals
     from hotplate.stores.lifecycle import abort as abort_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = with_store(store, lambda opened: abort_canary(opened, expected))
+    release = run_on_store(store, lambda opened: abort_canary(opened, expected))
     fields = {"canary": None, "aborted": release}
     _print_change(store, fields, f"{release} is not the canary any more", as_json=as_json)
 
@@ -225,7 +225,7 @@ def prune(
     keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
     with progress_bars() as on_progress:
         erased = prune_releases(
-            chosen_store(store),
+            store_url_or_default(store),
             keep=keep,
             grace_s=grace,
             keep_ready_s=keep_ready_s,
@@ -263,7 +263,7 @@ def copy(
 
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
-        result = run_between(chosen_store(source), chosen_store(target), find_and_copy, meter)
+        result = run_between(store_url_or_default(source), store_url_or_default(target), find_and_copy, meter)
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
     if result.held_back is not None:
         raise result.held_back
@@ -317,7 +317,7 @@ def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: fl
 
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
-        manifest = verify_release(chosen_store(store), release, rows_per_s=rows_per_s, on_progress=report)
+        manifest = verify_release(store_url_or_default(store), release, rows_per_s=rows_per_s, on_progress=report)
     sentence = f"{manifest.release} is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes"
     print_result({"release": manifest}, sentence, as_json=as_json)
 
@@ -345,7 +345,7 @@ def repair(
 
     with progress_bars() as on_progress:
         report = partial(on_progress, "repair")
-        result = run_between(chosen_store(source), chosen_store(store), find_and_repair)
+        result = run_between(store_url_or_default(source), store_url_or_default(store), find_and_repair)
     fields = {"release": result.manifest, "rows_written": result.rows}
     sentence = f"{result.rows:,} rows of {result.manifest.release} were written again"
     _print_change(store, fields, sentence, as_json=as_json)
@@ -353,8 +353,8 @@ def repair(
 
 def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
     """Print the fields as JSON, or the sentence, with the store that was changed."""
-    facts = {"store": shown_store(store, as_json=True), **fields}
-    print_result(facts, f"{sentence} in {shown_store(store)}", as_json=as_json)
+    facts = {"store": shown_store_url(store, as_json=True), **fields}
+    print_result(facts, f"{sentence} in {shown_store_url(store)}", as_json=as_json)
 
 
 def _state_in_words(catalogue: Catalogue, entry: Release) -> str:
@@ -369,5 +369,5 @@ def _state_in_words(catalogue: Catalogue, entry: Release) -> str:
         share = f"{catalogue.canary.percent:g} %"
         if experiment is None:
             return f"{state}, canary of {share}"
-        return f"{state}, arm B of {share} until {shown_time(experiment.ends_at)}"
+        return f"{state}, arm B of {share} until {format_time(experiment.ends_at)}"
     return state

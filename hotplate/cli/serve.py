@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from hotplate.cli.terminal import Json, StoreUrl, chosen_store, err, print_result, table, with_store
+from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.recommendations import Recommendations
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.settings import LOGS, ServiceSettings, configure_logging, read_telemetry
@@ -35,7 +35,7 @@ def serve(
     from hotplate.serve.processes.supervisor import serve as run_service
     from hotplate.stores.connect import check_single, lacks_folder, never_published
 
-    urls = tuple(map(chosen_store, settings.stores)) if settings.stores else (chosen_store(None),)
+    urls = tuple(map(store_url_or_default, settings.stores)) if settings.stores else (store_url_or_default(None),)
     if settings.keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
 
@@ -80,7 +80,7 @@ def lookup(
         request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
         return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 
-    _print_list(user, with_store(store, answer_request), as_json=as_json)
+    _print_list(user, run_on_store(store, answer_request), as_json=as_json)
 
 
 def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:

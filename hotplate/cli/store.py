@@ -17,15 +17,15 @@ from hotplate.cli.terminal import (
     FAILED,
     Json,
     StoreUrl,
-    counted,
+    format_count,
+    format_time,
     out,
     print_json,
     print_result,
     progress_bars,
-    shown_store,
-    shown_time,
+    run_on_store,
+    shown_store_url,
     table,
-    with_store,
 )
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.errors import StoreError, StoreMisused
@@ -56,17 +56,17 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     from hotplate.stores.doctor import examine
 
-    findings = with_store(store, examine, may_be_new=True)
+    findings = run_on_store(store, examine, may_be_new=True)
     counts = Counter(finding.level for finding in findings)
     facts = {
-        "store": shown_store(store, as_json=True),
+        "store": shown_store_url(store, as_json=True),
         "fit": not counts[Level.ERROR],
         "findings": [finding._asdict() for finding in findings],
     }
     lines = [f"{finding.level:<8} {finding.subject:<12} {finding.sentence}" for finding in findings]
     verb = "cannot" if counts[Level.ERROR] else "can"
-    totals = f"{counted(counts[Level.ERROR], 'error')}, {counted(counts[Level.WARNING], 'warning')}"
-    answer = f"{shown_store(store)} {verb} be served from and published to: {totals}"
+    totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
+    answer = f"{shown_store_url(store)} {verb} be served from and published to: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
     raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
@@ -85,7 +85,7 @@ def backup(
     """
     from hotplate.stores.file.backup import backup as write_backup
 
-    sentence = f"{shown_store(store)} is backed up to {target}"
+    sentence = f"{shown_store_url(store)} is backed up to {target}"
     _copy_files(
         "backup",
         store,
@@ -110,7 +110,7 @@ def restore(
     """
     from hotplate.stores.file.backup import restore as restore_backup
 
-    sentence = f"{shown_store(store)} is restored from {source}"
+    sentence = f"{shown_store_url(store)} is restored from {source}"
     _copy_files(
         "restore",
         store,
@@ -149,12 +149,12 @@ def rebuild(
             return result, error
 
     with progress_bars() as on_progress:
-        surveyed, outcome = with_store(store, survey_and_rebuild)
+        surveyed, outcome = run_on_store(store, survey_and_rebuild)
     rebuilt = outcome if isinstance(outcome, Catalogue) else None
     if as_json:
-        print_json({"store": shown_store(store, as_json=True), **_survey_json(surveyed, rebuilt)})
+        print_json({"store": shown_store_url(store, as_json=True), **_survey_json(surveyed, rebuilt)})
     else:
-        _print_survey(surveyed, rebuilt, shown_store(store))
+        _print_survey(surveyed, rebuilt, shown_store_url(store))
     if isinstance(outcome, StoreError):
         raise outcome
 
@@ -169,10 +169,10 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     from hotplate.stores.users import accept_loss
 
-    lost = with_store(store, accept_loss)
-    facts = {"store": shown_store(store, as_json=True), "lost": lost}
-    users = f"{counted(lost, 'erased user')} less" if lost else "all of its erased users"
-    print_result(facts, f"{shown_store(store)} counts {users}", as_json=as_json)
+    lost = run_on_store(store, accept_loss)
+    facts = {"store": shown_store_url(store, as_json=True), "lost": lost}
+    users = f"{format_count(lost, 'erased user')} less" if lost else "all of its erased users"
+    print_result(facts, f"{shown_store_url(store)} counts {users}", as_json=as_json)
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:
@@ -204,7 +204,7 @@ def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> 
     rows = [
         (
             release.ref.id,
-            shown_time(release.manifest.created_at),
+            format_time(release.manifest.created_at),
             f"{release.manifest.rows:,}",
             ", ".join(release.manifest.refused_by) or "none",
             release.damage or "sound",
@@ -215,7 +215,7 @@ def _print_survey(surveyed: "Survey", rebuilt: Catalogue | None, store: str) -> 
     for incarnation, reason in surveyed.others.items():
         out.print(f"not used, so `hotplate releases prune` erases it: {incarnation}, {reason}")
     if rebuilt is not None:
-        counts = counted(len(rebuilt.releases), "release")
+        counts = format_count(len(rebuilt.releases), "release")
         out.print(f"{rebuilt.live} is live in {store}, by a new catalogue of {counts}")
 
 
@@ -243,7 +243,7 @@ def _copy_files(
 
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
-        result = with_store(store, check_and_copy, may_be_new=True)  # `backup` reports a missing store
+        result = run_on_store(store, check_and_copy, may_be_new=True)  # `backup` reports a missing store
     live = f"{result.live} is live" if result.live else "nothing is live"
     copied = f"{len(result.releases)} releases, {result.copied_bytes / 1e6:,.1f} MB copied"
     print_result(result, f"{sentence}: {copied}; {live} in it", as_json=as_json)

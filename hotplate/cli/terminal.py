@@ -108,19 +108,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def counted(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """Return `1 row`, `2,000 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def shown_time(seconds: float | None) -> str | None:
+def format_time(seconds: float | None) -> str | None:
     """Return a time as `2026-11-20 06:42:00Z`, None for none."""
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def print_rows_read(source: str, rows: int, left_out: Mapping[str, int], notes: Sequence[str] = ()) -> None:
     """Print the rows read, those left out by reason, and notes."""
-    out.print(f"read {counted(rows, 'row')} of {source}")
+    out.print(f"read {format_count(rows, 'row')} of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
     for note in notes:
@@ -202,7 +202,7 @@ def require_folder(report: Path | None) -> None:
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
 
 
-def chosen_store(url: str | None) -> str:
+def store_url_or_default(url: str | None) -> str:
     """Return *url*, or the default; StoreMisused for an empty option or variable."""
     if url == "" or (url is None and os.environ.get(STORE_VARIABLE) == ""):
         raise StoreMisused(
@@ -212,13 +212,13 @@ def chosen_store(url: str | None) -> str:
     return url or default_url()
 
 
-def shown_store(url: str | None, *, as_json: bool = False) -> str:
-    """Return the URL of `chosen_store` without secrets, in text marked if it is the default."""
-    shown = redacted(chosen_store(url))
+def shown_store_url(url: str | None, *, as_json: bool = False) -> str:
+    """Return the URL of `store_url_or_default` without secrets, in text marked if it is the default."""
+    shown = redacted(store_url_or_default(url))
     return shown if url or as_json else f"{shown} (the default, as no --store was given)"
 
 
-def with_store(
+def run_on_store(
     url: str | None,
     act: Callable[["Store"], Awaitable[T]],
     observer: "Observer | None" = None,
@@ -231,10 +231,10 @@ def with_store(
     """
     from hotplate.stores.connect import run_on
 
-    return run_on(chosen_store(url), act, observer, must_exist=not may_be_new)
+    return run_on(store_url_or_default(url), act, observer, must_exist=not may_be_new)
 
 
-def interruptible(work: Callable[[], T]) -> T:
+def run_interruptibly(work: Callable[[], T]) -> T:
     """Run *work* in a thread, so that Ctrl-C works during a long C call.
 
     Interrupted work ends at its next line of Python; after `CLEAN_UP_S` it is abandoned, and the next run removes its

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hotplate.cli.options import TrainFlags
-from hotplate.cli.terminal import counted, err, interruptible, print_json, progress_bars, show_report
+from hotplate.cli.terminal import err, format_count, print_json, progress_bars, run_interruptibly, show_report
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
 from hotplate.offline.evaluate.records import read_repeats
@@ -39,7 +39,7 @@ def train_model(flags: TrainFlags, model: Path, *, master: str | None, as_json: 
     target = None if flags.register is None else mlflow_models.Target.of(flags.register)
     with _spark_session_if_wanted(flags.engine, master):
         print_training(settings, model, as_json=as_json)
-    logged = interruptible(lambda: mlflow_models.log_training(model, target))
+    logged = run_interruptibly(lambda: mlflow_models.log_training(model, target))
     mlflow_models.set_alias(logged)
     err.print(f"hotplate: the model is {logged.uri} in MLflow")
 
@@ -95,7 +95,7 @@ def print_training(settings: TrainSettings, model: Path, *, as_json: bool = Fals
             f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
         )
     with progress_bars() as on_progress:
-        report = interruptible(lambda: train(settings, model, on_progress, err.print))
+        report = run_interruptibly(lambda: train(settings, model, on_progress, err.print))
     if as_json:
         print_json(report.to_json())
     else:
@@ -165,7 +165,7 @@ def _read_and_written(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """
     data = facts["data"]
     left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
-    yield "read", "; ".join([f"{counted(data['rows'], 'row')} of {data['source']}", *left_out_rows])
+    yield "read", "; ".join([f"{format_count(data['rows'], 'row')} of {data['source']}", *left_out_rows])
     yield "columns", ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name)
 
     kept = ", ".join(f"{facts[kind]:,} {kind}" for kind in ("users", "items", "pairs", "titles"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.cli.terminal import interruptible
+from hotplate.cli.terminal import run_interruptibly
 from hotplate.stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists, until
@@ -34,10 +34,10 @@ def test_interrupted_work_cleans_up_without_waiting_for_c_calls(tmp_path: Path) 
             time.sleep(0.001)
 
     with pytest.raises(KeyboardInterrupt):
-        interruptible(lambda: work(in_python))
+        run_interruptibly(lambda: work(in_python))
     until(lambda: not list(tmp_path.iterdir()))  # as a rule at once, but a busy machine may be slower than that
     with pytest.raises(KeyboardInterrupt):
-        interruptible(lambda: work(held.acquire))
+        run_interruptibly(lambda: work(held.acquire))
     held.release()
 
 
