@@ -219,7 +219,7 @@ class _Comparison:
         """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
 
         Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists. A
-        slot is a stored value: bytes, None for an absent key, or the error of this key; after an offset of
+        read_result is a stored value: bytes, None for an absent key, or the error of this key; after an offset of
         OFFSET_BYTES it has the list.
         """
         store = self._store
@@ -228,8 +228,10 @@ class _Comparison:
             ref = (await store.catalogue()).find(release).ref
             decompress = await load_decode(store, ref, await load_manifest(store, ref))
             popular_key = POPULAR + OVERALL
-            (slot,) = await store.get_many(ref, [popular_key])
-            popular_list = decode(decompress(popular_key, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
+            (read_result,) = await store.get_many(ref, [popular_key])
+            popular_list = (
+                decode(decompress(popular_key, read_result)[OFFSET_BYTES:]) if isinstance(read_result, bytes) else []
+            )
         except StoreError as error:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
@@ -237,12 +239,12 @@ class _Comparison:
         for start in range(0, len(lists), store.batch):
             batch = lists[start : start + store.batch]
             keys = [USER + received.user for received in batch]
-            slots = await store.get_many(ref, keys)
-            for received, key, slot in zip(batch, keys, slots, strict=True):
-                if isinstance(slot, StoreError):
-                    self.wrong.append(f"user {received.user}: {slot}")
+            read_results = await store.get_many(ref, keys)
+            for received, key, read_result in zip(batch, keys, read_results, strict=True):
+                if isinstance(read_result, StoreError):
+                    self.wrong.append(f"user {received.user}: {read_result}")
                     continue
-                own_list = None if slot is None else decode(decompress(key, slot)[OFFSET_BYTES:])
+                own_list = None if read_result is None else decode(decompress(key, read_result)[OFFSET_BYTES:])
                 self._compare_list(received, own_list, popular_list)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:

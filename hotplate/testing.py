@@ -154,11 +154,11 @@ class StoreContract:
         """A SendingReader reads in two steps: `send` returns a future of replies, `received` their values by key."""
         await write_release(store, FIRST, ROWS)
         keys = [*(row.key for row in ROWS), "user:absent"]
-        slots = await store.get_many(release_ref(FIRST), keys)  # connects
+        results = await store.get_many(release_ref(FIRST), keys)  # connects
         replies = store.send(release_ref(FIRST), keys) if isinstance(store, SendingReader) else None
         if not isinstance(store, SendingReader) or replies is None:
             pytest.skip("needs a task for a read")
-        assert store.received(release_ref(FIRST), await replies) == slots
+        assert store.received(release_ref(FIRST), await replies) == results
         replies = store.send(release_ref(SECOND), keys)
         assert replies is not None
         with pytest.raises(ReleaseNotFound):
@@ -288,8 +288,8 @@ class StoreContract:
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
         await write_release(store, FIRST, ROWS)
         keys = ["user:1", "user:\ud800", "user:2"]
-        (slots,) = await asyncio.gather(store.get_many(release_ref(FIRST), keys), return_exceptions=True)
-        assert slots == [b"one", None, b""]
+        (results,) = await asyncio.gather(store.get_many(release_ref(FIRST), keys), return_exceptions=True)
+        assert results == [b"one", None, b""]
         if isinstance(store, LocalReader):
             assert store.get(release_ref(FIRST), keys[1]) is None
 
@@ -546,7 +546,9 @@ class StoreContract:
         entry = (await store.catalogue()).find(release)
 
         assert (await verify(store, entry.ref)).named == {"basket": ("é",)}
-        assert len([slot for slot in await store.get_many(entry.ref, keys) if isinstance(slot, bytes)]) == len(keys)
+        assert len([result for result in await store.get_many(entry.ref, keys) if isinstance(result, bytes)]) == len(
+            keys
+        )
         assert [row.key async for row in store.scan(entry.ref)] == [*keys[:1], "meta:manifest", *keys[1:]]
         assert (await find_users(store, ["1"])).lists == {release: ("basket",)}
 

@@ -16,7 +16,7 @@ from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, Decode, Item,
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Reader
-from hotplate.stores.verification import read_slots
+from hotplate.stores.verification import read_results
 
 # For a mean overlap precise to 0.01.
 SAMPLED_USERS = 5_000
@@ -215,12 +215,12 @@ async def read_lists(
 
     Raises StoreError if rows cannot be read.
     """
-    async for key, slot in read_slots(reader, release, keys):
-        if slot is None:
+    async for key, result in read_results(reader, release, keys):
+        if result is None:
             continue
         items: list[Item] | ReleaseCorrupt
         try:
-            items = slot if isinstance(slot, ReleaseCorrupt) else decode(cut(open_value(key, slot), depth))
+            items = result if isinstance(result, ReleaseCorrupt) else decode(cut(open_value(key, result), depth))
         except ReleaseCorrupt as error:
             items = error
         except ValueError as error:

@@ -86,11 +86,11 @@ class Baskets:
         (part,) = batch.parts  # one tier and, as canaries are of users, one release
         lists = dict[str, bytes]()
         failure: StoreError | None = None
-        for row, slot in zip(part.rows, part.slots, strict=True):
-            if isinstance(slot, StoreError):
-                failure = failure or slot
-            elif slot is not None and not is_empty(slot):
-                lists[row.id] = slot
+        for row, result in zip(part.rows, part.results, strict=True):
+            if isinstance(result, StoreError):
+                failure = failure or result
+            elif result is not None and not is_empty(result):
+                lists[row.id] = result
         items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
         return ComputedList(part.origin, items, len(lists), len(weights) - len(lists), failure)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores.errors import StoreError
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 
 # For missing keys: a replica may lag, or a list be repaired.
 ABSENT_S = 10.0
@@ -33,7 +33,7 @@ class Cache:
         """The size of all entries."""
         return sum(shard.bytes for shard in self._shards)
 
-    def get(self, served: ServedRelease, key: str) -> Slot:
+    def get(self, served: ServedRelease, key: str) -> ReadResult:
         """Return the list of *key*, None if it is known to be absent, or NOT_CACHED."""
         entry = served.load_id + key  # unlike a tuple, no work for the garbage collector
         value = self._shard_of(entry).get(entry)
@@ -43,13 +43,13 @@ class Cache:
             return value
         return None if value > self._clock() else NOT_CACHED
 
-    def put(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> None:
-        """Store the slots of *keys* that were read from a release, other than errors."""
+    def put(self, served: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> None:
+        """Store the results of *keys* that were read from a release, other than errors."""
         absent_until = self._clock() + ABSENT_S
-        for key, slot in zip(keys, slots, strict=True):
-            if not isinstance(slot, StoreError):
+        for key, result in zip(keys, results, strict=True):
+            if not isinstance(result, StoreError):
                 entry = served.load_id + key
-                self._shard_of(entry).put(entry, absent_until if slot is None else slot)
+                self._shard_of(entry).put(entry, absent_until if result is None else result)
 
     def _shard_of(self, entry: str) -> "_Shard":
         return self._shards[hash(entry) % len(self._shards)]

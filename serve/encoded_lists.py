@@ -10,7 +10,7 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
 from hotplate.stores.errors import StoreError, StoreMisused
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 
 # Read, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
@@ -75,9 +75,9 @@ class Fallbacks:
         errors = "; ".join(tier.error for tier in self._tiers if tier.error)
         return NotReady(errors or "the live release is being loaded; try again in a second")
 
-    def missed(self, origin: Origin, row: RowKey, slot: Slot, fallback: RowKey) -> EncodedList:
-        """Return the popular list of the release that lacks *row*, or has an error in its *slot*, and count it."""
-        is_error = isinstance(slot, StoreError)
+    def missed(self, origin: Origin, row: RowKey, result: ReadResult, fallback: RowKey) -> EncodedList:
+        """Return the popular list of the release that lacks *row*, or has an error in its *result*, and count it."""
+        is_error = isinstance(result, StoreError)
         if not is_error:
             origin.served.tally.missed.append(row.text)
         origin.tier.count_lookup(origin.served, "popular", ERROR if is_error else MISS, row.kind)

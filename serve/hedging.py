@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Decode
-from hotplate.stores.store import ReplicatedReader, Slot
+from hotplate.stores.store import ReadResult, ReplicatedReader
 
 # Share of reads that take longer than the delay, its relative change by a late read, its first value and bounds.
 LATE = 0.05
@@ -34,7 +34,7 @@ class _Race:
     is_late: bool = False
     is_over: bool = False
     second: asyncio.Task[None] | None = None
-    slots: list[Slot] | None = None
+    results: list[ReadResult] | None = None
     """Of the second read, once it has won."""
 
 
@@ -54,7 +54,7 @@ class Hedge:
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
-    ) -> list[Slot]:
+    ) -> list[ReadResult]:
         """Read like `Reader.get_many`; if the reply is late, also from a replica, and return the first answer.
 
         A read is late after a delay that adapts to their 95th percentile. Each read adds HEDGED of a token, and a
@@ -65,26 +65,26 @@ class Hedge:
         timer = asyncio.get_running_loop().call_later(self._delay_s, self._start_second_read, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
         try:
-            slots = await self._store.get_many(release, keys, timeout_s=timeout_s)
+            results = await self._store.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
-            # A second read that wins sets `race.slots`, and cancels this task once. Any other cancellation is the
+            # A second read that wins sets `race.results`, and cancels this task once. Any other cancellation is the
             # caller's, and goes on.
-            if race.slots is None or race.task is None or race.task.uncancel() > 0:
+            if race.results is None or race.task is None or race.task.uncancel() > 0:
                 raise
-            return race.slots
+            return race.results
         finally:
             timer.cancel()
             self._end(race)
 
         if not race.is_late:
             self._change_delay(1 - STEP * LATE)
-        return slots
+        return results
 
     def _end(self, race: _Race) -> None:
         race.is_over = True
         if race.second is not None:
             race.second.cancel()
-            self._count(race.slots is not None)
+            self._count(race.results is not None)
 
     def _start_second_read(self, race: _Race) -> None:
         race.is_late = True
@@ -104,13 +104,13 @@ class Hedge:
         An absent or damaged value, or an error, ends this read without an effect, as the first read goes on.
         """
         try:
-            slots = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
-            for key, slot in zip(race.keys, slots, strict=True):
-                if not isinstance(slot, bytes):
+            results = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
+            for key, result in zip(race.keys, results, strict=True):
+                if not isinstance(result, bytes):
                     return
-                race.decode(key, slot)  # checks key and release
+                race.decode(key, result)  # checks key and release
         except Exception:  # noqa: BLE001 -- the first read will tell
             return
         if not race.is_over and race.task is not None:
-            race.slots = slots
+            race.results = results
             race.task.cancel()

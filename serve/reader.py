@@ -414,13 +414,13 @@ class TieredReader:
         kind = part.rows[0].kind
         source = SOURCES[kind]
         hits = 0
-        for row, slot in zip(part.rows, part.slots, strict=True):
+        for row, result in zip(part.rows, part.results, strict=True):
             fallback = fallbacks[row.list]
-            if isinstance(slot, bytes) and not is_empty(slot):
-                lists[row.id] = EncodedList(tier.name, served, source, slot, "ok", fallback)
+            if isinstance(result, bytes) and not is_empty(result):
+                lists[row.id] = EncodedList(tier.name, served, source, result, "ok", fallback)
                 hits += 1
             else:
-                lists[row.id] = self._fallbacks.missed(part.origin, row, slot, fallback)
+                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)
         tier.count_lookup(served, source, HIT, kind, hits)
 
     def _hidden_in_batch(self, row: RowKey, fallback: RowKey, batch: BatchRead) -> EncodedList:

@@ -52,12 +52,12 @@ from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tiers import Origin, ReleaseMoved, SentRead, Tier, loop_time
 from hotplate.stores.encoding import RowKey, is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 
 log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
-Replies = asyncio.Future[list[Slot]]
+Replies = asyncio.Future[list[ReadResult]]
 
 # Of a batch, per user: its callers prefer waiting to popular lists.
 BUDGET_S_PER_USER = 0.0005
@@ -95,11 +95,11 @@ class RowRead(msgspec.Struct, frozen=True):
 
 
 class RowsRead(msgspec.Struct, frozen=True):
-    """Rows that one tier returned, with a slot each."""
+    """Rows that one tier returned, with the result of each."""
 
     origin: Origin
     rows: Sequence[RowKey]
-    slots: Sequence[Slot]
+    results: Sequence[ReadResult]
 
 
 def get_nowait(
@@ -115,14 +115,14 @@ def get_nowait(
         served = tier.follower.served_for(row)
         if served is None or (lacking and served.id in lacking):
             continue
-        slot = tier.get(served, row.text)
-        if isinstance(slot, StoreError):
+        result = tier.get(served, row.text)
+        if isinstance(result, StoreError):
             if late:
                 continue
             return None
         origin = Origin(tier, served)
-        if slot is not None and not is_empty(slot):
-            return RowRead(origin, slot)
+        if result is not None and not is_empty(result):
+            return RowRead(origin, result)
         lacking.append(served.id)
         missed = missed or origin
     return RowRead(missed, None)
@@ -187,14 +187,14 @@ class TierWalk(ABC):
         if self.caller_deadline is not None:
             reading = _within(_share_s(self.caller_deadline, len(self.tiers) - tier_index), reading)
         try:
-            slots = await reading
+            results = await reading
         except ReleaseMoved:
             raise
         except StoreError as error:
             if not isinstance(error, ReleaseCorrupt):
                 self.failure = error
             return group.rows
-        return self.settle(RowsRead(Origin(tier, group.served), group.rows, slots))
+        return self.settle(RowsRead(Origin(tier, group.served), group.rows, results))
 
     def share_s(self, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*."""
@@ -225,12 +225,12 @@ class _Turn(TierWalk, Generic[Waiter]):
         waiting = self.waiting
         origin = read.origin
         unsettled: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
-        for row, slot in zip(read.rows, read.slots, strict=True):
-            if isinstance(slot, bytes) and not is_empty(slot):
-                complete(row, waiting.pop(row, ()), origin, slot)
+        for row, result in zip(read.rows, read.results, strict=True):
+            if isinstance(result, bytes) and not is_empty(result):
+                complete(row, waiting.pop(row, ()), origin, result)
             else:
                 unsettled.append(row)
-                if not isinstance(slot, StoreError):
+                if not isinstance(result, StoreError):
                     self.missed.setdefault(row, []).append(origin)
         return unsettled
 
@@ -369,11 +369,11 @@ class TurnLookups(Generic[Waiter]):
         tier = self._tiers[0]
         following = 1
         try:
-            slots = tier.received(read)
-            if slots is None:
+            results = tier.received(read)
+            if results is None:
                 following = 0
             else:
-                rows = turn.settle(RowsRead(Origin(tier, read.served), rows, slots))
+                rows = turn.settle(RowsRead(Origin(tier, read.served), rows, results))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:
@@ -438,7 +438,7 @@ class BatchRead(TierWalk):
 
 @dataclass(kw_only=True)
 class ReleaseRead(BatchRead):
-    """Rows of one release. Only those whose slot is an error are read in the next tier."""
+    """Rows of one release. Only those whose result is an error are read in the next tier."""
 
     release: str
     """Its id."""
@@ -459,14 +459,14 @@ class ReleaseRead(BatchRead):
         """Keep the rows of a tier that were read or are absent; return those that failed, for the next tier."""
         failed = list[RowKey]()
         rows = list[RowKey]()
-        slots = list[Slot]()
-        for row, slot in zip(read.rows, read.slots, strict=True):
-            if isinstance(slot, StoreError):
+        results = list[ReadResult]()
+        for row, result in zip(read.rows, read.results, strict=True):
+            if isinstance(result, StoreError):
                 failed.append(row)
             else:
                 rows.append(row)
-                slots.append(slot)
-        self.parts.append(RowsRead(read.origin, rows, slots))
+                results.append(result)
+        self.parts.append(RowsRead(read.origin, rows, results))
         return failed
 
 
@@ -497,7 +497,7 @@ class BatchLookups:
         return loop_time() + self._budget_s + BUDGET_S_PER_USER * users
 
     def cached(self, rows: Sequence[RowKey]) -> list[RowsRead]:
-        """Return slots of *rows* of the first tier with a release, read without I/O; errors for those that need it."""
+        """Return the results of *rows* in the first tier with a release, without I/O; errors for those that need it."""
         for tier in self._tiers:
             groups = tier.follower.grouped(rows)
             if groups:
@@ -522,11 +522,11 @@ def _share_s(until: float, tiers: int) -> float:
 
 
 def _read_nowait(tier: Tier, group: RowsOfRelease) -> RowsRead:
-    slots = [tier.get(group.served, row.text) for row in group.rows]
-    return RowsRead(Origin(tier, group.served), group.rows, slots)
+    results = [tier.get(group.served, row.text) for row in group.rows]
+    return RowsRead(Origin(tier, group.served), group.rows, results)
 
 
-async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[Slot]]) -> list[Slot]:
+async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[ReadResult]]) -> list[ReadResult]:
     """Cancel a read whose caller stops waiting, which says nothing about the store."""
     try:
         async with asyncio.timeout(timeout_s):

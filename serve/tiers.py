@@ -1,6 +1,6 @@
 """Tiers: stores of a service, each with a live release, a circuit breaker and a cache.
 
-A *slot* is the result for one key: bytes (decoded: the opened list), None if the store has no row, or a StoreError.
+The result of reading a key is bytes (decoded: the opened list), None if the store has no row, or a StoreError.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER, is_empty
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import LocalReader, LocalRows, Reader, ReplicatedReader, SendingReader, Slot
+from hotplate.stores.store import LocalReader, LocalRows, Reader, ReadResult, ReplicatedReader, SendingReader
 from hotplate.stores.timing import Deadlines, TaskDeadlines
 from hotplate.stores.urls import scheme_of
 
@@ -108,8 +108,8 @@ class SentRead(msgspec.Struct, frozen=True, eq=False):
     sender: SendingReader
     served: ServedRelease
     keys: Sequence[str]
-    replies: asyncio.Future[list[Slot]]
-    expiring: set[asyncio.Future[list[Slot]]]
+    replies: asyncio.Future[list[ReadResult]]
+    expiring: set[asyncio.Future[list[ReadResult]]]
     """The set of `Deadlines` that contains the replies until they arrive, and otherwise cancels them."""
 
     sent_at: float
@@ -141,7 +141,7 @@ class Tier:
         self.read_cell = metrics.store[name, "get", "ok"]
         """The histogram of reads of a local store."""
         self._deadlines = TaskDeadlines()
-        self._sent_deadlines = Deadlines[asyncio.Future[list[Slot]]](_cancel)
+        self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
         self._fails_by_part = False
         """Whether a part of the store has failed by itself, as one shard or one partition does."""
         self._damaged = set[ReleaseRef]()
@@ -188,18 +188,18 @@ class Tier:
         except StoreError:
             return None
 
-    def get(self, served: ServedRelease, key: str) -> Slot:
+    def get(self, served: ServedRelease, key: str) -> ReadResult:
         """Read one key without I/O; returns a StoreError if that is impossible."""
         if self._local is not None:
             return self._get_local(self._local, served, key)
         if self._cache is None:
             return NOT_CACHED
-        slot = self._cache.get(served, key)
-        if slot is not NOT_CACHED:
+        result = self._cache.get(served, key)
+        if result is not NOT_CACHED:
             self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
-        return slot
+        return result
 
-    def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
+    def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> ReadResult:
         """Read, time and decode one key of a store in this process; damage is a StoreError."""
         started = perf_counter()
         try:
@@ -213,8 +213,8 @@ class Tier:
         except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
             return _UNREADABLE
 
-    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read *keys* in *served*, from the cache where it has them: one decoded slot per key.
+    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* in *served*, from the cache where it has them: one decoded result per key.
 
         Local stores have no deadline. Raises ReleaseMoved, and StoreError if nothing could be read in time or the
         circuit is open.
@@ -223,13 +223,13 @@ class Tier:
             return await self._read_or_follow(served, keys, loop_time() + timeout_s)
         if self._cache is None:
             return await self._read_in_time(served, keys, timeout_s)
-        slots = [self.get(served, key) for key in keys]
-        uncached = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
+        results = [self.get(served, key) for key in keys]
+        uncached = [place for place, result in enumerate(results) if result is NOT_CACHED]
         if uncached:
-            read_slots = await self._read_in_time(served, [keys[place] for place in uncached], timeout_s)
-            for place, slot in zip(uncached, read_slots, strict=True):
-                slots[place] = slot
-        return slots
+            uncached_results = await self._read_in_time(served, [keys[place] for place in uncached], timeout_s)
+            for place, result in zip(uncached, uncached_results, strict=True):
+                results[place] = result
+        return results
 
     def send(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
         """Send a read of *keys*, which are not cached, without a task; None if `read` must be called instead.
@@ -255,8 +255,8 @@ class Tier:
             timeout_s=timeout_s,
         )
 
-    def received(self, read: SentRead) -> list[Slot] | None:
-        """Return the slots of a read that is done; None after an error, and `read` must be called instead.
+    def received(self, read: SentRead) -> list[ReadResult] | None:
+        """Return the results of a read that is done; None after an error, and `read` must be called instead.
 
         Raises StoreUnavailable if the store did not answer in time.
         """
@@ -265,14 +265,14 @@ class Tier:
             self._observe_read(read.served, read.sent_at, "error")
             raise self._late(read.timeout_s)
         try:
-            slots = read.sender.received(read.served.ref, read.replies.result())
+            results = read.sender.received(read.served.ref, read.replies.result())
         except Exception:  # noqa: BLE001 -- `read` meets it, too, and reports it
             return None
         self._observe_read(read.served, read.sent_at, "ok")
         self._succeeded()
-        return self._taken(read.served, read.keys, slots)
+        return self._decode_and_cache(read.served, read.keys, results)
 
-    async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+    async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
         """Read *keys* of a remote store within a time limit, if the circuit breaker allows it, and tell it the outcome.
 
         Raises StoreUnavailable if the circuit is open or the time is over, and as `_read_or_follow`.
@@ -282,7 +282,7 @@ class Tier:
         is_probe = self.breaker.is_open
         deadline = loop_time() + timeout_s
         try:
-            slots = await self._deadlines.until(deadline, self._read_or_follow(served, keys, deadline))
+            results = await self._deadlines.until(deadline, self._read_or_follow(served, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
             if is_probe:
                 self.breaker.undecided()
@@ -296,7 +296,7 @@ class Tier:
             self._failed(error)
             raise
         self._succeeded()
-        return slots
+        return results
 
     def _succeeded(self) -> None:
         """Tell the breaker of a read that succeeded."""
@@ -325,7 +325,7 @@ class Tier:
             cause = error.__cause__ if isinstance(error, _Defect) else None
             log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
-    async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+    async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read *keys* in calls of the store's size.
 
         If the release is gone, reads the catalogue; then raises ReleaseMoved if another release is followed now, and
@@ -347,22 +347,22 @@ class Tier:
                 raise
             raise ReleaseMoved(f"release {served.id} is gone") from None
 
-    async def _read_local(self, served: ServedRelease, keys: Sequence[str]) -> list[Slot]:
+    async def _read_local(self, served: ServedRelease, keys: Sequence[str]) -> list[ReadResult]:
         """Read batches in turn; other requests run between them."""
-        slots = list[Slot]()
+        results = list[ReadResult]()
         for batch in _batches(keys, KEYS_AT_ONCE):
-            if slots:
+            if results:
                 await asyncio.sleep(0)
-            slots += await self._read_part(served, batch, None)
-        return _unless_all_failed(slots)
+            results += await self._read_part(served, batch, None)
+        return _unless_all_failed(results)
 
-    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
+    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read batches at once."""
         parts = [self._read_part(served, batch, deadline) for batch in _batches(keys, self._reader.batch)]
         return _unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
-    async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
-        """Read one of several batches; its failure becomes the slot of each of its keys.
+    async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
+        """Read one of several batches; its failure becomes the result of each of its keys.
 
         ReleaseNotFound is raised at once, to leave time for the next release.
         """
@@ -373,12 +373,12 @@ class Tier:
         except StoreError as error:
             return [error] * len(keys)
 
-    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[Slot]:
+    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
         """Read *keys* by one call of the store, which is counted, timed and traced; without a *deadline* if local."""
         started = perf_counter()
         outcome = "error"
         try:
-            slots = await self._call(served, keys, deadline)
+            results = await self._call(served, keys, deadline)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
@@ -386,10 +386,10 @@ class Tier:
         except Exception as error:
             if self._local is None and not isinstance(error, StoreError):  # a defect, which says nothing of the values
                 raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
-            raise self._examined(served, error) from error.__cause__
+            raise self._result_of_error(served, error) from error.__cause__
         finally:
             self._observe_read(served, started, outcome)
-        return self._taken(served, keys, slots)
+        return self._decode_and_cache(served, keys, results)
 
     def _observe_read(self, served: ServedRelease, started: float, outcome: str) -> None:
         """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
@@ -397,17 +397,19 @@ class Tier:
         self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
         self._observe_canary(served, took_s)
 
-    def _taken(self, served: ServedRelease, keys: Sequence[str], values: Sequence[Slot]) -> list[Slot]:
-        """Decode the slots of a store, and cache them."""
-        slots = self._decoded(served, keys, values)
+    def _decode_and_cache(
+        self, served: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]
+    ) -> list[ReadResult]:
+        """Decode the results of a store, and cache them."""
+        results = self._decode_results(served, keys, values)
         if self._cache is not None:
-            self._cache.put(served, keys, slots)
+            self._cache.put(served, keys, results)
             self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
-        return slots
+        return results
 
     def _call(
         self, served: ServedRelease, keys: Sequence[str], deadline: float | None
-    ) -> Coroutine[Any, Any, list[Slot]]:
+    ) -> Coroutine[Any, Any, list[ReadResult]]:
         """Return the call of the store for *keys*, to be awaited.
 
         It is hedged if the store has a replica, and has a span if the requests are sampled. Without a *deadline*, of
@@ -427,26 +429,28 @@ class Tier:
     def _count_hedge(self, won: bool) -> None:  # noqa: FBT001 -- a callback with one argument
         self._metrics.count_in(HEDGES, self.name, HEDGE_WON if won else HEDGE_LOST)
 
-    def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
+    def _decode_results(
+        self, served: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
+    ) -> list[ReadResult]:
         """Decode the values of *keys*; a damaged value becomes an error, which is counted.
 
-        A slot is the result for one key: its bytes, None if it is absent, or an error. In one loop, because a call per
-        slot doubles the time.
+        The result of a key is its bytes, None if it is absent, or an error. In one loop, because a call per result
+        doubles the time.
         """
         decode = served.decode
-        decoded: list[Slot] = []
-        for key, slot in zip(keys, slots, strict=True):
-            if isinstance(slot, bytes):
+        decoded: list[ReadResult] = []
+        for key, result in zip(keys, results, strict=True):
+            if isinstance(result, bytes):
                 try:
-                    decoded.append(decode(key, slot))
+                    decoded.append(decode(key, result))
                 except Exception as error:  # noqa: BLE001 -- damage must not become a 500
-                    decoded.append(self._examined(served, error))
+                    decoded.append(self._result_of_error(served, error))
             else:
-                decoded.append(self._examined(served, slot) if isinstance(slot, StoreError) else slot)
+                decoded.append(self._result_of_error(served, result) if isinstance(result, StoreError) else result)
         return decoded
 
-    def _examined(self, served: ServedRelease, error: Exception) -> StoreError:
-        """Return the error in the slot of a key, the result of its read, whose read or decoding raised *error*.
+    def _result_of_error(self, served: ServedRelease, error: Exception) -> StoreError:
+        """Return the error that is the result of a key, whose read or decoding raised *error*.
 
         A StoreError is returned as it is, but for ReleaseCorrupt. This and any other exception mean that the value is
         damaged: that is counted, logged for the first one of a release, and returned as ReleaseCorrupt.
@@ -472,8 +476,8 @@ class Tier:
         try:
             async with asyncio.timeout(PRESENT_S):
                 for batch in _batches(keys, self._reader.batch):
-                    slots = await self._reader.get_many(served.ref, batch, timeout_s=PRESENT_S * STORE_SHARE)
-                    present += sum(_has_list(served, key, slot) for key, slot in zip(batch, slots, strict=True))
+                    results = await self._reader.get_many(served.ref, batch, timeout_s=PRESENT_S * STORE_SHARE)
+                    present += sum(_has_list(served, key, result) for key, result in zip(batch, results, strict=True))
         except (TimeoutError, StoreError):
             return None
         return present / max(1, len(keys))
@@ -503,7 +507,7 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     served: ServedRelease
 
 
-def _cancel(replies: asyncio.Future[list[Slot]]) -> None:
+def _cancel(replies: asyncio.Future[list[ReadResult]]) -> None:
     replies.cancel()
 
 
@@ -511,21 +515,21 @@ def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
-def _unless_all_failed(slots: list[Slot]) -> list[Slot]:
-    """Return *slots*; raises the first error if each is one."""
-    if isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
-        raise slots[0]
-    return slots
+def _unless_all_failed(results: list[ReadResult]) -> list[ReadResult]:
+    """Return *results*; raises the first error if each is one."""
+    if isinstance(results[0], StoreError) and all(isinstance(result, StoreError) for result in results):
+        raise results[0]
+    return results
 
 
-def _has_list(served: ServedRelease, key: str, slot: Slot) -> bool:
-    """Return whether a slot has a list; raises StoreError if it could not be read."""
-    if slot is None or isinstance(slot, ReleaseCorrupt):
+def _has_list(served: ServedRelease, key: str, result: ReadResult) -> bool:
+    """Return whether a result has a list; raises StoreError if it could not be read."""
+    if result is None or isinstance(result, ReleaseCorrupt):
         return False
-    if isinstance(slot, StoreError):
-        raise slot
+    if isinstance(result, StoreError):
+        raise result
     try:
-        return not is_empty(served.decode(key, slot))
+        return not is_empty(served.decode(key, result))
     except ReleaseCorrupt:
         return False
 

@@ -15,7 +15,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 BATCH_ROWS = 1000
 
 # The result of reading a key; None if it is absent.
-Slot = bytes | None | StoreError
+ReadResult = bytes | None | StoreError
 
 # Raises ReleaseConflict if a catalogue does not allow what a store is about to do.
 CheckCatalogue = Callable[[Catalogue], None]
@@ -54,10 +54,12 @@ class Reader(Protocol):
     coalesce: int
     """Keys of different requests that one call should carry; 1 if the store reads key by key."""
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        """Read *keys*: one slot per key, in order. A key that cannot be encoded as UTF-8 is absent.
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        """Read *keys*: one result per key, in order. A key that cannot be encoded as UTF-8 is absent.
 
-        A store that reads key by key puts StoreUnavailable into slots without an answer after *timeout_s*, by default
+        A store that reads key by key returns StoreUnavailable for keys without an answer after *timeout_s*, by default
         that of a write. Raises ReleaseNotFound if the release is gone, PartUnavailable if other keys may be readable,
         else another StoreError.
         """
@@ -97,10 +99,10 @@ def catalogue_changed() -> ReleaseConflict:
 
 async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
     """Read one key. Raises StoreError."""
-    (slot,) = await reader.get_many(release, [key])
-    if isinstance(slot, StoreError):
-        raise slot
-    return slot
+    (result,) = await reader.get_many(release, [key])
+    if isinstance(result, StoreError):
+        raise result
+    return result
 
 
 class LocalRows(Protocol):
@@ -140,7 +142,9 @@ class ReplicatedReader(Reader, ABC):
         """Whether a second place is known now."""
 
     @abstractmethod
-    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+    async def get_many_elsewhere(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
+    ) -> list[ReadResult]:
         """Read like `Reader.get_many` at another place, which may lag: what is absent there proves nothing."""
 
 
@@ -148,15 +152,15 @@ class SendingReader(Reader, ABC):
     """A store that sends a read over its open connection, so that the read needs no task."""
 
     @abstractmethod
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]] | None:
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
         """Send a read; None if it needs more than the open connection.
 
         The future may be cancelled. After an error, `Reader.get_many` is to be called, which reconnects.
         """
 
     @abstractmethod
-    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
-        """Return the slots of *replies* to `send`, like `Reader.get_many`."""
+    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
+        """Return the results of *replies* to `send`, like `Reader.get_many`."""
 
 
 class Store(Reader, Protocol):

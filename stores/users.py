@@ -13,7 +13,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFo
 from hotplate.stores.lifecycle import SWAP_ATTEMPTS, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
-from hotplate.stores.verification import load_manifest, read_slots
+from hotplate.stores.verification import load_manifest, read_results
 
 # Of recording and deleting: rows that came back while they were deleted, or that a publish wrote, are deleted again.
 ATTEMPTS = 3
@@ -244,9 +244,9 @@ async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> l
 async def _present_rows(store: Store, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
     """Return the rows that a release has; a row that cannot be read has no value."""
     return [
-        Row(key, b"" if isinstance(slot, ReleaseCorrupt) else slot)
-        async for key, slot in read_slots(store, release, keys)
-        if slot is not None
+        Row(key, b"" if isinstance(result, ReleaseCorrupt) else result)
+        async for key, result in read_results(store, release, keys)
+        if result is not None
     ]
 
 

@@ -230,30 +230,30 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
     return read_manifest(release.id, await read_one(reader, release, MANIFEST))
 
 
-async def read_slots(
+async def read_results(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt | None]]:
-    """Yield (key, slot) for *keys* in order, read in batches: the stored value, an error for a damaged row, or None.
+    """Yield (key, result) for *keys* in order, read in batches: the stored value, an error for a damaged row, or None.
 
     Raises any other StoreError.
     """
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
-        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
-            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
-                raise slot
-            yield key, slot
+        for key, result in zip(chunk, await reader.get_many(release, chunk), strict=True):
+            if isinstance(result, StoreError) and not isinstance(result, ReleaseCorrupt):
+                raise result
+            yield key, result
         await asyncio.sleep(0)  # a local store never waits
 
 
 async def read_present(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* as `read_slots`, with an error in the place of a missing row."""
-    async for key, slot in read_slots(reader, release, keys):
-        if slot is None:
-            slot = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901
-        yield key, slot
+    """Read *keys* as `read_results`, with an error in the place of a missing row."""
+    async for key, result in read_results(reader, release, keys):
+        if result is None:
+            result = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901
+        yield key, result
 
 
 async def read_pieces(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> AsyncIterator[bytes]:

@@ -52,11 +52,11 @@ from hotplate.stores.store import (
     Observer,
     Plan,
     ProvisionedStore,
+    ReadResult,
     RecordChange,
     ReplicatedReader,
     Row,
     RowEraser,
-    Slot,
     TracedCall,
     catalogue_changed,
     not_found,
@@ -182,26 +182,28 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     def _containers(self) -> Containers:
         return self._open_containers()
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         """Read rows by a point read each, at the same time; see `Reader.get_many`.
 
-        A row that cannot be read is an error in its slot. If all are, raises the first.
+        The result of a row that cannot be read is an error. If all are, raises the first.
         """
         container = container_of(release)
         if (call := traced_call.get()) is not None:
             self._address.describe(call, container, len(keys))
         names = [name_of(key) for key in keys]  # first, because it may raise
-        reads = [self._read_slot(container, name, timeout_s) for name in names]
-        slots = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
-        errors = [slot for slot in slots if isinstance(slot, StoreError)]
+        reads = [self._read_one(container, name, timeout_s) for name in names]
+        results = [await reads[0]] if len(reads) == 1 else list(await asyncio.gather(*reads))  # one needs no task
+        errors = [result for result in results if isinstance(result, StoreError)]
         for error in errors:
             if isinstance(error, ContainerMissing):
                 raise not_found(release) from error
-        if errors and len(errors) == len(slots):
+        if errors and len(errors) == len(results):
             raise errors[0]
-        return slots
+        return results
 
-    async def _read_slot(self, container: str, name: str, timeout_s: float | None) -> Slot:
+    async def _read_one(self, container: str, name: str, timeout_s: float | None) -> ReadResult:
         """Read one key; without a timeout, retry like a write."""
         try:
             if timeout_s is None:
@@ -217,7 +219,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     def has_replicas(self) -> bool:
         return self._lookups is self._items and self._items.has_second_region
 
-    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+    async def get_many_elsewhere(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
+    ) -> list[ReadResult]:
         container = container_of(release)
         reads = (self._items.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]

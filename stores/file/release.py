@@ -31,7 +31,7 @@ from hotplate.stores.file.checksums import (
 )
 from hotplate.stores.file.pages import Meta, PagedFile, read_meta
 from hotplate.stores.folders import release_map, room_bytes
-from hotplate.stores.store import Row, Slot
+from hotplate.stores.store import ReadResult, Row
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class ReleaseFile:
         self._thread = ThreadPoolExecutor(1, "release")
         self._damaged = False
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """LMDB's lookup of one key; `slot` handles its errors."""
+        """LMDB's lookup of one key; `read_or_error` handles its errors."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
@@ -102,7 +102,7 @@ class ReleaseFile:
             file._users += 1
         return file
 
-    def slot(self, key: str) -> Slot:
+    def read_or_error(self, key: str) -> ReadResult:
         """Return the stored value of a key, None if it is absent, or the error, which is not raised.
 
         The error is ReleaseCorrupt for a damaged row, StoreError for a key that LMDB does not accept.

@@ -38,9 +38,9 @@ from hotplate.stores.store import (
     Level,
     LocalReader,
     Plan,
+    ReadResult,
     RecordChange,
     Row,
-    Slot,
     catalogue_changed,
     not_found,
     taken_over,
@@ -218,15 +218,17 @@ class LmdbStore(LocalReader, Diagnosed):
         try:
             return file.read(key.encode())
         except (UnicodeEncodeError, *FAILURES):
-            slot = file.slot(key)
-            if isinstance(slot, StoreError):
-                raise slot from None
-            return slot
+            result = file.read_or_error(key)
+            if isinstance(result, StoreError):
+                raise result from None
+            return result
 
     def rows_of(self, release: ReleaseRef) -> ReleaseFile:
         return self._files.get(release.incarnation) or self._open(release)
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         """Read keys from the map, without waiting; see `Reader`."""
         del timeout_s  # a read of a map cannot be cancelled
         file = self._files.get(release.incarnation) or self._open(release)
@@ -234,8 +236,8 @@ class LmdbStore(LocalReader, Diagnosed):
         try:
             return [read(key.encode()) for key in keys]
         except (UnicodeEncodeError, *FAILURES):
-            # A key is not text or unreadable; `slot` decides for each.
-            return [file.slot(key) for key in keys]
+            # A key is not text or unreadable; `read_or_error` decides for each.
+            return [file.read_or_error(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
         return self._current(self._catalogue.record())

@@ -21,7 +21,7 @@ from hotplate.stores.redis.deployment import (
     any_of,
 )
 from hotplate.stores.redis.url import ClusterAddress, RedisAddress
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import all_done
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Cluster(DiscoveredDeployment):
             settings["redis_connect_func"] = self._client.on_connect  # sends READONLY
         return settings
 
-    async def read_by_redis_py(self, names: Sequence[str | bytes], until_s: float | None) -> list[Slot]:
+    async def read_by_redis_py(self, names: Sequence[str | bytes], until_s: float | None) -> list[ReadResult]:
         """Read values by redis-py's pipeline until a time of the loop's clock; a value may be a StoreError."""
         self.loop.check()
         await self.load()
@@ -187,7 +187,7 @@ def late(deployment: Deployment) -> StoreUnavailable:
     return StoreUnavailable(f"a node of {deployment.shown} did not answer in time")
 
 
-def part_of(deployment: Deployment, value: Slot) -> Slot:
+def part_of(deployment: Deployment, value: ReadResult) -> ReadResult:
     """Return a value, or the failure of its node as PartUnavailable, since other nodes may answer.
 
     A failure schedules a discovery.

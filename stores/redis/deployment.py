@@ -24,7 +24,7 @@ from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
 from hotplate.stores.redis.url import RedisAddress, show
-from hotplate.stores.store import Finding, Slot
+from hotplate.stores.store import Finding, ReadResult
 from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
 
 log = logging.getLogger(__name__)
@@ -133,14 +133,14 @@ class Deployment(ABC):
         self,
         names: Sequence[str | bytes],
         until_s: float | None,  # noqa: ARG002 -- the caller applies it
-    ) -> list[Slot]:
+    ) -> list[ReadResult]:
         """Read values by redis-py alone, in order, until a time of the loop's clock.
 
         Raises StoreError; a cluster returns it in the place of the values that could not be read.
         """
         (server,) = await self.primary_servers()
         try:
-            return cast("list[Slot]", await server.client.mget(names))
+            return cast("list[ReadResult]", await server.client.mget(names))
         except RedisError as error:
             self.schedule_refresh()
             raise translated(error, server.address.shown) from error

@@ -20,11 +20,11 @@ from hotplate.stores.redis.deployment import RedisNode
 from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, ReleaseKeys, unsealed
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, ReadElsewhere, Replies
 from hotplate.stores.redis.routing import CommandRouter
-from hotplate.stores.store import Slot, not_found
+from hotplate.stores.store import ReadResult, not_found
 from hotplate.stores.timing import Deadlines
 
 
-def rows_received(release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+def rows_received(release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
     """Return the rows of a release in *replies*, which begin with its state; raises ReleaseNotFound."""
     state, *rows = replies
     if state is None or (state != SEALED and None in rows):  # rows missing from a draft may still arrive
@@ -36,7 +36,7 @@ class Lookups(ABC):
     """Reads rows of releases."""
 
     @abstractmethod
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[ReadResult]:
         """See `Reader.get_many`."""
 
     def send(self, release: ReleaseRef, keys: Sequence[str]) -> Replies | None:
@@ -59,7 +59,7 @@ class ServerLookups(Lookups):
         release: ReleaseRef,
         keys: Sequence[str],
         timeout_s: float | None = None,  # noqa: ARG002 -- the caller applies it
-    ) -> list[Slot]:
+    ) -> list[ReadResult]:
         names = self._names(release, keys)
         if self._by_redis_py:
             return rows_received(release, await self._deployment.read_by_redis_py(names, None))
@@ -71,7 +71,7 @@ class ServerLookups(Lookups):
         connection = self._connections.at(self._deployment.primaries[0]).current
         return None if connection is None else connection.mget(self._names(release, keys))
 
-    async def _read(self, names: Sequence[str | bytes]) -> list[Slot]:
+    async def _read(self, names: Sequence[str | bytes]) -> list[ReadResult]:
         """Read the values of keys by one MGET; once more over a new connection if the open one was lost.
 
         Raises StoreUnavailable, and then has the deployment look for its primary again.
@@ -141,7 +141,7 @@ class ClusterLookups(Lookups):
         self._by_redis_py = by_redis_py
         self._deadlines = Deadlines[tuple[Replies, ...]](_cancel)
 
-    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[Slot]:
+    async def get(self, release: ReleaseRef, keys: Sequence[str], timeout_s: float | None = None) -> list[ReadResult]:
         """Read rows of a release by key; return for each key its value, None if absent, or a StoreError.
 
         Rows are spread over buckets, and each bucket has a state that says whether all its rows are written. A node may
@@ -172,13 +172,13 @@ class ClusterLookups(Lookups):
 
     async def _read_bucket_states(
         self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None
-    ) -> dict[int, Slot]:
+    ) -> dict[int, ReadResult]:
         """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
         state_names = [names.raw_heads[bucket] + b"@state" for bucket in buckets]
         states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
         return dict(zip(buckets, states, strict=True))
 
-    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[Slot]:
+    async def _read(self, names: Sequence[bytes], slots: Sequence[int], until_s: float | None) -> list[ReadResult]:
         """Read the values of keys from the nodes of the cluster, in the order of *names*.
 
         *slots* are the hash slots of the names (0 to 16383), each served by one primary. *until_s* is a time of the
@@ -212,12 +212,12 @@ class ClusterLookups(Lookups):
         if (connection := reconnector.current) is not None:
             return _NodeRead(positions, connection, connection.get_each(names))
 
-        async def send_later() -> list[Slot]:
+        async def send_later() -> list[ReadResult]:
             return await (await reconnector.connection()).get_each(names)
 
         return _NodeRead(positions, None, asyncio.create_task(send_later()))
 
-    async def _receive(self, reads: Sequence[_NodeRead], count: int, until_s: float | None) -> list[Slot]:
+    async def _receive(self, reads: Sequence[_NodeRead], count: int, until_s: float | None) -> list[ReadResult]:
         """Wait for the replies to *reads*, one for each node, and put their *count* values in the order of the keys.
 
         A failure of a node is the value of each of its keys. A key that no read has, because no node is known for its
@@ -227,7 +227,7 @@ class ClusterLookups(Lookups):
         pending = tuple([read.replies for read in reads])
         # The set of all reads with this deadline; a read that is discarded from it is not cancelled.
         expiring = None if until_s is None else self._deadlines.add(pending, until_s)
-        values = list[Slot]([_UNSENT]) * count
+        values = list[ReadResult]([_UNSENT]) * count
         try:
             # In reverse, because the last node mostly replies last: then the others need no wait.
             for read in reversed(reads):
@@ -246,7 +246,7 @@ class ClusterLookups(Lookups):
                 expiring.discard(pending)
         return values
 
-    async def _values_or_errors(self, read: _NodeRead) -> list[Slot]:
+    async def _values_or_errors(self, read: _NodeRead) -> list[ReadResult]:
         """Wait for the values of one node; return them, or one error for each of its keys.
 
         That is ReadElsewhere, after which the keys are read again, if the connection was lost, and a timeout if the
@@ -267,8 +267,8 @@ class ClusterLookups(Lookups):
             return [late(self._deployment)] * len(read.positions)
 
     async def _read_again_elsewhere(
-        self, values: Sequence[Slot], names: Sequence[bytes], until_s: float | None
-    ) -> list[Slot]:
+        self, values: Sequence[ReadResult], names: Sequence[bytes], until_s: float | None
+    ) -> list[ReadResult]:
         """Read again what may be read at another node or over another connection; return all values in order.
 
         Those are the values that are ReadElsewhere. Other failures become errors of their keys alone, so that they do
@@ -281,9 +281,9 @@ class ClusterLookups(Lookups):
             completed[position] = value
         return completed
 
-    async def _read_one(self, name: bytes, until_s: float | None) -> Slot:
+    async def _read_one(self, name: bytes, until_s: float | None) -> ReadResult:
         """Read a value by the router, which follows redirections and opens connections."""
-        value: Slot
+        value: ReadResult
         try:
             async with asyncio.timeout_at(until_s):
                 value = await self._router.execute("GET", name)
@@ -294,7 +294,7 @@ class ClusterLookups(Lookups):
         return part_of(self._deployment, value)
 
 
-def _absence_or_error(release: ReleaseRef, state: Slot) -> StoreError | None:
+def _absence_or_error(release: ReleaseRef, state: ReadResult) -> StoreError | None:
     """Return None for a row that a bucket in this *state* does not have, or the error if that is unknown."""
     if state == SEALED:
         return None
@@ -306,7 +306,7 @@ def _absence_or_error(release: ReleaseRef, state: Slot) -> StoreError | None:
 
 async def get_from_replicas(
     keys: Keys, connections: ReadConnections, release: ReleaseRef, row_keys: Sequence[str]
-) -> list[Slot]:
+) -> list[ReadResult]:
     """Read rows of a release from replicas of their nodes; return values in the order of *row_keys*.
 
     None means only that the replica lacks the row, because it may lag behind its primary. So the state of the release,
@@ -324,7 +324,7 @@ async def get_from_replicas(
         if replica is None:
             raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
         by_replica.setdefault(replica, []).append(position)
-    values = list[Slot]([None]) * len(row_keys)
+    values = list[ReadResult]([None]) * len(row_keys)
 
     async def read(node: RedisNode, positions: list[int]) -> None:
         connection = await connections.at(node).connection()

@@ -21,7 +21,7 @@ from redis.exceptions import AskError, ConnectionError, ReadOnlyError, RedisErro
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis.client import CONNECT_TIMEOUT_S, translated
 from hotplate.stores.redis.deployment import Deployment, RedisNode
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 from hotplate.stores.timing import Backoff, SharedCall, all_done
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ VALUES = frozenset({bytes, type(None)})
 # Errors after which the connection is closed: a new one may lead to another server, or be accepted.
 ENDING = (ConnectionError, ReadOnlyError)
 
-Replies = asyncio.Future[list[Slot]]
+Replies = asyncio.Future[list[ReadResult]]
 """The values of a read, in the order of its keys; it fails with a StoreError."""
 
 _INCOMPLETE = object()  # the parser's result for a reply that has not arrived as a whole
@@ -56,7 +56,7 @@ class _PendingRead:
     count: int
     """Number of keys."""
 
-    values: list[Slot] | None
+    values: list[ReadResult] | None
     """The values so far of GETs, which have a reply each; None for an MGET, whose reply is one array."""
 
 
@@ -130,7 +130,7 @@ class Multiplexer(asyncio.Protocol):
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
         return self._send(packed, len(names), [])
 
-    def _send(self, packed: bytes, count: int, values: list[Slot] | None) -> Replies:
+    def _send(self, packed: bytes, count: int, values: list[ReadResult] | None) -> Replies:
         """Send encoded commands that read *count* keys, and return a future of their values.
 
         *values* is an empty list for GETs, which collects their replies, and None for an MGET, which has one reply.
@@ -218,7 +218,7 @@ class Multiplexer(asyncio.Protocol):
         else:
             read.replies.set_result(reply)
 
-    def _add_values(self, values: list[Slot], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
+    def _add_values(self, values: list[ReadResult], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
         """Add the reply to one GET to *values*, or a list of replies, if the parser was told to collect them.
 
         The error of a key takes the place of its value. Returns whether there are *count* values now. A reply that is

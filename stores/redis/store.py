@@ -50,12 +50,12 @@ from hotplate.stores.store import (
     Level,
     Observer,
     Plan,
+    ReadResult,
     RecordChange,
     ReplicatedReader,
     Row,
     RowEraser,
     SendingReader,
-    Slot,
     catalogue_changed,
     not_found,
     sealed,
@@ -133,7 +133,9 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         """Replace all connections by ones with new credentials; raises StoreUnavailable if one cannot be opened."""
         await all_done(self._deployment.renew(), *(connections.renew() for connections in self._read_connections))
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         """See `Reader.get_many`; on one server, the caller applies the timeout."""
         if (call := traced_call.get()) is not None:
             if self._is_clustered:
@@ -142,10 +144,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
                 self._deployment.common.describe(call, "MGET")
         return await self._lookups.get(release, keys, timeout_s)
 
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]] | None:
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]] | None:
         return self._lookups.send(release, keys)
 
-    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
         return rows_received(release, replies)
 
     @property
@@ -158,7 +160,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         keys: Sequence[str],
         *,
         timeout_s: float,  # noqa: ARG002 -- the caller applies it
-    ) -> list[Slot]:
+    ) -> list[ReadResult]:
         return await get_from_replicas(self._keys, self._replica_connections, release, keys)
 
     async def catalogue(self) -> Catalogue:

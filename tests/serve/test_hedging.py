@@ -10,7 +10,7 @@ from hotplate.serve.hedging import BURST, HEDGED
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
-from hotplate.stores.store import ReplicatedReader, Slot
+from hotplate.stores.store import ReadResult, ReplicatedReader
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -34,7 +34,9 @@ class TwoPlaces(RemoteStore, ReplicatedReader):
     def has_replicas(self) -> bool:
         return self.has_second
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         self.calls += 1
         self.delay_s = LATE_S if self.calls % 100 < self.late else USUAL_S
         try:
@@ -43,7 +45,9 @@ class TwoPlaces(RemoteStore, ReplicatedReader):
             self.cancelled += 1
             raise
 
-    async def get_many_elsewhere(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float) -> list[Slot]:
+    async def get_many_elsewhere(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
+    ) -> list[ReadResult]:
         self.calls_elsewhere += 1
         return await self.replica.get_many(release, keys, timeout_s=timeout_s)
 

@@ -18,7 +18,7 @@ from hotplate.serve.tiers import loop_time
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from hotplate.stores.store import Reader, Slot
+from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -320,7 +320,9 @@ class SlowPoints(RemoteStore):
 
     coalesce = 1
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         await asyncio.sleep(BUDGET_S / 2 if "user:1" in keys else 0)
         return await super().get_many(release, keys, timeout_s=timeout_s)
 
@@ -468,14 +470,16 @@ class MovingRemote(RemoteStore):
 
     moves_to: range = range(0)
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        slots = await super().get_many(release, keys, timeout_s=timeout_s)
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, keys, timeout_s=timeout_s)
         if self.moves_to and keys[0].startswith(USER):
             users = self.moves_to
             self.moves_to = range(0)
             await publish(self.inner, "second", users=users)
             await self.inner.erase(release, allow_erasure)
-        return slots
+        return results
 
 
 @virtual

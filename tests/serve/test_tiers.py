@@ -11,7 +11,7 @@ from hotplate.serve.reader import TieredReader
 from hotplate.serve.tiers import StoreObserver, Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
-from hotplate.stores.store import TOKEN, Observer, Slot
+from hotplate.stores.store import TOKEN, Observer, ReadResult
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -30,20 +30,22 @@ class KeyByKeyStore(RemoteStore):
         self.slow_keys = set[str]()
         self.observer: Observer | None = None
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        slots = await super().get_many(release, keys)
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, keys)
         if self.slow_keys & set(keys):
             await asyncio.sleep(timeout_s or 0)
         late = StoreUnavailable("this one has no answer yet")
-        slots = [late if key in self.slow_keys else slot for key, slot in zip(keys, slots, strict=True)]
-        failed = [slot for slot in slots if isinstance(slot, StoreError)]
+        results = [late if key in self.slow_keys else result for key, result in zip(keys, results, strict=True)]
+        failed = [result for result in results if isinstance(result, StoreError)]
         if self.observer is not None:
-            self.observer.charged(1.25 * len(slots))
-            for slot in failed:
-                self.observer.failed("throttled" if slot is late else "a word of its own")
+            self.observer.charged(1.25 * len(results))
+            for result in failed:
+                self.observer.failed("throttled" if result is late else "a word of its own")
         if len(failed) == len(keys):
             raise PartUnavailable(str(failed[0]))
-        return slots
+        return results
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hotplate.stores.attributes import ABOUT, ItemAttributes, encode_attributes,
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.errors import ReleaseCorrupt, StoreMisused
-from hotplate.stores.store import Row, Slot
+from hotplate.stores.store import ReadResult, Row
 from hotplate.stores.verification import read_servable
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, on_every_store, publish, ref_of
@@ -85,7 +85,7 @@ async def test_attributes_are_read_at_most_16_pieces_at_a_time(monkeypatch: pyte
     read = list[int]()
     release_ref = await ref_of(store, await publish(store, [Row("popular:", b'{"id":"i1"}'), *rows], about=about))
 
-    async def counted(release: ReleaseRef, keys: Sequence[str], **_: object) -> list[Slot]:
+    async def counted(release: ReleaseRef, keys: Sequence[str], **_: object) -> list[ReadResult]:
         read.append(sum(key in piece_keys(len(rows)) for key in keys))
         return [store.get(release, key) for key in keys]
 

@@ -96,8 +96,8 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size() -> None:
     bodies = list[list[bytes]]()
     for ref, manifest in zip(refs, (manifest_of_first, other), strict=True):
         decode = await load_decode(store, ref, manifest)
-        slots = await store.get_many(ref, keys)
-        values = [(key, slot) for key, slot in zip(keys, slots, strict=True) if isinstance(slot, bytes)]
+        results = await store.get_many(ref, keys)
+        values = [(key, result) for key, result in zip(keys, results, strict=True) if isinstance(result, bytes)]
         assert [decode(key, value)[OFFSET_BYTES:] for key, value in values] == [row.value for row in rows[:50]]
         bodies.append([value[CHECKSUM_BYTES:] for _, value in values])
     assert bodies[0] == bodies[1]

@@ -15,7 +15,7 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, ReleaseCorrupt, StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Row, Slot, Store
+from hotplate.stores.store import ReadResult, Row, Store
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest
 from tests.support.clock import FakeClock
@@ -127,7 +127,7 @@ async def test_unresponsive_store_is_awaited_30_seconds_without_changes() -> Non
     class Slow(MemoryStore):
         async def get_many(
             self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
-        ) -> list[Slot]:
+        ) -> list[ReadResult]:
             await asyncio.sleep(1e6)
             return await super().get_many(release, keys, timeout_s=timeout_s)
 

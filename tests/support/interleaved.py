@@ -46,7 +46,7 @@ from hotplate.stores.encoding import OFFSET_BYTES, Item, RowKey, encode
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.redis.writer import RowsLost
-from hotplate.stores.store import CheckCatalogue, Plan, Row, Slot, Store, not_found
+from hotplate.stores.store import CheckCatalogue, Plan, ReadResult, Row, Store, not_found
 from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import SimulatedAccount
 from tests.support.memory_store import MemoryStore
@@ -370,12 +370,12 @@ class Interleaved(RuleBasedStateMachine):
     async def request(self, process: Process, follower: Follower, served: ServedRelease, user: str) -> None:
         """Read all lists as a tier does: of the served release, or of the live one if that is gone."""
         try:
-            slots = await process.store.get_many(served.ref, KEYS)
+            results = await process.store.get_many(served.ref, KEYS)
         except ReleaseNotFound:
             await follower.refresh()
             served = follower.served_for(RowKey.parse(user)) or served
-            slots = await process.store.get_many(served.ref, KEYS)
-        self.check_lists(served, slots)
+            results = await process.store.get_many(served.ref, KEYS)
+        self.check_lists(served, results)
 
     @rule(turns=TURNS)
     def all_go_on(self, turns: bytes) -> None:
@@ -626,22 +626,22 @@ class Interleaved(RuleBasedStateMachine):
             return
         for served in follower.all_served:
             try:
-                slots = self.finish(self.processes[reader].store.reads.get_many(served.ref, KEYS))
+                results = self.finish(self.processes[reader].store.reads.get_many(served.ref, KEYS))
             except ReleaseNotFound:
                 is_replica = self.processes[reader].store.reads is self.replica
                 assert is_replica or served.ref.incarnation in self.erased | self.lost or self.restored_at >= 0
-                slots = []
-            self.check_lists(served, slots)
+                results = []
+            self.check_lists(served, results)
         assert len({served.ref for served in follower.all_served}) == len(follower.all_served), "one is served as both"
 
-    def check_lists(self, served: ServedRelease, slots: Sequence[Slot]) -> None:
+    def check_lists(self, served: ServedRelease, results: Sequence[ReadResult]) -> None:
         """Each list is the one that was published under its key in this very release."""
         bodies = {"popular:": served.popular["popular:"]}
         incarnation = served.ref.incarnation
-        for key, slot in zip(KEYS[: len(slots)], slots, strict=True):
-            assert slot is not None or incarnation in self.excused | self.lost, f"{key} is missing in {served.ref}"
-            if isinstance(slot, bytes):
-                bodies[key] = served.decode(key, slot)
+        for key, result in zip(KEYS[: len(results)], results, strict=True):
+            assert result is not None or incarnation in self.excused | self.lost, f"{key} is missing in {served.ref}"
+            if isinstance(result, bytes):
+                bodies[key] = served.decode(key, result)
         assert self.source is not None
         if incarnation in self.excused or (self.restored_at >= 0 and self.writers.get(incarnation) != served.writer):
             return  # written by another since a restore: other lists, until this reader follows

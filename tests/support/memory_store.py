@@ -13,10 +13,10 @@ from hotplate.stores.store import (
     LocalReader,
     LocalRows,
     Plan,
+    ReadResult,
     RecordChange,
     Row,
     RowEraser,
-    Slot,
     catalogue_changed,
     not_found,
     sealed,
@@ -59,7 +59,9 @@ class MemoryStore(LocalReader, RowEraser):
     async def warm(self, release: ReleaseRef) -> None:
         """Nothing to bring: it is in memory."""
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         del timeout_s  # a dict is never late
         return [self.get(release, key) for key in keys]
 

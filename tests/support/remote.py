@@ -7,7 +7,7 @@ from dataclasses import replace
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
-from hotplate.stores.store import Diagnosed, Plan, Row, SendingReader, Slot
+from hotplate.stores.store import Diagnosed, Plan, ReadResult, Row, SendingReader
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies
 
@@ -28,15 +28,19 @@ class RemoteStore(Diagnosed):
         self.reads = list[list[str]]()
         """The keys of each read of users' lists."""
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         del timeout_s
         if keys[:1] and keys[0].startswith("user:"):
             self.reads.append(list(keys))
         await asyncio.sleep(self.delay_s)
         if self.failure:
             raise self.failure
-        slots = await self.inner.get_many(release, keys)
-        return [self.broken_by if key in self.broken_keys else slot for key, slot in zip(keys, slots, strict=True)]
+        results = await self.inner.get_many(release, keys)
+        return [
+            self.broken_by if key in self.broken_keys else result for key, result in zip(keys, results, strict=True)
+        ]
 
     async def catalogue(self) -> Catalogue:
         if self.failure:
@@ -69,10 +73,10 @@ class RemoteStore(Diagnosed):
 class SendingRemote(RemoteStore, SendingReader):
     """A store over a network that sends its reads without a task."""
 
-    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[Slot]]:
+    def send(self, release: ReleaseRef, keys: Sequence[str]) -> asyncio.Future[list[ReadResult]]:
         return asyncio.ensure_future(self.get_many(release, keys))
 
-    def received(self, release: ReleaseRef, replies: list[Slot]) -> list[Slot]:
+    def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
         del release
         return replies
 
@@ -88,9 +92,11 @@ class DamagedStore(MemoryStore):
             raise self.raising
         return super().get(release, key)
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        slots = await super().get_many(release, [key for key in keys if key not in self.damaged], timeout_s=timeout_s)
-        read = iter(slots)
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, [key for key in keys if key not in self.damaged], timeout_s=timeout_s)
+        read = iter(results)
         return [ReleaseCorrupt(str(self.raising)) if key in self.damaged else next(read) for key in keys]
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.store import CheckCatalogue, Plan, Reader, RecordChange, Row, Slot, Store
+from hotplate.stores.store import CheckCatalogue, Plan, Reader, ReadResult, RecordChange, Row, Store
 
 T = TypeVar("T")
 
@@ -215,7 +215,9 @@ class Stepped:
         self._process = process
         self._store = store
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         del timeout_s
         return await self._do(lambda: self.reads.get_many(release, keys))
 

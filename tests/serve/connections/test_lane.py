@@ -26,7 +26,7 @@ from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.publication import publish
-from hotplate.stores.store import Plan, Reader, Row, Slot
+from hotplate.stores.store import Plan, Reader, ReadResult, Row
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
 from tests.support.property import depths
@@ -322,7 +322,9 @@ class GatedStore(RemoteStore):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         if keys[0].startswith("user"):
             await self.gate.wait()
         return await super().get_many(release, keys, timeout_s=timeout_s)

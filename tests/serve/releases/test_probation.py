@@ -35,7 +35,7 @@ from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
-from hotplate.stores.store import Slot
+from hotplate.stores.store import ReadResult
 from tests.support.command import hotplate, json_of, succeeded
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, users_of_the_guide
@@ -324,7 +324,9 @@ async def test_reads_that_are_slow_in_both_releases_withdraw_nothing(
     slow = {await ref_of(memory, release) for release in (first, second)}
     read = memory.get_many
 
-    async def read_slowly(release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def read_slowly(
+        release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         if release in slow and keys[0].startswith("user:"):
             await asyncio.sleep(0.02)
         return await read(release, keys, timeout_s=timeout_s)
@@ -348,7 +350,7 @@ async def test_release_that_is_not_worse_after_all_is_not_reported_as_blocked(
     await publish(memory, "second", users=ALL)
     await service.follow()
 
-    async def fail(*_: object, **__: object) -> list[Slot]:
+    async def fail(*_: object, **__: object) -> list[ReadResult]:
         raise StoreUnavailable("away")
 
     with monkeypatch.context() as patch:
@@ -373,7 +375,7 @@ async def test_one_slow_read_after_a_slow_period_withdraws_nothing(
 
     async def read_once_slowly(
         release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
-    ) -> list[Slot]:
+    ) -> list[ReadResult]:
         if release == slow and keys[0].startswith("user:"):
             await asyncio.sleep(next(slow_reads, 0.0))
         return await read(release, keys, timeout_s=timeout_s)

@@ -134,8 +134,8 @@ async def stored(cosmos_http: Account) -> AsyncIterator[tuple[Store, ChargeCount
 
 async def test_the_sdk_reads_lists_and_absent_keys(stored: tuple[Store, ChargeCounter], cosmos_http: Account) -> None:
     store, counted = stored
-    slots = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
-    assert slots == [ROWS[1].value, None, ROWS[0].value]
+    results = await store.get_many(release_ref(FIRST), ["user:1", "user:2", "popular:"], timeout_s=5.0)
+    assert results == [ROWS[1].value, None, ROWS[0].value]
     before_ru = counted.ru
     before = cosmos_http.requests("read item")
     assert await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=5.0) == [ROWS[1].value]

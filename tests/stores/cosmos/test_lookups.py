@@ -38,13 +38,13 @@ async def test_slow_partition_delays_only_its_own_keys(account: SimulatedAccount
     loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ})
     began = loop.time()
-    slots = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
+    results = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
     assert loop.time() - began <= 0.0501
-    for key, slot in zip(KEYS, slots, strict=True):
+    for key, result in zip(KEYS, results, strict=True):
         if partition_of(account, key) == "0":
-            assert isinstance(slot, PartUnavailable), "which opens no circuit for the others"
+            assert isinstance(result, PartUnavailable), "which opens no circuit for the others"
         else:
-            assert slot == key.encode()
+            assert result == key.encode()
     assert {partition_of(account, key) for key in KEYS} == {"0", "1"}
 
 
@@ -54,13 +54,13 @@ async def test_throttled_key_fails_alone_and_at_once_if_the_wait_is_too_long(acc
     loop = asyncio.get_running_loop()
     account.inject_faults({"kind": "throttle", "share": 0.5, "retry_after_ms": 900, "operation": READ})
     began = loop.time()
-    slots = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
+    results = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
     assert loop.time() - began <= 0.011
-    refused = [slot for slot in slots if isinstance(slot, StoreThrottled)]
+    refused = [result for result in results if isinstance(result, StoreThrottled)]
     assert 5 < len(refused) < 35
-    assert all(isinstance(slot, PartUnavailable) for slot in refused), "which opens no circuit for the others"
-    assert [slot for slot in slots if slot not in refused] == [
-        key.encode() for key, slot in zip(KEYS, slots, strict=True) if slot not in refused
+    assert all(isinstance(result, PartUnavailable) for result in refused), "which opens no circuit for the others"
+    assert [result for result in results if result not in refused] == [
+        key.encode() for key, result in zip(KEYS, results, strict=True) if result not in refused
     ]
 
 
@@ -84,8 +84,8 @@ async def test_throttled_key_is_read_again_if_time_allows(account: SimulatedAcco
 async def test_failed_read_is_repeated_immediately(account: SimulatedAccount, kind: str) -> None:
     store = await filled(account)
     account.inject_faults({"kind": kind, "share": 0.3, "operation": READ})
-    slots = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
-    failed = sum(isinstance(slot, StoreError) for slot in slots)
+    results = await store.get_many(release_ref(R), KEYS, timeout_s=0.05)
+    failed = sum(isinstance(result, StoreError) for result in results)
     assert failed < 10, "about one in ten fails twice, and a third would fail once"
     account.inject_faults({"kind": kind, "operation": READ})
     with pytest.raises(StoreUnavailable):
@@ -111,8 +111,8 @@ async def test_read_without_a_deadline_retries_like_a_write(
 ) -> None:
     store = await filled(account)
     account.inject_faults({**fault, "for_s": 8, "operation": READ})
-    [slots] = await asyncio.gather(store.get_many(release_ref(R), keys), return_exceptions=True)
-    assert slots == [key.encode() for key in keys]
+    [results] = await asyncio.gather(store.get_many(release_ref(R), keys), return_exceptions=True)
+    assert results == [key.encode() for key in keys]
 
 
 @simulated

@@ -62,12 +62,12 @@ async def test_damaged_page_fails_only_its_own_keys(
         await store.warm(RELEASE)
     assert caplog.text.count("is damaged in 1 blocks") == bool(warmings)
     for _ in range(2):
-        slots = await store.get_many(RELEASE, KEYS)
-        failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
+        results = await store.get_many(RELEASE, KEYS)
+        failed = [key for key, result in zip(KEYS, results, strict=True) if isinstance(result, ReleaseCorrupt)]
         assert KEYS[1000] in failed
         assert len(failed) < (1000 if warmings else 100)
-        for n, (key, slot) in enumerate(zip(KEYS, slots, strict=True)):
-            assert key in failed or slot == key.encode() * (800 if n < 20 else 8)
+        for n, (key, result) in enumerate(zip(KEYS, results, strict=True)):
+            assert key in failed or result == key.encode() * (800 if n < 20 else 8)
     assert await store.get_many(RELEASE, ["a", "user:", "user:999999"]) == [None, None, None]
     with pytest.raises(ReleaseCorrupt, match=r"user:001000.*hotplate releases verify"):
         store.get(RELEASE, KEYS[1000])
@@ -95,8 +95,8 @@ async def test_unreadable_disk_block_fails_only_its_own_keys(store: LmdbStore, m
 
     monkeypatch.setattr(os, "pread", pread)
     await store.warm(RELEASE)
-    slots = await store.get_many(RELEASE, KEYS)
-    failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
+    results = await store.get_many(RELEASE, KEYS)
+    failed = [key for key, result in zip(KEYS, results, strict=True) if isinstance(result, ReleaseCorrupt)]
     assert KEYS[10] in failed
     assert len(failed) < 1000
 

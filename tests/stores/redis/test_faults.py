@@ -18,7 +18,7 @@ from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError,
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish
 from hotplate.stores.redis.store import RedisStore, open_url
-from hotplate.stores.store import Plan, Row, Slot
+from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.verification import verify
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import RedisServer, replica_of, running
@@ -81,11 +81,13 @@ async def remote(proxy: Proxy) -> AsyncIterator[RedisStore]:
     await store.close()
 
 
-async def try_read(store: RedisStore, row: Row = USERS[7], budget_s: float = 0.05) -> list[Slot] | StoreError | None:
+async def try_read(
+    store: RedisStore, row: Row = USERS[7], budget_s: float = 0.05
+) -> list[ReadResult] | StoreError | None:
     """Read as the service does: the slots, the error, or None for nothing within the budget."""
     try:
         async with asyncio.timeout(budget_s):
-            outcome: list[Slot] | StoreError | None = await store.get_many(release_ref(FIRST), [row.key])
+            outcome: list[ReadResult] | StoreError | None = await store.get_many(release_ref(FIRST), [row.key])
     except TimeoutError:
         outcome = None
     except StoreError as error:
@@ -254,7 +256,7 @@ async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
         yield as_bodies([Row(f"user:{n:06}", b"x" * 100) for n in range(start, min(start + 500, users))])
 
 
-async def read_within_budget(store: RedisStore) -> list[Slot]:
+async def read_within_budget(store: RedisStore) -> list[ReadResult]:
     """Read as a tier does; unavailability raises."""
     async with asyncio.timeout(BUDGET_S):
         return await store.get_many(release_ref(FIRST), ["user:1"], timeout_s=BUDGET_S)

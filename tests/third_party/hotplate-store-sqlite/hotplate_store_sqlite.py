@@ -20,12 +20,12 @@ from hotplate import (
     Diagnosed,
     DraftRef,
     Plan,
+    ReadResult,
     RecordChange,
     ReleaseConflict,
     ReleaseNotFound,
     ReleaseRef,
     Row,
-    Slot,
     StoreFull,
     StoreMisused,
     StoreUnavailable,
@@ -48,7 +48,9 @@ class SqliteStore(Diagnosed):
         self._path = path
         self._opened: sqlite3.Connection | None = None
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
         del timeout_s  # a local file is never late
         await self.prepare(release)
         return [self._get(release.incarnation, key) for key in keys]
