@@ -262,7 +262,7 @@ class Verbs(typer.Typer):
         """
 
         def register(function: Callable[..., T]) -> Callable[..., T]:
-            verb, epilog = with_flags(function, self._prefix)
+            verb, epilog = verb_with_flags(function, self._prefix)
             help_text = LINE_BREAK.sub(" ", inspect.cleandoc((function.__doc__ or "") + also))
             super(Verbs, self).command(name, help=help_text, epilog=epilog, **more)(verb)
             return function
@@ -270,7 +270,7 @@ class Verbs(typer.Typer):
         return register
 
 
-def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
+def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T], str]:
     """Return *function* as a verb for typer, with a keyword parameter for each setting, and the end of its help.
 
     A parameter of *function* is one of three: a setting, annotated with a Flag or an Argument; a group, a dataclass of
@@ -296,7 +296,9 @@ def with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[..., T
         arguments = dict[str, Any]()
         for parameter in function_parameters:
             is_group = is_dataclass(parameter.annotation)
-            arguments[parameter.name] = build(parameter.annotation, values) if is_group else values[parameter.name]
+            arguments[parameter.name] = (
+                build_settings(parameter.annotation, values) if is_group else values[parameter.name]
+            )
         return function(**arguments)
 
     return with_signature(verb, parameters), _help_of_variables(settings)
@@ -341,7 +343,7 @@ def values_of(settings: Any) -> Iterator[tuple[Setting, Any]]:  # noqa: ANN401 -
             yield Setting.of(member.name, member.type, member.default, ""), value
 
 
-def build(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
+def build_settings(settings: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
     """Return an instance of the dataclass *settings* from *values* by field; other values are those of *base*.
 
     *values* has the fields of nested dataclasses, too, side by side with the others; so names of fields are unique in a
@@ -350,13 +352,13 @@ def build(settings: type[T], values: Mapping[str, Any], base: T | None = None) -
     own_values = dict[str, Any]()
     for member in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if isinstance(member.type, type) and is_dataclass(member.type):
-            own_values[member.name] = build(member.type, values, getattr(base, member.name, None))
+            own_values[member.name] = build_settings(member.type, values, getattr(base, member.name, None))
         elif member.name in values:
             own_values[member.name] = values[member.name]
     return settings(**own_values) if base is None else replace(base, **own_values)  # type: ignore[type-var]  # as above
 
 
-def from_table(
+def settings_from_table(
     settings: type[T],
     table: Mapping[str, Any],
     *,
@@ -384,7 +386,7 @@ def from_table(
             raise SettingError(f"{where} needs the key {key}.")
         if value is not None:
             values[setting.name] = value
-    return build(settings, values, base)
+    return build_settings(settings, values, base)
 
 
 def _known_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:

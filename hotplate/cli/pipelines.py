@@ -20,7 +20,7 @@ import xxhash
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
 from hotplate.cli import publishing, training
-from hotplate.cli.flags import from_table, values_of
+from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import REFUSED, err, out, progress_bars, store_url_or_default, text_on_stderr
 from hotplate.offline.errors import SettingError, read_toml
@@ -57,10 +57,10 @@ class PipelineFile:
         return self.path.stem
 
     def read(self, name: str, settings: type[Any]) -> Any:  # noqa: ANN401 -- an instance of *settings*
-        """Return *settings* from the table *name*; SettingError as `from_table`."""
+        """Return *settings* from the table *name*; SettingError as `settings_from_table`."""
         where = f"{self.path}, [{name}]"
         folder = self.path.absolute().parent
-        return from_table(settings, self.tables[name], where=where, folder=folder, without=OF_THE_RUN)
+        return settings_from_table(settings, self.tables[name], where=where, folder=folder, without=OF_THE_RUN)
 
 
 def run_verb(pipeline: Path, *, check: bool) -> None:

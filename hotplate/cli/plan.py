@@ -34,7 +34,7 @@ _output = partial(_flag, panel="What is printed and written")
 class PlanFlags:
     """The flags of `plan` besides its inputs."""
 
-    assume: Annotated[
+    set_inputs: Annotated[
         tuple[str, ...],
         _flag("Set any other input; docs/sizing.md lists them. Repeatable.", name="set", metavar="NAME=VALUE"),
     ] = ()
@@ -131,7 +131,7 @@ class _Sources:
 
 def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
     """Return whether there is anything to plan for, besides prices."""
-    origins = (flags.assume, flags.source, flags.check, flags.from_report, flags.from_release)
+    origins = (flags.set_inputs, flags.source, flags.check, flags.from_report, flags.from_release)
     return any((*origins, *values.values()))
 
 
@@ -186,7 +186,7 @@ def _command_line_inputs(flags: PlanFlags, inputs_by_flag: Mapping[str, str | No
     text without a name and a value.
     """
     from_set = dict[str, object]()
-    for assignment in flags.assume:
+    for assignment in flags.set_inputs:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise inputs.PlanMisused(f"--set takes NAME=VALUE, not {assignment!r}")

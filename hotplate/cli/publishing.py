@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from hotplate.cli.costs import RequestUnitMeter, limit_ru
-from hotplate.cli.flags import from_table, settings_of
+from hotplate.cli.flags import settings_from_table, settings_of
 from hotplate.cli.manifests import print_attributes, print_gates, print_metrics, rule_counts
 from hotplate.cli.options import ImportFlags, PublishFlags, ReleaseFlags
 from hotplate.cli.terminal import (
@@ -115,9 +115,12 @@ def read_flags_by_list(flags: F) -> dict[str, F]:
 
 
 def flags_of_table(flags: F, name: str, keys: Mapping[str, Any], *, where: str, folder: Path) -> F:
-    """Return the flags of the list *name*: *flags*, but those in a table's *keys*; SettingError as `from_table`."""
+    """Return the flags of the list *name*: those in a table's *keys*, and else *flags*.
+
+    Raises SettingError as `settings_from_table`.
+    """
     base = _flags_of_source(flags, name)
-    return from_table(type(flags), keys, where=where, folder=folder, without=OF_THE_RELEASE, base=base)
+    return settings_from_table(type(flags), keys, where=where, folder=folder, without=OF_THE_RELEASE, base=base)
 
 
 def _flags_of_source(flags: F, name: str, source: Path | None = None) -> F:
