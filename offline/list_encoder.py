@@ -78,16 +78,18 @@ class ListEncoder:
     def rows(self, kind: str, lists: RankedLists) -> list[Row]:
         """Return one row per list, as in `hotplate.stores.encoding`; StoreMisused if a score is not finite."""
         new = tuple.__new__  # faster than Row(key, value)
-        return [new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._bodies(lists), strict=True)]
+        return [
+            new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._encode_bodies(lists), strict=True)
+        ]
 
-    def _bodies(self, lists: RankedLists) -> list[bytes]:
+    def _encode_bodies(self, lists: RankedLists) -> list[bytes]:
         """Return the value of each row: an offset, then the list's items as JSON lines.
 
         The offset, in hexadecimal, is the end of the first USUAL_CUT items, where the service cuts most often; 0 if it
         is too large.
         """
         # The lines of all lists are one text; each line ends with a separator.
-        lines = self._lines(lists.items, lists.scores)
+        lines = self._encode_lines(lists.items, lists.scores)
         line_bytes = lines.str.len_bytes().to_numpy()
         line_starts = np.concatenate([[0], np.cumsum(line_bytes, dtype=np.int64)])
 
@@ -107,7 +109,7 @@ class ListEncoder:
             for offset, start, end in zip(offsets.tolist(), starts.tolist(), ends.tolist(), strict=True)
         ]
 
-    def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
+    def _encode_lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
         """Return a JSON line for each of *items*, numbers of items, with its score: the lines of all lists, in order.
 
         Raises StoreMisused for a score that is not finite.
@@ -116,11 +118,12 @@ class ListEncoder:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # orjson's digits, as in other JSON.
-        numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
+        # A line is a head, up to the score, the score with orjson's digits, as in other JSON, and a tail: the title.
+        array = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        digits = pl.Series([array[1:-1]]).str.split(",").explode()
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
-        return pl.select(pl.concat_str(heads, pl.Series([numbers]).str.split(",").explode(), tails)).to_series()
+        return pl.select(pl.concat_str(heads, digits, tails)).to_series()
 
 
 def _tail(title: str | None) -> bytes:

@@ -118,13 +118,13 @@ class SortedLists:
     """Lists on disk, ascending by their owners' bytes.
 
     partitions   files, each with all rows of its owners
-    in_lists     number of lists by item number
+    list_counts  number of lists that have an item, by item number
     owners       number of lists
     duplicates   rows left out for higher scores of the same owner and item
     """
 
     partitions: list[Path]
-    in_lists: npt.NDArray[np.int64]
+    list_counts: npt.NDArray[np.int64]
     owners: int
     duplicates: int
 
@@ -228,7 +228,7 @@ class ImportedLists:
         payload = len(self._popular_lists.items) * int(item_bytes.max())
         for lists in (self._users, self._similar):
             rows += lists.owners
-            payload += int(item_bytes[: len(lists.in_lists)] @ lists.in_lists)
+            payload += int(item_bytes[: len(lists.list_counts)] @ lists.list_counts)
         attributes = self._attributes.rows
         meta_bytes = sum(len(row.value) for row in attributes)
         return Plan(
@@ -333,8 +333,9 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     source = named_paths(_optional(settings.titles))
     form = settings.form
     named = {role: settings.columns.get(role) for role in ("item", "title")}
-    names = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
-    has_header = form.header or all((name or usual_column(role, names)) in names for role, name in named.items())
+    first_line = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
+    columns = [name or usual_column(role, first_line) for role, name in named.items()]
+    has_header = form.header or all(column in first_line for column in columns)
     titled = texts_by_role(sources.title_files, source, list(named), named, replace(form, header=has_header))
     return most_frequent_titles(titled.lazy(), source)
 
@@ -346,8 +347,8 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
     its score of an item is the number of personal *lists* that have it. *numbers* numbers the items. Raises DataError
     for too many segments.
     """
-    in_lists = lists.in_lists.astype(np.float64)
-    counts = pl.DataFrame({"item": numbers.ids().head(len(in_lists)), "score": in_lists})
+    list_counts = lists.list_counts.astype(np.float64)
+    counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})
     overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
     if scored is None:
         rows = overall
@@ -367,13 +368,14 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
 def sort_lists(
     scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """Sort rows into a new *folder* by owner, highest score and item, at most *length* items per owner.
+    """Sort rows into files of a new *folder* by owner, highest score and item, at most *length* items per owner.
 
+    Rows are first divided into partitions, ranges of owners that fit into memory, which are then sorted one by one.
     *scored* are rows of `read_scored`, None for no lists. *on_progress* is called with (rows done, twice the rows), for
     two passes. Raises DataError if the disk gets full.
     """
     if scored is None:
-        return SortedLists(partitions=[], in_lists=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
+        return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
     folder.mkdir()
     total = 2 * scored.facts["rows"]
     done = 0
@@ -382,29 +384,29 @@ def sort_lists(
         bounds = _partition_bounds(scored)
         rows = scored.kept.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
-            _write_pieces(batch, numbers, bounds, folder, f"{done}.arrow")
+            _append_to_partitions(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
             on_progress(done, total)
 
     ranks = numbers.ranks()
     partitions = list[Path]()
-    in_lists = np.zeros(len(ranks), dtype=np.int64)
+    list_counts = np.zeros(len(ranks), dtype=np.int64)
     owners = 0
     duplicates = 0
-    for pieces in sorted(folder.iterdir(), key=lambda piece: int(piece.name)):
+    for part in sorted(folder.iterdir(), key=lambda path: int(path.name)):
         with data_errors(folder):
-            partition = pl.concat(pl.read_ipc(piece) for piece in pieces.iterdir())
-            shutil.rmtree(pieces)
+            partition = pl.concat(pl.read_ipc(file) for file in part.iterdir())
+            shutil.rmtree(part)
             ranked = rank_rows(partition, ranks, length)
-            partitions.append(pieces.with_suffix(".arrow"))
+            partitions.append(part.with_suffix(".arrow"))
             ranked.lists.write_ipc(partitions[-1])
         owners += ranked.lists.height
         duplicates += ranked.duplicates
         items = ranked.lists.get_column("item").explode().to_numpy()
-        in_lists += np.bincount(items, minlength=len(ranks))
+        list_counts += np.bincount(items, minlength=len(ranks))
         done += partition.height
         on_progress(done, total)
-    return SortedLists(partitions=partitions, in_lists=in_lists, owners=owners, duplicates=duplicates)
+    return SortedLists(partitions=partitions, list_counts=list_counts, owners=owners, duplicates=duplicates)
 
 
 class RankedRows(NamedTuple):
@@ -415,9 +417,9 @@ class RankedRows(NamedTuple):
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
-    """Rank *rows* [owner, item number, score].
+    """Return the lists of *rows* [owner, item number, score], of at most *length* items with their highest score.
 
-    Lists keep *length* items with their highest score, descending, ties sorted by *ranks* of items.
+    Lists are sorted by descending score, equal scores by the rank of the item: *ranks* has it by item number.
     """
     names = rows.get_column("owner").unique().sort()
     owner = pl.col("owner").cast(pl.Enum(names))  # enums sort faster than strings
@@ -425,6 +427,7 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
     rank = ranks.gather(rows.get_column("item"))
     ranked = rows.select(owner, "item", score, rank=rank)
     ranked = ranked.sort("owner", "score", "rank", descending=[False, True, False])
+    # The first row of an owner and an item has their highest score.
     pair = pl.col("owner").to_physical().cast(pl.UInt64) * len(ranks) + pl.col("item")
     best = ranked.filter(pair.is_first_distinct())
     lists = best.group_by("owner", maintain_order=True).agg(pl.col("item", "score").head(length))
@@ -459,7 +462,7 @@ def _partition_bounds(scored: Rows) -> pl.Series:
     return owners.gather(starts).unique(maintain_order=True)
 
 
-def _write_pieces(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
+def _append_to_partitions(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
     """Write *rows* [owner, item, score] to a folder for each partition, `0` to the number of *bounds*, as file *name*.
 
     Items are replaced by their numbers.

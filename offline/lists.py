@@ -147,6 +147,7 @@ class ModelLists:
         if self.settings.fold_in and isinstance(ranker, Factors):
             entry_bytes = int(item_bytes) + 4 * ranker.item_factors.shape[1]
             meta_bytes += len(items) * entry_bytes
+            # The description, and pieces filled to within two items, the last one less.
             meta_rows += 2 + len(items) * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
         return Plan(
             rows=rows + meta_rows,
@@ -233,9 +234,9 @@ class ModelLists:
         ranker = self.model.ranker
         if not self.settings.fold_in or not isinstance(ranker, Factors):
             return
-        rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
+        factors = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         written = 0
-        for piece in pieces(zip(self._item_entries(), rows, strict=True)):
+        for piece in pieces(zip(self._item_entries(), factors, strict=True)):
             yield [piece]
             written += 1
         params = ranker.params

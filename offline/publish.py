@@ -67,10 +67,10 @@ AnySource = TypeVar("AnySource", bound=Source)
 class PartedSource(Source, Protocol):
     """Lists that other processes write as parts of one draft."""
 
-    def own(self) -> Iterator[list[Row]]:
+    def own_rows(self) -> Iterator[list[Row]]:
         """Yield this process's rows, in order."""
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         """Return typical rows for a compression dictionary."""
 
     async def write_parts(
@@ -194,9 +194,9 @@ async def publish(
     # Rows that this process writes, and a writer of those that others write.
     writers = None
     if isinstance(source, PartedSource):
-        rows = source.own()
+        rows = source.own_rows()
         write = partial(source.write_parts, lists=gate_check.lists[""], observer=observer, on_progress=on_progress)
-        writers = ParallelWriters([] if encoding == "json" else source.sample(), write)
+        writers = ParallelWriters([] if encoding == "json" else source.sample_rows(), write)
     else:
         rows = _merged_by_key(
             of_list.batches(gate_check.lists[name].add) for name, of_list in _sources_by_name(source).items()

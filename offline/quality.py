@@ -191,10 +191,14 @@ class Trainings:
         read = read_interactions(self._file, columns=self._data.columns, where=self._data.where, weighting="binary")
         return read.log.with_columns(pl.col("user", "item").cast(pl.String)).sort("user", "item", "time")
 
-    def piece(self, share: float) -> Path:
-        """Write the rows until *share* of all pairs have begun."""
-        first = self.log.group_by("user", "item").agg(pl.col("time").min()).get_column("time").sort()
-        end = first[max(0, round(share * len(first)) - 1)]
+    def write_piece(self, share: float) -> Path:
+        """Write a piece of the log, its rows up to a time, to a Parquet file [user, item, time], and return its path.
+
+        At that time *share* of all pairs of a user and an item have had their first row.
+        """
+        pairs = self.log.group_by("user", "item").agg(first=pl.col("time").min())
+        first_times = pairs.get_column("first").sort()
+        end = first_times[max(0, round(share * len(first_times)) - 1)]
         file = self._folder / f"first-{share:g}.parquet"
         self.log.filter(pl.col("time") <= end).select("user", "item", "time").write_parquet(file)
         return file
@@ -225,7 +229,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     These are the columns of the table of nDCG@10: simple popularity, recent popularity, and the best ALS of the search.
     The lead is that over recent popularity, by user.
     """
-    file = trainings.piece(share)
+    file = trainings.write_piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation = report.evaluation
     repeats = report.tuning.repeats
@@ -238,27 +242,27 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
 
     columns = {**FIXED, RECENT: popular, BEST_ALS: report.best("als"), TYPED: report.chosen}
     rankers = _Rankers(parts)
-    per_user = {name: _served(parts, rankers.of(params), popular) for name, params in columns.items()}
+    per_user = {name: _served_ndcg(parts, rankers.of(params), popular) for name, params in columns.items()}
     leads = per_user[TYPED] - per_user[RECENT]
     ndcg = {name: float(values.mean()) for name, values in per_user.items()}
     ndcg[TYPED] = evaluation.as_served.ndcg
 
-    similar = _similar(parts, popular)
+    similar = _similar_hit_rates(parts, popular)
     if evaluation.similar is not None:
         similar[TYPED] = evaluation.similar.hit_rate
     return Piece(
         users=len(leads),
         ndcg=ndcg,
-        half=_half(evaluation.as_served.intervals["ndcg"]),
+        half=_half_width(evaluation.as_served.intervals["ndcg"]),
         described=described(report.chosen),
         lead=Lead(float(leads.mean()), interval_of_mean(leads)),
         similar=similar,
-        repeats={} if repeats is None else _repeats(matrix, options, rankers.of(report.chosen), repeats.params),
+        repeats={} if repeats is None else _repeats_ndcg(matrix, options, rankers.of(report.chosen), repeats.params),
     )
 
 
 class _Rankers:
-    """Fits each cell to the train part once, as recency only multiplies scores."""
+    """Fits rankers to the train part, once for parameters that differ in recency alone: it only multiplies scores."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -276,14 +280,14 @@ class _Rankers:
         return with_recency(ranker, recency.weights(self._parts.train, self._parts.train_times))
 
 
-def _served(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
+def _served_ndcg(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
     """Return nDCG@10 per user, of *popular* items for users without a list."""
     counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
     lists = fill_empty_lists(recommend_all(ranker, parts, 10), order_by_popularity(counts))
     return measure_users(lists, parts.test).values["ndcg"]
 
 
-def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
+def _similar_hit_rates(parts: Parts, popular: PopularityParams) -> dict[str, float]:
     """Return the hit rate@10 of similar items by simple methods; 0 if it cannot be measured."""
     days = popular.half_life_days
     methods = {COSINE: SimilarParams()}
@@ -296,7 +300,7 @@ def _similar(parts: Parts, popular: PopularityParams) -> dict[str, float]:
     return hit_rates
 
 
-def _repeats(matrix: Matrix, options: SplitOptions, typed: Ranker, params: RepeatParams) -> dict[str, float]:
+def _repeats_ndcg(matrix: Matrix, options: SplitOptions, typed: Ranker, params: RepeatParams) -> dict[str, float]:
     """Return nDCG@10 of lists of *typed* that keep seen items, tested on all choices after the cut."""
     parts = split(matrix.user_items, matrix.history, replace(options, repeats=True))
     methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: params}
@@ -325,18 +329,19 @@ def _mean_over_dates(values: Sequence[float]) -> str:
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield a row on similar items and repeats for each piece."""
+    """Yield a row for each piece, with cells of the hit rates of similar items and of nDCG with repeats, by method."""
     for share, piece in pieces.items():
         similar = {name: f"{hit_rate:.4f}" for name, hit_rate in piece.similar.items()}
         repeats = {name: f"{ndcg:.4f}" for name, ndcg in piece.repeats.items()}
         yield (
-            *(data.name, f"{share:.0%}"),
+            data.name,
+            f"{share:.0%}",
             *(similar.get(name, "") for name in SIMILAR_COLUMNS),
             *(repeats.get(name, "") for name in REPEAT_COLUMNS),
         )
 
 
-def _half(around: MetricInterval) -> float:
+def _half_width(around: MetricInterval) -> float:
     low, high = around
     return (high - low) / 2
 
@@ -352,13 +357,16 @@ class Draw:
 
 
 def measure_draw(trainings: Trainings, drawn: RandomSplit) -> Draw:
-    """Train as typed on a random draw."""
-    report = trainings.report(str(trainings.piece(1.0)), *CORE_OPTIONS, *drawn.options, "-k", str(drawn.k))
+    """Train on all pairs as a user would type it, with the options of a random split, and return its figures.
+
+    *drawn* is the split, with the metric and the list length k of its column in the table.
+    """
+    report = trainings.report(str(trainings.write_piece(1.0)), *CORE_OPTIONS, *drawn.options, "-k", str(drawn.k))
     evaluation = report.evaluation
     popularity = evaluation.baselines.get("popularity", evaluation.model)
     return Draw(
         value=getattr(evaluation.model, drawn.metric),
-        half=_half(evaluation.intervals[drawn.metric]),
+        half=_half_width(evaluation.intervals[drawn.metric]),
         popularity=getattr(popularity, drawn.metric),
         described=described(report.chosen),
     )

@@ -30,11 +30,11 @@ from hotplate.offline.variety import (
     ItemSimilarity,
     NewItems,
     are_new,
-    levelled,
+    level_scores,
+    look_up_values,
+    order_for_variety,
     pool_size,
     read_explore,
-    rearranged,
-    values_at,
 )
 from hotplate.stores.encoding import OVERALL
 
@@ -243,7 +243,7 @@ class RuledLists:
         scores = np.zeros((len(users), width), dtype=np.float32)
         enough = self.context.history[users] >= self.rules.min_history
         items[enough], scores[enough] = self._ranked_under_cap(self._recommend, users[enough], self._depth)
-        return Ranked(items, levelled(items, scores) if self.rules.rearranges else scores)
+        return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
 
     def similar(self, items: Indices) -> Ranked:
         """Rank items similar to the columns *items*; short lists are not filled."""
@@ -351,8 +351,8 @@ class RuledLists:
         place.
         """
         pool = items[:, : pool_size(self.length)]
-        shown_days = None if self.context.shown is None else values_at(self.context.shown[users], pool)
-        order = rearranged(pool, self.rules.diversity, self.similarity, shown_days)
+        shown_days = None if self.context.shown is None else look_up_values(self.context.shown[users], pool)
+        order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
         beyond = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
         order = np.concatenate([order, np.broadcast_to(beyond, (len(items), len(beyond)))], axis=1)
         return Ranked(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
@@ -367,7 +367,7 @@ class RuledLists:
             factors=None,
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
-        lists, values = new.inserted(chosen, items, scores, self.length)
+        lists, values = new.insert_new_items(chosen, items, scores, self.length)
         return _without_repeats(lists, values, items.shape[1])
 
     def _put_pins_first(self, users: Indices, items: Indices, scores: Floats) -> Ranked:

@@ -72,12 +72,12 @@ class SparkLists(PartedSource):
         """See `Source`."""
         return self._lists.items()
 
-    def own(self) -> Iterator[list[Row]]:
+    def own_rows(self) -> Iterator[list[Row]]:
         """See `PartedSource`."""
         yield self._lists.popular()
         yield from self._lists.meta()
 
-    def sample(self) -> list[Row]:
+    def sample_rows(self) -> list[Row]:
         """See `PartedSource`."""
         model = self._lists.model
         some = self._lists.for_users(model.users(0, _SAMPLED))
@@ -106,7 +106,7 @@ class SparkLists(PartedSource):
                     raise progress.value.failed
                 on_progress(min(progress.value.rows, total), total)
                 if running.done():
-                    return self._summed(running.result(), len(blocks), lists, observer)
+                    return self._sum_parts(running.result(), len(blocks), lists, observer)
         except Py4JError as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
@@ -115,16 +115,16 @@ class SparkLists(PartedSource):
                 self._context.cancelAllJobs()
                 running.add_done_callback(lambda ended: ended.exception())  # retrieves the error of the cancelled job
 
-    def _summed(
-        self, parts: "list[_MeasuredPart]", wanted: int, lists: Measurement, observer: Observer | None
+    def _sum_parts(
+        self, parts: "list[_MeasuredPart]", count: int, lists: Measurement, observer: Observer | None
     ) -> WrittenPart:
-        """Return the sum of the *parts* that executors have written, of which there must be *wanted*.
+        """Return the sum of the *parts* that executors have written, of which there must be *count*.
 
         Adds the measures of their lists to *lists*, and their charges to *observer*. Raises StoreUnavailable if parts
         are missing.
         """
-        if len(parts) != wanted:
-            raise StoreUnavailable(f"Spark returned {len(parts)} of {wanted} parts of {redacted(self._url)}")
+        if len(parts) != count:
+            raise StoreUnavailable(f"Spark returned {len(parts)} of {count} parts of {redacted(self._url)}")
         tally = Tally()
         rows = 0
         for part in parts:

@@ -197,24 +197,25 @@ def train(
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
         test = _test_split(settings, matrix, on_notice)
-        standing = matrix.standing()
-        if (
-            settings.tuning is None
-            and (fitting_s := estimate_fit_s(settings.params, standing.user_items)) > _LONG_FIT_S
-        ):
-            on_notice(f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model")
+        learned = matrix.standing()  # without users and items that have no pairs
+        if settings.tuning is None:
+            fitting_s = estimate_fit_s(settings.params, learned.user_items)
+            if fitting_s > _LONG_FIT_S:
+                on_notice(
+                    f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model"
+                )
 
-    learnable = _Learnable.of(matrix, test)
+    training_data = _TrainingData.of(matrix, test)
     search = None
     tuning_note = "The parameters were not searched."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             on_trial = partial(on_progress, "tune")
             search = _search_params(
-                learnable, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice
+                training_data, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice
             )
             tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
-    chosen = _choose_params(learnable, settings, search, trials)
+    chosen = _choose_params(training_data, settings, search, trials)
 
     evaluation = None
     note = "No evaluation was requested."
@@ -223,10 +224,10 @@ def train(
             note = test.obstacle
             if not note:
                 evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
-    del test, learnable, matrix  # releases memory for the last fit
+    del test, training_data, matrix  # releases memory for the last fit
 
     with _stage("fit", seconds, on_progress):
-        model = _fit_model(interactions, standing, settings, chosen, partial(on_progress, "fit"))
+        model = _fit_model(interactions, learned, settings, chosen, partial(on_progress, "fit"))
         metrics = None if evaluation is None else evaluation.to_json()
         model = replace(model, tuning=_search_record(search, chosen), metrics=metrics)
     with _stage("save", seconds, on_progress):
@@ -261,7 +262,7 @@ class _Test(NamedTuple):
         )
 
 
-class _Learnable(NamedTuple):
+class _TrainingData(NamedTuple):
     """The data that parameters are chosen on: the train part of the evaluation's *split*, or everything without one."""
 
     user_items: UserItems
@@ -269,18 +270,18 @@ class _Learnable(NamedTuple):
     split: SplitOptions | None
 
     @classmethod
-    def of(cls, matrix: Matrix, test: _Test | None) -> "_Learnable":
+    def of(cls, matrix: Matrix, test: _Test | None) -> "_TrainingData":
         """Return the train part of *test*, or *matrix* if it is None."""
         if test is None:
             return cls(matrix.user_items, matrix.history, None)
         return cls(test.parts.train, test.parts.history, test.split)
 
 
-class _Chosen(NamedTuple):
-    """Parameters of a model's engine, popular lists, similar items, and repeats, None unless they were searched."""
+class _ChosenParams(NamedTuple):
+    """Parameters of a model: of its engine, popular lists, similar items, and repeats, None if these had no search."""
 
     params: Params
-    recent: PopularityParams
+    popularity: PopularityParams
     similar: SimilarParams
     repeats: RepeatSearch | None
 
@@ -299,26 +300,28 @@ def _read_data(settings: TrainSettings) -> Interactions:
     )
 
 
-def _choose_params(learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path) -> _Chosen:
+def _choose_params(
+    training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
+) -> _ChosenParams:
     """Choose all parameters: the engine's by the *search*, if any; similar items and repeats only along with one."""
     params = search.trials[search.recommended].params if search else settings.params
-    recent = _popular_params(learnable, settings, search, trials)
-    days = recent.half_life_days
-    similar = SimilarParams(recency=None if days is None else Recency(days, SIMILAR_GAMMA))
-    user_items, history, options = learnable
+    popularity = _popular_params(training_data, settings, search, trials)
+    half_life_days = popularity.half_life_days
+    similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
+    user_items, history, options = training_data
     if settings.tuning is None or options is None:
-        return _Chosen(params, recent, similar, None)
+        return _ChosenParams(params, popularity, similar, None)
     cuts = inner_splits(user_items, history, options)
-    repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=recent)
+    repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=popularity)
     if cuts:
-        similar = choose_similar_params(cuts, days, settings.k)
-    return _Chosen(params, recent, similar, repeats)
+        similar = choose_similar_params(cuts, half_life_days, settings.k)
+    return _ChosenParams(params, popularity, similar, repeats)
 
 
 def _evaluate(
     test: _Test,
     settings: TrainSettings,
-    chosen: _Chosen,
+    chosen: _ChosenParams,
     search: Search | None,
     on_iteration: Callable[[int, int], None],
 ) -> Evaluation:
@@ -326,7 +329,7 @@ def _evaluate(
     baselines = [*BASELINES]
     if search is not None:
         baselines += [search.trials[number].params for number in search.best_of_each]
-    baselines.append(chosen.recent)
+    baselines.append(chosen.popularity)
     last_by_engine = {engine_of(params): params for params in baselines}
     return evaluate_parts(
         test.parts,
@@ -334,13 +337,13 @@ def _evaluate(
         on_iteration=on_iteration,
         k=settings.k,
         baselines=list(last_by_engine.values()),
-        popular=chosen.recent,
+        popular=chosen.popularity,
         similar=chosen.similar,
         split=test.split,
     )
 
 
-def _search_record(search: Search | None, chosen: _Chosen) -> dict[str, Any] | None:
+def _search_record(search: Search | None, chosen: _ChosenParams) -> dict[str, Any] | None:
     """Return the search as `Model.tuning`, None without one."""
     if search is None:
         return None
@@ -351,7 +354,7 @@ def _fit_model(
     interactions: Interactions,
     matrix: Matrix,
     settings: TrainSettings,
-    chosen: _Chosen,
+    chosen: _ChosenParams,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
     """Return the model: an engine with the *chosen* parameters, fitted to all pairs of *matrix*, and its other lists.
@@ -361,7 +364,7 @@ def _fit_model(
     """
     segments = interactions.segments
     length = settings.popular_length
-    recent = chosen.recent.half_life_days
+    recent = chosen.popularity.half_life_days
     return Model(
         ranker=fit(matrix.user_items, chosen.params, on_iteration, times=matrix.times),
         matrix=matrix,
@@ -388,7 +391,7 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
 
 
 def _search_params(
-    learnable: _Learnable,
+    training_data: _TrainingData,
     settings: TrainSettings,
     tuning: TuneOptions,
     trials: Path,
@@ -401,16 +404,16 @@ def _search_params(
     *trials* is where an interrupted search has kept its trials, which are not repeated. *on_trial* gets trials done and
     in all. Raises SettingError if time or memory allow no trial.
     """
-    usual = SplitOptions("by-item" if learnable.history is None else "by-time")
+    usual = SplitOptions("by-item" if training_data.history is None else "by-time")
     search = tune(
-        learnable.user_items,
-        learnable.history,
-        learnable.split or usual,
+        training_data.user_items,
+        training_data.history,
+        training_data.split or usual,
         tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         trials_folder=trials,
-        evaluated=learnable.split is not None,
+        evaluated=training_data.split is not None,
         on_trial=on_trial,
         on_notice=on_notice,
     )
@@ -448,7 +451,7 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
 
 
 def _popular_params(
-    learnable: _Learnable, settings: TrainSettings, search: Search | None, trials: Path
+    training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> PopularityParams:
     """Return the half-life by which popular lists are ranked, as parameters of the engine `popularity`.
 
@@ -457,12 +460,12 @@ def _popular_params(
     """
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
-    if learnable.split is None or not learnable.split.in_time:
+    if training_data.split is None or not training_data.split.in_time:
         return PopularityParams()
     of_popularity = tune(
-        learnable.user_items,
-        learnable.history,
-        learnable.split,
+        training_data.user_items,
+        training_data.history,
+        training_data.split,
         TuneOptions(engine="popularity"),
         k=settings.k,
         trials_folder=trials,

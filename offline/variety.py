@@ -29,14 +29,14 @@ from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
 from hotplate.offline.train.similar import Similar
 
-# The first places of a list are rearranged, with so many candidates for each.
+# The first places of a list are order_for_variety, with so many candidates for each.
 _MOST_PLACES = 100
 _CANDIDATES = 5
 MAX_DIVERSITY = 0.9
 # Of each day on which an item was shown without a click; an item keeps at least _LEAST_RELEVANCE.
 _KEPT_RELEVANCE = 0.9
 _LEAST_RELEVANCE = 0.5
-# Entries of lists that are rearranged together, and of those whose similarities are in one dense table.
+# Entries of lists that are order_for_variety together, and of those whose similarities are in one dense table.
 _ENTRIES_AT_ONCE = 4096
 _ENTRIES_IN_TABLE = 800
 # Below the relevance and diversity of any candidate.
@@ -71,17 +71,20 @@ class ItemSimilarity:
         count, n = lists.shape
         within = np.empty((count, n, n), dtype=np.float32)
         for rows in _slices(count, _ENTRIES_IN_TABLE // n):
-            within[rows] = self._by_table(lists[rows])
+            within[rows] = self._look_up_within(lists[rows])
         return within
 
-    def _by_table(self, lists: Indices) -> Floats:
+    def _look_up_within(self, lists: Indices) -> Floats:
         """Return `within` of a few *lists*, from a dense table of the similarities between all their items."""
-        known, places = np.unique(lists, return_inverse=True)
+        known, places = np.unique(lists, return_inverse=True)  # each entry is known[place]
         places = places.reshape(lists.shape)
+
+        # Shares of the similarity of each item's most similar one.
         rows = self.similar.similarity[known]
         table: Floats = rows[:, known].toarray()
         highest = rows.max(axis=1).toarray()
         table /= np.where(highest > 0, highest, 1)
+
         np.maximum(table, table.T, out=table)
         missing = known < 0
         table[missing] = 0
@@ -103,13 +106,14 @@ class ItemSimilarity:
         return total / count if count else None
 
 
-def rearranged(
+def order_for_variety(
     items: Indices, diversity: float, similarity: ItemSimilarity | None, shown_days: npt.NDArray[np.float32] | None
 ) -> Indices:
     """Return the order of candidates *items* [rows, n], best first, -1 after the end, as places [rows, n].
 
-    Relevance falls evenly, from 1 for the first of n candidates. *shown_days* [rows, n] are the days on which a
-    candidate was shown without a click.
+    Without *similarity*, they are in the order of relevance, otherwise also of *diversity*, from 0 to 1: unlike those
+    before. Relevance falls evenly, from 1 for the first of n candidates, and with *shown_days* [rows, n], the days on
+    which a candidate was shown without a click.
     """
     rows, n = items.shape
     falling = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
@@ -121,11 +125,11 @@ def rearranged(
         return np.argsort(-relevance, axis=1, kind="stable").astype(np.int32)
     order = np.empty((rows, n), dtype=np.int32)
     for part in _slices(rows, _ENTRIES_AT_ONCE // n):
-        order[part] = diversified(relevance[part], similarity.within(items[part]), diversity)
+        order[part] = order_by_marginal_relevance(relevance[part], similarity.within(items[part]), diversity)
     return order
 
 
-def diversified(relevance: Floats, similarity: Floats, diversity: float) -> Indices:
+def order_by_marginal_relevance(relevance: Floats, similarity: Floats, diversity: float) -> Indices:
     """Return candidates [rows, n] in the order of maximal marginal relevance (Carbonell and Goldstein, 1998).
 
     The next one has the highest (1 - diversity) * relevance - diversity * (its highest similarity to one before), of
@@ -135,7 +139,7 @@ def diversified(relevance: Floats, similarity: Floats, diversity: float) -> Indi
     every_row = np.arange(rows)
     order = np.empty((rows, n), dtype=np.int32)
     gain = np.where(relevance > _NOT_LISTED, np.float32(1 - diversity) * relevance, np.float32(_NOT_LISTED))
-    nearest = np.zeros_like(gain)
+    nearest = np.zeros_like(gain)  # similarity to the most similar one of those chosen before
     for place in range(n):
         best = np.argmax(gain - np.float32(diversity) * nearest, axis=1)
         order[:, place] = best
@@ -205,7 +209,7 @@ class NewItems:
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
         self._segments, self._weights = self._draw_weights(model)
 
-    def inserted(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
+    def insert_new_items(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
         """Insert new items into the lists of *users*: `explore.new` at drawn places of each ten, with a score of -inf.
 
         *items* and *scores* are [users, n], the result is wider; -1 stands at places without an item. The items behind
@@ -213,13 +217,13 @@ class NewItems:
         not drawn, but an item further down may then be listed twice. Empty lists stay empty.
         """
         tens = -(-length // _TEN)
-        drawn = self._drawn_items(users, items[:, :length], tens * self.explore.new)
+        drawn = self._draw_items(users, items[:, :length], tens * self.explore.new)
         is_empty = items[:, 0] < 0
         drawn[is_empty] = -1
 
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
         is_inserted = np.zeros((len(items), width), dtype=np.bool_)
-        is_inserted[:, : tens * _TEN] = self._drawn_places(users.ids, tens)
+        is_inserted[:, : tens * _TEN] = self._draw_places(users.ids, tens)
         padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
 
         # A mask is filled row by row, and each row has as many places as items.
@@ -230,7 +234,7 @@ class NewItems:
         values[~is_inserted] = np.pad(scores, padding).ravel()
         return Ranked(lists, values)
 
-    def _drawn_items(self, users: Users, listed: Indices, n: int) -> Indices:
+    def _draw_items(self, users: Users, listed: Indices, n: int) -> Indices:
         """Draw *n* new items for each user [users, n], -1 if there are fewer.
 
         The items with the highest keys are drawn. *listed* items [users, any] have a key of -inf, as have those that
@@ -275,7 +279,7 @@ class NewItems:
         keys: npt.NDArray[np.float64] = np.log(uniform) / self._weights[rows]
         return keys
 
-    def _drawn_places(self, users: Sequence[str], tens: int) -> Mask:
+    def _draw_places(self, users: Sequence[str], tens: int) -> Mask:
         """Draw places for new items: True for `explore.new` of each ten places [users, 10 * tens].
 
         Each place has a uniform key, by hashes of the user's id and the place; those with the lowest keys are drawn.
@@ -308,7 +312,7 @@ class NewItems:
         return numbers, weights
 
 
-def levelled(items: Indices, scores: Floats) -> Floats:
+def level_scores(items: Indices, scores: Floats) -> Floats:
     """Return the scores of rearranged lists [lists, n]: an item has at least the score of those behind it.
 
     A score of -inf is unknown, and becomes that of the item behind it, or before it at the end of a list.
@@ -321,9 +325,9 @@ def levelled(items: Indices, scores: Floats) -> Floats:
     return np.where((items >= 0) & np.isfinite(levels), levels, 0).astype(np.float32)
 
 
-def values_at(pairs: UserItems, lists: Indices) -> Floats:
+def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
     """Return the values of *pairs* [rows, items] at the items of *lists* [rows, n]; 0 for other items and -1."""
-    known = pair_numbers(pairs)
+    known = pair_numbers(pairs)  # row * items + item, ascending
     if not len(known):
         return np.zeros(lists.shape, dtype=np.float32)
     wanted = np.arange(len(lists), dtype=np.int64)[:, None] * pairs.shape[1] + lists

@@ -79,7 +79,7 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").write_csv(tmp_path / "log.csv")
     data = DataSet("A log", "log.csv")
     trainings = Trainings(data, tmp_path / "log.csv", tmp_path)
-    lengths = [pl.read_parquet(trainings.piece(share)).height for share in PIECES]
+    lengths = [pl.read_parquet(trainings.write_piece(share)).height for share in PIECES]
     assert sorted(set(lengths)) == lengths
     assert lengths[-1] == trainings.log.height
     measured = {share: measure_piece(trainings, share) for share in PIECES[-2:]}
