@@ -207,11 +207,11 @@ class Matrix:
 
     def standing(self) -> "Matrix":
         """Return the matrix of users and items with pairs."""
-        return self.only_present(_present_users_and_items(self.user_items))
+        return self.only_present_in(self.user_items)
 
-    def only_present(self, present: "Present") -> "Matrix":
-        """Return the matrix of the users and items whose mask in *present* is True, in the same order."""
-        users, items = present
+    def only_present_in(self, pairs: UserItems) -> "Matrix":
+        """Return the matrix of the users and items that have a pair in *pairs* [users, items], in the same order."""
+        users, items = _present_users_and_items(pairs)
         if users.all() and items.all():
             return self
         user_items = self.user_items[users][:, items]
@@ -276,7 +276,7 @@ def to_matrix(
             pairs_left_out=int(all_pairs.nnz - user_items.nnz),
         ),
     )
-    return matrix.only_present(_present_users_and_items(pairs_ever))
+    return matrix.only_present_in(pairs_ever)
 
 
 def _check_at_least_two(role: str, ids: pl.Series, present: Mask) -> None:
@@ -335,15 +335,15 @@ def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
     return np.bincount(user_items.indices, minlength=user_items.shape[1])
 
 
-class Present(NamedTuple):
+class _Present(NamedTuple):
     """The masks of *users* and *items* with pairs."""
 
     users: Mask
     items: Mask
 
 
-def _present_users_and_items(user_items: UserItems) -> Present:
-    return Present(items_per_user(user_items) > 0, users_per_item(user_items) > 0)
+def _present_users_and_items(user_items: UserItems) -> _Present:
+    return _Present(items_per_user(user_items) > 0, users_per_item(user_items) > 0)
 
 
 def _are_finite_above_zero(data: Floats) -> bool:

@@ -498,9 +498,12 @@ class _Trials:
     def _measure_ndcg(self, params: Params) -> Values:
         """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
         rankers = self._fits.rankers(params)
+        values = list[Values]()
         try:
-            # Each ranker is released before the next fit.
-            values = [_ndcg_per_user(next(rankers), parts, self._k) for parts in self._splits]
+            for parts in self._splits:
+                # The ranker is released before the next fit.
+                lists = recommend_all(next(rankers), parts, self._k)
+                values.append(measure_users(lists, parts.test).values["ndcg"])
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits))
         ndcg = np.concatenate(values)
@@ -569,6 +572,7 @@ class _Fits:
         return self._last.rankers
 
     def _kept_rankers(self, plain: Params) -> list[Ranker] | None:
+        """Return the kept rankers of *plain*, or None; separate, so that no variable keeps others alive."""
         for fitted in (self._last, self._best):
             if fitted is not None and fitted.params == plain:
                 return fitted.rankers
@@ -586,10 +590,6 @@ def _store_trial(path: Path, trial: Trial) -> None:
         np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
     except OSError as error:
         raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
-
-
-def _ndcg_per_user(ranker: Ranker, parts: Parts, k: int) -> Values:
-    return measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"]
 
 
 def _sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
