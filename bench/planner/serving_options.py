@@ -135,7 +135,7 @@ def _add_manual_cost(table: FigureTable, inputs: Inputs, cost_unit: str) -> None
     table.add_calculated("manual_cost", cost_unit, cost + figure("storage_cost"))
 
 
-def autoscale_maximum(wanted_ru: float, highest_ru: float, release_gb: float) -> int:
+def autoscale_maximum(wanted_ru: float, *, highest_ru: float, release_gb: float) -> int:
     """Return the RU/s up to which a container of *release_gb* must scale to reach *wanted_ru*.
 
     Azure has steps, and a least maximum, which depends on the size and on *highest_ru*, the highest maximum so far.
@@ -159,8 +159,8 @@ def _add_autoscale(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     figure = table.expression
     reads_ru = table["reads_ru"].number
     release_gb = table["release_gb"].number
-    highest = autoscale_maximum(max(reads_ru, table["publish_ru_s"].number), 0, 0)
-    maximum = autoscale_maximum(reads_ru, highest, release_gb)
+    highest = autoscale_maximum(max(reads_ru, table["publish_ru_s"].number), highest_ru=0, release_gb=0)
+    maximum = autoscale_maximum(reads_ru, highest_ru=highest, release_gb=release_gb)
     formula = (
         f"the least that holds reads_ru, in steps of {cosmos.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     )
@@ -176,7 +176,7 @@ def _add_autoscale(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
     mean = table.add_calculated("autoscale_mean_ru", "RU/s", billed, formula, DYNAMIC)
 
-    idle = autoscale_maximum(0, highest, release_gb) / AUTOSCALE_FLOOR
+    idle = autoscale_maximum(0, highest_ru=highest, release_gb=release_gb) / AUTOSCALE_FLOOR
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
     table.add_calculated("autoscale_idle_ru", "RU/s", idle, formula)
     _add_autoscale_costs(table, mean, top, cost_unit)
