@@ -55,11 +55,12 @@ class Attributes(NamedTuple):
 
 
 def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
-    """Read a file with a column of items; its other columns are attributes.
+    """Read a file with a column of items, whose other columns are attributes by which lists can be filtered.
 
-    *kinds* are `number` or `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are,
-    and columns of Parquet keep their types; Booleans are texts. A cell that is no number is missing in a column of
-    numbers, and the entry's `notes` show it. Raises DataError for a repeated item, and for attributes that are too
+    Returns them as rows of a release and as an entry of its manifest; none without a *path*. *kinds* are `number` or
+    `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are, and columns of Parquet
+    keep their types; Booleans are texts. A cell that is no number is missing in a column of numbers, and the entry's
+    `notes` show it. Raises DataError for a repeated item, and for attributes that are too
     large or cannot be named in a filter, SettingError for kinds of unknown columns.
     """
     kinds = dict(kinds or {})
@@ -67,6 +68,7 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         if kinds:
             raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")
         return Attributes([], {})
+
     source = named_paths([path])
     with input_files([path]) as files:
         tables = open_tables(files, Format(max_bad_rows=0))
@@ -77,9 +79,11 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         if tables[0].file.kind == "parquet":
             for name in names:
                 kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
+
         with data_errors(source, files):
             schemas = [_attribute_schema(table, number, item, names, kinds) for number, table in enumerate(tables)]
             kept = Rows(schemas, source).kept.collect(engine="streaming")
+
         columns = dict[str, _Column]()
         for number, name in enumerate(names):
             cells = kept.select(ROW, _TABLE, cell=pl.col(f"{number}"))
@@ -110,12 +114,14 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
             raise SettingError(f"--attribute {name}={kind}: {source} has no such column; {advice}")
 
 
-def _attribute_schema(table: Table, place: int, item: str, names: Sequence[str], kinds: Mapping[str, str]) -> RowSchema:
-    """Declare the values of a table: the item, the table's *place* among the tables, and a number for each attribute.
+def _attribute_schema(
+    table: Table, table_number: int, item: str, names: Sequence[str], kinds: Mapping[str, str]
+) -> RowSchema:
+    """Declare the values of a table: the item, *table_number*, its index among the tables, and each attribute.
 
     *item* and *names* are columns; the value of the attribute `names[2]` is called `2`, as its name may be in use.
     """
-    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(place, pl.UInt16)})
+    schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt16)})
     for number, name in enumerate(names):
         is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
         schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)

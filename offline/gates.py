@@ -302,7 +302,10 @@ def _judge_overlap(
 
 
 class _KeptShare(NamedTuple):
-    """How much is there *now* of what was there *before*, by *compared* users or items."""
+    """How much is there *now* of what was there *before*: numbers of users or items, or a length.
+
+    *compared* is the number of users or items by which it is measured; few cannot be judged.
+    """
 
     now: float
     before: float

@@ -357,8 +357,10 @@ class Attempt:
         if not is_model(folder.model):
             with folder.step("train") as within:
                 within.update(self._train(job.training, folder.model).seconds)
+
         tracked = self._log_model(folder)
         published = self._publish_or_activate(folder)
+
         with folder.step("prune"):
             keep = partial(prune, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s)
             erased = run_on(job.store, keep)
@@ -459,7 +461,10 @@ class Attempt:
 
 
 class _Published(NamedTuple):
-    """A written release, and what keeps it from being live, if it may still become so."""
+    """A written release, and why it is not live yet, if it may still become so without a new run.
+
+    A release that its own gates refused is not held back: its manifest has the verdicts, and the run ends.
+    """
 
     manifest: Manifest
     held_back: HeldBack | None

@@ -282,11 +282,12 @@ def read_scored(
     owner: str = "user",
     item: str = "item",
 ) -> Rows:
-    """Check and count the rows of *files*, called *source* in messages.
+    """Read files of scored items: a row says that *item* is in the list of *owner*, with a score.
 
-    Returns rows [owner: str, item: str, score: f64, and title: str if present]. *named* are columns by role, others are
-    guessed; *owner* and *item* are roles. Rows without an owner or item are left out, but a missing segment is the
-    overall one; a score that is not finite makes a bad row. Raises DataError.
+    Returns rows [owner: str, item: str, score: f64, and title: str if present], which are checked and counted. *owner*
+    and *item* are roles of columns, such as `user` or `segment`; *named* are the names of columns by role, others are
+    guessed. *source* names the files in messages. Rows without an owner or item are left out, but a missing segment is
+    the overall one; a score that is not finite makes a bad row. Raises DataError.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]

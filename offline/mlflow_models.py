@@ -73,9 +73,13 @@ def log_training(folder: Path, target: Target | None = None, job: str | None = N
     description = describe(folder)
     with _server_errors():
         experiment = _experiment()
-        if job is not None and (logged := _finished_run(experiment, job, target)) is not None:
-            return logged
-        with mlflow.start_run(experiment_id=experiment, tags={} if job is None else {_JOB: job}) as run:
+        tags = dict[str, str]()
+        if job is not None:
+            logged = _finished_run(experiment, job, target)
+            if logged is not None:
+                return logged
+            tags[_JOB] = job
+        with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
             mlflow.log_params(_params(description))
             mlflow.log_metrics(_metrics(description))
             mlflow.log_dict(description.to_json(), "report.json")

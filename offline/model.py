@@ -146,7 +146,7 @@ def save(model: Model, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, new) as draft:
-            _write(model, draft)
+            _write_files(model, draft)
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
@@ -322,7 +322,7 @@ def _timestamp(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _write(model: Model, folder: Path) -> None:
+def _write_files(model: Model, folder: Path) -> None:
     """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
     _write_tables(model, folder)
     _write_ranker(model.ranker, folder)

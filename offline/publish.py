@@ -176,11 +176,12 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate fails, or another release is the canary, the release stays ready and nothing is pruned. `Written.refused`
-    is also set if services withdraw it within `wait`. Gates, given or by default (`gates.LEAST_KEPT`), compare with the
-    arm's release in *live_in*, by default *store*. *observer* gets the charges of other processes, *on_progress* (rows
-    written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for gates
-    that cannot be judged and an invalid `wait`.
+    If a gate, a bound that lists must meet, fails, or another release is the canary, the release stays ready and
+    nothing is pruned. `Written.refused` is also set if services withdraw it within `wait`. Gates, given or by default
+    (`gates.LEAST_KEPT`), compare with the live release of *live_in*, by default *store*, or with that of arm B, the
+    variant of an experiment, if the release is for that. *observer* gets the charges of other processes, *on_progress*
+    (rows written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for
+    gates that cannot be judged and an invalid `wait`.
     """
     settings = settings or PublishSettings()
     compared = live_in or store

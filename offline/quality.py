@@ -233,6 +233,8 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation = report.evaluation
     repeats = report.tuning.repeats
+
+    # The split that the command makes with these options.
     log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
     matrix = to_matrix(log, CORE, CORE, Weighing("binary"))
     options = SplitOptions("by-time", min_per_user=CORE, min_per_item=CORE)
@@ -242,7 +244,7 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
 
     columns = {**FIXED, RECENT: popular, BEST_ALS: report.best("als"), TYPED: report.chosen}
     rankers = _Rankers(parts)
-    per_user = {name: _served_ndcg(parts, rankers.of(params), popular) for name, params in columns.items()}
+    per_user = {name: _served_ndcg(parts, rankers.fitted(params), popular) for name, params in columns.items()}
     leads = per_user[TYPED] - per_user[RECENT]
     ndcg = {name: float(values.mean()) for name, values in per_user.items()}
     ndcg[TYPED] = evaluation.as_served.ndcg
@@ -257,7 +259,9 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
         described=described(report.chosen),
         lead=Lead(float(leads.mean()), interval_of_mean(leads)),
         similar=similar,
-        repeats={} if repeats is None else _repeats_ndcg(matrix, options, rankers.of(report.chosen), repeats.params),
+        repeats={}
+        if repeats is None
+        else _repeats_ndcg(matrix, options, rankers.fitted(report.chosen), repeats.params),
     )
 
 
@@ -268,8 +272,8 @@ class _Rankers:
         self._parts = parts
         self._fitted: dict[Params, Ranker] = {}
 
-    def of(self, params: Params) -> Ranker:
-        """Return *params* fitted to the train part."""
+    def fitted(self, params: Params) -> Ranker:
+        """Return the ranker with these *params*, fitted to the train part."""
         recency = recency_of(params)
         plain = without_recency(params)
         if plain not in self._fitted:

@@ -545,10 +545,13 @@ def _read_available(path: Path) -> list[str]:
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path, may_be_empty=False)
+
+    # Words such as `true` become amounts; others are numbers, or null if they cannot be read.
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
     amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
     number = text.cast(pl.Float64, strict=False)
     rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount.otherwise(number))
+
     unread = rows.filter(pl.col("amount").is_null())
     if unread.height:
         item, value = unread.select("item", "stock").row(0)
@@ -566,7 +569,10 @@ def _stock_column(path: Path) -> str | None:
 
 
 def _read_boosts(path: Path) -> dict[str, float]:
-    """Return factors of scores by item; DataError for one that is not a number above 0."""
+    """Return the factors of a file, by item id, by which scores of items are multiplied.
+
+    Raises DataError for one that is not a number above 0, or is too large, and for an item with two.
+    """
     boost = pl.col("boost")
     rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
     is_valid = (boost > 0) & (boost <= _MAX_BOOST)
