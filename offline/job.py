@@ -398,10 +398,11 @@ class Attempt:
         return tracked
 
     def _publish_or_activate(self, folder: RunFolder) -> "_Published":
-        """Write the run's release, or activate it if an interrupted attempt has written it.
+        """Write the lists of the run's models as its release and make it live, as far as no attempt has done that.
 
-        Returns the release and what keeps it from being live. A draft that an attempt began is continued. Raises
-        StoreError; after a ReleaseConflict the next attempt starts a new run.
+        A release that an interrupted attempt has written is only activated; its draft, a release partly written, is
+        continued. Returns the release's manifest, and why it is not live yet. Raises StoreError; after a
+        ReleaseConflict the next attempt starts a new run.
         """
         job = self._job
         run = folder.run
@@ -423,6 +424,7 @@ class Attempt:
         manifest = written.result.manifest
         held_back = written.result.held_back
         is_refused = written.refused is not None and not held_back
+
         # A continued draft keeps the verdicts that it was begun with; these lists may fail although those passed.
         if is_refused and not _refusal_by_gates(manifest):
             held_back = RefusedByGates(str(written.refused))

@@ -176,12 +176,12 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    If a gate, a bound that lists must meet, fails, or another release is the canary, the release stays ready and
-    nothing is pruned. `Written.refused` is also set if services withdraw it within `wait`. Gates, given or by default
-    (`gates.LEAST_KEPT`), compare with the live release of *live_in*, by default *store*, or with that of arm B, the
-    variant of an experiment, if the release is for that. *observer* gets the charges of other processes, *on_progress*
-    (rows written, rows in all). Raises StoreError, as HeldBack for arm B without an experiment, and SettingError for
-    gates that cannot be judged and an invalid `wait`.
+    A gate is a bound that the lists must meet, given or by default (`gates.LEAST_KEPT`). If one fails, or another
+    release is the canary, shown to a share of the users first, the release stays ready and nothing is pruned.
+    `Written.refused` says why, also if services withdraw it within `wait`. Gates compare with the live release of
+    *live_in*, by default *store*; with that of arm B if the release is for B, the variant in an experiment. *observer*
+    gets the charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as HeldBack for
+    arm B without an experiment, and SettingError for gates that cannot be judged and an invalid `wait`.
     """
     settings = settings or PublishSettings()
     compared = live_in or store
@@ -219,6 +219,7 @@ async def publish(
         on_progress=on_progress,
     )
     steps |= result.seconds
+
     refusal = await gate_check.refusal(result.manifest)
     refused = GateFailed(refusal, result) if refusal else result.held_back
     seconds = perf_counter() - started
@@ -227,6 +228,7 @@ async def publish(
 
     with timed(steps, "prune"):
         erased = await prune(store, keep=settings.keep)
+
     withdrawn = None
     if wait_s and settings.activate and settings.arm == "A":
         with timed(steps, "wait"):

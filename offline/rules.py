@@ -398,9 +398,12 @@ class RuledLists:
             depth = max(depth, self.length * _FIRST_DEPTH)
         elif depth == self.length:
             return rank(rows, self.length)
+
         width = min(self.length, total)
         items = np.full((len(rows), width), -1, dtype=np.int32)
         scores = np.zeros((len(rows), width), dtype=np.float32)
+
+        # Indices into *rows*: at first all, then those of short lists, which are ranked again, deeper.
         pending = np.arange(len(rows))
         while len(pending):
             still_short = list[Indices]()
@@ -414,6 +417,7 @@ class RuledLists:
                 is_short = items[batch, -1] < 0
                 has_more = ranked.items[:, -1] >= 0  # the ranking did not end before *depth*
                 still_short.append(batch[is_short & has_more])
+
             if depth >= total:
                 break
             pending = np.concatenate(still_short)

@@ -189,6 +189,8 @@ def train(
     out = Path(out)
     seconds = dict[str, float]()
     check_target(out)
+
+    # Where an interrupted search leaves its trials.
     trials = out.resolve().with_name(f".{out.resolve().name}.kept")
 
     with _stage("read", seconds, on_progress):
