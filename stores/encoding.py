@@ -335,7 +335,7 @@ def unpack(packed: bytes) -> list[str]:
     return keys
 
 
-async def merged(
+async def merge_packed_keys(
     spans: Iterable[KeySpan], fetch: Callable[[Sequence[KeySpan]], Awaitable[Sequence[bytes | None]]]
 ) -> AsyncIterator[list[str]]:
     """Merge packed lists of keys, and yield the distinct keys in ascending order, in chunks.

@@ -27,7 +27,7 @@ from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges
 from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.release_state import DRAFT, METAS, SEALED, STATE, ReleaseState, rows_kind
 from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient, VersionedItem
-from hotplate.stores.encoding import META, KeySpan, bounds, check_kind, merged, pack
+from hotplate.stores.encoding import META, KeySpan, bounds, check_kind, merge_packed_keys, pack
 from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
@@ -351,7 +351,7 @@ class ReleaseRows:
             raise not_found(release)
         try:
             spans = await self._read_spans(container, state)
-            async for keys in merged(spans, partial(self._fetch, container)):
+            async for keys in merge_packed_keys(spans, partial(self._fetch, container)):
                 values = dict[str, bytes]()
                 await for_each(keys, partial(self._read_row, container, values))
                 for key in keys:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merged, unpack
+from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused
 from hotplate.stores.redis.keys import SEALED, Keys, ReleaseKeys
 from hotplate.stores.redis.routing import CommandRouter
@@ -112,7 +112,7 @@ class Inventory:
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
-        async for keys in merged(await self._spans(release), partial(self._fetch, release)):
+        async for keys in merge_packed_keys(await self._spans(release), partial(self._fetch, release)):
             for start in range(0, len(keys), MAX_KEYS):
                 yield keys[start : start + MAX_KEYS]
 

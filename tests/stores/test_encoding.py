@@ -22,7 +22,7 @@ from hotplate.stores.encoding import (
     decode,
     encode,
     is_empty,
-    merged,
+    merge_packed_keys,
     pack,
     unpack,
 )
@@ -111,7 +111,7 @@ async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
         return [pack(batches[span.place]) for span in spans]
 
     spans = [KeySpan(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
-    return [keys async for keys in merged(spans, fetch)]
+    return [keys async for keys in merge_packed_keys(spans, fetch)]
 
 
 @given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
