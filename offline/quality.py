@@ -59,43 +59,44 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
 KEPT = ROOT / ".quality"
-CORE = 5
-CORE_OPTIONS = ("--min-per-user", str(CORE), "--min-per-item", str(CORE))
+# Users and items with fewer are left out.
+LEAST_INTERACTIONS = 5
+CORE_OPTIONS = ("--min-per-user", str(LEAST_INTERACTIONS), "--min-per-item", str(LEAST_INTERACTIONS))
 # Shares of the log, by time; each is tested on its last quarter. The rules of the search were chosen on CHOSEN, and
 # confirmed on the others.
 PIECES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CHOSEN = (0.5, 0.7, 0.9)
 # As in the literature, at 20 and 100 (Liang et al., 2018).
 STRONG = ("--split", "held-out-users", "--test-share", "0.1")
-FIXED: dict[str, Params] = {
+FIXED_METHODS: dict[str, Params] = {
     "popularity": PopularityParams(),
     "TFIDF K=5": NeighbourParams(neighbours=5),
     "TFIDF K=100": NeighbourParams(neighbours=100),
     "EASE": EASEParams(),
     "ALS": ALSParams(),
 }
-RECENT = "recent popularity"
-BEST_ALS = "searched ALS"
-TYPED = "as typed"
+RECENT_POPULARITY = "recent popularity"
+SEARCHED_ALS = "searched ALS"
+AS_TYPED = "as typed"  # the model that `hotplate train` chooses
 LEAD = "lead over recent popularity"
 # Simple methods that `train` has to match, for similar items and for lists that keep seen items.
 COSINE = "cosine"
 COSINE_RECENT = "cosine, recent popularity^0.25"
-ENGINE = "engine"
-OWN = "own counts"
-SIMILAR_COLUMNS = (COSINE, COSINE_RECENT, TYPED)
-REPEAT_COLUMNS = (ENGINE, OWN, TYPED)
+ENGINE_ALONE = "engine"
+BY_OWN_COUNTS = "own counts"
+SIMILAR_COLUMNS = (COSINE, COSINE_RECENT, AS_TYPED)
+REPEAT_COLUMNS = (ENGINE_ALONE, BY_OWN_COUNTS, AS_TYPED)
 # The engine then only breaks ties.
 OWN_COUNTS = RepeatParams(120.0, 1_000.0)
 HEADINGS = (
-    ("data", "first pairs", "users", *FIXED, RECENT, BEST_ALS, TYPED, LEAD),
+    ("data", "first pairs", "users", *FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS, AS_TYPED, LEAD),
     (
         "data",
         "first pairs",
         *(f"similar: {name}" for name in SIMILAR_COLUMNS),
         *(f"repeats: {name}" for name in REPEAT_COLUMNS),
     ),
-    ("data", "random draw, which flatters", "popularity", TYPED),
+    ("data", "random draw, which flatters", "popularity", AS_TYPED),
 )
 
 
@@ -226,8 +227,8 @@ class Piece:
 def measure_piece(trainings: Trainings, share: float) -> Piece:
     """Train on the first *share* of the pairs as a user would type it, and measure other rankers on the same split.
 
-    These are the columns of the table of nDCG@10: simple popularity, recent popularity, and the best ALS of the search.
-    The lead is that over recent popularity, by user.
+    Columns of nDCG@10 are methods with fixed parameters, recent popularity, the best ALS of the search, and the model
+    as typed, whose value is that of its report. Its lead is that over recent popularity, by user.
     """
     file = trainings.write_piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
@@ -236,22 +237,22 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
 
     # The split that the command makes with these options.
     log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
-    matrix = to_matrix(log, CORE, CORE, Weighing("binary"))
-    options = SplitOptions("by-time", min_per_user=CORE, min_per_item=CORE)
+    matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
+    options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
     parts = split(matrix.user_items, matrix.history, options)
     popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
 
-    columns = {**FIXED, RECENT: popular, BEST_ALS: report.best("als"), TYPED: report.chosen}
+    columns = {**FIXED_METHODS, RECENT_POPULARITY: popular, SEARCHED_ALS: report.best("als"), AS_TYPED: report.chosen}
     rankers = _Rankers(parts)
     per_user = {name: _served_ndcg(parts, rankers.fitted(params), popular) for name, params in columns.items()}
-    leads = per_user[TYPED] - per_user[RECENT]
+    leads = per_user[AS_TYPED] - per_user[RECENT_POPULARITY]
     ndcg = {name: float(values.mean()) for name, values in per_user.items()}
-    ndcg[TYPED] = evaluation.as_served.ndcg
+    ndcg[AS_TYPED] = evaluation.as_served.ndcg
 
     similar = _similar_hit_rates(parts, popular)
     if evaluation.similar is not None:
-        similar[TYPED] = evaluation.similar.hit_rate
+        similar[AS_TYPED] = evaluation.similar.hit_rate
     return Piece(
         users=len(leads),
         ndcg=ndcg,
@@ -307,7 +308,7 @@ def _similar_hit_rates(parts: Parts, popular: PopularityParams) -> dict[str, flo
 def _repeats_ndcg(matrix: Matrix, options: SplitOptions, typed: Ranker, params: RepeatParams) -> dict[str, float]:
     """Return nDCG@10 of lists of *typed* that keep seen items, tested on all choices after the cut."""
     parts = split(matrix.user_items, matrix.history, replace(options, repeats=True))
-    methods = {ENGINE: RepeatParams(weight=0.0), OWN: OWN_COUNTS, TYPED: params}
+    methods = {ENGINE_ALONE: RepeatParams(weight=0.0), BY_OWN_COUNTS: OWN_COUNTS, AS_TYPED: params}
     return {name: ndcg_of_repeats(parts, typed, 10, method) for name, method in methods.items()}
 
 
@@ -322,8 +323,11 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
         role = "chosen" if share in CHOSEN else "confirmed"
         lead = with_interval(piece.lead.ndcg, piece.lead.interval)
         yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *cells, lead
-    means = [f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}" for name in (*FIXED, RECENT, BEST_ALS)]
-    typed = _mean_over_dates([piece.ndcg[TYPED] for piece in pieces.values()])
+    means = [
+        f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}"
+        for name in (*FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS)
+    ]
+    typed = _mean_over_dates([piece.ndcg[AS_TYPED] for piece in pieces.values()])
     lead = _mean_over_dates([piece.lead.ndcg for piece in pieces.values()])
     yield data.name, "mean, ± over dates", "", *means, typed, lead
 

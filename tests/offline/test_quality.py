@@ -13,7 +13,7 @@ from hotplate.offline.input.matrix import Weighing, to_matrix
 from hotplate.offline.quality import (
     DATA_SETS,
     DRAWS,
-    FIXED,
+    FIXED_METHODS,
     PIECES,
     REPEAT_COLUMNS,
     SIMILAR_COLUMNS,
@@ -87,7 +87,7 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
     assert [line[1] for line in (*lines, mean)] == ["90%, chosen", "100%, confirmed", "mean, ± over dates"]
     figures = np.array([[float(cell.split()[0]) for cell in line[3:]] for line in lines])
     assert [float(cell.split()[0]) for cell in mean[3:]] == pytest.approx(figures.mean(axis=0), abs=1e-4)
-    assert figures[:, -2] - figures[:, len(FIXED)] == pytest.approx(figures[:, -1], abs=2e-4)
+    assert figures[:, -2] - figures[:, len(FIXED_METHODS)] == pytest.approx(figures[:, -1], abs=2e-4)
     for piece, compared in zip(measured.values(), other_rows(data, measured), strict=True):
         assert set(piece.similar) == set(SIMILAR_COLUMNS)
         assert set(piece.repeats) == set(REPEAT_COLUMNS), "users choose things again"
