@@ -55,7 +55,8 @@ def test_without_checkpoints_the_error_names_the_setting_for_them(tmp_path: Path
     command = ["train", str(tmp_path / "log.csv"), "--engine", "spark", "--master", "local[2]", "--split", "none"]
     command += ["--params", "factors=3,iterations=60", "--out", str(tmp_path / "model")]
     program = (
-        "from hotplate.offline.train import spark; spark._CHECKPOINTED = -1; import hotplate.__main__ as m; m.main()"
+        "from hotplate.offline.train import spark; spark._CHECKPOINT_INTERVAL = -1; "
+        "import hotplate.__main__ as m; m.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=500, check=False
