@@ -64,21 +64,23 @@ def publish(
 ) -> Written:
     """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
 
-    Models by name make named lists, of which the first is the default one. *store* is a URL, or an unused Store, which
-    gets closed. *on_progress* is called with (rows written, rows in all).
+    Models by name make named lists, of which the first is the default one; the store has no name for that, `stored` is
+    empty. *lists* are the settings of all lists, but only the default list has item factors and attributes. *store* is
+    a URL, or an unused Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+
     Raises GateFailed or HeldBack (a ReleaseConflict) if the release was refused, held back or withdrawn, DataError,
     SettingError and StoreError.
     """
     models = model if isinstance(model, Mapping) else {"": model}
-    of_all = lists or ListSettings()
-    # Of the default list only.
-    of_others = replace(of_all, fold_in=False, attributes=None)
-    sources = dict[str, ModelLists]()
+    default_settings = lists or ListSettings()
+    named_settings = replace(default_settings, fold_in=False, attributes=None)
+    lists_by_name = dict[str, ModelLists]()
     for name, stored in stored_names(models).items():
-        of_list = models[name]
-        trained = of_list if isinstance(of_list, Model) else load(Path(of_list))
-        sources[name] = ModelLists.of(trained, of_others if stored else of_all, stored)
-    source = source_of_lists({name: of_list.measure() for name, of_list in sources.items()})
+        named_model = models[name]
+        trained = named_model if isinstance(named_model, Model) else load(Path(named_model))
+        lists_by_name[name] = ModelLists.of(trained, named_settings if stored else default_settings, stored)
+
+    source = source_of_lists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
     written = run_on(store, lambda opened: publish_lists(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused

@@ -107,7 +107,8 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
     if request.after is not None:
         return None
     row = reader.row_of(request.kind, request.id, request.name)
-    encoded = reader.get_nowait(row, row.popular(request.segment))
+    fallback = row.popular(request.segment)  # the key of the popular list
+    encoded = reader.get_nowait(row, fallback)
     if encoded is None:
         return None
     return shape_list(shaper, request, reader.named(request.name, encoded))

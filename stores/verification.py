@@ -148,12 +148,15 @@ async def _check_loss(
     either, and none was deleted, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-    unsummed = erased.missing_from(release).unsummed + erased.lost * (1 + len(manifest.named))
+    lists = 1 + len(manifest.named)  # the default one, and the named ones
+    unsummed = erased.missing_from(release).unsummed + erased.lost * lists
     deleted = min(count_of(missing, "user"), unsummed)
     lost = sum(missing.values()) - deleted
+
     flaws = list[str]()
     if lost:
-        flaws.append(f"{lost:,} of {manifest.rows + 1:,} rows are missing")
+        rows = manifest.rows + 1  # with the manifest itself
+        flaws.append(f"{lost:,} of {rows:,} rows are missing")
     damage = await _describe_damaged_rows(store, release, manifest, rows_per_s)
     if damage:
         flaws.append(damage)

@@ -111,20 +111,23 @@ class ResourceRoute:
 def route_of(path: str) -> ResourceRoute:
     """Parse a path, as `dbs/shop/colls/lists/docs/u%3A1`: alternately types and names of resources.
 
-    A path that ends with a type is a feed of such resources. The route's link is the part of the path that a request's
-    signature covers. Raises 400 for a path that is not UTF-8, 404 for resources that are not emulated.
+    A path that ends with a type is a feed of such resources; ranges of keys (`pkranges`) are only read as a feed. The
+    route's link is the part of the path that a request's signature covers: that of an offer is its id in lower case.
+    Raises 400 for a path that is not UTF-8, 404 for resources that are not emulated.
     """
     try:
         segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
     except UnicodeDecodeError:
         raise HttpError(400, "the path is not UTF-8") from None
-    if segments == [""]:
+    if segments == [""]:  # the account
         return ResourceRoute("", "", (), is_feed=False)
+
     is_feed = len(segments) % 2 == 1
     types = segments[0::2]
     names = tuple(segments[1::2])
     if "/".join(types) not in SHAPES or "" in segments or (types[-1] == "pkranges" and not is_feed):
         raise HttpError(404, f"this emulation has no resource at {'/'.join(types)[:100]}")
+
     link = "/".join(segments[:-1] if is_feed else segments)
     if types[-1] == "offers":
         link = "" if is_feed else names[0].lower()
