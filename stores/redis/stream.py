@@ -159,7 +159,7 @@ class RedisStream:
         until all entries of its node are deleted. So up to NODE entries before and after each one are first moved to
         the end of the stream, where readers see them again; that is in another node, because the last one is filled.
         """
-        await self._execute_all(evaluation(FILL, [self._key]))
+        await self._router.evaluate(FILL, [self._key])
         erased = {entry.id for entry in entries}
         around = dict[bytes, bytes]()
         """Values of the entries to move, by their ids."""
