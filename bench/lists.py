@@ -218,9 +218,9 @@ class _Comparison:
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
         """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
 
-        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists. A
-        read_result is a stored value: bytes, None for an absent key, or the error of this key; after an offset of
-        OFFSET_BYTES it has the list.
+        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists. The
+        store returns for each key its value, None if it is absent, or an error; a value has the list after an offset of
+        OFFSET_BYTES.
         """
         store = self._store
         self.compared += len(lists)

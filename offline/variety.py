@@ -29,14 +29,14 @@ from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked
 from hotplate.offline.train.similar import Similar
 
-# The first places of a list are order_for_variety, with so many candidates for each.
+# The first places of a list are rearranged, with so many candidates for each.
 _MOST_PLACES = 100
 _CANDIDATES = 5
 MAX_DIVERSITY = 0.9
 # Of each day on which an item was shown without a click; an item keeps at least _LEAST_RELEVANCE.
 _KEPT_RELEVANCE = 0.9
 _LEAST_RELEVANCE = 0.5
-# Entries of lists that are order_for_variety together, and of those whose similarities are in one dense table.
+# Entries of lists that are rearranged together, and of those whose similarities are in one dense table.
 _ENTRIES_AT_ONCE = 4096
 _ENTRIES_IN_TABLE = 800
 # Below the relevance and diversity of any candidate.

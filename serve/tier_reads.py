@@ -510,10 +510,10 @@ def _settle_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> S
     groups = turn.groups(tier, rows)
     if not groups:
         return rows
-    rest = list[RowKey]()
+    unsettled = list[RowKey]()
     for group in groups:
-        rest += turn.settle(_read_nowait(tier, group))
-    return rest
+        unsettled += turn.settle(_read_nowait(tier, group))
+    return unsettled
 
 
 def _share_s(until: float, tiers: int) -> float:
