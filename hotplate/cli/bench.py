@@ -13,7 +13,7 @@ import typer
 from hotplate.bench.options import HOW, HttpOptions, ReferenceOptions, StoresOptions, SweepOptions
 from hotplate.bench.progress import ProgressDisplay, progress_display
 from hotplate.cli.flags import Verbs
-from hotplate.cli.terminal import Json, err, out, print_json, require_folder, show_report
+from hotplate.cli.terminal import Json, err, out, print_json, require_file_path, require_folder, show_report
 from hotplate.report import Report
 from hotplate.stores.options import Argument, Flag
 
@@ -80,7 +80,7 @@ def stores(options: StoresOptions, written: Written = Path("hotplate-stores"), a
     """
     from hotplate.bench.stores.report import compare_stores
 
-    require_folder(options.record)
+    require_file_path(options.record)
     _measure_and_report(lambda display: compare_stores(options, display), written, as_json=as_json)
 
 
@@ -129,7 +129,7 @@ def charges(
 
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
     """
-    require_folder(written)
+    require_file_path(written)
     from hotplate.cli import spending
 
     plan = spending.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)

@@ -7,7 +7,7 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import ListFlags
-from hotplate.cli.terminal import out, require_folder, run_interruptibly, show_report
+from hotplate.cli.terminal import out, require_file_path, run_interruptibly, show_report
 from hotplate.stores.options import Argument, Flag
 
 app = Verbs(
@@ -54,7 +54,7 @@ def report(
         return
     from hotplate.report_page import save_page  # an extra
 
-    require_folder(page)
+    require_file_path(page)
     quality = run_interruptibly(lambda: model_report(model))
     save_page(quality, page)
     show_report(quality, as_json=False)

@@ -18,7 +18,7 @@ from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.plan import CapacityPlan, calculate
 from hotplate.bench.planner.plan_report import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
 from hotplate.cli.flags import with_signature
-from hotplate.cli.terminal import Json, err, out, require_folder, run_on_store, show_report
+from hotplate.cli.terminal import Json, err, out, require_file_path, require_folder, run_on_store, show_report
 from hotplate.report import Report
 from hotplate.stores.cosmos import charges as cosmos_charges
 from hotplate.stores.cosmos.charges import Charges
@@ -70,8 +70,8 @@ class PlanFlags:
     def __post_init__(self) -> None:
         if self.source and self.check:
             raise inputs.PlanMisused("--check contains the inputs; leave out --from")
-        for path in (self.save, self.report):
-            require_folder(path)
+        require_file_path(self.save)
+        require_folder(self.report)
 
 
 def plan(flags: PlanFlags, **values: str | None) -> None:
@@ -261,7 +261,7 @@ def _file_inputs(
 
 
 def _write_prices(region: str, currency: str, path: Path) -> None:
-    require_folder(path)
+    require_file_path(path)
     missing = price_list.write_prices(region, currency, path, datetime.now(UTC).date())
     lacks = f"; Azure's list has no price under the expected names for: {', '.join(missing)}" if missing else ""
     err.print(f"wrote {path}{lacks}")

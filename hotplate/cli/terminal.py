@@ -197,9 +197,20 @@ def _stage_lines() -> "OnStage":
 
 
 def require_folder(report: Path | None) -> None:
-    """Raise BenchMisused if the folder of *report* does not exist."""
-    if report is not None and not report.parent.is_dir():
+    """Raise BenchMisused if *report*, a path to write to, names no file, or its folder does not exist."""
+    if report is None:
+        return
+    if report.name in ("", ".."):
+        raise BenchMisused(f"{report} is a folder; name a file in it to write to")
+    if not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
+def require_file_path(file: Path | None) -> None:
+    """Raise BenchMisused if *file* cannot be written, because it is a folder, or its folder does not exist."""
+    require_folder(file)
+    if file is not None and file.is_dir():
+        raise BenchMisused(f"{file} is a folder; name a file in it to write to")
 
 
 def store_url_or_default(url: str | None) -> str:

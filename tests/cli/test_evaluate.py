@@ -83,6 +83,8 @@ def test_unmeasurable_input_is_explained_in_one_sentence(folder: Path) -> None:
     failed(hotplate("evaluate", folder / "good.csv", other), "Of 1 users in the truth, none has a list")
     failed(hotplate("evaluate", folder / "none.csv", other), "does not exist")
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
+    failed(hotplate("evaluate", "report", folder / "a", "--out", "."), ". is a folder", code=2)
+    failed(hotplate("evaluate", "report", folder / "a", "--out", folder), "is a folder; name a file in it", code=2)
 
 
 def test_a_report_is_a_page_that_loads_nothing_and_titles_are_text(model: Path, tmp_path: Path) -> None:
