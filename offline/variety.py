@@ -171,7 +171,7 @@ class Explore:
 def read_explore(text: str) -> Explore:
     """Read `new=1,days=7`; raises SettingError."""
     values = dict(named_values(text))
-    known = {field.name for field in fields(Explore)}
+    known = [field.name for field in fields(Explore)]
     if "new" not in values or values.keys() - known:
         raise SettingError(f"--explore: {text!r} is not like new=1,days=7; it may have {', '.join(known)}.")
     try:

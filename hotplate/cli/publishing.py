@@ -169,7 +169,7 @@ def _load_model_lists(
 
     A folder that several lists name is loaded once. *report* is called with progress.
     """
-    models = {folder: load(folder) for folder in {*folders.values()}}
+    models = {folder: load(folder) for folder in dict.fromkeys(folders.values())}
     sources = dict[str, ModelLists]()
     for name, stored_name in stored_names(folders).items():
         lists = ModelLists.of(models[folders[name]], settings[name], stored_name)
