@@ -196,10 +196,7 @@ def measure(plan: HttpPlan, display: ProgressDisplay) -> Report:
             if popular_complaint([sample], max(plan.allowed_popular, SAMPLE_POPULAR)):
                 return report_popular(plan, sample)
         measurement = _HttpMeasurement(plan, worker, display)
-        try:
-            measurement.run()
-        except KeyboardInterrupt:  # between two runs
-            measurement.interrupted = True
+        measurement.run()
     return measurement.report()
 
 
@@ -213,13 +210,19 @@ class _HttpMeasurement:
         self._trials = list[Trial]()
         self._samples = list[ResponseSample]()
         self._rounds = list[Result]()
-        self.interrupted = False
+        self._is_interrupted = False
 
     def run(self) -> None:
-        """Make the runs of the plan: a warm-up, then a trial for each size of batches, or else rounds at one rate.
+        """Make the runs of the plan. Ctrl-C during a run ends the measurement after it, and between runs at once."""
+        try:
+            self._make_runs()
+        except KeyboardInterrupt:  # between two runs
+            self._is_interrupted = True
 
-        With `--find-max` the rate is the highest inside the objective, and no round is made if there is none. Ctrl-C in
-        a run ends the measurement after it.
+    def _make_runs(self) -> None:
+        """Make a warm-up, then a trial for each size of batches, or else rounds at one rate.
+
+        With `--find-max` the rate is the highest inside the objective, and no round is made if there is none.
         """
         plan = self._plan
         load = plan.load
@@ -235,13 +238,13 @@ class _HttpMeasurement:
                 return
             load = replace(load, rate=best.offered)
         for number in range(1, plan.options.repeat + 1):
-            if not self.interrupted:
+            if not self._is_interrupted:
                 self._rounds.append(self._run(f"round {number} of {plan.options.repeat}", load))
 
     def report(self) -> Report:
         store = self._plan.options.store
         checked = run_on(store, partial(check_samples, samples=self._samples)) if store else None
-        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self.interrupted))
+        return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self._is_interrupted))
 
     def _attempt(self, rate: float) -> Trial:
         result = self._run(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
@@ -260,7 +263,7 @@ class _HttpMeasurement:
             raise BenchMisused("a sweep of batches needs users whose lists to request")
         parallel = min(PARALLEL, plan.load.connections)
         for size in plan.batches:
-            if self.interrupted:
+            if self._is_interrupted:
                 return
             requests = Posts(keys, size, score=plan.options.score)
             result = self._run_batches(size, replace(plan.load, requests=requests, rate=None, connections=parallel))
@@ -274,7 +277,7 @@ class _HttpMeasurement:
             result = self._run(f"batch {size:,}, {load.connections} at a time", load)
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
-            if load.connections == 1 or self.interrupted or are_accepted:
+            if load.connections == 1 or self._is_interrupted or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 
@@ -282,5 +285,5 @@ class _HttpMeasurement:
         self._display.start(name)
         result = self._worker.run(load)
         self._samples += result.samples
-        self.interrupted = self.interrupted or result.interrupted
+        self._is_interrupted = self._is_interrupted or result.interrupted
         return result

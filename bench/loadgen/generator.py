@@ -12,7 +12,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import uvloop
@@ -35,13 +35,29 @@ DIED = "the process of the load generator died; was it out of memory?"
 # A worker sends READY with open connections; its parent a start time by CLOCK_MONOTONIC, and STOP.
 READY = "ready"
 STOP = "stop"
-Sent = tuple[float, bytes]  # due time by the generator's clock, and request
-LoadConnection = ClientConnection[Sent]
 Clock = Callable[[], float]
 Begin = Callable[[], Awaitable[float]]  # returns the start time by the generator's clock
-Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # takes a protocol factory
 Tick = Callable[[], float | None]  # returns the next due time by `time.monotonic`, None at the end
 Pacer = Callable[[Tick], Awaitable[None]]  # calls a tick until it returns None
+
+
+class SentRequest(NamedTuple):
+    """A request in flight, and when it was due by the generator's clock."""
+
+    due_s: float
+    request: bytes
+
+
+LoadConnection = ClientConnection[SentRequest]
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]  # takes a protocol factory
+
+
+class Counts(NamedTuple):
+    """Requests that were due and sent, and good responses, since a run began."""
+
+    due: int = 0
+    sent: int = 0
+    good: int = 0
 
 
 async def run_when_due(tick: Tick) -> None:
@@ -97,17 +113,17 @@ class Recorder:
         self._latencies_s = array("f")
         self._lags_s = array("f")
         self._seen: dict[str, Counter[bytes]] = {name: Counter() for name in observe}
-        self._marks = [(0, 0, 0)]
+        self._counts_by_second = [Counts()]
         self.samples = list[ResponseSample]()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.due = self.sent = self.dropped = self.opened = self.unsolicited = 0
 
-    def late(self, lag_s: float) -> None:
+    def record_lag(self, lag_s: float) -> None:
         """Record the delay of a due request."""
         self._lags_s.append(lag_s)
 
-    def seen(self, request: bytes, status: int, body: bytes) -> None:
+    def record_response(self, request: bytes, status: int, body: bytes) -> None:
         """Count a response's status and the values of observed JSON fields; keep each `sample_every`th response.
 
         A field is counted once for a GET, and for each list of a batch; an absent one counts as empty.
@@ -126,13 +142,13 @@ class Recorder:
                 self._until_sample = self._sample_every
                 self.samples.append(ResponseSample(request, status, body))
 
-    def good(self, latency_s: float) -> None:
+    def record_latency(self, latency_s: float) -> None:
         """Record the latency of a good response."""
         self._latencies_s.append(latency_s)
 
-    def mark(self) -> None:
-        """Record the end of a second."""
-        self._marks.append((self.due, self.sent, len(self._latencies_s)))
+    def end_second(self) -> None:
+        """Record the counts at the end of a second."""
+        self._counts_by_second.append(Counts(due=self.due, sent=self.sent, good=len(self._latencies_s)))
 
     @property
     def values(self) -> Mapping[str, Mapping[str, int]]:
@@ -144,11 +160,15 @@ class Recorder:
 
     def seconds(self) -> tuple[Second, ...]:
         """Return the run by second; late responses belong to the last."""
-        self.mark()
+        self.end_second()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
         return tuple(
-            Second(after[0] - before[0], after[1] - before[1], latencies_s[before[2] : after[2]])
-            for before, after in itertools.pairwise(self._marks)
+            Second(
+                due=after.due - before.due,
+                sent=after.sent - before.sent,
+                latencies_s=latencies_s[before.good : after.good],
+            )
+            for before, after in itertools.pairwise(self._counts_by_second)
         )
 
     @property
@@ -184,8 +204,12 @@ class LoadGenerator:
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
-        self._start_s = self._end_s = self._last_sent_s = self._last_read_s = 0.0
-        self._next_mark_s = float("inf")
+        self._is_over = False  # no more requests are offered
+        self._start_s = 0.0
+        self._end_s = 0.0
+        self._last_sent_s = 0.0
+        self._last_read_s = 0.0
+        self._second_ends_s = float("inf")
         self._target = Target.of(load.url)
         self._recorder = Recorder(load.observe, load.sample_every)
 
@@ -202,7 +226,7 @@ class LoadGenerator:
             gc.collect()
             gc.disable()  # pauses would count as latency
             self._start_s = self._clock() if begin is None else await begin()
-            self._next_mark_s = self._start_s + 1
+            self._second_ends_s = self._start_s + 1
             cpu_s = time.process_time()
             await self._traffic()
             cpu_s = time.process_time() - cpu_s
@@ -214,7 +238,7 @@ class LoadGenerator:
     def stop(self) -> None:
         """End the run early, after requests in flight."""
         self._next_s = None
-        self._end_s = 0.0
+        self._is_over = True
         self._stopped.set()
 
     async def _traffic(self) -> None:
@@ -236,7 +260,7 @@ class LoadGenerator:
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
-        self._end_s = 0.0
+        self._is_over = True
         self._waiting.clear()  # or closing would open new connections
         for connection in list(self._open):
             connection.close()
@@ -256,7 +280,7 @@ class LoadGenerator:
             self._offer(due_s)
             # Sent at once, or only queued: the wait for a connection is the service's.
             handled_s = self._last_sent_s if self._last_sent_s > due_s else self._clock()
-            self._recorder.late(handled_s - due_s)
+            self._recorder.record_lag(handled_s - due_s)
         return None
 
     def _offer(self, due_s: float) -> None:
@@ -272,27 +296,31 @@ class LoadGenerator:
     def _send(self, connection: LoadConnection, due_s: float) -> None:
         self._recorder.sent += 1
         request = next(self._requests)
-        connection.send(request, (due_s, request))
+        connection.send(request, SentRequest(due_s, request))
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
-        """Every SWEEP_S, mark the end of a second, and fail requests that have timed out, until cancelled.
+        """Every SWEEP_S, end a second of the record, and fail requests that have timed out, until cancelled.
 
-        `_waiting` has the due times of requests without a connection, in ascending order. A connection's tag is the due
-        time and the request in flight on it, or None.
+        `_waiting` has the due times of requests without a connection, in ascending order. A connection's tag is the
+        request in flight on it, or None.
         """
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self._clock()
-            if self._next_mark_s <= min(now_s, self._end_s - SWEEP_S):  # no second after the end
-                self._next_mark_s += 1
-                self._recorder.mark()
-            oldest_s = now_s - self._load.timeout_s
-            while self._waiting and self._waiting[0] < oldest_s:
+
+            # The run's last second ends in `Recorder.seconds`, with the answers that come late.
+            is_last_second = self._is_over or self._second_ends_s > self._end_s - SWEEP_S
+            if now_s >= self._second_ends_s and not is_last_second:
+                self._second_ends_s += 1
+                self._recorder.end_second()
+
+            oldest_due_s = now_s - self._load.timeout_s
+            while self._waiting and self._waiting[0] < oldest_due_s:
                 self._waiting.popleft()
                 self._failed("timeout")
             for connection in list(self._open):
-                if connection.tag is not None and connection.tag[0] < oldest_s:
+                if connection.tag is not None and connection.tag.due_s < oldest_due_s:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
@@ -334,22 +362,22 @@ class LoadGenerator:
         else:
             self._idle.append(connection)
 
-    def on_response(self, connection: LoadConnection, tag: Sent) -> None:
+    def on_response(self, connection: LoadConnection, tag: SentRequest) -> None:
         """Record a response, from when its request was due; a closed loop sends the next request."""
-        due_s, request = tag
         now_s = self._clock()
         self._last_read_s = now_s
         status = connection.status
         body = connection.body
-        self._recorder.seen(request, status, body)
-        if (kind := self._load.check(status, body)) is None:
-            self._recorder.good(now_s - due_s)
+        self._recorder.record_response(tag.request, status, body)
+        error = self._load.check(status, body)
+        if error is None:
+            self._recorder.record_latency(now_s - tag.due_s)
             if self._load.rate is None:
                 self._offer_one()
         else:
-            self._failed(kind)
+            self._failed(error)
 
-    def on_failure(self, tag: Sent, kind: FailureKind) -> None:
+    def on_failure(self, tag: SentRequest, kind: FailureKind) -> None:
         """See `hotplate.stores.http1.ConnectionListener`."""
         del tag  # errors have no latency
         self._failed(kind)
@@ -368,7 +396,8 @@ class LoadGenerator:
         self._connect_if_short()
 
     def _offer_one(self) -> None:
-        if (now_s := self._clock()) < self._end_s:
+        now_s = self._clock()
+        if now_s < self._end_s and not self._is_over:
             self._offer(now_s)
 
     def _result(self, cpu_share: float) -> Result:
@@ -436,10 +465,10 @@ class LoadWorker:
             try:
                 while receive(self._channel, DIED) != READY:
                     pass  # the result of an earlier run, stopped twice
-                start_s = time.monotonic() + AHEAD_S
+                wait_s = AHEAD_S
                 if on_the_second:
-                    start_s += 1 - (time.time() + AHEAD_S) % 1
-                self._channel.send(start_s)
+                    wait_s += 1 - (time.time() + AHEAD_S) % 1
+                self._channel.send(time.monotonic() + wait_s)
                 return self._result()
             except KeyboardInterrupt:
                 self._channel.send(STOP)

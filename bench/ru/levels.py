@@ -342,8 +342,12 @@ class Sweep:
 
     def subject(self, level: Level) -> str:
         """Return a level's name, with the size of lists if there are several."""
-        kind = ", autoscale" * self.options.autoscale
-        return f"{level.ru:,} RU/s{kind}" + (f", {level.size_kb} KB" if len(self.publish_ru) > 1 else "")
+        name = f"{level.ru:,} RU/s"
+        if self.options.autoscale:
+            name += ", autoscale"
+        if len(self.publish_ru) > 1:
+            name += f", {level.size_kb} KB"
+        return name
 
 
 def report(sweep: Sweep, prices: Prices) -> Report:
@@ -466,7 +470,11 @@ def _answer(sweep: Sweep, prices: Prices) -> str:
     top_usd = prices.ru_month(top.ru, regions=sweep.regions)
     standing = {Standing.AT_LEAST: "at least ", Standing.COMPUTED: "(computed) "}.get(top.standing, "")
     p99_us = _latency(sweep, top, 99).value
-    p99 = "" if p99_us is None else f", p99 {format_value(p99_us, 'us')}{' assumed' * sweep.emulated}"
+    p99 = ""
+    if p99_us is not None:
+        p99 = f", p99 {format_value(p99_us, 'us')}"
+        if sweep.emulated:
+            p99 += f" {ASSUMED}"
 
     return (
         f"100 RU/s carry {rounded(hundred, 3)} reads/s of {first.size_kb} KB for {rounded(hundred_usd, 3)} USD a "
@@ -487,7 +495,7 @@ def _notes(sweep: Sweep) -> Iterator[str]:
 def _plot(sweep: Sweep) -> Plot:
     """Plot reads/s and p99 over the offered load, a curve for each level."""
     offered_label = "offered reads/s"
-    p99_label = "p99" + f", {ASSUMED}" * sweep.emulated
+    p99_label = f"p99, {ASSUMED}" if sweep.emulated else "p99"
     curves = [_level_curves(sweep, level) for level in sweep.levels]
     p99_curves = tuple(level_curves.p99_us for level_curves in curves)
     return Plot(

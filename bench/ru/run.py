@@ -176,8 +176,6 @@ def sweep(planned: SweepPlan, display: ProgressDisplay) -> Report:
     measurement = _SweepMeasurement(planned, display)
     try:
         measurement.run()
-    except KeyboardInterrupt:  # within a trial the generator handles it
-        measurement.interrupted = True
     except (BenchFailed, StoreError) as error:
         if not measurement.levels:
             raise
@@ -196,7 +194,7 @@ class _SweepMeasurement:
         self._publish_ru = dict[int, float]()
         self._regions: tuple[str, ...] = ("",)
         self.levels = list[Level]()
-        self.interrupted = False
+        self._is_interrupted = False
 
     @property
     def report(self) -> Report:
@@ -205,13 +203,19 @@ class _SweepMeasurement:
             tuple(self.levels),
             self._publish_ru,
             len(self._regions),
-            self.interrupted,
+            interrupted=self._is_interrupted,
             region=self._regions[0],
         )
         return levels.report(result, load_prices())
 
     def run(self) -> None:
-        """Measure all levels for each size of lists, in an account or an emulator."""
+        """Measure all levels for each size of lists, in an account or an emulator, until Ctrl-C."""
+        try:
+            self._measure_sizes()
+        except KeyboardInterrupt:  # within a trial the generator handles it
+            self._is_interrupted = True
+
+    def _measure_sizes(self) -> None:
         options = self._planned.options
         with ExitStack() as stack:
             url = options.account
@@ -234,7 +238,7 @@ class _SweepMeasurement:
 
         *servers* has the emulator, and is empty for a real account. Does nothing once the user has interrupted.
         """
-        if self.interrupted:
+        if self._is_interrupted:
             return
 
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
@@ -296,7 +300,7 @@ class _SweepMeasurement:
             self.levels.append(measured)
 
             if any(trial.is_stopped for trial in measured.trials):
-                self.interrupted = True
+                self._is_interrupted = True
                 return
             if measured.is_undriven:
                 why_computed = f"this machine does not drive {level.ru:,} RU/s"

@@ -370,15 +370,23 @@ def _origins(
     The last sentence names what else decides between stores.
     """
     rounds = f"{measured.rounds} rounds of {options.duration} at {options.rate}/s"
-    slower = f" (by SDK {SDK_RATE:g}/s)" * any(store.is_through_sdk for store in stores)
-    left_out = f", {measured.disturbed} disturbed ones left out" if measured.disturbed else ""
-    where = "" if options.urls else "; one machine: no network, TLS or replica"
-    origins = {"measured": f"{rounds}{slower}{left_out}{where}"}
-    charges = {round(charge, 2) for store in stores if (charge := read_ru(store.store)) is not None}
-    if charges:
-        origins["exact"] = f"request units: {' and '.join(f'{charge:.2f}' for charge in sorted(charges))} a read"
-    redis = next((f", Redis {size.node_hour.date}" for size in prices.redis), "")
-    origins["priced"] = f"RU/s {prices.ru_hour.date}{redis}; {prices.currency}, list prices"
+    if any(store.is_through_sdk for store in stores):
+        rounds += f" (by SDK {SDK_RATE:g}/s)"
+    if measured.disturbed:
+        rounds += f", {measured.disturbed} disturbed ones left out"
+    if not options.urls:
+        rounds += "; one machine: no network, TLS or replica"
+    origins = {"measured": rounds}
+
+    charges_ru = {read_ru(store.store) for store in stores}
+    texts = sorted({f"{charge_ru:.2f}" for charge_ru in charges_ru if charge_ru is not None}, key=float)
+    if texts:
+        origins["exact"] = f"request units: {' and '.join(texts)} a read"
+
+    dates = f"RU/s {prices.ru_hour.date}"
+    if prices.redis:
+        dates += f", Redis {prices.redis[0].node_hour.date}"
+    origins["priced"] = f"{dates}; {prices.currency}, list prices"
     origins["besides"] = ELSE_DECIDES
     return origins
 

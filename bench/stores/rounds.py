@@ -153,9 +153,9 @@ def store_names(urls: Sequence[str]) -> list[str]:
 def _kind(url: str) -> str:
     scheme = scheme_of(url)
     if scheme in COSMOS:
-        return "Cosmos DB" + " by SDK" * through_sdk(url)
+        return "Cosmos DB by SDK" if through_sdk(url) else "Cosmos DB"
     if scheme in REDIS:
-        return "Redis" + " by redis-py" * by_redis_py(url)
+        return "Redis by redis-py" if by_redis_py(url) else "Redis"
     return "files" if scheme == "file" else f"{scheme}://"
 
 

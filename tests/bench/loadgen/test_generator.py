@@ -1,6 +1,7 @@
 """The load generator against misbehaving servers on loopback."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -195,3 +196,18 @@ def test_impossible_load_is_refused_with_a_message(wrong: dict[str, Any], word: 
     options: dict[str, Any] = {"url": "http://127.0.0.1:1", "path": "/", "rate": 1.0, "duration_s": 1.0, **wrong}
     with pytest.raises(ValueError, match=word):
         Load(requests=Gets(options.pop("path")), **options)
+
+
+@pytest.mark.parametrize("rate", [None, 100.0])
+async def test_a_run_that_is_stopped_while_it_connects_ends_at_once(rate: float | None) -> None:
+    async with serving(answer) as url:
+        generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=rate, connections=2, duration_s=60.0))
+
+        async def begin() -> float:
+            generator.stop()
+            return time.monotonic()
+
+        async with asyncio.timeout(10):
+            result = await generator.run(begin)
+    assert result.interrupted
+    assert result.due == result.ok <= 2
