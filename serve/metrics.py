@@ -5,9 +5,10 @@ Each worker, and the admin process, counts in one slot of shared memory; its suc
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from hotplate.serve.shared_table import private_floats
 from hotplate.stores.store import TOKEN
@@ -184,11 +185,13 @@ class Metrics:
         self._listed = {IMPRESSION: self.cells[IMPRESSIONS], CLICK: self.cells[CLICKS]}
         self._failures = self.cells[FAILED]
         self._cells = private_floats(workers * self._slot_cells) if cells is None else cells
-        self.use_slot(0)
+        self._own = self._cells[: self._slot_cells]
 
-    def use_slot(self, worker: int) -> None:
-        """Count in the slot of this worker."""
-        self._own = self._cells[worker * self._slot_cells : (worker + 1) * self._slot_cells]
+    def in_slot(self, number: int) -> Self:
+        """Return the same counters for another process, which counts in the slot of this number, from 0."""
+        metrics = copy(self)
+        metrics._own = self._cells[number * self._slot_cells : (number + 1) * self._slot_cells]  # noqa: SLF001 -- its class
+        return metrics
 
     @property
     def own_cells(self) -> "memoryview[float]":

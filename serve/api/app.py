@@ -20,13 +20,12 @@ from hotplate.serve.access.auth import SCOPES_BY_ROUTE, Caller, Guard
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.api.events import EventsHandler, resolved
-from hotplate.serve.api.handlers import FOUND, Handlers, RouteHandler
+from hotplate.serve.api.handlers import LIST_ORIGIN, Handlers, RouteHandler
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, scoring_refusal
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.encoded_lists import NotReady, UnknownList
-from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter, internal_error, not_ready, unknown_list
 from hotplate.serve.reader import TieredReader
@@ -163,8 +162,6 @@ class RequestIds:
 class Dispatcher:
     """Answers requests by their raw path; one per worker."""
 
-    draining = Policy[bool]()
-
     def __init__(
         self,
         reader: TieredReader,
@@ -192,7 +189,6 @@ class Dispatcher:
         self.access_log = access_log
         self.tracer = tracer
         self.metrics = reader.metrics
-        self.draining = False
         documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
         self._routes = Routes(self.handlers, Scoring(reader, self.shaper), documents, events)
         self.cors = Cors(cors_origins) if cors_origins else None
@@ -200,12 +196,12 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
-        self.draining = self.handlers.draining = True
+        self.handlers.draining = True
 
-    def refuse(
+    def refuse_unread(
         self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
     ) -> tuple[Problem, str] | None:
-        """Refuse a POST by its header, before its body is read; count it, and log it if that is due.
+        """Refuse a POST by its header, before its body is read, and report that.
 
         *refusal* makes and counts the problem, and *took_s* is the time since the request began, in seconds. Returns
         the problem in the form of the route, and the request's id. None if the request has to be answered by
@@ -214,7 +210,7 @@ class Dispatcher:
         route, _ = self._routes.find(message.path, message.method)
         if route is None or message.method not in route.methods or message.method != "POST":
             return None
-        if self.draining or hdrs.ORIGIN in message.headers:
+        if self.handlers.draining or hdrs.ORIGIN in message.headers:
             return None
 
         problem = refusal()
@@ -222,20 +218,23 @@ class Dispatcher:
             problem = scoring_refusal(problem)
         headers = message.headers
         request_id = self.request_ids.of(headers)
-        self.metrics.observe(request_cell(route.template, "POST", problem.status), took_s)
-        is_logged = self.access_log is not None and self.access_log.due()
-        if is_logged or self.tracer is not None:
-            record = RequestRecord(
-                route=route.template,
-                method="POST",
-                status=problem.status,
-                took_s=took_s,
-                size=len(problem.body),
-                request_id=request_id,
-                client=None,
-            )
-            report(record, self.access_log if is_logged else None, self._begin_span(headers))
+        record = RequestRecord(
+            route=route.template,
+            method="POST",
+            status=problem.status,
+            took_s=took_s,
+            size=len(problem.body),
+            request_id=request_id,
+            client=None,
+        )
+        self._report(record, self._begin_span(headers))
         return problem, request_id
+
+    def _report(self, record: RequestRecord, span: RequestSpan | None) -> None:
+        """Count an answered request, and report it to the access log and its span."""
+        self.metrics.observe(request_cell(record.route, record.method, record.status), record.took_s)
+        sampled_log = None if self.access_log is None else self.access_log.sampled()
+        report(record, sampled_log, span)
 
     def _begin_span(self, headers: CIMultiDictProxy[str]) -> RequestSpan | None:
         if self.tracer is None:
@@ -266,7 +265,7 @@ class Dispatcher:
     async def answer(
         self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
     ) -> web.Response:
-        """Answer a request, then count it, and record it in the access log and a span where these are due.
+        """Answer a request, then report it to the metrics, the access log and its span.
 
         *path* and *query* are percent-encoded; *gate* admits POSTs. *refusal* is the answer if it is already known.
         Problems become answers, as do unexpected exceptions, with 500.
@@ -293,26 +292,22 @@ class Dispatcher:
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
-        if self.draining:
+        if self.handlers.draining:
             response.force_close()
 
         template = OTHER if route is None else route.template
-        self.metrics.observe(request_cell(template, request.method, response.status), took_s)
-        is_logged = self.access_log is not None and self.access_log.due()
-        if is_logged or span is not None:
-            caller = request.get(CALLER)
-            list_origin = request.get(FOUND)
-            user = unquote(raw_id) if template == USER_ROUTE and list_origin is not None else None
-            record = RequestRecord(
-                route=template,
-                method=request.method,
-                status=response.status,
-                took_s=took_s,
-                size=response.content_length,
-                request_id=request_id,
-                client=None if caller is None else caller.name,
-                user=user,
-                found=list_origin,
-            )
-            report(record, self.access_log if is_logged else None, span)
+        caller = request.get(CALLER)
+        list_origin = request.get(LIST_ORIGIN)
+        record = RequestRecord(
+            route=template,
+            method=request.method,
+            status=response.status,
+            took_s=took_s,
+            size=response.content_length,
+            request_id=request_id,
+            client=None if caller is None else caller.name,
+            user=unquote(raw_id) if template == USER_ROUTE and list_origin is not None else None,
+            list_origin=list_origin,
+        )
+        self._report(record, span)
         return response

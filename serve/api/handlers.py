@@ -29,6 +29,7 @@ from hotplate.serve.api.parameters import (
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import filter_of
+from hotplate.serve.generation import Policy
 from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.paging import parse_cursor
 from hotplate.serve.problems import overloaded
@@ -65,13 +66,15 @@ RELEASE = "X-Hotplate-Release"
 CANARY = "X-Hotplate-Canary"
 
 # The origin of an answered list.
-FOUND = web.RequestKey("found", ListOrigin)
+LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
 
 RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:
     """Each handler takes a request, an encoded id, and a query."""
+
+    draining = Policy[bool]()
 
     def __init__(
         self,
@@ -87,7 +90,8 @@ class Handlers:
         self._shaper = shaper
         self._watched = watched
         self._writer = writer
-        self.shared = UNSHARED if take_a_key else SHARED
+        self.shared_cache = UNSHARED if take_a_key else SHARED
+        """The Cache-Control of lists that everybody shares."""
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -150,7 +154,7 @@ class Handlers:
         encoded = result.found
         basket_items = [item for item, _ in basket]
         items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
-        request[FOUND] = found_in(encoded, items)
+        request[LIST_ORIGIN] = origin_of(encoded, items)
         subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         response_body = list_body(subject, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
@@ -159,13 +163,13 @@ class Handlers:
         """`GET /v1/similar/{item}?n=&exclude=&where=&fields=&list=&after=`."""
         item = parse_id(raw_id, "item")
         wanted = _list_request(ITEM, item, SIMILAR.parse(raw_query))
-        return await self._answer(request, wanted, subject=b'"item":%b,' % orjson.dumps(item), cache=self.shared)
+        return await self._answer(request, wanted, subject=b'"item":%b,' % orjson.dumps(item), cache=self.shared_cache)
 
     async def popular(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         query = POPULAR_QUERY.parse(raw_query)
         wanted = _list_request(POPULAR, "", query, query.segment)
-        return await self._answer(request, wanted, subject=b"", cache=self.shared)
+        return await self._answer(request, wanted, subject=b"", cache=self.shared_cache)
 
     async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /livez`: the process answers."""
@@ -203,7 +207,7 @@ class Handlers:
         unless a fallback is answered, or a list that begins again because its release was replaced between two pages.
         """
         answer = await answer_list(self._reader, self._shaper, wanted)
-        request[FOUND] = found_in(answer.encoded, answer.items)
+        request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)
         if answer.restarted:
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
@@ -234,8 +238,12 @@ def _selection(query: ListFields) -> Selection:
 
 def _paging_members(answer: ListAnswer) -> bytes:
     """Return the members of an answer that only pages have."""
-    following = b"" if answer.next is None else b'"next":"%b",' % answer.next.encode()
-    return following + b'"restarted":true,' * answer.restarted
+    members = b""
+    if answer.next is not None:
+        members += b'"next":"%b",' % answer.next.encode()
+    if answer.restarted:
+        members += b'"restarted":true,'
+    return members
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
@@ -273,7 +281,7 @@ def list_head(encoded: EncodedList) -> bytes:
     return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, name, source, segment, tier)
 
 
-def found_in(encoded: EncodedList, items: bytes) -> ListOrigin:
+def origin_of(encoded: EncodedList, items: bytes) -> ListOrigin:
     """Return the origin of a list, for logs and spans."""
     return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items, encoded.name)
 

@@ -16,8 +16,9 @@ class AnswerWriter:
     def __init__(self, metrics: Metrics, request_ids: RequestIds, *, varies: bool) -> None:
         """*varies*: whether answers may differ for other origins."""
         self.request_ids = request_ids
-        self._metrics = metrics
-        self._vary = "Vary: Origin\r\n" if varies else ""
+        self.metrics = metrics
+        self.vary = "Vary: Origin\r\n" if varies else ""
+        """A header line, or nothing."""
 
     def write_problem(self, problem: Problem, request_id: str, took_s: float) -> bytes:
         """Return a problem as an answer."""
@@ -25,7 +26,7 @@ class AnswerWriter:
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"{header_lines(problem.headers)}Server: hotplate\r\nX-Request-Id: {request_id}\r\n"
-            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{self._vary}Content-Length: {len(body)}\r\n"
+            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{self.vary}Content-Length: {len(body)}\r\n"
             f"Date: {rfc822_formatted_time()}\r\n\r\n"
         )
         return head.encode() + body
@@ -33,13 +34,13 @@ class AnswerWriter:
     def refuse(self, problem: Problem, reason: str, took_s: float) -> bytes:
         """Answer bytes that are refused before there is a request; *reason* is one of SHED, or empty."""
         if reason:
-            self._metrics.count_shed(reason)
-        self._metrics.observe(request_cell(OTHER, OTHER, problem.status), 0.0)
+            self.metrics.count_shed(reason)
+        self.metrics.observe(request_cell(OTHER, OTHER, problem.status), 0.0)
         return self.write_problem(problem.closing(), self.request_ids.new(), took_s)
 
     def no_room(self) -> Problem:
         """Count and return the refusal of a body without room."""
-        self._metrics.count_shed("bytes")
+        self.metrics.count_shed("bytes")
         return overloaded("bodies and unread answers take all the memory that is allowed for them").closing()
 
 

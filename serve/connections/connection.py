@@ -10,9 +10,11 @@ Offers to upgrade are ignored (RFC 9110, 7.8). Unreadable requests, HTTP/1.0, CO
 import asyncio
 import logging
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from enum import Enum
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -22,10 +24,10 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, HttpVersion10, RawRequestMessage, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
 from hotplate.serve.api.parameters import unreadable
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.listeners import room_for_connections
-from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import CLOSE, Problem, internal_error
 from hotplate.serve.settings import Limits
 from hotplate.stores.folders import return_free_memory
@@ -107,7 +109,6 @@ class ConnectionRegistry:
     def __init__(
         self,
         limits: Limits,
-        metrics: Metrics,
         writer: AnswerWriter,
         lane: "Lane | None",
         *,
@@ -119,7 +120,7 @@ class ConnectionRegistry:
         *shed* is called with the header of a request with a body, and when it began; it may return a refusal.
         """
         self.limits = limits
-        self.metrics = metrics
+        self.metrics = writer.metrics
         self.writer = writer
         self.lane = lane
         self.answer = answer
@@ -156,12 +157,18 @@ class ConnectionRegistry:
         if self._timer is not None:
             self._timer.cancel()
 
-    def may_open(self) -> bool:
-        """Return whether a connection may open, closing the longest idle one if allowed. A refusal is counted."""
+    def accept(self, certificate: Certificate | None, accepted: socket.socket) -> None:
+        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there are too many.
+
+        If the limits allow it, the longest idle connection closes instead.
+        """
         if len(self) < self._room or (self.limits.idle_gives_way and self._close_longest_idle()):
-            return True
-        self.metrics.count_shed("connections")
-        return False
+            connection = Connection(self)
+            self.open[connection] = None
+            connection.start(accepted, certificate)
+        else:
+            self.metrics.count_shed("connections")
+            accepted.close()
 
     def _close_longest_idle(self) -> bool:
         """Close the connection that is idle for longest; False if none is idle."""
@@ -213,8 +220,8 @@ class Connection(BaseProtocol):
     """An asyncio protocol that makes aiohttp's objects when needed."""
 
     __slots__ = (
-        "_answer_task", "_body_bytes_left", "_buffer", "_chunked_tail", "_in_flight", "_is_half_closed", "_lane",
-        "_must_close", "_parser", "_payload", "_registry", "_stalled_since", "_unread_bytes", "accepting", "since",
+        "_answer_task", "_body_bytes_left", "_buffer", "_chunked_tail", "_handshake", "_in_flight", "_is_half_closed",
+        "_lane", "_must_close", "_parser", "_payload", "_registry", "_stalled_since", "_unread_bytes", "since",
         "ssl_context", "state",
     )  # fmt: skip
     peername = sockname = None  # read by aiohttp's requests
@@ -223,7 +230,7 @@ class Connection(BaseProtocol):
         super().__init__(asyncio.get_running_loop())
         self.state = State.OPENING
         self.ssl_context: SSLContext | None = None
-        self.accepting: asyncio.Task[object] | None = None
+        self._handshake: asyncio.Task[object] | None = None
         self.since = monotonic()
         """When the current request or closing began, or the previous request was answered."""
         self._registry = registry
@@ -239,6 +246,31 @@ class Connection(BaseProtocol):
         self._in_flight = 0  # bytes of requests and answers that count as in flight
         self._unread_bytes = 0  # bytes of an answer that the client has not read
         self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
+
+    def start(self, accepted: socket.socket, certificate: Certificate | None) -> None:
+        """Start to serve an accepted socket.
+
+        The handshake of TLS runs in a task, so that a newer connection can cancel it.
+        """
+        loop = asyncio.get_running_loop()
+        tls = None
+        handshake_timeout_s = None
+        if certificate is not None:
+            tls = certificate.context
+            handshake_timeout_s = HANDSHAKE_S
+        self._handshake = loop.create_task(
+            loop.connect_accepted_socket(lambda: self, accepted, ssl=tls, ssl_handshake_timeout=handshake_timeout_s)
+        )
+        self._handshake.add_done_callback(partial(self._end_handshake, accepted))
+
+    def _end_handshake(self, accepted: socket.socket, handshake: "asyncio.Task[object]") -> None:
+        if handshake.cancelled():
+            accepted.close()  # it gave way to a newer connection
+            return
+        error = handshake.exception()
+        if error is not None:
+            log.debug("a connection could not be served", exc_info=error)
+            self._registry.open.pop(self, None)
 
     def _change_state(self, state: State) -> None:
         if state is not CLOSED and state not in TRANSITIONS[self.state]:
@@ -680,8 +712,8 @@ class Connection(BaseProtocol):
         """Close at once, even during the handshake."""
         if self.transport is not None:
             self.transport.abort()
-        elif self.state is State.OPENING and self.accepting is not None:
-            self.accepting.cancel()
+        elif self.state is State.OPENING and self._handshake is not None:
+            self._handshake.cancel()
 
     def close_if_idle(self) -> None:
         """Close if no request has begun."""

@@ -47,9 +47,9 @@ from xxhash import xxh3_64_intdigest
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.app import is_request_id, problem_of
-from hotplate.serve.api.handlers import PRIVATE, SIMILAR, found_in, is_known, list_head, list_headers
+from hotplate.serve.api.handlers import PRIVATE, SIMILAR, is_known, list_head, list_headers
 from hotplate.serve.api.parameters import ListQuery
-from hotplate.serve.connections.answers import AnswerWriter, header_lines
+from hotplate.serve.connections.answers import header_lines
 from hotplate.serve.connections.headers import IGNORED
 from hotplate.serve.connections.headers import READ as READ_HEADERS
 from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
@@ -58,7 +58,7 @@ from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, req
 from hotplate.serve.problems import Problem, internal_error
 from hotplate.serve.shaping import DEFAULT_N, Selection
 from hotplate.serve.telemetry.access_log import report
-from hotplate.serve.telemetry.spans import RequestRecord, use_span
+from hotplate.serve.telemetry.spans import ListOrigin, RequestRecord, use_span
 from hotplate.serve.tiers import Origin
 from hotplate.stores.encoding import (
     CHECKSUM_BYTES,
@@ -620,6 +620,7 @@ cdef class _Frame:
     cdef str source
     cdef str tier
     cdef object fallback
+    cdef str list_name
     cdef bytes head
     cdef bytes not_modified
     cdef bytes middle
@@ -632,6 +633,7 @@ cdef class _Frame:
         self.source = encoded.source
         self.tier = encoded.tier
         self.fallback = encoded.fallback
+        self.list_name = encoded.name
         self.head = f"HTTP/1.1 200 OK\r\n{first}{lines}".encode()
         self.not_modified = f"HTTP/1.1 304 Not Modified\r\n{lines}".encode()
         self.middle = list_head(encoded)
@@ -712,7 +714,7 @@ cdef class _Delivery:
 cdef class Lane:
     """The fast lane of one worker, on its loop."""
 
-    cdef object _dispatcher
+    cdef object _handlers
     cdef object _guard
     cdef object _reader
     cdef object _turns
@@ -749,28 +751,28 @@ cdef class Lane:
     cdef bytes _date
     cdef double _date_until
 
-    def __init__(self, dispatcher):
-        """*dispatcher* answers everything else."""
-        self._dispatcher = dispatcher
-        self._guard = dispatcher.guard
-        self._reader = dispatcher.reader
-        self._turns = dispatcher.reader.turns
-        self._shaper = dispatcher.shaper
-        self._deny_list = dispatcher.reader.deny_list
-        self._hidden_until = array("I") if dispatcher.consumed is None else dispatcher.consumed.hidden_until
-        self._access_log = dispatcher.access_log
-        self._tracer = dispatcher.tracer
-        self._writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
-        shared = dispatcher.handlers.shared
+    def __init__(self, dependencies):
+        """*dependencies* is a `LaneDependencies`."""
+        self._handlers = dependencies.handlers
+        self._guard = dependencies.guard
+        self._reader = dependencies.reader
+        self._turns = dependencies.reader.turns
+        self._shaper = dependencies.shaper
+        self._deny_list = dependencies.reader.deny_list
+        self._hidden_until = array("I") if dependencies.consumed is None else dependencies.consumed.hidden_until
+        self._access_log = dependencies.access_log
+        self._tracer = dependencies.tracer
+        self._writer = dependencies.writer
+        shared = dependencies.handlers.shared_cache
         self._routes = (
             _Route(RECOMMENDATIONS, "/v1/recommendations/{user}", "personal", USER, b'{"user":"', PRIVATE),
             _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared),
             _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared),
         )
-        self._vary = b"Vary: Origin\r\n" if dispatcher.cors is not None else b""
+        self._vary = dependencies.writer.vary.encode()
         self._generation = None
         self._queries = {}
-        self._cells = dispatcher.metrics.own_cells
+        self._cells = dependencies.writer.metrics.own_cells
         self._id_prefix = token_hex(6).encode()
         self._id_count = 0
         self._date = b""
@@ -804,7 +806,7 @@ cdef class Lane:
         self._generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
         denied = self._deny_list.current
         hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
-        self._is_draining = self._dispatcher.draining
+        self._is_draining = self._handlers.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
         self._denies_items = bool(denied.items)
         self._by_key = {}
@@ -1085,7 +1087,6 @@ cdef class Lane:
         cdef int status = 200
         cdef double took_s
         cdef char etag[ETAG]
-        cdef object origin = None
         _hexadecimal(etag, xxh3_64_intdigest(body), ETAG)
         if request.known is not None:
             tag = PyBytes_FromStringAndSize(etag, ETAG).decode("ascii")
@@ -1094,24 +1095,31 @@ cdef class Lane:
                 cell = route.known_cell
                 head = frame.not_modified
                 body = None
-        if self._access_log is not None or request.span is not None:
-            encoded = EncodedList(frame.tier, frame.served, frame.source, b"", "ok", frame.fallback)
-            origin = found_in(encoded, _bytes(items))
-        took_s = self._count(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), origin)
+        took_s = self._report(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), frame, items)
         return self._join(head, etag, request.request_id, took_s, body)
 
-    cdef double _count(self, _Request request, int status, Py_ssize_t cell, Py_ssize_t size, object origin) except? -1:
+    cdef double _report(
+        self, _Request request, int status, Py_ssize_t cell, Py_ssize_t size, _Frame frame, Span items
+    ) except? -1:
         """Count an answer, log it, and end its span; return the seconds since the request arrived.
 
-        *cell* is its histogram, *size* that of its body, and *origin* where its list comes from, None without one.
-        Gives the request an id if it has none.
+        *cell* is its histogram, *size* that of its body. *frame* and *items* are those of its list; a refusal has the
+        frame None. Gives the request an id if it has none.
         """
         cdef double took_s = _monotonic() - request.started
+        cdef object sampled_log = None
+        cdef object origin = None
+        cdef str user = None
         if request.request_id is None:
             request.request_id = self._new_request_id()
         self._observe(cell, took_s)
-        is_logged = self._access_log is not None and self._access_log.due()
-        if is_logged or request.span is not None:
+        if self._access_log is not None:
+            sampled_log = self._access_log.sampled()
+        if sampled_log is not None or request.span is not None:
+            if frame is not None:
+                origin = ListOrigin(frame.served.id, frame.source, frame.tier, _bytes(items), frame.list_name)
+                if request.route.place == RECOMMENDATIONS:
+                    user = request.text_id()
             record = RequestRecord(
                 route=request.route.name,
                 method="GET",
@@ -1120,10 +1128,10 @@ cdef class Lane:
                 size=size,
                 request_id=request.request_id.decode("ascii"),
                 client=request.client,
-                user=request.text_id() if origin is not None and request.route.place == RECOMMENDATIONS else None,
-                found=origin,
+                user=user,
+                list_origin=origin,
             )
-            report(record, self._access_log if is_logged else None, request.span)
+            report(record, sampled_log, request.span)
         return took_s
 
     cdef bytes _body(self, _Request request, _Frame frame, Span items):
@@ -1225,8 +1233,10 @@ cdef class Lane:
 
     cdef object _refuse(self, _Request request, object problem):
         """Return a problem as the answer, and count it."""
+        cdef Span no_items
         cell = request_cell(request.route.name, "GET", problem.status)
-        cdef double took_s = self._count(request, problem.status, cell, len(problem.body), None)
+        no_items.start = no_items.end = NULL
+        cdef double took_s = self._report(request, problem.status, cell, len(problem.body), None, no_items)
         return self._writer.write_problem(problem, request.request_id.decode("ascii"), took_s)
 
 

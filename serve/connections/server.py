@@ -1,7 +1,6 @@
 """HTTP server of a worker."""
 
 import asyncio
-import logging
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,23 +12,20 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http import RawRequestMessage
 from multidict import istr
 
-from hotplate.serve.access.tls import HANDSHAKE_S, Certificate
-from hotplate.serve.api.app import Gate, RequestIds
-from hotplate.serve.api.cors import Cors
+from hotplate.serve.access.tls import Certificate
+from hotplate.serve.api.app import Dispatcher, Gate
 from hotplate.serve.api.parameters import check_body, read_body
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry
+from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem, bad_parameter
 from hotplate.serve.settings import Limits
 from hotplate.serve.tier_reads import read_within
 
 if TYPE_CHECKING:
     from hotplate.serve.connections.lane import Lane
-
-log = logging.getLogger(__name__)
 
 # Share of a caller's time-out for reading lists.
 READ_SHARE = 0.9
@@ -45,38 +41,39 @@ POLL_S = 0.01
 Work = Callable[[], Awaitable[web.Response]]
 
 
-class Responder(Protocol):
-    """Part of `hotplate.serve.api.app.Dispatcher`."""
+class Answer(Protocol):
+    """Answers a request for a raw path and query, or refuses it if there is a *refusal*: `Dispatcher.answer`."""
 
-    metrics: Metrics
-    request_ids: RequestIds
-
-    @property
-    def cors(self) -> Cors | None:
-        """Allowed origins, if any."""
-
-    def answer(
+    def __call__(  # noqa: D102 -- see the class
         self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None
-    ) -> Awaitable[web.Response]:
-        """Answer a request for a raw path and query, or refuse it."""
+    ) -> Awaitable[web.Response]: ...
 
-    def refuse(
-        self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
-    ) -> tuple[Problem, str] | None:
-        """Refuse a batch before its body is read; return the problem and the request's id, None for other requests."""
+
+# Refuses a POST before its body is read, or returns None: see `Dispatcher.refuse_unread`.
+RefuseUnread = Callable[[RawRequestMessage, Callable[[], Problem], float], tuple[Problem, str] | None]
 
 
 class HttpServer:
     """An HTTP/1.1 server with limited connections."""
 
-    def __init__(self, dispatcher: Responder, limits: Limits | None = None, lane: "Lane | None" = None) -> None:
-        """*lane* answers plain requests without aiohttp, and *dispatcher* all others."""
-        self.dispatcher = dispatcher
-        self.admission = Admission(dispatcher.metrics.count_shed)
-        self.writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
-        self.registry = ConnectionRegistry(
-            limits or Limits(), dispatcher.metrics, self.writer, lane, answer=self.answer, shed=self.shed
-        )
+    def __init__(
+        self,
+        answer: Answer,
+        writer: AnswerWriter,
+        limits: Limits | None = None,
+        *,
+        refuse_unread: RefuseUnread = lambda _message, _refusal, _took_s: None,
+        lane: "Lane | None" = None,
+    ) -> None:
+        """*lane* answers plain requests without aiohttp, *answer* all others, and *writer* writes refusals.
+
+        *refuse_unread* is called with POSTs while too many batches wait.
+        """
+        self._answer = answer
+        self._refuse_unread = refuse_unread
+        self.admission = Admission(writer.metrics.count_shed)
+        self.writer = writer
+        self.registry = ConnectionRegistry(limits or Limits(), writer, lane, answer=self.answer, shed=self.shed)
 
     def listen(
         self,
@@ -89,7 +86,7 @@ class HttpServer:
         listening.listen(backlog)
         self.registry.start()
         return Acceptor(
-            listening, partial(self._open_connection, certificate), lambda waited: has_most(len(self.registry), waited)
+            listening, partial(self.registry.accept, certificate), lambda waited: has_most(len(self.registry), waited)
         )
 
     async def drain(self, timeout_s: float) -> None:
@@ -109,43 +106,13 @@ class HttpServer:
         self.registry.stop()
         await asyncio.sleep(0)  # for the transports to end
 
-    def _open_connection(self, certificate: Certificate | None, accepted: socket.socket) -> None:
-        """Open a connection on an accepted socket, over TLS with a *certificate*; close it if there are too many.
-
-        The handshake runs in a task, `accepting`, so that a newer connection can cancel it.
-        """
-        if not self.registry.may_open():
-            accepted.close()
-            return
-        connection = Connection(self.registry)
-        self.registry.open[connection] = None
-        loop = asyncio.get_running_loop()
-        tls = None
-        handshake_timeout_s = None
-        if certificate is not None:
-            tls = certificate.context
-            handshake_timeout_s = HANDSHAKE_S
-        connection.accepting = loop.create_task(
-            loop.connect_accepted_socket(
-                lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=handshake_timeout_s
-            )
-        )
-        connection.accepting.add_done_callback(partial(self._end_accepting, connection, accepted))
-
-    def _end_accepting(self, connection: Connection, accepted: socket.socket, task: "asyncio.Task[object]") -> None:
-        if task.cancelled():
-            accepted.close()  # it gave way to a newer connection
-        elif (error := task.exception()) is not None:
-            log.debug("a connection could not be served", exc_info=error)  # its handshake failed
-            self.registry.open.pop(connection, None)
-
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
         """Answer a request that began at a time of `time.monotonic`."""
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # absolute form
         if request.method == "POST" or TIMEOUT not in request.headers:  # `admit` checks a POST
-            return self.dispatcher.answer(request, path, query, gate=self)
+            return self._answer(request, path, query, gate=self)
         return self._answer_in_time(request, path, query, since)
 
     def shed(self, message: RawRequestMessage, since: float) -> bytes | None:
@@ -156,8 +123,11 @@ class HttpServer:
         if not self.admission.is_full:
             return None
         took_s = monotonic() - since
-        refused = self.dispatcher.refuse(message, self.admission.refuse, took_s)
-        return None if refused is None else self.writer.write_problem(*refused, took_s)
+        refused = self._refuse_unread(message, self.admission.refuse, took_s)
+        if refused is None:
+            return None
+        problem, request_id = refused
+        return self.writer.write_problem(problem, request_id, took_s)
 
     async def _answer_in_time(self, request: web.BaseRequest, path: str, query: str, since: float) -> web.Response:
         """Answer a request with the header X-Request-Timeout-Ms, or refuse it if that is invalid or has passed.
@@ -172,7 +142,7 @@ class HttpServer:
         except Problem as problem:
             refusal = problem.closing()
         with read_within(READ_SHARE * (deadline - monotonic())):
-            return await self.dispatcher.answer(request, path, query, gate=self, refusal=refusal)
+            return await self._answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read the body of a POST, wait until this worker may start a further batch, and return what *work* answers.
@@ -220,6 +190,13 @@ class HttpServer:
                 raise self.admission.refuse()
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return await read_body(request)
+
+
+def server_of(dispatcher: Dispatcher, limits: Limits | None = None, *, fast_lane: bool) -> HttpServer:
+    """Create the server of a worker; with *fast_lane*, plain requests are answered by the lane if it is compiled."""
+    writer = AnswerWriter(dispatcher.metrics, dispatcher.request_ids, varies=dispatcher.cors is not None)
+    lane = lane_of(dispatcher, writer) if fast_lane else None
+    return HttpServer(dispatcher.answer, writer, limits, refuse_unread=dispatcher.refuse_unread, lane=lane)
 
 
 async def _passed(is_over: Callable[[], bool], until: float) -> None:

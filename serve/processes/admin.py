@@ -22,7 +22,6 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 from msgspec import Meta, Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -31,6 +30,7 @@ from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
+from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.encoded_lists import NotReady, UnknownList
@@ -190,7 +190,8 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
 
     admin = Admin(context, host, guard)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
-    server = HttpServer(admin, limits)
+    not_counted = Metrics(1, ())  # only requests to workers count
+    server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
     async with (
         background(follow(context.watched, leads=True)),
@@ -240,7 +241,6 @@ async def _share_consumed_items(context: ProcessContext) -> None:
     url = stream_url(settings)
     if url is None or settings.events is None or memory.consumed is None or memory.sharing is None:
         return
-    memory.metrics.use_slot(settings.workers)  # the slot after those of the workers
     sharing = ConsumedSharing(
         url,
         stores=settings.stores,
@@ -278,9 +278,7 @@ class Admin:
 
     def __init__(self, context: ProcessContext, host: str, guard: Guard | None) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
-        self.metrics = Metrics(1, ())  # only workers count
         self.request_ids = RequestIds()
-        self.cors = None
         self.opened = AsyncExitStack()
         """The reader of `GET /console/user`, once it is used."""
         self._context = context
@@ -352,9 +350,6 @@ class Admin:
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault("Cache-Control", "no-store")
         return response
-
-    def refuse(self, _message: RawRequestMessage, _problem: Callable[[], Problem], _received: float) -> None:
-        """No request of an operator is shed."""
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
         """Log a refused request, unless there were too many of late: these are counted in the next line."""

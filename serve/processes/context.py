@@ -1,9 +1,10 @@
 """What the parent of a service creates for its children: settings, and all memory that they share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from secrets import token_bytes
+from typing import Self
 
 from hotplate.serve.access.auth import CELLS, Guard, SharedRates
 from hotplate.serve.access.tls import Certificate
@@ -124,6 +125,10 @@ class ProcessContext:
     """Address of the workers."""
     log_secret: bytes = field(default_factory=partial(token_bytes, 64))
     """For hashing user ids in the access log."""
+
+    def in_slot(self, number: int) -> Self:
+        """Return the context of the child with this number, which counts in its own slot of the metrics."""
+        return replace(self, memory=replace(self.memory, metrics=self.memory.metrics.in_slot(number)))
 
     @property
     def watched(self) -> list[WatchedFiles]:

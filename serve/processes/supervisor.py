@@ -300,11 +300,11 @@ class _Supervisor:
             faulthandler.enable()  # logs the stack when the child is aborted or reads a cut file
             with suppress(OSError):  # the name in `ps` and `top`
                 Path("/proc/self/comm").write_text(f"hp {child.name}")
+            context = self._context.in_slot(child.number)
             if child is self._admin:
-                work = run_admin(self._context, self._listeners.admin, self._lifeline)
+                work = run_admin(context, self._listeners.admin, self._lifeline)
             else:
-                listener = self._listeners.workers
-                work = run_worker(self._context, child.number, listener, self._lifeline, self._announce)
+                work = run_worker(context, child.number, self._listeners.workers, self._lifeline, self._announce)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(work)
             code = 0

@@ -17,9 +17,8 @@ from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
 from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.connection import ConnectionRegistry
-from hotplate.serve.connections.fast_lane import lane_of
 from hotplate.serve.connections.listeners import Acceptor
-from hotplate.serve.connections.server import HttpServer
+from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -95,7 +94,6 @@ async def run_worker(
     """
     settings = context.settings
     memory = context.memory
-    memory.metrics.use_slot(number)
     stop = _ShutdownSignals(lifeline)
     async with AsyncExitStack() as stack:
         tracer = _create_tracer(settings, stack, stop)
@@ -103,8 +101,7 @@ async def run_worker(
         await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
         await stack.enter_async_context(background(follow(context.watched)))
         dispatcher = _create_dispatcher(context, reader, tracer, stack)
-        lane = None if settings.no_fast_lane else lane_of(dispatcher)
-        server = HttpServer(dispatcher, settings.limits, lane)
+        server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
 
         reports = _StateReports(context, number, reader, dispatcher.handlers, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, Self
 
 import orjson
 
@@ -33,9 +33,9 @@ class AccessLog:
         self._users = users
         self._secret = secret
 
-    def due(self) -> bool:
-        """Return whether to log a request."""
-        return random.random() < self._share  # noqa: S311 -- sampling
+    def sampled(self) -> Self | None:
+        """Return this log for the share of requests that it takes, a random sample; None for the others."""
+        return self if random.random() < self._share else None  # noqa: S311 -- not cryptographic
 
     def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
         """Write a line of JSON about a request, with the trace's ids if it has a *span*.
@@ -57,8 +57,8 @@ class AccessLog:
         }
         if record.client is not None:
             fields["client"] = record.client
-        if record.found is not None:
-            origin = record.found
+        if record.list_origin is not None:
+            origin = record.list_origin
             fields |= {"release": origin.release, "source": origin.source, "tier": origin.tier}
             fields["items"] = length_of(origin.items)
             if origin.name:
@@ -74,7 +74,7 @@ class AccessLog:
 
 
 def report(record: RequestRecord, log: AccessLog | None, span: RequestSpan | None) -> None:
-    """Log an answered request and end its span."""
+    """Write an answered request to the access log, if it is sampled for that, and end its span, if it has one."""
     if log is not None:
         log.write(record, span)
     if span is not None:

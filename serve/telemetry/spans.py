@@ -74,7 +74,7 @@ class RequestRecord(NamedTuple):
     client: str | None
     user: str | None = None
     """Hashed by the access log, and used only there."""
-    found: ListOrigin | None = None
+    list_origin: ListOrigin | None = None
 
 
 class Span(NamedTuple):
@@ -169,10 +169,10 @@ class RequestSpan:
             name = f"{name} {record.route}"
         if record.client:
             attributes["hotplate.client"] = record.client
-        if record.found is not None:
-            attributes["hotplate.release"] = record.found.release
-            attributes["hotplate.source"] = record.found.source
-            attributes["hotplate.tier"] = record.found.tier
+        if record.list_origin is not None:
+            attributes["hotplate.release"] = record.list_origin.release
+            attributes["hotplate.source"] = record.list_origin.source
+            attributes["hotplate.tier"] = record.list_origin.tier
         failed = record.status >= 500
         if failed:
             attributes["error.type"] = str(record.status)

@@ -209,8 +209,7 @@ def test_counts_of_killed_workers_are_kept_and_continued() -> None:
         own.count_lookup("personal", "hit")
 
     for _ in range(10):
-        own = Metrics(2, ["file"], table.floats("metrics"))
-        own.use_slot(1)
+        own = Metrics(2, ["file"], table.floats("metrics")).in_slot(1)
         with forked(count_in_second_slot):
             while total_of(metrics) < last + 100:
                 assert total_of(metrics) >= last

@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, cast
 
 from hotplate.serve.api.app import Dispatcher
+from hotplate.serve.connections.server import server_of
 from hotplate.serve.reader import TieredReader
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import Checksum
@@ -122,7 +123,8 @@ async def main(examples: int, minutes: float, seed: int) -> None:
     memory = Guarded()
     async with TieredReader({"store": store}) as reader:
         await reader.wait_until_ready(30)
-        lane = Lane(Dispatcher(reader))
+        lane = server_of(Dispatcher(reader), fast_lane=True).registry.lane
+        assert isinstance(lane, Lane)
         ends_at = time.monotonic() + 60 * minutes
         count = taken = 0
         while count < examples or time.monotonic() < ends_at:

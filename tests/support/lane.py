@@ -13,8 +13,8 @@ import pytest
 from hotplate.serve.access.auth import Guard
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.connections.connection import Connection
-from hotplate.serve.connections.fast_lane import is_compiled, lane_of
-from hotplate.serve.connections.server import HttpServer
+from hotplate.serve.connections.fast_lane import is_compiled
+from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.settings import Limits
 from hotplate.serve.telemetry.access_log import AccessLog
@@ -113,7 +113,7 @@ class Pair:
             self.reader, guard, cors_origins=self.origins, access_log=self.access_log, tracer=self.tracer
         )
         self.dispatchers.append(dispatcher)
-        server = HttpServer(dispatcher, self.limits, lane_of(dispatcher) if fast else None)
+        server = server_of(dispatcher, self.limits, fast_lane=fast)
         self.stack.push_async_callback(server.close)
         return server
 

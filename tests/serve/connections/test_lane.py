@@ -14,11 +14,14 @@ import orjson
 import pytest
 
 from hotplate.serve.access.keys import create, revoke
+from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
+from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
 from hotplate.serve.states import Reporter
 from hotplate.serve.telemetry.access_log import AccessLog
@@ -29,6 +32,7 @@ from hotplate.stores.publication import publish
 from hotplate.stores.store import Plan, Reader, ReadResult, Row
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
+from tests.support.paths import ROOT
 from tests.support.property import depths
 from tests.support.remote import RemoteStore
 from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces
@@ -270,6 +274,27 @@ async def test_lane_rejections_match_aiohttp_in_bytes_metrics_and_logs(
     assert {len(str(line["user"])) for line in lines if line["status"] == 200 and "user" in line} == {32}
 
 
+def test_lane_keeps_only_policies_and_constants() -> None:
+    """What `Lane._renew` keeps must begin another generation when it changes, or never change."""
+    source = (ROOT / "serve/connections/lane.pyx").read_text()
+    body = source.partition("cdef int _renew(self)")[2].partition("    cdef object _answer(")[0]
+    attributes = set(re.findall(r"\.([a-z]\w*)", body))
+    policies = {
+        "draining": Handlers,
+        "current": DenyListFile,
+        "served": Follower,
+        "canary": Follower,
+        "erased": Follower,
+    }
+    constants = {
+        "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
+        "frame",
+    }  # fmt: skip
+    assert attributes == policies.keys() | constants
+    for name, owner in policies.items():
+        assert isinstance(vars(owner)[name], Policy), f"{owner.__name__}.{name}"
+
+
 async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     denied = tmp_path / "denied"
@@ -278,7 +303,8 @@ async def test_policy_changes_apply_to_the_next_lane_request(tmp_path: Path) -> 
     get = GET.replace(HOST, HOST + b"X-API-Key: %b\r\n" % key.encode())
     store = MemoryStore()
     async with Pair(await reader_of(store, denied=denied), keys=keys) as pair:
-        (loaded,) = pair.lane.dispatcher.guard.watched  # type: ignore[attr-defined]  # a Dispatcher
+        _, with_lane = pair.dispatchers
+        (loaded,) = with_lane.guard.watched
         (listed,) = pair.reader.deny_list.watched
         assert b'"1-0"' in await exchange(pair.lane, [get])
         denied.write_text("item:1-0\n")

@@ -262,9 +262,9 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
-            metrics.use_slot(worker)
-            metrics.count(metrics.canary["tier", LIVE, "hit"], 600)
-            metrics.count(metrics.canary["tier", CANARY, "miss"], 60)
+            own = metrics.in_slot(worker)
+            own.count(metrics.canary["tier", LIVE, "hit"], 600)
+            own.count(metrics.canary["tier", CANARY, "miss"], 60)
         await asyncio.sleep(2 * CANARY_S)
         assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
 

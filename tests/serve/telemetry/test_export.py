@@ -250,8 +250,7 @@ def test_metrics_are_cumulative_or_delta_shared_counters() -> None:
     delta = TelemetrySettings("otlp", SETTINGS.sampling, delta=True)
     whole, new = (MetricReport(settings, metrics, "https") for settings in (SETTINGS, delta))
     for worker in (0, 1):
-        metrics.use_slot(worker)
-        metrics.observe(request_cell("/score", "POST", 503), 0.25)
+        metrics.in_slot(worker).observe(request_cell("/score", "POST", 503), 0.25)
     assert counted(whole) == counted(new) == [("http.server.request.duration", 2, 0.5)]
     replaced, anew = (MetricReport(settings, metrics, "https") for settings in (SETTINGS, delta))
     assert f'"start_time_unix_nano": {SETTINGS.started_ns},' in replaced.data().to_json()

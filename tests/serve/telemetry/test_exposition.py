@@ -12,9 +12,9 @@ from tests.support.memory_store import MemoryStore
 def test_a_scrape_adds_up_what_all_workers_counted() -> None:
     metrics = Metrics(3, ["memory"])
     for worker in (0, 2):
-        metrics.use_slot(worker)
+        own = metrics.in_slot(worker)
         for seconds in (0.0001, 0.00025, 0.3, 99.0):
-            metrics.observe(request_cell(ROUTES[0], "GET", 200), seconds)
+            own.observe(request_cell(ROUTES[0], "GET", 200), seconds)
     metrics.count_lookup("personal", "hit")
     reporter = Reporter([Tier("memory", MemoryStore(), metrics)])
     text = Exposition(metrics, lambda: [reporter.state(), None]).text().decode()
