@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -76,8 +76,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Timeouts of catalogue reads, of opening the stores, and of requests at a stop.
+# Timeouts of catalogue reads, of changes of releases, of opening the stores, and of requests at a stop.
 CATALOGUE_S = 5.0
+CHANGE_S = 60.0
 OPEN_S = 5.0
 STOP_S = 2.0
 # Refused requests logged per second, at most.
@@ -188,7 +189,8 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     asyncio.get_running_loop().add_reader(context.log.reading, context.log.read)
     await catch_up(context.watched)  # files of keys, certificates and deny-lists that changed before this fork
 
-    admin = Admin(context, host, guard)
+    user_lists = UserLists(context)
+    admin = Admin(context, host, guard, user_lists)
     limits = replace(context.settings.limits, connections=CONNECTIONS, idle_gives_way=True)
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
@@ -196,7 +198,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     async with (
         background(follow(context.watched, leads=True)),
         background(_judge_new_releases(context)),
-        admin.opened,
+        aclosing(user_lists),
         background(_share_consumed_items(context)),
         background(_report_heartbeats(context)),
         _metric_export(context),
@@ -259,7 +261,7 @@ async def _report_heartbeats(context: ProcessContext) -> None:
 
 
 async def _judge_new_releases(context: ProcessContext) -> None:
-    """Roll back releases that fail more requests than the ones before them, if the settings say so."""
+    """Withdraw new releases that are worse than the ones before them (see `Probation`), if the settings say so."""
     settings = context.settings
     if not settings.probation_s:
         return
@@ -273,31 +275,100 @@ async def _judge_new_releases(context: ProcessContext) -> None:
     await probation.run()
 
 
+class UserLists:
+    """Users' lists for the console, read by this process; these reads are not counted as traffic.
+
+    The stores are opened by the first read.
+    """
+
+    def __init__(self, context: ProcessContext) -> None:
+        self._context = context
+        self._opened = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._reader: TieredReader | None = None
+
+    async def aclose(self) -> None:
+        """Close the stores."""
+        await self._opened.aclose()
+
+    async def read(self, user: str, list_name: str) -> UserView:
+        """Return a user's list as the service would answer it, its origin, and the time taken.
+
+        *list_name* is empty for the default list. Raises a Problem: 404 for an unknown name, 503 without a release.
+        """
+        reader = await self._ready_reader()
+        shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
+        wanted = ListRequest(USER, user, selection=Selection(), name=list_name)
+        started = time.perf_counter()
+        try:
+            answer = await answer_list(reader, shaper, wanted)
+        except UnknownList as error:
+            raise unknown_list(str(error)) from None
+        took_ms = round((time.perf_counter() - started) * 1000, 3)
+        encoded = answer.encoded
+        return UserView(
+            source=encoded.source,
+            status=encoded.status,
+            release=encoded.served.id,
+            tier=encoded.tier,
+            took_ms=took_ms,
+            items=decode(answer.items),
+            list=encoded.name,
+        )
+
+    async def _ready_reader(self) -> TieredReader:
+        """Return the reader of the stores, without the canaries that workers have stopped.
+
+        Raises a Problem (503) if no store has a release.
+        """
+        async with self._opening:
+            if self._reader is None:
+                settings = self._context.settings
+                reader = TieredReader(settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list)
+                self._reader = await self._opened.enter_async_context(reader)
+            try:
+                await self._reader.wait_until_ready(OPEN_S)
+            except NotReady as error:
+                raise not_ready(str(error)) from None
+
+        stopped = set[str]()
+        for state in self._context.memory.states.all():
+            if state is not None:
+                stopped.update(tier.tier for tier in state.tiers if tier.canary_stopped)
+        for tier in self._reader.tiers:
+            if tier.name in stopped:
+                tier.follower.leave_canary()
+        return self._reader
+
+
 class Admin:
     """The routes of the admin listener."""
 
-    def __init__(self, context: ProcessContext, host: str, guard: Guard | None) -> None:
+    def __init__(self, context: ProcessContext, host: str, guard: Guard | None, user_lists: UserLists) -> None:
         """*host* is listened on, and *guard* checks keys, None on loopback."""
+        memory = context.memory
         self.request_ids = RequestIds()
-        self.opened = AsyncExitStack()
-        """The reader of `GET /console/user`, once it is used."""
         self._context = context
-        self._memory = context.memory
+        self._memory = memory
         self._settings = context.settings
         self._host = host
         self._guard = guard
-        memory = context.memory
+        self._user_lists = user_lists
         self._exposition = Exposition(memory.metrics, memory.states.all, memory.releases.probations)
         self._refusals = Bucket(private_floats(1), 0, LOGGED_REFUSALS)
         self._refused = 0
-        self._opening = asyncio.Lock()
-        self._reader: TieredReader | None = None
         self._files = {file.name: file for file in FILES.iterdir()}
-        paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
-        self._routes = by_template(*(Route(path, {"GET": self.file}) for path in paths))
+        page_routes = self._page_routes()
         # Without a key: a browser sends none when it opens a page.
-        self._open_paths = frozenset(self._routes)
-        self._routes |= by_template(
+        self._open_paths = frozenset(page_routes)
+        self._routes = page_routes | self._data_routes() | self._change_routes()
+
+    def _page_routes(self) -> dict[str, Route]:
+        paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
+        return by_template(*(Route(path, {"GET": self.file}) for path in paths))
+
+    def _data_routes(self) -> dict[str, Route]:
+        return by_template(
             Route("/livez", {"GET": self.live}),
             Route("/readyz", {"GET": self.ready}),
             Route("/metrics", {"GET": self.metrics_text}),
@@ -306,11 +377,14 @@ class Admin:
             Route("/console/keys", {"GET": self.keys, "POST": self.create_key}),
             Route("/console/keys/revoke", {"POST": self.revoke_key}),
             Route("/console/user", {"GET": self.user}),
-            *(
-                Route(path, {"POST": partial(self.change, change, QueryParser(change.query, f"POST {path}"))})
-                for path, change in CHANGES.items()
-            ),
         )
+
+    def _change_routes(self) -> dict[str, Route]:
+        routes = list[Route]()
+        for path, change in CHANGES.items():
+            query = QueryParser(change.query, f"POST {path}")
+            routes.append(Route(path, {"POST": partial(self.change, change, query)}))
+        return by_template(*routes)
 
     async def answer(
         self,
@@ -325,18 +399,13 @@ class Admin:
         *refusal* is the answer to a request that could not be parsed.
         """
         request_id = self.request_ids.of(request.headers)
-        template = path
-        release_id = ""
-        match = OF_RELEASE.fullmatch(path)
-        if match:
-            release_id, action = match.groups()
-            template = f"/v1/releases/{{id}}/{action}"
-        route = self._routes.get(template)
+        route, raw_release = self._find_route(path)
         try:
-            self._refuse_other_pages(request, refusal)
-            if self._guard is not None and path not in self._open_paths:
-                request[CALLER] = await self._guard.admit(request.headers, ADMIN)
-            response = await handler_of(route, request.method)(request, release_id, query)
+            if refusal is None:
+                await self._check_access(request, path)
+                response = await handler_of(route, request.method)(request, raw_release, query)
+            else:
+                response = refusal.response()
         except Problem as problem:
             if problem.status in (401, 403):
                 self._log_refusal(request, OTHER if route is None else route.template, problem)
@@ -350,6 +419,20 @@ class Admin:
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault("Cache-Control", "no-store")
         return response
+
+    def _find_route(self, path: str) -> tuple[Route | None, str]:
+        """Return the route of a raw path, and the encoded id of the release in it, or an empty text."""
+        match = OF_RELEASE.fullmatch(path)
+        if match is None:
+            return self._routes.get(path), ""
+        raw_release, action = match.groups()
+        return self._routes.get(f"/v1/releases/{{id}}/{action}"), raw_release
+
+    async def _check_access(self, request: web.BaseRequest, path: str) -> None:
+        """Raise a Problem for a request of another site's page, or without a key of an operator where one is needed."""
+        self._refuse_other_pages(request)
+        if self._guard is not None and path not in self._open_paths:
+            request[CALLER] = await self._guard.admit(request.headers, ADMIN)
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
         """Log a refused request, unless there were too many of late: these are counted in the next line."""
@@ -367,10 +450,8 @@ class Admin:
                 count,
             )
 
-    def _refuse_other_pages(self, request: web.BaseRequest, refusal: Problem | None) -> None:
+    def _refuse_other_pages(self, request: web.BaseRequest) -> None:
         """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
-        if refusal is not None:
-            raise refusal
         if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
             raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
         origin = request.headers.get("Origin")
@@ -424,6 +505,7 @@ class Admin:
         """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
 
         *raw_id* is the release's id in the path, percent-encoded; empty for changes that find the release themselves.
+        Raises a Problem: 403 without an admin store, 504 after CHANGE_S.
         """
         parameters = query.parse(raw_query)
         release = ReleaseId(unquote(raw_id))
@@ -433,8 +515,16 @@ class Admin:
                 "no-admin-store",
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
-        async with opened(self._settings.admin_store) as store:
-            result = await change.act(store, release, parameters)
+        try:
+            async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
+                result = await change.act(store, release, parameters)
+        except TimeoutError:
+            raise Problem(
+                504,
+                "change-timed-out",
+                f"the change took more than {CHANGE_S:.0f} s and was given up, as when Cosmos DB is being scaled; "
+                "GET /v1/releases shows whether it took place; repeat it, or use `hotplate releases`, which waits",
+            ) from None
         if isinstance(result, str):  # the release that was found
             release = ReleaseId(result)
         log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
@@ -489,62 +579,11 @@ class Admin:
             raise KeysUnreadable(f"the keys in {path} are not changed: {error.strerror}") from None
 
     async def user(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&list=`: a user's list as the service would answer it, its origin, and the time taken.
-
-        The list is read by this process, and not counted as traffic.
-        """
+        """`GET /console/user?id=&list=`: a user's list as the service would answer it, and its origin."""
         query = USER_QUERY.parse(raw_query)
         if not query.id:
             raise bad_parameter("id is missing; give that of a user, as id=42")
-        reader = await self._ready_reader()
-        shaper = Shaper(self._context.deny_list, self._memory.consumed)
-        wanted = ListRequest(USER, query.id, selection=Selection(), name=query.list)
-        started = time.perf_counter()
-        try:
-            answer = await answer_list(reader, shaper, wanted)
-        except UnknownList as error:
-            raise unknown_list(str(error)) from None
-        took_ms = round((time.perf_counter() - started) * 1000, 3)
-        encoded = answer.encoded
-        view = UserView(
-            source=encoded.source,
-            status=encoded.status,
-            release=encoded.served.id,
-            tier=encoded.tier,
-            took_ms=took_ms,
-            items=decode(answer.items),
-            list=encoded.name,
-        )
-        return json_of(view)
-
-    async def _ready_reader(self) -> TieredReader:
-        """Return the reader of the console's look-ups, opened at the first use, without stopped canaries.
-
-        Raises a Problem (503) if no store has a release.
-        """
-        async with self._opening:
-            if self._reader is None:
-                # Without shared metrics: these look-ups are not traffic.
-                reader = TieredReader(
-                    self._settings.stores,
-                    budget_s=self._settings.budget_s,
-                    deny_list=self._context.deny_list,
-                )
-                self._reader = await self.opened.enter_async_context(reader)
-            try:
-                await self._reader.wait_until_ready(OPEN_S)
-            except NotReady as error:
-                raise not_ready(str(error)) from None
-
-        # Workers judge canaries, and report those that they have stopped.
-        stopped = set[str]()
-        for state in self._memory.states.all():
-            if state is not None:
-                stopped.update(tier.tier for tier in state.tiers if tier.canary_stopped)
-        for tier in self._reader.tiers:
-            if tier.name in stopped:
-                tier.follower.leave_canary()
-        return self._reader
+        return json_of(await self._user_lists.read(query.id, query.list))
 
 
 async def _read_catalogue(url: str) -> Catalogue | str:

@@ -102,10 +102,9 @@ async def run_worker(
         await stack.enter_async_context(background(follow(context.watched)))
         dispatcher = _create_dispatcher(context, reader, tracer, stack)
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
-
         reports = _StateReports(context, number, reader, dispatcher.handlers, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
-        if settings.probation_s:  # a new release is watched for errors, and rolled back
+        if settings.probation_s:  # the admin process judges new releases by these counts
             counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
             await stack.enter_async_context(background(counter.run()))
 
@@ -115,13 +114,10 @@ async def run_worker(
         acceptor = server.listen(
             listener, BACKLOG, certificate=context.certificate, has_most=partial(memory.balance.has_most, number)
         )
-        reports.is_listening = True
-        reports.write_now()
+        reports.begin_listening()
         if announce is not None:
             announce()
-        gc.collect()
-        gc.freeze()  # full collections skip objects that live as long as the worker
-        sys.setswitchinterval(SWITCH_S)
+        _tune_interpreter()
 
         await stop.requested.wait()
         dispatcher.drain()
@@ -129,6 +125,13 @@ async def run_worker(
         await _drain(settings, server, acceptor, stop, partial(memory.balance.leave, number))
         for task in filter(asyncio.Task.done, reader.following):
             task.result()
+
+
+def _tune_interpreter() -> None:
+    """Keep pauses of the event loop short."""
+    gc.collect()
+    gc.freeze()  # full collections skip objects that live as long as the worker
+    sys.setswitchinterval(SWITCH_S)
 
 
 class _StateReports:
@@ -142,13 +145,18 @@ class _StateReports:
         handlers: Handlers,
         connections: ConnectionRegistry,
     ) -> None:
-        self.is_listening = False
+        self._is_listening = False
         self._context = context
         self._number = number
         self._reader = reader
         self._handlers = handlers
         self._connections = connections
         self._reporter = Reporter(reader.tiers, self._with_service_state)
+
+    def begin_listening(self) -> None:
+        """Report from now on that the worker takes connections."""
+        self._is_listening = True
+        self.write_now()
 
     async def write_repeatedly(self) -> None:
         """Write the state about once a second, until cancelled."""
@@ -164,7 +172,7 @@ class _StateReports:
         sharing = self._context.memory.sharing
         return msgspec.structs.replace(
             state,
-            status=self._handlers.status if self.is_listening else STARTING,
+            status=self._handlers.status if self._is_listening else STARTING,
             connections=len(self._connections),
             findings=short(self._handlers.findings),
             certificate_expires_at=certificate.expires_at if certificate else None,

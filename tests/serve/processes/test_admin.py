@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,6 +15,12 @@ from hotplate.serve.metrics import METHODS
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
 
+# Runs the command with a short limit of changes over HTTP, in the processes that it forks, too.
+SHORT_CHANGES = (
+    "import runpy, hotplate.serve.processes.admin as admin\n"
+    "admin.CHANGE_S = 0.3\n"
+    "runpy.run_module('hotplate', run_name='__main__')\n"
+)
 LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
 
 
@@ -158,6 +165,16 @@ def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path
             assert service.admin(f"/v1/releases/{path}true", "POST").status == 200
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert tier["live"] == bad
+
+
+def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and answers nothing
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with running(store, "--admin-store", url, launcher=(sys.executable, "-c", SHORT_CHANGES, "serve")) as service:
+            answer = service.admin(f"/v1/releases/{releases[0]}/activate", "POST")
+            assert (answer.status, answer.json["type"]) == (504, "urn:hotplate:problem:change-timed-out")
+            assert "GET /v1/releases shows whether it took place" in answer.json["detail"]
+            assert service.admin("/livez").status == 200
 
 
 def test_impossible_changes_are_problems(service: Service) -> None:
