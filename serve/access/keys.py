@@ -177,30 +177,40 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
     def add_key(clients: ClientsByName) -> str:
         client = clients.get(name)
         if client is None:
-            if not scopes:
-                raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
-            ordered_scopes = tuple(scope for scope in SCOPES if scope in scopes)
-            clients[name] = KeyHolder(name, ordered_scopes, rate, primary=stored_key)
+            clients[name] = _new_client(name, scopes, rate, stored_key)
             return "primary"
-
-        has_other_scopes = bool(scopes) and set(scopes) != set(client.scopes)
-        has_other_rate = rate is not None and rate != client.rate
-        if has_other_scopes or has_other_rate:
-            suffix = min(set(scopes) - set(client.scopes), default="2")
-            raise ServiceMisused(
-                f"the client {name} exists with the scope {' and '.join(client.scopes)}; for another scope or rate "
-                f"create another client, such as {name}-{suffix}; for a second key leave out --scope and --rate"
-            )
-        if client.secondary is not None:
-            raise ServiceMisused(
-                f"the client {name} has two keys; to revoke the old one, run "
-                f"`hotplate keys revoke {name} --primary --keys {quote(str(path))}`"
-            )
+        _check_second_key(path, client, scopes, rate)
         clients[name] = msgspec.structs.replace(client, secondary=stored_key)
         return "secondary"
 
     kind = _change_file(path, add_key)
     return CreatedKey(key, name, kind)
+
+
+def _new_client(name: str, scopes: Sequence[str], rate: float | None, primary: StoredKey) -> KeyHolder:
+    if not scopes:
+        raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
+    ordered_scopes = tuple(scope for scope in SCOPES if scope in scopes)
+    return KeyHolder(name, ordered_scopes, rate, primary)
+
+
+def _check_second_key(path: Path, client: KeyHolder, scopes: Sequence[str], rate: float | None) -> None:
+    """Raise ServiceMisused if a client has two keys, or if *scopes* or *rate* are given and are not its own."""
+    name = client.name
+    has_other_scopes = bool(scopes) and set(scopes) != set(client.scopes)
+    has_other_rate = rate is not None and rate != client.rate
+    if has_other_scopes or has_other_rate:
+        new_scopes = sorted(set(scopes) - set(client.scopes))
+        other_name = f"{name}-{new_scopes[0]}" if new_scopes else f"{name}-2"
+        raise ServiceMisused(
+            f"the client {name} exists with the scope {' and '.join(client.scopes)}; for another scope or rate "
+            f"create another client, such as {other_name}; for a second key leave out --scope and --rate"
+        )
+    if client.secondary is not None:
+        raise ServiceMisused(
+            f"the client {name} has two keys; to revoke the old one, run "
+            f"`hotplate keys revoke {name} --primary --keys {quote(str(path))}`"
+        )
 
 
 def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:

@@ -117,23 +117,29 @@ class TokenVerifier:
         again too soon: anyone may send tokens with invented identifiers. Raises a Problem: 401 if the issuer does
         not publish the key, 503 if no keys could be fetched yet.
         """
-        is_fresh = time.monotonic() < self._fetched_at + FRESH_S
-        pause_s = REFRESH_S if self._keys else RETRY_S
-        may_fetch = time.monotonic() >= self._tried_at + pause_s
-        is_fetching = self._fetching.is_running
         if identifier in self._keys:
-            is_fetch_needed = not is_fresh and not is_fetching and may_fetch
-        else:
-            is_fetch_needed = is_fetching or may_fetch
-        if is_fetch_needed:
+            if not self._is_fresh and not self._fetching.is_running and self._may_fetch:
+                await self._fetching.result()
+        elif self._fetching.is_running or self._may_fetch:
             await self._fetching.result()  # of the fetch in progress, or of a new one
 
-        if identifier in self._keys:
-            return self._keys[identifier]
+        key = self._keys.get(identifier)
+        if key is not None:
+            return key
         if not self._keys:
             detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
             raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
         raise _refused("the token is signed by a key that its issuer does not publish")
+
+    @property
+    def _is_fresh(self) -> bool:
+        return time.monotonic() < self._fetched_at + FRESH_S
+
+    @property
+    def _may_fetch(self) -> bool:
+        """Whether the pause since the last attempt is over."""
+        pause_s = REFRESH_S if self._keys else RETRY_S
+        return time.monotonic() >= self._tried_at + pause_s
 
     async def _refresh_keys(self) -> None:
         """Replace the keys by those that the issuer publishes; log the reason once if they cannot be fetched."""

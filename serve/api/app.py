@@ -139,7 +139,38 @@ def _refused(route: Route | None, error: Problem | StoreError | ClientGone) -> w
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
     problem = problem_of(error)
-    return (scoring_refusal(problem) if route is not None and route.scoring else problem).response()
+    if route is not None and route.scoring:
+        problem = scoring_refusal(problem)
+    return problem.response()
+
+
+def _record_of(
+    request: web.BaseRequest,
+    response: web.Response,
+    route: Route | None,
+    raw_id: str,
+    *,
+    request_id: str,
+    took_s: float,
+) -> RequestRecord:
+    """Return the record of an answered request; guards and handlers have left the caller and the list in *request*."""
+    template = OTHER if route is None else route.template
+    caller = request.get(CALLER)
+    list_origin = request.get(LIST_ORIGIN)
+    user = None
+    if template == USER_ROUTE and list_origin is not None:
+        user = unquote(raw_id)
+    return RequestRecord(
+        route=template,
+        method=request.method,
+        status=response.status,
+        took_s=took_s,
+        size=response.content_length,
+        request_id=request_id,
+        client=None if caller is None else caller.name,
+        user=user,
+        list_origin=list_origin,
+    )
 
 
 class RequestIds:
@@ -286,28 +317,17 @@ class Dispatcher:
                 log.exception("request %s failed", request_id)
                 response = _refused(route, internal_error(request_id))
 
-        took_s = perf_counter() - started
+        record = _record_of(request, response, route, raw_id, request_id=request_id, took_s=perf_counter() - started)
+        self._set_headers(request, response, record)
+        self._report(record, span)
+        return response
+
+    def _set_headers(self, request: web.BaseRequest, response: web.Response, record: RequestRecord) -> None:
+        """Set the headers of all answers; while draining, let the connection close."""
         response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = request_id
-        response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        response.headers["X-Request-Id"] = record.request_id
+        response.headers["Server-Timing"] = f"app;dur={record.took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
         if self.handlers.draining:
             response.force_close()
-
-        template = OTHER if route is None else route.template
-        caller = request.get(CALLER)
-        list_origin = request.get(LIST_ORIGIN)
-        record = RequestRecord(
-            route=template,
-            method=request.method,
-            status=response.status,
-            took_s=took_s,
-            size=response.content_length,
-            request_id=request_id,
-            client=None if caller is None else caller.name,
-            user=unquote(raw_id) if template == USER_ROUTE and list_origin is not None else None,
-            list_origin=list_origin,
-        )
-        self._report(record, span)
-        return response

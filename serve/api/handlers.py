@@ -137,7 +137,8 @@ class Handlers:
     async def fold_in(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in`: answer a list for a basket of items, computed from the item factors.
 
-        The answer tells how many items of the basket the model knows. Raises a Problem (503) if too many are computed.
+        The answer tells how many items of the basket the model knows. Raises a Problem (503) while too many lists are
+        being computed.
         """
         FOLDED_IN.parse(raw_query)
         body = parse_fold_in(await read_body(request))
@@ -155,8 +156,8 @@ class Handlers:
         basket_items = [item for item, _ in basket]
         items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
         request[LIST_ORIGIN] = origin_of(encoded, items)
-        subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
-        response_body = list_body(subject, list_head(encoded), items)
+        counts = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
+        response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -302,37 +303,50 @@ def is_known(etag: str, known: str) -> bool:
 
 
 def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shaper: Shaper) -> Iterator[bytes]:
-    """Yield the answer for each user of a batch as a JSON object: the user's id, origin of the list, and items.
+    """Yield the answer for each user of a batch as a JSON object: the user's id, the origin of the list, and its items.
 
     *lists* are those that were read for *requests*, in the same order. *shaper* removes the items that a request
     excludes or that its user has consumed, and cuts the list.
     """
-    # Users share these parts: heads by status and release, and the popular list in the form that was requested.
-    shared_heads = dict[tuple[str, int], bytes]()
-    shared_items = dict[tuple[str, int, Selection], bytes]()
-
+    shared = _SharedParts(shaper)
     for request, encoded in zip(requests, lists, strict=True):
-        origin = encoded.status, id(encoded.served)
-        head = shared_heads.get(origin)
-        if head is None:
-            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
-            shared_heads[origin] = head
-
-        paging_members = b""
-        if request.after is not None:  # a further page of a list
+        members = b'"user":%b,' % orjson.dumps(request.id)
+        if request.after is not None:  # a page of a list
             page = shape_list(shaper, request, encoded)
-            paging_members = _paging_members(page)
+            members += _paging_members(page)
             items = page.items
         elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
             items = shaper.shape(encoded, request.selection, user=request.id)
         else:  # a user without an own list, from whom no items are hidden
-            popular_key = (*origin, request.selection)
-            popular_items = shared_items.get(popular_key)
-            if popular_items is None:
-                popular_items = shaper.shape(encoded, request.selection)
-                shared_items[popular_key] = popular_items
-            items = popular_items
-        yield b'{"user":%b,%b%b%b]}' % (orjson.dumps(request.id), paging_members, head, items)
+            items = shared.popular_items(encoded, request.selection)
+        yield list_body(members, shared.head(encoded), items)
+
+
+class _SharedParts:
+    """Parts of the answer for many users that are equal for several of them."""
+
+    def __init__(self, shaper: Shaper) -> None:
+        self._shaper = shaper
+        self._heads = dict[tuple[str, int], bytes]()
+        self._popular_items = dict[tuple[str, int, Selection], bytes]()
+
+    def head(self, encoded: EncodedList) -> bytes:
+        """Return the members between a user and their items, which depend on the status and the release."""
+        key = encoded.status, id(encoded.served)
+        head = self._heads.get(key)
+        if head is None:
+            head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
+            self._heads[key] = head
+        return head
+
+    def popular_items(self, encoded: EncodedList, selection: Selection) -> bytes:
+        """Return the items of a popular list in the form that was requested."""
+        key = encoded.status, id(encoded.served), selection
+        items = self._popular_items.get(key)
+        if items is None:
+            items = self._shaper.shape(encoded, selection)
+            self._popular_items[key] = items
+        return items
 
 
 async def in_pieces(

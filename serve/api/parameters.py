@@ -407,18 +407,27 @@ def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON
     """
     codec = msgspec.msgpack if media == MSGPACK else msgspec.json
     try:
-        try:
-            decoded: AnyStruct = codec.decode(body, type=kind)
-        except msgspec.ValidationError as error:
-            fields = codec.decode(body)
-            n = fields.get("n") if isinstance(fields, dict) else None
-            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # 10.0 is an integer in JSON
-                return parse_body(codec.encode(fields | {"n": int(n)}), kind, route, media)
-            raise _refused(error, route, kind) from None
-        else:
-            return decoded
+        decoded = _decode_with_whole_n(body, kind, codec.decode, codec.encode)
+    except msgspec.ValidationError as error:
+        raise _refused(error, route, kind) from None
     except (ValueError, TypeError, RecursionError) as error:  # a TypeError: a map or list as a key in msgpack
         raise bad_parameter(f"the body is not {'msgpack' if media == MSGPACK else 'JSON'}: {error}") from None
+    return decoded
+
+
+def _decode_with_whole_n(
+    body: bytes, kind: type[AnyStruct], decode: Callable[..., Any], encode: Callable[[Any], bytes]
+) -> AnyStruct:
+    """Decode a body; 10.0 as its `n` is the integer 10, as in JSON. Raises the errors of msgspec."""
+    try:
+        decoded: AnyStruct = decode(body, type=kind)
+    except msgspec.ValidationError:
+        fields = decode(body)
+        n = fields.get("n") if isinstance(fields, dict) else None
+        if not (isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N):
+            raise
+        decoded = decode(encode(fields | {"n": int(n)}), type=kind)
+    return decoded
 
 
 def parse_id(raw: str, name: str) -> str:

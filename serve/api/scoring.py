@@ -101,6 +101,13 @@ class ScoreError(Struct, frozen=True):
     message: str
 
 
+class InvalidRow(Struct, frozen=True):
+    """A row of a request that cannot be answered."""
+
+    element: bytes
+    """Its element of the answer, in JSON."""
+
+
 _SWAGGER = QueryParser(NoQuery, "GET /swagger.json")
 _decode_body = msgspec.json.Decoder(ScoreBody).decode
 _decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
@@ -121,18 +128,15 @@ class Scoring:
         A row that is invalid gets an error as its element, without failing the others.
         """
         rows = _parse_rows(await read_body(request))
+        valid_rows = [row for row in rows if isinstance(row, ScoreRow)]
         release = self._reader.served_id()  # raises NotReady
-        requests = [
-            ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N))
-            for row in rows
-            if isinstance(row, ScoreRow)
-        ]
+        requests = [ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N)) for row in valid_rows]
         try:
             lists = await self._reader.personal_many([wanted.id for wanted in requests], must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
-        scored = results(requests, lists, self._shaper)
-        elements = (row if isinstance(row, bytes) else next(scored) for row in rows)
+        valid_elements = results(requests, lists, self._shaper)
+        elements = (row.element if isinstance(row, InvalidRow) else next(valid_elements) for row in rows)
         body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
@@ -159,8 +163,8 @@ def scoring_refusal(problem: Problem) -> Problem:
     return Problem(status, problem.name, problem.detail, headers, members)
 
 
-def _parse_rows(body: bytes) -> list[ScoreRow | bytes]:
-    """Parse the rows; an invalid one becomes its element of the answer."""
+def _parse_rows(body: bytes) -> list[ScoreRow | InvalidRow]:
+    """Parse the rows of a body; raises a Problem for another body, or if they want too many items."""
     try:
         data = _decode_body(body).data
     except (ValueError, RecursionError) as error:
@@ -176,8 +180,8 @@ def _parse_rows(body: bytes) -> list[ScoreRow | bytes]:
     return rows
 
 
-def _row_of(raw: Raw) -> ScoreRow | bytes:
-    """Parse a row: an object, an array or a user alone; an invalid one becomes its element of the answer, in JSON."""
+def _row_of(raw: Raw) -> ScoreRow | InvalidRow:
+    """Parse a row: an object, an array or a user alone."""
     try:
         first = memoryview(raw)[0]
         if first == _OBJECT:
@@ -186,8 +190,10 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
             row = _decode_columns(raw)
         else:
             row = ScoreRow(_decode_user(raw))
-        if len(user := str(row.user)) * 4 > MAX_ID_BYTES:
+        user = str(row.user)
+        if len(user) * 4 > MAX_ID_BYTES:  # it may have too many bytes
             check_id(user)
     except (ValueError, RecursionError, StoreMisused) as error:
-        return b'{"user":null,"status":"invalid","items":[],"error":%b}' % orjson.dumps(f"the row is invalid: {error}")
+        reason = orjson.dumps(f"the row is invalid: {error}")
+        return InvalidRow(b'{"user":null,"status":"invalid","items":[],"error":%b}' % reason)
     return row

@@ -52,7 +52,7 @@ class Admission:
         self._ended_at = -inf  # with others waiting
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._cpu_s = 0.0
+        self._cpu_s = 0.0  # of the loop's thread, when the timer started
         self._is_late = False
 
     def stop(self) -> None:
@@ -167,15 +167,17 @@ class Admission:
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        """Lower the limit of running batches if the event loop was busy since the timer started, or raise it by one.
+        """Lower the limit of running batches if the event loop was busy since the timer started, else raise it by one.
 
-        Called TICK_S after that, or later if the loop was busy.
+        Called TICK_S after that, or later if the loop was busy. It is raised only if batches wait.
         """
         late_s = monotonic() - self._due
         worked_s = thread_time() - self._cpu_s
         self._is_late = min(late_s, worked_s) > TICK_S  # a loop that waited for the CPU is not overloaded by batches
 
-        if worked_s > IDLE_SHARE * (TICK_S + late_s):
+        passed_s = TICK_S + late_s
+        was_busy = worked_s > IDLE_SHARE * passed_s
+        if was_busy:
             self._limit = max(MIN_RUNNING, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MAX_RUNNING, self._limit + 1)

@@ -84,23 +84,21 @@ class State(Enum):
     CLOSED = "the transport is gone"
 
 
-# Enum attributes are slow, and these are read for each request.
-IDLE = State.IDLE
-STORE = State.STORE
-CLOSED = State.CLOSED
+# Attributes of an Enum take ten times as long to read as names, and requests read several.
+OPENING, IDLE, HEADER, STORE, BODY, ANSWER, REFUSED, CLOSING, CLOSED = State
 # Every state may also change to CLOSED.
 TRANSITIONS = {
-    State.OPENING: {State.IDLE},
-    State.IDLE: {State.HEADER, State.STORE},
-    State.HEADER: {State.IDLE, State.STORE, State.BODY, State.ANSWER, State.REFUSED, State.CLOSING},
-    State.STORE: {State.IDLE},
-    State.BODY: {State.ANSWER, State.CLOSING},
-    State.ANSWER: {State.IDLE, State.CLOSING},
-    State.REFUSED: {State.IDLE},
-    State.CLOSING: set[State](),
-    State.CLOSED: set[State](),
+    OPENING: {IDLE},
+    IDLE: {HEADER, STORE},
+    HEADER: {IDLE, STORE, BODY, ANSWER, REFUSED, CLOSING},
+    STORE: {IDLE},
+    BODY: {ANSWER, CLOSING},
+    ANSWER: {IDLE, CLOSING},
+    REFUSED: {IDLE},
+    CLOSING: set[State](),
+    CLOSED: set[State](),
 }
-WAITS_FOR_REQUEST = (State.OPENING, State.IDLE, State.HEADER)
+WAITS_FOR_REQUEST = (OPENING, IDLE, HEADER)
 
 
 class ConnectionRegistry:
@@ -228,7 +226,7 @@ class Connection(BaseProtocol):
 
     def __init__(self, registry: ConnectionRegistry) -> None:
         super().__init__(asyncio.get_running_loop())
-        self.state = State.OPENING
+        self.state = OPENING
         self.ssl_context: SSLContext | None = None
         self._handshake: asyncio.Task[object] | None = None
         self.since = monotonic()
@@ -280,7 +278,7 @@ class Connection(BaseProtocol):
     @property
     def is_open(self) -> bool:
         """Whether the TLS handshake is done and the transport open."""
-        return self.state not in (State.OPENING, State.CLOSED)
+        return self.state not in (OPENING, CLOSED)
 
     @property
     def idle_since(self) -> float:
@@ -293,7 +291,7 @@ class Connection(BaseProtocol):
         self.ssl_context = transport.get_extra_info("sslcontext")
         if self.ssl_context is not None:
             self._open_transport.set_write_buffer_limits(high=TLS_WRITE_BYTES)
-        self._change_state(State.IDLE)
+        self._change_state(IDLE)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See asyncio."""
@@ -301,7 +299,7 @@ class Connection(BaseProtocol):
         self.add_in_flight(-self._in_flight)
         self._unread_bytes = 0
         self._registry.open.pop(self, None)
-        self._change_state(State.CLOSED)
+        self._change_state(CLOSED)
         super().connection_lost(exc)
         if not self._payload.is_eof():
             self._payload.set_exception(ConnectionResetError("the client has gone"))
@@ -309,38 +307,38 @@ class Connection(BaseProtocol):
     def eof_received(self) -> bool:
         """Answer a GET of a client that half-closed, and what follows a refusal; another POST is given up."""
         self._is_half_closed = True
-        is_refused = self.state is State.REFUSED and not self._body_bytes_left
-        is_answering = self.state in (State.STORE, State.ANSWER) and self._payload is EMPTY_PAYLOAD
+        is_refused = self.state is REFUSED and not self._body_bytes_left
+        is_answering = self.state in (STORE, ANSWER) and self._payload is EMPTY_PAYLOAD
         return (is_answering or is_refused) and self._open_transport.can_write_eof()  # TLS cannot half-close
 
     def data_received(self, data: bytes) -> None:
-        """Handle bytes that arrived, by the state of the connection.
+        """Handle bytes that arrived: of a new request, of the body of the current one, or of later requests.
 
-        A whole plain GET, the most frequent request, goes to the fast lane. Other headers are buffered until they are
-        complete, as are requests that a client sends before the last answer; bodies go to the request.
+        A whole plain GET, the most frequent request, is answered by the fast lane.
         """
         if self.state is IDLE:
             self.since = monotonic()
             if self._answer_in_lane(data):
                 return
 
-        if self.state is State.BODY:
-            is_body_wanted = self._payload.exception() is None
-            if is_body_wanted:
-                self._add_in_flight_within_limit(len(data))
-            self._feed_body(data)
-            return
-
-        if self.state is State.REFUSED and self._body_bytes_left:
+        if self.state is BODY:
+            self._receive_body(data)
+        elif self.state is REFUSED and self._body_bytes_left:
             self._discard_body(data)
-            return
+        elif self.state is not CLOSING and data:  # aiohttp resumes reading with no data
+            self._receive_header(data)
 
-        if self.state is State.CLOSING or not data:  # aiohttp resumes reading with no data
-            return
+    def _receive_body(self, data: bytes) -> None:
+        is_discarded = self._payload.exception() is not None
+        if not is_discarded:
+            self._add_in_flight_within_limit(len(data))
+        self._feed_body(data)
 
+    def _receive_header(self, data: bytes) -> None:
+        """Buffer bytes until a header is complete and the request before it is answered; limit the buffer."""
         self._buffer += data
         self._add_in_flight_within_limit(len(data))
-        if self.state in (State.IDLE, State.HEADER):
+        if self.state in (IDLE, HEADER):
             self._read_headers()
         if len(self._buffer) > MAX_BUFFERED_BYTES and self.is_open:
             self._open_transport.pause_reading()
@@ -385,9 +383,9 @@ class Connection(BaseProtocol):
         it has either declined in `data_received`, or which arrived in parts.
         """
         lane_answers = 0
-        while self._buffer and self.state in (State.IDLE, State.HEADER):
-            if self.state is State.IDLE:
-                self._change_state(State.HEADER)
+        while self._buffer and self.state in (IDLE, HEADER):
+            if self.state is IDLE:
+                self._change_state(HEADER)
 
             if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
                 self._refuse(unreadable(400, None))  # not HTTP, such as a TLS handshake
@@ -457,13 +455,13 @@ class Connection(BaseProtocol):
             self._open_transport.write(refusal)
             self._payload = EMPTY_PAYLOAD
             self._parser = None  # it expects the body, which is discarded
-            self._change_state(State.REFUSED)
+            self._change_state(REFUSED)
             self._discard_body(self._take_buffer())
             return
 
-        self._change_state(State.ANSWER if payload.is_eof() else State.BODY)
+        self._change_state(ANSWER if payload.is_eof() else BODY)
         self._answer_task = asyncio.get_running_loop().create_task(self._respond(message))
-        if self.state is State.BODY and self._buffer:
+        if self.state is BODY and self._buffer:
             self._feed_body(self._take_buffer())
 
     def _take_buffer(self) -> bytes:
@@ -509,7 +507,7 @@ class Connection(BaseProtocol):
 
         if self._payload.is_eof():
             self._parser = None  # it may keep trailers, or expect another protocol
-            self._change_state(State.ANSWER)
+            self._change_state(ANSWER)
             self._buffer += next_bytes
 
     def _feed_counted(self, parser: HttpRequestParser, data: bytes) -> bytes:
@@ -545,21 +543,17 @@ class Connection(BaseProtocol):
         return b""
 
     def _fail_body(self, problem: Problem) -> None:
+        """Let the request be answered with a problem, and discard the rest of its body."""
         if self._payload.exception() is None:
             self._payload.set_exception(problem)
 
     async def _respond(self, message: RawRequestMessage) -> None:
         """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
 
-        An unexpected exception is answered with 500, or cuts the connection if a part of the answer is written.
+        An unexpected exception is answered with 500.
         """
-        loop = asyncio.get_running_loop()
-        writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
-        writer = writer_type(self, loop)
-        # Of aiohttp's own protocol, requests read `transport`, `peername`, `sockname` and `ssl_context`.
-        handler = cast("RequestHandler", self)
-        task = cast("asyncio.Task[None]", asyncio.current_task())
-        request = web.BaseRequest(message, self._payload, handler, writer, task, loop)
+        writer = (StreamWriter if self.ssl_context is None else _TlsWriter)(self, asyncio.get_running_loop())
+        request = self._request_of(message, writer)
         try:
             await writer.drain()  # until the client has read earlier answers
             response = await self._registry.answer(request, self.since)
@@ -570,21 +564,32 @@ class Connection(BaseProtocol):
             await response.write_eof()
         except ConnectionError:
             self.cut()
-            return
         except Exception:
             request_id = self._registry.writer.request_ids.new()
             log.exception("request %s failed", request_id)
-            has_begun = writer.output_size > 0
-            if has_begun or not self.is_open:
-                self.cut()
-            else:
-                self._refuse(internal_error(request_id))
-            return
+            self._end_failed_request(request_id, has_begun=writer.output_size > 0)
+        else:
+            self._end_answered_request(keep_open=bool(response.keep_alive))
 
+    def _request_of(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest:
+        """Return aiohttp's request for a header; it runs in the current task."""
+        # Of aiohttp's own protocol, requests read `transport`, `peername`, `sockname` and `ssl_context`.
+        protocol = cast("RequestHandler", self)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        return web.BaseRequest(message, self._payload, protocol, writer, task, asyncio.get_running_loop())
+
+    def _end_failed_request(self, request_id: str, *, has_begun: bool) -> None:
+        """Answer with 500 and close the connection; cut it if a part of the answer is written."""
+        if has_begun or not self.is_open:
+            self.cut()
+        else:
+            self._refuse(internal_error(request_id))
+
+    def _end_answered_request(self, *, keep_open: bool) -> None:
         if not self.is_open:
             return
         self._answer_task = None
-        if response.keep_alive:
+        if keep_open:
             self._continue_after_answer()
         else:
             self._start_closing()
@@ -604,7 +609,7 @@ class Connection(BaseProtocol):
             self._read_buffered()
             if len(self._buffer) <= MAX_BUFFERED_BYTES and self.is_open and not self._open_transport.is_reading():
                 self._open_transport.resume_reading()
-        if self._is_half_closed and self.state in (State.IDLE, State.HEADER):
+        if self._is_half_closed and self.state in (IDLE, HEADER):
             self._open_transport.close()
 
     def _read_buffered(self) -> None:
@@ -631,7 +636,7 @@ class Connection(BaseProtocol):
         self._start_closing()
 
     def _start_closing(self) -> None:
-        self._change_state(State.CLOSING)
+        self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()
         self.add_in_flight(-self._in_flight)
@@ -651,35 +656,43 @@ class Connection(BaseProtocol):
         """Hold *size* more bytes; if all in flight exceed their limit, refuse the body or cut the connection."""
         self.add_in_flight(size)
         if self._registry.is_full:
-            if self.state is State.BODY:
+            if self.state is BODY:
                 self._fail_body(self._registry.writer.no_room())
-            elif self.state not in (State.IDLE, State.HEADER) or self._unread_bytes:
+            elif self.state not in (IDLE, HEADER) or self._unread_bytes:
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Enforce the time limits: refuse, close or cut the connection if its state has lasted too long.
+        """Refuse, close or cut the connection if its state has lasted longer than its limit in `Limits`.
 
-        *now* is the time by `time.monotonic`. Each state has a limit, in seconds, in the registry's `Limits`.
+        Called about once a second, with the time by `time.monotonic`.
         """
         age_s = now - self.since
         limits = self._registry.limits
-        if self._unread_bytes:
+        if self._unread_bytes:  # in any state
             self._check_reader(now)
-        elif self.state is State.CLOSING:
+        elif self.state is CLOSING:
             self._check_closing(age_s)
-        elif self.state is State.HEADER and age_s > limits.header_s:
+        elif self.state is HEADER and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
-        elif self.state is State.BODY and age_s > limits.body_s and self._payload.exception() is None:
-            self._registry.metrics.count_shed("slow_body")
-            self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
-        elif self.state is State.REFUSED and age_s > limits.body_s:
+        elif self.state is BODY and age_s > limits.body_s:
+            self._fail_slow_body()
+        elif self.state is REFUSED and age_s > limits.body_s:
             self._registry.metrics.count_shed("slow_body")
             self.cut()
-        elif self.state is State.IDLE and age_s > limits.idle_s:
-            if self._open_transport.is_closing():  # since the last check, because of unread bytes or TLS
-                self.cut()
-            else:
-                self._open_transport.close()
+        elif self.state is IDLE and age_s > limits.idle_s:
+            self._close_idle()
+
+    def _fail_slow_body(self) -> None:
+        is_discarded = self._payload.exception() is not None
+        if not is_discarded:
+            self._registry.metrics.count_shed("slow_body")
+            self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
+
+    def _close_idle(self) -> None:
+        if self._open_transport.is_closing():  # the check before closed it, but unsent bytes or TLS kept it open
+            self.cut()
+        else:
+            self._open_transport.close()
 
     def _check_closing(self, age_s: float) -> None:
         """Cut a connection whose last answer was written *age_s* ago, if the client had time to read it."""
@@ -712,12 +725,12 @@ class Connection(BaseProtocol):
         """Close at once, even during the handshake."""
         if self.transport is not None:
             self.transport.abort()
-        elif self.state is State.OPENING and self._handshake is not None:
+        elif self.state is OPENING and self._handshake is not None:
             self._handshake.cancel()
 
     def close_if_idle(self) -> None:
         """Close if no request has begun."""
-        if self.state is State.IDLE:
+        if self.state is IDLE:
             self._open_transport.close()
 
     def give_up(self) -> None:

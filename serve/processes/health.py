@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import orjson
 
-from hotplate.serve.states import ANSWERING, SILENT_S, SharedStates, service_status
+from hotplate.serve.states import ANSWERING, DRAINING, SILENT_S, SharedStates, service_status
 
 # Open connections, and length of the accept queue.
 CONNECTIONS = 16
@@ -36,21 +36,25 @@ class Health:
     """Measures how long each process has been silent, and answers probes."""
 
     def __init__(self, states: SharedStates, clock: Callable[[], float] = time.monotonic) -> None:
-        self.draining = False
+        self._is_draining = False
         processes = states.workers + 1  # the last is the admin process
         self.silent_s = [0.0] * processes
         """By process, at the last look."""
-        self._heard = [0.0] * processes
+        self._reported_at = [0.0] * processes  # 0 before the first report
         self._states = states
         self._clock = clock
         self._looked_at = clock()
-        self._all_silent_s = 0.0
-        self._allowed_s = START_S
+        self._workers_silent_s = 0.0  # since the last report of any worker
+        self._allowed_s = START_S  # shorter after the first report
 
     @property
     def routes(self) -> dict[str, Probe]:
         """The answers by path."""
         return {"/livez": self.live, "/readyz": self.ready, "/health/live": self.live, "/health/ready": self.ready}
+
+    def drain(self) -> None:
+        """Report not ready, but alive, until the process ends."""
+        self._is_draining = True
 
     def look(self) -> None:
         """Update for how many seconds each process has not reported; called in each tick of the parent.
@@ -60,35 +64,39 @@ class Health:
         now = self._clock()
         passed_s = min(now - self._looked_at, LOOK_S)
         self._looked_at = now
-        self._all_silent_s += passed_s
-        for number in range(len(self._heard)):
+        self._workers_silent_s += passed_s
+        for number in range(len(self._reported_at)):
             self.silent_s[number] += passed_s
             state = self._states.read(number)
-            if state is not None and state.reported_at != self._heard[number]:
-                self._heard[number] = state.reported_at
-                self.silent_s[number] = 0.0
-                if number < self._states.workers:
-                    self._all_silent_s = 0.0
-                    self._allowed_s = SILENT_S
+            if state is None or state.reported_at == self._reported_at[number]:
+                continue
+
+            self._reported_at[number] = state.reported_at
+            self.silent_s[number] = 0.0
+            is_worker = number < self._states.workers
+            if is_worker:
+                self._workers_silent_s = 0.0
+                self._allowed_s = SILENT_S
 
     def started(self, number: int) -> None:
         """Reset the silence of a new process."""
-        self._heard[number] = self.silent_s[number] = 0.0
+        self._reported_at[number] = 0.0
+        self.silent_s[number] = 0.0
 
     def has_reported(self, number: int) -> bool:
         """Return whether a process has reported since it started."""
-        return self._heard[number] > 0
+        return self._reported_at[number] > 0
 
     def live(self) -> ProbeResult:
         """Answer 200 if a worker has reported recently, or just started."""
         self.look()
-        if self.draining or self._all_silent_s <= self._allowed_s:
+        if self._is_draining or self._workers_silent_s <= self._allowed_s:
             return ProbeResult(200, "alive")
         return ProbeResult(503, "silent")
 
     def ready(self) -> ProbeResult:
         """Answer 200 if the workers together can answer."""
-        status = "draining" if self.draining else service_status(self._states.all())
+        status = DRAINING if self._is_draining else service_status(self._states.all())
         return ProbeResult(200 if status in ANSWERING else 503, status)
 
 

@@ -275,22 +275,23 @@ class _Supervisor:
     def _fork_child(self, child: _Child) -> None:
         """Start a child process; if that fails, plan another attempt after a pause."""
         self._health.started(child.number)
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # until the child has handlers
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # until the child has handlers, or the parent goes on
         try:
             pid = os.fork()
             if pid == 0:
-                self._run_child(child)
+                self._run_child(child)  # does not return
         except OSError as error:
             child.due = time.monotonic() + child.backoff.next_s()
             self._report_failure(f"{child.name} cannot be started: {error.strerror}")
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+
         child.pid = pid
         child.started = time.monotonic()
         child.is_aborted = False
         if child is not self._admin:
-            self._announce = None  # only the first worker announces
+            self._announce = None  # the first worker has it, and announces the service
 
     def _run_child(self, child: _Child) -> NoReturn:
         """Do the work of a child in the forked process, then exit: with 1 after an exception, which is logged."""
@@ -320,7 +321,10 @@ class _Supervisor:
         self._signals.leave()
         self._context.stderr.forget()
         self._probes.leave()
-        (self._listeners.workers if keep_admin else self._listeners.admin).close()
+        if keep_admin:
+            self._listeners.workers.close()
+        else:
+            self._listeners.admin.close()
 
     def _plan_restart(self, child: _Child, code: int) -> None:
         pause_s = 0.0
@@ -338,15 +342,14 @@ class _Supervisor:
         connections before it handles the signal. One child ends in each tick, and no worker while another one
         starts, because all may wait for the same resource.
         """
+        silent = self._silent_children()
+        aborted = [child for child in silent if child.is_aborted]  # in an earlier tick
         silent_s = self._health.silent_s  # seconds since the last report, by number
-        silent = [child for child in self._children if child.pid and silent_s[child.number] > self._patience_s(child)]
-        if any(worker not in silent and not self._health.has_reported(worker.number) for worker in self._workers):
-            silent = [child for child in silent if child is self._admin]
-        child = max(silent, key=lambda child: (child.is_aborted, silent_s[child.number]), default=None)
+        child = max(aborted or silent, key=lambda child: silent_s[child.number], default=None)
         if child is None:
             return
 
-        if child.is_aborted:  # in an earlier tick
+        if child.is_aborted:
             os.kill(child.pid, signal.SIGKILL)
             return
 
@@ -359,7 +362,19 @@ class _Supervisor:
         )
         os.kill(child.pid, signal.SIGABRT)
 
+    def _silent_children(self) -> list[_Child]:
+        """Return the children that may be ended because they have not reported for too long."""
+        silent = list[_Child]()
+        for child in self._children:
+            if child.pid and self._health.silent_s[child.number] > self._patience_s(child):
+                silent.append(child)
+        starting = [worker for worker in self._workers if not self._health.has_reported(worker.number)]
+        if any(worker not in silent for worker in starting):
+            return [child for child in silent if child is self._admin]
+        return silent
+
     def _patience_s(self, child: _Child) -> float:
+        """Return after how many seconds of silence a child is replaced."""
         is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
@@ -387,7 +402,7 @@ class _Supervisor:
 
         SIGINT, Ctrl-C on a terminal, skips the delay in which load balancers stop sending requests.
         """
-        self._health.draining = True
+        self._health.drain()
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
         at_once = caught is signal.SIGINT
         if at_once:
