@@ -183,7 +183,7 @@ def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = No
         clients[name] = msgspec.structs.replace(client, secondary=stored_key)
         return "secondary"
 
-    kind = _change_file(path, add_key)
+    kind = _change_clients(path, add_key)
     return CreatedKey(key, name, kind)
 
 
@@ -234,29 +234,29 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
         clients[name] = msgspec.structs.replace(client, primary=other_key, secondary=None)
         return clients[name]
 
-    return _change_file(path, remove_key)
+    return _change_clients(path, remove_key)
 
 
-def _change_file(path: Path, change: Callable[[ClientsByName], T]) -> T:
+def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
     """Change the file of keys at *path*, one process at a time, and return the result of *change*.
 
     *change* is called twice, with the clients that the file holds, and edits them in place; if it raises, the file
     stays as it is.
     """
     path = Path(os.path.realpath(path))  # keep a symlink in place
-    _changed_content(path, change)  # tried first: a refused change creates neither folder nor lock
+    _content_after(path, change)  # tried first: a refused change creates neither folder nor lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(path.name + ".lock")
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
     try:
-        result, text = _changed_content(path, change)
+        result, text = _content_after(path, change)
         _replace_file(path, text, before_rename=partial(check_held, lock, lock_file))
         return result
     finally:
         os.close(lock)
 
 
-def _changed_content(path: Path, change: Callable[[ClientsByName], T]) -> tuple[T, bytes]:
+def _content_after(path: Path, change: Callable[[ClientsByName], T]) -> tuple[T, bytes]:
     """Return the result of *change*, and the content that the file would have after it, as JSON; writes nothing."""
     clients = {client.name: client for client in load(path)} if path.exists() else {}
     result = change(clients)

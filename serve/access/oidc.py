@@ -105,10 +105,10 @@ class TokenVerifier:
         except (
             jwt.ExpiredSignatureError, jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError,
         ) as error:  # fmt: skip
-            raise _refused(f"the token is refused: {error}") from None
+            raise _invalid_token(f"the token is refused: {error}") from None
         # TypeError or ValueError: a key of another algorithm; the last two: odd claims.
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
-            raise _refused("the token is not a valid one for this service") from None
+            raise _invalid_token("the token is not a valid one for this service") from None
 
     async def _signing_key(self, identifier: str) -> "PyJWK":
         """Return the issuer's public key with this identifier (`kid`), after fetching the keys if it is needed.
@@ -129,7 +129,7 @@ class TokenVerifier:
         if not self._keys:
             detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
             raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
-        raise _refused("the token is signed by a key that its issuer does not publish")
+        raise _invalid_token("the token is signed by a key that its issuer does not publish")
 
     @property
     def _is_fresh(self) -> bool:
@@ -166,12 +166,12 @@ class TokenVerifier:
 
         try:
             async with asyncio.timeout(FETCH_S), ClientSession(timeout=ClientTimeout(total=FETCH_S)) as session:
-                document = await _get_json_object(
+                document = await _fetch_json_object(
                     session, self._issuer.rstrip("/") + "/.well-known/openid-configuration"
                 )
                 if document.get("issuer") != self._issuer:
                     raise IssuerUnreadable("its configuration names another issuer")
-                keys = await _get_json_object(session, str(document.get("jwks_uri")))
+                keys = await _fetch_json_object(session, str(document.get("jwks_uri")))
             published = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
@@ -188,7 +188,7 @@ def verifier_of(issuer: str | None, audience: str | None) -> VerifyToken | None:
     return TokenVerifier(issuer, audience).caller
 
 
-async def _get_json_object(session: ClientSession, url: str) -> dict[str, Any]:
+async def _fetch_json_object(session: ClientSession, url: str) -> dict[str, Any]:
     """Fetch a document of the issuer, through the proxy of the environment if there is one.
 
     Raises IssuerUnreadable if the URL is not trusted (https://), or the document too large or not an object.
@@ -216,7 +216,7 @@ async def _get_json_object(session: ClientSession, url: str) -> dict[str, Any]:
     return document
 
 
-def _refused(detail: str) -> Problem:
+def _invalid_token(detail: str) -> Problem:
     return refused_credential("invalid-token", detail)
 
 

@@ -135,7 +135,7 @@ def problem_of(error: Problem | StoreError) -> Problem:
     return not_ready(str(error))
 
 
-def _refused(route: Route | None, error: Problem | StoreError | ClientGone) -> web.Response:
+def _error_response(route: Route | None, error: Problem | StoreError | ClientGone) -> web.Response:
     if isinstance(error, ClientGone):
         return web.Response(status=CLIENT_GONE)  # not sent
     problem = problem_of(error)
@@ -310,12 +310,12 @@ class Dispatcher:
                 if refusal is None:
                     response = await self._respond(request, route, raw_id, query, gate)
                 else:
-                    response = _refused(route, refusal)
+                    response = _error_response(route, refusal)
             except (*ANSWERED, ClientGone) as error:
-                response = _refused(route, error)
+                response = _error_response(route, error)
             except Exception:
                 log.exception("request %s failed", request_id)
-                response = _refused(route, internal_error(request_id))
+                response = _error_response(route, internal_error(request_id))
 
         record = _record_of(request, response, route, raw_id, request_id=request_id, took_s=perf_counter() - started)
         self._set_headers(request, response, record)

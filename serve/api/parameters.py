@@ -331,7 +331,9 @@ class QueryParser(Generic[AnyStruct]):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
             if name not in self._query.__struct_fields__:
-                raise bad_parameter(_unknown(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query))
+                raise bad_parameter(
+                    _with_known_fields(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query)
+                )
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
             values[name] = _split_ids(raw_value) if name == "exclude" else _decoded(raw_value, name)
@@ -341,7 +343,7 @@ class QueryParser(Generic[AnyStruct]):
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
-            raise _refused(error, self._route, self._query) from None
+            raise _invalid_value(error, self._route, self._query) from None
         _check_ids(getattr(query, "exclude", ()), "exclude")
         return query
 
@@ -409,7 +411,7 @@ def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON
     try:
         decoded = _decode_with_whole_n(body, kind, codec.decode, codec.encode)
     except msgspec.ValidationError as error:
-        raise _refused(error, route, kind) from None
+        raise _invalid_value(error, route, kind) from None
     except (ValueError, TypeError, RecursionError) as error:  # a TypeError: a map or list as a key in msgpack
         raise bad_parameter(f"the body is not {'msgpack' if media == MSGPACK else 'JSON'}: {error}") from None
     return decoded
@@ -463,17 +465,17 @@ def _split_ids(raw: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, ids)))
 
 
-def _refused(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
+def _invalid_value(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
     """Return the problem of an invalid value, in our words: msgspec names the place behind " - at `$"."""
     what, _, place = str(error).partition(" - at `$")
     if "unknown field" in what:
-        what = _unknown(what[: 2 * SHOWN_CHARS], route, kind)
+        what = _with_known_fields(what[: 2 * SHOWN_CHARS], route, kind)
     where = place.rstrip("`").removeprefix(".")
     what = what.replace("Object missing", "it is missing").replace("Object", "it")
     return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
 
 
-def _unknown(what: str, route: str, kind: type[Struct]) -> str:
+def _with_known_fields(what: str, route: str, kind: type[Struct]) -> str:
     return f"{what}; {route} takes {', '.join(kind.__struct_fields__) or 'nothing in its query'}"
 
 

@@ -63,7 +63,7 @@ class Admission:
     def check_deadline(self, deadline: float) -> None:
         """Raise a Problem if *deadline*, by `time.monotonic`, has passed."""
         if monotonic() > deadline:
-            raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
+            raise self._counted_refusal("deadline", "the time that X-Request-Timeout-Ms gives has passed")
 
     @property
     def is_full(self) -> bool:
@@ -74,7 +74,7 @@ class Admission:
     def refuse(self) -> Problem:
         """Count and return the refusal of a batch that would wait too long, or has."""
         self._refused_at = monotonic()
-        return self._refused("batch_delay", "more batches come than can be answered in time")
+        return self._counted_refusal("batch_delay", "more batches come than can be answered in time")
 
     async def run_when_admitted(
         self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]
@@ -157,7 +157,7 @@ class Admission:
                 return
             self._waiting.popleft()
 
-    def _refused(self, reason: str, detail: str) -> Problem:
+    def _counted_refusal(self, reason: str, detail: str) -> Problem:
         self._count(reason)
         return overloaded(detail)
 

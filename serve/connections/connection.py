@@ -632,10 +632,12 @@ class Connection(BaseProtocol):
             self.add_in_flight(len(self._buffer) - self._in_flight)
 
     def _refuse(self, problem: Problem, reason: str = "") -> None:
+        """Answer with a problem, and close the connection; *reason* is one of SHED, or empty."""
         self._open_transport.write(self._registry.writer.refuse(problem, reason, monotonic() - self.since))
         self._start_closing()
 
     def _start_closing(self) -> None:
+        """Close the connection when the client has read the last answer."""
         self._change_state(CLOSING)
         self.since = monotonic()
         self._buffer.clear()

@@ -699,15 +699,12 @@ cdef class _Delivery:
     cdef readonly object fallback
 
     def take_row(self, origin, row, body):
-        """See `Waiter`."""
         self.deliver(self.lane._answer_with_row(self, origin, row, body))
 
     def take(self, encoded):
-        """See `Waiter`."""
         self.deliver(self.lane._answer_with(self.request, encoded))
 
     def fail(self, error):
-        """See `Waiter`."""
         self.deliver(self.lane._answer_error(self.request, error))
 
 

@@ -437,18 +437,19 @@ class Admin:
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
         """Log a refused request, unless there were too many of late: these are counted in the next line."""
         self._refused += 1
-        if not self._refusals.take():
-            address, *_ = (request.transport and request.transport.get_extra_info("peername")) or ("?",)
-            count = self._refused
-            self._refused = 0
-            log.warning(
-                "%s %s from %s was refused: %s (%d refused since the last such line)",
-                request.method,
-                template,
-                address,
-                problem.detail,
-                count,
-            )
+        wait_s = self._refusals.take()
+        if wait_s > 0:
+            return
+        count = self._refused
+        self._refused = 0
+        log.warning(
+            "%s %s from %s was refused: %s (%d refused since the last such line)",
+            request.method,
+            template,
+            _client_address(request),
+            problem.detail,
+            count,
+        )
 
     def _refuse_other_pages(self, request: web.BaseRequest) -> None:
         """Refuse requests that pages of other sites make browsers send, also by DNS rebinding."""
@@ -527,7 +528,7 @@ class Admin:
             ) from None
         if isinstance(result, str):  # the release that was found
             release = ReleaseId(result)
-        log.warning("%s %s, release %s, over HTTP", _operator(request), change.done, release)
+        log.warning("%s %s, release %s, over HTTP", _operator_of(request), change.done, release)
         return json_of({"release": release})
 
     async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
@@ -558,14 +559,14 @@ class Admin:
         """`POST /console/keys?name=&scope=`: create a key, except with the scope admin."""
         query = KEY.parse(raw_query)
         created = await self._with_keys(lambda path: create(path, query.name, [query.scope]))
-        log.warning("%s made the %s key of %s over HTTP", _operator(request), created.kind, created.client)
+        log.warning("%s made the %s key of %s over HTTP", _operator_of(request), created.kind, created.client)
         return json_of(created)
 
     async def revoke_key(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /console/keys/revoke?name=`: revoke all keys of a client."""
         name = KEY.parse(raw_query).name
         await self._with_keys(lambda path: revoke(path, name))
-        log.warning("%s revoked the keys of %s over HTTP", _operator(request), name)
+        log.warning("%s revoked the keys of %s over HTTP", _operator_of(request), name)
         return json_of({"revoked": name})
 
     async def _with_keys(self, act: Callable[[Path], T]) -> T:
@@ -595,7 +596,12 @@ async def _read_catalogue(url: str) -> Catalogue | str:
         return str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"
 
 
-def _operator(request: web.BaseRequest) -> str:
+def _client_address(request: web.BaseRequest) -> str:
+    peer = None if request.transport is None else request.transport.get_extra_info("peername")
+    return peer[0] if peer else "?"
+
+
+def _operator_of(request: web.BaseRequest) -> str:
     caller = request.get(CALLER)
     return "an operator" if caller is None else f"the operator {caller.name}"
 

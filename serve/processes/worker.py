@@ -236,7 +236,7 @@ def _create_dispatcher(
         stack.push_async_callback(writer.close)
         events = EventsHandler(
             writer,
-            partial(_role_of, reader),
+            partial(_role_of_release, reader),
             context.memory.metrics,
             settings.cors_origins,
             context.memory.consumed,
@@ -277,7 +277,7 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
     )
 
 
-def _role_of(reader: TieredReader, release: str) -> ReleaseRole:
+def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
     followers = [tier.follower for tier in reader.tiers]
     if any(follower.served is not None and follower.served.id == release for follower in followers):
         return LIVE

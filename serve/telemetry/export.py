@@ -31,7 +31,7 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import OTHER, REQUEST_TIMES, CountsByLabels, Labels, Metric, Metrics
 from hotplate.serve.settings import CONNECTION_STRING, TelemetrySettings
 from hotplate.serve.telemetry.exposition import Snapshot, take_snapshot
-from hotplate.serve.telemetry.spans import Span, system_of
+from hotplate.serve.telemetry.spans import Span, database_system_of
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.store import Attribute
 
@@ -98,15 +98,18 @@ def exporters_for(settings: TelemetrySettings) -> Exporters:
     )
 
 
-def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
-    """Return the service's resource; OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence."""
-    ours: dict[str, Any] = {
+def make_resource(settings: TelemetrySettings, **process: str | int) -> Resource:
+    """Return the resource, in OpenTelemetry's sense, of the service, with the attributes of a *process*, if any.
+
+    OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence.
+    """
+    attributes: dict[str, Any] = {
         "service.name": "hotplate",
         "service.version": version("hotplate"),
         "service.instance.id": settings.instance,
-        **more,
+        **process,
     }
-    return Resource.create(ours).merge(OTELResourceDetector().detect())
+    return Resource.create(attributes).merge(OTELResourceDetector().detect())
 
 
 class SpanQueue(SpanExporter):
@@ -133,19 +136,20 @@ class SpanQueue(SpanExporter):
 
     def export(self, spans: Sequence[Any]) -> SpanExportResult:
         """Export a batch."""
-        return self._exporter.export([self._made(span) for span in spans])
+        return self._exporter.export([self._readable_span(span) for span in spans])
 
     def shutdown(self) -> None:
         """Give up on unsent spans."""
         self._exporter.shutdown()
 
-    def _made(self, span: Span) -> ReadableSpan:
+    def _readable_span(self, span: Span) -> ReadableSpan:
+        parent = None
+        if span.parent_id is not None:
+            parent = _context(span.trace_id, span.parent_id, is_remote=span.is_server)
         return ReadableSpan(
             span.name,
             context=_context(span.trace_id, span.span_id, span.tracestate),
-            parent=None
-            if span.parent_id is None
-            else _context(span.trace_id, span.parent_id, is_remote=span.is_server),
+            parent=parent,
             resource=self._resource,
             attributes=span.attributes,
             links=[Link(_context(*link)) for link in span.links],
@@ -260,7 +264,7 @@ class MetricReport:
             if value not in ("ok", OTHER)
         }
         if metric is not REQUEST_TIMES:
-            system = system_of(str(attributes["hotplate.tier"]))
+            system = database_system_of(str(attributes["hotplate.tier"]))
             # The metric of charges has no label for the operation: only reads of an item are charged.
             return {"db.system.name": system, "db.operation.name": "read_item", **attributes}
 

@@ -40,7 +40,7 @@ class StateMetric(NamedTuple):
     kind: Literal["counter", "gauge"] = "gauge"
 
 
-def _each(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
+def _of_worker(read: Callable[[ProcessState], float | None]) -> Callable[[ProcessState | None], Values]:
     return lambda state: () if state is None else [((), read(state))]
 
 
@@ -91,7 +91,7 @@ def _process(read: Callable[[Path], float]) -> Callable[[ProcessState | None], V
         except OSError:
             return None
 
-    return _each(value)
+    return _of_worker(value)
 
 
 def _max_fds(process: Path) -> float:
@@ -109,18 +109,19 @@ STATE_TABLE = (
     StateMetric("hotplate_degraded", "1 while a worker answers from only some of its stores, or not at all.", "",
                 lambda state: [((), _is_degraded(state))]),
     StateMetric("hotplate_worker_start_time_seconds", "Start of a worker, as Unix time.", "",
-                _each(lambda state: state.started_at)),
+                _of_worker(lambda state: state.started_at)),
     StateMetric("hotplate_worker_loop_lag_seconds", "Maximum delay of a worker's event loop since its last report.",
-                "", _each(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
-    StateMetric("hotplate_worker_connections", "Open client connections.", "", _each(lambda state: state.connections)),
+                "", _of_worker(lambda state: max(state.lag_s, state.silent_s - 2 * REPORT_S))),
+    StateMetric("hotplate_worker_connections", "Open client connections.", "",
+                _of_worker(lambda state: state.connections)),
     StateMetric("hotplate_worker_unusable_files",
                 "Files (keys, certificate, deny-list) whose previous version is in use because the current one is "
-                "invalid.", "", _each(lambda state: sum(finding.source == "file" for finding in state.findings))),
+                "invalid.", "", _of_worker(lambda state: sum(finding.source == "file" for finding in state.findings))),
     StateMetric("hotplate_certificate_expiry_timestamp_seconds", "Expiry of the TLS certificate, as Unix time.", "",
-                _each(lambda state: state.certificate_expires_at)),
+                _of_worker(lambda state: state.certificate_expires_at)),
     StateMetric("hotplate_consumed_lag_seconds",
                 "Time since all consumed items of other services were received, and all own ones sent.", "",
-                _each(lambda state: state.consumed_lag_s)),
+                _of_worker(lambda state: state.consumed_lag_s)),
     StateMetric("hotplate_release_lookups", "Lists looked up in a release.", "release outcome", _lookups, "counter"),
     StateMetric("hotplate_list_lookups", "Lists looked up by the name of a list.", "release list outcome", _by_list,
                 "counter"),

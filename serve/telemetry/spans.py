@@ -248,7 +248,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     first, *others = spans
     span_id = getrandbits(64) or 1  # 0 is invalid
     attributes: dict[str, Attribute] = {
-        "db.system.name": system_of(tier),
+        "db.system.name": database_system_of(tier),
         "db.operation.name": "get_many",
         "hotplate.tier": tier,
     }
@@ -271,7 +271,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
         first.record_store_call(call, span_id=span_id, started_ns=started_ns, took_ns=took_ns, others=others)
 
 
-def system_of(tier: str) -> str:
+def database_system_of(tier: str) -> str:
     """Return the `db.system.name` of a tier."""
     scheme = tier.rpartition("-")[0] if tier.rpartition("-")[2].isdigit() else tier
     return SYSTEMS.get(scheme.partition("+")[0], scheme)
