@@ -119,7 +119,7 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
     digests = [digest for client in clients for digest in client.digests()]
     if len(names) < len(clients) or len(set(digests)) < len(digests):
         raise _unusable(path, "it has a client or a key twice")
-    if len(text) > MAX_FILE_BYTES:
+    if len(text) > MAX_FILE_BYTES:  # of a content that was cut, but can be decoded
         raise _unusable(path, TOO_LARGE)
     return clients
 
@@ -221,15 +221,17 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
     """
 
     def remove_key(clients: ClientsByName) -> KeyHolder | None:
-        client = clients.pop(name, None)
+        client = clients.get(name)
         if client is None:
             raise ServiceMisused(f"no client is named {name}; see `hotplate keys list --keys {quote(str(path))}`")
-        if kind is None:
-            return None
-        if getattr(client, kind) is None:
+        if kind is not None and getattr(client, kind) is None:
             raise ServiceMisused(f"the client {name} has no {kind} key")
-        other_key = client.secondary if kind == "primary" else client.primary
+
+        other_key = None
+        if kind is not None:
+            other_key = client.secondary if kind == "primary" else client.primary
         if other_key is None:
+            del clients[name]
             return None
         clients[name] = msgspec.structs.replace(client, primary=other_key, secondary=None)
         return clients[name]

@@ -19,7 +19,7 @@ from multidict import CIMultiDictProxy, istr
 from hotplate.serve.access.auth import SCOPES_BY_ROUTE, Caller, Guard
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.api.events import EventsHandler, resolved
+from hotplate.serve.api.events import DeferredResponse, EventsHandler
 from hotplate.serve.api.handlers import LIST_ORIGIN, Handlers, RouteHandler
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
@@ -113,10 +113,13 @@ class Routes:
         return self._with_id.get(stem), raw_id
 
 
-def handler_of(route: Route | None, method: str) -> RouteHandler:
-    """Return the handler of *method*; raises Problem."""
-    if route is None:
-        raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+def no_such_route() -> Problem:
+    """Return the problem of a path without a route."""
+    return Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+
+
+def handler_of(route: Route, method: str) -> RouteHandler:
+    """Return the handler of *method*; raises a Problem (405) if the route has none."""
     handler = route.methods.get("GET" if method == "HEAD" else method)
     if handler is None:
         allowed = ", ".join(sorted(route.methods) + (["HEAD"] if "GET" in route.methods else []))
@@ -280,18 +283,23 @@ class Dispatcher:
         A POST is called through *gate*, which reads its body and delays or refuses it if the worker is busy. *raw_id*
         is the id in the path, percent-encoded. Preflight requests of CORS are answered here.
         """
-        if self.cors is not None and route is not None:
+        if route is None:
+            raise no_such_route()
+        if self.cors is not None:
             preflight = self.cors.preflight(request, route.methods)
             if preflight is not None:
                 return preflight
-        scope = None if route is None else SCOPES_BY_ROUTE.get(route.template, READ)
+        scope = SCOPES_BY_ROUTE.get(route.template, READ)
         if scope is not None:
             request[CALLER] = await self.guard.admit(request.headers, scope)
 
         handler = handler_of(route, request.method)
         if request.method != "POST":
             return await handler(request, raw_id, query)
-        return await resolved(gate.admit(request, partial(handler, request, raw_id, query)))
+        response = await gate.admit(request, partial(handler, request, raw_id, query))
+        if isinstance(response, DeferredResponse):  # the gate is left before its wait
+            return await response.resolve()
+        return response
 
     async def answer(
         self, request: web.BaseRequest, path: str, query: str, *, gate: Gate, refusal: Problem | None = None

@@ -118,17 +118,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class DeferredResponse(web.Response):
-    """A response that `resolve` returns later, outside of admission."""
+    """A response that `resolve` returns after a wait that does not count as work of a batch."""
 
     def __init__(self, resolve: Callable[[], Awaitable[web.Response]]) -> None:
         super().__init__()
         self.resolve = resolve
-
-
-async def resolved(work: Awaitable[web.Response]) -> web.Response:
-    """Await *work*, and resolve a deferred response."""
-    response = await work
-    return await response.resolve() if isinstance(response, DeferredResponse) else response
 
 
 class EventsHandler:
@@ -164,7 +158,7 @@ class EventsHandler:
     async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
-        The answer is resolved outside of admission, so that waiting for the disk holds no place of a batch.
+        The answer is deferred, so that waiting for the disk holds no place of a batch.
         """
         QUERY.parse(raw_query)
         if not self._with_keys or credential_of(request.headers) is None:
@@ -173,7 +167,7 @@ class EventsHandler:
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._encode_lines(events, roles))
         try:
-            durable = self.writer.append(lines)
+            durable = self.writer.append(lines)  # a future, done when they are on disk
         except QueueFull:
             self._count_events(events, QUEUE_FULL)
             raise overloaded("the event queue is full; these events were not written") from None

@@ -104,13 +104,13 @@ class Admission:
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        admitted = asyncio.get_running_loop().create_future()
+        admitted = asyncio.get_running_loop().create_future()  # its setter counts the batch as running
         self._waiting.append(_WaitingBatch(now, admitted))
         try:
             await admitted
         except asyncio.CancelledError:
             was_admitted = admitted.done() and not admitted.cancelled() and admitted.exception() is None
-            if was_admitted:  # in the same iteration of the loop, so it was counted as running
+            if was_admitted:  # in the same iteration of the loop
                 self._count_ended_batch()
             raise
 

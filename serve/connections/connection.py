@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_END = b"\r\n\r\n"
+# Of an empty line that is divided between two parts, at most.
+DIVIDED_BYTES = len(HEADER_END) - 1
 MAX_LINE_BYTES = 8190
 MAX_BUFFERED_BYTES = 65_536
 # Pipelined requests answered before other connections.
@@ -201,6 +203,13 @@ def _may_keep_connection(message: RawRequestMessage) -> bool:
     if any(expected.lower() != CONTINUE for expected in headers.getall(hdrs.EXPECT, ())):
         return False
     return not message.chunked or headers.getall(hdrs.TRANSFER_ENCODING) == [CHUNKED]
+
+
+def _ends_of_empty_lines(data: bytes) -> Iterator[int]:
+    start = data.find(HEADER_END)
+    while start >= 0:
+        yield start + len(HEADER_END)
+        start = data.find(HEADER_END, start + 1)
 
 
 class _TlsWriter(StreamWriter):
@@ -376,39 +385,47 @@ class Connection(BaseProtocol):
         return self.transport
 
     def _read_headers(self) -> None:
-        """Start the requests whose headers are complete in the buffer; stop when one has to be waited for.
+        """Start the requests whose headers are complete in the buffer, until one is not answered at once.
 
-        A client may send several requests at once (pipelining). The fast lane, a compiled parser, answers up to
-        MAX_PIPELINED of them here, and aiohttp the others. It is not asked about the last one in the buffer, which
-        it has either declined in `data_received`, or which arrived in parts.
+        A client may send several requests at once (pipelining). The fast lane answers up to MAX_PIPELINED of them
+        here, and aiohttp the others. The last one is not offered to the lane: `data_received` has done that, or it
+        arrived in parts.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
             if self.state is IDLE:
                 self._change_state(HEADER)
-
-            if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
-                self._refuse(unreadable(400, None))  # not HTTP, such as a TLS handshake
+            header = self._take_header()
+            if header is None:
                 return
 
-            end = self._buffer.find(HEADER_END)
-            is_complete = end >= 0
-            size = end + len(HEADER_END) if is_complete else len(self._buffer)
-            if size > self._registry.limits.header_bytes:
-                self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
-                return
-            if not is_complete:
-                return
-
-            header = bytes(self._buffer[:size])
-            del self._buffer[:size]
-            is_followed = bool(self._buffer)
-            if is_followed and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
+            is_last = not self._buffer
+            if not is_last and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
-                if self.state is not STORE:  # answered now, not after a read of a store
+                is_answered = self.state is not STORE
+                if is_answered:
                     self._wait_for_request()
             else:
                 self._parse_header(header)
+
+    def _take_header(self) -> bytes | None:
+        """Take a complete header out of the buffer; None if it is incomplete, or is refused here."""
+        if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
+            self._refuse(unreadable(400, None))  # not HTTP, such as a TLS handshake
+            return None
+
+        end = self._buffer.find(HEADER_END)
+        is_complete = end >= 0
+        size = end + len(HEADER_END) if is_complete else len(self._buffer)
+        if size > self._registry.limits.header_bytes:
+            self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
+            return None
+        if not is_complete:
+            return None
+
+        header = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return header
 
     def _parse_header(self, header: bytes) -> None:
         """Parse the complete header of a request by aiohttp, and start the request; answer a malformed one with 400."""
@@ -497,7 +514,7 @@ class Connection(BaseProtocol):
             return  # the body was refused, so the rest of it is discarded
 
         try:
-            if self._body_bytes_left == inf:
+            if self._body_bytes_left == inf:  # chunked
                 next_bytes = self._feed_chunked(self._parser, data)
             else:
                 next_bytes = self._feed_counted(self._parser, data)
@@ -520,25 +537,20 @@ class Connection(BaseProtocol):
     def _feed_chunked(self, parser: HttpRequestParser, data: bytes) -> bytes:
         """Feed a part of a chunked body to aiohttp's parser; return the bytes after the body, if it ends in *data*.
 
-        The parser does not tell where a body ends. A body ends with an empty line (HEADER_END, which may be divided
-        between two parts), so the parser gets the bytes up to the next one at a time. If a body ends elsewhere, the
-        connection closes.
+        The parser does not tell where a body ends. A body ends with an empty line, so the parser gets the bytes up to
+        the next one at a time. If a body ends elsewhere, the connection closes.
         """
-        # The last bytes of the part before, already fed, may be the beginning of an empty line.
+        # An empty line may be divided between two parts, so each part is searched with the end of the one before.
         joined = self._chunked_tail + data
-        fed = len(self._chunked_tail)
-        self._chunked_tail = joined[1 - len(HEADER_END) :]
+        fed_size = len(self._chunked_tail)
+        self._chunked_tail = joined[-DIVIDED_BYTES:]
 
-        line_start = joined.find(HEADER_END)
-        while line_start >= 0:
-            line_end = line_start + len(HEADER_END)
-            parser.feed_data(joined[fed:line_end])
-            fed = line_end
+        for line_end in _ends_of_empty_lines(joined):
+            parser.feed_data(joined[fed_size:line_end])
+            fed_size = line_end
             if self._payload.is_eof():
                 return joined[line_end:]
-            line_start = joined.find(HEADER_END, line_start + 1)
-
-        parser.feed_data(joined[fed:])
+        parser.feed_data(joined[fed_size:])
         self._must_close |= self._payload.is_eof()
         return b""
 

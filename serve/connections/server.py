@@ -135,7 +135,7 @@ class HttpServer:
         *since*, by `time.monotonic`, is when the request began. Reads of stores get READ_SHARE of the time left.
         """
         deadline = inf
-        refusal = None
+        refusal = None  # for the dispatcher, which counts and logs it as an answer of the route
         try:
             deadline = deadline_of(request, since)
             self.admission.check_deadline(deadline)

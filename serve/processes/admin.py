@@ -27,7 +27,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hotplate.serve.access.auth import Bucket, Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
-from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of
+from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of, no_such_route
 from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.answers import AnswerWriter
@@ -135,39 +135,44 @@ USER_QUERY = QueryParser(_UserQuery, "GET /console/user")
 KEY = QueryParser(_KeyQuery, "POST /console/keys")
 
 
+async def _activate(store: Store, release: ReleaseId, query: _Activate) -> ReleaseId:
+    await activate(store, release, though_refused=query.force == "true")
+    return release
+
+
+async def _start_canary(store: Store, release: ReleaseId, query: _StartCanary) -> ReleaseId:
+    await start_canary(store, release, float(query.percent), though_refused=query.force == "true")
+    return release
+
+
+async def _promote(store: Store, _: ReleaseId, query: _Promote) -> ReleaseId:
+    return await promote(store, if_canary=query.if_canary or None, though_refused=query.force == "true")
+
+
+async def _abort(store: Store, _: ReleaseId, query: _Abort) -> ReleaseId:
+    return await abort(store, if_canary=query.if_canary or None)
+
+
+async def _rollback(store: Store, _: ReleaseId, query: _Rollback) -> ReleaseId:
+    return await rollback(store, if_live=query.if_live or None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """A change of releases: the type of its parameters, what it does, and how the log says so."""
 
     query: type[Struct]
-    act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId | bool | None]]
+    act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId]]
+    """Takes the release of the path, which may be empty; returns the release that was changed."""
     done: str
 
 
 CHANGES = {
-    "/v1/releases/{id}/activate": _Change(
-        _Activate,
-        lambda store, release, query: activate(store, release, though_refused=query.force == "true"),
-        "activated",
-    ),
-    "/v1/releases/{id}/canary": _Change(
-        _StartCanary,
-        lambda store, release, query: start_canary(
-            store, release, float(query.percent), though_refused=query.force == "true"
-        ),
-        "started or changed the canary",
-    ),
-    "/v1/releases/canary/promote": _Change(
-        _Promote,
-        lambda store, _, query: promote(store, if_canary=query.if_canary or None, though_refused=query.force == "true"),
-        "promoted the canary",
-    ),
-    "/v1/releases/canary/abort": _Change(
-        _Abort, lambda store, _, query: abort(store, if_canary=query.if_canary or None), "aborted the canary"
-    ),
-    "/v1/releases/rollback": _Change(
-        _Rollback, lambda store, _, query: rollback(store, if_live=query.if_live or None), "rolled back to"
-    ),
+    "/v1/releases/{id}/activate": _Change(_Activate, _activate, "activated"),
+    "/v1/releases/{id}/canary": _Change(_StartCanary, _start_canary, "started or changed the canary"),
+    "/v1/releases/canary/promote": _Change(_Promote, _promote, "promoted the canary"),
+    "/v1/releases/canary/abort": _Change(_Abort, _abort, "aborted the canary"),
+    "/v1/releases/rollback": _Change(_Rollback, _rollback, "rolled back to"),
 }
 OF_RELEASE = re.compile("/v1/releases/(?!canary/)([^/]+)/(activate|canary)")
 
@@ -402,8 +407,7 @@ class Admin:
         route, raw_release = self._find_route(path)
         try:
             if refusal is None:
-                await self._check_access(request, path)
-                response = await handler_of(route, request.method)(request, raw_release, query)
+                response = await self._respond(request, path, route, raw_release, query)
             else:
                 response = refusal.response()
         except Problem as problem:
@@ -428,11 +432,16 @@ class Admin:
         raw_release, action = match.groups()
         return self._routes.get(f"/v1/releases/{{id}}/{action}"), raw_release
 
-    async def _check_access(self, request: web.BaseRequest, path: str) -> None:
-        """Raise a Problem for a request of another site's page, or without a key of an operator where one is needed."""
+    async def _respond(
+        self, request: web.BaseRequest, path: str, route: Route | None, raw_release: str, query: str
+    ) -> web.Response:
+        """Check the origin and the key of a request, and call the handler of its route; raises a Problem."""
         self._refuse_other_pages(request)
         if self._guard is not None and path not in self._open_paths:
             request[CALLER] = await self._guard.admit(request.headers, ADMIN)
+        if route is None:
+            raise no_such_route()
+        return await handler_of(route, request.method)(request, raw_release, query)
 
     def _log_refusal(self, request: web.BaseRequest, template: str, problem: Problem) -> None:
         """Log a refused request, unless there were too many of late: these are counted in the next line."""
@@ -509,7 +518,6 @@ class Admin:
         Raises a Problem: 403 without an admin store, 504 after CHANGE_S.
         """
         parameters = query.parse(raw_query)
-        release = ReleaseId(unquote(raw_id))
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -518,7 +526,7 @@ class Admin:
             )
         try:
             async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
-                result = await change.act(store, release, parameters)
+                changed = await change.act(store, ReleaseId(unquote(raw_id)), parameters)
         except TimeoutError:
             raise Problem(
                 504,
@@ -526,10 +534,8 @@ class Admin:
                 f"the change took more than {CHANGE_S:.0f} s and was given up, as when Cosmos DB is being scaled; "
                 "GET /v1/releases shows whether it took place; repeat it, or use `hotplate releases`, which waits",
             ) from None
-        if isinstance(result, str):  # the release that was found
-            release = ReleaseId(result)
-        log.warning("%s %s, release %s, over HTTP", _operator_of(request), change.done, release)
-        return json_of({"release": release})
+        log.warning("%s %s, release %s, over HTTP", _operator_of(request), change.done, changed)
+        return json_of({"release": changed})
 
     async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /console/state?after=`: the service, and log lines after a Unix time."""

@@ -74,7 +74,7 @@ def create_memory(settings: ServiceSettings) -> ServiceMemory:
     tiers = tier_names(settings.stores)
     table = _reserve_table(settings.workers, tiers)
     return ServiceMemory(
-        metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),
+        metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
         states=SharedStates(table.records("states")),
         kept=KeptReleases(table.records("kept releases")),
         releases=SharedCounts(table.records("release counts"), table.records("probations")),

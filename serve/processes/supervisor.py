@@ -88,6 +88,7 @@ class _Child:
     due: float = 0.0
     started: float = 0.0
     is_aborted: bool = False
+    """Whether it was sent SIGABRT."""
     backoff: Backoff = field(default_factory=lambda: Backoff(*RESTART_S))
 
 
@@ -250,8 +251,9 @@ class _Supervisor:
                 self._fork_child(child)
 
         next_starts = [child.due for child in self._children if not child.pid]
-        stop = self._answer_probes(until=min([self._tick_due, *next_starts]))
-        for child, code in self._reap_ended():
+        self._answer_probes(until=min([self._tick_due, *next_starts]))
+        stop = self._signals.caught_stop()
+        for child, code in self._reap_ended_children():
             self._plan_restart(child, code)
 
         if stop is None and time.monotonic() >= self._tick_due:
@@ -266,11 +268,10 @@ class _Supervisor:
             self._log_due = time.monotonic() + LOG_EVERY_S
             log.error("%s; tried again until it succeeds", sentence)
 
-    def _answer_probes(self, until: float) -> signal.Signals | None:
-        """Answer probes until a time or a signal; return a signal to stop."""
+    def _answer_probes(self, until: float) -> None:
+        """Wait until a time, a signal or a probe, and answer the probe."""
         for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
             key.data()
-        return self._signals.caught_stop()
 
     def _fork_child(self, child: _Child) -> None:
         """Start a child process; if that fails, plan another attempt after a pause."""
@@ -378,7 +379,7 @@ class _Supervisor:
         is_needed = child is self._admin or not self._memory.states.is_another_answering(child.number)
         return STUCK_S if is_needed else min(STUCK_S, STUCK_BESIDE_OTHERS_S)
 
-    def _reap_ended(self) -> Iterator[tuple[_Child, int]]:
+    def _reap_ended_children(self) -> Iterator[tuple[_Child, int]]:
         """Yield ended children and exit codes; as process 1 of a container, also reap orphans."""
         with suppress(ChildProcessError):
             while True:
@@ -404,21 +405,21 @@ class _Supervisor:
         """
         self._health.drain()
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
-        at_once = caught is signal.SIGINT
-        if at_once:
+        if caught is signal.SIGINT:
             delay_s = 0.0
             self._send_signal(self._workers, signal.SIGINT)
         else:
-            delay_s = self._settings.drain_delay_s
+            delay_s = self._settings.drain_delay_s  # in which workers go on
             self._send_signal(self._workers, signal.SIGTERM)
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
 
         while any(child.pid for child in self._children) and time.monotonic() < deadline:
             if not any(worker.pid for worker in self._workers):
                 self._send_signal([self._admin], signal.SIGTERM)
-            if self._answer_probes(min(deadline, time.monotonic() + TICK_S)) is not None:
+            self._answer_probes(until=min(deadline, time.monotonic() + TICK_S))
+            if self._signals.caught_stop() is not None:
                 break  # a second signal stops at once
-            for child, code in self._reap_ended():
+            for child, code in self._reap_ended_children():
                 log.info("%s ended with %d", child.name, code)
         self._send_signal([*self._workers, self._admin], signal.SIGKILL)
 

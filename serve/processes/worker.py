@@ -123,8 +123,9 @@ async def run_worker(
         dispatcher.drain()
         reports.write_now()
         await _drain(settings, server, acceptor, stop, partial(memory.balance.leave, number))
-        for task in filter(asyncio.Task.done, reader.following):
-            task.result()
+        for task in reader.following:
+            if task.done():
+                task.result()  # raises the defect that has ended it
 
 
 def _tune_interpreter() -> None:
@@ -329,7 +330,7 @@ async def _drain(
     acceptor.close()
     leave_balance()
 
-    if stop.orphaned:
+    if stop.orphaned:  # requests get only the time of the close
         log.warning("the parent of this worker is gone; it ends, too")
         ends_at = loop_time() + min(settings.drain_s, ORPHAN_DRAIN_S)
     else:

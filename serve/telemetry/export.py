@@ -263,7 +263,8 @@ class MetricReport:
             for name, value in zip(metric.labels, labels, strict=True)
             if value not in ("ok", OTHER)
         }
-        if metric is not REQUEST_TIMES:
+        is_of_store = metric is not REQUEST_TIMES
+        if is_of_store:
             system = database_system_of(str(attributes["hotplate.tier"]))
             # The metric of charges has no label for the operation: only reads of an item are charged.
             return {"db.system.name": system, "db.operation.name": "read_item", **attributes}

@@ -109,32 +109,31 @@ class Tracer:
         """Start the span of a request; None if the request is not sampled.
 
         *traceparent* and *tracestate* are the values of its headers of W3C Trace Context, None if it has none.
-        With a valid traceparent, the caller's flag decides if sampling is parent-based, else the caller's trace id.
-        Without one, a new random trace id decides: it is sampled if its lower half is below a bound, the share of
-        sampled requests times 2**64.
+        A request with a valid traceparent continues its caller's trace, others begin a trace with a random id. A trace
+        is sampled if the lower half of its id is below a bound, the share of sampled requests times 2**64. If sampling
+        is parent-based, the caller's flag decides instead.
         """
         new_half = getrandbits(64)
-        is_new_sampled = new_half < self._bound
-        if not is_new_sampled:
-            # Most requests are decided here, without parsing.
-            if traceparent is None:
-                return None
-            if self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
-                return None
+        new_trace = None
+        if new_half < self._bound:
+            new_trace = RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half)
+        if traceparent is None:
+            return new_trace
 
-        parent = None if traceparent is None else _match_traceparent(traceparent)
+        # Most requests are decided here, without parsing: valid or not, this header starts no span.
+        if new_trace is None and self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
+            return None
+
+        parent = _match_traceparent(traceparent)
         if parent is None:
-            if not is_new_sampled:
-                return None
-            return RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half)
-
+            return new_trace
         trace_id = int(parent["trace_id"], 16)
         is_sampled = parent["flags"] in SAMPLED if self._parent_based else trace_id & HALF < self._bound
         if not is_sampled:
             return None
         if tracestate is not None and _match_tracestate(tracestate) is None:
             tracestate = None
-        return RequestSpan(self, trace_id, int(parent["span_id"], 16), tracestate)
+        return RequestSpan(self, trace_id, parent_id=int(parent["span_id"], 16), tracestate=tracestate)
 
 
 class RequestSpan:
@@ -262,7 +261,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     try:
         return await reading
     except BaseException as error:
-        is_timeout = isinstance(error, asyncio.CancelledError)  # a deadline cancels reads
+        is_timeout = isinstance(error, asyncio.CancelledError)  # reads are cancelled by deadlines alone
         call.attributes.setdefault("error.type", "timeout" if is_timeout else type(error).__name__)
         raise
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from hotplate.serve.api.events import EventsHandler, resolved
+from hotplate.serve.api.events import DeferredResponse, EventsHandler
 from hotplate.serve.consumed import Consumed
 from hotplate.serve.events import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
@@ -89,7 +89,9 @@ async def taking(folder: Path, consumed: Consumed | None = None) -> AsyncIterato
 
     async def answer(request: web.Request) -> web.Response:
         try:
-            return await resolved(handler.report(request, "", ""))
+            response = await handler.report(request, "", "")
+            assert isinstance(response, DeferredResponse)
+            return await response.resolve()
         except Problem as problem:
             return problem.response()
 
