@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from time import time
@@ -29,9 +30,9 @@ from hotplate.offline.publish import NamedLists, Written, place_of, source_of_li
 from hotplate.offline.publish import publish as publish_lists
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.stores.catalogue import Arm, ReleaseId, State
+from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import run_on
-from hotplate.stores.errors import HeldBack, RefusedByGates, ReleaseConflict, reason_of
+from hotplate.stores.errors import HeldBack, ReleaseConflict, reason_of
 from hotplate.stores.folders import LOCK, check_held, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
@@ -135,7 +136,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tracked       MLflow's URI of the model
     metrics       of the model's lists
     lists         number of rows by kind
-    erased        releases that were pruned
+    erased        releases that this attempt pruned
     seconds       wall time by step, over all attempts
     succeeded_at  seconds since 1970 of the last success, None before the first
     ended_at      seconds since 1970
@@ -309,7 +310,7 @@ class Attempt:
         """Continue the last run in the job's folder *path*, or begin a new one, up to its end.
 
         Waits for the folder's lock. If nothing has changed since a published run, nothing is done: the summary says
-        `unchanged`.
+        `unchanged`, or `refused` if the release was withdrawn since.
         """
         job = self._job
         with opened(path, self._wait_s) as folder:
@@ -322,10 +323,7 @@ class Attempt:
             if run.summary is None:
                 self._finish_run(folder)
             else:
-                self.summary = run.summary
-                if run.outcome == "published":
-                    folder.finish(run.summary)
-                    self._update_summary(outcome="unchanged")
+                self._review_run(folder, run.summary)
             self._update_summary(succeeded_at=folder.succeeded_at)
 
     def _update_summary(self, **facts: object) -> None:
@@ -347,11 +345,35 @@ class Attempt:
             return last
         return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
+    def _review_run(self, folder: RunFolder, last: Summary) -> None:
+        """Report a run that has ended before, by what its release has become since; *last* is its summary.
+
+        A release may have been withdrawn, or one that was refused may have been activated by force.
+        """
+        job = self._job
+        run = folder.run
+        catalogue = run_on(job.store, lambda store: store.catalogue())
+        standing = _standing_of(run.release, catalogue, job.publishing)
+        self.summary = last
+        if run.outcome == "refused" and standing is not Standing.PUBLISHED:
+            return
+        if standing is Standing.READY:  # the store has returned to older data
+            self._finish_run(folder)
+            return
+        if standing is Standing.REFUSED:
+            self._update_summary(outcome="refused", error=_withdrawal(catalogue.find(run.release)))
+            folder.finish(self.summary)
+            return
+
+        self._update_summary(outcome="published", error=UNSET)
+        folder.finish(self.summary)
+        self._update_summary(outcome="unchanged")
+
     def _finish_run(self, folder: RunFolder) -> None:
         """Do the steps of the run that earlier attempts have not done: train, log to MLflow, publish, prune.
 
-        The outcome and the durations become `self.summary`. If the release is held back, as by a canary, the run is not
-        finished, so the next attempt continues it.
+        The outcome and the durations become `self.summary`. A run whose release is ready and may still go live, as
+        after a canary, is not finished: the next attempt continues it.
         """
         job = self._job
         run = folder.run
@@ -367,24 +389,21 @@ class Attempt:
             keep = partial(prune, keep=job.publishing.keep, keep_ready_s=self._keep_ready_s)
             erased = run_on(job.store, keep)
 
+        is_published = published.standing is Standing.PUBLISHED
         manifest = published.manifest
-        refusal = _refusal_by_gates(manifest, job.publishing.arm) or str(published.held_back or "")
-        summary = msgspec.structs.replace(
-            self.summary,
-            outcome="refused" if refusal else "published",
-            error=refusal or UNSET,
+        self._update_summary(
+            outcome="published" if is_published else "refused",
+            error=published.refusal or UNSET,
             metrics=_metrics(manifest),
             gates=list(manifest.origin.gates.verdicts),
             lists=manifest.counts,
-            erased=erased,
+            erased=[*published.erased, *erased],
             seconds=folder.run.seconds,
         )
         if tracked is not None:
-            is_live = not refusal and job.publishing.activate and job.publishing.arm == "A"
-            _note_release(tracked, job.store, manifest.release, is_live=is_live)
-        if published.held_back is None:  # else the next attempt continues here
-            folder.finish(summary)
-        self.summary = summary
+            _note_release(tracked, job.store, manifest.release, is_live=published.is_live)
+        if published.standing is not Standing.READY:
+            folder.finish(self.summary)
 
     def _log_model(self, folder: RunFolder) -> "Logged | None":
         """Log the model to MLflow, if the job says so."""
@@ -402,17 +421,31 @@ class Attempt:
     def _publish_or_activate(self, folder: RunFolder) -> "_Published":
         """Write the lists of the run's models as its release and make it live, as far as no attempt has done that.
 
-        A release that an interrupted attempt has written is only activated; its draft, a release partly written, is
-        continued. Returns the release's manifest, and why it is not live yet. Raises StoreError; after a
-        ReleaseConflict the next attempt starts a new run.
+        A release that an interrupted attempt has written is only activated, if it may go live. Raises StoreError.
+        """
+        job = self._job
+        release = folder.run.release
+        catalogue = run_on(job.store, lambda store: store.catalogue())
+        standing = _standing_of(release, catalogue, job.publishing)
+        reason = ""
+        erased = list[ReleaseId]()
+        if standing is Standing.MISSING:
+            written = self._write(folder)
+            erased = written.erased
+            if written.refused is not None:
+                reason = str(written.refused)
+        elif standing is Standing.READY:
+            with folder.step("activate"):
+                reason = run_on(job.store, partial(self._activate, release))
+        return run_on(job.store, partial(self._read_published, release, reason, erased))
+
+    def _write(self, folder: RunFolder) -> Written:
+        """Write the run's release, or continue its draft, the release partly written by an interrupted attempt.
+
+        Raises StoreError; after a ReleaseConflict the next attempt starts a new run.
         """
         job = self._job
         run = folder.run
-        entry = run_on(job.store, lambda store: store.catalogue()).get(run.release)
-        if entry is not None and entry.state is not State.DRAFT:
-            with folder.step("activate"):
-                return run_on(job.store, partial(self._activate_if_ready, run))
-
         source = self._measured_lists(folder)
         draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
         try:
@@ -422,15 +455,7 @@ class Attempt:
         except ReleaseConflict:  # the draft was begun with other lists
             folder.record(replace(folder.run, options=""))  # equals no options, so the run is not continued
             raise
-
-        manifest = written.result.manifest
-        held_back = written.result.held_back
-        is_refused = written.refused is not None and not held_back
-
-        # A continued draft keeps the verdicts that it was begun with; these lists may fail although those passed.
-        if is_refused and not _refusal_by_gates(manifest):
-            held_back = RefusedByGates(str(written.refused))
-        return _Published(manifest, held_back)
+        return written
 
     def _measured_lists(self, folder: RunFolder) -> ModelLists | NamedLists:
         """Load the models of the default list and of the named ones, and measure their lists by the rules.
@@ -447,31 +472,78 @@ class Attempt:
                     lists[name] = ModelLists.of(of_list, named.settings(), name)
             return source_of_lists({name: self._measure(of_list) for name, of_list in lists.items()})
 
-    async def _activate_if_ready(self, run: Run, store: Store) -> "_Published":
-        """Make the release live that an interrupted attempt of *run* has written, unless gates refused it.
-
-        Nothing is done if it has been live already, or is not to become so. Returns its manifest, and what holds it
-        back, such as another release on trial.
-        """
-        entry = (await store.catalogue()).find(run.release)
-        manifest = await load_manifest(store, entry.ref)
+    async def _activate(self, release: ReleaseId, store: Store) -> str:
+        """Make a ready release live, or that of arm B; return why it is held back, empty if it is not."""
         publishing = self._job.publishing
-        if entry.state is State.READY and publishing.activate and not _refusal_by_gates(manifest):
-            try:
-                await activate(store, run.release, arm=publishing.arm, end_canary=publishing.end_canary)
-            except HeldBack as error:
-                return _Published(manifest, error)
-        return _Published(manifest, None)
+        canary = (await store.catalogue()).canary
+        if canary is not None and canary.release == release and not publishing.end_canary:
+            return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
+        try:
+            await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
+        except HeldBack as error:
+            return str(error)
+        return ""
+
+    async def _read_published(
+        self, release: ReleaseId, reason: str, erased: list[ReleaseId], store: Store
+    ) -> "_Published":
+        """Read what a written release has become; *reason* is why this attempt did not make it live, perhaps empty."""
+        publishing = self._job.publishing
+        catalogue = await store.catalogue()
+        entry = catalogue.find(release)
+        manifest = await load_manifest(store, entry.ref)
+        standing = _standing_of(release, catalogue, publishing)
+        refusal = ""
+        if standing is not Standing.PUBLISHED:
+            refusal = reason or _withdrawal(entry)
+            if entry.state is State.READY and manifest.refused_by:
+                refusal = _refusal_by_gates(manifest, publishing.arm)
+        return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=erased)
 
 
-class _Published(NamedTuple):
-    """A written release, and why it is not live yet, if it may still become so without a new run.
+class Standing(Enum):
+    """What the release of a run has become in its store.
 
-    A release that its own gates refused is not held back: its manifest has the verdicts, and the run ends.
+    PUBLISHED  it is or was what the job wants: live, that of arm B, or ready if it is not to be activated
+    READY      it may be activated, at once or after a canary
+    REFUSED    gates refused it, it was withdrawn, or it was a canary that was not promoted
+    MISSING    it is not written completely, or was pruned
+    """
+
+    PUBLISHED = auto()
+    READY = auto()
+    REFUSED = auto()
+    MISSING = auto()
+
+
+def _standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> Standing:
+    """Return what a release has become that was published with the settings *publishing*."""
+    entry = catalogue.get(release)
+    if entry is None or entry.state is State.DRAFT:
+        return Standing.MISSING
+    if entry.refused_by:
+        return Standing.REFUSED
+    is_new = entry.state is State.READY and entry.superseded_at is None
+    is_canary = catalogue.canary is not None and catalogue.canary.release == release
+    if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
+        return Standing.PUBLISHED
+    if publishing.arm == "B":
+        return Standing.READY if is_new and not is_canary else Standing.PUBLISHED
+    return Standing.READY if is_new or is_canary else Standing.REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A written release.
+
+    *refusal* says why it is not published, empty if it is; *erased* are the releases that were pruned.
     """
 
     manifest: Manifest
-    held_back: HeldBack | None
+    standing: Standing
+    refusal: str
+    is_live: bool
+    erased: list[ReleaseId]
 
 
 class _State(NamedTuple):
@@ -511,14 +583,23 @@ def _metrics(manifest: Manifest) -> dict[str, int | float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _refusal_by_gates(manifest: Manifest, arm: Arm = "A") -> str:
-    """Return why gates keep a release from going live, and what to do; empty if they do not."""
+def _refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
+    """Return which gates keep a release from going live, and what to do."""
     gates = manifest.origin.gates
-    if not gates.failures:
-        return ""
     place, option = place_of(arm)
     mend = remedies(gates.verdicts, AS_KEYS)
     return (
         f"{gates.failures}; release {manifest.release} was written and is not {place}; {mend}only if it may go live as "
         f"it is: hotplate releases activate --force {manifest.release}{option}"
     )
+
+
+def _withdrawal(entry: Release) -> str:
+    """Return why a release, which was written before, is out of service, and what to do."""
+    if entry.refused_by:
+        return (
+            f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "
+            f"cause; only if it may go live as it is: hotplate releases activate --force {entry.id}"
+        )
+    cause = "withdrawn" if entry.state is State.WITHDRAWN else "the canary, which was not promoted"
+    return f"release {entry.id} was {cause}; if it may go live: hotplate releases activate {entry.id}"

@@ -87,7 +87,7 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
 def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     """Run a pipeline file as `hotplate run`, and return its summary: outcome, release, metrics, ….
 
-    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary keeps the release from going live.
+    The outcome is `published`, `unchanged`, or `refused` if a gate or a canary stopped the release or it was withdrawn.
     Raises SettingError for an invalid pipeline, DataError and StoreError.
     """
     file = read_pipeline(Path(pipeline))

@@ -1,5 +1,6 @@
 """`hotplate run`: from data to a live release, once for each state of the data, and resumed wherever it is cut off."""
 
+import asyncio
 import json
 import random
 import secrets
@@ -8,6 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -18,9 +22,10 @@ import pytest
 
 from hotplate.offline.input.sample import sample
 from hotplate.offline.job import opened
-from hotplate.stores import publication
-from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores import lifecycle, publication
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.store import Store
 from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
 from tests.support.soak import SEED, scaled
@@ -152,6 +157,115 @@ def test_run_for_arm_b_renews_it_and_trains_nothing_without_an_experiment(folder
         live,
         done["release"],
     )
+
+
+def with_wait(pipeline: Path) -> Path:
+    """Let the runs of a pipeline wait for services to judge the release."""
+    pipeline.write_text(pipeline.read_text().replace("[run]", 'wait = "60s"\n\n[run]'))
+    return pipeline
+
+
+async def withdraw(store: Store, live: str) -> None:
+    """Withdraw the next release after *live* that is live, as services on probation do."""
+    while (await store.catalogue()).live == live:
+        await asyncio.sleep(0.01)
+    await lifecycle.rollback(store, reason="probation: lists are missing")
+
+
+def test_run_with_a_withdrawn_release_is_refused_until_it_is_activated(url: str, tmp_path: Path) -> None:
+    live = summary_of(hotplate("run", write_pipeline(tmp_path, url)))["release"]
+    write_data(tmp_path, seed=7)
+    pipeline = with_wait(tmp_path / "nightly.toml")
+    with ThreadPoolExecutor(1) as services:
+        withdrawal = services.submit(run_on, url, partial(withdraw, live=live))
+        first = hotplate("run", pipeline)
+        withdrawal.result(60)
+    withdrawn = summary_of(first)["release"]
+    assert "probation: lists are missing" in first.stderr.splitlines()[-1]
+    for done in (first, hotplate("run", pipeline), hotplate("run", pipeline)):
+        summary = summary_of(done)
+        assert (done.returncode, summary["outcome"], summary["release"]) == (3, "refused", withdrawn)
+        assert summary["succeeded_at"] < summary["ended_at"] - summary["seconds"]["wait"]
+        assert catalogue_of(url).live == live
+    assert hotplate("releases", "activate", withdrawn, "--force", "--store", url).returncode == 0
+    summary = summary_of(hotplate("run", pipeline))
+    assert (summary["outcome"], summary["release"], "error" in summary) == ("unchanged", withdrawn, False)
+
+
+@pytest.mark.parametrize("reason", ["probation: lists are missing", ""])
+@pytest.mark.parametrize("point", ["hotplate.offline.job.RunFolder.finish", None])
+def test_release_withdrawn_after_its_run_is_not_called_published(
+    point: str | None, reason: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    live = summary_of(hotplate("run", pipeline))
+    write_data(tmp_path, seed=7)
+    with monkeypatch.context() as patch:
+        if point is not None:
+            patch.setattr(point, interrupt)
+        withdrawn = summary_of(hotplate("run", pipeline))["release"]
+    assert catalogue_of(folder_url).live == withdrawn
+    run_on(folder_url, partial(lifecycle.rollback, reason=reason))
+    for _ in range(2):
+        done = hotplate("run", pipeline)
+        assert (done.returncode, summary_of(done)["outcome"]) == (3, "refused")
+        assert f"release {withdrawn} was " in done.stderr
+        assert reason in done.stderr
+        assert catalogue_of(folder_url).live == live["release"]
+
+
+def test_interrupted_run_is_published_if_another_release_has_replaced_its_own(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.offline.job.RunFolder.finish", interrupt)
+        superseded = summary_of(hotplate("run", pipeline))["release"]
+    live = json_of("import", tmp_path / "clicks.csv", "--store", folder_url)["release"]["release"]
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], done["release"], catalogue_of(folder_url).live) == ("published", superseded, live)
+
+
+def test_run_does_not_end_the_trial_of_its_own_release(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    canary = summary_of(hotplate("run", pipeline))["release"]
+    write_data(tmp_path, seed=7)
+    live = summary_of(hotplate("run", pipeline))["release"]
+    assert hotplate("releases", "canary", canary, "--store", folder_url).returncode == 0
+    write_data(tmp_path, seed=9)
+    ready = summary_of(hotplate("run", pipeline))["release"]
+    assert hotplate("releases", "abort", "--store", folder_url).returncode == 0
+    assert hotplate("releases", "canary", ready, "--store", folder_url).returncode == 0
+    for command in ("abort", "prune"):
+        held = hotplate("run", pipeline)
+        assert (held.returncode, summary_of(held)["outcome"], catalogue_of(folder_url).live) == (3, "refused", live)
+        assert f"release {ready} " in held.stderr
+        assert hotplate("releases", command, "--store", folder_url).returncode == 0
+    assert catalogue_of(folder_url).live == live
+
+
+async def end_grace(store: Store) -> None:
+    """Let the grace of releases that left service end now."""
+
+    def aged(catalogue: Catalogue) -> Catalogue:
+        entries = list[Release]()
+        for entry in catalogue.releases:
+            entries.append(entry if entry.superseded_at is None else replace(entry, superseded_at=0.0))
+        return replace(catalogue, releases=tuple(entries))
+
+    await lifecycle.update_catalogue(store, aged)
+
+
+def test_summary_names_all_releases_that_the_run_pruned(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    summaries = list[dict[str, Any]]()
+    for seed in range(4):
+        write_data(tmp_path, seed=seed)
+        summaries.append(summary_of(hotplate("run", pipeline)))
+        run_on(folder_url, end_grace)
+    releases = [summary["release"] for summary in summaries]
+    assert [summary["erased"] for summary in summaries] == [[], [], releases[:1], releases[1:2]]
+    assert [entry.id for entry in catalogue_of(folder_url).releases] == releases[2:]
 
 
 def interrupt(*_: object, **__: object) -> None:
