@@ -118,7 +118,8 @@ class TokenVerifier:
         not publish the key, 503 if no keys could be fetched yet.
         """
         if identifier in self._keys:
-            if not self._is_fresh and not self._fetching.is_running and self._may_fetch:
+            is_stale = time.monotonic() >= self._fetched_at + FRESH_S
+            if is_stale and self._may_fetch and not self._fetching.is_running:
                 await self._fetching.result()
         elif self._fetching.is_running or self._may_fetch:
             await self._fetching.result()  # of the fetch in progress, or of a new one
@@ -130,10 +131,6 @@ class TokenVerifier:
             detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
             raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
         raise _invalid_token("the token is signed by a key that its issuer does not publish")
-
-    @property
-    def _is_fresh(self) -> bool:
-        return time.monotonic() < self._fetched_at + FRESH_S
 
     @property
     def _may_fetch(self) -> bool:

@@ -51,14 +51,12 @@ class Cors:
 
     def admit(self, request: web.BaseRequest, response: web.Response) -> None:
         """Add CORS headers to a response."""
-        response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN), response.headers.get(hdrs.VARY)))
-
-    def headers(self, origin: str | None, vary: str | None = None) -> dict[str, str]:
-        """Return CORS headers for a page of *origin*; *vary* is the response's Vary without them."""
-        headers = {"Vary": "Origin" if vary is None else f"{vary}, Origin"}
+        vary = response.headers.get(hdrs.VARY)
+        response.headers[hdrs.VARY] = "Origin" if vary is None else f"{vary}, Origin"
+        origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin in self._origins:
-            headers |= {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED_HEADERS}
-        return headers
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
 
 
 def _is_origin(text: str) -> bool:

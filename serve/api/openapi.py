@@ -136,10 +136,7 @@ class Documents:
     async def page(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`GET /docs`."""
         DOCS.parse(raw_query)
-        response = unless_known(request, PAGE, f"{HTML}; charset=utf-8", ALWAYS_ASKED)
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+        return page_response(request, PAGE, f"{HTML}; charset=utf-8")
 
     async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
         """`GET /docs/{file}`: a file of the page."""
@@ -264,6 +261,14 @@ def _query_parameters(operation: Operation) -> list[Schema]:
             parameter |= {"style": "form", "explode": False}  # values are separated by commas
         parameters.append(parameter)
     return parameters
+
+
+def page_response(request: web.BaseRequest, body: bytes, media: str) -> web.Response:
+    """Answer with a page or a file of it, which may load nothing from elsewhere, or with 304 if the caller has it."""
+    response = unless_known(request, body, media, ALWAYS_ASKED)
+    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
 
 
 def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:

@@ -331,17 +331,18 @@ class Connection(BaseProtocol):
                 return
 
         if self.state is BODY:
-            self._receive_body(data)
+            if not self._is_body_failed:
+                self._add_in_flight_within_limit(len(data))
+            self._feed_body(data)
         elif self.state is REFUSED and self._body_bytes_left:
             self._discard_body(data)
         elif self.state is not CLOSING and data:  # aiohttp resumes reading with no data
             self._receive_header(data)
 
-    def _receive_body(self, data: bytes) -> None:
-        is_discarded = self._payload.exception() is not None
-        if not is_discarded:
-            self._add_in_flight_within_limit(len(data))
-        self._feed_body(data)
+    @property
+    def _is_body_failed(self) -> bool:
+        """Whether the request was given a problem instead of its body, which is discarded."""
+        return self._payload.exception() is not None
 
     def _receive_header(self, data: bytes) -> None:
         """Buffer bytes until a header is complete and the request before it is answered; limit the buffer."""
@@ -510,14 +511,18 @@ class Connection(BaseProtocol):
 
     def _feed_body(self, data: bytes) -> None:
         """Give a part of a body to its request; keep the bytes after the body, the next request, in the buffer."""
-        if self._payload.exception() is not None or self._parser is None:
-            return  # the body was refused, so the rest of it is discarded
+        if self._is_body_failed or self._parser is None:
+            return
 
         try:
-            if self._body_bytes_left == inf:  # chunked
+            is_chunked = self._body_bytes_left == inf
+            if is_chunked:
                 next_bytes = self._feed_chunked(self._parser, data)
             else:
-                next_bytes = self._feed_counted(self._parser, data)
+                size = int(min(len(data), self._body_bytes_left))
+                self._body_bytes_left -= size
+                self._parser.feed_data(data[:size])
+                next_bytes = data[size:]
         except HttpProcessingError as error:
             self._fail_body(unreadable(400, error.message))
             return
@@ -526,13 +531,6 @@ class Connection(BaseProtocol):
             self._parser = None  # it may keep trailers, or expect another protocol
             self._change_state(ANSWER)
             self._buffer += next_bytes
-
-    def _feed_counted(self, parser: HttpRequestParser, data: bytes) -> bytes:
-        """Feed a body of known length; return the bytes behind it."""
-        size = int(min(len(data), self._body_bytes_left))
-        self._body_bytes_left -= size
-        parser.feed_data(data[:size])
-        return data[size:]
 
     def _feed_chunked(self, parser: HttpRequestParser, data: bytes) -> bytes:
         """Feed a part of a chunked body to aiohttp's parser; return the bytes after the body, if it ends in *data*.
@@ -556,7 +554,7 @@ class Connection(BaseProtocol):
 
     def _fail_body(self, problem: Problem) -> None:
         """Let the request be answered with a problem, and discard the rest of its body."""
-        if self._payload.exception() is None:
+        if not self._is_body_failed:
             self._payload.set_exception(problem)
 
     async def _respond(self, message: RawRequestMessage) -> None:
@@ -564,7 +562,8 @@ class Connection(BaseProtocol):
 
         An unexpected exception is answered with 500.
         """
-        writer = (StreamWriter if self.ssl_context is None else _TlsWriter)(self, asyncio.get_running_loop())
+        writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
+        writer = writer_type(self, asyncio.get_running_loop())
         request = self._request_of(message, writer)
         try:
             await writer.drain()  # until the client has read earlier answers
@@ -688,19 +687,14 @@ class Connection(BaseProtocol):
             self._check_closing(age_s)
         elif self.state is HEADER and age_s > limits.header_s:
             self._refuse(Problem(408, "slow-header", "the header of the request did not come in time"), "slow_header")
-        elif self.state is BODY and age_s > limits.body_s:
-            self._fail_slow_body()
+        elif self.state is BODY and age_s > limits.body_s and not self._is_body_failed:
+            self._registry.metrics.count_shed("slow_body")
+            self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
         elif self.state is REFUSED and age_s > limits.body_s:
             self._registry.metrics.count_shed("slow_body")
             self.cut()
         elif self.state is IDLE and age_s > limits.idle_s:
             self._close_idle()
-
-    def _fail_slow_body(self) -> None:
-        is_discarded = self._payload.exception() is not None
-        if not is_discarded:
-            self._registry.metrics.count_shed("slow_body")
-            self._fail_body(Problem(408, "slow-body", "the body of the request did not come in time", CLOSE))
 
     def _close_idle(self) -> None:
         if self._open_transport.is_closing():  # the check before closed it, but unsent bytes or TLS kept it open

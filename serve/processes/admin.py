@@ -28,7 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from hotplate.serve.access.auth import Bucket, Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN, create, load, revoke
 from hotplate.serve.api.app import CALLER, Gate, RequestIds, Route, by_template, handler_of, no_such_route
-from hotplate.serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
+from hotplate.serve.api.openapi import page_response
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.fast_lane import lane_state
@@ -484,10 +484,7 @@ class Admin:
     async def file(self, request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /`, `/console` and `/console/{file}`: the page and its files."""
         file = self._files.get(request.rel_url.raw_path.rpartition("/")[2], FILES / PAGE)
-        response = unless_known(request, file.read_bytes(), MEDIA[Path(file.name).suffix], ALWAYS_ASKED)
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
+        return page_response(request, file.read_bytes(), MEDIA[Path(file.name).suffix])
 
     async def releases(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each store, or why it cannot be read.
