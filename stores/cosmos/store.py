@@ -446,14 +446,23 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
                 return  # serverless
             if offer.throughput == serving and not offer.pending:
                 return
+            if self._clock() > give_up_at:
+                raise self._not_scaled(container, offer, serving)
             if not offer.pending:
                 await self._budget.call(partial(self._containers.scale, container, serving))
-            elif self._clock() > give_up_at:
-                raise StoreUnavailable(
-                    f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can "
-                    f"take hours if partitions are split; activate its release later, or set less with ru="
-                )
             await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
+
+    def _not_scaled(self, container: str, offer: Offer, serving: Throughput) -> StoreUnavailable:
+        """Return the error of a container that did not get the throughput to serve with in SCALING_S."""
+        if offer.pending:
+            return StoreUnavailable(
+                f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can take "
+                f"hours if partitions are split; activate its release later, or set less with ru="
+            )
+        return StoreUnavailable(
+            f"{container} of {self._address.shown} has {offer.throughput.ru:,} RU/s again whenever it is scaled to "
+            f"{serving.ru:,}; stop what else scales it, or set its throughput with ru="
+        )
 
     async def scale_down(self, release: ReleaseRef) -> None:
         """Lower the throughput to its minimum, unless a change is pending."""

@@ -60,6 +60,7 @@ class SimulatedAccount:
         """What new items wait for on their way to the service."""
         self.many_writers = False
         self.scales_for_ever = False
+        self.ignores_scaling = False
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
 
@@ -198,6 +199,8 @@ class SimulatedContainers:
         return offer_in(orjson.loads(response.body), headers)
 
     async def scale(self, container: str, throughput: Throughput) -> None:
+        if self._account.ignores_scaling:
+            return
         offer = await self._offer(container)
         name = offer["id"]
         content = dict[str, Any]()

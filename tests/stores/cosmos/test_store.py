@@ -185,6 +185,17 @@ async def test_scaling_that_takes_hours_ends_with_an_error(account: SimulatedAcc
 
 
 @simulated
+async def test_scaling_that_is_undone_each_time_ends_with_an_error(account: SimulatedAccount) -> None:
+    store = account.store(ru=1000, max_ru=4000)
+    release = await publish(store, live=False)
+    account.ignores_scaling = True
+    async with asyncio.timeout(660):
+        with pytest.raises(StoreUnavailable, match=r"RU/s again whenever it is scaled to 1,000"):
+            await life.activate(store, release)
+    assert (await store.catalogue()).live is None
+
+
+@simulated
 async def test_erasing_costs_few_request_units(account: SimulatedAccount) -> None:
     store = account.store()
     release = await publish(store)
