@@ -349,9 +349,12 @@ class _Rounds:
             return f"No rate is inside {objective}."
 
         if self._best:
-            rate = f"{'at least ' * bool(self._limit)}{self._best.offered:,.0f} requests/s"
+            rate = f"{self._best.offered:,.0f} requests/s"
+            if self._limit:
+                rate = f"at least {rate}"
             latency = self._latency(objective.percentile)
             return f"The highest rate inside {objective} is {rate}; there {objective.percentile} is {latency}."
+
         rate = format_value(mean([result.ok_rate for result in self._rounds]).value or 0)
         errors = error_share(self._rounds).value
         failed = f"errors {format_value(errors, 'share')}" if errors else "no errors"
@@ -372,9 +375,10 @@ class _Rounds:
     @property
     def _method(self) -> str:
         load = self._plan.load
-        rounds = len(self._rounds)
+        count = len(self._rounds)
+        rounds = "1 round" if count == 1 else f"{count} rounds"
         return (
-            f"{rounds} round{'s' * (rounds != 1)} of {self._plan.options.duration}, open loop: latency counts from a "
+            f"{rounds} of {self._plan.options.duration}, open loop: latency counts from a "
             f"request's due time; at most {load.connections} in flight"
         )
 

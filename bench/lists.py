@@ -218,20 +218,18 @@ class _Comparison:
     async def compare(self, release: ReleaseId, lists: Sequence[ReceivedList]) -> None:
         """Read the lists of a release from the store, in batches, and compare the received *lists* with them.
 
-        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists. The
-        store returns for each key its value, None if it is absent, or an error; a value has the list after an offset of
-        OFFSET_BYTES.
+        Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists.
         """
         store = self._store
         self.compared += len(lists)
+        popular_key = POPULAR + OVERALL
         try:
             ref = (await store.catalogue()).find(release).ref
             decompress = await load_decode(store, ref, await load_manifest(store, ref))
-            popular_key = POPULAR + OVERALL
-            (read_result,) = await store.get_many(ref, [popular_key])
-            popular_list = (
-                decode(decompress(popular_key, read_result)[OFFSET_BYTES:]) if isinstance(read_result, bytes) else []
-            )
+            (popular_value,) = await store.get_many(ref, [popular_key])
+            popular_list = list[Item]()
+            if isinstance(popular_value, bytes):  # else absent, or an error
+                popular_list = _decode_list(decompress(popular_key, popular_value))
         except StoreError as error:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
@@ -239,12 +237,12 @@ class _Comparison:
         for start in range(0, len(lists), store.batch):
             batch = lists[start : start + store.batch]
             keys = [USER + received.user for received in batch]
-            read_results = await store.get_many(ref, keys)
-            for received, key, read_result in zip(batch, keys, read_results, strict=True):
-                if isinstance(read_result, StoreError):
-                    self.wrong.append(f"user {received.user}: {read_result}")
+            values = await store.get_many(ref, keys)
+            for received, key, value in zip(batch, keys, values, strict=True):
+                if isinstance(value, StoreError):
+                    self.wrong.append(f"user {received.user}: {value}")
                     continue
-                own_list = None if read_result is None else decode(decompress(key, read_result)[OFFSET_BYTES:])
+                own_list = None if value is None else _decode_list(decompress(key, value))
                 self._compare_list(received, own_list, popular_list)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
@@ -260,6 +258,11 @@ class _Comparison:
         self._shown.update(item["id"] for item in items)
         if lacks:
             self._lacking.append((received.user, lacks))
+
+
+def _decode_list(value: bytes) -> list[Item]:
+    """Return the items of a stored value, whose first OFFSET_BYTES are not part of the list."""
+    return decode(value[OFFSET_BYTES:])
 
 
 def _not_stored(user: str) -> str:

@@ -221,10 +221,11 @@ def _fit_autocorrelations(values: Floats) -> _StudentMixture:
     v[i] - r v[i-1]. Least squares of the transformed values on the transformed constant 1 give mean and standard
     error. Each distribution weighs by its likelihood times PRIOR. Matrices are [autocorrelation, value].
     """
-    rho = RHOS[:, None]
+    rho_column = RHOS[:, None]
     first_factor = np.sqrt(1 - RHOS**2)
-    independent = np.column_stack([first_factor * values[0], values[1:] - rho * values[:-1]])
-    constant = np.column_stack([first_factor, np.repeat(1 - rho, len(values) - 1, axis=1)])
+    independent = np.column_stack([first_factor * values[0], values[1:] - rho_column * values[:-1]])
+    ones = np.ones(len(values) - 1)
+    constant = np.column_stack([first_factor, ones - rho_column * ones])
 
     information = (constant**2).sum(axis=1)
     centres = (constant * independent).sum(axis=1) / information

@@ -11,6 +11,7 @@ from typing import Any
 from hotplate.bench.cosmos_emulator.items import RANGE_HEADER, RequestContext
 from hotplate.bench.cosmos_emulator.messages import HttpError, HttpResponse, Request, parse_json
 from hotplate.bench.cosmos_emulator.partitions import HEADER, SERIAL, Document, Partition, encode, hash_of, key_of
+from hotplate.bench.cosmos_emulator.resources import Container
 
 NUMBER = re.compile(r"-1|\d{1,18}")
 MAX_PAGE_BYTES = 4 * 1024 * 1024
@@ -217,33 +218,37 @@ def _read_page(context: RequestContext, conditions: Conditions, documents: Itera
 def _candidate_documents(
     context: RequestContext, conditions: Conditions, partitions: Sequence[Partition], key: bytes | None
 ) -> Iterator[Document]:
-    """Yield the documents that a query must look at, in the order of their serials, their numbers by creation.
+    """Yield the documents that a query must look at, by serial (their number in the order of creation).
 
-    They come after the continuation, the last serial of the page before, and are in *partitions* (all of them, or
-    one), of the encoded partition *key* unless it is None, and in the range of effective keys (hashes of partition
-    keys) in the request's headers. If ids are partition keys, those that the conditions accept are looked up, and
-    other documents are not read.
+    The continuation in the request's headers is the last serial of the page before.
+
+    partitions  all physical partitions of the container, or the one that is read
+    key         the encoded partition key that is read; None for all
     """
     request = context.request
-    container = context.container
-    documents = container.documents
     last_serial = _number(request, "x-ms-continuation", 0)
-    candidates: Iterable[Document] = documents.after(last_serial)
-    if "id" in conditions and container.key_property == "id":
-        accepted_ids = set(map(str, conditions["id"]))
-        stored = [document for item_id in accepted_ids if (document := documents.get(item_id, encode(item_id)))]
-        candidates = sorted((document for document in stored if document.serial > last_serial), key=SERIAL)
-
-    reads_all_partitions = len(partitions) == len(container.partitions.all)
+    # A range of effective partition keys, which are hashes; an empty end is no range.
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
-    for document in candidates:
-        if not reads_all_partitions and document.partition is not partitions[0]:
+
+    for document in _documents_by_serial(context.container, conditions, last_serial):
+        if document.partition not in partitions:
             continue
-        if key not in (None, document.key):
+        if key is not None and document.key != key:
             continue
-        if not end_hash or first_hash <= hash_of(document.key) < end_hash:
-            yield document
+        if end_hash and not first_hash <= hash_of(document.key) < end_hash:
+            continue
+        yield document
+
+
+def _documents_by_serial(container: Container, conditions: Conditions, last_serial: int) -> Iterable[Document]:
+    """Return the documents after a serial; only those that are looked up by id if the id is the partition key."""
+    documents = container.documents
+    if "id" not in conditions or container.key_property != "id":
+        return documents.after(last_serial)
+    accepted_ids = set(map(str, conditions["id"]))
+    stored = [documents.get(item_id, encode(item_id)) for item_id in accepted_ids]
+    return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
 
 
 def _number(request: Request, header: str, default: int) -> int:

@@ -227,10 +227,13 @@ class Service:
         if request.region and not operation.startswith(READS):
             message = "The requested operation cannot be performed at this region: it is not the write region"
             raise HttpError(403, message, Substatus.WRITE_FORBIDDEN)
-        if route.resource_type == "docs" and (run := ITEM_OPERATIONS.get(operation)) is not None:
-            container = self.account.container(route.names[0], route.names[1], is_owner=True)
+
+        run_on_item = ITEM_OPERATIONS.get(operation)
+        if route.resource_type == "docs" and run_on_item is not None:
+            database_name, container_name, *item_id = route.names  # no id for a create, an upsert or a query
+            container = self.account.container(database_name, container_name, is_owner=True)
             context = context_of(self.account, container, request, now)
-            return run(context, "" if route.is_feed else route.names[2])
+            return run_on_item(context, "" if route.is_feed else item_id[0])
         if operation == "read account":
             return _read_account(self.account, request)
         return _manage(self.account, request, operation, route.names)

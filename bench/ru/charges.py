@@ -91,17 +91,21 @@ class MeasuredCharges:
         `read_missing`, as an example, is the line "missing" of the section [read]. A section of an operation that was
         measured by size also has points: KB and request units.
         """
-        head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
-        lines = [head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges."]
+        lines = [
+            f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}.",
+            "# For hotplate plan --charges and hotplate cosmos-emulator --charges.",
+        ]
         names = sorted(field.name for field in msgspec.structs.fields(Charges))
-        for section, coefficients in groupby(names, lambda name: name.partition("_")[0]):
+        for section, names_of_section in groupby(names, lambda name: name.partition("_")[0]):
             lines += ["", f"[{section}]"]
-            if operation := POINTS.get(section):
+            operation = POINTS.get(section)
+            if operation is not None:
                 points = ", ".join(f"[{size_kb:g}, {ru:.2f}]" for size_kb, ru in self.points(operation))
-                largest = max(charge.size_kb for charge in self.by_size)
-                lines += [f"# measured up to {largest} KB; ours beyond", f"points = [{points}]"]
-            lines += [self._toml_line(name) for name in coefficients if not name.endswith("_points")]
-        return "\n".join([*lines, ""])
+                largest_kb = max(charge.size_kb for charge in self.by_size)
+                lines += [f"# measured up to {largest_kb} KB; ours beyond", f"points = [{points}]"]
+            coefficients = [name for name in names_of_section if not name.endswith("_points")]
+            lines += [self._toml_line(name) for name in coefficients]
+        return "\n".join(lines) + "\n"
 
     def _toml_line(self, coefficient: str) -> str:
         """Return the line of a coefficient, as `read_missing`, in its section, as `[read]`."""

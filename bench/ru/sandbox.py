@@ -142,19 +142,21 @@ class Sandbox:
         return asyncio.run(self._publish(lists))
 
     async def _publish(self, lists: SizedLists) -> Published:
-        """Publish the lists, and return the live release with the request units that one list cost.
+        """Publish the lists, and return the live release with the request units (RU) per list.
 
-        Of all request units that were spent, the overhead of a publish, computed for its number of rows, is left out.
+        The RU per list are those spent, less the computed overhead of a publish, divided by the number of lists.
         """
         rows = lists.rows()
-        spent = ChargeCounter()
+        data_bytes = sum(len(row.key) + len(row.value) for row in rows)
         batches = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+        spent = ChargeCounter()
         async with _opened(self.address, spent) as store:
-            plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
-            live = await publish_rows(store, batches, plan)
-        item_size = item_bytes(to_item(rows[-1].key, rows[-1].value))
-        overhead = overhead_ru(load_charges(), len(rows), item_size)
-        return Published(live, (spent.ru - overhead) / len(rows))
+            live = await publish_rows(store, batches, Plan(len(rows), data_bytes))
+
+        user_row = rows[-1]
+        item_size = item_bytes(to_item(user_row.key, user_row.value))
+        publish_overhead_ru = overhead_ru(load_charges(), len(rows), item_size)
+        return Published(live, (spent.ru - publish_overhead_ru) / len(rows))
 
     def scale(self, release: ReleaseRef, throughput: Throughput) -> None:
         """Scale a release's container, and wait. Raises StoreError."""
