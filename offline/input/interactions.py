@@ -81,15 +81,17 @@ _ROWS_AT_ONCE = 20_000
 class _InputOptions(NamedTuple):
     """How to read tables.
 
-    columns        as named by the caller or, once a table is open, those found in it
-    event_weights  by kind of event, None if rows are not weighed by event
-    guessed        optional roles that are found by a usual name, besides time and segment
+    columns         as named by the caller or, once a table is open, those found in it
+    event_weights   by kind of event, None if rows are not weighed by event
+    guesses_title   whether a column with a usual name may be the title, unless one is named
+    guesses_weight  the same for the weight
     """
 
     columns: Columns
     event_weights: Mapping[str, float] | None
     filters: Sequence[Filter]
-    guessed: Sequence[str] = ()
+    guesses_title: bool
+    guesses_weight: bool
 
 
 class _Input(NamedTuple):
@@ -183,7 +185,8 @@ def read_interactions(
         columns=named if titles is None else replace(named, title=None),
         event_weights=event_weights,
         filters=[parse_filter(text) for text in where],
-        guessed=[*_optional_roles(titles, weighting)],
+        guesses_title=titles is None,
+        guesses_weight=weighting != "binary",
     )
     with (
         input_files(paths) as files,
@@ -193,27 +196,24 @@ def read_interactions(
     ):
         notes = list[str]()
         inputs = _open_inputs(files, options, form or Format(), source, notes)
-        chosen = inputs[0].options.columns
-
-        schemas = [_interaction_schema(table_input) for table_input in inputs]
-        rows = Rows(schemas, source, *_fact_aggregates(chosen), repeated=_TEXT_ROLES)
+        rows = _read_rows(inputs, source)
         facts = msgspec.convert(rows.facts, _Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
-        chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
 
+        chosen = inputs[0].options.columns
+        chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
         has_cancellations = facts.cancellations > 0
         log = _group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
-        title_rows = rows.kept
-        if title_files:
-            title_columns = {"item": chosen.item, "title": named.title}
-            title_rows = texts_by_role(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
-
         segments = None
         user_segments = None
         if chosen.segment is not None:
             segments = _users_by_segment(rows.kept, log if has_cancellations else None)
             user_segments = _most_frequent_segments(rows.kept)
+
+        title_rows = rows.kept
+        if titles is not None:
+            title_rows = _read_titles(title_files, titles, item=chosen.item, title=named.title)
 
         notes += _notes_of_columns(inputs[0].table, chosen)
         notes += _notes_of_rows(rows, facts, chosen)
@@ -234,18 +234,23 @@ def read_interactions(
         )
 
 
-def _optional_roles(titles: DataSource | None, weighting: Weighting) -> Iterator[str]:
-    """Yield the optional roles to look for; titles may have a file, and binary weights ignore a column."""
-    if titles is None:
-        yield "title"
-    if weighting != "binary":
-        yield "weight"
+def _read_rows(inputs: Sequence[_Input], source: str) -> Rows:
+    """Read the rows of all tables, and compute the aggregates of `_Facts`; *source* names the data in errors."""
+    columns = inputs[0].options.columns
+    schemas = [_interaction_schema(table_input) for table_input in inputs]
+    return Rows(schemas, source, *_fact_aggregates(columns), repeated=_TEXT_ROLES)
+
+
+def _read_titles(files: Sequence[DataFile], source: DataSource, *, item: str | None, title: str | None) -> pl.LazyFrame:
+    """Read *files* of titles [item, title]; *item* and *title* are their columns, found by usual names if None."""
+    columns = {"item": item, "title": title}
+    return texts_by_role(files, named_paths([source]), [*columns], columns).lazy()
 
 
 def _open_inputs(
     files: Sequence[DataFile], options: _InputOptions, form: Format, source: str, notes: list[str]
 ) -> list[_Input]:
-    """Open *files* as tables with the options to read them: a table for each log, then one for all events.
+    """Open *files*: a table for each log, then one for all events, each with its columns, weights and filters.
 
     Logs are files of the user's. Events are files that the service recorded; *notes* get sentences on what is wrong
     with them. *source* names the files in messages. Raises DataError, and SettingError for events without weights.
@@ -256,32 +261,36 @@ def _open_inputs(
         raise SettingError(f"{source} holds events of several types; weigh them, as --event-weights click=1,buy=5.")
 
     inputs = list[_Input]()
-    has_times = options.columns.time != NO_TIMES
+    reads_times = options.columns.time != NO_TIMES
     if logs:
         tables = open_tables(logs, form)
         log_options = _options_for_logs(list(tables[0].schema), options, source, with_events=bool(event_files))
-        inputs = [_Input(table, log_options) for table in tables]
-        has_times = log_options.columns.time is not None
+        inputs += [_Input(table, log_options) for table in tables]
+        # If the logs have no times, those of events would be compared with none.
+        reads_times = log_options.columns.time is not None
 
     if event_files:
         table = _read_events(event_files, form, notes)
-        columns = Columns(user="user", item="item", event="event", time="time" if has_times else None)
-        # Filters of a log's own columns leave events alone.
-        filters = [row_filter for row_filter in options.filters if not logs or row_filter.column in table.schema]
+        columns = Columns(user="user", item="item", event="event", time="time" if reads_times else None)
+        filters = list(options.filters)
+        if logs:
+            # A filter on a column that only the logs have does not apply to events. Without logs, it is an error.
+            filters = [row_filter for row_filter in filters if row_filter.column in table.schema]
         inputs.append(_Input(table, options._replace(columns=columns, filters=filters)))
     return inputs
 
 
 def _options_for_logs(names: Sequence[str], options: _InputOptions, source: str, *, with_events: bool) -> _InputOptions:
-    """Return *options* with the columns of a log: those that the caller named, and those with usual names.
+    """Return *options* with the columns of a log: those that the caller named, and else those with usual names.
 
-    *names* are the columns that the log has. A column of events, such as `click` and `buy`, is needed for event
-    weights. But *with_events*, events that the service recorded, the weights may be for those alone. Raises DataError
-    for a missing column, SettingError for contradictory weights.
+    *names* are the columns that the log has. With event weights, it needs a column of events, such as `click` and
+    `buy`. But if the input has recorded events, too (*with_events*), a log without that column is read without event
+    weights. Raises DataError for a missing column, SettingError for contradictory weights.
     """
     named = options.columns
     event_weights = options.event_weights
-    if with_events and named.event is None and usual_column("event", names) is None:
+    has_events = named.event is not None or usual_column("event", names) is not None
+    if with_events and not has_events:
         event_weights = None
     _check_weights(named, event_weights)
 
@@ -294,8 +303,10 @@ def _options_for_logs(names: Sequence[str], options: _InputOptions, source: str,
         named = replace(named, time=None)
     else:
         guessed.append("time")
-    has_weights = event_weights or named.count
-    guessed += [role for role in options.guessed if role != "weight" or not has_weights]
+    if options.guesses_title:
+        guessed.append("title")
+    if options.guesses_weight and event_weights is None and named.count is None:
+        guessed.append("weight")
 
     chosen = choose_columns(asdict(named), names, source, guessed=guessed, required=required)
     columns = replace(Columns(**chosen), quantity=usual_column("quantity", names))
@@ -358,9 +369,7 @@ def _interaction_schema(table_input: _Input) -> RowSchema:
     table, options = table_input
     schema = RowSchema(table)
     for row_filter in options.filters:
-        reason = f"where {row_filter.text}"
-        schema.values[reason] = row_filter.condition(table)
-        schema.left_out[reason] = ~pl.col(reason)
+        schema.filters[f"where {row_filter.text}"] = row_filter.condition(table)
 
     _add_texts(schema, options.columns)
     _add_weight(schema, options)
@@ -452,9 +461,9 @@ def _group_log(
         return _group_weights(kept, key, columns, weighting).collect(engine="streaming")
 
     kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
-    quantity = pl.col("quantity").sum()
-    bought = _group_weights(kept.filter(pl.col("quantity") > 0), key, columns, weighting, quantity)
-    cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(quantity)
+    purchases = kept.filter(pl.col("quantity") > 0)
+    bought = _group_weights(purchases, key, columns, weighting, with_quantity=True)
+    cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(pl.col("quantity").sum())
     frames = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
     log = split_cancelled_purchases(pl.concat(frames, how="diagonal"))
     if log.is_empty():
@@ -463,20 +472,24 @@ def _group_log(
 
 
 def _group_weights(
-    rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *sums: pl.Expr
+    rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *, with_quantity: bool = False
 ) -> pl.LazyFrame:
-    """Group *rows* by the columns *key* (user, item, perhaps time), with their weight and *sums* of other columns.
+    """Group *rows* by the columns *key* (user, item, perhaps time): their weight and, *with_quantity*, its sum.
 
-    The weight is the sum of the rows' weights. With `columns.count`, it is the number of different values of a user and
-    an item in that column, each of which counts at its first time.
+    The weight is the sum of the rows' weights. With a column of *columns* to count, such as orders, it is the number of
+    its different values for a user and an item, each of which counts at its first time.
     """
+    quantity = [pl.col("quantity").sum()] if with_quantity else []
     if columns.count is not None:
         first_time = [pl.col("time").min()] if "time" in key else []
-        values = rows.group_by("user", "item", "count").agg(*first_time, *sums)
-        return values.group_by(key).agg(pl.len().cast(pl.Float64).alias("weight"), *sums)
-    if weighting == "binary" and not sums:  # faster than adding up weights that become 1
+        counted_values = rows.group_by("user", "item", "count").agg(*first_time, *quantity)
+        number = pl.len().cast(pl.Float64)
+        return counted_values.group_by(key).agg(number.alias("weight"), *quantity)
+
+    if weighting == "binary" and not with_quantity:
+        # The weight becomes 1 later, and this is faster than a sum.
         return rows.select(key).unique().with_columns(weight=pl.lit(1.0))
-    return rows.group_by(key).agg(pl.col("weight").sum(), *sums)
+    return rows.group_by(key).agg(pl.col("weight").sum(), *quantity)
 
 
 def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
@@ -506,7 +519,7 @@ def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
 
 
 class _PurchasePart(NamedTuple):
-    """A part of the *quantity* of a row, and the time of its cancellation, if any."""
+    """A *quantity*, part of that of a *row* (its number, from 0), and the time of its cancellation, if any."""
 
     row: int
     quantity: float
@@ -517,34 +530,36 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
     """Return the cancelled parts of purchases, with the time of the cancellation, and the remaining parts, without.
 
     *rows* [user, item, quantity, perhaps time] are purchases and, with a negative quantity, cancellations, sorted by
-    user, item and time. Each cancellation takes from the latest purchases of its user and item that remain. Parts that
-    were bought and cancelled at the same time, or without times, are in no part. Other cancellations have no effect.
+    user, item and time. Each cancellation takes from the latest purchases of its user and item that remain. What was
+    bought and cancelled at the same time, or without times, is in no part. Other cancellations have no effect.
     """
     quantities = rows.get_column("quantity").to_list()
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
     is_new_pair = rows.select(pl.struct(_USER_AND_ITEM).rle_id()).to_series().diff().fill_null(1).to_list()
 
-    remaining = list(quantities)  # by row
     cancelled_parts = list[_PurchasePart]()
+    remaining = dict[int, float]()  # quantity by row of a purchase
     open_purchases = list[int]()  # rows of the current user and item with a remaining quantity, the latest last
     for row, quantity in enumerate(quantities):
         if is_new_pair[row]:
             open_purchases.clear()
         if quantity > 0:
+            remaining[row] = quantity
             open_purchases.append(row)
+            continue
 
         to_cancel = -quantity
         while to_cancel > 0 and open_purchases:
-            latest = open_purchases[-1]
-            cancelled = min(remaining[latest], to_cancel)
-            if times[latest] != times[row]:
-                cancelled_parts.append(_PurchasePart(latest, cancelled, times[row]))
+            purchase = open_purchases[-1]
+            cancelled = min(remaining[purchase], to_cancel)
+            if times[purchase] != times[row]:
+                cancelled_parts.append(_PurchasePart(purchase, cancelled, ended=times[row]))
             to_cancel = round(to_cancel - cancelled, _QUANTITY_DECIMALS)
-            remaining[latest] = round(remaining[latest] - cancelled, _QUANTITY_DECIMALS)
-            if remaining[latest] <= 0:
+            remaining[purchase] = round(remaining[purchase] - cancelled, _QUANTITY_DECIMALS)
+            if remaining[purchase] <= 0:
                 open_purchases.pop()
 
-    remaining_parts = [_PurchasePart(row, quantity, None) for row, quantity in enumerate(remaining) if quantity > 0]
+    remaining_parts = [_PurchasePart(row, left, ended=None) for row, left in remaining.items() if left > 0]
     return cancelled_parts + remaining_parts
 
 

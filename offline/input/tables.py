@@ -62,9 +62,9 @@ _COMPARISONS = {
 class Table:
     """One file. All columns of a text file are text, null for a missing value.
 
-    frame      the columns of *schema*, ROW and EXTRA
-    first_row  number of the first data row in the file, from 1
-    fault      of EXTRA, for messages
+    frame            the columns of *schema*, ROW and EXTRA
+    first_row        number of the first data row in the file, from 1
+    malformed_fault  what is wrong with malformed rows, those with a value of EXTRA, as the end of a sentence
     """
 
     file: DataFile
@@ -72,7 +72,7 @@ class Table:
     schema: dict[str, pl.DataType]
     form: Format = field(default_factory=Format)
     first_row: int = 1
-    fault: str = ""
+    malformed_fault: str = ""
 
     def text(self, name: str | None) -> pl.Expr:
         """Return an expression for the column *name* as text, null for a missing or blank value; null without a name.
@@ -91,8 +91,10 @@ class Table:
         text = column.cast(pl.String)
         if isinstance(dtype, pl.Decimal) and dtype.scale:
             return text.str.replace(r"\.0+$", "")
-        # Only texts below "!" can be blank; stripping all takes as long as reading.
-        return pl.when((text >= "!") | (pl.when(text < "!").then(text).str.strip_chars() != "")).then(text)
+        # Blank texts sort before "!". Only texts that do are stripped, as stripping all takes as long as reading.
+        is_after_blanks = text >= "!"
+        stripped = pl.when(~is_after_blanks).then(text).str.strip_chars()
+        return pl.when(is_after_blanks | (stripped != "")).then(text)
 
     def number(self, name: str) -> pl.Expr:
         """Return the column as a float, null for a missing number and for any other text."""
@@ -168,24 +170,31 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 def _open_table(file: DataFile, form: Format) -> Table:
     """Open one Parquet, JSON lines or CSV file as a table: its columns are known, its rows are read later.
 
-    Raises DataError for a file of another kind, and one that cannot be read.
+    The frame also has ROW, the index of a row, and EXTRA, null unless the row is malformed. Raises DataError for a file
+    of another kind, and one that cannot be read.
     """
     if file.kind == "text":
         check_text(file)
     with data_errors(file, [file]):
         scan = _scan_file(file, form)
-        frame = _with_columns_of_keys(scan.frame, file)
+        frame = _with_constants(scan.frame, {**file.keys, EXTRA: None})
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         _check_schema(file, schema)
-        return Table(file=file, frame=frame, schema=schema, form=form, first_row=scan.first_row, fault=scan.fault)
+        return Table(
+            file=file,
+            frame=frame,
+            schema=schema,
+            form=form,
+            first_row=scan.first_row,
+            malformed_fault=scan.malformed_fault,
+        )
 
 
-def _with_columns_of_keys(frame: pl.LazyFrame, file: DataFile) -> pl.LazyFrame:
-    """Add the keys of the file's folders, and EXTRA, unless the frame has them."""
+def _with_constants(frame: pl.LazyFrame, values: Mapping[str, str | None]) -> pl.LazyFrame:
+    """Add a column with the same text, or null, in all rows for each of *values*, unless *frame* has the column."""
     names = frame.collect_schema().names()
-    constants = {**file.keys, EXTRA: None}
     return frame.with_columns(
-        pl.lit(value, pl.String).alias(name) for name, value in constants.items() if name not in names
+        pl.lit(value, pl.String).alias(name) for name, value in values.items() if name not in names
     )
 
 
@@ -202,11 +211,11 @@ def _check_schema(file: DataFile, schema: Mapping[str, pl.DataType]) -> None:
 
 
 class _Scan(NamedTuple):
-    """The frame of a Table, without columns of folders; *first_row* and *fault* are those of the table."""
+    """The frame of a `Table`, perhaps without EXTRA, and without columns of folders; the others are the table's."""
 
     frame: pl.LazyFrame
     first_row: int = 1
-    fault: str = ""
+    malformed_fault: str = ""
 
 
 def _scan_file(file: DataFile, form: Format) -> _Scan:
@@ -218,11 +227,11 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
         return _Scan(_decode_binary_columns(frame))
 
-    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
-    first, second, *_ = *map(str, head), "", ""
-    first = first.removeprefix("\ufeff")
+    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series().to_list()
+    first = head[0].removeprefix("\ufeff") if head else ""
+    second = head[1] if len(head) > 1 else ""
     if first.lstrip().startswith("{"):
-        return _Scan(_scan_json(file), fault="is not a JSON object")
+        return _Scan(_scan_json(file), malformed_fault="is not a JSON object")
 
     separator_line = SEPARATOR_LINE.match(first)
     if separator_line is None:
@@ -233,9 +242,8 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
 def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> _Scan:
     """Scan a CSV file whose *first* line, a header or data, comes after *skipped* ones; all columns are texts.
 
-    Without a *delimiter*, it is the most frequent one of the first line. A line with more fields than the header is
-    malformed: EXTRA, a column added at the end, holds the first of them. Without a header, columns are numbered.
-    Returns the frame with the number of its first row in the file, and the fault of malformed rows, for messages.
+    Without a *delimiter*, it is the most frequent one of the first line. Without a header, columns are numbered. A line
+    with more fields than the header is malformed: its first field too many is in EXTRA, which is null in others.
     """
     separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
@@ -249,8 +257,13 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
         glob=False,
     )
     names = scan(infer_schema=False).collect_schema().names()
-    if not form.header:
+    rows_before_data = skipped
+    if form.header:
+        rows_before_data += 1
+    else:
         names = [f"{NUMBERED}{number}" for number in range(1, len(names) + 1)]
+
+    # EXTRA is a column after the last: missing in most lines, and read from those with more fields.
     frame = scan(
         schema=dict.fromkeys([*names, EXTRA], pl.String()),
         null_values=list(NULL_VALUES),
@@ -258,7 +271,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
         missing_columns="insert",
         row_index_name=ROW,
     )
-    return _Scan(frame, first_row=1 + form.header + skipped, fault="stands after the last field")
+    return _Scan(frame, first_row=rows_before_data + 1, malformed_fault="stands after the last field")
 
 
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -289,19 +302,20 @@ def _is_printable_text(value: bytes) -> bool:
 
 
 def _has_quoted_fields(file: DataFile, first: str) -> bool:
-    """Return whether quotes in a tab-separated file with this *first* line enclose fields, or else are text.
+    """Return whether quotes in a tab-separated file enclose fields; else they are part of the text, as in 5" disk.
 
-    Lines whose quotes do not enclose whole fields decide. If most of them have as many fields as the first line, their
-    quotes are text; else they are parts of fields with line breaks.
+    *first* is the first line. Doubtful lines are those with quotes that do not enclose whole fields. Such a line may be
+    a piece of a quoted field with line breaks, and then has fewer tabs than the first line. If most doubtful lines have
+    as many tabs, their quotes are text.
     """
     if first.startswith('"'):
         return True
     line = pl.col("line")
     is_doubtful = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE_PATTERN)
-    has_all_fields = line.str.count_matches("\t", literal=True) == first.count("\t")
-    doubtful = pl.scan_lines(file.path, glob=False).filter(is_doubtful)
-    share = doubtful.select(has_all_fields.mean()).collect(engine="streaming").item()
-    return share is None or share <= 0.5
+    is_complete = line.str.count_matches("\t", literal=True) == first.count("\t")
+    doubtful_lines = pl.scan_lines(file.path, glob=False).filter(is_doubtful)
+    complete_share = doubtful_lines.select(is_complete.mean()).collect(engine="streaming").item()
+    return complete_share is None or complete_share <= 0.5
 
 
 def _csv_separator(first: str, delimiter: str | None) -> str:
@@ -362,19 +376,26 @@ class Fault(NamedTuple):
 
 @dataclass(slots=True)
 class RowSchema:
-    """How to read the rows of a *table*.
+    """How to read the rows of a *table*: a value for each name, and reasons to leave a row out, the first one first.
 
     values     expressions over the table's columns, by name: what is read
-    left_out   conditions over the values, by the reason to leave a row out, such as `no user`, in order
+    filters    conditions over the table's columns that a row must meet, by the reason to leave others out
+    left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
     bad        faults by reason, for rows that cannot be read; too many of them are an error
     explained  a value's name by reason; its most frequent values are named in the error if nothing is left
     """
 
     table: Table
     values: dict[str, pl.Expr] = field(default_factory=dict)
+    filters: dict[str, pl.Expr] = field(default_factory=dict)
     left_out: dict[str, pl.Expr] = field(default_factory=dict)
     bad: dict[str, Fault] = field(default_factory=dict)
     explained: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The reasons to leave a row out; the first one that applies counts."""
+        return [_MALFORMED_ROW, *self.filters, *self.left_out]
 
     def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
         """Read *column* as the number *name*.
@@ -422,7 +443,7 @@ class Rows:
     ) -> None:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
         self._schemas = schemas
-        reasons = dict.fromkeys([_MALFORMED_ROW, *(reason for schema in schemas for reason in schema.left_out)])
+        reasons = dict.fromkeys(reason for schema in schemas for reason in schema.reasons)
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
@@ -500,7 +521,7 @@ class Rows:
         first = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
         for (file,), rows in first.group_by("file", maintain_order=True):
             table = self._schemas[file].table
-            column, text = fault or Fault(EXTRA, table.fault)
+            column, text = fault or Fault(EXTRA, table.malformed_fault)
             sentences += table.describe_rows(rows.get_column(ROW).to_list(), column, text)
         return sentences
 
@@ -509,23 +530,27 @@ class Rows:
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
-        """Return the values of a table, the number of its *file*, and a number for the first reason to leave a row out.
+        """Return the values of a table, the number of its *file*, and that of the first reason to leave the row out.
 
-        `_numbers` are the numbers of reasons; a row that is kept has 0. A value with the name of a reason was only a
-        condition, and is dropped. *repeated* are names of texts that become categories, to save memory.
+        `_numbers` are the numbers of the reasons; a row that is kept has 0. *repeated* are names of texts that become
+        categories, to save memory.
         """
-        # In two steps, as polars would compute the values again for each condition.
-        rows = schema.table.frame.select(ROW, pl.col(EXTRA).is_not_null(), **schema.values)
-        conditions = {_MALFORMED_ROW: pl.col(EXTRA), **schema.left_out}
+        # Conditions over the table's columns are computed with the values, and are columns until the reason is known.
+        is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
+        for reason, is_met in schema.filters.items():
+            is_left_out[reason] = ~is_met
+        rows = schema.table.frame.select(ROW, **is_left_out, **schema.values)
+
+        # A separate step, as polars would compute the values again for each condition over them.
+        conditions = {reason: pl.col(reason) for reason in is_left_out} | schema.left_out
         numbers = list[pl.Expr]()
-        for reason, is_met in conditions.items():
-            numbers.append(pl.when(is_met).then(pl.lit(self._numbers[reason])))
+        for reason, condition in conditions.items():
+            numbers.append(pl.when(condition).then(pl.lit(self._numbers[reason])))
         first_number = pl.coalesce(*numbers, pl.lit(_KEPT_ROW)).cast(pl.UInt8)
         marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
 
-        condition_values = [name for name in conditions if name in schema.values]
         categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
-        return marked.drop(EXTRA, *condition_values).with_columns(categories)
+        return marked.drop(*is_left_out).with_columns(categories)
 
 
 class Segment(NamedTuple):
@@ -569,21 +594,23 @@ def texts_by_role(
     """
     tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)
-    names = dict(named or {})
-    if names.get("item") not in available:
-        names["item"] = None
-    columns = choose_columns(names, available, source, guessed=roles, required=roles)
-    order = dict.fromkeys([*roles, *columns])
-    schemas = [_text_schema(table, {role: columns[role] for role in order}) for table in tables]
+    named_columns = dict(named or {})
+    if named_columns.get("item") not in available:
+        named_columns["item"] = None
+    columns = choose_columns(named_columns, available, source, guessed=roles, required=roles)
+    columns_in_order = {role: columns[role] for role in dict.fromkeys([*roles, *columns])}
+
     with data_errors(source, files):
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
-            return pl.DataFrame(schema=dict.fromkeys(order, pl.String()))
+            return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
+        schemas = [_text_schema(table, columns_in_order) for table in tables]
         return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
 
 
 def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
+    """Declare how to read *columns* as texts, by role; rows without an item are left out."""
     texts = {role: table.text(column) for role, column in columns.items()}
-    return RowSchema(table, texts, {"no item": pl.col("item").is_null()})
+    return RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()})
 
 
 def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
@@ -619,9 +646,9 @@ class Filter:
     def condition(self, table: Table) -> pl.Expr:
         """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*, never null.
 
-        A number is compared with columns of numbers, and for `<` and the like with all columns, as a number; everything
-        else is compared as text. For `<` and the like, only texts that begin with a digit (dates) are comparable, and
-        others do not match. A missing value is an empty text. Raises DataError for a missing column.
+        `~` searches the text with a regular expression. `<`, `>` and the like compare sizes: with a number as numbers,
+        else as texts, of which only those that begin with a digit (dates) can match. `=` and `!=` compare numbers in
+        columns of floats, else texts; a missing value is an empty text. Raises DataError for a missing column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text = table.text(name)
@@ -630,18 +657,22 @@ class Filter:
             return matches if self.operator == "~" else ~matches
 
         compare = _COMPARISONS[self.operator]
-        compares_size = self.operator[0] in "<>"
-        dtype = table.schema[name]
         number = number_in(self.value)
-        value = self.value
-        if number is not None and dtype.is_integer() and not compares_size:
-            # As texts: floats beyond 2**53 do not hold every id.
-            value = f"{Decimal(value).normalize():f}"
-        elif number is not None and (compares_size or dtype.is_numeric()):  # 2.5 equals 2.50
-            return compare(table.number(name), pl.lit(number)).fill_null(value=False)
+        dtype = table.schema[name]
+        if self.operator[0] in "<>":
+            if number is not None:
+                is_met = compare(table.number(name), pl.lit(number))
+            else:
+                dates = pl.when(text.str.contains(r"^\d")).then(text)
+                is_met = compare(dates, pl.lit(self.value))
+            return is_met.fill_null(value=False)
 
-        comparable = pl.when(text.str.contains(r"^\d")).then(text) if compares_size else text.fill_null("")
-        return compare(comparable, pl.lit(value)).fill_null(value=False)
+        if number is None or not dtype.is_numeric():
+            return compare(text.fill_null(""), pl.lit(self.value))
+        if dtype.is_integer():
+            # As texts: floats beyond 2**53 do not hold every id.
+            return compare(text.fill_null(""), pl.lit(f"{Decimal(self.value).normalize():f}"))
+        return compare(table.number(name), pl.lit(number))  # 2.5 equals 2.50
 
 
 def parse_filter(text: str) -> Filter:
