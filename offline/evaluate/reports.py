@@ -318,38 +318,34 @@ class Evaluator:
     def _measure(self, candidate: Candidate) -> Figures:
         """Measure the lists of a candidate, plain and as served, next to popularity, and its scores as ratings.
 
-        Users without a list are served popular items: those of the candidate or, without, those of the history (what
-        users had before the test), whose popular lists are the baseline. `_test` and `_history` (None if unknown) are
-        sparse matrices [users, items]. Raises DataError if no user has a list, or all test pairs are in the history.
+        As served, users without a list get popular items: those of the candidate, else those of the history (what users
+        had before the test); without both, this is not measured. Popularity is the baseline: lists of popular items of
+        the history. `_test` and `_history` (None if unknown) are sparse matrices [users, items]. Raises DataError if no
+        user has a list, or all test pairs are in the history.
         """
         lists = self._item_numbers(candidate)
-        history = self._history
-        test = self._test
-        ranking = measure_users(lists, test).metrics
-        seen_pairs = 0 if history is None else int(history.multiply(test).nnz)
-        if seen_pairs == test.nnz and not ranking.recall:
+        ranking = measure_users(lists, self._test).metrics
+        seen_pairs = self._seen_pairs
+        if seen_pairs == self._test.nnz and not ranking.recall:
             raise DataError(
                 f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
                 "leave them out; give later interactions, or other users'."
             )
 
-        popular_items = None
-        if candidate.popular is not None:
-            popular_items = _numbers_of_ids(candidate.popular, self._items)
         popularity = None
         covered_share = None
-        if history is not None:
-            counts = users_per_item(history)
-            popular_in_history = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            ranker = Popularity(counts.astype(np.float32))
-            popular_lists = recommend_all(ranker, Parts.of(history, test, repeats=True), self._k)
-            popularity = measure_users(fill_empty_lists(popular_lists, popular_in_history), test).metrics
-            covered_share = coverage(lists, history.shape[1])
-            if popular_items is None:
-                popular_items = popular_in_history
+        popular_items = None
+        if self._history is not None:
+            counts = users_per_item(self._history)
+            popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
+            popularity = self._measure_popularity(self._history, popular_items)
+            covered_share = coverage(lists, self._history.shape[1])
+
+        if candidate.popular is not None:
+            popular_items = _numbers_of_ids(candidate.popular, self._items)
         as_served = None
         if popular_items is not None:
-            as_served = measure_users(fill_empty_lists(lists, popular_items), test).metrics
+            as_served = measure_users(fill_empty_lists(lists, popular_items), self._test).metrics
 
         scored = self._scored_pairs(candidate)
         rating = None
@@ -361,11 +357,22 @@ class Evaluator:
             popularity=popularity,
             rating=rating,
             origin=candidate.origin,
-            pairs=int(test.nnz),
+            pairs=int(self._test.nnz),
             seen_pairs=seen_pairs,
             predicted=0 if scored is None else scored.height,
             coverage=covered_share,
         )
+
+    @property
+    def _seen_pairs(self) -> int:
+        """The number of test pairs that are in the history, too; 0 without a history."""
+        return 0 if self._history is None else int(self._history.multiply(self._test).nnz)
+
+    def _measure_popularity(self, history: UserItems, popular_items: Indices) -> RankingMetrics:
+        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*."""
+        ranker = Popularity(users_per_item(history).astype(np.float32))
+        lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
+        return measure_users(fill_empty_lists(lists, popular_items), self._test).metrics
 
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.

@@ -121,16 +121,16 @@ class Parts(NamedTuple):
     def sampled(self, most: int, seed: int) -> "Parts":
         """Return the same split with the test pairs of at most *most* random users; the train part is unchanged.
 
-        `test` is a sparse matrix [users, items], and `test_times` are in the order of its pairs.
+        `tested` are the numbers of the users with test items, `test` is a sparse matrix [users, items], and
+        `test_times` are in the order of its pairs.
         """
-        tested = self.tested
-        if len(tested) <= most:
+        if len(self.tested) <= most:
             return self
 
-        drawn_users = np.random.default_rng(seed).permutation(tested)[:most]
-        is_drawn = np.zeros(self.test.shape[0], dtype=np.bool_)
-        is_drawn[drawn_users] = True
-        is_kept = is_drawn[row_of_each_pair(self.test)]
+        drawn_users = np.random.default_rng(seed).permutation(self.tested)[:most]
+        is_drawn_user = np.zeros(self.test.shape[0], dtype=np.bool_)
+        is_drawn_user[drawn_users] = True
+        is_kept = is_drawn_user[row_of_each_pair(self.test)]
         times = None if self.test_times is None else self.test_times[is_kept]
         return self._replace(test=select_pairs(self.test, is_kept), test_times=times)
 
@@ -150,43 +150,35 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
     held-out-users some pairs of users who are not in train, and the other kinds random pairs. Either part may be empty.
     Raises DataError for a split in time without history.
     """
-    if options.in_time and history is None:
-        raise DataError(
-            f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
-        )
-    if options.in_time and history is not None:
-        parts = _split_in_time(user_items, history, options)
-        return parts if options.repeats else parts._replace(test_times=history.first_times(parts.test))
+    if options.in_time:
+        if history is None:
+            raise DataError(
+                f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
+            )
+        return _split_in_time(user_items, history, options)
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, history, options)
 
-    held_back = _random_pairs(user_items, options)
-    train = k_core(select_pairs(user_items, ~held_back), options.min_per_user, options.min_per_item)
-    past = None if history is None else history.only_pairs(train)
-    test = _testable_pairs(user_items, held_back, train, options)
-    return Parts(train=train, history=past, seen=train, test=test)
+    is_held_back = _random_pairs(user_items, options)
+    train = k_core(select_pairs(user_items, ~is_held_back), options.min_per_user, options.min_per_item)
+    return Parts(
+        train=train,
+        history=None if history is None else history.only_pairs(train),
+        seen=train,
+        test=_testable_pairs(user_items, is_held_back, train, options),
+    )
 
 
 def _split_in_time(user_items: UserItems, history: History, options: SplitOptions) -> Parts:
     """Split at a time, the cut: train has the rows of *history* up to it, the test the pairs that begin after it.
 
-    A pair begins at the time of its first row. Of the pairs in order of time, only a prefix is split, the piece of
-    *options*: its last `test_share` is the test, and later pairs are in neither part. With `options.repeats`, all pairs
-    with rows after the cut are tested instead, even those in train. The minimum numbers per user and item in *options*
+    A pair begins at the time of its first row. The pairs in order of time are cut off at the end of the piece of
+    *options*; of the rest, the last `test_share` is the test. With `options.repeats`, all pairs with rows after the cut
+    are tested instead, even those in train and those after the end. The minimum numbers per user and item in *options*
     apply to train, and the test has only users and items that remain.
     """
     times = history.first_times(user_items)
-    ordered = np.sort(times)
-    # The last piece is all pairs, and each piece before is a fifth of them shorter.
-    piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
-    piece_pairs = max(1, round(piece_share * len(times)))
-    cut = NO_TIME
-    end = NO_TIME
-    if len(times):
-        train_pairs = round((1 - options.test_share) * piece_pairs)
-        cut = int(ordered[max(0, train_pairs - 1)])
-        end = int(ordered[piece_pairs - 1])
-
+    cut, end = _cut_and_end(times, options)
     past_rows = history.rows_until(cut)
     past_pairs = past_rows.matrix()
     train = past_rows.k_core(past_pairs, options.min_per_user, options.min_per_item)
@@ -195,22 +187,44 @@ def _split_in_time(user_items: UserItems, history: History, options: SplitOption
         later_pairs = history.pairs_after(cut)
         is_tested = np.ones(later_pairs.nnz, dtype=np.bool_)
         test = _testable_pairs(later_pairs, is_tested, train, options)
+        test_times = None  # of no use for repeats
     else:
         # A pair that was cancelled after the cut, and chosen again, begins twice; train has it, so it is not tested.
         is_past = are_among(pair_numbers(past_pairs), pair_numbers(user_items))
         is_tested = np.asarray((times > cut) & (times <= end) & ~is_past)
         test = _testable_pairs(user_items, is_tested, train, options)
-    return Parts(train=train, history=past_rows.only_pairs(train), seen=train, test=test)
+        test_times = history.first_times(test)
+    return Parts(train=train, history=past_rows.only_pairs(train), seen=train, test=test, test_times=test_times)
+
+
+class _CutAndEnd(NamedTuple):
+    """The last time of the train part, and the last time of the test."""
+
+    cut: int
+    end: int
+
+
+def _cut_and_end(times: Times, options: SplitOptions) -> _CutAndEnd:
+    """Return the cut and the end of a split of pairs by their *times* [pairs]; both NO_TIME without pairs."""
+    if not len(times):
+        return _CutAndEnd(NO_TIME, NO_TIME)
+
+    # The last piece is all pairs, and each piece before is a fifth of all pairs shorter than the next.
+    piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
+    piece_pairs = max(1, round(piece_share * len(times)))
+    train_pairs = max(1, round((1 - options.test_share) * piece_pairs))
+    ordered = np.sort(times)
+    return _CutAndEnd(cut=int(ordered[train_pairs - 1]), end=int(ordered[piece_pairs - 1]))
 
 
 def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
-    """Return the pairs *held_back*, without users and items that the minimum numbers leave out of *train*."""
+    """Return the pairs *held_back* [pairs], without users and items that the minimum numbers leave out of *train*."""
     if options.min_per_user == options.min_per_item == 1:
         return select_pairs(user_items, held_back)
-    rows = row_of_each_pair(user_items)
-    users = items_per_user(train) > 0
-    items = users_per_item(train) > 0
-    return select_pairs(user_items, held_back & users[rows] & items[user_items.indices])
+    is_trained_user = items_per_user(train) > 0
+    is_trained_item = users_per_item(train) > 0
+    is_trained = is_trained_user[row_of_each_pair(user_items)] & is_trained_item[user_items.indices]
+    return select_pairs(user_items, held_back & is_trained)
 
 
 def _random_pairs(user_items: UserItems, options: SplitOptions) -> Mask:
@@ -246,25 +260,27 @@ def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64]
 
 
 def _hold_out_users(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
-    """Split off random users with five items or more: train has only the others.
+    """Split off random users, a share of those with five items or more: train has only the others.
 
-    A fifth of the items of a held-out user is tested; the rest is folded in, so lists are made for it with the model of
-    the others. Items that train lacks are not tested.
+    Of the items of a held-out user, a random fifth is tested. The others are `seen`: lists are made for them with the
+    model of the other users. Items that train lacks are not tested.
     """
-    counts = items_per_user(user_items)
-    eligible = np.flatnonzero(counts >= _MIN_HELD_OUT_ITEMS)
     generator = np.random.default_rng(options.seed)
-    held_out_users = generator.permutation(eligible)[: round(options.test_share * len(eligible))]
-
-    user_of_pair = row_of_each_pair(user_items)
+    eligible_users = np.flatnonzero(items_per_user(user_items) >= _MIN_HELD_OUT_ITEMS)
+    held_out_count = round(options.test_share * len(eligible_users))
     is_held_out_user = np.zeros(user_items.shape[0], dtype=np.bool_)
-    is_held_out_user[held_out_users] = True
+    is_held_out_user[generator.permutation(eligible_users)[:held_out_count]] = True
+
+    # All masks from here on are of pairs.
+    user_of_pair = row_of_each_pair(user_items)
     is_held_out = is_held_out_user[user_of_pair]
     train = k_core(select_pairs(user_items, ~is_held_out), options.min_per_user, options.min_per_item)
 
-    ranks, items_of_user = rank_in_groups(user_of_pair, generator.random(user_items.nnz))
-    is_tested = is_held_out & (ranks > items_of_user - np.floor(_TARGET_SHARE * items_of_user))
-    is_tested &= (users_per_item(train) > 0)[user_items.indices]
+    random_ranks, items_of_user = rank_in_groups(user_of_pair, generator.random(user_items.nnz))
+    tested_items_of_user = np.floor(_TARGET_SHARE * items_of_user)
+    is_in_last_fifth = random_ranks > items_of_user - tested_items_of_user
+    is_trained_item = (users_per_item(train) > 0)[user_items.indices]
+    is_tested = is_held_out & is_in_last_fifth & is_trained_item
     return Parts(
         train=train,
         history=None if history is None else history.only_pairs(train),
@@ -274,7 +290,10 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
 
 
 def lists_of_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return the lists of *recommend* for users with test items [users, k], -1 for all others."""
+    """Return the lists of *recommend* for users with test items [users, k], -1 for all others and after a list's end.
+
+    *recommend* returns the lists of some users [len(users), any length].
+    """
     of_tested = recommend(parts.tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
     lists[parts.tested, : of_tested.shape[1]] = of_tested

@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
     @property
     def recent(self) -> Floats | None:
-        """Factors of the scores in users' lists [items], or None."""
+        """Factors of the scores in users' lists [items], powers of recent popularity; None without recency."""
 
     def score(self, rows: UserItems, users: Indices) -> ScoreTable:
         """Return a new table [users, items]; *rows* are the interactions of *users*."""
@@ -54,14 +54,17 @@ def recommend(
     allowed: Allowed = None,
     own: UserItems | None = None,
 ) -> Ranked:
-    """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items].
+    """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items], best first.
 
-    A user without interactions has an empty list. The user's items are left out unless *keep_seen*, and items that are
-    not *allowed* [items]. *own* [users, items], values of users' own choices, is added to scores that are scaled to a
-    maximum of 1 per user. Raises ValueError if *user_items* has another shape than the matrix *ranker* learnt from.
+    Scores are those of *ranker*, multiplied by its factors of recent popularity, if any. Then *own* [users, items],
+    what users chose often, is added to them; for this, the scores of each user are first divided by their maximum.
+
+    Items whose score is not above the ranker's `floor` are not listed, nor those that are not *allowed* [items] and,
+    unless *keep_seen*, those that the user has. A user without interactions has an empty list. Raises ValueError if
+    *user_items* has another shape than the matrix *ranker* learnt from.
     """
-    for learnt, size in zip(ranker.shape, user_items.shape, strict=True):
-        if learnt not in (None, size):
+    for learnt_size, size in zip(ranker.shape, user_items.shape, strict=True):
+        if learnt_size not in (None, size):
             raise ValueError(f"user_items is {user_items.shape}, but {ranker.shape} was learnt from")
 
     def score_batch(batch: Indices) -> ScoreTable:
@@ -90,30 +93,34 @@ def _add_own_choices(table: ScoreTable, own: UserItems) -> None:
 def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> Ranked:
     """Return the *n* items with the highest scores above 0 for each of *rows* (users or items), ties by item.
 
-    *score_batch* returns the scores of some of the rows, a csr_matrix [rows, items] in which few are stored. All items
-    are listed, or those *allowed* [items]. After the end of a list, items are -1 and scores 0.
+    *score_batch* returns the scores of a batch of the rows, a csr_matrix [batch, items] in which few are stored. All
+    items are listed, or those *allowed* [items]. After the end of a list, items are -1 and scores 0.
     """
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
     scores = np.zeros((len(rows), n), dtype=np.float32)
     for start in range(0, len(rows), _SPARSE_AT_ONCE):
-        stored = score_batch(rows[start : start + _SPARSE_AT_ONCE])
-        is_listable = stored.data > 0
+        batch_scores = score_batch(rows[start : start + _SPARSE_AT_ONCE])
+        is_listable = batch_scores.data > 0
         if allowed is not None:
-            is_listable &= allowed[stored.indices]
-        stored_rows = row_of_each_pair(stored)[is_listable]
-        stored_items = stored.indices[is_listable]
-        values = stored.data[is_listable]
+            is_listable &= allowed[batch_scores.indices]
+        score_rows = row_of_each_pair(batch_scores)[is_listable]  # from 0 in each batch
+        score_items = batch_scores.indices[is_listable]
+        values = batch_scores.data[is_listable]
 
-        best_first = np.lexsort((stored_items, -values, stored_rows))  # row by row
-        sorted_rows = stored_rows[best_first]
-        first_of_row = np.searchsorted(sorted_rows, sorted_rows)
-        ranks = np.arange(len(sorted_rows)) - first_of_row
+        # Sorted by row, and in each row the best first: the rank of a score is its distance from the first of its row.
+        order = np.lexsort((score_items, -values, score_rows))
+        score_rows = score_rows[order]
+        score_items = score_items[order]
+        values = values[order]
+        first_of_row = np.searchsorted(score_rows, score_rows)
+        ranks = np.arange(len(score_rows)) - first_of_row
 
         is_listed = ranks < n
-        places = start + sorted_rows[is_listed], ranks[is_listed]
-        items[places] = stored_items[best_first][is_listed]
-        scores[places] = values[best_first][is_listed]
+        listed_rows = start + score_rows[is_listed]
+        listed_ranks = ranks[is_listed]
+        items[listed_rows, listed_ranks] = score_items[is_listed]
+        scores[listed_rows, listed_ranks] = values[is_listed]
     return Ranked(items, scores)
 
 
@@ -148,6 +155,9 @@ def _best_of_tables(
 
     *score_batch* returns the scores of some of the users, a table [users, items]. All items are listed, or those
     *allowed* [items]. After the end of a list, items are -1 and scores 0.
+
+    implicit's `topk` selects the best items, and is made to multiply factors of items with queries. `_Queries` stand
+    for such queries, and return the scores as the product with an empty matrix of items.
     """
     require_at_least("The length of a list", n)
     not_allowed = None if allowed is None else np.flatnonzero(~allowed)
@@ -156,17 +166,18 @@ def _best_of_tables(
     with threadpool_limits(1, "blas"):
         for start in range(0, len(users), _RANKED_AT_ONCE):
             batch = slice(start, start + _RANKED_AT_ONCE)
-            # `topk` multiplies items with queries; these queries return their scores instead.
             queries = _Queries(score_batch, users[batch])
-            best_items, best_scores = topk(np.empty((0, 0)), queries, n, filter_items=not_allowed)
+            no_factors = np.empty((0, 0))
+            best_items, best_scores = topk(no_factors, queries, n, filter_items=not_allowed)
 
             # Equal scores are put in the order of items.
             order = np.lexsort((best_items, -best_scores), axis=1)
             best_items = np.take_along_axis(best_items, order, axis=1)
             best_scores = np.take_along_axis(best_scores, order, axis=1)
 
-            # `topk` gives filtered items the least float.
-            is_listed = (best_scores > floor) & (best_scores > np.finfo(best_scores.dtype).min)
+            # `topk` gives filtered items the least float, which is above a floor of -inf.
+            score_of_filtered = np.finfo(best_scores.dtype).min
+            is_listed = (best_scores > floor) & (best_scores > score_of_filtered)
             items[batch] = np.where(is_listed, best_items, -1)
             scores[batch] = np.where(is_listed, best_scores, 0)
     return Ranked(items, scores)

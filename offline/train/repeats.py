@@ -33,9 +33,11 @@ class RepeatParams:
 
 @dataclass(frozen=True, slots=True)
 class RepeatSearch:
-    """The *share* of repeats among held-back pairs, and nDCG@*k* of lists on them.
+    """The *share* of repeats among held-back pairs, and nDCG@*k* of three kinds of lists on all of them.
 
-    *without* is of lists of new items, *alone* of lists that keep seen items, *blended* with own counts by *params*.
+    without  lists without items that the user has
+    alone    lists that may hold them, by the scores of the engine alone
+    blended  lists that may hold them, by scores to which the user's own choices are added with *params*
     """
 
     share: float
@@ -50,15 +52,15 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
     """Return how often each user chose each item: a sparse matrix [users, items], to be added to scores.
 
     A choice, a row of *history*, counts `params.weight`, halved per half-life before the newest row. With
-    `params.recency`, the sums are multiplied by the recent popularity of the item.
+    `params.recency`, the sum of an item is multiplied by the item's recent popularity.
     """
     row_weights = np.full(len(history.times), params.weight, dtype=np.float32)
     if params.half_life_days is not None:
         row_weights *= decay_factors(history.times, params.half_life_days).astype(np.float32)
     counts = replace(history, weights=row_weights, weighing=Weighing("sum")).matrix()
     if params.recency is not None:
-        recent_factors = params.recency.weights(counts, history.first_times(counts))
-        counts.data *= recent_factors[counts.indices]
+        factor_of_item = params.recency.weights(counts, history.first_times(counts))
+        counts.data *= factor_of_item[counts.indices]
     return counts
 
 
@@ -68,37 +70,37 @@ def choose_repeats(
     """Choose how much a user's own choices raise the scores of these items, by the nDCG of lists of *k* items.
 
     The lists may repeat items of the train part of *parts*, to which *ranker* is fitted. A repeat is a test pair that
-    is in train, too. With *popular_half_life_days*, own choices times recent popularity are tried, too. Returns None
-    without times, and without repeats.
+    is in train, too. Several weights and half-lives of own choices are tried, also weight 0, and with
+    *popular_half_life_days* own choices times recent popularity. Returns None without times, and without repeats.
     """
     is_repeat = parts.is_repeat
     if parts.history is None or not is_repeat.any():
         return None
 
-    without_own = RepeatParams(weight=0.0)
-    candidates = [without_own]
+    engine_alone = RepeatParams(weight=0.0)
+    candidates = [engine_alone]
     for half_life_days in _HALF_LIVES:
         candidates += [RepeatParams(half_life_days, weight) for weight in _WEIGHTS]
     if popular_half_life_days is not None:
         recency = Recency(popular_half_life_days, _RECENT_GAMMA)
         candidates.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
 
-    scores = {params: ndcg(parts, ranker, k, params) for params in candidates}
-    best = max(scores, key=lambda params: scores[params])
+    ndcg_by_params = {params: ndcg(parts, ranker, k, params) for params in candidates}
+    best = max(candidates, key=lambda params: ndcg_by_params[params])
     return RepeatSearch(
         share=float(is_repeat.mean()),
         k=k,
-        without=ndcg(parts, ranker, k, without_own, keep_seen=False),
-        alone=scores[without_own],
-        blended=scores[best],
+        without=ndcg(parts, ranker, k, engine_alone, keep_seen=False),
+        alone=ndcg_by_params[engine_alone],
+        blended=ndcg_by_params[best],
         params=best,
     )
 
 
 def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_seen: bool = True) -> float:
-    """Return the nDCG on the test part of lists of *k* items, whose scores a user's own choices raise by *params*.
+    """Return the nDCG of lists of *k* items on the test part of *parts*.
 
-    The lists hold items of the train part only if *keep_seen*.
+    A user's own choices raise the scores of these items as *params* say. The lists may hold them only if *keep_seen*.
     """
     own = None
     if parts.history is not None and params.weight:

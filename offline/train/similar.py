@@ -96,20 +96,22 @@ def _similarities_by_params(
     recent_factors = [None if recency is None else recency.weights(user_items, times) for recency in recencies]
 
     sampled = _sampled_users(user_items)
-    has_item = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
-    has_user = csr_matrix(has_item.T)
+    users_by_items = with_weights(sampled, np.ones(sampled.nnz, dtype=np.float32))
+    items_by_users = csr_matrix(users_by_items.T)
     user_counts = np.maximum(users_per_item(sampled), 1)
 
     # The products of all items at once would exceed the memory.
     blocks: list[list[Similarities]] = [[] for _ in candidates]
     for start in range(0, len(items), _ITEMS_AT_ONCE):
         block = items[start : start + _ITEMS_AT_ONCE]
-        common_users = has_user[block] @ has_item  # [len(block), all items]
+        common_users = items_by_users[block] @ users_by_items  # the number of users of both [len(block), all items]
         cosines = _cosines(common_users, block, user_counts)
         for params, factors, blocks_of_params in zip(candidates, recent_factors, blocks, strict=True):
+            # `cosines` and `values` are in the order of the stored values of `common_users`.
             values = cosines * (common_users.data / (common_users.data + params.shrink))
             if factors is not None:
-                values *= factors[common_users.indices]
+                other_items = common_users.indices
+                values *= factors[other_items]
             similarities = with_weights(common_users, values.astype(np.float32))
             blocks_of_params.append(keep_highest(similarities, most))
 
@@ -120,9 +122,10 @@ def _similarities_by_params(
 
 
 def _cosines(common_users: Similarities, block: Indices, user_counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the cosine for each value of *common_users* [len(block), items]; 0 for an item with itself.
+    """Return the cosine for each stored value of *common_users* [len(block), all items]; 0 for an item with itself.
 
-    *user_counts* [items] are the numbers of users of each item.
+    Row r of *common_users* holds the numbers of users of the item `block[r]` and of other items; *user_counts* [items]
+    are the numbers of users of each item.
     """
     row_items = block[row_of_each_pair(common_users)]
     other_items = common_users.indices
@@ -147,51 +150,52 @@ def keep_highest(similarities: Similarities, most: int) -> Similarities:
         excess = end - start - most
         if excess > 0:
             row = similarities.data[start:end]
-            lowest_kept = np.partition(row, excess)[excess]
+            lowest_kept = np.partition(row, excess)[excess]  # all before it in a sorted row are too many
             is_kept[start:end] &= row >= lowest_kept
     highest = select_pairs(similarities, is_kept)
 
-    # Values that equal the lowest one were all kept: the last columns among them are left out. The columns are sorted
-    # only now, as few values are left.
+    # Rows are still too long if several values equal the lowest one: of these, the last columns are left out. The
+    # columns are sorted only now, as few values are left.
     highest.sort_indices()
     is_kept = np.ones(highest.nnz, dtype=np.bool_)
     for start, end in pairwise(highest.indptr.tolist()):
         excess = end - start - most
         if excess > 0:
             row = highest.data[start:end]
-            is_lowest = row == row.min()
-            is_kept[start + np.flatnonzero(is_lowest)[-excess:]] = False
+            lowest_places = start + np.flatnonzero(row == row.min())
+            is_kept[lowest_places[-excess:]] = False
     return highest if is_kept.all() else select_pairs(highest, is_kept)
 
 
 def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
     """Return the parameters of similar items with the best hit rate on the test parts of *splits*.
 
-    The hit rate is the share of users' last items in train with the user's next item among *k* similar ones. It rewards
-    popular items. So a power of recent popularity other than the default, and then no `shrink`, must lead the default
-    by more than a 95 % interval. Recency is tried only with *half_life_days* and times.
+    The hit rate is the share of users' last items in train with the user's next item among *k* similar ones. As it
+    rewards popular items, other parameters replace the default ones only if they are better beyond a 95 % interval: at
+    first another power of recent popularity, then no `shrink`. The default has the lowest power. Recency is tried only
+    with *half_life_days* and times.
     """
-    recencies: list[Recency | None] = [None]
+    candidates = [SimilarParams()]
     if half_life_days is not None and all(parts.history is not None for parts in splits):
-        default, *higher = (Recency(half_life_days, gamma) for gamma in _RECENCY_POWERS)
-        recencies = [default, None, *higher]
-    candidates = [SimilarParams(recency=recency) for recency in recencies]
+        lowest, *higher = (SimilarParams(recency=Recency(half_life_days, gamma)) for gamma in _RECENCY_POWERS)
+        candidates = [lowest, SimilarParams(), *higher]
+    default = candidates[0]
 
     tests = [_next_items_test(parts) for parts in splits]
     if not any(len(test.users) for test in tests):
-        return candidates[0]
+        return default
 
     rates = _hit_rates_by_params(splits, tests, candidates, k)
-    best = _first_not_beaten(rates)
-    without_shrink = replace(best, shrink=0.0)
+    chosen = _first_not_beaten(rates)
+    without_shrink = replace(chosen, shrink=0.0)
     rates_without_shrink = _hit_rates_by_params(splits, tests, [without_shrink], k)
-    return _first_not_beaten({best: rates[best], **rates_without_shrink})
+    return _first_not_beaten({chosen: rates[chosen], **rates_without_shrink})
 
 
 def _first_not_beaten(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
     """Return the first parameters of *rates* that the best ones do not lead by more than a 95 % interval."""
-    best = max(rates.values(), key=lambda per_user: float(per_user.sum()))
-    return next(params for params, per_user in rates.items() if leads_by(best, per_user) <= LEADING_BY_SE)
+    best_rates = max(rates.values(), key=lambda per_user: float(per_user.sum()))
+    return next(params for params, per_user in rates.items() if leads_by(best_rates, per_user) <= LEADING_BY_SE)
 
 
 def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
@@ -276,10 +280,10 @@ def _hit_rates_by_params(
     for parts, test in zip(splits, tests, strict=True):
         if not len(test.users):
             continue
-        rows = np.arange(len(test.items), dtype=np.int32)
         matrices = _similarities_by_params(parts.train, parts.train_times, test.items, candidates, k)
+        all_rows = np.arange(len(test.items), dtype=np.int32)  # row r of a matrix is of the item test.items[r]
         for params, similarity in zip(candidates, matrices, strict=True):
-            lists = Similar(similarity).similar_items(rows, k).items
+            lists = Similar(similarity).similar_items(all_rows, k).items
             per_user[params].append(test.hit_rates(lists))
     return {params: np.concatenate(rates) for params, rates in per_user.items()}
 

@@ -70,8 +70,8 @@ _MOST_FACTORS = 512
 # A fit takes 28 bytes for each.
 _MOST_SIMILARITIES = 5_000_000
 _WALK_STEP = 0.1
-# The first half-lives tried, in days.
-_HALF_LIVES = (2.0, 8.0)
+# In days.
+_FIRST_HALF_LIVES = (2.0, 8.0)
 # Further half-lives and powers of recency are this factor larger or smaller.
 _RECENCY_STEP = 2.0
 _SHORTEST_DAYS = 0.125
@@ -96,6 +96,11 @@ class TuneOptions:
     def __post_init__(self) -> None:
         if self.budget_s is not None and not 0 < self.budget_s < math.inf:
             raise SettingError(f"tune is {self.budget_s}; it must be a number of seconds above 0.")
+
+    @property
+    def limit_s(self) -> float | None:
+        """`budget_s`; unlimited (inf) if there are `cells` alone, None for the default."""
+        return math.inf if self.cells and self.budget_s is None else self.budget_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +180,8 @@ class Search:
     def _preference(self, trial: Trial) -> tuple[float, ...]:
         """Return a sort key: of personal trials that are equally good, the one with the least key is recommended.
 
-        By importance: with recency, ALS, the simplest parameters, the highest power of recency, and the half-life of
-        recency that is nearest to that of the best popularity.
+        Its parts, the most important first, prefer: recency to none, ALS to other engines, the simplest parameters, the
+        highest power of recency, and the half-life of recency that is nearest to that of the best popularity.
         """
         params = trial.params
         complexity = 0.0
@@ -184,17 +189,20 @@ class Search:
             case ALSParams():
                 complexity = params.factors
             case EASEParams():
-                complexity = -params.regularization  # more makes weights smaller
+                complexity = -params.regularization  # weights are smaller with more of it
             case NeighbourParams():
                 complexity = params.neighbours
-        is_other_engine = float(not isinstance(params, ALSParams))
 
         recency = recency_of(params)
-        if recency is None:
-            return 1.0, is_other_engine, complexity, 0.0, 0.0
-        popular_half_life = self.popular.half_life_days or recency.half_life_days
-        distance = abs(math.log(recency.half_life_days / popular_half_life))
-        return 0.0, is_other_engine, complexity, -recency.gamma, distance
+        lacks_recency = recency is None
+        is_other_engine = not isinstance(params, ALSParams)
+        power = 0.0
+        half_life_distance = 0.0
+        if recency is not None:
+            power = recency.gamma
+            popular_half_life = self.popular.half_life_days or recency.half_life_days
+            half_life_distance = abs(math.log(recency.half_life_days / popular_half_life))
+        return float(lacks_recency), float(is_other_engine), complexity, -power, half_life_distance
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -236,9 +244,10 @@ def tune(
 ) -> Search | None:
     """Compare cells by the nDCG at *k* of their lists, on splits of *user_items* into train and test parts.
 
-    A cell is an engine with its parameters. Those of *tuning* are tried or, if it has none, the default ones, those
-    past the edge of the grid if the best lie there, and, for a split in time, the best of each engine with recency:
-    with scores multiplied by a power of recent popularity. More than a million pairs are sampled by user.
+    A cell is an engine with its parameters. The cells of *tuning* are tried. If it has none, the default ones are, then
+    cells beyond those if the best lie at the edge. For a split in time, the best default cell of each engine is also
+    tried with recency: with scores multiplied by a power of recent popularity. A log of more than a million pairs is
+    sampled by user.
 
     user_items     the training part [users, items]; *history* are its rows with times
     options        the kind of split; the seed differs from that of the outer split
@@ -257,39 +266,26 @@ def tune(
 
     items = sample.user_items.shape[1]
     tries_recency = sample.options.in_time and not tuning.cells
-    seconds = math.inf if tuning.cells and tuning.budget_s is None else tuning.budget_s
-    budget = Budget(splits, user_items, seconds)
+    budget = Budget(splits, user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-
     cost_s = Cost(splits, user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
         is_evaluated=evaluated,
         has_repeats=tries_recency and sample.has_repeats,
     )
-    on_notice(
-        f"searching {len(cells)} cells on an inner {sample.options.kind} split, the evaluation and the last fit take "
-        f"about {cost_s:.0f} s of a core; --no-tune skips the search"
-    )
-    users = None
-    if sample.user_items is not user_items:
-        users = sample.user_items.shape[0]
-        on_notice(f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large")
+    for notice in _notices(sample, user_items, len(cells), cost_s):
+        on_notice(notice)
 
     on_trial(0, len(cells))
-    trials = _Trials(
-        splits,
-        k,
-        trials_folder,
-        digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k),
-    )
+    digest = digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k)
+    trials = _Trials(splits, k, trials_folder, digest, on_trial)
     # At least one trial with recency follows the others.
-    expected_later = int(tries_recency)
-    trials.run(cells, on_trial, expected_later)
+    trials.run(cells, expected_later=int(tries_recency))
     if not tuning.cells:
-        _try_cells_past_edge(trials, budget, items, on_trial, expected_later)
+        _try_cells_past_edge(trials, budget, items, expected_later=int(tries_recency))
     if tries_recency:
-        _try_recency(trials, budget, on_trial)
+        _try_recency(trials, budget)
     on_trial(len(trials.done), len(trials.done))
 
     if budget.left_out:
@@ -299,35 +295,43 @@ def tune(
         k=k,
         trials=tuple(trials.done),
         left_out=tuple(budget.left_out),
-        users=users,
+        users=sample.user_items.shape[0] if sample.is_drawn else None,
     )
 
 
-def _try_cells_past_edge(
-    trials: "_Trials", budget: Budget, items: int, on_trial: OnProgress, expected_later: int
-) -> None:
+def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: float) -> Iterator[str]:
+    """Yield sentences on the cost of a search of a number of *cells*, and on the users it is of if they are drawn."""
+    yield (
+        f"searching {cells} cells on an inner {sample.options.kind} split, the evaluation and the last fit take "
+        f"about {cost_s:.0f} s of a core; --no-tune skips the search"
+    )
+    if sample.is_drawn:
+        users = sample.user_items.shape[0]
+        yield f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large"
+
+
+def _try_cells_past_edge(trials: "_Trials", budget: Budget, items: int, *, expected_later: int) -> None:
     """Try cells past the best one of each engine as long as it lies at the edge of those tried, at most three times."""
     for _ in range(_EXTENSIONS):
         best_first = [trial.params for trial in _sort_by_ndcg(trials.done)]
-        trials.run(budget.affordable(cells_past_edge(best_first, items)), on_trial, expected_later)
+        trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
 
 
-def _try_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> None:
+def _try_recency(trials: "_Trials", budget: Budget) -> None:
     """Try the best parameters of each engine with recency: scores multiplied by a power of recent popularity.
 
-    Each engine is tried with several half-lives and powers, until no more help or *budget* is spent. The trials are
-    added to *trials*, and announced to *on_trial*. Popularity comes first, as others start from its best half-life,
-    then ALS, whose fits, kept in memory, are then released.
+    The next half-lives and powers of an engine depend on its trials so far. It is done when there are none that may
+    help, or *budget* is spent. All trials are added to *trials*. Popularity comes first, as the other engines start
+    from its best half-life.
     """
     best_of_engines = [trial.params for trial in _best_of_each_engine(trials.done)]
     popularity: PopularityParams | None = None
     for params in sorted(best_of_engines, key=_recency_order):
-        tried: list[Trial] = []
-        while True:
+        tried = list[Trial]()
+        cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
+        while cells:
+            tried += trials.run(cells, expected_later=1)
             cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
-            if not cells:
-                break
-            tried += trials.run(cells, on_trial, expected_later=1)
 
         if tried:
             best = max(tried, key=lambda trial: trial.ndcg).params
@@ -336,7 +340,10 @@ def _try_recency(trials: "_Trials", budget: Budget, on_trial: OnProgress) -> Non
 
 
 def _recency_order(params: Params) -> int:
-    """Return the place of an engine in the trials of recency."""
+    """Return the place of an engine in the trials of recency.
+
+    ALS follows popularity, as its fits are kept in memory until another engine is fitted.
+    """
     match params:
         case PopularityParams():
             return 0
@@ -396,11 +403,12 @@ def search_repeats(
 
 
 class _UserSample(NamedTuple):
-    """The interactions of a search's users, all or some drawn at random, and the options of its split."""
+    """The interactions of a search's users, all of them or, if it *is_drawn*, some, and the options of its split."""
 
     user_items: UserItems
     history: History | None
     options: SplitOptions
+    is_drawn: bool
 
     @property
     def has_repeats(self) -> bool:
@@ -424,13 +432,13 @@ class _UserSample(NamedTuple):
 
 
 def _sample_users(user_items: UserItems, history: History | None, options: SplitOptions) -> _UserSample:
-    """Draw the users of a search at random: some with a million pairs in all, with the items that these have.
+    """Draw the users of a search at random, with a million pairs in all, and leave out items that none of them has.
 
     *history* are the rows of *user_items* with times. With fewer pairs, all users and items remain. The minimum number
     of users per item in *options* is meant for all users, so it is dropped for a sample.
     """
     if user_items.nnz <= _SEARCHED_PAIRS:
-        return _UserSample(user_items, history, options)
+        return _UserSample(user_items, history, options, is_drawn=False)
 
     counts = items_per_user(user_items)
     order = np.random.default_rng(options.seed).permutation(len(counts))
@@ -443,33 +451,35 @@ def _sample_users(user_items: UserItems, history: History | None, options: Split
     pairs = pairs[:, has_users]
     pairs.has_canonical_format = True
     rows = None if history is None else history.renumbered(is_sampled, has_users)
-    return _UserSample(pairs, rows, replace(options, min_per_item=1))
+    return _UserSample(pairs, rows, replace(options, min_per_item=1), is_drawn=True)
 
 
 class _Trials:
     """Runs trials of one search on *splits*, with lists of *k*.
 
     They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
+    *on_trial* is called with the number of trials done and the expected total.
     """
 
-    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str) -> None:
+    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:
         self._splits = splits
         self._k = k
         self._folder = folder
         self._key = key
+        self._on_trial = on_trial
         self._fits = _Fits(splits)
         self.done: list[Trial] = []
 
-    def run(self, cells: Sequence[Params], on_trial: OnProgress, expected_later: int) -> list[Trial]:
-        """Try *cells* and return their trials.
-
-        *on_trial* is called with the number of trials so far and the total, if *expected_later* ones follow these.
-        """
-        total = len(self.done) + len(cells) + expected_later
+    def run(self, cells: Sequence[Params], *, expected_later: int) -> list[Trial]:
+        """Try *cells* and return their trials; *expected_later* trials are expected to follow."""
+        expected_total = len(self.done) + len(cells) + expected_later
+        trials = list[Trial]()
         for params in cells:
-            self.done.append(self._stored_or_measured(params))
-            on_trial(len(self.done), total)
-        return self.done[len(self.done) - len(cells) :]
+            trial = self._stored_or_measured(params)
+            trials.append(trial)
+            self.done.append(trial)
+            self._on_trial(len(self.done), expected_total)
+        return trials
 
     def _stored_or_measured(self, params: Params) -> Trial:
         """Return the trial of *params* stored in the folder; else measure it, and store it if there is a folder.
@@ -477,8 +487,8 @@ class _Trials:
         `_key` is a digest of the data and settings. With the parameters, it names the file, so this is never out of
         date. A file holds the seconds of the trial, and then the nDCG of each user.
         """
-        fitted = with_fewer_iterations(params)
-        iterations = fitted.iterations if isinstance(fitted, ALSParams) else None
+        params_of_trial = with_fewer_iterations(params)
+        iterations = params_of_trial.iterations if isinstance(params_of_trial, ALSParams) else None
 
         file = None
         if self._folder is not None:
@@ -489,7 +499,7 @@ class _Trials:
                 return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
 
         start = perf_counter()
-        per_user = self._measure_ndcg(fitted)
+        per_user = self._measure_ndcg(params_of_trial)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
         if file is not None:
             _store_trial(file, trial)
@@ -533,21 +543,25 @@ class _Fits:
         self._best_ndcg = -math.inf
 
     def rankers(self, params: Params) -> Iterator[Ranker]:
-        """Yield a ranker for each split, fitted with *params* to its train part.
+        """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
 
-        Recency (scores multiplied by recent popularity) changes no fit, so its trials share a fit without, which is
-        kept. So are small fits of ALS, as they may be the best. Others are fitted one at a time, to save memory.
+        Recency multiplies the scores of a fitted model by recent popularity, so trials that differ in it alone share a
+        fit, which is kept. Small fits of ALS are kept, too, as trials of recency need the best one again. Others are
+        fitted one at a time, to save memory.
         """
         recency = recency_of(params)
         if recency is not None:
-            rankers = self._kept_or_fitted(without_recency(params))
-            for ranker, parts, times in zip(rankers, self._splits, self._times, strict=True):
+            fitted = self._kept_or_fitted(without_recency(params))
+            for ranker, parts, times in zip(fitted, self._splits, self._times, strict=True):
                 yield with_recency(ranker, recency.weights(parts.train, times))
-        elif isinstance(params, ALSParams) and self._fits_bytes(params) <= _MOST_KEPT_BYTES:
+            return
+
+        is_kept = isinstance(params, ALSParams) and self._fits_bytes(params) <= _MOST_KEPT_BYTES
+        if is_kept:
             yield from self._kept_or_fitted(params)
-        else:
-            for parts in self._splits:
-                yield fit_parts(parts, params)
+            return
+        for parts in self._splits:
+            yield fit_parts(parts, params)
 
     def keep_if_best(self, params: Params, ndcg: float) -> None:
         """Keep the rankers of *params* if they are the best of ALS."""
@@ -732,61 +746,64 @@ def cells_with_recency(
     and the highest power at the half-life of *popularity*. After trials, it is half-lives and powers around the best
     trial, and higher powers as long as they are as good.
     """
-    timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _HALF_LIVES]
-    if popularity is not None and popularity.half_life_days is not None:
-        timings.append(_Timing(popularity.half_life_days, _HIGHEST_GAMMA))
     if tried:
         timings = list(_timings_around_best(tried))
+    else:
+        timings = [_Timing(half_life_days, gamma=1.0) for half_life_days in _FIRST_HALF_LIVES]
+        if popularity is not None and popularity.half_life_days is not None:
+            timings.append(_Timing(popularity.half_life_days, _HIGHEST_GAMMA))
 
-    cells: dict[Params, None] = {}
+    known_cells = {trial.params for trial in tried}
+    cells = list[Params]()
     for timing in timings:
         if not timing.is_in_range:
             continue
-        if isinstance(params, PopularityParams):
-            cells[PopularityParams(timing.days)] = None
-        else:
-            cells[replace(params, recency=Recency(timing.days, timing.gamma))] = None
-    tried_cells = {trial.params for trial in tried}
-    return [cell for cell in cells if cell not in tried_cells]
+        cell: Params = PopularityParams(timing.half_life_days)
+        if not isinstance(params, PopularityParams):
+            cell = replace(params, recency=Recency(timing.half_life_days, timing.gamma))
+        if cell not in known_cells:
+            known_cells.add(cell)
+            cells.append(cell)
+    return cells
 
 
 class _Timing(NamedTuple):
-    """A half-life of recent popularity in days, and the power (*gamma*) with which it multiplies scores."""
+    """The half-life of recent popularity in days, and the power (*gamma*) of it that multiplies scores."""
 
-    days: float
+    half_life_days: float
     gamma: float
 
     @property
     def is_in_range(self) -> bool:
         """Whether it may be tried."""
-        return _SHORTEST_DAYS <= self.days <= _LONGEST_DAYS and _LOWEST_GAMMA <= self.gamma <= _HIGHEST_GAMMA
+        return _SHORTEST_DAYS <= self.half_life_days <= _LONGEST_DAYS and _LOWEST_GAMMA <= self.gamma <= _HIGHEST_GAMMA
 
 
 def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
-    """Yield timings (half-life and power of recency) twice and half those of the best trial of an engine.
+    """Yield twice and half the half-life of the best of the trials of an engine, and twice and half its power.
 
     Popularity has no power. For other engines, a trial that is as good as the best one, with the same half-life and at
-    least its power, is followed by one with twice the power, too.
+    least its power, is followed by one with twice that power, too.
     """
     best = max(tried, key=lambda trial: trial.ndcg)
-    days, gamma = _timing_of(best.params)
-    yield _Timing(days * _RECENCY_STEP, gamma)
-    yield _Timing(days / _RECENCY_STEP, gamma)
+    half_life_days, gamma = _timing_of(best.params)
+    yield _Timing(half_life_days * _RECENCY_STEP, gamma)
+    yield _Timing(half_life_days / _RECENCY_STEP, gamma)
     if isinstance(best.params, PopularityParams):
         return
 
-    yield _Timing(days, gamma * _RECENCY_STEP)
-    yield _Timing(days, gamma / _RECENCY_STEP)
+    yield _Timing(half_life_days, gamma * _RECENCY_STEP)
+    yield _Timing(half_life_days, gamma / _RECENCY_STEP)
     for trial in tried:
         if _is_as_good_and_recent(trial, best):
-            yield _Timing(days, _timing_of(trial.params).gamma * _RECENCY_STEP)
+            yield _Timing(half_life_days, _timing_of(trial.params).gamma * _RECENCY_STEP)
 
 
 def _is_as_good_and_recent(trial: Trial, best: Trial) -> bool:
     """Return whether *trial* has the half-life of *best*, a power as high, and cannot be told apart from it."""
     timing = _timing_of(trial.params)
     best_timing = _timing_of(best.params)
-    is_as_recent = timing.days == best_timing.days and timing.gamma >= best_timing.gamma
+    is_as_recent = timing.half_life_days == best_timing.half_life_days and timing.gamma >= best_timing.gamma
     return is_as_recent and best.leads_by(trial) <= EQUAL_WITHIN_SE
 
 
