@@ -129,6 +129,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: the test's sizes, the metrics of the model as `model`, and those of the baselines."""
         model = self.model.to_json()
+        # Of the model, these are tables next to its metrics; of a baseline, they are in its table.
         as_served = model.pop("as_served")
         intervals = model.pop("intervals")
         return {
@@ -277,10 +278,13 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine with *params* on the train part of *parts*, and measure its lists of *k* items on the test part.
 
-    The lists are measured as they are, and as served: users without a list are served the items with the most users
-    in train, halved per half-life if *popular* has one and there are times. Instead, *make_lists* computes both.
-    *on_iteration* is called with the iterations done and their total. With *similar* items, the similarity of a list's
-    items is measured, and the share of those that are new, whose first interaction is in the last *new_days*.
+    The lists are measured as they are, and as served: users without a list are served popular items.
+
+    on_iteration  called with the iterations of the fit done and their total
+    popular       half-life of the popular items, if there are times; without, all users of an item count alike
+    make_lists    computes the lists, and those as served; by default the best items of each user, and popular ones
+    similar       similar items of train; with them, the variety of lists is measured: the similarity of a list's items,
+                  and the share of new items, those whose first interaction is in the last *new_days* of train
     """
     ranker = fit_parts(parts, params, on_iteration)
     if make_lists is None:
@@ -317,7 +321,7 @@ def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
-    """Fit, and fold in held-out users."""
+    """Fit an engine to the train part; users who are held out of it are folded in with the items they are known by."""
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
@@ -387,6 +391,10 @@ def _lists_as_published(
     *similar* are fitted to the train part, and impressions after its end are left out. The lists have *length* items,
     of which the first *k* are returned. Only with *keep_seen* may they hold items that the user has.
     """
+    if rules.showings is not None and parts.history is not None:
+        train_end = int(parts.history.times.max())
+        rules = replace(rules, showings=rules.showings.until(train_end))
+
     train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
     train_model = replace(
         model,
@@ -396,15 +404,13 @@ def _lists_as_published(
         segments={},
         similar=similar or model.similar,
     )
-    if rules.showings is not None and parts.history is not None:
-        train_end = int(parts.history.times.max())
-        rules = replace(rules, showings=rules.showings.until(train_end))
+    lists_of_train = RuledLists.of(train_model, rules, length, keep_seen=keep_seen)
+    popular_items = lists_of_train.popular()[OVERALL].items
 
-    lists_under_rules = RuledLists.of(train_model, rules, length, keep_seen=keep_seen)
-    popular_items = lists_under_rules.popular()[OVERALL].items
+    lists_of_users = lists_of_train
     if parts.seen is not parts.train:
-        # Tested users are not in train: their lists are made for their other items.
+        # Held-out users are not in train. Their lists are made for the items that they are known to have.
         seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
-        lists_under_rules = lists_under_rules.for_users(replace(train_model, matrix=seen_matrix))
-    lists = lists_of_tested(parts, k, lambda users: lists_under_rules.personal(users).items)
+        lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
+    lists = lists_of_tested(parts, k, lambda users: lists_of_users.personal(users).items)
     return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))

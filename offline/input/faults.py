@@ -195,7 +195,7 @@ class _Quotes:
         self._is_json = False
         self._delimiter = ","
         self._fields = 0
-        # Lines of a record with an open quote, the first of which has this number.
+        # The lines since a quote was opened, with the number of the first; empty while none is open.
         self._record = list[str]()
         self._first_number = 0
         self._is_unclosed = False
@@ -208,9 +208,9 @@ class _Quotes:
     def add_line(self, number: int, text: str) -> None:
         """Add the next line of a CSV file, whose *number* counts from 1.
 
-        A line with an odd number of quotes opens a quoted field, or closes the open one. `_record` holds the lines
-        since the opening quote. It stays, and with it the fault, if they are no record once a quote closes, or if they
-        are too many.
+        A line with an odd number of quotes opens a quoted field, or closes the open one. `_record` are the lines from
+        the opening quote to the closing one. The opening line is at fault (`_is_unclosed`) if these lines are not one
+        record, or if there are too many; then further lines do not matter. JSON has no such faults.
         """
         if number == 1:
             self._is_json = text.lstrip("\ufeff").startswith("{")
@@ -220,15 +220,19 @@ class _Quotes:
             return
 
         has_odd_quotes = text.count('"') % 2 == 1
-        if self._record:
-            self._record.append(text)
-            if has_odd_quotes and self._is_whole_record():
-                self._record.clear()
-            else:
-                self._is_unclosed = has_odd_quotes or len(self._record) > _MOST_FIELD_LINES
-        elif has_odd_quotes:
-            self._record = [text]
-            self._first_number = number
+        if not self._record:
+            if has_odd_quotes:
+                self._record = [text]
+                self._first_number = number
+            return
+
+        self._record.append(text)
+        if not has_odd_quotes:
+            self._is_unclosed = len(self._record) > _MOST_FIELD_LINES
+        elif self._is_whole_record():
+            self._record.clear()
+        else:
+            self._is_unclosed = True
 
     def _is_whole_record(self) -> bool:
         try:

@@ -98,12 +98,13 @@ class History:
         old_users, old_items = np.divmod(self.pair_numbers, self.shape[1])
         is_kept = users[old_users] & items[old_items]
 
+        # The new number of a user is the number of those kept before.
         new_number_of_user = np.cumsum(users) - 1
         new_number_of_item = np.cumsum(items) - 1
         new_users = new_number_of_user[old_users[is_kept]]
         new_items = new_number_of_item[old_items[is_kept]]
 
-        shape = int(users.sum()), int(items.sum())
+        shape = (int(users.sum()), int(items.sum()))
         return replace(self._rows_where(is_kept), shape=shape, pair_numbers=new_users * shape[1] + new_items)
 
     def k_core(self, pairs: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
@@ -298,16 +299,17 @@ def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserI
     items = user_items.indices
     users = row_of_each_pair(user_items)
     while True:
-        per_user = np.bincount(users[kept], minlength=1)
-        per_item = np.bincount(items[kept], minlength=1)
-        enough = (per_user >= min_per_user)[users[kept]] & (per_item >= min_per_item)[items[kept]]
-        if enough.all():
+        has_enough_items = np.bincount(users[kept], minlength=1) >= min_per_user  # [users]
+        has_enough_users = np.bincount(items[kept], minlength=1) >= min_per_item  # [items]
+        has_enough = has_enough_items[users[kept]] & has_enough_users[items[kept]]  # [pairs kept]
+        if has_enough.all():
             return user_items if kept.all() else select_pairs(user_items, kept)
-        kept[np.flatnonzero(kept)[~enough]] = False
+        kept_pairs = np.flatnonzero(kept)
+        kept[kept_pairs[~has_enough]] = False
 
 
 def select_pairs(user_items: UserItems, kept: Mask) -> UserItems:
-    """Return the pairs *kept*, in the order of the data."""
+    """Return the sparse matrix of the pairs whose mask *kept* [pairs] is True; the mask is in the order of the data."""
     ends = np.concatenate(([0], np.cumsum(kept)))[user_items.indptr].astype(user_items.indptr.dtype)
     pairs = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     pairs.has_canonical_format = user_items.has_canonical_format
@@ -320,7 +322,7 @@ def with_weights(user_items: UserItems, weights: npt.NDArray[Any]) -> UserItems:
 
 
 def row_of_each_pair(user_items: UserItems) -> npt.NDArray[np.int64]:
-    """Return the row of each pair."""
+    """Return the row (user) of each pair [pairs], in the order of the data; of other sparse matrices, of each value."""
     return np.repeat(np.arange(user_items.shape[0]), items_per_user(user_items))
 
 
@@ -372,19 +374,20 @@ class _NumberedIds(NamedTuple):
 
 def _number_ids(ids: pl.Series) -> _NumberedIds:
     """Number the *ids* of rows, texts or categories, in the order of the ids: the first one is 0."""
-    # polars keeps a category as a code, in the order of its first occurrence.
+    # polars keeps a category as a code: codes are in the order of first occurrence, and may have gaps.
     categories = ids.cast(pl.Categorical)
     unique_categories = categories.unique()
-    unique_ids = unique_categories.cast(pl.String)
-    unique_codes = unique_categories.to_physical().to_numpy()
+    names = unique_categories.cast(pl.String)
+    codes = unique_categories.to_physical().to_numpy()
 
-    order = unique_ids.arg_sort()
-    number_of_code = np.zeros(unique_codes.max(initial=0) + 1, dtype=np.int32)
-    number_of_code[unique_codes[order.to_numpy()]] = np.arange(len(order), dtype=np.int32)
-    return _NumberedIds(
-        names=unique_ids.gather(order),
-        numbers=number_of_code[categories.to_physical().to_numpy()],
-    )
+    order = names.arg_sort()
+    sorted_names = names.gather(order)
+    sorted_codes = codes[order.to_numpy()]
+    number_of_code = np.zeros(codes.max(initial=0) + 1, dtype=np.int32)
+    number_of_code[sorted_codes] = np.arange(len(sorted_codes), dtype=np.int32)
+
+    code_of_row = categories.to_physical().to_numpy()
+    return _NumberedIds(sorted_names, numbers=number_of_code[code_of_row])
 
 
 def _history_of_log(log: pl.DataFrame, numbers: PairNumbers, shape: tuple[int, int], weighing: Weighing) -> History:
@@ -453,7 +456,9 @@ def _matrix_of_pairs(numbers: PairNumbers, weights: Floats, shape: tuple[int, in
     *numbers* are user * number of items + item of each pair; they are unique and ascend.
     """
     users, items = np.divmod(numbers, shape[1])
-    ends = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=shape[0]))))
-    pairs = csr_matrix((weights, items.astype(np.int32), ends.astype(np.int32)), shape=shape)
+    counts = np.bincount(users, minlength=shape[0])
+    # Row r of a csr_matrix is the data from row_ends[r] to row_ends[r + 1].
+    row_ends = np.concatenate(([0], np.cumsum(counts)))
+    pairs = csr_matrix((weights, items.astype(np.int32), row_ends.astype(np.int32)), shape=shape)
     pairs.has_canonical_format = True
     return pairs

@@ -104,7 +104,7 @@ class Neighbours:
         """
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items
-        most_scores = user_items[users].nnz * mean_neighbours
+        most_scores = user_items[users].nnz * mean_neighbours  # if no two items of a user share a neighbour
         if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
@@ -151,10 +151,10 @@ def fit_neighbours(user_items: UserItems, params: NeighbourParams) -> Neighbours
 
 
 class _WalkWeights(NamedTuple):
-    """The sum over users of the products of two items' weights, times the factor of the first one, is a random walk.
+    """A random walk from an item to another is the sum of their weights' products over users, times a factor.
 
     weighted       pairs with weights [users, items]
-    start_factors  [items]
+    start_factors  the factor of each item at which a walk starts [items]
     """
 
     weighted: UserItems
@@ -162,24 +162,29 @@ class _WalkWeights(NamedTuple):
 
 
 def _weigh_for_walks(user_items: UserItems, params: NeighbourParams) -> _WalkWeights:
-    """Return weights of pairs whose products are random walks from an item to a user and on to another item.
+    """Return weights of pairs whose products are random walks from an item to a user, and from there to another item.
 
-    The probability of a step, the weight of the pair by the sum of weights where it starts, is raised to `walk_alpha`.
-    A walk is divided by the number of users of its end to the power `walk_beta`, as popular items are reached too often
-    (RP3beta: Paudel et al., ACM TiiS 2017). A pair has one weight for both its directions, so it is divided by the
-    power of its item's users in both, and `start_factors` make up for it where a walk starts.
+    The probability of a step is the weight of the pair by the sum of weights where it starts, raised to `walk_alpha`. A
+    walk is divided by the number of users of its end to the power `walk_beta`, as popular items are reached too often
+    (RP3beta: Paudel et al., ACM TiiS 2017). So, with w for weights, a = `walk_alpha` and b = `walk_beta`, it is
+
+        (w(start, user) / sum(start))^a * (w(user, end) / sum(user))^a / users(end)^b
+
+    The library multiplies the weights of two pairs, and a pair has one weight for both of its directions. So each pair
+    has the root of the user's factor, and the divisor by the users of its item. `start_factors` have the factor of the
+    start's sum, and undo the divisor of the start.
     """
-    user_sums = _sums_of_weights(user_items, axis=1)
-    item_sums = _sums_of_weights(user_items, axis=0)
-    popularity_divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
-
     weights = user_items.data.astype(np.float64) ** params.walk_alpha
-    weights /= popularity_divisors[user_items.indices]
-    # Each of the two pairs of a walk has the root of the user's sum.
-    weights /= (user_sums ** (params.walk_alpha / 2))[row_of_each_pair(user_items)]
+
+    user_divisors = _sums_of_weights(user_items, axis=1) ** (params.walk_alpha / 2)
+    end_divisors = np.maximum(users_per_item(user_items), 1) ** params.walk_beta
+    weights /= end_divisors[user_items.indices]
+    weights /= user_divisors[row_of_each_pair(user_items)]
+
+    start_divisors = _sums_of_weights(user_items, axis=0) ** params.walk_alpha
     return _WalkWeights(
         weighted=with_weights(user_items, weights),
-        start_factors=popularity_divisors / item_sums**params.walk_alpha,
+        start_factors=end_divisors / start_divisors,
     )
 
 

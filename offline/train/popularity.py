@@ -117,25 +117,26 @@ class Popularity:
     ) -> ranking.Ranked:
         """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
 
-        `counts` [items] are the numbers of users of each item. The users' own items are left out unless *keep_seen*,
-        and all but those *allowed* [items]. Users without items get no list. Same result as `ranking.recommend`,
-        without scores of all users and items in memory. Raises ValueError if *user_items* has another number of items
-        than the learnt matrix.
+        `counts` [items] are the numbers of users of each item; items without any are not listed. The users' own items
+        are left out unless *keep_seen*, and all but those *allowed* [items]. Users without items in *user_items* get no
+        list. The result is that of `ranking.recommend`, without a table of all users and items in memory. Raises
+        ValueError if *user_items* has another number of items than the learnt matrix.
         """
         require_at_least("The length of a list", n)
-        if user_items.shape[1] != len(self.counts):
+        all_items = len(self.counts)
+        if user_items.shape[1] != all_items:
             raise ValueError(f"user_items is {user_items.shape}, but {self.shape} was learnt from")
 
-        counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
-        listable_items = np.count_nonzero(counts > self.floor)
-        most_popular_first = order_by_popularity(counts)[:listable_items]
+        listable_counts = self.counts if allowed is None else np.where(allowed, self.counts, 0)
+        listable_items = np.count_nonzero(listable_counts)
+        best_first = order_by_popularity(listable_counts)[:listable_items]
 
-        n = min(n, len(self.counts))
-        items = np.full((len(users), n), -1, dtype=np.int32)
+        n = min(n, all_items)
+        lists = np.full((len(users), n), -1, dtype=np.int32)
         for start in range(0, len(users), _RANKED_AT_ONCE):
-            rows = user_items[users[start : start + _RANKED_AT_ONCE]]
-            items[start : start + rows.shape[0]] = _first_items(most_popular_first, rows, n, keep_seen=keep_seen)
-        return ranking.Ranked(items, np.where(items >= 0, self.counts[items], np.float32(0)))
+            batch = slice(start, start + _RANKED_AT_ONCE)
+            lists[batch] = _first_items(best_first, user_items[users[batch]], n, keep_seen=keep_seen)
+        return ranking.Ranked(lists, scores=np.where(lists >= 0, self.counts[lists], np.float32(0)))
 
     def score(self, _rows: UserItems, users: Indices) -> Floats:
         """Return scores [users, items]."""
@@ -160,20 +161,24 @@ def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: boo
     lists = np.full((rows.shape[0], n), -1, dtype=np.int32)
     incomplete_users = np.flatnonzero(items_per_user(rows))
 
-    # Most lists are complete after few items; for the other users, more items are considered.
+    # Few of the best items complete most lists. For the other users, four times as many are considered in each turn.
     considered = n
     while len(incomplete_users):
         candidates = np.tile(best_first[:considered], (len(incomplete_users), 1))
+        is_left_out = np.zeros(candidates.shape, dtype=np.bool_)
         if not keep_seen:
-            candidates[has_items(rows, incomplete_users, candidates)] = -1
+            is_left_out = has_items(rows, incomplete_users, candidates)
+        candidates[is_left_out] = -1
 
-        # A stable sort by "is left out" moves the items that remain to the front, in order.
-        columns = np.argsort(candidates < 0, axis=1, kind="stable")[:, :n]
-        lists[incomplete_users, : columns.shape[1]] = np.take_along_axis(candidates, columns, axis=1)
+        # A stable sort of False before True moves the items that remain to the front, in their order.
+        columns = np.argsort(is_left_out, axis=1, kind="stable")[:, :n]
+        first_items = np.take_along_axis(candidates, columns, axis=1)
+        lists[incomplete_users, : first_items.shape[1]] = first_items
 
         if considered >= len(best_first):
             break
-        incomplete_users = incomplete_users[lists[incomplete_users, -1] < 0]
+        is_incomplete = lists[incomplete_users, -1] < 0
+        incomplete_users = incomplete_users[is_incomplete]
         considered *= _CONSIDERED_GROWTH
     return lists
 
@@ -201,7 +206,7 @@ def popular_by_segment(
     """
     require_at_least("The length of the popular list", n)
     if half_life_days is not None:
-        times = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()
+        times = (segments.get_column("day") * DAY_US).fill_null(NO_TIME).to_numpy()  # unknown days count as the oldest
         factors = pl.Series(decay_factors(times, half_life_days))
         segments = segments.with_columns(pl.col("weight") * factors)
 
