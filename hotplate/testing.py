@@ -195,9 +195,12 @@ class StoreContract:
             await store.put(draft_of(FIRST), ROWS[start : start + 2])
         await store.put(draft_of(FIRST), [meta])
 
+        assert not await store.is_sealed(release_ref(FIRST))
         with pytest.raises(ReleaseNotFound):
             await scan_rows(store, FIRST)
         await store.seal(draft_of(FIRST))
+        assert await store.is_sealed(release_ref(FIRST))
+        assert not await store.is_sealed(release_ref(SECOND))
         for _ in range(2):
             await store.prepare(release_ref(FIRST))
 

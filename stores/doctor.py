@@ -38,7 +38,7 @@ from hotplate.stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import check_nothing_to_rebuild, is_sealed
+from hotplate.stores.lifecycle import check_nothing_to_rebuild
 from hotplate.stores.manifest import Manifest, read_manifest, release_in
 from hotplate.stores.options import BUDGET_S
 from hotplate.stores.store import Diagnosed, Finding, Level, Plan, RecordChange, Store, read_one
@@ -407,7 +407,7 @@ async def _read_row(store: Store, incarnation: str, key: str) -> bytes | None:
 async def _load_manifest(store: Store, incarnation: str) -> Manifest:
     """Read the manifest of an unnamed incarnation; ReleaseNotFound for a draft, ReleaseCorrupt without a manifest."""
     unnamed = unnamed_release(incarnation)
-    if not await is_sealed(store, unnamed):
+    if not await store.is_sealed(unnamed):
         raise ReleaseNotFound("a draft that was not finished")
     value = await read_one(store, unnamed, MANIFEST)
     if value is None:

@@ -136,11 +136,18 @@ async def rollback(
     unless *force* is true.
     """
     seen = await store.catalogue()
-    if seen.live is None:
+    update = partial(changes.rollback, expected=if_live or _live_of(seen).id, reason=reason)
+    former = _live_of(update(seen))
+    changed = await _begin_serving(store, former, update, force=force, though_refused=True)
+    return _live_of(changed).id
+
+
+def _live_of(catalogue: Catalogue) -> Release:
+    """Return the live release's entry; ReleaseNotFound if nothing is live."""
+    entry = catalogue.live_entry
+    if entry is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
-    update = partial(changes.rollback, expected=if_live or seen.live, reason=reason)
-    changed = await _begin_serving(store, update(seen).releases[-1], update, force=force, though_refused=True)
-    return changed.releases[-1].id
+    return entry
 
 
 async def start_canary(
@@ -301,24 +308,12 @@ async def update_catalogue(
 async def check_nothing_to_rebuild(store: Store) -> None:
     """Raise CatalogueUnreadable if a store without a catalogue holds sealed releases, which `prune` would erase."""
     for incarnation in await store.incarnations():
-        exists = await is_sealed(store, unnamed_release(incarnation))
-        if exists and not (await store.catalogue()).generation:  # else another writer published first
+        has_release = await store.is_sealed(unnamed_release(incarnation))
+        if has_release and not (await store.catalogue()).generation:  # else another writer published first
             raise CatalogueUnreadable(
                 "the store holds releases, but its catalogue is gone; `hotplate store rebuild` writes a new one from "
                 "them, and nothing was changed"
             )
-
-
-async def is_sealed(store: Store, release: ReleaseRef) -> bool:
-    """Return whether an incarnation was sealed, even if it is damaged."""
-    try:
-        async for _ in store.scan(release):
-            break
-    except ReleaseCorrupt:
-        return True
-    except ReleaseNotFound:
-        return False
-    return True
 
 
 async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:

@@ -190,6 +190,9 @@ class Store(Reader, Protocol):
         Must not block the event loop, which renews the lease.
         """
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        """Return whether a release was sealed, even if rows are damaged; False if it is absent. Reads no rows."""
+
     def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield every row of a sealed release once, in ascending order of key bytes, even without a catalogue.
 

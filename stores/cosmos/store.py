@@ -43,7 +43,15 @@ from hotplate.stores.cosmos.signed import (
     VersionedItem,
 )
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
-from hotplate.stores.errors import CatalogueUnreadable, StoreError, StoreMisused, StoreUnavailable, extra_installed
+from hotplate.stores.errors import (
+    CatalogueUnreadable,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreError,
+    StoreMisused,
+    StoreUnavailable,
+    extra_installed,
+)
 from hotplate.stores.store import (
     CheckCatalogue,
     Diagnosed,
@@ -408,6 +416,14 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def seal(self, draft: DraftRef) -> None:
         await self._rows.seal(draft)
+
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        try:
+            return (await self._rows.state(release)).is_sealed
+        except ReleaseNotFound:
+            return False
+        except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
+            return True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._rows_while_live if await self._may_be_served(release) else self._rows

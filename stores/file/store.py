@@ -311,6 +311,11 @@ class LmdbStore(LocalReader, Diagnosed):
         await asyncio.to_thread(self._claimed(draft).seal, path)
         self._drafts.pop(draft.incarnation, None)
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        path = self._sealed_path(release)
+        with translated(path):
+            return path.exists()
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         file = self._files.get(release.incarnation) or self._open(release)
         await file.check(CHECK_HOLDS_S)

@@ -347,6 +347,10 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         if None in former_states:
             raise not_found(draft)
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        states = await self._retrier.call(partial(self._states, release))
+        return all(state == SEALED for state in states)
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield the rows of a sealed release in the order of their keys; see `Store.scan`."""
         await self._retrier.call(partial(self.prepare, release))

@@ -107,6 +107,9 @@ class MemoryStore(LocalReader, RowEraser):
         if not self.find(draft).sealed:
             self._claimed(draft).sealed = True
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        return release.incarnation in self.releases and self.find(release).sealed
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         stored = self.find(release)
         if not stored.sealed:

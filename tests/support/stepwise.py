@@ -251,6 +251,9 @@ class Stepped:
     async def seal(self, draft: DraftRef) -> None:
         await self._do(lambda: self._store.seal(draft))
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        return await self._do(lambda: self._store.is_sealed(release))
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._store.scan(release)
         while (row := await self._do(lambda: anext(rows, None))) is not None:

@@ -102,6 +102,9 @@ class SqliteStore(Diagnosed):
                 self._check_claim(draft)
                 self._set(draft.incarnation, Row("@sealed", b""))
 
+    async def is_sealed(self, release: ReleaseRef) -> bool:
+        return self._get(release.incarnation, "@sealed") is not None
+
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self.prepare(release)
         select = "SELECT key, value FROM rows WHERE owner = ? AND substr(key, 1, 1) != ? ORDER BY key"
@@ -110,7 +113,7 @@ class SqliteStore(Diagnosed):
                 yield Row(key.decode(), value)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        if self._get(release.incarnation, "@sealed") is None:
+        if not await self.is_sealed(release):
             raise ReleaseNotFound(f"release {release.id} is not in this store")
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
