@@ -15,7 +15,7 @@ from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
 from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
 from hotplate.stores.errors import StoreError
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
@@ -85,7 +85,7 @@ async def publish_rows(
         for batch in batches:
             yield batch
 
-    await publish(store, rows(), plan=plan, about={}, encoding=encoding, on_progress=report)
+    await publish_release(store, rows(), plan=plan, encoding=encoding, on_progress=report)
     return await live_in(store)
 
 

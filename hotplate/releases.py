@@ -15,7 +15,7 @@ from hotplate.stores.catalogue import GRACE_S, ReleaseId, ReleaseRef
 from hotplate.stores.connect import run_between, run_on
 from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import WriteResult
+from hotplate.stores.publication import WrittenRelease
 from hotplate.stores.store import Store
 from hotplate.stores.verification import OnProgress, unreported
 
@@ -65,7 +65,7 @@ def copy(
     *,
     live: bool = True,
     on_progress: OnProgress = unreported,
-) -> WriteResult:
+) -> WrittenRelease:
     """Copy a *release*, by default the live one, to another store under the same id, verify it and make it *live*.
 
     A release that the target has is verified, and repaired if necessary. Another call continues an interrupted copy.
@@ -74,7 +74,7 @@ def copy(
     ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
 
-    async def find_and_copy(source_store: Store, target_store: Store) -> WriteResult:
+    async def find_and_copy(source_store: Store, target_store: Store) -> WrittenRelease:
         chosen = await find_release(source_store, release)
         return await transfer.copy(source_store, target_store, chosen.id, live=live, on_progress=on_progress)
 

@@ -28,7 +28,7 @@ from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import prune, rollback
 from hotplate.stores.publication import begin as begin_release
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Diagnosed, Level, LocalReader, Plan, RecordChange, Row, SendingReader, Store
 from hotplate.stores.users import erase_users, find_users
 from hotplate.stores.verification import verify
@@ -525,7 +525,7 @@ class StoreContract:
             body = body_of(b'{"id":"x","score":1}')
             yield [Row("popular:", body), *(Row(f"user:{number}", body) for number in range(3))]
 
-        results = [await publish(store, rows(), plan=Plan(4, 200), about={}) for _ in range(2)]
+        results = [await publish_release(store, rows(), plan=Plan(4, 200)) for _ in range(2)]
         first, second = (result.manifest.release for result in results)
         await erase_users(store, ["1"])
         assert await rollback(store) == first
@@ -544,7 +544,7 @@ class StoreContract:
         async def rows() -> AsyncIterator[Sequence[Row]]:
             yield [Row(key, body) for key in keys]
 
-        result = await publish(store, rows(), plan=Plan(len(keys), 400), about={})
+        result = await publish_release(store, rows(), plan=Plan(len(keys), 400))
         release = result.manifest.release
         entry = (await store.catalogue()).find(release)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hotplate.stores.publication import WriteResult
+    from hotplate.stores.publication import WrittenRelease
 
 
 class DataError(Exception):
@@ -24,7 +24,7 @@ class SettingError(DataError):
 class GateFailed(Exception):
     """Gates keep a release from going live; *result* is the release, or a dry run's."""
 
-    def __init__(self, message: str, result: "WriteResult") -> None:
+    def __init__(self, message: str, result: "WrittenRelease") -> None:
         super().__init__(message)
         self.result = result
 

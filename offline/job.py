@@ -37,7 +37,7 @@ from hotplate.stores.folders import LOCK, check_held, flush, take_lock
 from hotplate.stores.lifecycle import activate, prune
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import GateVerdict
-from hotplate.stores.publication import RUNNER, begin, new_id
+from hotplate.stores.publication import Writer, WriterKind, begin, new_id
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 from hotplate.stores.verification import load_manifest
@@ -447,7 +447,7 @@ class Attempt:
         job = self._job
         run = folder.run
         source = self._measured_lists(folder)
-        draft = run_on(job.store, partial(begin, release=run.release, writer=RUNNER + run.id))
+        draft = run_on(job.store, partial(begin, release=run.release, writer=Writer(WriterKind.RUN, run.id)))
         try:
             with folder.step("publish") as within:
                 written = self._write_lists(source, job.store, replace(job.publishing, resume=draft))

@@ -30,11 +30,11 @@ from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
 from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import prune
+from hotplate.stores.lifecycle import prune, wait_for_probation
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
 from hotplate.stores.origin import GateRecord, GateVerdict, Origin, failures
-from hotplate.stores.publication import ParallelWriters, PartContext, WriteResult, WrittenPart
+from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, WrittenRelease
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported
 
@@ -158,7 +158,7 @@ class Written:
     refused   why the release was refused, held back or withdrawn; None if it was not
     """
 
-    result: WriteResult
+    result: WrittenRelease
     seconds: float
     erased: list[ReleaseId]
     steps: dict[str, float]
@@ -203,18 +203,21 @@ async def publish(
             of_list.batches(gate_check.lists[name].add) for name, of_list in _sources_by_name(source).items()
         )
 
-    resume = settings.resume
-    result = await publication.publish(
+    draft = settings.resume
+    if isinstance(draft, str):
+        draft = await publication.take_over(store, ReleaseId(draft))
+    activation = None
+    if settings.activate:
+        activation = publication.Activation(arm=settings.arm, end_canary=settings.end_canary)
+    result = await publication.publish_release(
         store,
         prefetched(rows, steps),
         plan=source.plan(),
         about=gate_check.about,
         encoding=encoding,
-        live=settings.activate,
+        activation=activation,
         refused_by=gate_check.refused_by,
-        arm=settings.arm,
-        end_canary=settings.end_canary,
-        resume=ReleaseId(resume) if isinstance(resume, str) else resume,
+        draft=draft,
         others=writers,
         on_progress=on_progress,
     )
@@ -232,7 +235,7 @@ async def publish(
     withdrawn = None
     if wait_s and settings.activate and settings.arm == "A":
         with timed(steps, "wait"):
-            withdrawn = await publication.outlast_probation(store, result.manifest.release, wait_s)
+            withdrawn = await wait_for_probation(store, result.manifest.release, wait_s)
     return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=withdrawn)
 
 

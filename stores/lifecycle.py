@@ -7,6 +7,7 @@ Each verb reads the catalogue, checks that the release may and can be served, an
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,6 +30,7 @@ from hotplate.stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
+    ReleaseWithdrawn,
     StoreMisused,
     StoreUnavailable,
 )
@@ -49,6 +51,9 @@ SETTLE_S = 5.0
 
 # First and longest pause after a lost race.
 SWAP_PAUSES_S = (0.001, 0.1)
+
+# Between reads of the catalogue while services judge a release.
+PROBATION_POLL_S = 2.0
 
 
 async def activate(
@@ -148,6 +153,36 @@ def _live_of(catalogue: Catalogue) -> Release:
     if entry is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
     return entry
+
+
+async def wait_for_probation(store: Store, release: ReleaseId, wait_s: float) -> ReleaseWithdrawn | None:
+    """Wait up to *wait_s* seconds while a release is live; return the reason if services withdraw it meanwhile.
+
+    Services with `--probation` withdraw a new release that is worse than the one before. None if it stays live, or if
+    another release replaced it. Reads that fail with StoreUnavailable are repeated.
+    """
+    log.warning("waiting %g s for services to judge release %s", wait_s, release)
+    ends_at = time.monotonic() + wait_s
+    left_s = wait_s
+    while left_s > 0:
+        await asyncio.sleep(min(left_s, PROBATION_POLL_S))
+        left_s = ends_at - time.monotonic()
+        try:
+            catalogue = await store.catalogue()
+        except StoreUnavailable:
+            continue
+        if catalogue.live != release:
+            return _withdrawal(catalogue, release)
+    return None
+
+
+def _withdrawal(catalogue: Catalogue, release: ReleaseId) -> ReleaseWithdrawn | None:
+    """Return why services have withdrawn a release; None if it left service for another reason."""
+    entry = catalogue.get(release)
+    if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
+        return None
+    reasons = ", ".join(entry.refused_by)
+    return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
 
 
 async def start_canary(

@@ -14,49 +14,89 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum
-from hotplate.stores.erasure_log import erased_from, first_records, lost_sentence
+from hotplate.stores.erasure_log import erased_from, lost_sentence
 from hotplate.stores.errors import (
     HeldBack,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
-    ReleaseWithdrawn,
     StoreError,
     StoreUnavailable,
 )
-from hotplate.stores.file.store import CatalogueFile, LmdbStore
-from hotplate.stores.folders import temporary_folder
 from hotplate.stores.lifecycle import activate, drop, scale_down, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
-from hotplate.stores.store import Diagnosed, Plan, RecordChange, Row, Store
+from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
 
-# Prefixes of the writer tokens of copies, and of scheduled runs: the same in all attempts of a run.
-COPIER = "copy-"
-RUNNER = "run-"
-
 DRAFT_POLL_S = 1.0
-# The same for a release on probation.
-PROBATION_POLL_S = 2.0
 
 # From the sums over all rows: returns the manifest, or that of an earlier attempt (None: there is none) if it matches.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
-# The record of a manifest's origin (`hotplate.stores.origin`), or a function from the sums over all rows to it.
-About = dict[str, Any] | Callable[[Tally], Awaitable[dict[str, Any]]]
+# From the sums over all rows: returns the record of the manifest's origin (`hotplate.stores.origin`).
+About = Callable[[Tally], Awaitable[dict[str, Any]]]
 
 # Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
+
+
+class WriterKind(Enum):
+    """Who writes a draft; the value is the prefix of the writer's token."""
+
+    PERSON = ""
+    COPY = "copy-"
+    RUN = "run-"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The writer of a draft: a command of a person, a copy from another store, or a scheduled run.
+
+    *name* is random, but that of a run is the same in all of its attempts.
+    """
+
+    kind: WriterKind
+    name: str
+
+    @classmethod
+    def new(cls, kind: WriterKind = WriterKind.PERSON) -> "Writer":
+        """Return a writer with a random name."""
+        return cls(kind, secrets.token_hex(8))
+
+    @classmethod
+    def of(cls, token: str) -> "Writer":
+        """Decode the token in a draft."""
+        for kind in (WriterKind.COPY, WriterKind.RUN):
+            if token.startswith(kind.value):
+                return cls(kind, token.removeprefix(kind.value))
+        return cls(WriterKind.PERSON, token)
+
+    @property
+    def token(self) -> str:
+        """The token that drafts have; the inverse of `of`."""
+        return self.kind.value + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How a written release becomes live: as that of an *arm* of an experiment, and whether a canary ends for it."""
+
+    arm: Arm = "A"
+    end_canary: bool = False
+    though_refused: bool = False
+
+
+LIVE = Activation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +134,7 @@ class ParallelWriters:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteResult:
+class WrittenRelease:
     """The result of a writer.
 
     *rows* were put by this writer, *skipped* by an earlier one. *seconds* is the wall time by step, *held_back* why the
@@ -109,58 +149,55 @@ class WriteResult:
     repaired: bool = False
 
 
-async def publish(
+async def publish_release(
     store: Store,
     batches: AsyncIterable[Sequence[Row]],
     *,
     plan: Plan,
-    about: About,
+    about: About | None = None,
     encoding: str = "json",
-    live: bool = True,
+    activation: Activation | None = LIVE,
     refused_by: RefusedBy | None = None,
-    arm: Arm = "A",
-    end_canary: bool = False,
-    resume: ReleaseId | DraftRef | None = None,
+    draft: DraftRef | None = None,
     others: ParallelWriters | None = None,
     on_progress: OnProgress = unreported,
-) -> WriteResult:
-    """Write a release, verify it, commit it and, unless *live* is false, activate it.
+) -> WrittenRelease:
+    """Write a release, verify it, commit it and, with an *activation*, make it live.
 
     *batches* are rows of bodies (`hotplate.stores.encoding`) and `meta` rows; *others* write further rows; *plan*
-    counts all. *about* is the record of the origin. *refused_by* returns the gates that refuse the release, by default
-    those that failed in the manifest. *on_progress* gets lists written and in all.
+    counts all. *about* returns the record of the origin, by default an empty one. *refused_by* returns the gates that
+    refuse the release, by default those that failed in the manifest. *on_progress* gets lists written and in all.
 
-    While another release is the canary, unless that is arm B or *end_canary* is true, and for arm B without an
-    experiment, the release stays ready (`held_back`).
+    The release stays ready, with the reason as `held_back`, if `activate` raises HeldBack: for gates, for another
+    release that is the canary, and for arm B without an experiment.
 
     A failure or an interrupt drops the draft. A killed process or an unavailable store leaves it until the first
-    `prune` after its lease: *resume*, given the same rows, puts those that were not acknowledged. *resume* is a
-    release's id, or a DraftRef of which the caller is the writer. Raises ReleaseConflict if *resume* has another writer
-    or other rows, or is not a draft; StoreMisused for a value that is not a body.
+    `prune` after its lease. To continue one, give the *draft* of `take_over`, and the same rows: those that were not
+    acknowledged are put. Raises ReleaseConflict if *draft* has another writer or was begun with other rows;
+    StoreMisused for a value that is not a body.
     """
+    if draft is None:
+        draft = await begin(store, await new_id(store))
+    release = draft.release
 
     async def finish(tally: Tally, begun: Manifest | None) -> Manifest:
         if begun is not None:
             return _check_same(begun, tally)
-        origin = about if isinstance(about, dict) else await about(tally)
+        origin = {} if about is None else await about(tally)
         created_at = (await store.catalogue()).now
-        return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
+        return describe(release.id, tally, created_at=created_at, encoding=encoding, about=origin)
 
     async def encode() -> EncodedRows:
         sample = () if others is None else others.sample
-        encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id), sample)
+        encoded = await encode_rows(batches, plan, encoding, Checksum(release.id), sample)
         return replace(encoded, batches=_reported(encoded.batches, plan.rows, on_progress))
 
-    if isinstance(resume, DraftRef):
-        draft = resume
-    else:
-        draft = await (begin(store, await new_id(store)) if resume is None else take_over(store, resume))
     with frozen_heap():
-        result = await write(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
-    if live:
-        return await go_live(store, result, arm=arm, end_canary=end_canary)
-    await scale_down(store, draft.release)
-    return result
+        written = await write_draft(store, draft, encode, finish=finish, others=others, refused_by=refused_by)
+    if activation is not None:
+        return await go_live(store, written, activation)
+    await scale_down(store, release)
+    return written
 
 
 @contextmanager
@@ -173,53 +210,36 @@ def frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def go_live(
-    store: Store, result: WriteResult, *, arm: Arm = "A", end_canary: bool = False, though_refused: bool = False
-) -> WriteResult:
+async def go_live(store: Store, written: WrittenRelease, activation: Activation) -> WrittenRelease:
     """Activate a written release; a canary, or the gates that refused it, may hold it back.
 
-    *arm* is that of a running experiment for which it is. Returns *result* with the seconds that the activation took,
-    or with the reason as `held_back`.
+    Returns *written* with the seconds that the activation took, or with the reason as `held_back`.
     """
-    release = result.manifest.release
+    release = written.manifest.release
     started = time.perf_counter()
     try:
-        await activate(store, release, arm=arm, end_canary=end_canary, though_refused=though_refused)
+        await activate(
+            store,
+            release,
+            arm=activation.arm,
+            end_canary=activation.end_canary,
+            though_refused=activation.though_refused,
+        )
     except HeldBack as error:
         await scale_down(store, (await store.catalogue()).find(release).ref)
-        return replace(result, held_back=error)
-    return replace(result, seconds=result.seconds | {"activate": time.perf_counter() - started})
+        return replace(written, held_back=error)
+    return replace(written, seconds=written.seconds | {"activate": time.perf_counter() - started})
 
 
-async def outlast_probation(store: Store, release: ReleaseId, wait_s: float) -> ReleaseWithdrawn | None:
-    """Wait up to *wait_s* seconds while a release is live; return the reason if services withdraw it meanwhile.
-
-    Services with `--probation` withdraw a new release that is worse than the one before. None if it stays live, or if
-    another release replaced it.
-    """
-    log.warning("waiting %g s for services to judge release %s", wait_s, release)
-    ends_at = time.monotonic() + wait_s
-    while (left_s := ends_at - time.monotonic()) > 0:
-        await asyncio.sleep(min(left_s, PROBATION_POLL_S))
-        with suppress(StoreUnavailable):
-            catalogue = await store.catalogue()
-            if catalogue.live == release:
-                continue
-            entry = catalogue.get(release)
-            if entry is None or entry.state is not State.WITHDRAWN or not entry.refused_by:
-                return None
-            reasons = ", ".join(entry.refused_by)
-            return ReleaseWithdrawn(f"release {release} was withdrawn, and {catalogue.live} is live again: {reasons}")
-    return None
-
-
-async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, writer: str | None = None) -> DraftRef:
+async def begin(
+    store: Store, release: ReleaseId, *, repairs: str | None = None, writer: Writer | None = None
+) -> DraftRef:
     """Begin a draft, or continue one of the same *writer*, by default a new one.
 
     *repairs* is the incarnation of the damaged release of this id that the draft replaces. A writer has one process at
     a time. Raises ReleaseConflict if the id is taken.
     """
-    token = writer or secrets.token_hex(8)
+    token = (writer or Writer.new()).token
 
     def add_draft(catalogue: Catalogue) -> Catalogue:
         return changes.begin(catalogue, DraftRef(release, secrets.token_hex(6), token), repairs=repairs)
@@ -228,34 +248,35 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
     return DraftRef(entry.id, entry.incarnation, token)
 
 
-async def take_over(store: Store, release: ReleaseId, *, writer: str | None = None) -> DraftRef:
+async def take_over(store: Store, release: ReleaseId, *, writer: Writer | None = None) -> DraftRef:
     """Become a draft's *writer*, by default a new one, as soon as the lease of the writer before has lapsed.
 
     Waits while that lease runs. Raises ReleaseConflict if it is renewed meanwhile, as its writer is alive, if the
-    release is not a draft, or is a copy's; ReleaseNotFound if it was dropped.
+    release is not a draft, or is a copy's and *writer* is not; ReleaseNotFound if it was dropped.
     """
-    token = writer or secrets.token_hex(8)
-    first_lease_until = None
-    while True:
+    writer = writer or Writer.new()
+    catalogue = await store.catalogue()
+    entry = catalogue.find_draft(release)
+    if Writer.of(entry.writer).kind is WriterKind.COPY and writer.kind is not WriterKind.COPY:
+        raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
+
+    first_lease_until = entry.lease_until
+    left_s = entry.lease_left_s(catalogue.now)
+    if left_s > 0:
+        log.warning("release %s has a writer; if that process is gone, its lease lapses in %.0f s", release, left_s)
+    while left_s > 0 and entry.lease_until == first_lease_until:
+        await asyncio.sleep(min(left_s, DRAFT_POLL_S))
         catalogue = await store.catalogue()
         entry = catalogue.find_draft(release)
-        if entry.writer.startswith(COPIER) and not token.startswith(COPIER):
-            raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
         left_s = entry.lease_left_s(catalogue.now)
-        is_renewed = first_lease_until is not None and entry.lease_until != first_lease_until
-        if left_s <= 0 or is_renewed:
-            draft = DraftRef(entry.id, entry.incarnation, token)
-            await update_catalogue(
-                store, partial(changes.take_over, draft=draft)
-            )  # raises ReleaseConflict if it was renewed
-            return draft
-        if first_lease_until is None:
-            first_lease_until = entry.lease_until
-            log.warning("release %s has a writer; if that process is gone, its lease lapses in %.0f s", release, left_s)
-        await asyncio.sleep(min(left_s, DRAFT_POLL_S))
+
+    draft = DraftRef(entry.id, entry.incarnation, writer.token)
+    # Raises ReleaseConflict if the lease was renewed.
+    await update_catalogue(store, partial(changes.take_over, draft=draft))
+    return draft
 
 
-async def write(
+async def write_draft(
     store: Store,
     draft: DraftRef,
     encode: Callable[[], Awaitable[EncodedRows]],
@@ -264,7 +285,7 @@ async def write(
     prepare: bool = False,
     others: ParallelWriters | None = None,
     refused_by: RefusedBy | None = None,
-) -> WriteResult:
+) -> WrittenRelease:
     """Write or continue a draft, a release that is not committed yet, up to its commit.
 
     A lease, renewed in the background, keeps other writers away. *encode* returns the rows, *others* are processes
@@ -279,6 +300,7 @@ async def write(
     another attempt, without its lease. After any other error or an interrupt it is dropped, but for an interrupt of a
     scheduled run, which resumes.
     """
+    kind = Writer.of(draft.writer).kind
     try:
         async with lease(store, draft) as check_lease:
             encoded = await encode()
@@ -296,11 +318,13 @@ async def write(
             await update_catalogue(store, partial(changes.end_lease, draft=draft))
         if isinstance(error, _AttemptRefused):
             raise
-        is_repeated = draft.writer.startswith((COPIER, RUNNER))
-        advice = "give the same command again" if is_repeated else f"continue with --resume {draft.id}"
+        advice = "give the same command again"
+        if kind is WriterKind.PERSON:
+            advice = f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
     except BaseException as error:
-        if not (isinstance(error, asyncio.CancelledError) and draft.writer.startswith(RUNNER)):
+        is_resumed = isinstance(error, asyncio.CancelledError) and kind is WriterKind.RUN
+        if not is_resumed:
             await _abandon(store, draft)
         raise
     return result
@@ -314,7 +338,7 @@ async def _write_rows(
     finish: Finish,
     others: ParallelWriters | None,
     check_lease: Callable[[], None],
-) -> WriteResult:
+) -> WrittenRelease:
     """Write the rows of a draft that earlier attempts have not written, the manifest last.
 
     Returns the manifest, and how many rows were written and skipped. An attempt that finds a manifest only sums up the
@@ -329,12 +353,7 @@ async def _write_rows(
     manifest = await finish(written.tally, earlier_manifest)
     if earlier_manifest is None:
         await store.put(draft, [manifest.key_row])
-    return WriteResult(manifest, rows=written.rows, skipped=written.tally.rows - written.rows)
-
-
-def new_copier() -> str:
-    """Return the token of a copy's writer."""
-    return COPIER + secrets.token_hex(8)
+    return WrittenRelease(manifest, rows=written.rows, skipped=written.tally.rows - written.rows)
 
 
 async def new_id(store: Store) -> ReleaseId:
@@ -370,12 +389,12 @@ async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
         return None
 
 
-async def _verify(store: Store, draft: DraftRef, result: WriteResult) -> None:
+async def _verify(store: Store, draft: DraftRef, result: WrittenRelease) -> None:
     """Verify a sealed draft; ReleaseConflict if an earlier attempt may have put other rows, else ReleaseCorrupt."""
     try:
         await verify(store, draft.release)
     except ReleaseCorrupt as error:
-        if not result.skipped or draft.writer.startswith(COPIER):
+        if not result.skipped or Writer.of(draft.writer).kind is WriterKind.COPY:
             raise
         raise ReleaseConflict(
             f"release {draft.id} was begun with other lists than these, or before a user was erased, or the store has "
@@ -501,43 +520,3 @@ async def _abandon(store: Store, draft: DraftRef) -> None:
     with suppress(StoreError):  # unavailable, committed, taken over, or dropped: a prune erases rows put since
         await update_catalogue(store, partial(changes.abandon, draft=draft))
         await drop(store, draft.release)
-
-
-async def rehearse(store: Store, run: Callable[[Store], Awaitable[Manifest]]) -> Plan:
-    """Run a publish against a stand-in for *store*, and return its rows and bytes.
-
-    The stand-in is a folder with the catalogue and the erased users of *store*. Raises StoreFull if the release does
-    not fit into *store*.
-    """
-    with temporary_folder("rehearsal") as folder:
-        catalogue = await store.catalogue()
-        erased = await erased_from(store)
-        stand_in = _StandIn(folder, store, catalogue)
-        try:
-            if catalogue.generation:
-                copied = replace(catalogue, erased=None)
-                records = list[RecordChange]()
-                if erased:
-                    entry, records = first_records(erased)
-                    copied = replace(copied, erased=entry)
-                CatalogueFile(folder).replace(copied, records)
-            manifest = await run(stand_in)
-        finally:
-            await stand_in.close()
-    key, value = manifest.key_row
-    return Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
-
-
-class _StandIn(LmdbStore):
-    """Files with the catalogue and the free space of another store."""
-
-    def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        super().__init__(folder, lambda: catalogue.now + clock() - began)
-        self._store = store
-
-    async def create(self, draft: DraftRef, plan: Plan) -> None:
-        if isinstance(self._store, Diagnosed):
-            await self._store.check_room(draft, plan)
-        await super().create(draft, plan)

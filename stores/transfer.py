@@ -12,7 +12,17 @@ from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.lifecycle import scale_down
 from hotplate.stores.manifest import Manifest, Tally
-from hotplate.stores.publication import WriteResult, begin, frozen_heap, go_live, new_copier, take_over, write
+from hotplate.stores.publication import (
+    Activation,
+    Writer,
+    WriterKind,
+    WrittenRelease,
+    begin,
+    frozen_heap,
+    go_live,
+    take_over,
+    write_draft,
+)
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import check_copied, take_over_erasures
 from hotplate.stores.verification import OnProgress, load_manifest, read_rows, unreported, verify
@@ -22,7 +32,7 @@ log = logging.getLogger(__name__)
 
 async def copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool = True, on_progress: OnProgress = unreported
-) -> WriteResult:
+) -> WrittenRelease:
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
     A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
@@ -39,7 +49,7 @@ async def copy(
         written = await _write_copy(source, entry.ref, manifest, target, draft, on_progress=on_progress)
     elif await _is_complete(target, release, manifest, on_progress):
         await take_over_erasures(target, await erased_from(source))
-        written = WriteResult(manifest, rows=0, skipped=manifest.rows)
+        written = WrittenRelease(manifest, rows=0, skipped=manifest.rows)
     else:
         log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
@@ -47,7 +57,7 @@ async def copy(
         state_in_target = (await target.catalogue()).find(release).state
         is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
         though_refused = is_accepted_in_source and state_in_target is not State.WITHDRAWN
-        return await go_live(target, written, though_refused=though_refused)
+        return await go_live(target, written, Activation(though_refused=though_refused))
     if written.rows:
         await scale_down(target, (await target.catalogue()).find(release).ref)
     return written
@@ -66,7 +76,7 @@ async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on
 
 async def repair(
     store: Store, source: Store, release: ReleaseId, *, on_progress: OnProgress = unreported
-) -> WriteResult:
+) -> WrittenRelease:
     """Rewrite a damaged release, which stays served, from another store that has it.
 
     Raises ReleaseConflict if *source* has other rows under that id.
@@ -77,7 +87,7 @@ async def repair(
     with suppress(ReleaseNotFound, ReleaseCorrupt):
         if await load_manifest(store, damaged) != manifest:
             raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
-    draft = await begin(store, release, repairs=damaged.incarnation, writer=new_copier())
+    draft = await begin(store, release, repairs=damaged.incarnation, writer=Writer.new(WriterKind.COPY))
     written = await _write_copy(source, intact, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
     return written
@@ -88,11 +98,11 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
     entry = (await target.catalogue()).get(release)
     if entry is None:
         with suppress(ReleaseConflict):  # another copy has begun
-            return await begin(target, release, writer=new_copier())
+            return await begin(target, release, writer=Writer.new(WriterKind.COPY))
     elif entry.state is not State.DRAFT:
         return None
     try:
-        return await take_over(target, release, writer=new_copier())
+        return await take_over(target, release, writer=Writer.new(WriterKind.COPY))
     except (ReleaseConflict, ReleaseNotFound):
         entry = (await target.catalogue()).get(release)
         if entry is not None and entry.state is State.DRAFT:
@@ -109,12 +119,12 @@ async def _write_copy(
     *,
     on_progress: OnProgress,
     prepare: bool = False,
-) -> WriteResult:
+) -> WrittenRelease:
     """Write the rows of *release* of *source* into *draft* of *target*, without users erased from either store.
 
     *manifest* is that of the release, and becomes the copy's, unchanged: the sums over rows that the copy lacks are
     recorded in *target*. Erased users are taken over before the rows are read, and again before the check, for those
-    erased meanwhile. *prepare* is as of `write`. Raises ReleaseCorrupt if other rows are missing.
+    erased meanwhile. *prepare* is as of `write_draft`. Raises ReleaseCorrupt if other rows are missing.
     """
     await take_over_erasures(target, await erased_from(source))
 
@@ -130,7 +140,7 @@ async def _write_copy(
         return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, release, manifest, on_progress))
 
     with frozen_heap():
-        return await write(target, draft, read, finish=finish, prepare=prepare)
+        return await write_draft(target, draft, read, finish=finish, prepare=prepare)
 
 
 async def _committed(source: Store, release: ReleaseId) -> Release:

@@ -53,7 +53,8 @@ from hotplate.stores.errors import ReleaseWithdrawn, StoreMisused
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import failures
-from hotplate.stores.publication import WriteResult, rehearse
+from hotplate.stores.publication import WrittenRelease
+from hotplate.stores.rehearsal import rehearse
 from hotplate.stores.store import Plan, Store, warnings_of
 from hotplate.stores.verification import OnProgress
 
@@ -354,7 +355,9 @@ async def _check_store(store: Store) -> None:
         err.print(f"warning: {sentence}")
 
 
-async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store) -> tuple[Plan, WriteResult]:
+async def _rehearse(
+    lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store
+) -> tuple[Plan, WrittenRelease]:
     """Publish to a stand-in for *store*, a temporary folder, for a dry run.
 
     Returns the rows and bytes that the store would take, and the result in the stand-in. Gates compare with the live
@@ -363,7 +366,7 @@ async def _rehearse(lists: AnyLists, flags: ReleaseFlags, report: OnProgress, st
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
         settings = replace(settings, encoding=default_encoding(store))
-    results = list[WriteResult]()  # `rehearse` returns the plan only
+    results = list[WrittenRelease]()  # `rehearse` returns the plan only
 
     async def write(stand_in: Store) -> Manifest:
         written = await publish(lists, stand_in, settings, live_in=store, on_progress=report)

@@ -32,7 +32,7 @@ from hotplate.stores.options import Flag
 from hotplate.stores.store import Store
 
 if TYPE_CHECKING:
-    from hotplate.stores.publication import WriteResult
+    from hotplate.stores.publication import WrittenRelease
 
 app = Verbs(
     no_args_is_help=True,
@@ -257,7 +257,7 @@ def copy(
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
 
-    async def find_and_copy(source_store: Store, target_store: Store) -> "WriteResult":
+    async def find_and_copy(source_store: Store, target_store: Store) -> "WrittenRelease":
         entry = await find_release(source_store, release)
         return await copy_release(source_store, target_store, entry.id, live=activate, on_progress=report)
 
@@ -269,7 +269,9 @@ def copy(
         raise result.held_back
 
 
-def _print_copied(result: "WriteResult", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool) -> None:
+def _print_copied(
+    result: "WrittenRelease", target: str, meter: RequestUnitMeter, *, is_live: bool, as_json: bool
+) -> None:
     """Print the rows that were copied to the store *target*, the release's state, and the request units spent."""
     facts = {
         "release": result.manifest,
@@ -339,7 +341,7 @@ def repair(
     from hotplate.stores.connect import run_between
     from hotplate.stores.transfer import repair as repair_release
 
-    async def find_and_repair(source_store: Store, damaged_store: Store) -> "WriteResult":
+    async def find_and_repair(source_store: Store, damaged_store: Store) -> "WrittenRelease":
         entry = await find_release(damaged_store, release)
         return await repair_release(damaged_store, source_store, entry.id, on_progress=report)
 

@@ -62,7 +62,7 @@ def rows_of(count: int) -> list[Row]:
 
 async def publish_compressed(store: Store, rows: Sequence[Row]) -> ReleaseId:
     plan = Plan(len(rows), sum(len(row.value) for row in rows))
-    result = await publication.publish(store, batches(rows, 500), plan=plan, about={}, encoding="zstd")
+    result = await publication.publish_release(store, batches(rows, 500), plan=plan, encoding="zstd")
     assert result.rows == len(rows) + 1
     return result.manifest.release
 
@@ -107,7 +107,7 @@ async def test_reserved_space_is_close_to_needed_space() -> None:
     rows = rows_of(2_000)
     store = MemoryStore()
     plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
-    manifest = (await publication.publish(store, batches(rows, 500), plan=plan, about={}, encoding="zstd")).manifest
+    manifest = (await publication.publish_release(store, batches(rows, 500), plan=plan, encoding="zstd")).manifest
     encoded = await encode_rows(batches(rows, 500), plan, "zstd", CHECKSUM)
     assert encoded.plan.rows == manifest.rows
     assert encoded.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
@@ -191,7 +191,7 @@ async def test_compressed_release_gives_same_responses_on_and_off_the_lane() -> 
     for encoding in ("json", "zstd"):
         store = MemoryStore()
         plan = Plan(len(rows), 1000)
-        done = await publication.publish(store, batches(rows, 500), plan=plan, about={}, encoding=encoding)
+        done = await publication.publish_release(store, batches(rows, 500), plan=plan, encoding=encoding)
         async with Pair(TieredReader({"store": store})) as pair:
             for request in requests:
                 await pair.check(request)

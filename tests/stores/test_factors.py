@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotplate.stores import publication
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import HEADER_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound
 from hotplate.stores.factors import (
@@ -37,7 +37,7 @@ def rows_of_factors() -> list[Row]:
     return [*rows, description_row(Description("als", len(ITEMS), 256, len(rows), 30.0, 4.0, 1.0))]
 
 
-async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) -> publication.WriteResult:
+async def publish(store: Store, encoding: str, draft: DraftRef | None = None) -> publication.WrittenRelease:
     rows = [Row("popular:", a_list("p1")), *(Row(f"user:{n:03}", a_list("1", "2")) for n in range(50))]
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
@@ -46,7 +46,7 @@ async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) 
             yield [row]
 
     plan = Plan(len(rows) + len(rows_of_factors()), 300_000)
-    return await publication.publish(store, batches(), plan=plan, about={}, encoding=encoding, resume=resume)
+    return await publication.publish_release(store, batches(), plan=plan, encoding=encoding, draft=draft)
 
 
 @settings(max_examples=25)

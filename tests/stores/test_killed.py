@@ -30,7 +30,7 @@ from tests.support.stores import LISTS, allow_erasure, batches, lapse, publish, 
 PUBLISHER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import Plan, Row, RowEraser
@@ -45,7 +45,7 @@ async def acknowledged():
         print("next", flush=True)
         sys.stdin.readline()
 
-asyncio.run(publish(connect(sys.argv[1]), acknowledged(), plan=Plan(len(ROWS), 1000), about={}))
+asyncio.run(publish_release(connect(sys.argv[1]), acknowledged(), plan=Plan(len(ROWS), 1000)))
 """
 
 
@@ -95,7 +95,8 @@ async def test_killed_publish_continues_after_acknowledged_rows(url: str, acknow
     assert catalogue.live == live
     (draft,) = [entry.id for entry in catalogue.releases if entry.state is State.DRAFT]
     await lapse(store)
-    written = await publication.publish(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={}, resume=draft)
+    resumed = await publication.take_over(store, draft)
+    written = await publication.publish_release(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), draft=resumed)
     assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
     assert written.rows + written.skipped == len(ROWS)
     assert (await store.catalogue()).live == draft

@@ -9,7 +9,14 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import share_of
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.manifest import Tally
-from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, publish, write_part
+from hotplate.stores.publication import (
+    ParallelWriters,
+    PartContext,
+    WrittenPart,
+    publish_release,
+    take_over,
+    write_part,
+)
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, as_bodies, batches, lapse, published_rows
@@ -55,7 +62,7 @@ async def test_lost_and_repeated_parts_add_up_to_one_release(open_store: OpenSto
     writers = [open_store() for _ in range(3)]
     sample = as_bodies([row for rows in PARTS for row in rows])
     parallel = ParallelWriters(sample, lambda context: write_all(writers, context))
-    result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=parallel)
+    result = await publish_release(store, batches(POPULAR), plan=PLAN, encoding=encoding, others=parallel)
     assert result.manifest.counts == {"popular": 1, "user": 180} | ({"meta": 1} if encoding == "zstd" else {})
     assert (await store.catalogue()).live == result.manifest.release
     if encoding == "json":
@@ -81,11 +88,15 @@ async def test_draft_of_dead_writers_resumes_each_part(open_store: OpenStore) ->
         return WrittenPart(total, rows)
 
     with pytest.raises(StoreUnavailable, match="--resume"):
-        await publish(store, batches(POPULAR), plan=PLAN, about={}, others=ParallelWriters((), die))
+        await publish_release(store, batches(POPULAR), plan=PLAN, others=ParallelWriters((), die))
     (draft,) = (await store.catalogue()).releases
     await lapse(store)
-    result = await publish(
-        store, batches(POPULAR), plan=PLAN, about={}, resume=ReleaseId(draft.id), others=ParallelWriters((), go_on)
+    result = await publish_release(
+        store,
+        batches(POPULAR),
+        plan=PLAN,
+        draft=await take_over(store, ReleaseId(draft.id)),
+        others=ParallelWriters((), go_on),
     )
     assert (result.rows, result.skipped) == (90, 91)
     assert await published_rows(store, draft.id) == EVERYTHING

@@ -10,7 +10,7 @@ from hotplate.stores.encoding import HEADER_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, StoreFull
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.publication import rehearse
+from hotplate.stores.rehearsal import rehearse
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.users import erase_users
 from tests.support.memory_store import MemoryStore
@@ -21,7 +21,7 @@ PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
 
 
 async def publish(store: Store, *, plan: Plan = PLAN, rows: list[Row] = ROWS) -> Manifest:
-    return (await publication.publish(store, batches(rows, 100), plan=plan, about={})).manifest
+    return (await publication.publish_release(store, batches(rows, 100), plan=plan)).manifest
 
 
 async def test_rehearsal_counts_rows_and_bytes_and_writes_nothing(tmp_path: Path) -> None:

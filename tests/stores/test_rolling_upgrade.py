@@ -32,7 +32,7 @@ from hotplate.stores import lifecycle
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import body_of
 from hotplate.stores.errors import StoreError
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 
@@ -42,7 +42,7 @@ KEYS = ["popular:", *(f"user:{number}" for number in range(20))]
 async def put(store, **options):
     async def batches():
         yield [Row(key, body_of(json.dumps({"id": key}).encode())) for key in sorted(KEYS)]
-    done = await publish(store, batches(), plan=Plan(len(KEYS), 2000), about={}, **options)
+    done = await publish_release(store, batches(), plan=Plan(len(KEYS), 2000), **options)
     return done.manifest.release
 
 async def refuse(_):

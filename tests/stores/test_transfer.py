@@ -15,7 +15,16 @@ from hotplate.stores.verification import verify
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, published_values, ref_of
+from tests.support.stores import (
+    OpenStore,
+    batches,
+    lapse,
+    on_every_store,
+    published_rows,
+    published_values,
+    record_of,
+    ref_of,
+)
 from tests.support.stores import publish as publish_rows
 
 ROWS = [
@@ -64,10 +73,15 @@ async def interrupted(clock: FakeClock, calls: int, encoding: str = "json") -> W
 
 async def resume(
     store: Store, draft: ReleaseId, rows: Sequence[Row] = ROWS, encoding: str = "json"
-) -> publication.WriteResult:
+) -> publication.WrittenRelease:
     plan = Plan(len(rows), 1000)
-    return await publication.publish(
-        store, batches(rows, 30), plan=plan, about={"k": 1}, encoding=encoding, resume=draft
+    return await publication.publish_release(
+        store,
+        batches(rows, 30),
+        plan=plan,
+        about=record_of({"k": 1}),
+        encoding=encoding,
+        draft=await publication.take_over(store, draft),
     )
 
 

@@ -203,7 +203,7 @@ async def test_row_written_during_an_erasure_is_deleted_by_the_next() -> None:
             yield batch
 
     plan = Plan(len(ROWS), sum(len(row.key) + len(row.value) for row in ROWS))
-    release = (await publication.publish(store, rows(), plan=plan, about={})).manifest.release
+    release = (await publication.publish_release(store, rows(), plan=plan)).manifest.release
     assert release in (await find_users(store, ["7"])).holding
     await erase_users(store, ["6"])
     assert (await erase_users(store, ["7"])).deleted == 1

@@ -102,8 +102,13 @@ class Source(MemoryStore):
 
     async def _fill(self) -> None:
         for content in ("s0", "s1"):
-            done = await publication.publish(self, batches_of(content), plan=PLAN, about={})
+            done = await publication.publish_release(self, batches_of(content), plan=PLAN)
             self.contents[done.manifest.release] = content
+
+
+async def _resume(store: Store, draft: ReleaseId, content: str) -> None:
+    taken_over = await publication.take_over(store, draft)
+    await publication.publish_release(store, batches_of(content), plan=PLAN, draft=taken_over)
 
 
 class Replica(MemoryStore):
@@ -326,13 +331,14 @@ class Interleaved(RuleBasedStateMachine):
                 content = self.begun.get(draft.incarnation, content)
             else:
                 self.mixed.add(draft.id)
-            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, resume=draft.id))
+            process.start(_resume(store, draft.id, content))
         elif verb == "copy":
             process.start(transfer.copy(self.source, store, copied))
         elif verb == "repair":
             process.start(transfer.repair(store, self.source, copied))
         else:
-            process.start(publication.publish(store, batches_of(content), plan=PLAN, about={}, live=verb == "publish"))
+            activation = publication.LIVE if verb == "publish" else None
+            process.start(publication.publish_release(store, batches_of(content), plan=PLAN, activation=activation))
 
     @rule(verb=st.sampled_from(OPERATIONS), which=st.integers(0, 5), turns=TURNS)
     def the_operator_starts(self, verb: str, which: int, turns: bytes) -> None:

@@ -107,7 +107,7 @@ async def publish(
     live: bool = True,
     segments: int = 0,
     users: range = range(5),
-    resume: ReleaseId | None = None,
+    draft: DraftRef | None = None,
 ) -> ReleaseId:
     """Publish a list for each of *users*, and popular ones, all of which name the release *name*."""
 
@@ -116,5 +116,6 @@ async def publish(
         yield as_bodies(popular)
         yield as_bodies([Row(f"user:{n}", f"{name} for {n}".encode()) for n in users])
 
-    written = await publication.publish(store, batches(), plan=Plan(6, 100), about={}, live=live, resume=resume)
+    activation = publication.LIVE if live else None
+    written = await publication.publish_release(store, batches(), plan=Plan(6, 100), activation=activation, draft=draft)
     return written.manifest.release

@@ -20,10 +20,10 @@ from aiohttp import web
 
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, Item, encode
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import LIVE, publish_release
 from hotplate.stores.store import Plan, Row, Store
 from tests.support.forked import Forked
-from tests.support.stores import as_bodies
+from tests.support.stores import as_bodies, record_of
 
 # For a process that a test starts in a special way; otherwise one is forked, which is cheaper.
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
@@ -256,6 +256,10 @@ async def publish_through(
 
     plan = Plan(len(rows), 10_000)
     try:
-        return (await publish(store, batches(), plan=plan, about=about or {}, live=live)).manifest.release
+        activation = LIVE if live else None
+        written = await publish_release(
+            store, batches(), plan=plan, about=record_of(about or {}), activation=activation
+        )
+        return written.manifest.release
     finally:
         await store.close()

@@ -1,6 +1,6 @@
 """Which backends the tests run over; the fixture `open_store` opens them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.connect import connect
 from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import META, OFFSET_BYTES, Checksum, body_of
+from hotplate.stores.manifest import Tally
 from hotplate.stores.store import Finding, Plan, Row, Store
 from hotplate.stores.verification import load_manifest
 from hotplate.testing import (
@@ -72,13 +73,31 @@ async def publish(
     store: Store,
     rows: Sequence[Row] = LISTS,
     size: int = 500,
+    *,
+    live: bool = True,
+    about: Mapping[str, Any] | None = None,
     **options: Any,  # noqa: ANN401 -- the verb's own
 ) -> ReleaseId:
     """Publish rows of lists, *size* at a time, by a plan that is exact; return the release."""
     payload_bytes = sum(len(key) + len(value) for key, value in rows)
-    arguments: dict[str, Any] = {"plan": Plan(len(rows), payload_bytes), "about": {}, **options}
-    done = await publication.publish(store, batches(rows, size), **arguments)
+    arguments: dict[str, Any] = {
+        "plan": Plan(len(rows), payload_bytes),
+        "about": record_of(about or {}),
+        "activation": publication.LIVE if live else None,
+        **options,
+    }
+    done = await publication.publish_release(store, batches(rows, size), **arguments)
     return done.manifest.release
+
+
+def record_of(origin: Mapping[str, Any]) -> publication.About:
+    """Return a function that returns this record of an origin for any rows."""
+
+    async def about(tally: Tally) -> dict[str, Any]:
+        del tally
+        return dict(origin)
+
+    return about
 
 
 async def ref_of(store: Store, release: ReleaseId) -> ReleaseRef:

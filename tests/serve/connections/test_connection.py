@@ -203,7 +203,7 @@ async def test_batch_is_in_flight_until_a_slow_client_has_read_it(monkeypatch: p
     users = [str(n) for n in range(500)]
     lists = a_list(*(f"{n} {'x' * 100}" for n in range(20)))
     rows = as_bodies([Row("popular:", lists), *sorted(Row(f"user:{user}", lists) for user in users)])
-    await publication.publish(store, batches(rows, 50), plan=Plan(len(rows), 1_000_000), about={})
+    await publication.publish_release(store, batches(rows, 50), plan=Plan(len(rows), 1_000_000))
     body = orjson.dumps({"users": users, "n": 20})
     request = b"POST /v1/recommendations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     least = 20 * 100 * len(users)

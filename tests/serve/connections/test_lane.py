@@ -28,7 +28,7 @@ from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, ReadResult, Row
 from tests.support.lane import TURNS, MemoryTransport, Pair, connected, exchange, needs_lane
 from tests.support.memory_store import MemoryStore
@@ -38,7 +38,7 @@ from tests.support.remote import RemoteStore
 from tests.support.requests import CORPUS, END, GET, HOST, REAL, pieces
 from tests.support.service import a_list
 from tests.support.soak import SEED
-from tests.support.stores import as_bodies
+from tests.support.stores import as_bodies, record_of
 from tests.support.stores import publish as publish_rows
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def reader_of(
     async def rows() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
 
-    await publish(store, rows(), plan=Plan(len(LISTS), 10_000), about={"lists": {"basket": {}}})
+    await publish_release(store, rows(), plan=Plan(len(LISTS), 10_000), about=record_of({"lists": {"basket": {}}}))
     read: Reader = RemoteStore(store) if awaited and isinstance(store, MemoryStore) else store
     return TieredReader({"store": read}, deny_list=DenyListFile(denied))
 

@@ -19,7 +19,7 @@ def test_publish_costs_and_takes_what_the_plan_predicts() -> None:
         loop = asyncio.get_running_loop()
         before_ru = account.spent_ru()
         began = loop.time()
-        await publication.publish(store, batches(rows, len(rows)), plan=Plan(len(rows), 1), about={})
+        await publication.publish_release(store, batches(rows, len(rows)), plan=Plan(len(rows), 1))
         await life.prune(store)
         return account.spent_ru() - before_ru, loop.time() - began
 

@@ -62,7 +62,7 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
                 account.inject_faults(fault)
 
     store = account.store(ru=4000)
-    manifest = (await publication.publish(store, until_it_fails(), plan=Plan(len(rows), 1000), about={})).manifest
+    manifest = (await publication.publish_release(store, until_it_fails(), plan=Plan(len(rows), 1000))).manifest
     account.inject_faults()
     assert await published_rows(store, manifest.release) == rows
     assert (await store.catalogue()).live == manifest.release
@@ -72,7 +72,7 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
 @simulated
 async def test_verification_survives_transient_faults(account: SimulatedAccount, fault: dict[str, object]) -> None:
     store = account.store(ru=4000)
-    manifest = (await publication.publish(store, batches(ROWS[:300]), plan=Plan(300, 1000), about={})).manifest
+    manifest = (await publication.publish_release(store, batches(ROWS[:300]), plan=Plan(300, 1000))).manifest
     published = await ref_of(store, manifest.release)
     account.inject_faults(fault)
     [outcome] = await asyncio.gather(verify(store, published), return_exceptions=True)
@@ -131,7 +131,7 @@ async def test_a_cancelled_put_leaves_nothing_running(account: SimulatedAccount)
 async def test_verification_leaves_request_units_for_lookups(account: SimulatedAccount) -> None:
     store = account.store(ru=400, max_ru=4000)
     loop = asyncio.get_running_loop()
-    manifest = (await publication.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
+    manifest = (await publication.publish_release(store, batches(ROWS), plan=Plan(len(ROWS), 1000))).manifest
     began = loop.time()
     spent_ru = account.admitted_ru(manifest.release)
     throttled = account.answers(429)
@@ -161,7 +161,7 @@ async def test_publish_waits_for_its_containers_to_appear(
 ) -> None:
     account.inject_faults({"kind": "missing", "operation": operation, "for_s": unseen_s, "share": share})
     store = account.store()
-    manifest = (await publication.publish(store, batches(ROWS[:11]), plan=Plan(11, 100), about={})).manifest
+    manifest = (await publication.publish_release(store, batches(ROWS[:11]), plan=Plan(11, 100))).manifest
     assert (await store.catalogue()).live == manifest.release
     assert account.answers(404, operation) > 1
 
@@ -171,7 +171,7 @@ async def test_wait_for_a_missing_container_is_bounded(account: SimulatedAccount
     account.inject_faults({"kind": "missing", "operation": "create item"})
     began = account.now()
     with pytest.raises(ContainerMissing):
-        await publication.publish(account.store(), batches(ROWS[:11]), plan=Plan(11, 100), about={})
+        await publication.publish_release(account.store(), batches(ROWS[:11]), plan=Plan(11, 100))
     assert CONTAINER_VISIBLE_S <= account.now() - began < 2 * CONTAINER_VISIBLE_S
 
 
@@ -183,7 +183,7 @@ async def test_a_publish_spends_at_the_configured_rate(account: SimulatedAccount
     store = account.store(max_ru=1000)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    manifest = (await publication.publish(store, batches(LARGE), plan=Plan(len(LARGE), 1000), about={})).manifest
+    manifest = (await publication.publish_release(store, batches(LARGE), plan=Plan(len(LARGE), 1000))).manifest
     took_s = loop.time() - began
     spent_ru = account.admitted_ru(manifest.release)
     assert took_s == pytest.approx(spent_ru / 1000 + SCALING_POLL_S, abs=0.5)  # one step after the other

@@ -16,7 +16,7 @@ import uvloop
 from hotplate.stores import catalogue as changes
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import publish_release
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.verification import verify
@@ -151,7 +151,7 @@ async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
     for limit, sentence in ((used + 3_000_000, "has reached its maxmemory"), (1, "has a limit of")):
         server.execute_command("CONFIG", "SET", "maxmemory", str(limit))
         with pytest.raises(StoreFull, match=sentence):
-            await publish(redis, lists(100_000), plan=Plan(1000, 10_000), about={})
+            await publish_release(redis, lists(100_000), plan=Plan(1000, 10_000))
         assert server.execute_command("DBSIZE") == keys
     assert await rollback(redis) == old
     await activate(redis, new)
@@ -246,7 +246,7 @@ async def test_publish_survives_a_reset_without_loss_or_repetition(remote: Redis
                 proxy.reset()
             yield rows
 
-    manifest = (await publish(remote, interrupted(), plan=Plan(20_001, 2_000_000), about={})).manifest
+    manifest = (await publish_release(remote, interrupted(), plan=Plan(20_001, 2_000_000))).manifest
     assert (await verify(remote, await ref_of(remote, manifest.release))).counts == {"popular": 1, "user": 20_000}
 
 

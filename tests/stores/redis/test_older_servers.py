@@ -21,7 +21,7 @@ from hotplate.stores.doctor import examine, rebuild, survey
 from hotplate.stores.encoding import OFFSET_BYTES, USER, Checksum, Item, encode
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreError
-from hotplate.stores.publication import publish
+from hotplate.stores.publication import LIVE, publish_release
 from hotplate.stores.store import Level, Plan, Row, Store
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
@@ -73,7 +73,7 @@ class Harness:
             for start in range(0, len(rows), 50):
                 yield rows[start : start + 50]
 
-        done = await publish(store, batches(), plan=Plan(len(rows), 20_000), about={}, live=live)
+        done = await publish_release(store, batches(), plan=Plan(len(rows), 20_000), activation=LIVE if live else None)
         self.labels[done.manifest.release] = label
         return done.manifest.release
 

@@ -1,0 +1,58 @@
+"""Rehearsals of a publish: how many rows and bytes a release takes in a store, without writing to it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hotplate.stores.catalogue import Catalogue, DraftRef
+from hotplate.stores.erasure_log import erased_from, first_records
+from hotplate.stores.file.store import CatalogueFile, LmdbStore
+from hotplate.stores.folders import temporary_folder
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.store import Diagnosed, Plan, Store
+
+
+async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]) -> Plan:
+    """Call *publish* with a stand-in for *store*, and return the rows and bytes of the release.
+
+    The stand-in is a temporary folder with the catalogue and the erased users of *store*. It asks *store* whether the
+    release fits, and raises its StoreFull.
+    """
+    with temporary_folder("rehearsal") as folder:
+        catalogue = await store.catalogue()
+        stand_in = _StandIn(folder, store, catalogue)
+        try:
+            if catalogue.generation:
+                await _copy_catalogue(store, catalogue, folder)
+            manifest = await publish(stand_in)
+        finally:
+            await stand_in.close()
+    key, value = manifest.key_row
+    rows = manifest.rows + 1  # the manifest is a row, too
+    return Plan(rows, manifest.bytes + len(key) + len(value))
+
+
+async def _copy_catalogue(store: Store, catalogue: Catalogue, folder: Path) -> None:
+    """Write *catalogue* and the erased users of *store* into *folder*, as a new record."""
+    erased = await erased_from(store)
+    if erased:
+        entry, records = first_records(erased)
+        CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
+    else:
+        CatalogueFile(folder).replace(replace(catalogue, erased=None), [])
+
+
+class _StandIn(LmdbStore):
+    """Files with the catalogue and the free space of another store."""
+
+    def __init__(self, folder: Path, store: Store, catalogue: Catalogue) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        super().__init__(folder, lambda: catalogue.now + clock() - began)
+        self._store = store
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        if isinstance(self._store, Diagnosed):
+            await self._store.check_room(draft, plan)
+        await super().create(draft, plan)
