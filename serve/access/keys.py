@@ -242,11 +242,11 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
 def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
     """Change the file of keys at *path*, one process at a time, and return the result of *change*.
 
-    *change* is called twice, with the clients that the file holds, and edits them in place; if it raises, the file
-    stays as it is.
+    *change* edits the clients that the file holds, in place. It is called twice: the first time without the lock, so
+    that a change that it refuses, by an exception, creates neither a folder nor a lock.
     """
     path = Path(os.path.realpath(path))  # keep a symlink in place
-    _content_after(path, change)  # tried first: a refused change creates neither folder nor lock
+    _content_after(path, change)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(path.name + ".lock")
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)

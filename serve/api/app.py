@@ -230,7 +230,7 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
-        self.handlers.draining = True
+        self.handlers.drain()
 
     def refuse_unread(
         self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float

@@ -94,6 +94,10 @@ class Handlers:
         """The Cache-Control of lists that everybody shares."""
         self.draining = False
 
+    def drain(self) -> None:
+        """Report not ready from now on."""
+        self.draining = True
+
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=&after=`."""
         user = parse_id(raw_id, "user")

@@ -492,19 +492,23 @@ class Admin:
         A store is changeable if the service may write to it: it is the admin store, by its id, not by its URL.
         """
         urls = self._settings.stores
-        admin_urls = () if self._settings.admin_store is None else (self._settings.admin_store,)
-        outcomes = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
-        store_outcomes = outcomes[: len(urls)]
-        changeable_ids = {outcome.store_id for outcome in outcomes[len(urls) :] if isinstance(outcome, Catalogue)}
-
+        reading = asyncio.gather(*map(_read_catalogue, urls))
+        admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
         tiers = list[CatalogueView]()
-        for name, url, outcome in zip(tier_names(urls), map(redacted, urls), store_outcomes, strict=True):
+        for name, url, outcome in zip(tier_names(urls), urls, outcomes, strict=True):
             if isinstance(outcome, Catalogue):
-                is_changeable = outcome.store_id in changeable_ids
-                tiers.append(CatalogueView.of(name, url, outcome, changeable=is_changeable))
+                is_changeable = outcome.store_id == admin_store_id
+                tiers.append(CatalogueView.of(name, redacted(url), outcome, changeable=is_changeable))
             else:
-                tiers.append(CatalogueView(name, url, changeable=False, error=outcome))
+                tiers.append(CatalogueView(name, redacted(url), changeable=False, error=outcome))
         return json_of(StoresView(tiers))
+
+    async def _admin_store_id(self) -> str | None:
+        """Return the id of the admin store; None if there is none, or it cannot be read."""
+        if self._settings.admin_store is None:
+            return None
+        outcome = await _read_catalogue(self._settings.admin_store)
+        return outcome.store_id if isinstance(outcome, Catalogue) else None
 
     async def change(
         self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str

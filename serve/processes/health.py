@@ -138,12 +138,14 @@ class HealthListener:
             return  # closed for a new connection in the same wait
         try:
             data = connection.recv(REQUEST_BYTES)
-            received = self._open[connection] = self._open[connection] + data
-            if b"\r\n\r\n" in received or len(received) >= REQUEST_BYTES:
+            received = self._open[connection]
+            received += data
+            is_complete = b"\r\n\r\n" in received or len(received) >= REQUEST_BYTES
+            if data and not is_complete:
+                return
+            if is_complete:
                 connection.send(self._answer(bytes(received)))  # fits into the socket's buffer
                 connection.shutdown(socket.SHUT_WR)
-            elif data:
-                return
         except BlockingIOError:
             return
         except OSError:
