@@ -5,7 +5,7 @@ Public names are loaded on first use.
 
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
-    from hotplate.cli.pipelines import run_pipeline as run
+    from hotplate.cli.run_work import run_pipeline as run
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
@@ -201,7 +201,7 @@ _HOMES = {
     "rollback": "hotplate.releases:rollback",
     "Row": "hotplate.stores.store:Row",
     "Rules": "hotplate.offline.rules:Rules",
-    "run": "hotplate.cli.pipelines:run_pipeline",
+    "run": "hotplate.cli.run_work:run_pipeline",
     "ServiceUnavailable": "hotplate.client:ServiceUnavailable",
     "SettingError": "hotplate.offline.errors:SettingError",
     "ReadResult": "hotplate.stores.store:ReadResult",

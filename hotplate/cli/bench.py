@@ -107,10 +107,10 @@ def ru(options: SweepOptions, written: Written = Path("hotplate-ru"), as_json: J
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    from hotplate.cli import spending
+    from hotplate.cli import bench_work
 
-    plan = spending.confirmed_sweep(options)
-    _measure_and_report(lambda display: spending.sweep(plan, display), written, as_json=as_json)
+    plan = bench_work.confirmed_sweep(options)
+    _measure_and_report(lambda display: bench_work.sweep(plan, display), written, as_json=as_json)
 
 
 @app.command()
@@ -130,17 +130,17 @@ def charges(
     Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
     """
     require_file_path(written)
-    from hotplate.cli import spending
+    from hotplate.cli import bench_work
 
-    plan = spending.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)
+    plan = bench_work.confirmed_charges(store, sizes, dry_run=dry_run, yes=yes)
     if plan is None:
         return
-    measured = spending.measure_charges(plan)
+    measured = bench_work.measure_charges(plan)
     written.write_text(measured.to_toml())
     if as_json:
         print_json(measured.to_json())
     else:
-        spending.print_charges(measured)
+        bench_work.print_charges(measured)
         out.print(f"measured on {measured.subject}; written to {written}")
 
 

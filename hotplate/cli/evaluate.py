@@ -32,9 +32,9 @@ def lists(
 
     Example: hotplate evaluate lists.parquet test.csv --train train.csv
     """
-    from hotplate.cli import evaluating
+    from hotplate.cli import evaluate_work
 
-    evaluating.measure(origin, truth, flags, train=train, rating=rating_column)
+    evaluate_work.measure(origin, truth, flags, train=train, rating=rating_column)
 
 
 @app.command()
@@ -74,6 +74,6 @@ def compare(
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
     """
-    from hotplate.cli import evaluating
+    from hotplate.cli import evaluate_work
 
-    raise typer.Exit(evaluating.compare(first, second, truth, flags))
+    raise typer.Exit(evaluate_work.compare(first, second, truth, flags))

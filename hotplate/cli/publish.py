@@ -23,9 +23,9 @@ def publish(flags: PublishFlags) -> None:
 
     Wait for services of `serve --probation 5m`: hotplate publish model --wait 6m
     """
-    from hotplate.cli import publishing
+    from hotplate.cli import publish_work
 
-    publishing.publish_models(flags)
+    publish_work.publish_models(flags)
 
 
 def import_lists(flags: ImportFlags) -> None:
@@ -38,6 +38,6 @@ def import_lists(flags: ImportFlags) -> None:
 
     Another list in the same release: hotplate import home.parquet --list email=email.parquet
     """
-    from hotplate.cli import publishing
+    from hotplate.cli import publish_work
 
-    publishing.import_lists(flags)
+    publish_work.import_lists(flags)

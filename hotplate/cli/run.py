@@ -21,6 +21,6 @@ def run(
 
     Example: hotplate run nightly.toml
     """
-    from hotplate.cli import pipelines
+    from hotplate.cli import run_work
 
-    pipelines.run_verb(pipeline, check=check)
+    run_work.run_verb(pipeline, check=check)

@@ -114,6 +114,6 @@ def demo(
 
     Example: hotplate demo --data clicks.csv
     """
-    from hotplate.cli.demonstration import demonstrate
+    from hotplate.cli.demo_work import demonstrate
 
     demonstrate(data, host=host, port=port)

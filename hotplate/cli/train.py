@@ -30,6 +30,6 @@ def train(
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
-    from hotplate.cli import training
+    from hotplate.cli import train_work
 
-    training.train_model(options, model, master=master, as_json=as_json)
+    train_work.train_model(options, model, master=master, as_json=as_json)

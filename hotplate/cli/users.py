@@ -1,11 +1,23 @@
 """`hotplate users`: erase users, and find data that still contain them."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
+from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
+from hotplate.serve.consumed import KEPT
+from hotplate.serve.events import SegmentFolder
+from hotplate.stores.erasure_log import lost_sentence
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.event_log import SegmentReader, is_open_segment, is_segment
+from hotplate.stores.urls import url_of
+from hotplate.stores.users import Erasure, erase_users, find_users
 
 app = Verbs(
     no_args_is_help=True,
@@ -14,6 +26,33 @@ app = Verbs(
 )
 
 Users = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of users, as in events and lists.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalFolder:
+    """Events on this machine, read without fsspec, which is an extra."""
+
+    path: Path
+
+    @property
+    def shown(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        if not self.path.is_dir():
+            raise StoreMisused(f"the folder {self.path} does not exist")
+        return sorted(file.name for file in self.path.iterdir())
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _OtherPlaces:
+    """What places besides the store still hold: the users by place, and the kinds of places that were not searched."""
+
+    users_by_place: dict[str, list[str]]
+    not_searched: list[str]
 
 
 @app.command()
@@ -25,9 +64,9 @@ def erase(users: Users, places: Places) -> None:
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """
-    from hotplate.cli import erasing
-
-    erasing.erase(users, places)
+    others = _search_other_places(users, places)
+    erasure = run_on_store(places.store, lambda opened: erase_users(opened, users))
+    _print_erasure(erasure, others, places, f"of {len(set(users))} are erased from")
 
 
 @app.command()
@@ -36,6 +75,100 @@ def find(users: Users, places: Places) -> None:
 
     Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
     """
-    from hotplate.cli import erasing
+    others = _search_other_places(users, places)
+    erasure = run_on_store(places.store, lambda opened: find_users(opened, users))
+    _print_erasure(erasure, others, places, f"of {len(set(users))} are marked as erased in")
 
-    erasing.find(users, places)
+
+def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
+    """Search backups, model folders and folders of events for *users*; nothing is deleted there.
+
+    Raises StoreMisused for a missing folder, before anything is erased from the store.
+    """
+    for path in (*places.backups, *places.models):
+        if not path.is_dir():
+            raise StoreMisused(f"the folder {path} does not exist")
+    event_folders = [_event_folder(url) for url in places.events]
+    files_by_folder = {folder: folder.names() for folder in event_folders}
+
+    users_by_place = {str(path): _users_in_model(path, users) for path in places.models}
+    for folder, files in files_by_folder.items():
+        users_by_place[folder.shown] = _users_in_events(folder, files, users)
+    for path in places.backups:
+        users_by_place[str(path)] = _users_in_backup(path, users)
+
+    not_searched = ["other stores"]
+    kinds = {"backups": places.backups, "model folders": places.models, "events": places.events}
+    not_searched += [kind for kind, paths in kinds.items() if not paths]
+    if any(is_open_segment(file) for files in files_by_folder.values() for file in files):
+        not_searched.append("open segments of events")
+    return _OtherPlaces(users_by_place, not_searched)
+
+
+def _print_erasure(erasure: Erasure, others: _OtherPlaces, places: Places, state: str) -> None:
+    """Print which users are erased from the store, and what still holds users.
+
+    *state* ends the first sentence, as "of 2 are erased from" the store.
+    """
+    facts = {
+        **asdict(erasure),
+        "store": shown_store_url(places.store, as_json=True),
+        "elsewhere": others.users_by_place,
+        "not_checked": others.not_searched,
+    }
+    sentences = [f"{format_count(len(erasure.erased), 'user')} {state} {shown_store_url(places.store)}"]
+    if erasure.lost:
+        sentences.append(lost_sentence(erasure.lost))
+    if erasure.warning is not None:
+        sentences.append(f"warning: {erasure.warning}")
+    if erasure.deleted:
+        sentences.append(f"{format_count(erasure.deleted, 'row')} deleted")
+
+    for release, held in erasure.holding.items():
+        list_names = erasure.lists.get(release)
+        listed = f", also in the list {', '.join(list_names)}," if list_names else ""
+        sentences.append(f"release {release} holds {_quoted(held)}{listed} until it is pruned")
+    sentences += [f"release {release} is being written, and was not searched" for release in erasure.being_written]
+    sentences += [f"{place} holds {_quoted(held)}" for place, held in others.users_by_place.items() if held]
+    sentences.append(f"not searched: {', '.join(others.not_searched)}")
+    print_result(facts, *sentences, as_json=places.as_json)
+
+
+def _quoted(users: Iterable[str]) -> str:
+    return ", ".join(map(repr, users))
+
+
+def _event_folder(url: str) -> SegmentFolder | _LocalFolder:
+    """Return a folder of events: a path of this machine, or a URL of fsspec."""
+    return _LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url)
+
+
+def _users_in_backup(folder: Path, users: Sequence[str]) -> list[str]:
+    """Return the users that a release of a backup holds, sorted."""
+    releases = run_on_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
+    return sorted({user for held in releases.values() for user in held})
+
+
+def _users_in_model(folder: Path, users: Sequence[str]) -> list[str]:
+    """Return the users that a model was trained on, in the given order."""
+    from hotplate.offline.model import load  # an extra
+
+    known = set(load(folder).matrix.user_ids)
+    return [user for user in dict.fromkeys(users) if user in known]
+
+
+def _users_in_events(folder: SegmentFolder | _LocalFolder, files: Iterable[str], users: Sequence[str]) -> list[str]:
+    """Return those of *users*, in their order, that events in a folder name, or its file of consumed items.
+
+    *files* are the names of the folder's files. Segments, files with an event in JSON on each line, are read, and the
+    file of consumed items (`KEPT`), which has such lines, too.
+    """
+    wanted = set(users)
+    present = set[str]()
+    for name in files:
+        if is_segment(name) or name == KEPT:
+            for line in SegmentReader(folder.read(name)):
+                user = orjson.loads(line).get("user")
+                if user in wanted:
+                    present.add(user)
+    return [user for user in dict.fromkeys(users) if user in present]

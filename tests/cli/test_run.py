@@ -109,7 +109,7 @@ def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(
     with (tmp_path / "clicks.csv").open("a") as data:
         data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.publishing.write_lists", interrupt)
+        patch.setattr("hotplate.cli.publish_work.write_lists", interrupt)
         spoil(Path(summary_of(hotplate("run", pipeline))["model"]))
     refused = hotplate("run", pipeline)
     summary = summary_of(refused)
@@ -275,7 +275,7 @@ def interrupt(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "hotplate.cli.training.train",
+        "hotplate.cli.train_work.train",
         "hotplate.stores.publication.verify",
         "hotplate.stores.publication.activate",
         "hotplate.offline.job.RunFolder.finish",
@@ -304,7 +304,7 @@ def test_after_new_data_an_interrupted_run_is_not_resumed(
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.publishing.write_lists", interrupt)
+        patch.setattr("hotplate.cli.publish_work.write_lists", interrupt)
         left = summary_of(hotplate("run", pipeline))
     write_data(tmp_path, seed=7)
     done = summary_of(hotplate("run", pipeline))

@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from hotplate.cli.pipelines import read_job, read_pipeline
+from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.publish import bounds_of
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, Object, built

@@ -17,7 +17,7 @@ import pycep
 import pytest
 import yaml
 
-from hotplate.cli.pipelines import read_job, read_pipeline
+from hotplate.cli.run_work import read_job, read_pipeline
 from tests.support.azure_models import unknown
 from tests.support.command import hotplate
 from tests.support.kubernetes import K8S, built, tool

@@ -1,4 +1,4 @@
-"""Pipelines of `hotplate run`: their files, their jobs, and the summaries and metrics of a run.
+"""The work of `hotplate run`: pipeline files, their jobs, and the summaries and metrics of a run.
 
 A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what they describe; an attempt runs a job once.
 """
@@ -19,7 +19,7 @@ import typer
 import xxhash
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
-from hotplate.cli import publishing, training
+from hotplate.cli import publish_work, train_work
 from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import REFUSED, err, out, progress_bars, store_url_or_default, text_on_stderr
@@ -76,7 +76,7 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
         _print_steps(job, folder)
         return
 
-    attempt = _attempt(job, settings, train=training.print_training, measure=_measured, write=_write_lists)
+    attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=_write_lists)
     with text_on_stderr(), _summary_printed(attempt), _metrics_sent(attempt, settings):
         attempt.make(folder)
     if attempt.summary.outcome == "refused":
@@ -120,12 +120,12 @@ def read_job(pipeline: PipelineFile) -> Job:
     train_flags: TrainFlags = pipeline.read("train", TrainFlags)
     publish_flags: PublishFlags = pipeline.read("publish", PublishFlags)
     flags_by_list = read_lists(pipeline, publish_flags)
-    published = publishing.with_gates_and_ru_limit(publish_flags)
+    published = publish_work.with_gates_and_ru_limit(publish_flags)
     gates = _read_gates(pipeline, published.settings)
     check_names(gates, ["", *flags_by_list])
 
     _check_training(train_flags, pipeline.path)
-    train_settings = training.train_settings(train_flags)
+    train_settings = train_work.train_settings(train_flags)
     _check_gates(gates, train_settings)
     if publish_flags.fold_in:
         _check_factors(train_settings, f"{pipeline.path}, [publish]")
@@ -133,7 +133,7 @@ def read_job(pipeline: PipelineFile) -> Job:
 
     named = dict[str, NamedList]()
     for name, list_flags in flags_by_list.items():
-        named[name] = NamedList(list_flags.model, partial(publishing.list_settings, list_flags, is_default=False))
+        named[name] = NamedList(list_flags.model, partial(publish_work.list_settings, list_flags, is_default=False))
     all_flags = (train_flags, publish_flags, *flags_by_list.values())
     store_url = store_url_or_default(published.store)
     options = [train_flags, publish_flags, flags_by_list, gates, store_url]
@@ -142,7 +142,7 @@ def read_job(pipeline: PipelineFile) -> Job:
         store=store_url,
         training=train_settings,
         publishing=replace(published.settings, gates=gates),
-        lists=publishing.list_settings(replace(publish_flags, rules=RuleFiles())),
+        lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
         named=named,
         track=train_flags.track,
@@ -160,7 +160,7 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
         if not isinstance(keys, dict):
             raise SettingError(f"{pipeline.path}: write the list {name} as a table, [lists.{name}].")
         where = f"{pipeline.path}, [lists.{name}]"
-        named[name] = publishing.flags_of_table(flags, name, keys, where=where, folder=folder)
+        named[name] = publish_work.flags_of_table(flags, name, keys, where=where, folder=folder)
     return named
 
 
@@ -212,7 +212,7 @@ def _measured(lists: ModelLists) -> ModelLists:
 
 
 def _write_lists(lists: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
-    return publishing.write_lists(lambda _: lists, PublishFlags(store=store, settings=settings))
+    return publish_work.write_lists(lambda _: lists, PublishFlags(store=store, settings=settings))
 
 
 def _default_folder(pipeline: Path) -> Path:

@@ -7,10 +7,10 @@ from pathlib import Path
 from shlex import quote as quoted
 from urllib.parse import quote
 
-from hotplate.cli import publishing
+from hotplate.cli import publish_work
 from hotplate.cli.options import PublishFlags
 from hotplate.cli.terminal import out, progress_bars, run_interruptibly
-from hotplate.cli.training import print_report
+from hotplate.cli.train_work import print_report
 from hotplate.offline.input.sample import sample
 from hotplate.offline.training import TrainSettings, train
 from hotplate.serve.connections.listeners import reserve
@@ -33,7 +33,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         print_report(trained)
 
         store_url = f"file://{folder / 'store'}"
-        publishing.publish_models(PublishFlags(model=model_folder, store=store_url))
+        publish_work.publish_models(PublishFlags(model=model_folder, store=store_url))
 
         matrix = trained.model.matrix
         on_ready = partial(_print_examples, store=store_url, user=matrix.user_ids[0], item=matrix.item_ids[0])
