@@ -27,9 +27,9 @@ from hotplate.stores.cosmos.errors import (
     first_line,
     store_closed,
 )
+from hotplate.stores.cosmos.items import DEFINITION, CosmosItem
 from hotplate.stores.cosmos.requests import default_credential
-from hotplate.stores.cosmos.rows import DEFINITION
-from hotplate.stores.cosmos.signed import CosmosItem, NearestItem
+from hotplate.stores.cosmos.signed import NearestItem
 from hotplate.stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError
 from hotplate.stores.store import Observer

@@ -16,8 +16,8 @@ from azure.mgmt.cosmosdb.aio import CosmosDBManagementClient
 from azure.mgmt.cosmosdb.aio.operations import SqlResourcesOperations
 
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorKind, first_line
+from hotplate.stores.cosmos.items import DEFINITION
 from hotplate.stores.cosmos.requests import default_credential
-from hotplate.stores.cosmos.rows import DEFINITION
 from hotplate.stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.timing import OneLoop

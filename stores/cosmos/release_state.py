@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hotplate.stores.catalogue import DraftRef
-from hotplate.stores.cosmos.signed import CosmosItem
+from hotplate.stores.cosmos.items import CosmosItem
 from hotplate.stores.errors import ReleaseCorrupt
 from hotplate.stores.store import sealed, taken_over
 

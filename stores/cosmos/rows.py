@@ -1,8 +1,5 @@
 """Rows of a release as items; a batch item with the packed keys acknowledges each batch.
 
-A row's id and partition key is `KIND.` and the ID in base64url; ids of other items have no dot. A value is stored as
-text if it is valid UTF-8 and not longer than in base64, otherwise as base64.
-
 Rows are created, never replaced, so a late write changes nothing. The item `state` names the draft's writer, which is
 replaced by compare-and-set (`hotplate.stores.cosmos.release_state`). Batch items are numbered without gaps, in a series
 per part and writer, so a few reads find the last one. A writer that takes over records the last numbers of the former
@@ -10,186 +7,47 @@ series, and starts new ones. Rows that the former writer had in flight may still
 """
 
 import asyncio
-import re
-from base64 import urlsafe_b64encode
-from binascii import Error as NotBase64
-from binascii import a2b_base64, b2a_base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from functools import lru_cache, partial
-from math import inf
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-import orjson
 from msgspec.structs import replace
 
 from hotplate.stores.catalogue import DraftRef, ReleaseRef
-from hotplate.stores.cosmos.charges import SYSTEM_BYTES, Charges
+from hotplate.stores.cosmos.budget import Budget
+from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import ContainerMissing
-from hotplate.stores.cosmos.release_state import DRAFT, METAS, SEALED, STATE, ReleaseState, rows_kind
-from hotplate.stores.cosmos.signed import CosmosItem, ItemWritten, SignedClient, VersionedItem
-from hotplate.stores.encoding import META, KeySpan, bounds, check_kind, merge_packed_keys, pack
-from hotplate.stores.errors import (
-    ReleaseConflict,
-    ReleaseCorrupt,
-    ReleaseNotFound,
-    StoreFull,
-    StoreThrottled,
-    StoreUnavailable,
+from hotplate.stores.cosmos.items import (
+    AnyRef,
+    CosmosItem,
+    container_of,
+    item_bytes,
+    name_of,
+    to_item,
+    value_of,
+    without_system_properties,
 )
+from hotplate.stores.cosmos.release_state import DRAFT, METAS, SEALED, STATE, ReleaseState, rows_kind
+from hotplate.stores.cosmos.signed import SignedClient, VersionedItem, WriteResult
+from hotplate.stores.encoding import META, KeySpan, bounds, merge_packed_keys, pack
+from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
 from hotplate.stores.store import BATCH_ROWS, Row, not_found
-from hotplate.stores.timing import RETRY_PAUSES_S, Backoff, RateLimiter, Retrier
+from hotplate.stores.timing import RETRY_PAUSES_S, Backoff
 
 T = TypeVar("T")
 
-# Of every container: items are read by id, so nothing is indexed.
-DEFINITION: dict[str, Any] = {
-    "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
-    "indexingPolicy": {"indexingMode": "none", "automatic": False},
-}
-
-# Beginning of the name of a release's container.
-CONTAINER = "release-"
-INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-
-# https://learn.microsoft.com/azure/cosmos-db/concepts-limits
-MAX_ITEM_BYTES = 2 << 20
-
-# Time limits of retries while the service is unavailable, or answers 429.
-UNAVAILABLE_S = 20.0
-THROTTLED_S = 120.0
-# Some replicas answer 404 for a new container.
-CONTAINER_VISIBLE_S = 60.0
 # Delays before a missing item is read again, in case a replica lags.
 REPLICA_LAGS_S = (0.02, 0.1)
+# Attempts to change a state that other processes change, too: for half a minute.
+MAX_STATE_CHANGES = 20
 # Concurrent requests: 12,000 a second at 5 ms.
 IN_FLIGHT = 64
 
-AnyRef = ReleaseRef | DraftRef
 ConfirmWriter = Callable[[], Awaitable[None]]
 """Raises ReleaseConflict if the catalogue names another writer of the draft."""
 
 ChangeState = Callable[[ReleaseState], Awaitable[ReleaseState | None]]
 """Returns the state that replaces a stored one; None if that is to stay."""
-
-
-@lru_cache(64)
-def container_of(release: AnyRef) -> str:
-    """Return the container of a release; ReleaseNotFound for an invalid incarnation."""
-    if not INCARNATION.fullmatch(release.incarnation):
-        raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
-    return CONTAINER + release.incarnation
-
-
-def name_of(key: str) -> str:
-    """Return the id of a row's item; StoreMisused for an unknown kind.
-
-    A key with lone surrogates gets an id that no row has.
-    """
-    kind, colon, identifier = key.partition(":")
-    encoded = urlsafe_b64encode(identifier.encode("utf-8", "surrogatepass")).decode()
-    return f"{check_kind(kind if colon else '').replace('@', '.')}.{encoded.rstrip('=')}"
-
-
-def to_item(name: str, value: bytes) -> CosmosItem:
-    """Encode a value as an item: as text in `t` if that is not longer than base64 in `b`."""
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        text = None
-    if text is not None:
-        text_length = len(orjson.dumps(text)) - 2  # escaped, without quotes
-        base64_length = (len(value) + 2) // 3 * 4
-        if text_length <= base64_length:
-            return {"id": name, "t": text}
-    return {"id": name, "b": b2a_base64(value, newline=False).decode()}
-
-
-def value_of(item: CosmosItem) -> bytes:
-    """Decode an item; ReleaseCorrupt if `to_item` did not make it."""
-    try:
-        text = item.get("t")
-        if text is not None:
-            return bytes(text.encode())
-        return a2b_base64(item["b"], strict_mode=True)
-    except (KeyError, AttributeError, TypeError, NotBase64, ValueError) as error:
-        raise ReleaseCorrupt(f"the item {item.get('id')!r} was not written by hotplate; publish again") from error
-
-
-def item_bytes(item: CosmosItem) -> int:
-    """Return the size as stored, system properties included; StoreFull above the service's limit."""
-    own = _without_system_properties(item) if "_rid" in item else item
-    size = len(orjson.dumps(own)) + SYSTEM_BYTES
-    if size > MAX_ITEM_BYTES:
-        raise StoreFull(
-            f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MAX_ITEM_BYTES:,} at most; "
-            f"publish shorter lists"
-        )
-    return size
-
-
-class Budget(Retrier):
-    """Retries requests, and keeps them within a number of request units (RU) a second."""
-
-    def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
-        """*rate_ru* is in RU/s; None for no limit."""
-        super().__init__(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
-        self._clock = clock
-        self._limiter = RateLimiter(clock, rate_ru)
-        self._admission = asyncio.Lock()
-        self._visible_at = dict[str, float]()
-        """Time by which all replicas know a new container, by its name."""
-
-    def created(self, container: str) -> None:
-        """Let `until_visible` wait for a new container."""
-        self._visible_at[container] = self._clock() + CONTAINER_VISIBLE_S
-
-    def erased(self, container: str) -> None:
-        """Let `until_visible` wait no more for a container."""
-        self._visible_at.pop(container, None)
-
-    async def until_visible(self, container: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of *step*, repeated like by `call`, and while its new container is not visible."""
-        backoff = Backoff(*RETRY_PAUSES_S)
-        while True:
-            try:
-                return await self.call(step)
-            except ContainerMissing:
-                if self._clock() > self._visible_at.get(container, -inf):
-                    raise
-            await asyncio.sleep(backoff.next_s())
-
-    async def spend(
-        self,
-        container: str,
-        request: Callable[[], Awaitable[T]],
-        *,
-        expected_ru: float,
-        charge_ru: Callable[[T], float],
-    ) -> T:
-        """Send a request once its request units (RU) fit into the budget of RU a second; return its result.
-
-        Each attempt is charged *expected_ru* in advance, corrected by *charge_ru* of its result. A 429 costs nothing,
-        and pauses all requests as long as it says. The request is repeated while the service is unavailable or answers
-        429, and while its *container* is so new that some replicas do not know it.
-        """
-
-        async def request_in_budget() -> T:
-            async with self._admission:  # in order
-                wait_s = self._limiter.wait_s()
-                while wait_s > 0:
-                    await asyncio.sleep(wait_s)
-                    wait_s = self._limiter.wait_s()  # later after a 429
-                self._limiter.take(expected_ru)
-            try:
-                result = await request()
-            except StoreThrottled as error:
-                self._limiter.correct(-expected_ru)
-                self._limiter.pause(error.retry_after_s)
-                raise
-            self._limiter.correct(charge_ru(result) - expected_ru)
-            return result
-
-        return await self.until_visible(container, request_in_budget)
 
 
 class ReleaseRows:
@@ -214,7 +72,7 @@ class ReleaseRows:
 
         created = ReleaseState(DRAFT, draft.writer)
         create = partial(self._items.create, container, created.item())
-        if (await self._budget.until_visible(container, create)).done:
+        if (await self._budget.call_until_visible(container, create)).applied:
             return
 
         async def take_over(state: ReleaseState) -> ReleaseState | None:
@@ -295,7 +153,7 @@ class ReleaseRows:
             nonlocal deleted
             delete = partial(self._items.delete, container, name_of(key))
             written = await self._budget.spend(container, delete, expected_ru=expected_ru, charge_ru=_charge_of)
-            deleted += written.done  # after the await, during which others count
+            deleted += written.applied  # after the await, during which others count
 
         await self.state(release)
         await for_each(keys, erase)
@@ -373,22 +231,26 @@ class ReleaseRows:
     async def _change_state(self, release: AnyRef, change: ChangeState) -> None:
         """Read the item with the state of a release, and replace it by the result of *change*, None for no change.
 
-        If another process has changed the item in the meantime, which its etag tells, it is read and changed again.
-        Raises ReleaseNotFound if there is no state, and what *change* raises.
+        If another process has changed the item in the meantime, which its etag tells, it is read and changed again,
+        after a pause. Raises ReleaseNotFound if there is no state, what *change* raises, and StoreUnavailable after
+        MAX_STATE_CHANGES attempts.
         """
         container = container_of(release)
-        while True:
+        backoff = Backoff(*RETRY_PAUSES_S)
+        for _ in range(MAX_STATE_CHANGES):
             read = partial(self._items.read_fresh, container, STATE)
-            stored = await self._budget.until_visible(container, read)
+            stored = await self._budget.call_until_visible(container, read)
             if stored.item is None:
                 raise not_found(release)
             changed = await change(ReleaseState.of(stored.item))
             if changed is None:
                 return
-            item = changed.item(_without_system_properties(stored.item))
+            item = changed.item(without_system_properties(stored.item))
             replace_item = partial(self._items.replace, container, item, stored.etag)
-            if (await self._budget.until_visible(container, replace_item)).done:
+            if (await self._budget.call_until_visible(container, replace_item)).applied:
                 return
+            await asyncio.sleep(backoff.next_s())
+        raise StoreUnavailable(f"other processes keep changing the state of release {release.id}; try again later")
 
     async def _fetch(self, container: str, spans: Sequence[KeySpan]) -> list[bytes]:
         return [await self._read_packed_keys(container, span.source, span.place) for span in spans]
@@ -488,7 +350,7 @@ class ReleaseRows:
         """Create an item; return whether it was absent."""
         create = partial(self._items.create, container, item)
         expected_ru = self._charges.create(item_bytes(item), 0)
-        return (await self._budget.spend(container, create, expected_ru=expected_ru, charge_ru=_charge_of)).done
+        return (await self._budget.spend(container, create, expected_ru=expected_ru, charge_ru=_charge_of)).applied
 
     async def _read_packed_keys(self, container: str, series: str, number: int) -> bytes:
         """Return the packed keys of a batch; ReleaseCorrupt if it is absent."""
@@ -537,12 +399,8 @@ async def for_each(values: Sequence[T], do: Callable[[T], Awaitable[None]]) -> N
         raise failures[0]
 
 
-def _charge_of(written: ItemWritten) -> float:
+def _charge_of(written: WriteResult) -> float:
     return written.charge_ru
-
-
-def _without_system_properties(item: CosmosItem) -> CosmosItem:
-    return {name: value for name, value in item.items() if name[0] != "_"}
 
 
 class _Batch(NamedTuple):

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -19,6 +19,7 @@ import orjson
 from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
+from hotplate.stores.cosmos.items import CosmosItem
 from hotplate.stores.cosmos.regions import AccountRegions, Region
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
@@ -49,9 +50,6 @@ JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 # Statuses of a read: of an item, or of its absence.
 READ = (200, 404)
 
-CosmosItem = dict[str, Any]
-"""An item as JSON; the names of system properties, which responses have, begin with `_`."""
-
 MakeTransport = Callable[[str], Transport]
 """Returns a transport to a server at `https://HOST:PORT`, not connected yet."""
 
@@ -72,10 +70,12 @@ class NearestItem(NamedTuple):
     """False if unknown. Another region may lag."""
 
 
-class ItemWritten(NamedTuple):
-    """A conditional write; not `done` after a 404, 409 or 412."""
+class WriteResult(NamedTuple):
+    """Outcome of a write that depends on what is stored."""
 
-    done: bool
+    applied: bool
+    """False if an item to create exists, or one to replace or delete is gone or has another version."""
+
     charge_ru: float
 
 
@@ -203,12 +203,12 @@ class SignedClient:
         request = ItemRequest(b"GET", container, name, headers)
         return await self._send(self._account.write, request, deadline_s, expected=READ, parse=_versioned)
 
-    async def create(self, container: str, item: CosmosItem) -> ItemWritten:
+    async def create(self, container: str, item: CosmosItem) -> WriteResult:
         """Create an item, unless there is one with its id."""
         request = ItemRequest(b"POST", container, item["id"], JSON, orjson.dumps(item))
         return await self._write(request, expected=(201, 409))
 
-    async def replace(self, container: str, item: CosmosItem, etag: str) -> ItemWritten:
+    async def replace(self, container: str, item: CosmosItem, etag: str) -> WriteResult:
         """Replace an item if its version is *etag*."""
         if not etag.isprintable():
             raise StoreMisused(f"{etag[:80]!r} is not an etag")
@@ -216,20 +216,20 @@ class SignedClient:
         request = ItemRequest(b"PUT", container, item["id"], headers, orjson.dumps(item))
         return await self._write(request, expected=(200, 404, 412))
 
-    async def delete(self, container: str, name: str) -> ItemWritten:
+    async def delete(self, container: str, name: str) -> WriteResult:
         """Delete an item, if there is one."""
         return await self._write(ItemRequest(b"DELETE", container, name), expected=(204, 404))
 
-    async def _write(self, request: ItemRequest, *, expected: tuple[int, ...]) -> ItemWritten:
-        """Send a write; the first of the *expected* statuses means that it is done. Keeps its session tokens."""
+    async def _write(self, request: ItemRequest, *, expected: tuple[int, ...]) -> WriteResult:
+        """Send a write; the first of the *expected* statuses means that it was applied. Keeps its session tokens."""
 
-        def parse(response: Response, _name: str) -> ItemWritten:
+        def parse(response: Response, _name: str) -> WriteResult:
             tokens = self._sessions.setdefault(request.container, {})
             header = response.header(b"x-ms-session-token")
             for token_of_range in header.split(b",") if header else ():
                 key_range, _, token = token_of_range.partition(b":")
                 tokens[key_range] = token
-            return ItemWritten(response.status == expected[0], errors.charge_in(response))
+            return WriteResult(response.status == expected[0], errors.charge_in(response))
 
         deadline_s = await self._account.ensure_known()
         return await self._send(self._account.write, request, deadline_s, expected=expected, parse=parse)

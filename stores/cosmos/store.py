@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from math import inf
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -22,26 +22,11 @@ import orjson
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges
+from hotplate.stores.cosmos.budget import Budget
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.rows import (
-    CONTAINER,
-    Budget,
-    ReleaseRows,
-    container_of,
-    item_bytes,
-    name_of,
-    to_item,
-    value_of,
-)
-from hotplate.stores.cosmos.signed import (
-    CHARGE,
-    REGIONS,
-    CosmosItem,
-    ItemWritten,
-    NearestItem,
-    SignedClient,
-    VersionedItem,
-)
+from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, container_of, item_bytes, name_of, to_item, value_of
+from hotplate.stores.cosmos.rows import ReleaseRows
+from hotplate.stores.cosmos.signed import CHARGE, REGIONS, NearestItem, SignedClient, VersionedItem, WriteResult
 from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -173,6 +158,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._items = items
         self._lookups = lookups or items
         self._open_containers = open_containers
+        self._opened_containers: Containers | None = None
         self._clock = clock
         self._budget = Budget(clock, address.max_ru or (None if writing is None else writing.ru))
         self._charges = charges.load()
@@ -186,9 +172,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._ahead_s = time.time() - clock()
         """The service's clock minus *clock*."""
 
-    @cached_property
+    @property
     def _containers(self) -> Containers:
-        return self._open_containers()
+        """The control plane, opened at the first use."""
+        if self._opened_containers is None:
+            self._opened_containers = self._open_containers()
+        return self._opened_containers
 
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
@@ -216,7 +205,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         try:
             if timeout_s is None:
                 read = partial(self._lookups.read, container, name, DEADLINE_S)
-                item = await self._budget.until_visible(container, read)
+                item = await self._budget.call_until_visible(container, read)
             else:
                 item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
@@ -241,7 +230,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     async def _read_catalogue(self) -> VersionedItem:
         """Read the item of the catalogue in the write region, and the service's clock."""
         try:
-            stored = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
+            stored = await self._budget.call_until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
         except ContainerMissing:
             return VersionedItem(None, "", self._clock() + self._ahead_s)
         self._ahead_s = stored.now - self._clock()
@@ -257,7 +246,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """Read items beside the catalogue; None for absent ones."""
 
         async def read(name: str) -> bytes | None:
-            stored = await self._budget.until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
+            stored = await self._budget.call_until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
             return None if stored.item is None else value_of(stored.item)
 
         try:
@@ -303,8 +292,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             stack.push_async_callback(self._items.close)
             if self._lookups is not self._items:
                 stack.push_async_callback(self._lookups.close)
-            if "_containers" in vars(self):  # else it was never used, and would be opened to be closed
-                stack.push_async_callback(self._containers.close)
+            if self._opened_containers is not None:
+                stack.push_async_callback(self._opened_containers.close)
 
     async def warnings(self) -> list[str]:
         return [self._address.partition_warning] if self._address.partition_warning else []
@@ -389,7 +378,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
                 raise
             return [warning("may publish", f"no, which is right for a service; to publish: {error}")]
         etag = ok("etag", "a write to another version is refused")
-        if written.done:
+        if written.applied:
             etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
         return [ok("may publish", "yes"), etag]
 
@@ -445,7 +434,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         except ContainerMissing:
             await self._budget.call(self._containers.create_database)
             await self._budget.call(create)
-        self._budget.created(container)
+        self._budget.add_new_container(container)
 
     async def prepare(self, release: ReleaseRef) -> None:
         """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
@@ -512,10 +501,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._write_records(records)
         await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
 
-    async def _swap(self, write: Callable[[], Awaitable[ItemWritten]]) -> None:
+    async def _swap(self, write: Callable[[], Awaitable[WriteResult]]) -> None:
         """Write the catalogue by *write*; ReleaseConflict if the version that it replaces is gone."""
         await self._check_single_write_region()
-        if not (await self._budget.call(write)).done:
+        if not (await self._budget.call(write)).applied:
             raise catalogue_changed()  # perhaps with our own attempt, after a lost response
 
     async def _write_records(self, records: Sequence[RecordChange]) -> None:
@@ -523,7 +512,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._check_single_write_region()
         for change in records:
             read = partial(self._items.read_fresh, CONTROL, change.name)
-            stored = await self._budget.until_visible(CONTROL, read)
+            stored = await self._budget.call_until_visible(CONTROL, read)
             value = None if stored.item is None else value_of(stored.item)
             if value == change.after:  # by an attempt whose response was lost
                 continue
@@ -535,10 +524,10 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
                 write = partial(self._items.create, CONTROL, item)
             else:
                 write = partial(self._items.replace, CONTROL, item, stored.etag)
-            if not (await self._budget.call(write)).done:
+            if not (await self._budget.call(write)).applied:
                 raise catalogue_changed()
 
-    async def _create_catalogue(self, new: Catalogue, records: Sequence[RecordChange]) -> ItemWritten:
+    async def _create_catalogue(self, new: Catalogue, records: Sequence[RecordChange]) -> WriteResult:
         """Create records and the catalogue, and before them their container if there is none."""
         create = partial(self._items.create, CONTROL, _item_of(new))
         try:
@@ -548,13 +537,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
             await self._write_records(records)
-            return await self._budget.until_visible(CONTROL, create)
+            return await self._budget.call_until_visible(CONTROL, create)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """See `Store.erase`; containers are deleted without a condition, so each attempt looks at the mark again."""
         container = container_of(release)
         token = secrets.token_hex(8)
-        self._budget.erased(container)
+        self._budget.forget_container(container)
         is_marked = await self._rows.mark_dropping(release, token)
 
         async def delete() -> None:

@@ -18,8 +18,8 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, refusal_in
+from hotplate.stores.cosmos.items import DEFINITION, container_of
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
-from hotplate.stores.cosmos.rows import DEFINITION, container_of
 from hotplate.stores.cosmos.signed import SignedClient
 from hotplate.stores.cosmos.store import CONTROL, CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse

@@ -14,7 +14,7 @@ from hotplate.bench.planner.serving_options import REDIS_BUCKETS, refused_share
 from hotplate.bench.planner.sizing import REDIS_ALLOCATED, REDIS_ROW_BYTES
 from hotplate.bench.ru.run import database_cost
 from hotplate.report import print_report
-from hotplate.stores.cosmos.rows import item_bytes, name_of, to_item
+from hotplate.stores.cosmos.items import item_bytes, name_of, to_item
 from tests.support.planning import a_plan
 
 # https://learn.microsoft.com/azure/cosmos-db/understand-your-bill (2022-03-31), in USD: an RU/s for an hour, a million

@@ -67,7 +67,7 @@ async def test_lost_region_is_left_and_rejoined_with_log_lines(
     two_regions.inject_faults({"kind": "region-gone", "region": 1})
     for _ in range(10):
         assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
-    assert (await client.create("c", {"id": "user.Yg"})).done
+    assert (await client.create("c", {"id": "user.Yg"})).applied
     assert (await client.read_fresh("c", NAME)).item is not None
     assert await read_in(client) == WEST
     two_regions.inject_faults()

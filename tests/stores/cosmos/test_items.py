@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.cosmos.items import MAX_ITEM_BYTES, container_of, item_bytes, name_of, to_item, value_of
 from hotplate.stores.cosmos.release_state import METAS, ROWS, STATE
 from hotplate.stores.cosmos.requests import NAME
-from hotplate.stores.cosmos.rows import MAX_ITEM_BYTES, container_of, item_bytes, name_of, to_item, value_of
 from hotplate.stores.encoding import KINDS, MAX_ID_BYTES
 from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 
