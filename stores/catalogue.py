@@ -65,7 +65,7 @@ class DraftRef(NamedTuple):
 # Formats of the record. A catalogue is written in the oldest one that can express it (`format_of`), so earlier versions
 # refuse, with "upgrade hotplate", only what they would misread. Whatever changes the meaning of a record, its checksum
 # included, takes the next number.
-#   2    releases and a canary; before format 4 also an experiment, and refused releases with either of two checksums
+#   2    releases and a canary; before format 4 also an experiment and refused releases
 #   3    the same with erased users, recorded as an incarnation
 #   4    with an experiment, a refused release, or erased users recorded beside the catalogue
 FORMAT_PLAIN = 2
@@ -648,10 +648,10 @@ def _with_entry(catalogue: Catalogue, changed: Release) -> Catalogue:
 def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, end_canary: bool = False) -> Catalogue:
     """Make *entry* live, as the last release; the live one before it gets *replaced_state*.
 
-    A canary ends, unless it is arm B of a running experiment, and neither *entry* itself nor ended by *end_canary*.
+    A canary ends; but arm B of a running experiment stays, unless it is *entry* itself, or with *end_canary*.
     """
-    is_experiment_continued = catalogue.running is not None and catalogue.served[-1].id != entry.id and not end_canary
-    if not is_experiment_continued:
+    is_canary = catalogue.canary is not None and catalogue.canary.release == entry.id
+    if catalogue.running is None or is_canary or end_canary:
         catalogue = _without_canary(catalogue)
     replaced = catalogue.live_entry
     if replaced is not None:
@@ -671,8 +671,6 @@ class _Record(Struct):
     checksum: str
     erased: Erased | None = None
     experiment: Experiment | None = None
-    refusals: str | None = None
-    """Of a pre-release of 0.3: the checksum of the refusals, which *checksum* leaves out."""
 
     def catalogue(self, now: float) -> Catalogue:
         """Return the catalogue, read at *now*."""
@@ -686,16 +684,6 @@ class _Record(Struct):
             experiment=self.experiment,
             now=now,
         )
-
-
-class _Refusal(Struct):
-    incarnation: str
-    refused_by: tuple[str, ...] = ()
-    canary_stopped: str = ""
-
-
-class _Refusals(Struct):
-    entries: tuple[_Refusal, ...]
 
 
 def format_of(catalogue: Catalogue) -> int:
@@ -756,11 +744,8 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         raise unreadable(f"cannot be read: {error}") from error
     if is_contradictory:
         raise unreadable("contradicts itself")
-    has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
-    if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
+    if fields.checksum != _checksum(catalogue):
         raise unreadable("is damaged: its checksum is wrong")
-    if has_two_checksums and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
-        raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
@@ -769,41 +754,36 @@ def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_f
 
     Raises ReleaseNotFound if the canary is not among the releases.
     """
-    canary = catalogue.canary_entry
+    canary = catalogue.canary_entry  # raises ReleaseNotFound
     live_ids = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
+    expected_live_ids = [] if live is None else [live]
+    if live_ids != expected_live_ids or not 1 <= catalogue.generation < 1 << 63:
+        return True
+
     incarnations = {entry.incarnation for entry in catalogue.releases}
-    is_erased_expected = written_format == FORMAT_ERASED
-    return (
-        not 1 <= catalogue.generation < 1 << 63
-        or live_ids != ([live] if live else [])
-        or len(incarnations) != len(catalogue.releases)
-        or (written_format < FORMAT and is_erased_expected != (catalogue.erased is not None))
-        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not live_ids))
-        or (catalogue.running is not None and canary is None)
-    )
+    if len(incarnations) != len(catalogue.releases):
+        return True
+
+    # Format 3 was written for erased users only, format 2 only without any.
+    has_erased = catalogue.erased is not None
+    if written_format < FORMAT and has_erased != (written_format == FORMAT_ERASED):
+        return True
+
+    if canary is None:
+        return catalogue.running is not None
+    return not live_ids or canary.state in (State.DRAFT, State.LIVE)
 
 
-def _refusals_checksum(fields: _Refusals) -> str:
-    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it."""
-    refusals = [
-        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
-        for entry in fields.entries
-        if entry.refused_by or entry.canary_stopped
-    ]
-    return xxh3_64_hexdigest(orjson.dumps(refusals))
-
-
-def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
+def _checksum(catalogue: Catalogue) -> str:
     """Return the checksum over the fields of a catalogue, in hexadecimal digits.
 
-    Over values, not stored bytes: a store may reorder fields and write 1.0 as 1. Erased users and an experiment, which
-    earlier versions lacked, count only if set, so that the checksums of earlier catalogues stay valid. Without
-    *with_refusals*, the gates that refused a release do not count: a pre-release of 0.3 had another checksum for them.
+    Over values, not stored bytes: a store may reorder fields and write 1.0 as 1. Fields that earlier versions lacked
+    count only if set, so that the checksums of their catalogues stay valid.
     """
     fields = list[object](catalogue.version)
     canary = catalogue.canary
     fields.append(None if canary is None else (canary.release, float(canary.percent), canary.salt))
-    fields.append([_checked_fields(entry, with_refusals=with_refusals) for entry in catalogue.releases])
+    fields.append([_checked_fields(entry) for entry in catalogue.releases])
     if catalogue.erased is not None:
         fields.append(catalogue.erased.stored)
     if catalogue.experiment is not None:
@@ -811,7 +791,7 @@ def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
     return xxh3_64_hexdigest(orjson.dumps(fields))
 
 
-def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
+def _checked_fields(entry: Release) -> list[object]:
     fields: list[object] = [
         entry.id,
         entry.incarnation,
@@ -821,6 +801,6 @@ def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
         None if entry.superseded_at is None else float(entry.superseded_at),
         None if entry.lease_until is None else float(entry.lease_until),
     ]
-    if with_refusals and entry.refused_by:
+    if entry.refused_by:
         fields.append(entry.refused_by)
     return fields
