@@ -26,8 +26,7 @@ from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import NamedLists, Written, place_of, source_of_lists, stored_names, timed
-from hotplate.offline.publish import publish as publish_lists
+from hotplate.offline.publish import NamedLists, Written, place_of, publish_source, source_of_lists, stored_names, timed
 from hotplate.offline.rules import Rules
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
@@ -55,7 +54,7 @@ _MODEL = "model-"
 AnyModel = Model | Path | str
 
 
-def publish(
+def publish_model(
     model: AnyModel | Mapping[str, AnyModel],
     store: str | Store,
     settings: PublishSettings | None = None,
@@ -82,14 +81,14 @@ def publish(
         lists_by_name[name] = ModelLists.of(trained, named_settings if stored else default_settings, stored)
 
     source = source_of_lists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
-    written = run_on(store, lambda opened: publish_lists(source, opened, settings, on_progress=on_progress))
+    written = run_on(store, lambda opened: publish_source(source, opened, settings, on_progress=on_progress))
     if written.refused is not None:
         raise written.refused
     return written
 
 
 def _write_lists(source: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
-    return run_on(store, lambda opened: publish_lists(source, opened, settings))
+    return run_on(store, lambda opened: publish_source(source, opened, settings))
 
 
 @dataclass(frozen=True, slots=True)

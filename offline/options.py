@@ -96,14 +96,14 @@ class RuleFiles:
 class PublishSettings:
     """How lists are published.
 
-    encoding    None for the default of the store
-    keep        number of previously live releases to keep
-    resume      a draft to continue with the same lists and settings, as its writer if a DraftRef
-    gates       gates, or bounds by name, as {"ndcg": 0.15}; {"basket:ndcg": 0.1} is of the list `basket`
-    force       go live despite failed gates
-    end_canary  end a running canary
-    arm         the arm of a running experiment that gets the release
-    wait        time for services to withdraw the release (`serve --probation`)
+    encoding        None for the default of the store
+    keep            number of previously live releases to keep
+    resume          a draft to continue with the same lists and settings, as its writer if a DraftRef
+    gates           gates, or bounds by name, as {"ndcg": 0.15}; {"basket:ndcg": 0.1} is of the list `basket`
+    force           go live despite failed gates
+    end_canary      end a running canary
+    arm             the arm of a running experiment that gets the release
+    probation_wait  time for services to withdraw the release (`serve --probation`)
     """
 
     encoding: Annotated[Encoding | None, Flag("Of lists; by default json in files, zstd elsewhere.", RARE)] = None
@@ -117,7 +117,7 @@ class PublishSettings:
     force: Annotated[bool, Flag("Go live even if a gate fails; the release records that.", GATES, env=False)] = False
     end_canary: EndCanary = False
     arm: ChosenArm = "A"
-    wait: Annotated[
+    probation_wait: Annotated[
         str,
         Flag("Time for services (`serve --probation`) to withdraw the release, as 6m.", env=False, metavar="TIME"),
     ] = "0"

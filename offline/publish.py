@@ -135,14 +135,6 @@ def _merged_by_key(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]
     return heapq.merge(*present, key=lambda rows: rows[0].key)
 
 
-def wait_s_of(settings: PublishSettings) -> float:
-    """Return the time for services to withdraw the release; raises SettingError."""
-    try:
-        return parse_seconds(settings.wait)
-    except ValueError as error:
-        raise SettingError(f"--wait: {error}.") from None
-
-
 def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
     """Return the gates; raises SettingError."""
     return parse_gates(settings.gates, "gates") if isinstance(settings.gates, Mapping) else settings.gates
@@ -154,7 +146,7 @@ class Written:
 
     seconds   wall time until the release was live or refused
     erased    releases that were pruned
-    steps     seconds by step, with pruning and waiting, which *seconds* leave out
+    steps     seconds by step, also of pruning and of waiting for services, which *seconds* leaves out
     refused   why the release was refused, held back or withdrawn; None if it was not
     """
 
@@ -165,7 +157,7 @@ class Written:
     refused: GateFailed | HeldBack | None = None
 
 
-async def publish(
+async def publish_source(
     source: ListSource | PartedSource | NamedLists,
     store: Store,
     settings: PublishSettings | None = None,
@@ -176,32 +168,73 @@ async def publish(
 ) -> Written:
     """Write all lists of *source* as one release of *store*, make it live, and prune old releases.
 
-    A gate is a bound that the lists must meet, given or by default (`gates.LEAST_KEPT`). If one fails, or another
-    release is the canary, shown to a share of the users first, the release stays ready and nothing is pruned.
-    `Written.refused` says why, also if services withdraw it within `wait`. Gates compare with the live release of
-    *live_in*, by default *store*; with that of arm B if the release is for B, the variant in an experiment. *observer*
-    gets the charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as HeldBack for
-    arm B without an experiment, and SettingError for gates that cannot be judged and an invalid `wait`.
+    The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
+    fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
+    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`.
+
+    Gates compare with the live release of *live_in*, by default *store*; for arm B, the variant in an experiment, with
+    that of arm B. *observer* gets the charges of other processes, *on_progress* (rows written, rows in all). Raises
+    StoreError, as HeldBack for arm B without an experiment, and SettingError for gates that cannot be judged and an
+    invalid `probation_wait`.
     """
     settings = settings or PublishSettings()
     compared = live_in or store
-    wait_s = wait_s_of(settings)
+    probation_s = _probation_s(settings)
     started = perf_counter()
     steps = dict[str, float]()
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
     gate_check = _GateCheck(source, settings, store, compared, steps)
-    encoding = settings.encoding or default_encoding(store)
 
-    # Rows that this process writes, and a writer of those that others write.
-    writers = None
+    result = await _write(source, store, settings, gate_check, observer=observer, on_progress=on_progress)
+    steps |= result.seconds
+    failure = await gate_check.refusal(result.manifest)
+    refused = GateFailed(failure, result) if failure else result.held_back
+    written = Written(result=result, seconds=perf_counter() - started, erased=[], steps=steps, refused=refused)
+    if refused is not None:
+        return written
+
+    with timed(steps, "prune"):
+        written = replace(written, erased=await prune(store, keep=settings.keep))
+
+    if probation_s and settings.activate and settings.arm == "A":
+        with timed(steps, "wait"):
+            withdrawn = await wait_for_probation(store, result.manifest.release, probation_s)
+        written = replace(written, refused=withdrawn)
+    return written
+
+
+def _probation_s(settings: PublishSettings) -> float:
+    """Return the seconds to wait for services to withdraw the release; raises SettingError."""
+    try:
+        return parse_seconds(settings.probation_wait)
+    except ValueError as error:
+        raise SettingError(f"--probation-wait: {error}.") from None
+
+
+async def _write(
+    source: ListSource | PartedSource | NamedLists,
+    store: Store,
+    settings: PublishSettings,
+    gate_check: "_GateCheck",
+    *,
+    observer: Observer | None,
+    on_progress: OnProgress,
+) -> WrittenRelease:
+    """Write the rows of *source*, measured and judged by *gate_check*, and activate the release if it may go live."""
+    encoding = settings.encoding or default_encoding(store)
+    other_writers = None
     if isinstance(source, PartedSource):
         rows = source.own_rows()
-        write = partial(source.write_parts, lists=gate_check.lists[""], observer=observer, on_progress=on_progress)
-        writers = ParallelWriters([] if encoding == "json" else source.sample_rows(), write)
-    else:
-        rows = _merged_by_key(
-            of_list.batches(gate_check.lists[name].add) for name, of_list in _sources_by_name(source).items()
+        sample = [] if encoding == "json" else source.sample_rows()
+        write_parts = partial(
+            source.write_parts, lists=gate_check.lists[""], observer=observer, on_progress=on_progress
         )
+        other_writers = ParallelWriters(sample, write_parts)
+    else:
+        batches = list[Iterator[list[Row]]]()
+        for name, named_source in _sources_by_name(source).items():
+            batches.append(named_source.batches(gate_check.lists[name].add))
+        rows = _merged_by_key(batches)
 
     draft = settings.resume
     if isinstance(draft, str):
@@ -209,34 +242,18 @@ async def publish(
     activation = None
     if settings.activate:
         activation = publication.Activation(arm=settings.arm, end_canary=settings.end_canary)
-    result = await publication.publish_release(
+    return await publication.publish_release(
         store,
-        prefetched(rows, steps),
+        prefetched(rows, gate_check.steps),
         plan=source.plan(),
         about=gate_check.about,
         encoding=encoding,
         activation=activation,
         refused_by=gate_check.refused_by,
         draft=draft,
-        others=writers,
+        others=other_writers,
         on_progress=on_progress,
     )
-    steps |= result.seconds
-
-    refusal = await gate_check.refusal(result.manifest)
-    refused = GateFailed(refusal, result) if refusal else result.held_back
-    seconds = perf_counter() - started
-    if refused is not None:
-        return Written(result=result, seconds=seconds, erased=[], steps=steps, refused=refused)
-
-    with timed(steps, "prune"):
-        erased = await prune(store, keep=settings.keep)
-
-    withdrawn = None
-    if wait_s and settings.activate and settings.arm == "A":
-        with timed(steps, "wait"):
-            withdrawn = await wait_for_probation(store, result.manifest.release, wait_s)
-    return Written(result=result, seconds=seconds, erased=erased, steps=steps, refused=withdrawn)
 
 
 class _Review(NamedTuple):
@@ -257,7 +274,7 @@ class _GateCheck:
     """Measures the lists of a release, and judges them by their gates, once.
 
     `lists` are the measurements by name, filled while the lists are written. *store* gets the release, *reader* has the
-    live one to compare with. *steps* gets the seconds of judging.
+    live one to compare with. `steps` gets the seconds of judging.
     """
 
     def __init__(
@@ -272,7 +289,7 @@ class _GateCheck:
         self._about = source.about()
         self._store = store
         self._reader = reader
-        self._steps = steps
+        self.steps = steps
         self.lists = dict[str, Measurement]()
         self._reviews = dict[str, _Review]()
         sources = _sources_by_name(source)
@@ -327,7 +344,7 @@ class _GateCheck:
         *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
         """
         if self._judged is None:
-            with timed(self._steps, "gates"):
+            with timed(self.steps, "gates"):
                 live = (await self._store.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for name, stored in stored_names(self._reviews).items():

@@ -21,7 +21,7 @@ def publish(flags: PublishFlags) -> None:
 
     Several lists, the first is the default: hotplate publish --list home=model --list basket=model2
 
-    Wait for services of `serve --probation 5m`: hotplate publish model --wait 6m
+    Wait for services of `serve --probation 5m`: hotplate publish model --probation-wait 6m
     """
     from hotplate.cli import publish_work
 

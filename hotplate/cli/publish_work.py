@@ -39,7 +39,7 @@ from hotplate.offline.publish import (
     PartedSource,
     Written,
     place_of,
-    publish,
+    publish_source,
     source_of_lists,
     stored_names,
     timed,
@@ -337,7 +337,7 @@ def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, 
         with timed(loading_s, "load"):
             lists = run_interruptibly(lambda: read_lists(on_progress))
         report = partial(on_progress, "publish")
-        write = partial(publish, lists, settings=flags.settings, observer=meter, on_progress=report)
+        write = partial(publish_source, lists, settings=flags.settings, observer=meter, on_progress=report)
         written = run_on_store(flags.store, write, meter, may_be_new=True)
 
     if flags.as_json:
@@ -369,7 +369,7 @@ async def _rehearse(
     results = list[WrittenRelease]()  # `rehearse` returns the plan only
 
     async def write(stand_in: Store) -> Manifest:
-        written = await publish(lists, stand_in, settings, live_in=store, on_progress=report)
+        written = await publish_source(lists, stand_in, settings, live_in=store, on_progress=report)
         results.append(written.result)
         return written.result.manifest
 

@@ -55,7 +55,7 @@ def fill(folder: Path, users: int = 40) -> str:
 
 def publish_model(model: Model, url: str) -> str:
     lists = ModelLists.of(model, ListSettings(length=5))
-    return run_on(url, lambda store: publish.publish(lists, store)).result.manifest.release
+    return run_on(url, lambda store: publish.publish_source(lists, store)).result.manifest.release
 
 
 def releases(url: str) -> list[str]:

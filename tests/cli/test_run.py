@@ -161,7 +161,7 @@ def test_run_for_arm_b_renews_it_and_trains_nothing_without_an_experiment(folder
 
 def with_wait(pipeline: Path) -> Path:
     """Let the runs of a pipeline wait for services to judge the release."""
-    pipeline.write_text(pipeline.read_text().replace("[run]", 'wait = "60s"\n\n[run]'))
+    pipeline.write_text(pipeline.read_text().replace("[run]", 'probation_wait = "60s"\n\n[run]'))
     return pipeline
 
 

@@ -19,7 +19,7 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import NamedLists, publish
+from hotplate.offline.publish import NamedLists, publish_source
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore
@@ -150,7 +150,7 @@ def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> 
 async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison() -> None:
     store = MemoryStore()
     bounds = gates(ndcg=0.6, as_served__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
-    failed = await publish(source(model()), store, PublishSettings(gates=bounds))
+    failed = await publish_source(source(model()), store, PublishSettings(gates=bounds))
     assert str(failed.refused).startswith(
         "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
     )
@@ -173,28 +173,28 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
 )
 async def test_metric_drop_gate_compares_equal_measurements(now: dict[str, Any], says: str) -> None:
     store = MemoryStore()
-    await publish(source(model()), store)
+    await publish_source(source(model()), store)
     later = source(replace(model(), metrics=METRICS | now))
-    written = await publish(later, store, PublishSettings(gates=gates(drop__ndcg=0.05)))
+    written = await publish_source(later, store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert (says in str(written.refused)) if says else (written.refused is None)
 
 
 async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    live = (await publish(source(replace(model(), metrics=None)), store)).result.manifest.release
-    failed = await publish(source(model()), store, PublishSettings(gates=gates(drop__ndcg=0.05)))
+    live = (await publish_source(source(replace(model(), metrics=None)), store)).result.manifest.release
+    failed = await publish_source(source(model()), store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert f"gate drop.ndcg: it cannot be judged, as the live release {live} was publ" in str(failed.refused)
     other_model = model()
     named_anew = replace(other_model.matrix, user_ids=[f"x{user}" for user in other_model.matrix.user_ids])
     how = PublishSettings(gates=gates(overlap=0.1))
-    failed = await publish(source(replace(other_model, matrix=named_anew)), store, how)
+    failed = await publish_source(source(replace(other_model, matrix=named_anew)), store, how)
     assert "none of 20 users with a list has one in the live release" in str(failed.refused)
 
     async def damaged(*_: object, **__: object) -> object:
         raise ReleaseCorrupt("its manifest is damaged")
 
     monkeypatch.setattr("hotplate.offline.gates.load_manifest", damaged)
-    failed = await publish(source(other_model), store, how)
+    failed = await publish_source(source(other_model), store, how)
     assert f"the live release {live} cannot be read (its manifest is damaged)" in str(failed.refused)
 
 
@@ -241,9 +241,9 @@ async def test_large_losses_are_refused_and_usual_changes_go_live(
     tmp_path: Path, rows: Sequence[tuple[str, str, int]], popular: int, says: str
 ) -> None:
     store = MemoryStore()
-    first = await publish(imported(tmp_path / "live", ROWS), store)
+    first = await publish_source(imported(tmp_path / "live", ROWS), store)
     assert "gates" not in first.result.manifest.about
-    written = await publish(imported(tmp_path / "new", rows, popular), store)
+    written = await publish_source(imported(tmp_path / "new", rows, popular), store)
     assert (says in str(written.refused)) if says else (written.refused is None)
     verdicts = {verdict.gate: verdict for verdict in written.result.manifest.origin.gates.verdicts}
     assert verdicts["overlap@10"].passed
@@ -253,9 +253,9 @@ async def test_large_losses_are_refused_and_usual_changes_go_live(
 async def test_much_larger_release_is_not_judged_by_few_common_users(tmp_path: Path) -> None:
     store = MemoryStore()
     settings = PublishSettings(gates={"users_kept": 1})
-    await publish(imported(tmp_path / "live", ROWS), store)
+    await publish_source(imported(tmp_path / "live", ROWS), store)
     grown = [*ROWS, *((f"v{user:04}", item, score) for user in range(3_000) for _, item, score in ROWS[:5])]
-    written = await publish(imported(tmp_path / "grown", grown), store, settings)
+    written = await publish_source(imported(tmp_path / "grown", grown), store, settings)
     assert written.refused is None
     assert "too little to judge: about " in written.result.manifest.origin.gates.verdicts[0].note
 
@@ -267,19 +267,19 @@ async def test_a_release_without_the_lists_of_similar_items_or_segments_is_refus
     lists = imported(tmp_path / "live", ROWS, similar=similar)
     email = imported(tmp_path / "email", ROWS, similar=similar, name="email", segments=["", "DE", "FR", "IT"])
     both = NamedLists({"": lists, "email": email})
-    await publish(both, store)
+    await publish_source(both, store)
     fewer = imported(tmp_path / "fewer", ROWS, name="email", segments=["", "de", "FR", "it"])
-    refused = (await publish(NamedLists({"": lists, "email": fewer}), store)).refused
+    refused = (await publish_source(NamedLists({"": lists, "email": fewer}), store)).refused
     assert "gate email:segments_kept: 0.3333 is below 0.5 (1 of 3 segments)" in str(refused)
     assert "gate email:similar_kept: 0 is below 0.5 (0 lists of similar items after 80)" in str(refused)
-    assert (await publish(both, store)).refused is None
+    assert (await publish_source(both, store)).refused is None
 
 
 async def test_default_list_that_gets_a_name_is_compared(tmp_path: Path) -> None:
     store = MemoryStore()
-    await publish(imported(tmp_path / "live", ROWS), store)
+    await publish_source(imported(tmp_path / "live", ROWS), store)
     few = imported(tmp_path / "few", [row for row in ROWS if row[0] < "u040"])
-    written = await publish(NamedLists({"home": few}), store)
+    written = await publish_source(NamedLists({"home": few}), store)
     assert "gate users_kept: 0.4 is below 0.5" in str(written.refused)
 
 
@@ -287,15 +287,15 @@ async def test_requested_short_lists_and_damaged_live_release_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()
-    await publish(imported(tmp_path / "live", ROWS), store)
-    assert (await publish(imported(tmp_path / "short", ROWS, length=2), store)).refused is None
+    await publish_source(imported(tmp_path / "live", ROWS), store)
+    assert (await publish_source(imported(tmp_path / "short", ROWS, length=2), store)).refused is None
     with monkeypatch.context() as patch:
         for value in store.releases.values():
             patch.setattr(value, "rows", {key: row[:-1] for key, row in value.rows.items()})
-        written = await publish(imported(tmp_path / "tiny", ROWS[:100]), store)
+        written = await publish_source(imported(tmp_path / "tiny", ROWS[:100]), store)
     assert written.refused is None
     assert all("cannot be read" in verdict.note for verdict in written.result.manifest.origin.gates.verdicts)
-    written = await publish(imported(tmp_path / "tinier", ROWS[:20]), store)
+    written = await publish_source(imported(tmp_path / "tinier", ROWS[:20]), store)
     assert written.refused is None
     assert "too little to judge: about 2 of 10 users" in written.result.manifest.origin.gates.verdicts[0].note
 
@@ -304,7 +304,7 @@ async def test_resumed_publish_is_judged_by_all_its_lists(monkeypatch: pytest.Mo
     monkeypatch.setattr("hotplate.offline.lists._BATCH", 5)
     store = MemoryStore()
     bounds = gates(users_with_lists=1, coverage=1, overlap=0.9)
-    await publish(source(model()), store)
+    await publish_source(source(model()), store)
     put = store.put
     left = 7
 
@@ -317,9 +317,9 @@ async def test_resumed_publish_is_judged_by_all_its_lists(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(store, "put", put_some)
     with pytest.raises(StoreUnavailable):
-        await publish(source(model()), store, PublishSettings(gates=bounds))
+        await publish_source(source(model()), store, PublishSettings(gates=bounds))
     draft = (await store.catalogue()).releases[-1].id
-    result = (await publish(source(model()), store, PublishSettings(gates=bounds, resume=draft))).result
+    result = (await publish_source(source(model()), store, PublishSettings(gates=bounds, resume=draft))).result
     assert result.skipped > 20
     assert [verdict.measured for verdict in result.manifest.origin.gates.verdicts[:3]] == [1, 1, 1]
 
@@ -335,9 +335,9 @@ async def test_resumed_complete_draft_is_gated_unless_it_was_begun_with_force(mo
         with monkeypatch.context() as patch:
             patch.setattr(store, "seal", unavailable)
             with pytest.raises(StoreUnavailable):
-                await publish(source(model()), store, PublishSettings(gates=bounds, force=begun_with_force))
+                await publish_source(source(model()), store, PublishSettings(gates=bounds, force=begun_with_force))
         draft = (await store.catalogue()).releases[-1].id
         await lapse(store)
-        written = await publish(source(model()), store, PublishSettings(gates=bounds, force=True, resume=draft))
+        written = await publish_source(source(model()), store, PublishSettings(gates=bounds, force=True, resume=draft))
         assert ("gate shortest_list: 5 is below 6" in str(written.refused)) == (not begun_with_force)
         assert (await store.catalogue()).live == (draft if begun_with_force else None)

@@ -16,7 +16,7 @@ from hotplate.offline.input.columns import NULL_VALUES
 from hotplate.offline.list_encoder import ListEncoder, RankedLists
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.options import Format, PublishSettings
-from hotplate.offline.publish import publish
+from hotplate.offline.publish import publish_source
 from hotplate.stores.encoding import OFFSET_BYTES, Item, decode, encode
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Row
@@ -93,7 +93,9 @@ async def test_rows_over_many_partitions_are_published_whole(
     lists = imported(tmp_path, tmp_path / "lists.parquet", length=8)
     store = MemoryStore()
     reports = list[tuple[int, int]]()
-    await publish(lists, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total)))
+    await publish_source(
+        lists, store, PublishSettings("zstd"), on_progress=lambda done, total: reports.append((done, total))
+    )
     (release,) = (await store.catalogue()).releases
     manifest = await verify(store, release.ref)
     wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)

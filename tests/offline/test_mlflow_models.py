@@ -90,6 +90,31 @@ def test_a_run_gives_the_alias_only_to_a_model_whose_release_is_live(tmp_path: P
     assert len(client.search_model_versions("name = 'shop'")) == 4
 
 
+def test_run_with_a_withdrawn_release_leaves_the_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = f"file://{tmp_path}/store"
+    train = 'data = "data.csv"\nengine = "popularity"\nno_tune = true\nsplit = "none"\nregister = "shop@champion"'
+    pipeline = write(
+        tmp_path / "nightly.toml", f'[train]\n{train}\n[publish]\nstore = "{store}"\n[run]\nwork = "work"\n'
+    )
+
+    def run(items: int) -> dict[str, str]:
+        rows = "".join(f"u{at % 12},i{at * at % items}\n" for at in range(200))
+        write(tmp_path / "data.csv", "user,item\n" + rows)
+        return dict(json.loads(hotplate("run", pipeline).stdout.splitlines()[-1]))
+
+    assert run(items=17)["outcome"] == "published"
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.offline.job.prune", interrupt)
+        assert run(items=19)["outcome"] == "interrupted"
+    assert hotplate("releases", "rollback", "--store", store).returncode == 0
+    assert run(items=19)["outcome"] == "refused"
+    assert str(mlflow.MlflowClient().get_model_version_by_alias("shop", "champion").version) == "1"
+
+
+async def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_alias_and_latest_are_one_version_for_all_of_a_publish(folder: Path) -> None:
     for _ in range(2):
         logged = mlflow_models.log_training(folder, Target.of("shop@champion"))

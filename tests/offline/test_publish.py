@@ -11,7 +11,7 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.input.matrix import History, Matrix, Weighing
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.offline.publish import publish
+from hotplate.offline.publish import publish_source
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.popularity import PopularityParams, most_popular
 from hotplate.offline.train.repeats import RepeatParams
@@ -75,7 +75,7 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     store = MemoryStore()
     reports = list[tuple[int, int]]()
     lists = ModelLists.of(checkerboard_model(), ListSettings())
-    result = (await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
+    result = (await publish_source(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
     assert manifest.about["metrics"] == {"ndcg": 0.5}
@@ -137,7 +137,7 @@ async def test_releases_and_copies_of_one_model_are_recognised() -> None:
     later = replace(model, created_at=model.created_at + timedelta(days=1))
     stores = [MemoryStore() for _ in range(4)]
     first, second, shorter, other = [
-        (await publish(ModelLists.of(published, ListSettings(length=length)), store)).result.manifest
+        (await publish_source(ModelLists.of(published, ListSettings(length=length)), store)).result.manifest
         for store, published, length in zip(stores, (model, model, model, later), (5, 5, 4, 5), strict=True)
     ]
     assert (first.release != second.release, first.origin.model, second.origin.model) == (True, model.id, model.id)

@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from hotplate.offline.input.matrix import UserItems
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
-from hotplate.offline.publish import publish
+from hotplate.offline.publish import publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.train import similar
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences
@@ -204,7 +204,7 @@ def test_scores_are_multiplied_by_recency_and_boosts() -> None:
 
 
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
-    return (await publish(ModelLists.of(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
+    return (await publish_source(ModelLists.of(of, ListSettings(fold_in=fold_in)), store)).result.manifest.release
 
 
 async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> TieredReader:

@@ -17,7 +17,7 @@ from hotplate.offline import lists as offline_lists
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, save
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import publish
+from hotplate.offline.publish import publish_source
 from hotplate.offline.spark import SparkLists
 from hotplate.offline.train.spark import spark_session
 from hotplate.stores.connect import connect
@@ -94,7 +94,7 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
             os.kill(killed[0], signal.SIGKILL)
 
     source = SparkLists(lists_of(model), session, url)
-    result = (await publish(source, store, PublishSettings("json"), on_progress=kill_one)).result
+    result = (await publish_source(source, store, PublishSettings("json"), on_progress=kill_one)).result
     assert killed
     assert killed[0] not in executors(session)
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
@@ -106,9 +106,11 @@ async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(ses
     model = model_of(1_000)
     nowhere = SparkLists(lists_of(model), session, "redis://127.0.0.1:1/0")
     with pytest.raises(StoreUnavailable, match="--resume"):
-        await publish(nowhere, store, PublishSettings("zstd"))
+        await publish_source(nowhere, store, PublishSettings("zstd"))
     (draft,) = (await store.catalogue()).releases
-    written = await publish(SparkLists(lists_of(model), session, url), store, PublishSettings("zstd", resume=draft.id))
+    written = await publish_source(
+        SparkLists(lists_of(model), session, url), store, PublishSettings("zstd", resume=draft.id)
+    )
     assert written.result.skipped > 0
     assert (await store.catalogue()).live == draft.id
     await store.close()
@@ -119,7 +121,7 @@ async def test_rerun_after_a_killed_driver_writes_nothing_twice(
 ) -> None:
     model = model_of(20_000)
     store = connect(url)
-    live = (await publish(lists_of(model_of(10)), store, PublishSettings("json"))).result
+    live = (await publish_source(lists_of(model_of(10)), store, PublishSettings("json"))).result
     save(model, tmp_path / "model")
     command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
     await asyncio.to_thread(kill_driver, [*command, "--encoding", "json"], redis_server, 4_000)
@@ -127,7 +129,9 @@ async def test_rerun_after_a_killed_driver_writes_nothing_twice(
     assert catalogue.live == live.manifest.release
     (draft,) = (release.id for release in catalogue.releases if release.id != catalogue.live)
     await lapse(store)
-    again = await publish(SparkLists(lists_of(model), session, url), store, PublishSettings("json", resume=draft))
+    again = await publish_source(
+        SparkLists(lists_of(model), session, url), store, PublishSettings("json", resume=draft)
+    )
     assert again.result.skipped >= 2_000
     assert (await store.catalogue()).live == draft
     assert_same_lists(await published_rows(store, draft), rows_here(model))
@@ -141,7 +145,7 @@ async def test_executors_write_cosmos_and_charges_are_counted(session: SparkSess
     charged = ChargeCounter()
     store = connect(url)
     source = SparkLists(lists_of(model), session, url)
-    result = (await publish(source, store, PublishSettings("json"), observer=charged)).result
+    result = (await publish_source(source, store, PublishSettings("json"), observer=charged)).result
     assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     assert charged.ru > 5 * result.rows
     await store.close()

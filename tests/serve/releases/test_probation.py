@@ -554,7 +554,7 @@ def drill_losing_lists(logs: Path, url: str) -> None:
             for rank in range(20)
         ]
         lists.write_text("\n".join(["user,item,score", *rows]))
-        done = hotplate("import", lists, "--store", url, "--wait", "60s")
+        done = hotplate("import", lists, "--store", url, "--probation-wait", "60s")
         assert done.returncode == 3
         assert "was withdrawn" in done.stderr
         assert "got the popular list" in done.stderr
