@@ -326,16 +326,17 @@ def _kept_share_by_gate(lists: Measurement, sampled: int, live: LiveLists, list_
     lists of those found there. *list_length* is the length that new lists were made with, which may be lower than
     before: shorter lists are then no loss.
     """
-    lengths = [len(items) for items in live.by_user.values()]
+    live_lengths = [len(items) for items in live.by_user.values()]
 
-    # The share of sampled users who had a list is that of all users with a new list.
-    users = min(live.users_with_lists, round(len(lengths) / (sampled or 1) * lists.users_with_lists))
+    # The share of sampled users who had a live list is taken as that of all users with a new list.
+    share_with_live_list = len(live_lengths) / max(sampled, 1)
+    users = min(live.users_with_lists, round(share_with_live_list * lists.users_with_lists))
     # If all live users are kept, the sample has `sampled / users_with_lists` of them.
     is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
 
     items = set(live.popular).union(*live.by_user.values())
     known = len(lists.known(items))
-    length = min(sum(lengths) / (len(lengths) or 1), list_length)
+    length = min(sum(live_lengths) / max(len(live_lengths), 1), list_length)
     segments = len(live.segments & lists.segments)
     popular = len(set(lists.popular).intersection(live.popular))
     return {
@@ -354,7 +355,7 @@ def _kept_share_by_gate(lists: Measurement, sampled: int, live: LiveLists, list_
         "length_kept": _KeptShare(
             now=lists.mean_length,
             before=length,
-            compared=len(lengths),
+            compared=len(live_lengths),
             note=f"{lists.mean_length:.1f} items in a list after {length:.1f}",
         ),
         "similar_kept": _KeptShare(
@@ -406,14 +407,16 @@ def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, s
 
 def _parse_gate(name: str, bound: object, where: str) -> Gate:
     """Return the gate *name*, perhaps with the name of a list before a colon; SettingError for a bound out of range."""
-    of_list, colon, name = name.rpartition(":")
+    list_name, colon, subject = name.rpartition(":")
     if not _is_number(bound):
-        raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
-    gate = _gate_named(name, bound, where)
+        raise SettingError(f"{where}: the bound of {subject} is {bound!r}; it must be a number.")
+    gate = _gate_named(subject, bound, where)
+
+    # Metrics may have any value, lengths are numbers of items, all others are shares.
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:
-        raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
-    return replace(gate, name=f"{of_list}{colon}{gate.name}")
+        raise SettingError(f"{where}: the bound of {subject} is {bound}; it must lie between {low} and {high}.")
+    return replace(gate, name=f"{list_name}{colon}{gate.name}")
 
 
 def _gate_named(name: str, bound: float, where: str) -> Gate:

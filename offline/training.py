@@ -305,8 +305,12 @@ def _read_data(settings: TrainSettings) -> Interactions:
 def _choose_params(
     training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> _ChosenParams:
-    """Choose all parameters: the engine's by the *search*, if any; similar items and repeats only along with one."""
-    params = search.trials[search.recommended].params if search else settings.params
+    """Choose all parameters of the model.
+
+    The engine's are those that the *search* recommends, without one those of the settings. Similar items and repeats
+    are searched if the settings want a search and the data have a split for the evaluation.
+    """
+    params = settings.params if search is None else search.trials[search.recommended].params
     popularity = _popular_params(training_data, settings, search, trials)
     half_life_days = popularity.half_life_days
     similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
