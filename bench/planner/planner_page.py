@@ -23,8 +23,9 @@ from hotplate.bench.errors import BenchMisused
 from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, PLACEHOLDER_LOAD, InputSource, merge
 from hotplate.bench.planner.pictures import pictures
 from hotplate.bench.planner.plan import CapacityPlan, calculate
-from hotplate.bench.planner.plan_report import report, to_toml
+from hotplate.bench.planner.plan_report import report
 from hotplate.bench.planner.prices import Prices
+from hotplate.bench.planner.saved_plan import to_toml
 from hotplate.report import Report
 from hotplate.report_page import STYLE_SHEET, draw, other_figures, summary
 from hotplate.stores.cosmos.charges import Charges

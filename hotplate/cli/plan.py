@@ -16,7 +16,8 @@ from hotplate.bench.planner import prices as price_list
 from hotplate.bench.planner.formulas import explain
 from hotplate.bench.planner.inputs import InputSource
 from hotplate.bench.planner.plan import CapacityPlan, calculate
-from hotplate.bench.planner.plan_report import BOUND_PERCENT, Baseline, in_full, read_baseline, report, to_toml
+from hotplate.bench.planner.plan_report import in_full, report
+from hotplate.bench.planner.saved_plan import BOUND_PERCENT, Baseline, read_baseline, to_toml
 from hotplate.cli.flags import with_signature
 from hotplate.cli.terminal import Json, err, out, require_file_path, require_folder, run_on_store, show_report
 from hotplate.report import Report

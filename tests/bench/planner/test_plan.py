@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hotplate.bench.planner.formulas import PlanFigure, explain, round_up
 from hotplate.bench.planner.inputs import DAY_SHAPES, INPUT_FIELDS, InputSource, merge
-from hotplate.bench.planner.plan_report import describe_growth, read_baseline, to_toml
+from hotplate.bench.planner.saved_plan import describe_growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 from tests.support.property import depths, explore
 
