@@ -309,8 +309,21 @@ class Attempt:
         """Continue the last run in the job's folder *path*, or begin a new one, up to its end.
 
         Waits for the folder's lock. If nothing has changed since a published run, nothing is done: the summary says
-        `unchanged`, or `refused` if the release was withdrawn since.
+        `unchanged`, or `refused` if the release was withdrawn since. An error is raised again, once the summary says
+        `interrupted` or `failed`.
         """
+        try:
+            self._make(path)
+        except KeyboardInterrupt:
+            self._update_summary(outcome="interrupted")
+            raise
+        except BaseException as error:
+            self._update_summary(outcome="failed", error=str(error))
+            raise
+        finally:
+            self._update_summary(ended_at=time())
+
+    def _make(self, path: Path) -> None:
         job = self._job
         with opened(path, self._wait_s) as folder:
             self._update_summary(succeeded_at=folder.succeeded_at)

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
-from time import time
 from typing import Any
 
-import msgspec
 import orjson
 import typer
 import xxhash
@@ -77,8 +75,8 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
         return
 
     attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=_write_lists)
-    with text_on_stderr(), _summary_printed(attempt), _metrics_sent(attempt, settings):
-        attempt.make(folder)
+    with text_on_stderr(), _summary_printed(attempt):
+        _make(attempt, folder, settings)
     if attempt.summary.outcome == "refused":
         err.print("hotplate: ", attempt.summary.error, sep="")
         raise typer.Exit(REFUSED)
@@ -93,13 +91,22 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     file = read_pipeline(Path(pipeline))
     settings: RunSettings = file.read("run", RunSettings)
     attempt = _attempt(read_job(file), settings)
-    with _metrics_sent(attempt, settings):
-        attempt.make(settings.work or _default_folder(file.path))
+    _make(attempt, settings.work or _default_folder(file.path), settings)
     return attempt.summary.to_json()
 
 
 def _attempt(job: Job, settings: RunSettings, **steps: Any) -> Attempt:  # noqa: ANN401 -- of Attempt
     return Attempt(job, wait_s=settings.wait, keep_ready_s=settings.keep_ready * DAY_S, **steps)
+
+
+def _make(attempt: Attempt, folder: Path, settings: RunSettings) -> None:
+    """Make the attempt in *folder*, and send its metrics, also if it fails; a failure to send them is only printed."""
+    try:
+        attempt.make(folder)
+    finally:
+        for target in (settings.textfile, settings.push):
+            if target is not None:
+                _try_to_send_metrics(target, attempt.summary.to_json())
 
 
 def read_pipeline(path: Path) -> PipelineFile:
@@ -242,27 +249,6 @@ def _summary_printed(attempt: Attempt) -> Iterator[None]:
         yield
     finally:
         sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
-
-
-@contextmanager
-def _metrics_sent(attempt: Attempt, settings: RunSettings) -> Iterator[None]:
-    """Send the metrics of an attempt, the block, at its end, also if it fails; a failure to send them is only printed.
-
-    Before, adds to the attempt's summary its end, and "interrupted" or "failed" as its outcome if the block raises.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        attempt.summary = msgspec.structs.replace(attempt.summary, outcome="interrupted")
-        raise
-    except BaseException as error:
-        attempt.summary = msgspec.structs.replace(attempt.summary, outcome="failed", error=str(error))
-        raise
-    finally:
-        attempt.summary = msgspec.structs.replace(attempt.summary, ended_at=time())
-        for target in (settings.textfile, settings.push):
-            if target is not None:
-                _try_to_send_metrics(target, attempt.summary.to_json())
 
 
 def _try_to_send_metrics(target: Path | str, summary: Mapping[str, Any]) -> None:
