@@ -35,8 +35,8 @@ from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
 from hotplate.stores.encoding import OVERALL
 
-# More users would cost more than the fit. The pairs (users times items) are bounded, too, but never below the minimum
-# number of users.
+# More users would cost more than the fit. Each is ranked against all items, so these pairs are bounded, too, but never
+# below the minimum number of users.
 MOST_TESTED = 20_000
 _MOST_RANKED_PAIRS = 200_000_000
 _LEAST_TESTED = 5_000

@@ -269,7 +269,7 @@ def _user_table(model: Model, user: int, items: Indices) -> TextTable:
     Without times, the items with the largest weights come first.
     """
     matrix = model.matrix
-    start, end = matrix.user_items.indptr[user : user + 2].tolist()
+    start, end = matrix.user_items.indptr[user : user + 2].tolist()  # the user's pairs in the data
     order = matrix.user_items.data if matrix.times is None else matrix.times
     latest_first = np.argsort(-order[start:end].astype(np.float64), kind="stable")
     history_items = matrix.user_items.indices[start:end][latest_first[:_SHOWN_HISTORY]]

@@ -325,7 +325,7 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
-        seen_pairs = self._seen_pairs
+        seen_pairs = 0 if self._history is None else int(self._history.multiply(self._test).nnz)
         if seen_pairs == self._test.nnz and not ranking.recall:
             raise DataError(
                 f"All {seen_pairs:,} pairs of the truth are in the training data of {candidate.origin}, so its lists "
@@ -363,11 +363,6 @@ class Evaluator:
             coverage=covered_share,
         )
 
-    @property
-    def _seen_pairs(self) -> int:
-        """The number of test pairs that are in the history, too; 0 without a history."""
-        return 0 if self._history is None else int(self._history.multiply(self._test).nnz)
-
     def _measure_popularity(self, history: UserItems, popular_items: Indices) -> RankingMetrics:
         """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*."""
         ranker = Popularity(users_per_item(history).astype(np.float32))
@@ -377,7 +372,8 @@ class Evaluator:
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
 
-        Each user's two lists are compared. If the nDCG of the *second* is certainly worse, the report counts as broken.
+        Each user's two lists are compared: the values of a metric are those of the same users, in the same order. If
+        the nDCG of the *second* is certainly worse, the report counts as broken.
         """
         a = measure_users(self._item_numbers(first), self._test)
         b = measure_users(self._item_numbers(second), self._test)
@@ -407,8 +403,8 @@ class Evaluator:
     def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
 
-        The rows of `candidate.lists` (user, item) are grouped by user, at most k each, best first. `_users` and
-        `_items` are the numbers of all ids.
+        The rows of `candidate.lists` (user, item) are at most k for a user, best first, so the rank of a row in the
+        list is its place among the user's rows. `_users` and `_items` number all ids.
         """
         if candidate.lists.is_empty():
             raise DataError(
@@ -416,9 +412,9 @@ class Evaluator:
                 "check that both use the same user ids."
             )
         users = _numbers_of_ids(candidate.lists.get_column("user"), self._users)
-        ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks - 1
+        ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks  # from 1
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
-        lists[users, ranks] = _numbers_of_ids(candidate.lists.get_column("item"), self._items)
+        lists[users, ranks - 1] = _numbers_of_ids(candidate.lists.get_column("item"), self._items)
         return lists
 
     def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:

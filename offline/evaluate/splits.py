@@ -240,14 +240,14 @@ def _random_pairs(user_items: UserItems, options: SplitOptions) -> Mask:
 
 
 class RanksInGroups(NamedTuple):
-    """The rank of each element in its group, from 1, and the size of its group, both [elements]."""
+    """The rank of each element in its group, 1 for the first, and the size of its group, both [elements]."""
 
     ranks: npt.NDArray[np.int64]
     group_sizes: npt.NDArray[np.int64]
 
 
 def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RanksInGroups:
-    """Rank the elements of each group, lowest first, by *order* [elements]; equal ones keep their order.
+    """Return ranks from 1 in each group: the element with the lowest *order* [elements] is first, ties as they are.
 
     *groups* [elements] are the numbers of the elements' groups, from 0.
     """

@@ -80,6 +80,7 @@ def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
                 raise DataError(f"{file}{fault}.") from error
         raise DataError(f"{source} cannot be read or written: {_first_line(error)}.") from error
     except OSError as error:
+        # Decompression fails without a number of the operating system.
         if error.errno is None and any(map(_is_compressed, (file.path for file in files))):
             raise DataError(f"{source} is cut or damaged ({_first_line(error)}); copy it again.") from error
         raise DataError(f"{source} cannot be read or written: {error.strerror or _first_line(error)}.") from error

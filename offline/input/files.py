@@ -136,8 +136,8 @@ class _Remote(NamedTuple):
 def _open_remote(url: str) -> Iterator[_Remote]:
     """Yield the file system of *url* and the path in it.
 
-    Raises DataError for any error of fsspec, also within the context, and SettingError if fsspec lacks the scheme or a
-    package for it.
+    Any error within the context is taken for one of fsspec, and raised as DataError; SettingError is raised if fsspec
+    lacks the scheme or a package for it.
     """
     shown = redacted(url)
     scheme = scheme_of(url)
@@ -228,7 +228,7 @@ def digest_of_paths(paths: Iterable[Path]) -> str:
 
         with _open_remote(url) as remote:
             names = [remote.path]
-            if scheme_of(url) not in _HTTP_SCHEMES:
+            if scheme_of(url) not in _HTTP_SCHEMES:  # HTTP lists no folders
                 names = sorted(remote.file_system.find(remote.path)) or [remote.path]
             states += [f"{name} {remote.file_system.info(name)}" for name in names]
     return xxhash.xxh3_128_hexdigest("\n".join(states).encode())

@@ -213,7 +213,8 @@ def read_interactions(
 
         title_rows = rows.kept
         if titles is not None:
-            title_rows = _read_titles(title_files, titles, item=chosen.item, title=named.title)
+            title_columns = {"item": chosen.item, "title": named.title}
+            title_rows = texts_by_role(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
 
         notes += _notes_of_columns(inputs[0].table, chosen)
         notes += _notes_of_rows(rows, facts, chosen)
@@ -241,12 +242,6 @@ def _read_rows(inputs: Sequence[_Input], source: str) -> Rows:
     return Rows(schemas, source, *_fact_aggregates(columns), repeated=_TEXT_ROLES)
 
 
-def _read_titles(files: Sequence[DataFile], source: DataSource, *, item: str | None, title: str | None) -> pl.LazyFrame:
-    """Read *files* of titles [item, title]; *item* and *title* are their columns, found by usual names if None."""
-    columns = {"item": item, "title": title}
-    return texts_by_role(files, named_paths([source]), [*columns], columns).lazy()
-
-
 def _open_inputs(
     files: Sequence[DataFile], options: _InputOptions, form: Format, source: str, notes: list[str]
 ) -> list[_Input]:
@@ -266,7 +261,7 @@ def _open_inputs(
         tables = open_tables(logs, form)
         log_options = _options_for_logs(list(tables[0].schema), options, source, with_events=bool(event_files))
         inputs += [_Input(table, log_options) for table in tables]
-        # If the logs have no times, those of events would be compared with none.
+        # If the logs have no times, those of the events are not read either.
         reads_times = log_options.columns.time is not None
 
     if event_files:
@@ -396,8 +391,9 @@ def _add_texts(schema: RowSchema, columns: Columns) -> None:
 def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
     """Add the weight of a row to the values of *schema*: that of its event, its column of weights, or 1.
 
-    Rows without a weight, or with one of zero or less, are left out; a weight that is not a number makes a bad row.
-    With a count column, rows without a value to count are left out.
+    `left_out` are conditions over the values, in which `pl.col` names a value: rows without a weight, or with one of
+    zero or less, are left out, and with a count column, rows without a value to count. A weight that is not a number
+    makes a bad row.
     """
     columns = options.columns
     if columns.count is not None:
@@ -407,7 +403,7 @@ def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
         weight = event.replace_strict(options.event_weights, default=None, return_dtype=pl.Float64)
         schema.values["weight"] = weight
         schema.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
-        schema.explained[_UNKNOWN_EVENT] = "event"
+        schema.examples[_UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
         schema.add_number("weight", columns.weight, missing="no weight", invalid=_BAD_WEIGHT)
         schema.left_out["weight zero or less"] = pl.col("weight") <= 0
@@ -418,8 +414,8 @@ def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
 def _add_quantity(schema: RowSchema, column: str) -> None:
     """Add the quantity of a row to the values of *schema*, from *column*: 1 if it is missing or 0.
 
-    A quantity below 0 cancels purchases. Its row needs no weight, so this is 1, whatever its column says. A quantity
-    that is not a number makes a bad row.
+    A quantity that is not a number makes a bad row. A quantity below 0 cancels purchases, and its row needs no weight:
+    the weight, which is already among the values, becomes 1 in such rows, so they are not left out for it.
     """
     quantity = schema.table.number_or_inf(column)
     schema.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
@@ -432,7 +428,7 @@ def _add_time(schema: RowSchema, column: str) -> None:
     """Add the time of a row, null if it is missing, and whether it is missing (`timeless`) to the values of *schema*.
 
     *column* is that of the times. Exports write a missing time as 1970, so the start of 1970 is no time. An unreadable
-    time, one before 1971, and one in the future make a bad row.
+    time, one before 1971, and one in the future make a bad row; in these conditions, `pl.col` names a value.
     """
     time = schema.table.time(column)
     schema.values["time"] = pl.when(time >= EARLIEST).then(time)
@@ -493,7 +489,7 @@ def _group_weights(
 
 
 def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the purchases of *log*, divided into cancelled parts and the rest; cancellations are no longer rows.
+    """Return the purchases of *log*, divided into cancelled parts and the rest, without the rows of cancellations.
 
     A row [user, item, weight, quantity, perhaps time] with a negative quantity cancels the user's latest purchases of
     the item up to its time; rows without a time come first. Returns [user, item, weight, and with times: time, ended]:
@@ -502,12 +498,13 @@ def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
     """
     cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_USER_AND_ITEM).unique()
     order = [*_USER_AND_ITEM, "time"] if "time" in log.columns else _USER_AND_ITEM
-    # At equal times purchases precede cancellations.
+    # At equal times purchases precede cancellations, which have the lower quantity.
     descending = [False] * len(order) + [True]
     affected = log.join(cancelled_pairs, on=_USER_AND_ITEM, how="semi").sort(*order, "quantity", descending=descending)
 
     schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
     parts = pl.DataFrame(_divide_purchases(affected), schema=schema, orient="row")
+    # The row of the purchase for each part, with the part's share of the weight.
     divided = affected[parts.get_column("row")].with_columns(
         pl.col("weight") * parts.get_column("quantity") / pl.col("quantity")
     )
@@ -634,7 +631,10 @@ def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
 
 
 def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
-    """Yield a sentence for each kind of event in *event_weights* that no row has, perhaps with a similar kind."""
+    """Yield a sentence for each kind of event in *event_weights* that no row has.
+
+    It suggests a similar kind of those that rows have without a weight, for which they were left out.
+    """
     if event_weights is None:
         return
     events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
@@ -670,6 +670,7 @@ def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
             f"leave them out, as --where '{columns.user}!=ID'"
         )
 
+    # Numbers of users: an item with different ones is shared.
     user = pl.col("user").to_physical()
     is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
     if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
@@ -677,9 +678,13 @@ def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
 
 
 def _large_users(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the three users with the largest *share* of the weight, if their rows are too many for a person."""
+    """Return the three users with the largest *share* of the weight, if their rows are too many for a person.
+
+    Such users have a large share or many rows, and 20 times the mean weight of a user.
+    """
     weight = pl.col("weight")
-    users = log.group_by("user").agg(weight.sum(), rows=pl.len()).with_columns(share=weight / weight.sum())
+    per_user = log.group_by("user").agg(weight.sum(), rows=pl.len())
+    users = per_user.with_columns(share=weight / weight.sum())
     has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
     is_large = has_many & (weight >= _TIMES_THE_MEAN * weight.mean())
     return users.filter(is_large & ~_is_like_missing("user")).sort("share", descending=True).head(3)

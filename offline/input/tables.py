@@ -227,9 +227,9 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
         return _Scan(_decode_binary_columns(frame))
 
-    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series().to_list()
-    first = head[0].removeprefix("\ufeff") if head else ""
-    second = head[1] if len(head) > 1 else ""
+    head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
+    first, second = [*head, "", ""][:2]
+    first = first.removeprefix("\ufeff")
     if first.lstrip().startswith("{"):
         return _Scan(_scan_json(file), malformed_fault="is not a JSON object")
 
@@ -277,7 +277,8 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
     """Return *frame* with binary columns as texts if their first values are UTF-8 texts, or 16 bytes as in UUIDs.
 
-    Some writers do not mark texts in Parquet as such, and polars then reads bytes.
+    Some writers do not mark texts in Parquet as such, and polars then reads bytes. Other binary columns stay; they are
+    an error only if they are used.
     """
     names = [name for name, dtype in frame.collect_schema().items() if dtype == pl.Binary]
     if not names:
@@ -382,7 +383,7 @@ class RowSchema:
     filters    conditions over the table's columns that a row must meet, by the reason to leave others out
     left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
     bad        faults by reason, for rows that cannot be read; too many of them are an error
-    explained  a value's name by reason; its most frequent values are named in the error if nothing is left
+    examples   by reason, the name of the value that explains it: the error if nothing is left names frequent ones
     """
 
     table: Table
@@ -390,12 +391,7 @@ class RowSchema:
     filters: dict[str, pl.Expr] = field(default_factory=dict)
     left_out: dict[str, pl.Expr] = field(default_factory=dict)
     bad: dict[str, Fault] = field(default_factory=dict)
-    explained: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def reasons(self) -> list[str]:
-        """The reasons to leave a row out; the first one that applies counts."""
-        return [_MALFORMED_ROW, *self.filters, *self.left_out]
+    examples: dict[str, str] = field(default_factory=dict)
 
     def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
         """Read *column* as the number *name*.
@@ -443,7 +439,9 @@ class Rows:
     ) -> None:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
         self._schemas = schemas
-        reasons = dict.fromkeys(reason for schema in schemas for reason in schema.reasons)
+        reasons = {_MALFORMED_ROW: None}
+        for schema in schemas:
+            reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
         self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
@@ -473,23 +471,26 @@ class Rows:
     def _nothing_left_error(self, source: str) -> DataError:
         """Return the error for an input (*source*) without rows, or of which all were left out.
 
-        It names the reasons with their numbers of rows (`left_out`) and, for some of them, the most frequent values.
+        It names the reasons with their numbers of rows (`left_out`). For some reasons, the schemas name a value as an
+        example, such as the event of rows with an unknown event: its most frequent values are named, too.
         """
         if not self.total:
             return DataError(f"{source} has no rows, or a header alone.")
 
         counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
         examples = ""
-        for reason, name in self._schemas[0].explained.items():
+        for reason, value_name in self._schemas[0].examples.items():
             if reason in self.left_out:
-                values = ", ".join(f"{value!r:.80}" for value in self.values(reason, name).head(_MOST_ROWS_SHOWN))
+                frequent_values = self.values(reason, value_name).head(_MOST_ROWS_SHOWN)
+                values = ", ".join(f"{value!r:.80}" for value in frequent_values)
                 examples += f"; the most frequent {reason}s are {values}"
         return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
 
     def _check_bad_rows(self, source: str) -> list[str]:
         """Return sentences on the first bad rows for each reason; DataError if their share of all rows is too large.
 
-        Bad rows cannot be read; rows that are left out for other reasons are not bad. *source* names the input.
+        `left_out` are the numbers of rows left out by reason. Bad rows are those that cannot be read: malformed ones,
+        and those for whose reason a schema has a fault. *source* names the input.
         """
         faults: dict[str, Fault | None] = {_MALFORMED_ROW: None}
         for schema in self._schemas:
@@ -497,9 +498,9 @@ class Rows:
 
         sentences = list[str]()
         bad_rows = 0
-        for reason in self.left_out:
+        for reason, count in self.left_out.items():
             if reason in faults:
-                bad_rows += self.left_out[reason]
+                bad_rows += count
                 sentences += self._describe_bad_rows(reason, faults[reason])
 
         allowed_share = self._schemas[0].table.form.max_bad_rows

@@ -126,13 +126,15 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
     """Fit factors of users and items, whose products are scores, to *user_items*, on all cores.
 
     *user_items* is a float32 csr_matrix [users, items], canonical, above zero; *on_iteration* is called with the
-    iterations done and their total. At the end, user factors are solved again for the final item factors, so
-    `Factors.fold_in` of the same users agrees within 1e-4 of the largest. Deterministic for a seed and machine. Takes
-    about 4 times the memory of the matrix, and 4 (users + items) factors bytes. Raises DataError for an invalid matrix
-    and for factors that are not finite.
+    iterations done and their total. Deterministic for a seed and machine. Takes about 4 times the memory of the matrix,
+    and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for factors that are not finite.
+
+    The last iteration ends with item factors, so user factors are solved once more for them. `Factors.fold_in` of the
+    same users then returns the same factors, but for 1e-4 of the largest.
     """
     check_user_items(user_items)
-    if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
+    largest_confidence = float(user_items.data.max()) * params.alpha
+    if largest_confidence > float(np.finfo(np.float32).max):
         raise _diverged_error(params)
 
     def report(iteration: int, _elapsed_s: float, _loss: float | None) -> None:
@@ -155,9 +157,12 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
             raise _diverged_error(params) from error
 
         # User factors for the final item factors, by a few steps: an exact solution takes over half of the fit's time.
-        confidence = user_items if params.alpha == 1 else params.alpha * user_items
         least_squares_cg(
-            confidence, model.user_factors, model.item_factors, params.regularization, cg_steps=_LAST_SOLVER_STEPS
+            params.alpha * user_items,
+            model.user_factors,
+            model.item_factors,
+            params.regularization,
+            cg_steps=_LAST_SOLVER_STEPS,
         )
     if not (np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()):
         raise _diverged_error(params)

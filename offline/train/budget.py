@@ -71,8 +71,8 @@ class Budget:
         paid: set[Params] = set()
         for params in sorted(cells, key=self._price):
             price_s = self._price(params)
-            is_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
-            if is_short and self._fits_memory(params) and price_s <= self._left_for_cells:
+            is_last_fit_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
+            if is_last_fit_short and self._fits_memory(params) and price_s <= self._left_for_cells:
                 self._left_for_cells -= price_s
                 paid.add(params)
             else:

@@ -78,7 +78,8 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
         if pair.name or pair.value:
             values[pair.name] = re.sub(r"^\.", "0.", pair.value)  # msgspec reads no .5
     if "recency" in values:
-        values["recency"] = {"half_life_days": _half_life_days(values["recency"]), "gamma": values.pop("gamma", 1)}
+        gamma = values.pop("gamma", 1)
+        values["recency"] = {"half_life_days": _half_life_days(values["recency"]), "gamma": gamma}
     if "half_life" in values:
         values["half_life_days"] = _half_life_days(values.pop("half_life"))
 

@@ -151,10 +151,11 @@ class _Queries:
 def _best_of_tables(
     score_batch: Callable[[Indices], ScoreTable], users: Indices, floor: float, n: int, allowed: Allowed
 ) -> Ranked:
-    """Return the *n* items with the highest scores above *floor* for each of *users*, ties by item.
+    """Return the *n* items with the highest scores above *floor* for each of *users*.
 
     *score_batch* returns the scores of some of the users, a table [users, items]. All items are listed, or those
-    *allowed* [items]. After the end of a list, items are -1 and scores 0.
+    *allowed* [items]. After the end of a list, items are -1 and scores 0. Ties are in the order of items; which of
+    several items with the score of the last place are listed is not defined.
 
     implicit's `topk` selects the best items, and is made to multiply factors of items with queries. `_Queries` stand
     for such queries, and return the scores as the product with an empty matrix of items.

@@ -103,7 +103,8 @@ def cause_of(error: Exception) -> str:
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
     """Fit factors of users and items, whose products are scores, to *user_items* in the active Spark session.
 
-    *user_items* is a float32 csr_matrix [users, items], canonical, positive. User factors solve the final item factors.
+    *user_items* is a float32 csr_matrix [users, items], canonical, positive. The user factors are those that fit the
+    final item factors best.
     *on_iteration* is called with the iterations done and their total, once, at the end. Raises DataError for an invalid
     matrix, for factors that are not finite, and if Spark fails.
     """

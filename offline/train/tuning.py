@@ -180,8 +180,8 @@ class Search:
     def _preference(self, trial: Trial) -> tuple[float, ...]:
         """Return a sort key: of personal trials that are equally good, the one with the least key is recommended.
 
-        Its parts, the most important first, prefer: recency to none, ALS to other engines, the simplest parameters, the
-        highest power of recency, and the half-life of recency that is nearest to that of the best popularity.
+        Its parts, the most important first, are lower with recency, for ALS, for simpler parameters, for a higher power
+        of recency, and for a half-life of recency nearer to that of the best popularity.
         """
         params = trial.params
         complexity = 0.0
@@ -192,17 +192,14 @@ class Search:
                 complexity = -params.regularization  # weights are smaller with more of it
             case NeighbourParams():
                 complexity = params.neighbours
+        is_other_engine = float(not isinstance(params, ALSParams))
 
         recency = recency_of(params)
-        lacks_recency = recency is None
-        is_other_engine = not isinstance(params, ALSParams)
-        power = 0.0
-        half_life_distance = 0.0
-        if recency is not None:
-            power = recency.gamma
-            popular_half_life = self.popular.half_life_days or recency.half_life_days
-            half_life_distance = abs(math.log(recency.half_life_days / popular_half_life))
-        return float(lacks_recency), float(is_other_engine), complexity, -power, half_life_distance
+        if recency is None:
+            return 1.0, is_other_engine, complexity, 0.0, 0.0
+        popular_half_life = self.popular.half_life_days or recency.half_life_days
+        half_life_distance = abs(math.log(recency.half_life_days / popular_half_life))
+        return 0.0, is_other_engine, complexity, -recency.gamma, half_life_distance
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -280,12 +277,7 @@ def tune(
     on_trial(0, len(cells))
     digest = digest_of_search(sample.user_items, sample.history, sample.options, TRIAL_ITERATIONS, k)
     trials = _Trials(splits, k, trials_folder, digest, on_trial)
-    # At least one trial with recency follows the others.
-    trials.run(cells, expected_later=int(tries_recency))
-    if not tuning.cells:
-        _try_cells_past_edge(trials, budget, items, expected_later=int(tries_recency))
-    if tries_recency:
-        _try_recency(trials, budget)
+    _run_trials(trials, cells, budget, items, extends_cells=not tuning.cells, tries_recency=tries_recency)
     on_trial(len(trials.done), len(trials.done))
 
     if budget.left_out:
@@ -310,11 +302,23 @@ def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: f
         yield f"the search is of {users:,} of {user_items.shape[0]:,} users, drawn at random, as the log is large"
 
 
-def _try_cells_past_edge(trials: "_Trials", budget: Budget, items: int, *, expected_later: int) -> None:
-    """Try cells past the best one of each engine as long as it lies at the edge of those tried, at most three times."""
-    for _ in range(_EXTENSIONS):
-        best_first = [trial.params for trial in _sort_by_ndcg(trials.done)]
-        trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
+def _run_trials(
+    trials: "_Trials", cells: Sequence[Params], budget: Budget, items: int, *, extends_cells: bool, tries_recency: bool
+) -> None:
+    """Try *cells*, then if it *extends_cells* those past their edge, and if it *tries_recency* the best with recency.
+
+    A cell past the edge has a larger value of a parameter than all others, or a smaller one. It is tried if the best
+    cell of its engine lies at the edge, at most three times.
+    """
+    # At least one trial with recency follows the others.
+    expected_later = int(tries_recency)
+    trials.run(cells, expected_later=expected_later)
+    if extends_cells:
+        for _ in range(_EXTENSIONS):
+            best_first = [trial.params for trial in _sort_by_ndcg(trials.done)]
+            trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
+    if tries_recency:
+        _try_recency(trials, budget)
 
 
 def _try_recency(trials: "_Trials", budget: Budget) -> None:
@@ -325,8 +329,11 @@ def _try_recency(trials: "_Trials", budget: Budget) -> None:
     from its best half-life.
     """
     best_of_engines = [trial.params for trial in _best_of_each_engine(trials.done)]
+    # Fits of ALS are kept in memory until another engine is fitted.
+    best_of_engines.sort(key=lambda params: not isinstance(params, ALSParams))
+    best_of_engines.sort(key=lambda params: not isinstance(params, PopularityParams))
     popularity: PopularityParams | None = None
-    for params in sorted(best_of_engines, key=_recency_order):
+    for params in best_of_engines:
         tried = list[Trial]()
         cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
         while cells:
@@ -337,20 +344,6 @@ def _try_recency(trials: "_Trials", budget: Budget) -> None:
             best = max(tried, key=lambda trial: trial.ndcg).params
             if isinstance(best, PopularityParams):
                 popularity = best
-
-
-def _recency_order(params: Params) -> int:
-    """Return the place of an engine in the trials of recency.
-
-    ALS follows popularity, as its fits are kept in memory until another engine is fitted.
-    """
-    match params:
-        case PopularityParams():
-            return 0
-        case ALSParams():
-            return 1
-        case _:
-            return 2
 
 
 def inner_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
@@ -374,10 +367,9 @@ def search_repeats(
 ) -> RepeatSearch | None:
     """Choose how much a user's own earlier choices raise the scores of those items, in lists that may repeat them.
 
-    Splits *user_items* and *history* (its rows with times) once more by time, in a train and a test part; fits *params*
-    on the train part with fewer iterations, and compares lists of *k* items by their nDCG on the test part. A large log
-    is sampled by user. A fit that would take half of a search's time, or too much memory, is replaced by one of
-    neighbours.
+    *user_items* and *history* (its rows with times) are split once more by time. The engine of *params* is fitted to
+    the train part with fewer iterations, and lists of *k* items are compared by their nDCG on the test part. A large
+    log is sampled by user. Neighbours are fitted instead if the fit takes half of a search's time, or too much memory.
 
     With the half-life of *popular*, own choices weighed by the item's recent popularity are tried, too. Returns
     None without times, for a split (*options*) that is not by time, and if no tested pair is a repeat.
@@ -389,7 +381,7 @@ def search_repeats(
     splits = _sample_users(user_items, history, repeats_split).splits()
     if not splits:
         return None
-    (parts,) = splits
+    (parts,) = splits  # there is one piece
     if not parts.is_repeat.any():
         return None
 
@@ -687,9 +679,10 @@ def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
 
 
 def _als_past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[Params]:
-    """Yield the best of the parameters tried with more factors, but no more than 512 or *items*.
+    """Yield the best of the parameters tried with twice the factors, and with 512, unless there are fewer *items*.
 
-    If its alpha is the largest or smallest one tried, alpha and regularization are doubled or halved, too.
+    If its alpha is the largest one tried, it is also yielded with alpha and regularization doubled; if it is the
+    smallest, with both halved.
     """
     best = best_first[0]
     for factors in (2 * best.factors, _MOST_FACTORS):
@@ -712,6 +705,7 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
     similarities, for its memory.
     """
     best = best_first[0]
+    # Of parameters that differ from the best in the number of neighbours alone.
     numbers = [params.neighbours for params in best_first if replace(params, neighbours=best.neighbours) == best]
     most_neighbours = max(2, min(items, _MOST_SIMILARITIES // items))
     for scale in _scales_past_edge(numbers, 5, 0.5):
@@ -730,9 +724,9 @@ def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
 def _scales_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
     """Return *up* if the first of *values*, the best one, is the largest, and *down* if it is the smallest."""
     scales = []
-    if values and values[0] == max(values):
+    if values[0] == max(values):
         scales.append(up)
-    if values and values[0] == min(values):
+    if values[0] == min(values):
         scales.append(down)
     return scales
 
