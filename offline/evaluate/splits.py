@@ -198,7 +198,7 @@ def _split_in_time(user_items: UserItems, history: History, options: SplitOption
 
 
 class _CutAndEnd(NamedTuple):
-    """The last time of the train part, and the last time of the test."""
+    """The last time of the train part, and that of the test, in µs since 1970."""
 
     cut: int
     end: int

@@ -242,9 +242,8 @@ def tune(
     """Compare cells by the nDCG at *k* of their lists, on splits of *user_items* into train and test parts.
 
     A cell is an engine with its parameters. The cells of *tuning* are tried. If it has none, the default ones are, then
-    cells beyond those if the best lie at the edge. For a split in time, the best default cell of each engine is also
-    tried with recency: with scores multiplied by a power of recent popularity. A log of more than a million pairs is
-    sampled by user.
+    cells beyond those if the best lie at the edge, and for a split in time the best cell of each engine with recency:
+    with scores multiplied by a power of recent popularity. A log of more than a million pairs is sampled by user.
 
     user_items     the training part [users, items]; *history* are its rows with times
     options        the kind of split; the seed differs from that of the outer split
