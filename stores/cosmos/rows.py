@@ -70,9 +70,10 @@ class ReleaseRows:
         for known in [known for known in self._last if known[0] == container]:
             del self._last[known]  # the draft may have been erased
 
-        created = ReleaseState(DRAFT, draft.writer)
-        create = partial(self._items.create, container, created.item())
-        if (await self._budget.call_until_visible(container, create)).applied:
+        state_of_new_draft = ReleaseState(DRAFT, draft.writer)
+        create = partial(self._items.create, container, state_of_new_draft.item())
+        creation = await self._budget.call_until_visible(container, create)
+        if creation.applied:
             return
 
         async def take_over(state: ReleaseState) -> ReleaseState | None:
@@ -80,7 +81,8 @@ class ReleaseRows:
             if state.writer == draft.writer:
                 return None
             await confirm()
-            return state.taken_over_by(draft.writer, await self._find_last_numbers(container, state))
+            last_numbers = await self._find_last_numbers(container, state)
+            return state.taken_over_by(draft.writer, last_numbers)
 
         await self._change_state(draft, take_over)
 

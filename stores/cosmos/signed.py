@@ -130,8 +130,10 @@ class SignedClient:
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
         """Read like `read`; also return whether the write region answered.
 
-        A second attempt follows a 429, after its pause in the same region, and a transient error, in another region if
-        there is one.
+        A 429 is followed by a second attempt in the same region, after the pause that it asks for. A transient error is
+        followed by one in another region, or in the same one if the account has no other. Without time for it, the
+        first error is raised. A region whose answer was still missing at half of the time counts as failed, too, if the
+        caller is cancelled.
         """
         loop = asyncio.get_running_loop()
         account = self._account
@@ -155,7 +157,8 @@ class SignedClient:
             second = account.failed(region, error.kind, began_s)
             pause_s = 0.0
         except asyncio.CancelledError:
-            if loop.time() >= (began_s + deadline_s) / 2:  # earlier, it says nothing about the region
+            half_time_s = began_s + (deadline_s - began_s) / 2
+            if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
         if second is None or loop.time() + pause_s > deadline_s - MIN_ATTEMPT_S:

@@ -483,8 +483,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one."""
-        if old.version == Catalogue().version:
+        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one.
+
+        An *old* catalogue that was never stored is created. Raises ReleaseConflict if another version is stored.
+        """
+        was_never_stored = old.version == Catalogue().version
+        if was_never_stored:
             await self._swap(partial(self._create_catalogue, new, records))
             return
         stored = await self._read_catalogue()
@@ -540,7 +544,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return await self._budget.call_until_visible(CONTROL, create)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
-        """See `Store.erase`; containers are deleted without a condition, so each attempt looks at the mark again."""
+        """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.
+
+        The service deletes a container without a condition, and it may have been restored from a backup since *check*.
+        So its state is marked with a token first, which a restored container lacks. Each attempt to delete reads the
+        catalogue and the mark again. Raises ReleaseConflict if the mark is gone.
+        """
         container = container_of(release)
         token = secrets.token_hex(8)
         self._budget.forget_container(container)
@@ -548,7 +557,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
         async def delete() -> None:
             check(await self.catalogue())
-            if is_marked:
+            if is_marked:  # a container without a state never had rows
                 await self._rows.check_dropping(release, token)
             await self._containers.delete_container(container)
 

@@ -21,7 +21,7 @@ from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUn
 from hotplate.stores.cosmos.items import DEFINITION, container_of
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CONTROL, CosmosStore
+from hotplate.stores.cosmos.store import CONTROL, NO_VERSION, CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row
@@ -61,6 +61,9 @@ class SimulatedAccount:
         self.many_writers = False
         self.scales_for_ever = False
         self.ignores_scaling = False
+        self.loses_races = False
+        """Whether another process changes each item before it is replaced."""
+
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and their responses lost."""
 
@@ -134,6 +137,8 @@ class SimulatedAccount:
         if is_last and not self.ends_after:
             raise ProcessEndedError
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
+        if self.loses_races and b"if-match" in headers:
+            headers[b"if-match"] = NO_VERSION.encode()
         answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if is_last:
             raise ProcessEndedError
