@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
 from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
@@ -70,6 +70,8 @@ LOOKUP_TIMEOUT_S = 1.0  # callers pass shorter ones
 RETRY_FOR_S = 10.0
 CLUSTER_RETRY_FOR_S = 30.0
 POLL_S = 1.0
+# Times that the states of a draft are claimed again, because a writer that was replaced claimed some late.
+MAX_CLAIMS = 10
 
 # REPLACE: KEYS in one slot; ARGV new value of all, `if` or `unless`, values of the first key (empty: absent) that allow
 # or forbid it. Returns the previous value.
@@ -82,6 +84,9 @@ if state then redis.call('DEL', unpack(KEYS)) end
 for _, key in ipairs(KEYS) do redis.call('SET', key, ARGV[1]) end
 return state
 """
+
+# A missing state, in the arguments of REPLACE.
+ABSENT = b""
 
 # SWAP: KEYS catalogue, records; ARGV expected catalogue (empty: absent), new values of all. Returns the previous one.
 SWAP = """
@@ -250,27 +255,28 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
         """Begin or continue a draft: record its incarnation, and write the writer's token into its states.
 
-        *plan* says how large the release will be; StoreError if the servers lack the memory. Raises ReleaseConflict if
-        the release is sealed.
+        One server has a single group of states, a cluster 256, of which the first decides who the writer is. *plan*
+        says how large the release will be; StoreError if the servers lack the memory. Raises ReleaseConflict if the
+        release is sealed.
         """
         keys = self._keys.release(draft)
         if not await self._router.execute("EXISTS", keys.state):  # an existing draft holds part of *plan*
             await self.check_room(draft, plan)
-        await self._inventory.add(draft.incarnation)
+        await self._inventory.add(draft.incarnation)  # before the states, so that a prune finds them after a crash
 
         former_state = await self._router.run(keys.state, partial(self._claim_first_state, draft))
         if former_state == SEALED:
             raise sealed(draft)
         await self._claim_other_states(draft)
 
-        await self._inventory.add(draft.incarnation)  # an erase may have removed it
+        await self._inventory.add(draft.incarnation)  # again: an erasure at the same time may have removed it
         if former_state is None:
-            self._writer.forget(draft)
+            self._writer.forget_points(draft)  # the draft is new and has no rows, also if this writer wrote some before
 
     async def _claim_first_state(self, draft: DraftRef, session: Session) -> bytes | None:
         """Claim the first group of states for the draft's writer unless it is sealed; return the former state."""
         first = self._keys.release(draft).groups[0]
-        claim = _replace_states_command(first, state_of(draft), "unless", SEALED)
+        claim = _replace_unless(first, state_of(draft), former_states=[SEALED])
         former_state: bytes | None = await session.execute(*claim)
         if former_state != SEALED:
             await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
@@ -282,21 +288,26 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         The first state decides who the writer is. A writer that was replaced there must not overwrite the states of its
         successor. So all states are read before the first one is checked, and each is replaced only if it still has the
         value that was read. This is repeated until all states are this writer's or sealed. Raises ReleaseNotFound or
-        ReleaseConflict if the first state is not this writer's.
+        ReleaseConflict if the first state is not this writer's, StoreUnavailable after MAX_CLAIMS turns.
         """
         claimed = state_of(draft)
         keys = self._keys.release(draft)
-        while len(keys.groups) > 1:
-            states = await self._states(draft)
+        other_groups = keys.groups[1:]
+        if not other_groups:
+            return
+
+        for _ in range(MAX_CLAIMS):
+            _, *states = await self._states(draft)
             check_owned(draft, await self._router.execute("GET", keys.state))
 
             claims = list[Command]()
-            for group, state in zip(keys.groups[1:], states[1:], strict=True):
+            for group, state in zip(other_groups, states, strict=True):
                 if state not in (claimed, SEALED):
-                    claims.append(_replace_states_command(group, claimed, "if", state or b""))
+                    claims.append(_replace_if(group, claimed, former_states=[state or ABSENT]))
             if not claims:
                 return
             await self._router.execute_each(claims)
+        raise StoreUnavailable(f"other writers keep claiming the draft {draft.id}; publish again")
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         """Return the last acknowledged key of a part of a draft, after which its publish goes on; None if none is.
@@ -310,7 +321,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
         point, state = await self._router.run(keys.state, read)
         check_owned(draft, state)
-        self._writer.forget(draft)
+        self._writer.forget_points(draft)  # the publish goes on after the stored point, even if that was set back
         return None if point is None else point.decode()
 
     async def seal(self, draft: DraftRef) -> None:
@@ -333,7 +344,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
         async def seal_first(session: Session) -> None:
             await self._writer.check_kept(draft, session)
-            seal = _replace_states_command(first, SEALED, "if", state_of(draft))
+            seal = _replace_if(first, SEALED, former_states=[state_of(draft)])
             former_state = await session.execute(*seal)
             if former_state != SEALED:
                 check_owned(draft, former_state)
@@ -341,8 +352,8 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
         await self._router.run(keys.state, seal_first)
 
-        # Whoever is named in them, because another writer may have started to seal; but not absent ones (b"").
-        seals = [_replace_states_command(group, SEALED, "unless", SEALED, b"") for group in others]
+        # Also those that name another writer, which may have started to seal; but an absent one means lost rows.
+        seals = [_replace_unless(group, SEALED, former_states=[SEALED, ABSENT]) for group in others]
         former_states = await self._router.execute_each(seals, after=wait_for_replication)
         if None in former_states:
             raise not_found(draft)
@@ -455,12 +466,20 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         return await self._router.execute_each([("GET", group.first) for group in groups])
 
 
-def _replace_states_command(group: StateGroup, state: bytes, when: str, *former_states: bytes) -> Command:
-    """Return the command that replaces a group of states *when* (`if`, `unless`) the former one is one of these.
+def _replace_if(group: StateGroup, state: bytes, *, former_states: Sequence[bytes]) -> Command:
+    """Return the command that replaces a group of states if the former state is one of *former_states*.
 
-    The command returns the former state.
+    Its reply is the former state, also if it replaces nothing.
     """
-    return evaluation(REPLACE, group.states, state, when, *former_states)
+    return evaluation(REPLACE, group.states, state, "if", *former_states)
+
+
+def _replace_unless(group: StateGroup, state: bytes, *, former_states: Sequence[bytes]) -> Command:
+    """Return the command that replaces a group of states unless the former state is one of *former_states*.
+
+    Its reply is the former state, also if it replaces nothing.
+    """
+    return evaluation(REPLACE, group.states, state, "unless", *former_states)
 
 
 def deployment_of(url: str, observer: Observer | None = None, *, provider: CreateProvider | None = None) -> Deployment:

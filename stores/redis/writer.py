@@ -34,8 +34,8 @@ MAX_BYTES = 1 << 20
 # it, 340,000 and 1 to 3 ms.
 BUSY_SHARE = 0.5
 
-# PUT: KEYS state, rows; ARGV expected state, values. NOTE: KEYS first state, list of keys, points; ARGV expected state,
-# packed batch, part, point. Both return the state.
+# PUT: KEYS state, rows; ARGV expected state, values. ACKNOWLEDGE: KEYS first state, list of keys, points; ARGV expected
+# state, packed batch, part, point. Both return the former state.
 PUT = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
@@ -47,7 +47,7 @@ end
 redis.call('MSET', unpack(pairs))
 return state
 """
-NOTE = """
+ACKNOWLEDGE = """
 local state = redis.call('GET', KEYS[1])
 if state ~= ARGV[1] then return state end
 redis.call('RPUSH', KEYS[2], ARGV[2])
@@ -146,8 +146,8 @@ class Writer:
         for start in range(0, len(rows), size):
             yield Batch.of(rows[start : start + size], list_name, part)
 
-    def forget(self, draft: DraftRef) -> None:
-        """Forget the resume points of a draft."""
+    def forget_points(self, draft: DraftRef) -> None:
+        """Forget the resume points of a draft, with which `check_kept` compares those of the server."""
         self._points.pop(draft, None)
 
     async def check_kept(self, draft: DraftRef, session: Session, *sent: str, watched: bool = False) -> bytes | None:
@@ -189,7 +189,8 @@ class Writer:
         """Write and acknowledge a batch by one transaction; used on a single server.
 
         The transaction stores the rows, appends their packed keys to the list of batches, and stores the batch's last
-        key as the resume point of its part. Returns how many seconds to pause, so that readers are not delayed.
+        key as the resume point of its part. Nothing is stored, and StoreUnavailable is raised, if the draft's state
+        changes after it was checked. Returns how many seconds to pause, so that readers are not delayed.
         """
         keys = self._keys.release(draft)
         row_names = keys.rows([row.key for row in batch.rows])
@@ -198,17 +199,18 @@ class Writer:
             names_and_values += (row_name, row.value)
 
         async def transact(session: Session) -> float:
-            replies = None
-            while replies is None:  # EXEC returns None if the watched state has changed
-                check_owned(draft, await self.check_kept(draft, session, batch.last_key, watched=True))
-                started = time.monotonic()
-                *_, replies = await session.execute_all(
-                    ("MULTI",),
-                    ("MSET", *names_and_values),
-                    ("RPUSH", batch.list_name, batch.packed_keys),
-                    ("HSET", keys.points, batch.part, batch.last_key),
-                    ("EXEC",),
-                )
+            state = await self.check_kept(draft, session, batch.last_key, watched=True)
+            check_owned(draft, state)
+            started = time.monotonic()
+            *_, replies = await session.execute_all(
+                ("MULTI",),
+                ("MSET", *names_and_values),
+                ("RPUSH", batch.list_name, batch.packed_keys),
+                ("HSET", keys.points, batch.part, batch.last_key),
+                ("EXEC",),
+            )
+            if replies is None:  # the watched state has changed
+                raise StoreUnavailable(f"the state of the draft {draft.id} changed while a batch was written")
             for reply in replies:
                 if isinstance(reply, RedisError):
                     raise translated(reply, session.where)
@@ -252,15 +254,18 @@ class Writer:
     async def _acknowledge(self, draft: DraftRef, batch: Batch, session: Session) -> None:
         """Record that a batch, whose rows a cluster has stored, is complete.
 
-        Appends its packed keys to the list of batches, and stores its last key as the resume point of its part, if the
-        draft is still this writer's. Raises ReleaseNotFound or ReleaseConflict if not, RowsLost if rows are gone.
+        Appends its packed keys to the list of batches, and stores its last key as the resume point of its part, by a
+        script that does so only while the state names this writer. Raises ReleaseNotFound or ReleaseConflict if it does
+        not, RowsLost if the server has lost rows that it acknowledged.
         """
         keys = self._keys.release(draft)
-        check_owned(draft, await self.check_kept(draft, session, batch.last_key))
+        state_before = await self.check_kept(draft, session, batch.last_key)
+        check_owned(draft, state_before)
 
         key_names = (keys.state, batch.list_name, keys.points)
-        command = evaluation(NOTE, key_names, state_of(draft), batch.packed_keys, batch.part, batch.last_key)
-        check_owned(draft, await session.execute(*command))
+        acknowledge = evaluation(ACKNOWLEDGE, key_names, state_of(draft), batch.packed_keys, batch.part, batch.last_key)
+        state = await session.execute(*acknowledge)  # another writer may have claimed the draft since the check
+        check_owned(draft, state)
 
     async def _wait_for_a_replica(self, session: Session) -> None:
         """Wait until one replica has the writes of *session*, unless those of its node do not keep up."""
