@@ -78,8 +78,6 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         """Status line and headers, unparsed: most headers are never read."""
 
         self.responses = 0
-        self.sent_at = 0.0
-        """Time of the last request, set by the listener."""
 
     def send(self, request: bytes, tag: Tag) -> None:
         """Send a request; only after `on_ready`."""
@@ -250,7 +248,7 @@ class ConnectionPool:
         self._tls = tls
         self._idle = deque[ClientConnection[Pending]]()
         self._carriers = dict[Pending, ClientConnection[Pending]]()  # of requests in flight
-        self._open = set[ClientConnection[Pending]]()
+        self._open = dict[ClientConnection[Pending], float]()  # with the time of the last request, or of the opening
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
         self._deadlines = Deadlines(self._expire)
@@ -282,7 +280,7 @@ class ConnectionPool:
                 same_deadline.discard(pending)
 
     def _send(self, connection: ClientConnection[Pending], message: bytes, pending: Pending, now: float) -> None:
-        connection.sent_at = now
+        self._open[connection] = now
         self._carriers[pending] = connection
         connection.send(message, pending)
 
@@ -366,12 +364,12 @@ class ConnectionPool:
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
     def _close_idle(self, before: float) -> None:
-        while self._idle and self._idle[0].sent_at < before:  # longest idle first
+        while self._idle and self._open[self._idle[0]] < before:  # longest idle first
             self._idle[0].close()
 
     def on_ready(self, connection: ClientConnection[Pending]) -> None:
-        self._open.add(connection)
-        connection.sent_at = connection.sent_at or asyncio.get_running_loop().time()
+        if connection not in self._open:
+            self._open[connection] = asyncio.get_running_loop().time()
         while self._waiting:
             message, pending = self._waiting.popleft()
             if not pending.done():
@@ -388,14 +386,14 @@ class ConnectionPool:
     def on_failure(self, tag: Pending, kind: FailureKind) -> None:
         connection = self._carriers.pop(tag, None)
         if kind == "reset" and connection is not None:
-            self._close_idle(connection.sent_at - STALE_S)
+            self._close_idle(self._open[connection] - STALE_S)
             if not connection.responses:
                 self._pause()
         self._fail(tag, kind)
 
     def on_closed(self, connection: ClientConnection[Pending], *, unsolicited: bool) -> None:
         del unsolicited
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
         self._dispatch(asyncio.get_running_loop().time())
