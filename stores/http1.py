@@ -6,6 +6,7 @@ A request takes 16 to 23 µs of CPU; through a tuned aiohttp client it takes 97 
 import asyncio
 import ssl
 from collections import deque
+from enum import Enum, auto
 from functools import partial
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
@@ -39,6 +40,24 @@ class RequestFailed(Exception):
         self.kind = kind
 
 
+class ConnectionState(Enum):
+    """State of a connection; each request leads from IDLE over BUSY and COMPLETE to IDLE or CLOSED."""
+
+    CONNECTING = auto()
+    IDLE = auto()
+    BUSY = auto()
+    """A request is in flight."""
+
+    COMPLETE = auto()
+    """The parser has read the response, which is not handed over yet."""
+
+    CLOSED = auto()
+
+
+# Reading a member from its class takes 0.1 µs in Python 3.11.
+CONNECTING, IDLE, BUSY, COMPLETE, CLOSED = ConnectionState
+
+
 class ConnectionListener(Protocol[Tag]):
     """Callbacks of a connection."""
 
@@ -67,7 +86,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._pieces = list[bytes]()
-        self._done = False
+        self._state = CONNECTING
         self._keep = False
         self._messages = 0
         self._received = 0
@@ -83,7 +102,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         """Send a request; only after `on_ready`."""
         self.tag = tag
         self.head = b""
-        self._done = False
+        self._state = BUSY
         self._messages = 0
         self._received = 0
         self._pieces = []
@@ -95,26 +114,27 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.tag = None
         if tag is not None:
             self._listener.on_failure(tag, kind)
-        if self._transport is not None:
+        if self._transport is not None and self._state is not CLOSED:
             self._transport.abort()
         self.close()
 
     def close(self, *, unsolicited: bool = False) -> None:
         """Close the connection, with no request in flight."""
-        transport = self._transport
-        self._transport = None
-        if transport is not None:
-            transport.close()
-            self._listener.on_closed(self, unsolicited=unsolicited)
+        if self._transport is None or self._state is CLOSED:
+            return
+        self._state = CLOSED
+        self._transport.close()
+        self._listener.on_closed(self, unsolicited=unsolicited)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._state = IDLE
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser with bytes of the response, and end the request in flight once it is complete or malformed.
 
-        `self.tag` is that of the request in flight; bytes that come without one close the connection.
+        Bytes that come without a request in flight close the connection.
         """
         if self.tag is None:
             self.close(unsolicited=True)
@@ -128,9 +148,10 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         except (HttpParserError, HttpParserUpgrade):
             well_formed = False
         # 1xx is unexpected, without `Expect`. An empty line, which the parser skips, belongs to an earlier response.
-        if self._done and self.status >= 200 and self.head.startswith(b"H"):
+        is_complete = self._state is COMPLETE
+        if is_complete and self.status >= 200 and self.head.startswith(b"H"):
             self._finish(self.tag, well_formed)
-        elif self._done or not well_formed:
+        elif is_complete or not well_formed:
             self.fail("malformed")
 
     def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- hot: a keyword costs more
@@ -144,6 +165,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         chunked = surplus and b"chunked" in self.head[:end].lower()
         self.head = self.head[:end]
         self.tag = None
+        self._state = IDLE
         self.responses += 1
         self._listener.on_response(self, tag)
         unsolicited = not well_formed or self._messages > 1 or bool(surplus and not chunked)
@@ -156,12 +178,12 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._messages += 1
 
     def on_body(self, piece: bytes) -> None:
-        if not self._done:
+        if self._state is BUSY:
             self._pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        if not self._done:
-            self._done = True
+        if self._state is BUSY:
+            self._state = COMPLETE
             self.body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self.status = self._parser.get_status_code()
             self._keep = self._parser.should_keep_alive()  # invalid after this callback
