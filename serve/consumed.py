@@ -27,7 +27,16 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.errors import ServiceMisused
 from hotplate.stores.encoding import encode_id
-from hotplate.stores.event_log import LEVEL, SegmentReader, is_open_segment, is_segment, line_of
+from hotplate.stores.errors import WrittenByNewer
+from hotplate.stores.event_log import (
+    LEVEL,
+    SegmentReader,
+    decode_event,
+    is_newer_segment,
+    is_open_segment,
+    is_segment,
+    line_of,
+)
 from hotplate.stores.folders import flush, take_lock
 
 log = logging.getLogger(__name__)
@@ -219,8 +228,12 @@ class Consumed:
         _keep_hours(folder, self._hours)
 
         deadline = time.monotonic() + RESTORE_S
-        oldest = time.time() - self.window_s
-        paths = [path for path in folder.iterdir() if is_segment(path.name) or is_open_segment(path.name)]
+        paths = list[Path]()
+        for path in folder.iterdir():
+            if is_newer_segment(path.name):
+                log.warning("the events of %s were written by a newer hotplate, and hide nothing", path)
+            elif is_segment(path.name) or is_open_segment(path.name):
+                paths.append(path)
         paths.sort(key=lambda path: path.name.lstrip("."), reverse=True)
         if (folder / KEPT).exists():
             paths.append(folder / KEPT)
@@ -229,13 +242,19 @@ class Consumed:
             if time.monotonic() > deadline:
                 log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
                 return
-            try:
-                segment = _read_since(oldest, path)
-            except OSError as error:
-                log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
-                continue
-            for _, event in hiding_events(SegmentReader(segment), self._hours):
+            self._restore_segment(path)
+
+    def _restore_segment(self, path: Path) -> None:
+        """Hide the items of the events in a segment; what cannot be read is logged."""
+        oldest = time.time() - self.window_s
+        try:
+            segment = SegmentReader(_read_since(oldest, path))
+            for _, event in hiding_events(segment, self._hours):
                 self.add(event.type, event.user, event.items, event.time)
+        except OSError as error:
+            log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
+        except WrittenByNewer as error:
+            log.warning("events of %s hide nothing: %s", path, error)
 
 
 def _hash_of(user: str) -> int:
@@ -307,14 +326,14 @@ def _read_hours(folder: Path) -> dict[str, float]:
 def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:
     """Yield the events of some types with their lines, which are JSON.
 
-    Lines that cannot be of these types are not decoded, which is most of the time of a start.
+    Lines that cannot be of these types are not decoded, which is most of the time of a start. Raises WrittenByNewer.
     """
     marks = [f'"type":"{kind}"'.encode() for kind in kinds]
     wanted = set(kinds)
-    decode = msgspec.json.Decoder(ConsumedEvent).decode
+    decoder = msgspec.json.Decoder(ConsumedEvent)
     for line in lines:
         if any(mark in line for mark in marks):
-            event = decode(line)
+            event = decode_event(decoder, line)
             if event.type in wanted:
                 yield line, event
 

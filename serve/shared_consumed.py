@@ -44,7 +44,7 @@ from hotplate.serve.tiers import StoreObserver
 from hotplate.stores.connect import REDIS, open_stream, opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import StoreError
+from hotplate.stores.errors import StoreError, WrittenByNewer
 from hotplate.stores.event_log import SegmentReader, is_local, is_open_segment, is_segment
 from hotplate.stores.timing import Backoff
 from hotplate.stores.urls import scheme_of
@@ -268,8 +268,13 @@ class SegmentTail:
             return
 
         reader = SegmentReader(data)
-        for _, event in hiding_events(reader, self._consumed.kinds):
-            yield event
+        try:
+            for _, event in hiding_events(reader, self._consumed.kinds):
+                yield event
+        except WrittenByNewer as error:
+            log.warning("events of %s are not shared: %s", path, error)
+            self._finish(segment)
+            return
 
         segment.position += reader.whole_bytes
         if not is_open or not is_local(segment.name):

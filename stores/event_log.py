@@ -15,11 +15,13 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
+from typing import TypeVar
 
+import msgspec
 import zstandard
 from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
 
@@ -39,12 +41,22 @@ _TIME = "%Y%m%dT%H%M%SZ"
 _FRAME_BEGINS = zstandard.FRAME_HEADER
 _CHUNK_BYTES = 16 << 10  # per call of the decoder, which copies unused input
 
+Event = TypeVar("Event")
+
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 def line_of(event: bytes) -> bytes:
     """Return the line of an event's JSON, which has no line breaks; 0.3 µs."""
     return b"%b %b\n" % (xxh3_64_hexdigest(event).encode(), event)
+
+
+def decode_event(decoder: msgspec.json.Decoder[Event], event: bytes) -> Event:
+    """Return an event from its JSON; raises WrittenByNewer for values that this version does not know."""
+    try:
+        return decoder.decode(event)
+    except msgspec.DecodeError as error:
+        raise WrittenByNewer(f"an event was written by a newer hotplate ({error}); upgrade hotplate") from error
 
 
 class LogSegment:
@@ -136,11 +148,25 @@ class SegmentReader:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Return the closed segments in *folder*, oldest first; raises OSError, and WrittenByNewer for a newer format."""
-    paths = sorted(folder.iterdir())
-    if newer := [path for path in paths if _NEWER.fullmatch(path.name)]:
-        raise WrittenByNewer(f"the events {newer[0]} were written by a newer hotplate; upgrade hotplate")
-    return [path for path in paths if is_segment(path.name)]
+    """Return the closed segments in *folder*, oldest first; raises OSError and WrittenByNewer."""
+    return [folder / name for name in segment_names(path.name for path in folder.iterdir())]
+
+
+def segment_names(names: Iterable[str]) -> list[str]:
+    """Return those of a folder's file *names* that are closed segments, oldest first.
+
+    Raises WrittenByNewer if there is a segment of a newer format.
+    """
+    ordered = sorted(names)
+    for name in ordered:
+        if is_newer_segment(name):
+            raise WrittenByNewer(f"the events {name} were written by a newer hotplate; upgrade hotplate")
+    return [name for name in ordered if is_segment(name)]
+
+
+def is_newer_segment(name: str) -> bool:
+    """Return whether a segment of a newer format has this name."""
+    return _NEWER.fullmatch(name) is not None
 
 
 def is_segment(name: str) -> bool:

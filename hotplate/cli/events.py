@@ -21,9 +21,9 @@ from hotplate.cli.terminal import (
     run_on_store,
     table,
 )
-from hotplate.serve.events import EventReport, PositionCounts
-from hotplate.serve.events import report as count_events
-from hotplate.serve.events import ship as ship_segments
+from hotplate.serve.events.report import EventReport, PositionCounts
+from hotplate.serve.events.report import report as count_events
+from hotplate.serve.events.shipment import ship as ship_segments
 from hotplate.serve.experiments import ArmEvents, ArmReport
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import ReleaseNotFound

@@ -12,10 +12,10 @@ from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
 from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
 from hotplate.serve.consumed import KEPT
-from hotplate.serve.events import SegmentFolder
+from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.stores.erasure_log import lost_sentence
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.event_log import SegmentReader, is_open_segment, is_segment
+from hotplate.stores.event_log import SegmentReader, is_open_segment, segment_names
 from hotplate.stores.urls import url_of
 from hotplate.stores.users import Erasure, erase_users, find_users
 
@@ -157,18 +157,20 @@ def _users_in_model(folder: Path, users: Sequence[str]) -> list[str]:
     return [user for user in dict.fromkeys(users) if user in known]
 
 
-def _users_in_events(folder: SegmentFolder | _LocalFolder, files: Iterable[str], users: Sequence[str]) -> list[str]:
+def _users_in_events(folder: SegmentFolder | _LocalFolder, files: Sequence[str], users: Sequence[str]) -> list[str]:
     """Return those of *users*, in their order, that events in a folder name, or its file of consumed items.
 
     *files* are the names of the folder's files. Segments, files with an event in JSON on each line, are read, and the
-    file of consumed items (`KEPT`), which has such lines, too.
+    file of consumed items (`KEPT`), which has such lines, too. Raises WrittenByNewer.
     """
     wanted = set(users)
     present = set[str]()
-    for name in files:
-        if is_segment(name) or name == KEPT:
-            for line in SegmentReader(folder.read(name)):
-                user = orjson.loads(line).get("user")
-                if user in wanted:
-                    present.add(user)
+    searched = segment_names(files)
+    if KEPT in files:
+        searched.append(KEPT)
+    for name in searched:
+        for line in SegmentReader(folder.read(name)):
+            user = orjson.loads(line).get("user")
+            if user in wanted:
+                present.add(user)
     return [user for user in dict.fromkeys(users) if user in present]

@@ -20,7 +20,7 @@ from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
 from hotplate.serve.consumed import Consumed, ConsumedPairs
-from hotplate.serve.events import DiskFailed, EventWriter, QueueFull, WrittenEvent
+from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
     CUSTOM,

@@ -42,7 +42,7 @@ from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.errors import StoreThrottled
 
 if TYPE_CHECKING:
-    from hotplate.serve.events import EventWriter
+    from hotplate.serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.

@@ -198,6 +198,9 @@ def test_folders_without_events_are_refused(tmp_path: Path) -> None:
     printed = succeeded("users", "find", "u7", *store, "--events", events)
     segment.close()
     assert "open segments of events" in printed
+    (events / "20260101T000000Z-00000000-00000000.events2.zst").touch()
+    failed(hotplate("users", "erase", "u7", *store, "--events", events), "upgrade hotplate", code=1)
+    assert json_of("users", "find", "u7", "--json", *store)["erased"] == []
 
 
 LISTS = {f"user:{n:04}": a_list(str(n), "x") for n in range(300)}

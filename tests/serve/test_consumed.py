@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.consumed import HOUR_S
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.events import ship
+from hotplate.serve.events.shipment import ship
 from hotplate.stores.encoding import encode_id
 from hotplate.stores.event_log import SUFFIX, LogSegment, line_of, segments
 from tests.support.command import json_of
@@ -147,6 +147,20 @@ def test_restart_reads_segments_closed_or_shipped_by_others(tmp_path: Path, capl
     assert hidden is not None
     assert encode_id("a") in hidden
     assert "00000000.events.zst cannot be read" in caplog.text
+
+
+def test_restart_skips_events_of_a_newer_hotplate_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = time.time()
+    for event in ({"user": "1", "items": ["a"]}, {"user": "2", "items": [{"id": "a"}]}):
+        segment = LogSegment(tmp_path)
+        written_event = {"type": "buy", "time": now, **event}
+        segment.append([line_of(json.dumps(written_event, separators=(",", ":")).encode())])
+        segment.close()
+    (tmp_path / "29990101T000000Z-00000000-00000000.events2.zst").touch()
+    assert hidden_after_restart(tmp_path, "1", "2") == ["1"]
+    assert caplog.text.count("newer hotplate") == 2
 
 
 def events_of(folder: Path, *users: str, kind: str = "buy", hours_ago: float = 0.0) -> None:

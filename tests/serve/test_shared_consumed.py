@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hotplate.serve.consumed import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
-from hotplate.serve.events import ship
+from hotplate.serve.events.shipment import ship
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_consumed import (

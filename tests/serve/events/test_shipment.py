@@ -9,7 +9,9 @@ import fsspec
 import pytest
 
 from hotplate.serve.errors import EventsFailed, ServiceMisused
-from hotplate.serve.events import PositionCounts, report, ship
+from hotplate.serve.events.report import PositionCounts, report
+from hotplate.serve.events.shipment import ship
+from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import LogSegment, line_of, segments
 from tests.support.command import failed, hotplate
 from tests.support.event_log import ids, written
@@ -138,3 +140,20 @@ def test_commands_report_and_ship_events(reported: Path) -> None:
     assert hotplate("events", "ship", reported, "--to", reported / "there").returncode == 0
     failed(hotplate("events", "report", reported / "none"), "does not exist", code=2)
     still_open.close()
+
+
+def test_report_of_newer_events_asks_for_an_upgrade(tmp_path: Path) -> None:
+    segment(tmp_path, "a", role="shadow")
+    with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
+        report(str(tmp_path))
+    failed(hotplate("events", "report", tmp_path), "upgrade hotplate", code=1)
+
+
+def test_report_does_not_leave_out_segments_of_a_newer_format(tmp_path: Path) -> None:
+    segment(tmp_path, "a")
+    (path,) = segments(tmp_path)
+    path.rename(tmp_path / path.name.replace(".events.zst", ".events2.zst"))
+    with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
+        report(str(tmp_path))
+    with pytest.raises(WrittenByNewer, match="upgrade hotplate"):
+        ship(tmp_path, "memory://newer")

@@ -15,7 +15,7 @@ from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import DeferredResponse, EventsHandler
 from hotplate.serve.consumed import Consumed
-from hotplate.serve.events import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
+from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem
 from hotplate.stores.event_log import LogSegment, SegmentReader, line_of, segments
@@ -66,7 +66,7 @@ async def test_segment_error_refuses_events_and_later_ones_are_written(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.serve.events.recover", fails)
+        patch.setattr("hotplate.serve.events.writer.recover", fails)
         patch.setattr(LogSegment, "append", fails)
         writer = EventWriter(tmp_path)
         patch.setattr(LogSegment, call, fails)

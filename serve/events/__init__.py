@@ -1,0 +1,1 @@
+"""Events that a service collected: written, shipped and counted."""

@@ -1,0 +1,165 @@
+"""The report on events: impressions and clicks by release, role and position in the list."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from hotplate.serve.events.segment_folder import SegmentFolder
+from hotplate.serve.events.writer import WrittenEvent
+from hotplate.serve.experiments import ArmEvents
+from hotplate.serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION, POSITIONS
+from hotplate.stores.event_log import SegmentReader, decode_event, is_open_segment, segment_names
+
+# Standard deviations of a 95 % interval.
+Z = 1.96
+# All positions together.
+ALL = "all"
+
+_DECODER = msgspec.json.Decoder(WrittenEvent)
+
+
+class PositionCounts(NamedTuple):
+    """Impressions and clicks of a release in a role, at one position or `all`."""
+
+    release: str
+    role: str
+    position: str
+    impressions: int
+    clicks: int
+
+    @property
+    def ctr(self) -> float | None:
+        """The click-through rate; None without impressions."""
+        return self.clicks / self.impressions if self.impressions else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the rate (Wilson, for independent items).
+
+        None without impressions, or with more clicks than those.
+        """
+        shown = self.impressions
+        if not 0 <= self.clicks <= shown or not shown:
+            return None
+        share = self.clicks / shown
+        weight = Z * Z / shown
+        center = (share + weight / 2) / (1 + weight)
+        half_width = Z * sqrt(share * (1 - share) / shown + weight / (4 * shown)) / (1 + weight)
+        return center - half_width, center + half_width
+
+
+@dataclass(frozen=True, slots=True)
+class EventReport:
+    """Counts of all closed segments at a URL."""
+
+    segments: int
+    open_segments: int
+    """Not counted: being written, or left by a killed service."""
+    events: int
+    """Without duplicates."""
+    duplicates: int
+    damaged: int
+    types: dict[str, int]
+    rows: list[PositionCounts]
+
+
+class _Place(NamedTuple):
+    """What impressions and clicks are counted by; see `PositionCounts`."""
+
+    release: str
+    role: str
+    position: str
+
+
+class _EventCounter:
+    """Counts events by type, and impressions and clicks by place."""
+
+    def __init__(self) -> None:
+        self.types = Counter[str]()
+        self.duplicates = 0
+        self._ids = set[int]()
+        """Hashes of the ids of events."""
+
+        self._impressions = defaultdict[_Place, int](int)
+        self._clicks = defaultdict[_Place, int](int)
+
+    def add(self, event: WrittenEvent) -> bool:
+        """Count an event; return whether it was the first with its id, as others are not counted."""
+        identity = xxh3_64_intdigest(event.id.encode())
+        if identity in self._ids:
+            self.duplicates += 1
+            return False
+        self._ids.add(identity)
+        self.types[event.type] += 1
+        if event.type == IMPRESSION:
+            self._count_items(event, self._impressions)
+        elif event.type == CLICK:
+            self._count_items(event, self._clicks)
+        return True
+
+    def _count_items(self, event: WrittenEvent, counts: dict[_Place, int]) -> None:
+        """Count each item at its position, and at ALL; the first item is at the position of the event."""
+        for number in range(len(event.items)):
+            if event.position is None:
+                position = POSITIONS[-1]  # unknown
+            else:
+                position = POSITIONS[min(event.position + number, COUNTED_POSITIONS + 1) - 1]
+            counts[_Place(event.release, event.role, ALL)] += 1
+            counts[_Place(event.release, event.role, position)] += 1
+
+    @property
+    def events(self) -> int:
+        """Number of events, without duplicates."""
+        return len(self._ids)
+
+    def rows(self) -> list[PositionCounts]:
+        """Return impressions and clicks by release and role, in the order of positions after ALL."""
+        order = (ALL, *POSITIONS)
+        places = sorted(
+            self._impressions.keys() | self._clicks.keys(),
+            key=lambda place: (place.release, place.role, order.index(place.position)),
+        )
+        return [
+            PositionCounts(*place, impressions=self._impressions.get(place, 0), clicks=self._clicks.get(place, 0))
+            for place in places
+        ]
+
+
+def report(
+    url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None, *, arms: ArmEvents | None = None
+) -> EventReport:
+    """Count the events in the closed segments, log files of events, at *url*: a folder or a URL of fsspec.
+
+    Events with the same id count once. *arms* counts them for the variants of an experiment, too. *on_progress* is
+    called with the number of segments that were read, and of all. Takes about 100 bytes of memory per event. Raises
+    ServiceMisused, EventsFailed, and WrittenByNewer for segments or events of a newer hotplate.
+    """
+    folder = SegmentFolder(url)
+    files = folder.names()
+    names = segment_names(files)
+    counter = _EventCounter()
+    damaged = 0
+    for number, name in enumerate(names, start=1):
+        reader = SegmentReader(folder.read(name))
+        for line in reader:
+            event = decode_event(_DECODER, line)
+            is_counted = counter.add(event)
+            if is_counted and arms is not None:
+                arms.add(event.type, event.user, event.time, event.value)
+        damaged += reader.damaged
+        on_progress(number, len(names))
+
+    return EventReport(
+        segments=len(names),
+        open_segments=sum(map(is_open_segment, files)),
+        events=counter.events,
+        duplicates=counter.duplicates,
+        damaged=damaged,
+        types=dict(counter.types),
+        rows=counter.rows(),
+    )

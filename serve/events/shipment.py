@@ -1,0 +1,52 @@
+"""Shipment: closed segments are moved to another place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from hotplate.serve.consumed import remove_segments
+from hotplate.serve.errors import EventsFailed, ServiceMisused
+from hotplate.serve.events.segment_folder import SegmentFolder
+from hotplate.stores.event_log import recover, segments
+
+# Segments that are removed together, after they were copied.
+SHIPPED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """Result of a shipment."""
+
+    segments: int
+    bytes: int
+    recovered: int
+    """Segments of killed writers."""
+
+
+def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
+    """Move the closed segments in *folder* to *url*. Raises ServiceMisused and EventsFailed.
+
+    Events that may still hide items (`serve --hide-consumed`) are kept in the folder, too. A killed shipment is
+    resumed: a segment with the same name and size counts as copied.
+    """
+    if not folder.is_dir():
+        raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
+    place = SegmentFolder(url)
+    copied = 0
+    try:
+        with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
+            if place.holds(Path(probe.name).name):  # the same folder by another name: segments would be deleted
+                raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
+        recovered = len(recover(folder))
+        paths = segments(folder)
+        for start in range(0, len(paths), SHIPPED_AT_ONCE):
+            batch = paths[start : start + SHIPPED_AT_ONCE]
+            for number, path in enumerate(batch, start + 1):
+                if path.exists():  # not shipped by another run since
+                    copied += place.take(path)
+                on_progress(number, len(paths))
+            remove_segments(batch, folder)
+    except OSError as error:
+        raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
+    return Shipped(len(paths), copied, recovered)
