@@ -11,6 +11,8 @@ and exceeds N at any of its looks in at most one of N cases (Ville's inequality)
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 from itertools import accumulate
 from math import exp, log, log1p
 from operator import add, sub
@@ -18,7 +20,7 @@ from typing import NamedTuple
 
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.releases.served import ServedRelease
-from hotplate.stores.catalogue import Canary, UserShare
+from hotplate.stores.catalogue import Canary, Release, ReleaseId, UserShare
 from hotplate.stores.encoding import USER, RowKey
 
 # Minimum of lookups or reads for a judgement.
@@ -280,3 +282,63 @@ class ServedCanary:
             self._window_ends = now + WINDOW_S
             self._before = counts
         return finding
+
+
+class CanaryState(Enum):
+    """State of a canary in one process."""
+
+    NONE = "the followed catalogue names no canary"
+    UNLOADED = "it is to be loaded, again if that failed"
+    LOADED = "its users get its lists"
+    GONE = "the store lacks it; it is to be loaded again"
+    STOPPED = "it is worse than the live release, and not used until the catalogue names another one"
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedCanary:
+    """The canary that the followed catalogue names, in one process: its state, and what is served of it."""
+
+    state: CanaryState
+    entry: Release | None = None
+    """None only if there is no canary."""
+
+    served: ServedCanary | None = None
+    """While it is loaded."""
+
+    reason: str = ""
+    """Why it was stopped, or cannot be loaded; empty before the first attempt."""
+
+    @property
+    def release(self) -> ReleaseId | None:
+        """The release id; None without a canary."""
+        return None if self.entry is None else self.entry.id
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence on why its users get the live release; None if it is loaded, or will be soon."""
+        if self.state is CanaryState.GONE:
+            return f"release {self.release} is the canary, and is not in this store any more"
+        if self.state is CanaryState.STOPPED:
+            return f"release {self.release} is the canary, and is not used any more: {self.reason}"
+        if self.state is CanaryState.UNLOADED and self.reason:
+            return f"release {self.release} is the canary, and cannot be loaded: {self.reason}"
+        return None
+
+    def is_stopped(self, entry: Release) -> bool:
+        """Return whether this process has stopped the release of a catalogue's entry."""
+        return self.state is CanaryState.STOPPED and self.entry == entry
+
+    def stopped(self, reason: str) -> "FollowedCanary":
+        """Return it stopped, because it is worse than the live release."""
+        return FollowedCanary(CanaryState.STOPPED, self.entry, reason=reason)
+
+    def gone(self) -> "FollowedCanary":
+        """Return it without its release, which the store lacks."""
+        return FollowedCanary(CanaryState.GONE, self.entry)
+
+    def unloaded(self) -> "FollowedCanary":
+        """Return it to be loaded again."""
+        return FollowedCanary(CanaryState.UNLOADED, self.entry)
+
+
+NO_CANARY = FollowedCanary(CanaryState.NONE)

@@ -8,18 +8,17 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from hotplate.serve.errors import FindingSource, ServiceFinding
+from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
-from hotplate.serve.releases.canary import BothCounts, ServedCanary
+from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary
 from hotplate.serve.releases.served import ServedRelease, load
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from hotplate.serve.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
-
-# Sources of findings of the followed catalogue, which only another catalogue clears.
-CATALOGUE_FINDINGS: tuple[FindingSource, ...] = ("restored", "canary", "erased users")
 
 # Minimum between logs of repeated errors.
 LOG_EVERY_S = 60.0
@@ -60,11 +56,21 @@ class RowsOfRelease(msgspec.Struct, frozen=True):
     rows: Sequence[RowKey]
 
 
-class StoppedCanary(msgspec.Struct, frozen=True):
-    """A canary that this process uses no more, because it is worse than the live release."""
+class _Restore(msgspec.Struct, frozen=True):
+    """A restore of the store from an older copy, whose catalogue is followed."""
 
-    entry: Release
-    sentence: str
+    generation: int
+    generation_before: int
+    """Of the catalogue that was followed before."""
+
+    live: ReleaseId | None
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"the store was restored from an older copy at generation {self.generation}, after "
+            f"{self.generation_before}; release {self.live or 'none'} is live in it"
+        )
 
 
 class Follower:
@@ -72,7 +78,7 @@ class Follower:
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
     disagrees with the followed one (`agreement`), and one loads and judges the canary. `_switching` lets one of them at
-    a time load and switch.
+    a time load and switch. Loading the release before the live one does not hold it.
     """
 
     served = Policy[ServedRelease | None]()
@@ -101,15 +107,15 @@ class Follower:
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
         self._handled = 0
-        """Number of catalogues handled; one that was requested before the last may be older."""
+        """Number of catalogues handled."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
-        self._sentences: dict[FindingSource, str] = {}
-        """Findings of the followed catalogue, by CATALOGUE_FINDINGS."""
+        self._restore: _Restore | None = None
+        """None once a newer catalogue is followed."""
+        self._followed_canary = NO_CANARY
         self._most_erased = 0
         """The most erased users that the store has counted."""
-        self._stopped_canary: StoppedCanary | None = None
-        self._canary_named = asyncio.Event()
-        """Set while the followed catalogue names a canary."""
+        self._lost_erased = 0
+        """How many of them the store has lost."""
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
@@ -119,11 +125,12 @@ class Follower:
         findings = list[ServiceFinding]()
         if self.last_error is not None:
             findings.append(ServiceFinding("store", self.last_error))
-        for source in CATALOGUE_FINDINGS:
-            if source in self._sentences:
-                findings.append(ServiceFinding(source, self._sentences[source]))
-        if self._stopped_canary is not None:
-            findings.append(ServiceFinding("canary", self._stopped_canary.sentence))
+        if self._restore is not None:
+            findings.append(ServiceFinding("restored", self._restore.sentence))
+        if self._followed_canary.problem is not None:
+            findings.append(ServiceFinding("canary", self._followed_canary.problem))
+        if self._lost_erased:
+            findings.append(ServiceFinding("erased users", lost_sentence(self._lost_erased)))
         if self.served is not None and self.served.damaged:
             findings.append(ServiceFinding("rows", counted(self.served.damaged)))
         return findings
@@ -131,7 +138,7 @@ class Follower:
     @property
     def is_canary_stopped(self) -> bool:
         """Whether this process uses a canary no more, because it is worse than the live release."""
-        return self._stopped_canary is not None
+        return self._followed_canary.state is CanaryState.STOPPED
 
     @property
     def catalogue_age_s(self) -> float:
@@ -192,7 +199,8 @@ class Follower:
             try:
                 async for catalogue in self._reader.changes():
                     await self._prepare(catalogue, warm=warm)
-                    await self._handle_catalogue(catalogue)
+                    async with self._switching:
+                        await self._handle_catalogue(catalogue, is_requested=False)
                     self.attempted.set()
                     backoff.reset()
             except Exception as error:  # noqa: BLE001 -- must not end this task
@@ -208,25 +216,29 @@ class Follower:
                 await asyncio.sleep(STALE_POLL_S)
 
     async def _watch_canary(self) -> None:
-        """Every CANARY_S while there is a canary: load it if it is not loaded, else judge it."""
-        now = asyncio.get_running_loop().time
+        """Every CANARY_S while the followed catalogue names a canary: load it if it is not loaded, else judge it."""
         while True:
-            await self._canary_named.wait()
             await asyncio.sleep(CANARY_S)
-            if self.canary is None:
+            state = self._followed_canary.state
+            if state is CanaryState.LOADED and not self._switching.locked():
+                self._judge_canary()
+            elif state in (CanaryState.UNLOADED, CanaryState.GONE) and self._followed is not None:
                 async with self._switching:
-                    self.canary = None if self._followed is None else await self._load_canary(self._followed)
-            elif self._followed is not None and not self._switching.locked():
-                entry = self._followed.canary_entry
-                finding = self.canary.judge(now(), self._canary_counts())
-                if entry is not None and finding is not None:
-                    self._stop_canary(entry, finding)
+                    self._use_canary(await self._load_canary(self._followed))
 
-    def _stop_canary(self, entry: Release, finding: str) -> None:
-        self.canary = None
-        sentence = f"release {entry.id} is the canary, and is not used any more: {finding}"
-        self._stopped_canary = StoppedCanary(entry, sentence)
-        log.warning("%s", sentence, extra={"release": entry.id})
+    def _judge_canary(self) -> None:
+        """Stop the canary if it is worse than the live release."""
+        if self.canary is None:
+            return
+        finding = self.canary.judge(asyncio.get_running_loop().time(), self._canary_counts())
+        if finding is not None:
+            self._use_canary(self._followed_canary.stopped(finding))
+            log.warning("%s", self._followed_canary.problem, extra={"release": self._followed_canary.release})
+
+    def _use_canary(self, followed: FollowedCanary) -> None:
+        """Serve the canary to its users, or the live release if it is not loaded."""
+        self._followed_canary = followed
+        self.canary = followed.served
 
     @property
     def canary_counts(self) -> BothCounts | None:
@@ -235,26 +247,35 @@ class Follower:
 
     def leave_canary(self) -> None:
         """Serve the live release to all users until the canary is loaded again."""
-        self.canary = None
+        if self.canary is not None:
+            self._use_canary(self._followed_canary.unloaded())
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.served is gone:
-            self.canary = None
-            self._set_finding("canary", f"release {gone.id} is the canary, and is not in this store any more")
+            self._use_canary(self._followed_canary.gone())
+            log.warning("%s", self._followed_canary.problem, extra={"release": gone.id})
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
-        """Return `previous`, which a worker that has restarted since loads again; None if it cannot be read."""
-        if self.previous is not None and self.previous.ref == ref:
-            return self.previous
+        """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
+
+        None if it cannot be read.
+        """
+        previous = self.previous
+        if previous is not None and previous.ref == ref:
+            return previous
         entry = None if self._followed is None else self._followed.entry(ref.incarnation)
         if entry is None:
             return None
-        async with self._switching:
-            with suppress(StoreError):
-                self.previous = await load(self._reader, entry, None)
-                return self.previous
-        return None
+
+        # Without `_switching`: a slow store must not delay a rollback.
+        try:
+            loaded = await load(self._reader, entry, None)
+        except StoreError:
+            return None
+        if self.previous is previous:  # no other release went live meanwhile
+            self.previous = loaded
+        return loaded
 
     def drop_previous(self, gone: ServedRelease) -> None:
         """Forget the release before the live one, whose rows are gone."""
@@ -262,13 +283,18 @@ class Follower:
             self.previous = None
 
     async def _refresh(self) -> None:
-        """Read the catalogue because of a problem, and take it; again if another one was taken meanwhile."""
+        """Read the catalogue because of a problem, and handle it.
+
+        Read again if another one was handled meanwhile, as the one that was read may be older.
+        """
         try:
             while True:
                 handled = self._handled
                 catalogue = await self._reader.catalogue()
-                if await self._handle_catalogue(catalogue, requested_after=handled):
-                    return
+                async with self._switching:
+                    if self._handled == handled:
+                        await self._handle_catalogue(catalogue, is_requested=True)
+                        return
         except Exception as error:  # noqa: BLE001 -- must not end this task, or a request
             self._report(error)
 
@@ -282,8 +308,9 @@ class Follower:
         if live is None or not follows(catalogue, self._followed):
             return
         entries = [live]
-        if catalogue.canary_entry is not None and not self._is_stopped(catalogue.canary_entry):
-            entries.append(catalogue.canary_entry)
+        canary = catalogue.canary_entry
+        if canary is not None and not self._followed_canary.is_stopped(canary):
+            entries.append(canary)
 
         unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
@@ -293,47 +320,36 @@ class Follower:
         elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
-    async def _handle_catalogue(self, catalogue: Catalogue, *, requested_after: int | None = None) -> bool:
-        """Follow *catalogue*, which names the releases of the store, if it is newer, or if the store was restored.
+    async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
+        """Follow *catalogue*, as the store has it now, if it is newer, or if the store was restored.
 
-        Otherwise only records in `self._agreement` whether this read agrees with the catalogue that is followed. An
-        error changes nothing. *requested_after* is given for a catalogue that was requested because of a problem: it is
-        `self._handled`, the number of catalogues handled, at the request. Such a catalogue leads to a check of the
-        served release, too. If others were handled since, it may be outdated: nothing is done, and False returned.
+        Otherwise only record in `self._agreement` whether this read agrees with the catalogue that is followed.
+        *is_requested* says that it was read because of a problem: then the live release is checked, too. Called while
+        `self._switching` is held. Raises StoreError if the live release cannot be loaded: then the one that is served
+        stays, and so does the catalogue that is followed.
         """
-        is_requested = requested_after is not None
-        async with self._switching:
-            if is_requested and requested_after != self._handled:
-                return False
-            self._handled += 1
-
-            followed = self._followed
-            if self._may_lag_behind_restore(catalogue):
-                self._agreement.record_read(ReadOutcome.ANOTHER)
-            elif follows(catalogue, followed):
-                await self._follow(catalogue)
-                self._set_error(_nothing_live() if catalogue.live is None else None)
-            elif followed is None:
-                self._agreement.record_read(ReadOutcome.CONFIRMED)
-                self._set_error(never_published())
-            elif catalogue.version == followed.version:
-                await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
-            elif is_requested:
-                await self._handle_older_catalogue(catalogue, followed)
-            else:
-                self._agreement.record_read(ReadOutcome.ANOTHER)
-        return True
+        self._handled += 1
+        followed = self._followed
+        if self._may_lag_behind_restore(catalogue):
+            self._agreement.record_read(ReadOutcome.ANOTHER)
+        elif follows(catalogue, followed):
+            await self._follow(catalogue)
+            self._set_error(_nothing_live() if catalogue.live is None else None)
+        elif followed is None:
+            self._agreement.record_read(ReadOutcome.CONFIRMED)
+            self._set_error(never_published())
+        elif catalogue.version == followed.version:
+            await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
+        elif is_requested:
+            await self._handle_older_catalogue(catalogue, followed)
+        else:
+            self._agreement.record_read(ReadOutcome.ANOTHER)
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
         """Return whether a replica names a higher generation after a restore, which it may not have seen yet."""
-        is_restored = "restored" in self._sentences
-        followed = self._followed
-        return (
-            is_restored
-            and followed is not None
-            and not catalogue.primary
-            and catalogue.generation > followed.generation
-        )
+        if self._restore is None or self._followed is None or catalogue.primary:
+            return False
+        return catalogue.generation > self._followed.generation
 
     async def _confirm(self, catalogue: Catalogue, *, check: bool) -> None:
         """Note that the store has the followed catalogue; with *check*, only if it has the live release, too."""
@@ -349,30 +365,31 @@ class Follower:
         self._set_error(_nothing_live() if catalogue.live is None else None)
 
     async def _follow(self, catalogue: Catalogue) -> None:
-        """Load the live release and the canary of a catalogue, and switch to both; raises StoreError.
+        """Load the live release and the canary of a catalogue, and switch to both.
 
         A canary is a release for a share of the users; if it goes live now, it is not loaded again. The release that
-        was live is kept as `self.previous`, without its item factors. Erased users are read first, if they changed.
+        was live is kept as `self.previous`, without its item factors. Raises StoreError if the live release cannot be
+        loaded, and switches to neither; newly erased users are hidden in any case.
         """
         followed_erased = None if self._followed is None else self._followed.erased
         if catalogue.erased != followed_erased:
             await self._follow_erased(catalogue)
 
         live = catalogue.live_entry
-        served = self.served
         is_new = live is not None and self._is_new(live)
-        if live is not None and is_new:
-            if self.canary is not None and self._is_canary(live):
-                served = replace(self.canary.served, is_canary=False)
-            else:
-                served = await load(self._reader, live, self._fold_in)
+        if live is None or not is_new:
+            served = self.served
+        elif self.canary is not None and self._is_canary(live):
+            served = replace(self.canary.served, is_canary=False)
+        else:
+            served = await load(self._reader, live, self._fold_in)
         canary = await self._load_canary(catalogue)
 
         if is_new and self.served is not None:
             self.previous = replace(self.served, factors=None)
         # Without an await in between, so no user sees an older release.
         self.served = served
-        self.canary = canary
+        self._use_canary(canary)
 
         if served is not None and is_new:
             self.ready.set()
@@ -381,7 +398,7 @@ class Follower:
                 log.warning("release %s is %s", served.id, counted(served.damaged))
 
         self._followed = catalogue
-        self._sentences.pop("restored", None)
+        self._restore = None
         self._agreement.record_read(ReadOutcome.CONFIRMED)
 
     async def _follow_erased(self, catalogue: Catalogue) -> None:
@@ -390,59 +407,46 @@ class Follower:
         self.erased = self.erased.merged(stored)
         self._most_erased = max(self._most_erased, stored.count + stored.lost)
         lost = self._most_erased - stored.count
-        if lost:
-            self._set_finding("erased users", lost_sentence(lost))
-        else:
-            self._sentences.pop("erased users", None)
+        if lost and lost != self._lost_erased:
+            log.warning("%s", lost_sentence(lost))
+        self._lost_erased = lost
 
-    async def _load_canary(self, catalogue: Catalogue) -> ServedCanary | None:
-        """Return the canary of a catalogue, a release for a share of the users, loaded unless it is served already.
+    async def _load_canary(self, catalogue: Catalogue) -> FollowedCanary:
+        """Return the canary that a catalogue names, loaded unless this process stopped it or serves it already.
 
-        None if the catalogue has no canary, if this process stopped it because it is worse, and if it cannot be loaded,
-        which becomes a finding. A served canary keeps its counts at the start if only its share has changed.
+        If only its share has changed, it keeps its counts at the start. If it cannot be loaded, the reason becomes its
+        problem; the live release is not affected.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
         if record is None or entry is None:
-            self._canary_named.clear()
-            self._stopped_canary = None
-            self._sentences.pop("canary", None)
-            return None
+            return NO_CANARY
+        if self._followed_canary.is_stopped(entry):
+            return self._followed_canary
 
-        self._canary_named.set()
-        if self._is_stopped(entry):
-            return None
-
-        self._stopped_canary = None
+        began_with = None
         if self.canary is None or not self._is_canary(entry):
-            served = await self._try_load(entry)
-            began_with = None
+            try:
+                release = replace(await load(self._reader, entry, self._fold_in), is_canary=True)
+            except Exception as error:  # noqa: BLE001 -- must not harm the live release
+                return self._report_unloadable(entry, error)
         elif self.canary.record == record:
-            return self.canary
+            return self._followed_canary
         else:
-            served = self.canary.served
+            release = self.canary.served
             began_with = self.canary.began_with
-        if served is None:
-            return None
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        return ServedCanary(record, served, asyncio.get_running_loop().time(), self._canary_counts(), began_with)
+        now = asyncio.get_running_loop().time()
+        served = ServedCanary(record, release, now, self._canary_counts(), began_with)
+        return FollowedCanary(CanaryState.LOADED, entry, served)
 
-    async def _try_load(self, canary: Release) -> ServedRelease | None:
-        """Load a canary; an error becomes a finding, and must not harm the live release."""
-        try:
-            served = replace(await load(self._reader, canary, self._fold_in), is_canary=True)
-        except Exception as error:  # noqa: BLE001 -- a finding
-            sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
-            self._set_finding("canary", sentence, None if isinstance(error, StoreError) else error)
-            return None
-        self._sentences.pop("canary", None)
-        return served
-
-    def _set_finding(self, source: FindingSource, sentence: str, cause: Exception | None = None) -> None:
-        """Set a finding of the followed catalogue, and log it if it is new; *cause* is a defect."""
-        if self._sentences.get(source) != sentence:
-            log.warning("%s", sentence, exc_info=cause)
-        self._sentences[source] = sentence
+    def _report_unloadable(self, entry: Release, error: Exception) -> FollowedCanary:
+        """Return a canary that cannot be loaded, and log the reason if it is another one than before."""
+        canary = FollowedCanary(CanaryState.UNLOADED, entry, reason=str(error) or type(error).__name__)
+        if canary != self._followed_canary:
+            is_defect = not isinstance(error, StoreError)
+            log.warning("%s", canary.problem, exc_info=error if is_defect else None)
+        return canary
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow an older catalogue only if the store was restored.
@@ -469,11 +473,8 @@ class Follower:
     async def _follow_restored(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow the older catalogue of a restored store, and report the restore until a newer one is followed."""
         await self._follow(catalogue)
-        self._set_finding(
-            "restored",
-            f"the store was restored from an older copy at generation {catalogue.generation}, after "
-            f"{followed.generation}; release {catalogue.live or 'none'} is live in it",
-        )
+        self._restore = _Restore(catalogue.generation, followed.generation, catalogue.live)
+        log.warning("%s", self._restore.sentence)
         # The warning covers the errors before it.
         self.last_error = None
         self._logged = None
@@ -485,9 +486,6 @@ class Follower:
 
     def _is_canary(self, entry: Release) -> bool:
         return self.canary is not None and self.canary.served.is_of(entry)
-
-    def _is_stopped(self, entry: Release) -> bool:
-        return self._stopped_canary is not None and self._stopped_canary.entry == entry
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""

@@ -1,7 +1,7 @@
 """Following the live release of a misbehaving store: served lists stay served."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +16,7 @@ from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from hotplate.stores.errors import ReleaseNotFound
-from hotplate.stores.store import Reader
+from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -414,3 +414,39 @@ async def test_processes_stagger_remote_release_loads_except_for_the_first(memor
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class SlowRelease(RemoteStore):
+    """A store whose rows of one release are read only once they may be."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self.slow: ReleaseRef | None = None
+        self.may_answer = asyncio.Event()
+
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        if release == self.slow:
+            await self.may_answer.wait()
+        return await super().get_many(release, keys, timeout_s=timeout_s)
+
+
+@virtual
+async def test_release_goes_live_while_the_release_before_is_loaded_slowly(memory: MemoryStore) -> None:
+    store = SlowRelease(memory)
+    first = await ref_of(memory, await publish(memory, "first"))
+    second = await publish(memory, "second")
+    async with following(store) as follower:
+        assert (served(follower).id, follower.previous) == (second, None)
+        store.slow = first
+        loading = asyncio.create_task(follower.release_before(first))
+        await asyncio.sleep(1)
+        third = await publish(memory, "third")
+        assert await elapsed_until(follower, third) < 2 * SPREAD_S
+        store.may_answer.set()
+        before = await loading
+        assert before is not None
+        assert before.ref == first
+        assert follower.previous is not None
+        assert follower.previous.id == second, "the release before the third"
