@@ -150,7 +150,7 @@ def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
 @pytest.fixture
 def pair(files: Filled, run: Run) -> Iterator[Pair]:
     async def entered() -> Pair:
-        return await Pair(TieredReader([files.url])).__aenter__()
+        return await Pair(TieredReader.from_urls([files.url])).__aenter__()
 
     servers = run(entered())
     yield servers

@@ -159,8 +159,8 @@ class Lists:
             recency=recency,
             name=options.get("list", ""),
         )
-        shown = self._shaper.shape(result.found, selection, beside=[item for item, _ in basket])
-        return recommendations_of(ListAnswer(result.found, shown))
+        shown = self._shaper.shape(result.encoded, selection, beside=[item for item, _ in basket])
+        return recommendations_of(ListAnswer(result.encoded, shown))
 
     def popular(self, n: int = DEFAULT_N, *, after: str = "", **options: Unpack[ListOptions]) -> Recommendations:
         """Return the popular list of the segment, or the overall one, from memory."""
@@ -316,7 +316,7 @@ def open_lists(
             denied = DenyListFile(None if deny_list is None else Path(deny_list))
         except ServiceMisused as error:
             raise StoreMisused(str(error)) from error  # programs catch StoreError
-        return TieredReader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in)
+        return TieredReader.from_urls(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in)
 
     return Lists(read(), timeout_s, again=read)
 

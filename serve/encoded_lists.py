@@ -98,14 +98,13 @@ class Fallbacks:
         """
         overall = fallback.popular()
         for key in (fallback, overall):
-            body = served.popular.get(key.text)
-            if body is not None:
-                return EncodedList(tier, served, "popular", body, status, key)
+            if key.text in served.popular:
+                return _popular_list(tier, served, key, status)
         for other_tier, other in self._all_served():
             if overall.text in other.popular:
                 key = fallback if fallback.text in other.popular else overall
-                return EncodedList(other_tier, other, "popular", other.popular[key.text], "error", key)
-        return EncodedList(tier, served, "popular", NO_OFFSET, status, overall)
+                return _popular_list(other_tier, other, key, "error")
+        return _popular_list(tier, served, overall, status)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
         """Return a list that was requested by *name*, and count it by that name; it may be empty.
@@ -130,6 +129,12 @@ class Fallbacks:
         for tier in self._tiers:
             for served in tier.follower.all_served:
                 yield tier.name, served
+
+
+def _popular_list(tier: str, served: ServedRelease, key: RowKey, status: Status) -> EncodedList:
+    """Return the popular list *key* of a release; an empty one if the release lacks it."""
+    body = served.popular.get(key.text, NO_OFFSET)
+    return EncodedList(tier=tier, served=served, source="popular", body=body, status=status, fallback=key)
 
 
 def unknown_list(name: str, served: ServedRelease) -> UnknownList:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from hotplate.serve.baskets import Basket, BasketItem, Baskets
 from hotplate.serve.deny_list import DenyListFile
@@ -44,9 +44,9 @@ SOURCES = {USER: "personal", ITEM: "similar"}
 
 
 class FoldedIn(NamedTuple):
-    """A list for a basket, and the numbers of known and unknown items in it."""
+    """A list for a basket, and the numbers of known and unknown items in the basket."""
 
-    found: EncodedList
+    encoded: EncodedList
     known: int
     unknown: int
 
@@ -86,6 +86,17 @@ class _FutureWaiter:
             self.future.set_exception(error)
 
 
+class ReaderOptions(TypedDict, total=False):
+    """Options of `TieredReader`, which describes them."""
+
+    budget_s: float
+    deny_list: DenyListFile | None
+    cache_bytes: int
+    fold_in: bool
+    kept: tuple[str, ServedRelease] | None
+    warm: bool
+
+
 class TieredReader:
     """Reads lists from tiers, as `tier_reads` describes, within a time budget. One per worker, on one loop.
 
@@ -94,7 +105,7 @@ class TieredReader:
 
     def __init__(
         self,
-        stores: Mapping[str, Reader] | Sequence[str],
+        stores: Mapping[str, Reader],
         *,
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
@@ -104,20 +115,18 @@ class TieredReader:
         kept: tuple[str, ServedRelease] | None = None,
         warm: bool = False,
     ) -> None:
-        """*stores* are URLs in reading order, or stores by tier name; remote ones get equal parts of *cache_bytes*.
+        """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
 
         *fold_in* loads item factors. *kept* provides popular lists while no tier serves a release. *warm* reads local
-        releases into memory first. Raises StoreMisused for an invalid URL, and for *fold_in* without numpy.
+        releases into memory first. Raises StoreMisused for *fold_in* without numpy.
         """
-        names = list(stores) if isinstance(stores, Mapping) else tier_names(stores)
-        self.metrics = metrics or Metrics(1, names)
-        readers = stores if isinstance(stores, Mapping) else _connected(names, stores, self.metrics)
-        remote = sum(not isinstance(store, LocalReader) for store in readers.values())
+        self.metrics = metrics or Metrics(1, list(stores))
+        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
         tier_cache_bytes = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
         self.tiers = [
             Tier(name, store, self.metrics, cache_bytes=tier_cache_bytes, fold_in=self._fold_in)
-            for name, store in readers.items()
+            for name, store in stores.items()
         ]
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
@@ -131,6 +140,19 @@ class TieredReader:
         self._batches = BatchLookups(self.tiers, budget_s)
         self._baskets = Baskets(self.tiers, self._batches, self._fold_in)
         self._fallbacks = Fallbacks(self.tiers, kept)
+
+    @classmethod
+    def from_urls(
+        cls, urls: Sequence[str], *, metrics: Metrics | None = None, **options: Unpack[ReaderOptions]
+    ) -> Self:
+        """Connect to the stores at *urls*, in reading order; raises StoreMisused for an invalid URL, too."""
+        names = tier_names(urls)
+        if metrics is None:
+            metrics = Metrics(1, names)
+        stores = dict[str, Reader]()
+        for name, url in zip(names, urls, strict=True):
+            stores[name] = connect(url, StoreObserver(name, metrics))
+        return cls(stores, metrics=metrics, **options)
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -284,7 +306,9 @@ class TieredReader:
         """Return a list that was read, and count it."""
         source = SOURCES[row.kind]
         origin.tier.count_lookup(origin.served, source, HIT, row.kind)
-        return EncodedList(origin.tier.name, origin.served, source, body, "ok", fallback)
+        return EncodedList(
+            tier=origin.tier.name, served=origin.served, source=source, body=body, status="ok", fallback=fallback
+        )
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
         """Return the list of *row*, from memory or read together with those of other requests of this loop iteration.
@@ -417,7 +441,9 @@ class TieredReader:
         for row, result in zip(part.rows, part.results, strict=True):
             fallback = fallbacks[row.list]
             if isinstance(result, bytes) and not is_empty(result):
-                lists[row.id] = EncodedList(tier.name, served, source, result, "ok", fallback)
+                lists[row.id] = EncodedList(
+                    tier=tier.name, served=served, source=source, body=result, status="ok", fallback=fallback
+                )
                 hits += 1
             else:
                 lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)
@@ -472,16 +498,15 @@ class TieredReader:
             tier = computed.origin.tier
             served = computed.origin.served
             tier.count_lookup(served, "fold-in", HIT, ITEM)
-            encoded = EncodedList(tier.name, served, "fold-in", encode(computed.items), "ok", fallback)
+            encoded = EncodedList(
+                tier=tier.name,
+                served=served,
+                source="fold-in",
+                body=encode(computed.items),
+                status="ok",
+                fallback=fallback,
+            )
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
-
-
-def _connected(names: Sequence[str], urls: Sequence[str], metrics: Metrics) -> dict[str, Reader]:
-    """Connect to the stores at *urls*, which count their attempts; return them by the names of their tiers."""
-    readers = dict[str, Reader]()
-    for name, url in zip(names, urls, strict=True):
-        readers[name] = connect(url, StoreObserver(name, metrics))
-    return readers
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -338,7 +338,8 @@ class TurnLookups(Generic[Waiter]):
         self._turn_spans = {}
         try:
             is_sent = self._send(turn, rows)
-        except Exception:  # noqa: BLE001 -- the read by a task meets it, too, and reports it
+        except Exception:
+            log.debug("a turn could not be sent, and is read by a task", exc_info=True)
             is_sent = False
         if not is_sent:
             self._spawn(self._read_rows(turn, rows))

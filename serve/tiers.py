@@ -33,6 +33,7 @@ from hotplate.serve.metrics import (
     IMPRESSIONS,
     LIVE,
     LOOKUP_OUTCOMES,
+    OTHER,
     POSITIONS,
     Metrics,
     ReleaseRole,
@@ -242,7 +243,11 @@ class Tier:
         if self._hedge is not None and self._hedge.is_possible:
             return None
         sent_at = perf_counter()
-        replies = self._sender.send(served.ref, keys)
+        try:
+            replies = self._sender.send(served.ref, keys)
+        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
+            self._count_failed_attempt(error)
+            return None
         if replies is None:
             return None
         return SentRead(
@@ -266,7 +271,8 @@ class Tier:
             raise self._late(read.timeout_s)
         try:
             results = read.sender.received(read.served.ref, read.replies.result())
-        except Exception:  # noqa: BLE001 -- `read` meets it, too, and reports it
+        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
+            self._count_failed_attempt(error)
             return None
         self._observe_read(read.served, read.sent_at, "ok")
         self._succeeded()
@@ -396,6 +402,12 @@ class Tier:
         took_s = perf_counter() - started
         self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
         self._observe_canary(served, took_s)
+
+    def _count_failed_attempt(self, error: Exception) -> None:
+        """Count a sent read that failed, and is tried again by `read`."""
+        kind = "unavailable" if isinstance(error, StoreUnavailable) else OTHER
+        self._metrics.count_attempt(self.name, kind)
+        log.debug("%s: a read failed, and is tried again", self.name, exc_info=error)
 
     def _decode_and_cache(
         self, served: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]

@@ -156,7 +156,7 @@ class Handlers:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
 
-        encoded = result.found
+        encoded = result.encoded
         basket_items = [item for item, _ in basket]
         items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
         request[LIST_ORIGIN] = origin_of(encoded, items)

@@ -921,7 +921,8 @@ cdef class Lane:
         try:
             value = source.rows.read(key)
         except Exception:
-            return None  # the reader reads it again, and finds out why
+            log.debug("a row could not be read, and is read again by the reader", exc_info=True)
+            return None
         if value is None:
             return self._answer_missed(request, source, started)
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)

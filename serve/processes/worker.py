@@ -195,7 +195,7 @@ class _StateReports:
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:
     """Open the stores; *stack* closes them when the worker ends."""
     settings = context.settings
-    reader = TieredReader(
+    reader = TieredReader.from_urls(
         settings.stores,
         budget_s=settings.budget_s,
         metrics=context.memory.metrics,

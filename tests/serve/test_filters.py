@@ -216,7 +216,7 @@ def test_batch_bodies_accept_conditions(service: Service) -> None:
 
 
 async def test_other_requests_run_between_the_lists_of_a_filtered_batch(folder: Path) -> None:
-    async with Pair(TieredReader([f"file://{folder}"])) as pair:
+    async with Pair(TieredReader.from_urls([f"file://{folder}"])) as pair:
         turns = list[int]()
         for where in ("", "price<0"):
             _, transport = connected(pair.plain)

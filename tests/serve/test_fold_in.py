@@ -217,7 +217,7 @@ async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> Tier
 
 
 def ids(folded: FoldedIn) -> list[str]:
-    return [item["id"] for item in decode(folded.found.body[OFFSET_BYTES:])]
+    return [item["id"] for item in decode(folded.encoded.body[OFFSET_BYTES:])]
 
 
 async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memory: MemoryStore, tmp_path: Path) -> None:
@@ -228,12 +228,12 @@ async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memor
     answer = await reader.fold_in(
         [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, ItemFilter(frozenset([b'"i008"']))
     )
-    assert (answer.found.source, answer.found.served.id, answer.known, answer.unknown) == ("fold-in", release, 2, 1)
+    assert (answer.encoded.source, answer.encoded.served.id, answer.known, answer.unknown) == ("fold-in", release, 2, 1)
     assert ids(answer) == [item for item in everything if item not in {"i007", "i008"}][:5]
-    assert decode(answer.found.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(answer)[0]}"
+    assert decode(answer.encoded.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(answer)[0]}"
     for strangers in ([], [("who", None)]):
         answer = await reader.fold_in(strangers, 5)
-        assert (answer.found.source, answer.known, answer.unknown) == ("popular", 0, len(strangers))
+        assert (answer.encoded.source, answer.known, answer.unknown) == ("popular", 0, len(strangers))
     assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
     assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [1]
 
@@ -249,7 +249,7 @@ async def test_without_factors_similar_lists_are_summed(memory: MemoryStore) -> 
     best = sorted(expected.keys() - {"i003", "i007"}, key=lambda item: (-expected[item], item))
     for tiered in (reader, await opened(RemoteStore(memory))):
         answer = await tiered.fold_in(basket, 5, ItemFilter(frozenset([encode_id(best[1])])))
-        assert (answer.found.source, answer.known, answer.unknown) == ("fold-in", 2, 1)
+        assert (answer.encoded.source, answer.known, answer.unknown) == ("fold-in", 2, 1)
         assert ids(answer) == [best[0], *best[2:6]]
 
 
@@ -276,7 +276,7 @@ async def test_a_list_that_cannot_be_read_is_an_error(memory: MemoryStore) -> No
         release.rows[ITEM + "i003"] = row[:-1] + bytes([row[-1] ^ 1])
     reader = await opened(memory)
     answer = await reader.fold_in([("i003", None), ("who", None)], 5)
-    assert (answer.found.source, answer.found.status, answer.known, answer.unknown) == ("popular", "error", 0, 2)
+    assert (answer.encoded.source, answer.encoded.status, answer.known, answer.unknown) == ("popular", "error", 0, 2)
     assert ids(await reader.fold_in([("i003", None), ("i007", None)], 5))
 
 
@@ -287,7 +287,7 @@ async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> N
         release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
     reader = await opened(memory)
     assert (await reader.personal("a")).source == "personal"
-    assert (await reader.fold_in([("i003", None)], 5)).found.source == "fold-in", "from similar items"
+    assert (await reader.fold_in([("i003", None)], 5)).encoded.source == "fold-in", "from similar items"
 
 
 async def test_factors_of_the_live_release_are_in_memory_once(memory: MemoryStore) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hotplate.serve.breaker import FAILURES, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.metrics import HISTOGRAM_CELLS, LOOKUPS
+from hotplate.serve.metrics import FAILED, HISTOGRAM_CELLS, LOOKUPS
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.tier_reads import read_within
 from hotplate.serve.tiers import loop_time
@@ -103,6 +103,7 @@ async def test_failed_reads_are_repeated_and_late_reads_are_not(memory: MemorySt
     remote.failure = StoreUnavailable("gone")
     assert (await reader.personal("1")).source == "popular"
     assert (remote.reads, errors()) == ([["user:1"]] * 3, 1)
+    assert reader.metrics.total(reader.metrics.cells[FAILED]["tier0", "unavailable"])[0] == 1, "the first attempt"
     remote.failure, remote.delay_s = None, 30
     assert (await reader.personal("1")).source == "popular"
     assert (len(remote.reads), errors()) == (4, 2)

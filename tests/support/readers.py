@@ -34,7 +34,7 @@ async def until(condition: Callable[[], Awaitable[object]], failure: str) -> Non
 @asynccontextmanager
 async def reading(*urls: str, budget_s: float = 0.05) -> AsyncIterator[TieredReader]:
     """Read stores in this process as a worker of the service does, from the first release on."""
-    async with TieredReader(urls, budget_s=budget_s) as reader:
+    async with TieredReader.from_urls(urls, budget_s=budget_s) as reader:
         await reader.wait_until_ready(WAIT_S)
         yield reader
 

@@ -219,7 +219,7 @@ def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
     metrics = Metrics(1, ["redis", "cosmos+http"])
     for url in urls:
         asyncio.run(publish_to(url, LISTS))
-        reader = TieredReader([url], metrics=metrics, budget_s=30.0)
+        reader = TieredReader.from_urls([url], metrics=metrics, budget_s=30.0)
         requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
         assert all_sent(SETTINGS, recorded(reader, *requests))
     by_name = {span.name: span for span in sink.spans}
