@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from hotplate.serve.consumed import Consumed, HiddenItems
+from hotplate.serve.consumed.table import Consumed, HiddenItems
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList
 from hotplate.serve.filters import NO_FILTER, NO_FILTERS, ItemFilter, ReleaseFilters

@@ -11,7 +11,7 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
 from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
-from hotplate.serve.consumed import KEPT
+from hotplate.serve.consumed.table import KEPT
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.stores.erasure_log import lost_sentence
 from hotplate.stores.errors import StoreMisused

@@ -24,7 +24,7 @@ from hotplate.serve.api.handlers import LIST_ORIGIN, Handlers, RouteHandler
 from hotplate.serve.api.openapi import Documents
 from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.scoring import Scoring, scoring_refusal
-from hotplate.serve.consumed import Consumed
+from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.metrics import OTHER, request_cell
 from hotplate.serve.problems import ClientGone, Problem, bad_parameter, internal_error, not_ready, unknown_list

@@ -19,7 +19,8 @@ from msgspec import Meta, Struct
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
-from hotplate.serve.consumed import Consumed, ConsumedPairs
+from hotplate.serve.consumed.sender import ConsumedSender
+from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
 from hotplate.serve.metrics import (
     CLICK,
@@ -33,7 +34,6 @@ from hotplate.serve.metrics import (
     ReleaseRole,
 )
 from hotplate.serve.problems import Problem, overloaded
-from hotplate.serve.shared_consumed import ConsumedSender
 from hotplate.stores.encoding import MAX_ID_BYTES, MAX_LIST_NAME
 from hotplate.stores.event_log import line_of
 

@@ -33,6 +33,8 @@ from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.fast_lane import lane_state
 from hotplate.serve.connections.server import HttpServer
+from hotplate.serve.consumed.sender import stream_url
+from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.encoded_lists import NotReady, UnknownList
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.serve.list_requests import ListRequest, answer_list
@@ -50,7 +52,6 @@ from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import Probation
 from hotplate.serve.shaping import Selection, Shaper
-from hotplate.serve.shared_consumed import ConsumedSharing, stream_url
 from hotplate.serve.shared_table import private_floats
 from hotplate.serve.states import ANSWERING, Reporter
 from hotplate.serve.tasks import background
@@ -329,7 +330,7 @@ class UserLists:
         async with self._opening:
             if self._reader is None:
                 settings = self._context.settings
-                reader = TieredReader(settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list)
+                reader = TieredReader.from_urls(settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list)
                 self._reader = await self._opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)

@@ -9,7 +9,8 @@ from typing import Self
 from hotplate.serve.access.auth import CELLS, Guard, SharedRates
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
-from hotplate.serve.consumed import BUCKETS, USERS, WAYS, Consumed
+from hotplate.serve.consumed.sender import SharingState, stream_url
+from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
 from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, cells_per_worker
@@ -17,7 +18,6 @@ from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
 from hotplate.serve.releases.probation import COUNTS_BYTES, PROBATION_BYTES, SharedCounts
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_consumed import SharingState, stream_url
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.states import SharedStates, state_bytes
 from hotplate.serve.tiers import tier_names

@@ -29,6 +29,7 @@ from hotplate.serve.access.tls import Certificate, certificate_of
 from hotplate.serve.api.cors import Cors
 from hotplate.serve.connections.fast_lane import LANE_MISSING, lane_state
 from hotplate.serve.connections.listeners import raise_descriptor_limit, reserve, within_memory
+from hotplate.serve.consumed.sender import stream_url
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
@@ -39,7 +40,6 @@ from hotplate.serve.processes.health import Health, HealthListener
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.processes.worker import STOPS, WATCHED, run_worker
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_consumed import stream_url
 from hotplate.stores.connect import connect, open_stream
 from hotplate.stores.errors import extra_installed
 from hotplate.stores.event_log import LogSegment

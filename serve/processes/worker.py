@@ -19,6 +19,7 @@ from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.connection import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
+from hotplate.serve.consumed.sender import ConsumedSender, stream_url
 from hotplate.serve.encoded_lists import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
@@ -26,7 +27,6 @@ from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases.probation import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_consumed import ConsumedSender, stream_url
 from hotplate.serve.states import STARTING, ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog

@@ -40,7 +40,7 @@ from tests.support.stores import OpenStore
 from tests.support.virtual import virtual
 
 if TYPE_CHECKING:
-    from hotplate.serve.consumed import Consumed
+    from hotplate.serve.consumed.table import Consumed
 
 WALKS = 2_000
 # Each page of a walk is preceded by another release, or by other hidden items, with this probability.

@@ -1,6 +1,6 @@
 """Shared memory as a service declares it."""
 
-from hotplate.serve.consumed import Consumed
+from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.processes.context import regions
 from hotplate.serve.shared_table import SharedTable
 from hotplate.serve.states import SharedStates

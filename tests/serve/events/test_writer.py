@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from hotplate.serve.api.events import DeferredResponse, EventsHandler
-from hotplate.serve.consumed import Consumed
+from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
 from hotplate.serve.problems import Problem

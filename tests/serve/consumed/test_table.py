@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.consumed import HOUR_S
+from hotplate.serve.consumed.table import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.stores.encoding import encode_id

@@ -13,21 +13,14 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplate.serve.consumed import ConsumedPairs
+from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
+from hotplate.serve.consumed.segment_tail import SegmentTail
+from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
+from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.shared_consumed import (
-    MAX_PAIRS,
-    ConsumedSender,
-    SegmentTail,
-    SharingState,
-    decode_pairs,
-    encode_pairs,
-    parts_of,
-    stream_url,
-)
 from hotplate.stores.connect import open_stream
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.event_log import LogSegment, line_of

@@ -1,0 +1,145 @@
+"""Reads the events of a folder of segments while writers append to it."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from hotplate.serve.consumed.table import KEPT, Consumed, ConsumedEvent, hiding_events
+from hotplate.stores.errors import WrittenByNewer
+from hotplate.stores.event_log import SegmentReader, is_local, is_open_segment, is_segment
+
+log = logging.getLogger(__name__)
+
+# A change of a folder within this time of another may not show in its time of modification.
+RECENT_NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class _Segment:
+    name: str
+    """Once it is closed."""
+    position: int = 0
+    """Behind the last whole frame that was read."""
+    size: int = -1
+    """When it was last read."""
+
+
+class SegmentTail:
+    """Reads the events in a folder of segments, then those that the writers of this machine append. Blocks."""
+
+    def __init__(self, folder: Path, consumed: Consumed) -> None:
+        self._folder = folder
+        self._consumed = consumed
+        self._unfinished = dict[str, _Segment]()
+        self._finished = set[str]()
+        self._events: Iterator[ConsumedEvent] = iter(())
+        self._changed_at = 0
+        self._wants_all = True
+
+    def restart(self) -> None:
+        """Read all events again."""
+        self._wants_all = True
+
+    def next_events(self, most: int) -> list[ConsumedEvent]:
+        """Return up to *most* events of types that hide items; none if all are read. Raises OSError."""
+        self._list_segments()
+        events = list(islice(self._events, most))
+        while len(events) < most:
+            changed = next(filter(self._is_changed, self._unfinished.values()), None)
+            if changed is None:
+                break
+            self._events = self._read_segment(changed)
+            events += islice(self._events, most - len(events))
+        return events
+
+    def _list_segments(self) -> None:
+        """List the folder, if it may have changed, and note which of its segments, log files of events, to read.
+
+        Segments to read are in `self._unfinished`, by the name that they have once closed. New ones are added if they
+        are written on this machine; other machines share their own. If a segment was removed before it was read, its
+        events are in KEPT: then all are to be read again, the newest first.
+        """
+        changed_at = self._folder.stat().st_mtime_ns
+        is_recent = time.time_ns() - changed_at < RECENT_NS
+        if not (self._wants_all or is_recent or changed_at != self._changed_at):
+            return
+        self._changed_at = changed_at
+
+        listed = {path.name for path in self._folder.iterdir()}
+        names = {name.removeprefix(".") for name in listed if is_segment(name) or is_open_segment(name)}
+        self._finished &= names
+        removed = self._unfinished.keys() - {KEPT} - names
+        if self._wants_all or removed:
+            self._wants_all = False
+            self._events = iter(())
+            self._finished.clear()
+            self._unfinished = {name: _Segment(name) for name in sorted(names, reverse=True)}
+            if KEPT in listed:
+                self._unfinished[KEPT] = _Segment(KEPT)
+            return
+
+        for name in names - self._finished - self._unfinished.keys():
+            if is_local(name):
+                self._unfinished[name] = _Segment(name)
+            else:
+                self._finished.add(name)
+
+    def _is_changed(self, segment: _Segment) -> bool:
+        with suppress(FileNotFoundError):
+            return (self._folder / f".{segment.name}").stat().st_size != segment.size
+        return True  # closed
+
+    def _read_segment(self, segment: _Segment) -> Iterator[ConsumedEvent]:
+        """Yield the events that were appended to a segment since the last call.
+
+        An open segment, whose name begins with a dot, is read again later if it is of this machine. Another process may
+        close the segment, which renames it, or ship it away, meanwhile. An unreadable one is logged and skipped.
+        """
+        path = self._folder / f".{segment.name}"
+        is_open = path.exists()
+        if not is_open:
+            path = self._folder / segment.name
+        try:
+            data = self._new_bytes(segment, path)
+        except FileNotFoundError:
+            if not is_open:  # shipped, and its events are kept elsewhere
+                self._unfinished.pop(segment.name, None)
+                self._wants_all = True
+            return
+        except OSError as error:
+            log.warning("the events of %s cannot be read, and are not shared: %s", path, error.strerror)
+            self._finish(segment)
+            return
+
+        reader = SegmentReader(data)
+        try:
+            for _, event in hiding_events(reader, self._consumed.kinds):
+                yield event
+        except WrittenByNewer as error:
+            log.warning("events of %s are not shared: %s", path, error)
+            self._finish(segment)
+            return
+
+        segment.position += reader.whole_bytes
+        if not is_open or not is_local(segment.name):
+            self._finish(segment)
+
+    def _new_bytes(self, segment: _Segment, path: Path) -> bytes:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            segment.size = status.st_size
+            segment.position = min(segment.position, segment.size)  # a torn end was cut off
+            if status.st_mtime < time.time() - self._consumed.window_s:
+                segment.position = segment.size
+                return b""
+            file.seek(segment.position)
+            return file.read()
+
+    def _finish(self, segment: _Segment) -> None:
+        self._unfinished.pop(segment.name, None)
+        self._finished.add(segment.name)
