@@ -120,7 +120,7 @@ def parse_overrides(content: bytes) -> DenyList:
         lines = filter(str.strip, text.split("\n"))
         table = csv.DictReader(StringIO(text, newline=""), strict=True)
         if text.strip() and not is_json:
-            [name.strip() for name in table.fieldnames or ()].index("item")  # or ValueError, as for a JSON array
+            _check_header(table.fieldnames or ())
 
         for number, row in _paced(lines if is_json else table):  # noqa: B007 -- for errors
             fields = _decode_row(row) if is_json else row
@@ -143,6 +143,12 @@ def parse_overrides(content: bytes) -> DenyList:
     if count > MAX_OVERRIDES:
         raise _too_many_overrides()
     return DenyList(items=frozenset(denied), overrides=values)
+
+
+def _check_header(columns: Iterable[str]) -> None:
+    """Raise ValueError for a table without a column of items, as which a JSON array is read."""
+    if "item" not in map(str.strip, columns):
+        raise ValueError("no column of items")
 
 
 def _too_many_overrides() -> DenyListInvalid:

@@ -60,10 +60,10 @@ class Lists:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
-        """Read the stores until each was tried once, or for the time limit; the first block's stores are open already.
+        """Follow the stores, and wait until each was tried once, or for the time limit.
 
-        `self._again` opens the stores for a later block; None if there is only one. Raises StoreMisused if the lists
-        are in a block already, or if they are closed and cannot be opened again.
+        The reader of the first block was given; `self._again` opens another one for a later block. Raises StoreMisused
+        if the lists are in a block already, or if they were closed and cannot be opened again.
         """
         if self._loop is not None and not self._loop.is_closed():
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
@@ -76,7 +76,7 @@ class Lists:
             self._shaper = Shaper(self.reader.deny_list)
         self._was_entered = True
 
-        # After an error, the stack leaves what was entered; otherwise `__aexit__` does.
+        # After an error, this stack closes what was entered; otherwise `__aexit__` does, by `self._entered`.
         async with AsyncExitStack() as stack:
             stack.callback(self._leave)
             await stack.enter_async_context(self.reader)
@@ -143,8 +143,9 @@ class Lists:
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
-        The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. Without
-        item factors, from the lists of similar items. Raises StoreThrottled if too many visitors wait.
+        The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. If the
+        release has no item factors, the list is made from the lists of similar items. Raises StoreThrottled if too many
+        visitors wait.
         """
         selection = _selection(n, options)
         if not 0 < recency <= 1:

@@ -175,7 +175,8 @@ def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
         return wanted.__contains__
     if condition.operator == "!:":
         return lambda value: value is not None and value == value and value not in wanted  # noqa: PLR0124 -- not NaN
-    (bound,) = wanted  # no order holds for NaN
+    (bound,) = wanted
+    # The bound comes first, so `value < bound` is written as `bound > value`. No order holds for NaN.
     operators = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}
     return partial(operators[condition.operator], bound)
 

@@ -24,9 +24,9 @@ BURST = 10.0
 
 @dataclass(slots=True, eq=False)
 class _Race:
-    """One hedged read: the first read runs in *task*, and the second, if it is sent, in *second*."""
+    """One hedged read: the first read runs in the task *first*, and the other one, if it is sent, in *second*."""
 
-    task: asyncio.Task[object] | None
+    first: asyncio.Task[object] | None
     release: ReleaseRef
     keys: Sequence[str]
     timeout_s: float
@@ -61,15 +61,15 @@ class Hedge:
         second read costs one, so that at most a tenth of the reads are sent twice. A replica may lag, so a second read
         wins only if *decode* accepts a value for each key. The slower read is cancelled.
         """
-        race = _Race(asyncio.current_task(), release, keys, timeout_s, decode)
+        race = _Race(first=asyncio.current_task(), release=release, keys=keys, timeout_s=timeout_s, decode=decode)
         timer = asyncio.get_running_loop().call_later(self._delay_s, self._start_second_read, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
         try:
             results = await self._store.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
-            # A second read that wins sets `race.results`, and cancels this task once. Any other cancellation is the
-            # caller's, and goes on.
-            if race.results is None or race.task is None or race.task.uncancel() > 0:
+            # `_read_elsewhere` has won if it has set `race.results`: then it has cancelled this task once, which
+            # `uncancel` takes back. Any other cancellation is the caller's, and goes on.
+            if race.results is None or race.first is None or race.first.uncancel() > 0:
                 raise
             return race.results
         finally:
@@ -77,10 +77,11 @@ class Hedge:
             self._end(race)
 
         if not race.is_late:
-            self._change_delay(1 - STEP * LATE)
+            self._shorten_delay()
         return results
 
     def _end(self, race: _Race) -> None:
+        """Cancel the second read if it still runs, and count whether it has won."""
         race.is_over = True
         if race.second is not None:
             race.second.cancel()
@@ -88,15 +89,22 @@ class Hedge:
 
     def _start_second_read(self, race: _Race) -> None:
         race.is_late = True
-        self._change_delay(1 + STEP * (1 - LATE))
+        self._lengthen_delay()
         if self._tokens >= 1:
             self._tokens -= 1
             race.second = asyncio.create_task(self._read_elsewhere(race))
 
-    def _change_delay(self, factor: float) -> None:
-        """Move the delay; it stays where it is while a share LATE of the reads takes longer."""
-        low, high = BOUNDS_S
-        self._delay_s = min(high, max(low, self._delay_s * factor))
+    # Both steps cancel out while a share LATE of the reads is late.
+
+    def _lengthen_delay(self) -> None:
+        """Lengthen the delay after a late read."""
+        _, longest_s = BOUNDS_S
+        self._delay_s = min(longest_s, self._delay_s * (1 + STEP * (1 - LATE)))
+
+    def _shorten_delay(self) -> None:
+        """Shorten the delay after a read that was not late."""
+        shortest_s, _ = BOUNDS_S
+        self._delay_s = max(shortest_s, self._delay_s * (1 - STEP * LATE))
 
     async def _read_elsewhere(self, race: _Race) -> None:
         """Read the keys of *race* from a replica; if all values are intact, win: cancel the first read if it runs.
@@ -111,6 +119,6 @@ class Hedge:
                 race.decode(key, result)  # checks key and release
         except Exception:  # noqa: BLE001 -- the first read will tell
             return
-        if not race.is_over and race.task is not None:
+        if not race.is_over and race.first is not None:
             race.results = results
-            race.task.cancel()
+            race.first.cancel()

@@ -95,18 +95,25 @@ class ItemFactors:
         visitor = self._solve_visitor_factors(own, weights)
         scores = self._matrix @ visitor * self._multipliers
 
-        if self._denied[0] is not denied:  # the rows of a deny-list are looked up once
-            self._denied = denied, np.flatnonzero([encode_id(entry.id) in denied for entry in self._entries if denied])
-        _, denied_rows = self._denied
         scores[own] = -np.inf
         scores[self._banned] = -np.inf
-        scores[denied_rows] = -np.inf
-        if excluded:
-            rows = [self._rows.get(orjson.loads(identifier)) for identifier in excluded]
-            scores[[row for row in rows if row is not None]] = -np.inf
+        scores[self._denied_rows(denied)] = -np.inf
+        for identifier in excluded:
+            row = self._rows.get(orjson.loads(identifier))
+            if row is not None:
+                scores[row] = -np.inf
 
         best = self._best_rows(scores, n)
         return [_item(self._entries[row], score) for row, score in zip(best, scores[best].tolist(), strict=True)]
+
+    def _denied_rows(self, denied: Container[bytes]) -> RowNumbers:
+        """Return the rows of denied items, which are looked up once for each deny-list."""
+        known, rows = self._denied
+        if known is not denied:
+            is_denied = [encode_id(entry.id) in denied for entry in self._entries if denied]
+            rows = np.flatnonzero(is_denied)
+            self._denied = (denied, rows)
+        return rows
 
     def _best_rows(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
         """Return the rows of at most *n* items with the highest scores, the best first.

@@ -141,17 +141,18 @@ def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> Li
     again. Raises as `Shaper.shape`.
     """
     selection = request.selection
-    if request.after is not None:
-        selection = msgspec.structs.replace(selection, n=MAX_ITEMS)
-    items = shaper.shape(encoded, selection, user=request.user, beside=request.beside)
     if request.after is None:
+        items = shaper.shape(encoded, selection, user=request.user, beside=request.beside)
         return ListAnswer(encoded, items)
 
+    all_pages = msgspec.structs.replace(selection, n=MAX_ITEMS)
+    items = shaper.shape(encoded, all_pages, user=request.user, beside=request.beside)
     is_continued = request.after.continues(encoded)
     cursor = request.after if is_continued else Cursor.of(encoded)
-    page = page_of(items, request.selection.n, cursor, encoded)
+    page = page_of(items, selection.n, cursor, encoded)
     following = None if page.following is None else page.following.encoded()
-    return ListAnswer(encoded, page.items, following, restarted=not is_continued and request.after != FIRST)
+    is_restarted = not is_continued and request.after != FIRST
+    return ListAnswer(encoded, page.items, following, restarted=is_restarted)
 
 
 async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest]) -> dict[int, EncodedList]:

@@ -241,8 +241,8 @@ class Metrics:
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
         """Count *items* consecutive items of a list that were shown or clicked, the first at *position*, from 1.
 
-        *kind* is IMPRESSION or CLICK; *position* is None if unknown. `self._own` has the counters of this worker: the
-        positions from 1 to COUNTED_POSITIONS have one each, in order, followed by one for all later positions.
+        *kind* is IMPRESSION or CLICK; *position* is None if unknown. Positions after COUNTED_POSITIONS are counted
+        together, as "more".
         """
         own = self._own
         cells = self._listed[kind]
@@ -250,37 +250,43 @@ class Metrics:
             own[cells[role, "unknown"]] += items
             return
 
-        cell_of_zero = cells[role, "1"] - 1
-        end = position + items
-        counted_end = max(position, min(end, COUNTED_POSITIONS + 1))
-        for place in range(position, counted_end):
-            own[cell_of_zero + place] += 1
-        if end > counted_end:
-            own[cell_of_zero + COUNTED_POSITIONS + 1] += end - counted_end
+        counted = range(position, min(position + items, COUNTED_POSITIONS + 1))
+        for place in counted:
+            own[cells[role, str(place)]] += 1
+        own[cells[role, "more"]] += items - len(counted)
 
     def counted(self, row: Metric) -> CountsByLabels:
         """Return the totals of a metric over all workers, by the labels of its series.
 
-        A counter has one number per series; a histogram has its buckets, then the sum, and only series that are not
-        empty. `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive.
+        A counter has one number per series. A histogram has its buckets, then the sum, and only series that are not
+        empty.
         """
         series = self.cells[row]
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
 
-        first = next(iter(series.values()), 0)
-        end = first + len(series) * row.cells
-        not_empty = set[int]()
-        for slot in range(0, len(self._cells), self._slot_cells):
-            for cell in (first, first + row.cells - 1):  # a value of 0 is in the first bucket, others are in the sum
-                values = self._cells[slot + cell : slot + end : row.cells].tolist()
-                not_empty.update(number for number, value in enumerate(values) if value)
-
+        not_empty = self._not_empty(row)
         totals = CountsByLabels()
         for number, (labels, cell) in enumerate(series.items()):
             if number in not_empty:
                 totals[labels] = self.total(cell, row.cells)
         return totals
+
+    def _not_empty(self, histogram: Metric) -> set[int]:
+        """Return the numbers of the series, from 0, in which any worker has observed a value.
+
+        `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive.
+        """
+        series = self.cells[histogram]
+        start = next(iter(series.values()), 0)
+        end = start + len(series) * histogram.cells
+        sum_cell = histogram.cells - 1
+        numbers = set[int]()
+        for slot in range(0, len(self._cells), self._slot_cells):
+            for cell in (0, sum_cell):  # a value of 0 is in the first bucket only, any other one in the sum
+                cell_of_each_series = self._cells[slot + start + cell : slot + end : histogram.cells]
+                numbers.update(number for number, value in enumerate(cell_of_each_series.tolist()) if value)
+        return numbers
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on over all workers."""

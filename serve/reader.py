@@ -266,14 +266,19 @@ class TieredReader:
         return [lists.get(row.id) for row in rows]
 
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Return a popular list of a release as of `in_release`."""
+        """Return the popular list of *segment* in a release by its id: the live one, the canary, or the one before.
+
+        None if no tier serves the release, or if it lacks the list *name*.
+        """
         origins = self._with_release(release, name)
         if not origins:
             return None
         origin = origins[0]
-        row = RowKey(POPULAR, segment, origin.served.manifest.stored_name(name) or "")
+        stored = origin.served.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
+        row = RowKey(POPULAR, segment, stored)
         self.metrics.count_lookup("popular", "hit")
-        return self.named(name, self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok"))
+        encoded = self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok")
+        return self.named(name, encoded)
 
     def _with_release(self, release: str, name: str) -> list[Origin]:
         """Return where a release, by its id, can be read, if it has the list *name*."""
@@ -291,10 +296,10 @@ class TieredReader:
     def get_nowait(
         self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
     ) -> EncodedList | None:
-        """Return the list of *row*, or None (not counted) if that needs I/O; raises NotReady.
+        """Return the list of *row* or its popular list, and count it; None if that needs I/O. Raises NotReady.
 
-        Local stores, cached rows and hidden users need no I/O. *missed* is where the row was not found already. *late*
-        passes over tiers that need I/O.
+        Local stores, cached rows, and users who are denied or erased need no I/O. *missed* is where the row is known to
+        be absent. *late* passes over tiers that need I/O.
         """
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")
@@ -322,7 +327,7 @@ class TieredReader:
 
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
-        self.turns.add(row, waiter)
+        self.turns.add(row, waiter)  # completes the future by `_complete`
 
         deadline = caller_deadline()
         if deadline is None:
@@ -332,7 +337,10 @@ class TieredReader:
                 return await future
         except TimeoutError:
             self.turns.leave(row, waiter)
-            return self.get_nowait(row, fallback, late=True) or self._fallbacks.unread(row, fallback)
+        encoded = self.get_nowait(row, fallback, late=True)
+        if encoded is None:
+            encoded = self._fallbacks.unread(row, fallback)
+        return encoded
 
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
         """Give all waiters of a row, the requests for it, the list that was read, or the popular list of each.
@@ -380,13 +388,15 @@ class TieredReader:
         """Read the lists of many users, in order, from one tier, in its live release or canary.
 
         If no tier can be read, those that are not cached get the popular list of *segment*; *must_read* raises
-        StoreUnavailable instead.
+        StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
         live = self.row_of(POPULAR, segment, name)
         rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
-        fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in {row.list for row in rows}}
+        # A list may be stored under another name in the canary than in the live release.
+        fallbacks = {row.list: RowKey(POPULAR, segment, row.list) for row in rows}
         hidden = {row for row in rows if self._is_hidden(row)}
         shown = [row for row in rows if row not in hidden] if hidden else rows
+
         batch = await self._batches.read(shown, users=len(users))
         lists = self._batch_lists(batch, shown, fallbacks, must_read=must_read)
         for row in hidden:
@@ -470,12 +480,13 @@ class TieredReader:
         recency: float = RECENCY,
         name: str = "",
     ) -> FoldedIn:
-        """Compute *n* items from a visitor's *items*, the newest last.
+        """Compute a list of *n* items for a visitor with *items*, the newest last.
 
-        A weight counts times *recency* for each newer item, and those of a repeated item are added up. The visitor's,
-        denied and excluded items are left out; for `where`, which shaping applies, at least FILTERED are computed.
-        Without item factors, which only the default list has, sums up the lists of similar items. If nothing is left,
-        returns the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
+        A weight counts times *recency* for each newer item, and those of a repeated item are added up. The list lacks
+        the visitor's, denied and excluded items. It is computed from item factors, or without them, as for a named
+        list, from the lists of similar items. With a `where`, which shaping applies, it has at least FILTERED items. If
+        nothing is left, or no tier could be read, it is the popular list of *segment*. Raises NotReady, and
+        StoreThrottled if too many visitors wait.
         """
         if not items:
             return FoldedIn(self.popular(segment, name), 0, 0)
@@ -490,7 +501,7 @@ class TieredReader:
             excluded=only.exclude,
         )
         computed = await self._baskets.compute(basket)
-        if computed.origin is None:
+        if computed.origin is None:  # no tier could be read
             encoded = self._fallbacks.unread(row, fallback)
         elif not computed.items:
             encoded = self._fallbacks.missed(computed.origin, row, computed.failure, fallback)

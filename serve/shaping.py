@@ -97,8 +97,9 @@ class Shaper:
     def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
         """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
         where = selection.only.where
-        if encoded.source == "popular":
-            return cut_without(self._popular(encoded.served, encoded.fallback, where), selection.n, *left_out)
+        if encoded.source == "popular":  # which is kept under each `where`
+            popular = self._popular(encoded.served, encoded.fallback, where)
+            return cut_without(popular, selection.n, *left_out)
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
         rejected = _filters_of(encoded.served).rejected(where, self._deny_list.current.overrides)

@@ -105,12 +105,15 @@ class RowsRead(msgspec.Struct, frozen=True):
 def get_nowait(
     tiers: Sequence[Tier], row: RowKey, missed: Origin | None = None, *, late: bool = False
 ) -> RowRead | None:
-    """Read *row* without I/O, or return None if a tier needs it; *late* passes over such tiers.
+    """Read *row* in the first tier that has it, without I/O; None if a tier needs I/O.
 
-    *missed* is where the row was not found already: no tier is read in the same release again. The result's origin is
-    the first that lacks the row, if all do.
+    *late* passes over tiers that need it. *missed* is where the row is known to be absent: its release is not read
+    again, in any tier. If the row is absent everywhere, the origin of the result is the first tier that lacks it.
     """
+    first_missed = missed
     lacking = [] if missed is None else [missed.served.id]
+    """Ids of releases without the row."""
+
     for tier in tiers:
         served = tier.follower.served_for(row)
         if served is None or (lacking and served.id in lacking):
@@ -124,8 +127,9 @@ def get_nowait(
         if result is not None and not is_empty(result):
             return RowRead(origin, result)
         lacking.append(served.id)
-        missed = missed or origin
-    return RowRead(missed, None)
+        if first_missed is None:
+            first_missed = origin
+    return RowRead(first_missed, None)
 
 
 @dataclass(kw_only=True)
@@ -149,7 +153,7 @@ class TierWalk(ABC):
 
     @abstractmethod
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Record the rows that a tier's answer settles; return the others, to be read in the tiers after it."""
+        """Record the rows for which a tier's answer is final; return the others, to be read in the tiers after it."""
 
     def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
         """Return the releases of a tier to read *rows* in; none if it serves none."""
@@ -180,12 +184,16 @@ class TierWalk(ABC):
             return await self.read_tier(tier_index, group.rows)
 
     async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
-        """Read rows of one release like `read_tier`; raises ReleaseMoved."""
+        """Read rows of one release in the tier at *tier_index*; return those to be read in the tiers after it.
+
+        After an error of the store, these are all. Raises ReleaseMoved if the release is gone.
+        """
         tier = self.tiers[tier_index]
         keys = [row.text for row in group.rows]
         reading = tier.read(group.served, keys, self.share_s(tier_index))
         if self.caller_deadline is not None:
-            reading = _within(_share_s(self.caller_deadline, len(self.tiers) - tier_index), reading)
+            caller_share_s = _share_s(self.caller_deadline, len(self.tiers) - tier_index)
+            reading = _within(caller_share_s, reading)
         try:
             results = await reading
         except ReleaseMoved:
@@ -218,8 +226,8 @@ class _Turn(TierWalk, Generic[Waiter]):
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
         """Complete the rows that have a list, and return the others, to be read in the next tier.
 
-        All requests that wait for a row, its waiters in `self.waiting`, are answered at once. A row that this release
-        lacks, not only failed to return, is noted in `self.missed`.
+        Completing a row answers all requests that wait for it, its waiters in `self.waiting`. A row that is absent in
+        the release, other than one that could not be read, is noted in `self.missed`.
         """
         complete = self.complete
         waiting = self.waiting
@@ -243,23 +251,25 @@ class _Turn(TierWalk, Generic[Waiter]):
     async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows of one release in the tier at *tier_index*; return those to be read in the tiers after it.
 
-        A row that an earlier tier has looked up in the same release, and missed, is not read again. The read is traced
-        for the sampled requests among those that wait for the rows. Raises ReleaseMoved if the release is gone.
+        A row that is absent in the same release of an earlier tier is not read again. The read is traced for the
+        sampled requests among those that wait for the rows. Raises ReleaseMoved if the release is gone.
         """
-        lacking = list[RowKey]()
+        absent = list[RowKey]()
+        unread = group.rows
         if self.missed:
-            unread = [row for row in group.rows if not self._has_missed(row, group.served)]
-            lacking = [row for row in group.rows if self._has_missed(row, group.served)]
-            group = RowsOfRelease(group.served, unread)
+            absent = [row for row in group.rows if self._is_absent(row, group.served)]
+            unread = [row for row in group.rows if not self._is_absent(row, group.served)]
+        if not unread:
+            return absent
 
-        if not group.rows:
-            return lacking
         if self.spans:
-            spans = [span for row in group.rows for span in self.spans.get(row, ())]
-            sampled_requests.set(tuple(spans))
-        return [*lacking, *await super().read_once(tier_index, group)]
+            spans = [span for row in unread for span in self.spans.get(row, ())]
+            sampled_requests.set(tuple(spans))  # of this task only
+        unsettled = await super().read_once(tier_index, RowsOfRelease(group.served, unread))
+        return [*absent, *unsettled]
 
-    def _has_missed(self, row: RowKey, served: ServedRelease) -> bool:
+    def _is_absent(self, row: RowKey, served: ServedRelease) -> bool:
+        """Return whether a tier has been read that lacks a row in this release."""
         return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
 
 
@@ -292,20 +302,21 @@ class TurnLookups(Generic[Waiter]):
         joins the read of an earlier turn if there is one for its row, unless another release went live since: that
         changes the number of POLICIES. Its span, if its request is traced, joins a read that has not been sent.
         """
-        if not self._turn and self._generation != POLICIES.number:
+        is_first_of_turn = not self._turn
+        if is_first_of_turn and self._generation != POLICIES.number:
             self._generation = POLICIES.number
             self._waiting = {}
 
         waiters = self._waiting.get(row)
-        if waiters is not None:
-            waiters.append(waiter)
-            if not self._turn:
-                return
-        else:
+        if waiters is None:
             self._waiting[row] = [waiter]
-            if not self._turn:
-                asyncio.get_running_loop().call_soon(self._read_turn)
             self._turn.append(row)
+            if is_first_of_turn:
+                asyncio.get_running_loop().call_soon(self._read_turn)
+        else:
+            waiters.append(waiter)
+            if is_first_of_turn:
+                return  # an earlier turn has sent the read
 
         spans = sampled_requests.get()
         if spans:
@@ -347,8 +358,8 @@ class TurnLookups(Generic[Waiter]):
     def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
         """Send one read of *rows* to the first tier without a task; return whether it was sent.
 
-        That is not possible if the rows are of several releases, if a request is traced, and if the store does not
-        support it now: then the caller reads them in a task. `_receive` is called with the replies.
+        `_receive` is called with the replies. Nothing is sent if the rows are of several releases, if a request is
+        traced, or if the store does not support it now: then the caller reads the rows in a task.
         """
         tier = self._tiers[0]
         groups = turn.groups(tier, rows)
@@ -362,25 +373,27 @@ class TurnLookups(Generic[Waiter]):
         return True
 
     def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
-        """Complete the rows of a sent read; a task reads the others in the tiers that are left.
+        """Complete the rows that a sent read has returned; a task reads the others.
 
-        After an error of the store, the task begins with the first tier again.
+        The task begins with the second tier, but with the first one again if the read has failed, other than by being
+        late.
         """
         self._reads.discard(replies)
         tier = self._tiers[0]
-        following = 1
+        unsettled = rows
+        next_tier = 1
         try:
             results = tier.received(read)
-            if results is None:
-                following = 0
+            if results is None:  # failed
+                next_tier = 0
             else:
-                rows = turn.settle(RowsRead(Origin(tier, read.served), rows, results))
+                unsettled = turn.settle(RowsRead(Origin(tier, read.served), rows, results))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:
             log.exception("a lookup failed")
-        if rows:
-            self._spawn(self._read_rows(turn, rows, following))
+        if unsettled:
+            self._spawn(self._read_rows(turn, unsettled, next_tier))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -404,21 +417,20 @@ class TurnLookups(Generic[Waiter]):
         """Return the rows that this task reads by one call of the tier at *tier_index*; start tasks for the rest.
 
         A call takes `tier.keys_a_call` rows. While the circuit breaker is open, because the store fails, rows in the
-        cache are completed, one row probes the store, and all others are read in the next tier.
+        cache are completed, and a call is one row that probes the store; the next tier is read for the others.
         """
         tier = self._tiers[tier_index]
-        if tier.breaker.is_open:
-            rows = _settle_cached(turn, rows, tier)
+        uncached = _settle_cached(turn, rows, tier) if tier.breaker.is_open else rows
 
         size = tier.keys_a_call
-        for start in range(size, len(rows), size):
-            self._spawn(self._read_rows(turn, rows[start : start + size], tier_index))
-        rows = rows[:size]
+        for start in range(size, len(uncached), size):
+            self._spawn(self._read_rows(turn, uncached[start : start + size], tier_index))
 
-        if len(rows) > 1 and tier.breaker.is_open:
-            self._spawn(self._read_rows(turn, rows[1:], tier_index + 1))
-            rows = rows[:1]
-        return rows
+        first_call = uncached[:size]
+        if len(first_call) > 1 and tier.breaker.is_open:
+            self._spawn(self._read_rows(turn, first_call[1:], tier_index + 1))
+            return first_call[:1]
+        return first_call
 
 
 @dataclass(kw_only=True)

@@ -233,10 +233,11 @@ class Tier:
         return results
 
     def send(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
-        """Send a read of *keys*, which are not cached, without a task; None if `read` must be called instead.
+        """Send a read of *keys*, which are not cached, so that no task has to wait for it.
 
-        That is so if the store cannot send them at once, if its circuit is open, and if it has replicas to read later.
-        The caller waits for `SentRead.replies`, and then calls `received`.
+        `SentRead.replies` is done once the store has answered or the time is over; then `received` returns the results.
+        None if `read` must be called instead: the store cannot send the keys at once, sending has failed, the circuit
+        is open, or there are replicas to read if the store is late.
         """
         if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
             return None
@@ -266,7 +267,7 @@ class Tier:
         Raises StoreUnavailable if the store did not answer in time.
         """
         read.expiring.discard(read.replies)
-        if read.replies.cancelled():
+        if read.replies.cancelled():  # by `_sent_deadlines`
             self._observe_read(read.served, read.sent_at, "error")
             raise self._late(read.timeout_s)
         try:
@@ -334,8 +335,8 @@ class Tier:
     async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read *keys* in calls of the store's size.
 
-        If the release is gone, reads the catalogue; then raises ReleaseMoved if another release is followed now, and
-        ReleaseNotFound if the release is still the one to follow.
+        If the release is gone, reads the catalogue: raises ReleaseMoved if another release is followed then, in which
+        the keys can be read, and ReleaseNotFound if there is none.
         """
         try:
             if self._local is not None:
@@ -347,6 +348,7 @@ class Tier:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):  # that of a local store, too
                     await self.follower.refresh()
+            # There is always another one for a canary, the live one, and none is needed for the release before.
             self.follower.drop_canary(served)
             self.follower.drop_previous(served)
             if any(followed is served for followed in self.follower.all_served):
@@ -475,7 +477,8 @@ class Tier:
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
             followed = {release.ref for release in self.follower.all_served}
-            self._damaged = self._damaged & followed | {served.ref}
+            self._damaged &= followed
+            self._damaged.add(served.ref)
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
 
@@ -562,7 +565,10 @@ def _role_counts(metrics: Metrics, tier: str, role: ReleaseRole) -> ReleaseCount
     A list was shown if its first place was.
     """
     hit, miss, error = (metrics.total(metrics.canary[tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
-    *reads, _ = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
-    (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, POSITIONS[0]])
-    clicks = sum(metrics.total(metrics.cells[CLICKS][role, POSITIONS[0]], len(POSITIONS)))
-    return ReleaseCounts(hit=hit, miss=miss, error=error, reads=tuple(reads), shown=shown, clicks=clicks)
+    *reads, _sum_s = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
+    first_position = POSITIONS[0]
+    (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])
+    clicks_by_position = metrics.total(metrics.cells[CLICKS][role, first_position], len(POSITIONS))
+    return ReleaseCounts(
+        hit=hit, miss=miss, error=error, reads=tuple(reads), shown=shown, clicks=sum(clicks_by_position)
+    )

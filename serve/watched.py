@@ -73,11 +73,12 @@ class WatchedFiles:
         """
         try:
             contents = self._read()
-            previous = self._seen
-            self._seen = _hash_of(contents)
-            if self._seen == self._tried or self._seen != previous:
+            digest = _hash_of(contents)
+            is_still_written = digest != self._seen
+            self._seen = digest
+            if is_still_written or digest == self._tried:
                 return
-            self._tried = self._seen
+            self._tried = digest
             self._apply(contents)
             if leads and self._shared is not None:
                 self._shared.write(self._row, msgspec.msgpack.encode(contents))

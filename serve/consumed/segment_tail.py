@@ -36,9 +36,17 @@ class SegmentTail:
         self._folder = folder
         self._consumed = consumed
         self._unfinished = dict[str, _Segment]()
+        """Segments to be read, or to which a writer still appends, by name."""
+
         self._finished = set[str]()
+        """Names of segments that are not read any more."""
+
         self._events: Iterator[ConsumedEvent] = iter(())
+        """The rest of the segment that is being read."""
+
         self._changed_at = 0
+        """When the folder last changed, in ns since 1970."""
+
         self._wants_all = True
 
     def restart(self) -> None:
@@ -58,36 +66,40 @@ class SegmentTail:
         return events
 
     def _list_segments(self) -> None:
-        """List the folder, if it may have changed, and note which of its segments, log files of events, to read.
+        """Add new segments of the folder to `self._unfinished`, those to be read, by their names once closed.
 
-        Segments to read are in `self._unfinished`, by the name that they have once closed. New ones are added if they
-        are written on this machine; other machines share their own. If a segment was removed before it was read, its
-        events are in KEPT: then all are to be read again, the newest first.
+        A segment that was removed before it was read to its end was shipped away, and its events are in KEPT: then all
+        segments are to be read again.
         """
-        changed_at = self._folder.stat().st_mtime_ns
-        is_recent = time.time_ns() - changed_at < RECENT_NS
-        if not (self._wants_all or is_recent or changed_at != self._changed_at):
+        if not self._may_have_changed():
             return
-        self._changed_at = changed_at
 
-        listed = {path.name for path in self._folder.iterdir()}
-        names = {name.removeprefix(".") for name in listed if is_segment(name) or is_open_segment(name)}
-        self._finished &= names
-        removed = self._unfinished.keys() - {KEPT} - names
-        if self._wants_all or removed:
+        files = {path.name for path in self._folder.iterdir()}
+        names = {name.removeprefix(".") for name in files if is_segment(name) or is_open_segment(name)}
+        shipped = self._unfinished.keys() - {KEPT} - names
+        if self._wants_all or shipped:
             self._wants_all = False
             self._events = iter(())
             self._finished.clear()
-            self._unfinished = {name: _Segment(name) for name in sorted(names, reverse=True)}
-            if KEPT in listed:
+            self._unfinished = {name: _Segment(name) for name in sorted(names, reverse=True)}  # the newest first
+            if KEPT in files:
                 self._unfinished[KEPT] = _Segment(KEPT)
             return
 
+        self._finished &= names
         for name in names - self._finished - self._unfinished.keys():
             if is_local(name):
                 self._unfinished[name] = _Segment(name)
             else:
-                self._finished.add(name)
+                self._finished.add(name)  # another machine shares its own events
+
+    def _may_have_changed(self) -> bool:
+        """Return whether files may have been added or removed since the last call, or all are to be read again."""
+        changed_at = self._folder.stat().st_mtime_ns
+        is_recent = time.time_ns() - changed_at < RECENT_NS
+        has_changed = changed_at != self._changed_at
+        self._changed_at = changed_at
+        return self._wants_all or is_recent or has_changed
 
     def _is_changed(self, segment: _Segment) -> bool:
         with suppress(FileNotFoundError):
@@ -97,8 +109,8 @@ class SegmentTail:
     def _read_segment(self, segment: _Segment) -> Iterator[ConsumedEvent]:
         """Yield the events that were appended to a segment since the last call.
 
-        An open segment, whose name begins with a dot, is read again later if it is of this machine. Another process may
-        close the segment, which renames it, or ship it away, meanwhile. An unreadable one is logged and skipped.
+        A segment of this machine that is open, which a dot before its name says, stays unfinished, to be read again.
+        Another process may close it meanwhile, or ship it away. An unreadable one is logged and skipped.
         """
         path = self._folder / f".{segment.name}"
         is_open = path.exists()
@@ -107,9 +119,11 @@ class SegmentTail:
         try:
             data = self._new_bytes(segment, path)
         except FileNotFoundError:
-            if not is_open:  # shipped, and its events are kept elsewhere
-                self._unfinished.pop(segment.name, None)
-                self._wants_all = True
+            if is_open:  # closed meanwhile: the next call reads it by its other name
+                return
+            # Shipped: its events are in KEPT.
+            self._unfinished.pop(segment.name, None)
+            self._wants_all = True
             return
         except OSError as error:
             log.warning("the events of %s cannot be read, and are not shared: %s", path, error.strerror)
@@ -130,6 +144,7 @@ class SegmentTail:
             self._finish(segment)
 
     def _new_bytes(self, segment: _Segment, path: Path) -> bytes:
+        """Return what was appended to a segment since the last call; empty if it is too old to hide anything."""
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             segment.size = status.st_size

@@ -67,7 +67,11 @@ class KeptReleases:
             log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
 
     def last(self) -> KeptRelease | None:
-        """Return the release that any worker has kept last, with popular lists only; None if none was kept."""
+        """Return the release that any worker has written last; None if none has.
+
+        A new worker serves its popular lists until a store can be read. It has no other lists: decoding one raises
+        ReleaseCorrupt.
+        """
         records = list[_Record]()
         for worker in range(self._records.rows):
             payload = self._records.read(worker)
@@ -76,9 +80,9 @@ class KeptReleases:
         if not records:
             return None
         last = max(records, key=lambda record: record.at)
-        served = ServedRelease(last.ref, last.writer, last.manifest, last.popular, decode=_decode_nothing)
+        served = ServedRelease(last.ref, last.writer, last.manifest, last.popular, decode=_refuse_to_decode)
         return KeptRelease(last.tier, served)
 
 
-def _decode_nothing(key: str, _: bytes) -> bytes:
+def _refuse_to_decode(key: str, _: bytes) -> bytes:
     raise ReleaseCorrupt(f"{key} cannot be read: of this release only the popular lists are kept")

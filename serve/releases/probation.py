@@ -88,7 +88,7 @@ class TierProbation(msgspec.Struct):
     """Counts of the release before, in its last hour."""
 
     history: list[Sample] = msgspec.field(default_factory=list[Sample])
-    """Of the live release, in the last hour."""
+    """Of the live release, in the last hour, the oldest first; not empty once a release is live."""
 
     left: list[str] = msgspec.field(default_factory=list[str])
     """Incarnations that were withdrawn or rolled back, also before this service started."""
@@ -98,6 +98,10 @@ class TierProbation(msgspec.Struct):
 
     blocked: str = ""
     """Why the live release, which is worse, is not withdrawn."""
+
+    def before_of(self, release: ReleaseRef) -> ReleaseRef | None:
+        """Return the release to compare *release* with; None if that is not on probation."""
+        return self.before if self.live == release else None
 
 
 class SharedCounts:
@@ -166,27 +170,28 @@ class ReleaseCounter:
     async def _count_tier(self, tier: Tier, probation: TierProbation | None) -> None:
         """Add what a tier's live release has answered since the last call to its shared counts.
 
-        On probation, the release is compared with the one before. Only then misses count, lookups of absent lists, and
-        only those of lists that the release before has. `self._unexamined` has those that were not looked up there yet.
+        A miss, the lookup of an absent list, counts only on probation, and only if the release before has the list.
+        `self._unexamined` has the number of misses that were not looked up there yet.
         """
         served = tier.follower.served
         if served is None:
             return
 
-        last = self._seen.get(tier.name)
         totals = self._read_totals(tier, served)
+        last = self._seen.get(tier.name)
         self._seen[tier.name] = _Seen(served, totals)
         entry = self._live_entry(tier.name, served.ref)
         if last is None or last.served is not served:  # counts begin with the first call for a release
             self._unexamined[tier.name] = 0.0
             return
 
-        new = totals.since(last.counts)
-        self._unexamined[tier.name] += new.miss
+        answered = totals.since(last.counts)
+        self._unexamined[tier.name] += answered.miss
+        before = None if probation is None else probation.before_of(served.ref)
         lost = 0.0
-        if probation is not None and probation.before is not None and probation.live == served.ref:
-            lost = await self._count_lost_lists(tier, served, probation.before)
-        entry.counts = entry.counts.plus(new._replace(miss=lost))
+        if before is not None:
+            lost = await self._count_lost_lists(tier, served, before)
+        entry.counts = entry.counts.plus(answered._replace(miss=lost))
 
     def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
         """Return the counts of a tier's live release, which begin with 0 for a new one.
@@ -203,16 +208,17 @@ class ReleaseCounter:
     def _read_totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
         """Return the lookups of a release, and the successful reads of its store, since this worker started.
 
-        Reads are counted by buckets of their time, without those of a canary. A histogram of the metrics is its buckets
-        from a first cell on, and a last cell for the sum.
+        Reads are counted by buckets of their time, without those of a canary.
         """
+        # A histogram has a cell for each bucket from its first cell on, then one for the sum.
         cells = self._metrics.own_cells
-        histograms = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
-        of_canary = self._metrics.canary_reads[tier.name, CANARY]
+        first_cells = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
+        first_canary_cell = self._metrics.canary_reads[tier.name, CANARY]
         reads = list[float]()
         for bucket in range(HISTOGRAM_CELLS - 1):
-            of_all = sum(cells[first + bucket] for first in histograms)
-            reads.append(max(0.0, of_all - cells[of_canary + bucket]))
+            all_reads = sum(cells[first_cell + bucket] for first_cell in first_cells)
+            canary_reads = cells[first_canary_cell + bucket]
+            reads.append(max(0.0, all_reads - canary_reads))
 
         lookups = served.tally.lookups
         return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, tuple(reads))
@@ -285,46 +291,46 @@ class Probation:
         if not counted:
             return
         newest = max(counted, key=lambda entry: entry.since).release
-        if newest != probation.live and not await self._begin_release(probation, newest, counted):
-            return
+        if newest != probation.live:
+            has_begun = await self._begin_release(probation, newest, counted)
+            if not has_begun:
+                return
 
-        now = self._clock()
         counts = _sum_of(counted, newest)
-        if counts.lookups < probation.history[-1].counts.lookups:  # left, and live again since the last call
+        self._add_sample(probation, counts)
+        if probation.before is not None:
+            await self._judge(probation, counts)
+
+    def _add_sample(self, probation: TierProbation, counts: ReleaseCounts) -> None:
+        """Add *counts* to the history of the live release, if the last sample is old enough."""
+        now = self._clock()
+        if counts.lookups < probation.history[-1].counts.lookups:
+            # Counts began again: since the last call, the release was replaced and activated again.
             probation.history = [Sample(now, ReleaseCounts())]
         if now >= probation.history[-1].at + SAMPLE_S:
             recent = [sample for sample in probation.history if sample.at >= now - HOUR_S]
             probation.history = [*recent, Sample(now, counts)]
-
-        if probation.before is not None:
-            await self._judge(probation, counts)
 
     async def _begin_release(
         self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]
     ) -> bool:
         """Set *probation* to the state at the activation of *live*, a release that workers serve already.
 
-        Returns False, and changes nothing, while the tier's catalogue cannot be read or does not name it. The release
-        is on probation, with `probation.before` set, if a rollback leads to the one that was live, and if it was not
-        withdrawn itself earlier: then an operator wants it. *counted* has the counts of all workers.
+        The release is on probation, with `probation.before` set, if a rollback leads to the one that was live, and if
+        it was not withdrawn earlier. *counted* has the counts of all workers. Returns False, and changes nothing, while
+        the tier's catalogue cannot be read or does not name the release.
         """
+        catalogue = await self._read_catalogue(probation.tier)
+        if catalogue is None or catalogue.live_ref != live:
+            return False
+
+        _remember_withdrawn(probation, catalogue)
         previous = probation.live
-        try:
-            async with asyncio.timeout(CATALOGUE_S), opened(self._stores[probation.tier]) as store:
-                catalogue = await store.catalogue()
-        except (TimeoutError, StoreError):
-            return False
-        if catalogue.live_ref != live:
-            return False
-
-        # An incarnation names the data of a release: another one is drawn if it is published again.
-        withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
-        left_before = [incarnation for incarnation in probation.left if incarnation not in withdrawn]
-        probation.left = [*left_before, *withdrawn][-REMEMBERED:]
-
+        is_wanted = live.incarnation in probation.left  # an operator has activated a withdrawn release
         probation.before = None
-        if previous is not None and _rollback_target(catalogue) == previous and live.incarnation not in probation.left:
-            last_hour = _sum_of(counted, previous).since(probation.history[0].counts)
+        if previous is not None and _rollback_target(catalogue) == previous and not is_wanted:
+            counts_an_hour_ago = probation.history[0].counts
+            last_hour = _sum_of(counted, previous).since(counts_an_hour_ago)
             probation.before = previous
             probation.expected = expected_of(last_hour)
 
@@ -334,6 +340,14 @@ class Probation:
         probation.blocked = ""
         self._retry_at[probation.tier] = 0.0
         return True
+
+    async def _read_catalogue(self, tier: str) -> Catalogue | None:
+        """Return the catalogue of a tier's store; None if it cannot be read."""
+        try:
+            async with asyncio.timeout(CATALOGUE_S), opened(self._stores[tier]) as store:
+                return await store.catalogue()
+        except (TimeoutError, StoreError):
+            return None
 
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
         """Withdraw a release on probation if its *counts* are worse than expected from the release before.
@@ -362,9 +376,9 @@ class Probation:
     async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
         """Roll back a tier's live release to the one before, and end the probation.
 
-        *finding* is the sentence on how it is worse by its *counts*. It stays if the release before is damaged, and if
-        it is worse only in slow reads but the release before is as slow now. Why a rollback fails is logged once, and
-        kept in `probation.blocked`; the caller tries again later.
+        *finding* is the sentence on how it is worse by its *counts*. The live release stays if the one before is
+        damaged, and if the only difference is slow reads and the one before is as slow now. Why a rollback fails is
+        logged once, and kept in `probation.blocked`; the caller tries again later.
         """
         live = probation.live
         before = probation.before
@@ -373,13 +387,14 @@ class Probation:
         try:
             async with asyncio.timeout(WITHDRAW_S), self._writable(probation.tier) as store:
                 await _check_whole(store, before)
-                is_only_slow = find_regression(probation.expected, counts._replace(reads=NO_READS)) is None
+                without_reads = counts._replace(reads=NO_READS)
+                is_only_slow = find_regression(probation.expected, without_reads) is None
                 if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
                     probation.blocked = ""
                     return
                 await rollback(store, live.id, reason=f"probation: {finding}")
-        except ReleaseConflict as error:  # changed by an operator or another service, which the workers follow
+        except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
             return
         except (TimeoutError, StoreError) as error:
@@ -404,6 +419,14 @@ class Probation:
             async with opened(self._admin_store) as admin:
                 is_same = (await admin.catalogue()).store_id == (await store.catalogue()).store_id
                 yield admin if is_same else store
+
+
+def _remember_withdrawn(probation: TierProbation, catalogue: Catalogue) -> None:
+    """Add the withdrawn releases of a catalogue to `probation.left`, the newest last, at most REMEMBERED in all."""
+    # An incarnation names the data of a release: another one is drawn if it is published again.
+    withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
+    others = [incarnation for incarnation in probation.left if incarnation not in withdrawn]
+    probation.left = [*others, *withdrawn][-REMEMBERED:]
 
 
 def _rollback_target(catalogue: Catalogue) -> ReleaseRef | None:
