@@ -37,7 +37,7 @@ class Basket:
     excluded: frozenset[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComputedList:
     """The items that were computed for a basket."""
 
@@ -46,7 +46,11 @@ class ComputedList:
 
     items: Sequence[Item]
     known: int
+    """Number of different items of the basket from which it was computed."""
+
     unknown: int
+    """Number of the others."""
+
     failure: StoreError | None = None
     """Of a list of similar items."""
 
@@ -76,12 +80,12 @@ class Baskets:
     async def _compute_by_similar(self, basket: Basket) -> ComputedList:
         """Compute a list from the lists of similar items of the basket's items, which are read in one release.
 
-        `known` counts the basket's items that have such a list, and `unknown` the others.
+        The items of the basket that have such a list are known.
         """
         weights = summed_weights(basket.items, 1.0, basket.recency)
         batch = await self._batches.read([RowKey(ITEM, item, basket.list) for item in weights])
         if not batch.parts:
-            return ComputedList(None, [], 0, len(weights))
+            return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
 
         (part,) = batch.parts  # one tier and, as canaries are of users, one release
         lists = dict[str, bytes]()
@@ -92,7 +96,9 @@ class Baskets:
             elif result is not None and not is_empty(result):
                 lists[row.id] = result
         items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
-        return ComputedList(part.origin, items, len(lists), len(weights) - len(lists), failure)
+        return ComputedList(
+            origin=part.origin, items=items, known=len(lists), unknown=len(weights) - len(lists), failure=failure
+        )
 
 
 async def _compute_by_factors(
@@ -104,4 +110,4 @@ async def _compute_by_factors(
     items = list[Item]()
     if known:
         items = await fold_in.recommend(factors, known, basket.n, basket.denied, basket.excluded)
-    return ComputedList(origin, items, len(known), len(weights) - len(known))
+    return ComputedList(origin=origin, items=items, known=len(known), unknown=len(weights) - len(known))

@@ -73,15 +73,15 @@ async def from_similar(
     """
     scores = defaultdict[str, float](float)
     items = dict[str, Item]()
-    most = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
-    taken = 0
+    items_per_list = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
+    items_since_pause = 0
     for item, body in lists.items():
-        for rank, other in enumerate(decode(cut(body, most)), 1):
+        for rank, other in enumerate(decode(cut(body, items_per_list)), 1):
             scores[other["id"]] += weights[item] * other.get("score", 1 / rank)
             items[other["id"]] = other
-        taken += most
-        if taken >= PIECE_ITEMS:
-            taken = 0
+        items_since_pause += items_per_list
+        if items_since_pause >= PIECE_ITEMS:
+            items_since_pause = 0
             await asyncio.sleep(0)
 
     ranked = sorted(scores.keys() - weights.keys(), key=lambda identifier: (-scores[identifier], identifier))

@@ -123,12 +123,13 @@ class ItemFactors:
         """
         cap = self.description.max_per_category
         categories = self._categories
-        available = np.bincount(categories[scores > -np.inf], minlength=1)
+        items_by_category = np.bincount(categories[scores > -np.inf], minlength=1)
         if cap is not None:
-            available[1:] = np.minimum(available[1:], cap)
-        n = min(n, int(available.sum()))
+            items_by_category[1:] = np.minimum(items_by_category[1:], cap)
+        n = min(n, int(items_by_category.sum()))
 
-        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them.
+        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them. All items
+        # together have n.
         depth = min(max(FIRST_DEPTH, 2 * n), len(scores))
         while True:
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]

@@ -129,7 +129,7 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     if remaining:
         users = [request.id for request in remaining]
         lists = await reader.personal_many(users, remaining[0].segment, remaining[0].name)
-    for index in sorted(continued):
+    for index in sorted(continued):  # so that all before it are in their places
         lists.insert(index, continued[index])
     return lists
 
@@ -169,7 +169,7 @@ async def _read_continued(reader: TieredReader, requests: Sequence[ListRequest])
     continued = dict[int, EncodedList]()
     for release, indexes in indexes_by_release.items():
         rows = [RowKey(requests[index].kind, requests[index].id) for index in indexes]
-        first = requests[indexes[0]]
+        first = requests[indexes[0]]  # all have the same segment and list name
         lists = await reader.in_release(release, rows, first.segment, first.name)
         for index, encoded in zip(indexes, lists, strict=True):
             cursor = requests[index].after

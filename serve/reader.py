@@ -343,7 +343,7 @@ class TieredReader:
         return encoded
 
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
-        """Give all waiters of a row, the requests for it, the list that was read, or the popular list of each.
+        """Answer all requests that wait for a row, *waiters*: with its list, or each with its popular list.
 
         *origin* is where the row was read, None if no tier could be read; *body* is None if the row is absent.
         """

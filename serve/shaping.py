@@ -60,7 +60,7 @@ class Shaper:
     ) -> bytes:
         """Return the first items of a list that are not denied, not hidden, and pass the filter: JSON with commas.
 
-        Hidden are what *user* consumed, if the list is a user's, and the items that it is listed *beside*, as of a
+        Hidden are the items that *user* consumed, if the list is a user's, or those that it is listed *beside*, as of a
         basket. If too few are left, popular items, marked by their source, follow: up to the length of the list, or
         under a filter up to *n*.
 
@@ -68,12 +68,12 @@ class Shaper:
         """
         denied = self._deny_list.current.items
         hidden: IdSet | None = None
-        if user and self._consumed is not None:
+        if beside:
+            hidden = self._listed_beside(encoded, selection, beside)
+        elif user and self._consumed is not None:
             hidden = self._consumed.hidden_from(user)
-        # Other lists lack these items, unless popular ones fill the place of items that are left out.
-        if beside and (encoded.source == "popular" or selection.only is not NO_FILTER or denied):
-            hidden = frozenset(map(encode_id, beside))
 
+        # Mostly nothing is left out.
         if selection.only is NO_FILTER and hidden is None:
             items = cut(encoded.body, selection.n)
             if not denied or denied.isdisjoint(ids_of(items)):
@@ -82,7 +82,7 @@ class Shaper:
         left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
         items = self._filtered(encoded, selection, left_out)
         wanted = selection.n
-        if selection.only is NO_FILTER:
+        if selection.only is NO_FILTER:  # popular items only replace those that were left out
             wanted = min(selection.n, length_of(encoded.body))
         if length_of(items) >= wanted:
             return selection.shortened(items)
@@ -93,6 +93,18 @@ class Shaper:
     def consumed_by(self, user: str) -> HiddenItems | None:
         """Return the items that are hidden from a user, if any."""
         return None if self._consumed is None else self._consumed.hidden_from(user)
+
+    def _listed_beside(
+        self, encoded: EncodedList, selection: Selection, beside: Collection[str]
+    ) -> frozenset[bytes] | None:
+        """Return the ids of the items *beside* a list; None if the answer cannot contain them.
+
+        A list that was made for these items lacks them, but popular items, which may follow it, do not.
+        """
+        may_have_popular = encoded.source == "popular" or selection.only is not NO_FILTER
+        if may_have_popular or self._deny_list.current.items:
+            return frozenset(map(encode_id, beside))
+        return None
 
     def _filtered(self, encoded: EncodedList, selection: Selection, left_out: Collection[IdSet]) -> bytes:
         """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
@@ -112,9 +124,11 @@ class Shaper:
 
         Those of the list's segment come first, then those for everybody. No item is repeated or of a set in *left_out*.
         """
+        of_segment = encoded.fallback
+        of_everybody = encoded.fallback.popular()
         shown = frozenset(ids_of(items))
         filling = b""
-        for fallback in dict.fromkeys((encoded.fallback, encoded.fallback.popular())):
+        for fallback in dict.fromkeys((of_segment, of_everybody)):  # which may be the same
             popular = self._popular(encoded.served, fallback, selection.only.where)
             more = cut_without(popular, selection.n - len(shown), shown, *left_out)
             filling = SEPARATOR.join(filter(None, [filling, more]))

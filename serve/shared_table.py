@@ -132,9 +132,10 @@ class Records:
         self._version_bytes = _version_bytes(region.size)
 
     def write(self, row: int, value: bytes) -> None:
-        """Replace the record in *row*: *value* overwrites the older of its two versions, with the next sequence number.
+        """Replace the record in *row*; raises RecordTooLarge, and IndexError for a row that was not declared.
 
-        Raises RecordTooLarge, and IndexError for a row that was not declared.
+        A row has room for two versions. The new one overwrites the older one, so that the newest whole one can be read
+        at any time, also if this process is killed meanwhile.
         """
         if len(value) > self.size:
             raise RecordTooLarge(
@@ -147,7 +148,7 @@ class Records:
         self._memory[start:value_start] = _HEAD.pack(sequence, len(value), _checksum(sequence, value))
         self._memory[value_start : value_start + len(value)] = value
         if len(newest.value) > _LARGE_BYTES:
-            self._return_pages(row, newest.place)
+            self._return_pages(row, newest.place)  # it is not needed any more
 
     def read(self, row: int) -> bytes | None:
         """Return a record; None if none was written or it was cleared. Raises IndexError like `write`."""

@@ -217,8 +217,8 @@ class Tier:
     async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
         """Read *keys* in *served*, from the cache where it has them: one decoded result per key.
 
-        Local stores have no deadline. Raises ReleaseMoved, and StoreError if nothing could be read in time or the
-        circuit is open.
+        The time limit is for remote stores, and for reading the catalogue. Raises ReleaseMoved, and StoreError if
+        nothing could be read in time or the circuit is open.
         """
         if self._local is not None:
             return await self._read_or_follow(served, keys, loop_time() + timeout_s)

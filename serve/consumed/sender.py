@@ -123,7 +123,10 @@ class ConsumedSender:
         self._is_erased = is_erased
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
-        """Send pairs, unless Redis does not answer or they are too many: then `ConsumedSharing` sends them later."""
+        """Send pairs, other than those of erased users.
+
+        If they are too many, the sharing lags, or Redis does not answer in SEND_S, `ConsumedSharing` sends them later.
+        """
         parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
         if not 0 < len(parts) <= BATCH or self._state.lag_s > HEALTHY_S:
             return

@@ -177,9 +177,7 @@ class ConsumedSharing:
     async def _apply_entries(self, entries: "Sequence[Entry]") -> None:
         """Hide the items of entries of the stream, or show them again if an entry says so (`until` is FORGOTTEN).
 
-        Entries of users who were erased from a store must not stay: entries without the user are appended, by which
-        all services show these items again, and then those are erased. Raises StoreError; then the stream is read again
-        from its start.
+        Entries of erased users are replaced; raises StoreError if that fails.
         """
         erased = list["Entry"]()
         forgotten = list[ConsumedPairs]()
@@ -196,16 +194,22 @@ class ConsumedSharing:
             else:
                 self._consumed.hide(pairs)
                 self._in_stream.hide(pairs)
-                self._state.note_window(pairs.until - entry.added_at)
+                self._state.note_window(pairs.until - entry.added_at)  # the hours of the service that has sent it
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
 
-        if not erased:
-            return
+        if erased:
+            await self._replace_entries(erased, forgotten)
+
+    async def _replace_entries(self, erased: "Sequence[Entry]", forgotten: Sequence[ConsumedPairs]) -> None:
+        """Append entries without the user, by which all services show the items again, and erase those of the user.
+
+        After a StoreError the stream is read again from its start, because it is past these entries.
+        """
         try:
             await self._append(forgotten)
             await self._stream.erase(erased)
         except StoreError:
-            self._phase = SharingPhase.REWINDING  # the stream is past these entries
+            self._phase = SharingPhase.REWINDING
             raise
 
     async def _append(self, parts: Sequence[ConsumedPairs]) -> None:
@@ -222,20 +226,14 @@ class ConsumedSharing:
         return not self._unread_stores or time.monotonic() > self._wait_until
 
     async def _send_events(self, *, at_once: bool = False) -> bool:
-        """Append the events of `self._unsent` to the stream, but for those in it, and then read the next ones.
+        """Send the events of `self._unsent`, and then read the next ones; return whether there may be more to read.
 
-        Workers send events themselves, at once; this sends only what they failed to. So the newest events wait for
-        SETTLE_S seconds, unless *at_once*. Returns whether there may be more events to read.
+        Workers send events themselves, at once; this sends only what they failed to. So new events are first kept in
+        `self._unsent` for SETTLE_S seconds, unless *at_once*.
         """
         if self._unsent and time.monotonic() < self._unsent_due and not at_once:
             return False
-        while self._unsent:
-            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
-            if parts:
-                await self._append(parts)
-            for part in parts:
-                self._in_stream.hide(part)
-            del self._unsent[:BATCH]
+        await self._send_unsent()
 
         events = await self._next_events()
         has_more_events = len(events) == BATCH
@@ -244,6 +242,16 @@ class ConsumedSharing:
         if not has_more_events:
             self._unsent_due += SETTLE_S
         return has_more_events
+
+    async def _send_unsent(self) -> None:
+        """Append the events of `self._unsent` to the stream, other than those that it has meanwhile."""
+        while self._unsent:
+            parts = [part for part in self._unsent[:BATCH] if not self._in_stream.hides(part)]
+            if parts:
+                await self._append(parts)
+            for part in parts:
+                self._in_stream.hide(part)
+            del self._unsent[:BATCH]
 
     async def _next_events(self) -> list[ConsumedEvent]:
         """Read events in a thread, which a cancelled call leaves to the next one."""

@@ -35,9 +35,7 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     place = SegmentFolder(url)
     copied = 0
     try:
-        with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
-            if place.holds(Path(probe.name).name):  # the same folder by another name: segments would be deleted
-                raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
+        _check_is_elsewhere(place, folder)
         recovered = len(recover(folder))
         paths = segments(folder)
         for start in range(0, len(paths), SHIPPED_AT_ONCE):
@@ -46,7 +44,17 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
                 if path.exists():  # not shipped by another run since
                     copied += place.take(path)
                 on_progress(number, len(paths))
-            remove_segments(batch, folder)
+            remove_segments(batch, folder)  # keeps what may still hide items
     except OSError as error:
         raise EventsFailed(f"{folder} cannot be read: {error.strerror}; see who may write to it") from error
     return Shipped(len(paths), copied, recovered)
+
+
+def _check_is_elsewhere(place: SegmentFolder, folder: Path) -> None:
+    """Raise ServiceMisused if a place is *folder* by another name: then the segments would be deleted.
+
+    It is if it has a new file of that folder.
+    """
+    with NamedTemporaryFile(dir=folder, prefix=".ship-") as probe:
+        if place.holds(Path(probe.name).name):
+            raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")

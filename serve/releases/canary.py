@@ -125,27 +125,30 @@ class _Comparison(NamedTuple):
     def is_worse(self, factor: float) -> bool:
         """Return whether the judged release has more bad outcomes than the reference, and not by chance.
 
-        The bound is a share of what the reference answers well. At least about that much must be lost, and the evidence
-        for it must exceed *factor* divided by the share of good releases that may be called worse, `self.errs`.
+        At least the bound must be lost, less WITHIN standard deviations, and the likelihood ratio must exceed *factor*
+        divided by `self.errs`, the share of good releases that may be called worse.
         """
         if self.judged.total < MIN_LOOKUPS or not self.reference.total:
             return False
 
-        answered_well = 1 - self.reference.share
         lost = self.judged.share - self.reference.share
+        bound = self.bound * (1 - self.reference.share)  # of what the reference answers well
         deviation: float = (self.bound * (1 - self.bound) / self.judged.total) ** 0.5
-        if lost <= 0 or lost < answered_well * self.bound - WITHIN * deviation:
+        if lost <= 0 or lost < bound - WITHIN * deviation:
             return False
-        return self.evidence > log(factor / self.errs)
+        needed_evidence = log(factor / self.errs)
+        return self.evidence > needed_evidence
 
     @property
     def evidence(self) -> float:
-        """The logarithm of a likelihood ratio: the judged release is worse by the bound or more, against it is alike.
+        """The logarithm of a likelihood ratio: of the judged release being worse than the reference, to being alike.
 
-        An alike release has the share p of bad outcomes of the reference. A worse one loses some multiple of the bound
-        of what the reference answers well; ALTERNATIVES has the multiples and their probabilities. As p is not known
-        exactly, both likelihoods are integrals over its logit: sums over _NODES, in standard deviations around the
-        estimate, weighted by the likelihood of p by the reference and Jeffreys' prior (half a lookup on each side).
+        If p is the share of bad outcomes of the reference, an alike release has the same, and a worse one
+        p + loss (1 - p). The loss is a multiple of the bound; ALTERNATIVES has the multiples and their probabilities.
+
+        As p is known only by the outcomes of the reference, both likelihoods are averages over p, weighted by how well
+        it explains these. They are sums over equidistant _NODES of its logit, in standard deviations from the estimate.
+        Half an outcome is added to each kind (Jeffreys' prior).
         """
         bad = self.judged.bad
         good = self.judged.total - bad
@@ -158,7 +161,7 @@ class _Comparison(NamedTuple):
         worse = list[float]()
         for node in _NODES:
             logit = center + node * deviation
-            # The logarithms of p and of 1 - p, without overflow for either sign.
+            # The logarithms of p and 1 - p: `exp` does not overflow for either sign.
             log_bad = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
             log_good = log_bad - logit
             log_weight = reference_bad * log_bad + reference_good * log_good

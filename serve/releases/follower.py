@@ -311,13 +311,13 @@ class Follower:
         canary = catalogue.canary_entry
         if canary is not None and not self._followed_canary.is_stopped(canary):
             entries.append(canary)
+        new = [entry for entry in entries if not any(served.is_of(entry) for served in self.all_served)]
 
-        unread = [entry for entry in entries if self._is_new(entry) and not self._is_canary(entry)]
         if isinstance(self._reader, LocalReader):
             if warm:
-                for entry in unread:
+                for entry in new:
                     await _warm(self._reader, entry.ref)
-        elif unread and self.served is not None:
+        elif new and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
     async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
@@ -414,8 +414,8 @@ class Follower:
     async def _load_canary(self, catalogue: Catalogue) -> FollowedCanary:
         """Return the canary that a catalogue names, loaded unless this process stopped it or serves it already.
 
-        If only its share has changed, it keeps its counts at the start. If it cannot be loaded, the reason becomes its
-        problem; the live release is not affected.
+        If only its share has changed, it is judged anew, and its counts since the start go on. If it cannot be loaded,
+        the reason becomes its problem; the live release is not affected.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
@@ -449,9 +449,10 @@ class Follower:
         return canary
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
-        """Follow an older catalogue only if the store was restored.
+        """Follow an older catalogue if the store was restored; otherwise report it.
 
-        Then the served release is gone, or the primary was older for RESTORED_S. A replica proves nothing.
+        It was restored if the live release that is served is gone, or if the primary names older catalogues for
+        RESTORED_S. A replica proves nothing.
         """
         if not catalogue.primary:
             self._agreement.record_read(ReadOutcome.UNPROVEN)

@@ -352,8 +352,9 @@ class Probation:
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
         """Withdraw a release on probation if its *counts* are worse than expected from the release before.
 
-        *counts* are from its activation on. The probation ends after `self._probation_s` seconds, once there were
-        LOOKUPS lookups or an hour has passed. Nothing is judged while a circuit breaker is open: then the store fails.
+        *counts* are from its activation on. The probation lasts for `self._probation_s` seconds at least, and longer,
+        for an hour at most, until there were LOOKUPS lookups. Nothing is judged while a circuit breaker is open: then
+        the store fails.
         """
         if self._is_circuit_open(probation.tier):
             return
@@ -367,7 +368,7 @@ class Probation:
             await self._withdraw(probation, counts, finding)
             self._retry_at[probation.tier] = self._clock() + RETRY_S
         if is_over:
-            probation.before = None
+            probation.before = None  # ends the probation
 
     def _is_circuit_open(self, tier: str) -> bool:
         workers = [state for state in self._states.all() if state is not None]
@@ -462,9 +463,9 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
 
 
 async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
-    """Read the same rows in both releases, in turn; return whether *release* is slower.
+    """Read the same rows in both releases, in turn; return whether *release* has more reads that take over *over_s*.
 
-    It has over twice as many slow reads then, and a share of MORE_SLOW more: a few are slow by chance.
+    That is if they exceed twice those of *before* by a share MORE_SLOW of the rows, because a few are slow by chance.
     """
     slow = dict.fromkeys((release, before), 0)
     sample = (await read_servable(reader, before)).manifest.sample
