@@ -8,7 +8,7 @@ from hotplate.serve.access.auth import Guard
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.answers import AnswerWriter
-from hotplate.serve.consumed import Consumed
+from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog

@@ -330,7 +330,9 @@ class UserLists:
         async with self._opening:
             if self._reader is None:
                 settings = self._context.settings
-                reader = TieredReader.from_urls(settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list)
+                reader = TieredReader.from_urls(
+                    settings.stores, budget_s=settings.budget_s, deny_list=self._context.deny_list
+                )
                 self._reader = await self._opened.enter_async_context(reader)
             try:
                 await self._reader.wait_until_ready(OPEN_S)
