@@ -182,18 +182,23 @@ def _cost_rows(plan: CapacityPlan) -> Iterator[Row]:
 
 
 def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
-    """Yield why the main figures are as they are: a label, as "reads", and a sentence with the figure for --why."""
+    """Yield a label and a sentence for each main figure: why it is as it is, and the name to pass to --why.
+
+    The last ones say which options are not possible ("no"), what is assumed, and what is not priced ("besides").
+    """
     number = plan.number
     if plan.inputs.have_ru is not None:
         yield "today", _usage_today(plan)
 
     reads = f"{format_value(number('reads_s'))}/s x {plan.figures['mean_read_ru']}"
-    skew = f" x {number('skew'):.2f} for the busiest user" if number("skew") > NOTABLE_SKEW else ""
+    if number("skew") > NOTABLE_SKEW:
+        reads += f" x {number('skew'):.2f} for the busiest user"
     in_use = f"{plan.inputs.ru_utilisation:g} in use"
-    yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads}{skew} / {in_use}  (--why serve_ru)"
+    yield "reads", f"{number('serve_ru'):,.0f} RU/s: {reads} / {in_use}  (--why serve_ru)"
+
     spent = f"{rounded(number('publish_total_ru'))} RU in {_format_hours(number('publish_hours'))}"
     yield "publish", f"{number('publish_ru_s'):,.0f} RU/s: {spent}  (--why publish_ru_s)"
-    yield "429s", _first_refused_rate(plan)
+    yield "429s", _first_refused_rate(plan)  # too many requests: Cosmos DB refuses a read
 
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: 3 releases of {lists}"
@@ -343,20 +348,13 @@ def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
     """Yield a row for each figure of a plan, by groups such as "Today".
 
     A row has the group, the figure in words, unit and value; its note is the figure's name, for `--why`. Costs have an
-    interval from the error bounds of the prices. Fees and figures of today are left out if they are 0. Without users,
-    only what `have_ru`, the RU/s of today, carries is shown.
+    interval from the lower and upper bounds of all prices. Fees and figures of today are left out if they are 0.
     """
     cost_unit = f"{plan.prices.currency}/month"
     at_low_prices = plan.with_prices(-1)
     at_high_prices = plan.with_prices(1)
-
-    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
-    names_by_group: dict[str, dict[str, str]] = {"Today": TODAY, **carried, **OUTLINE}
-    if plan.sourced.carries_only:
-        names_by_group = {**carried, "Cosmos DB: request units": UNITS}
-
     is_main_table = plan.sourced.carries_only  # otherwise that of the costs is
-    for group, names in names_by_group.items():
+    for group, names in _figure_groups(plan).items():
         for words, name in names.items():
             figure = plan.figures.get(name)
             if figure is None or (not figure.value and (name in FEES or names is TODAY)):
@@ -372,6 +370,14 @@ def _figure_rows(plan: CapacityPlan) -> Iterator[Row]:
             yield row
 
 
+def _figure_groups(plan: CapacityPlan) -> dict[str, dict[str, str]]:
+    """Return the names of the figures to show, by their words, for each group; without users, only what RU/s carry."""
+    carried = {f"What {plan.number('carried_ru'):,.0f} RU/s carry": CARRIED}
+    if plan.sourced.carries_only:
+        return {**carried, "Cosmos DB: request units": UNITS}
+    return {"Today": TODAY, **carried, **OUTLINE}
+
+
 def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     """Yield three sentences: the source and age of the prices, what is not priced, and which inputs are assumed."""
     prices = plan.prices.by_name()
@@ -384,7 +390,7 @@ def _assumptions(plan: CapacityPlan, prices_file: str) -> Iterator[str]:
     yield f"not priced: {', '.join((*_unpriced_fees(plan), *NOT_PRICED))}"
 
     used_names: Container[str] = plan.figures
-    if plan.sourced.carries_only:
+    if plan.sourced.carries_only:  # without users, other figures are of a placeholder load
         used_names = {figure.name for _, figure in explain(plan.figures, "carried_lists")}
     assumed = [
         f"{name} {figure}"

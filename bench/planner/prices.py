@@ -404,6 +404,7 @@ def _format_prices(
     """
     command = f"hotplate plan --prices-from-azure {region} {currency}"
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
+    # The file has the price of autoscale as a factor, below.
     amounts = {name: prices[name] for name in METERS if name != "autoscale"}
     units = {name: meter.per for name, meter in METERS.items()}
 
@@ -413,7 +414,9 @@ def _format_prices(
 
     ru_hour = prices["ru_hour"]
     autoscale = prices["autoscale"]
-    amounts["autoscale_factor"] = round(autoscale / ru_hour, 6) if autoscale and ru_hour else AUTOSCALE_FACTOR
+    amounts["autoscale_factor"] = AUTOSCALE_FACTOR
+    if autoscale and ru_hour:
+        amounts["autoscale_factor"] = round(autoscale / ru_hour, 6)
     units["autoscale_factor"] = "price of an autoscale RU/s by that of a manual one"
 
     lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
@@ -425,4 +428,5 @@ def _format_prices(
         if price is not None:
             lines += ["[[redis]]", f'name = "{size["name"]}"', f"amount = {price:.10g}", 'basis = "listed"']
             lines += [*(f"{key} = {size[key]}" for key in ("gb", "vcpus", "shards", "gets_s")), ""]
-    return "\n".join([*lines, "[redis_quoted]", origin])
+    lines += ["[redis_quoted]", origin]  # the origin of all sizes of Redis
+    return "\n".join(lines)

@@ -77,11 +77,10 @@ def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
 
 
 def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
-    """Add to *table* the reads/s and lists published/s that some RU/s carry, and the monthly cost of these RU/s.
+    """Add to *table* the load that `have_ru`, the RU/s of today, carry, or without them `serve_ru`, as planned.
 
-    They are `have_ru`, provisioned today, or else `serve_ru`, as planned. The fullest partition limits the reads: it
-    gets `skew` times an even share of them. A container with `have_ru` may have other partitions than the planned one,
-    and so another skew.
+    That is either reads/s or lists published/s. The fullest partition limits the reads: it gets `skew` times an even
+    share. A container with `have_ru` may have more or fewer partitions than the planned one, and so another skew.
     """
     figure = table.expression
     ru = figure("serve_ru")
@@ -94,10 +93,12 @@ def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> Non
     ru = table.add_calculated("carried_ru", "RU/s", ru)
 
     source = "the highest rate without a 429, if nothing else is read or written"
-    reads = table.add_calculated("carried_region_reads", "reads/s", ru / figure("mean_read_ru") / skew, source=source)
-    reads = table.add_calculated("carried_reads", "reads/s", reads * figure("regions"), source="all regions together")
+    region_reads = ru / figure("mean_read_ru") / skew
+    region_reads = table.add_calculated("carried_region_reads", "reads/s", region_reads, source=source)
+    all_reads = region_reads * figure("regions")
+    all_reads = table.add_calculated("carried_reads", "reads/s", all_reads, source="all regions together")
     source = "with room for peaks within the hour"
-    table.add_calculated("carried_mean", "reads/s", reads * figure("ru_utilisation"), source=source)
+    table.add_calculated("carried_mean", "reads/s", all_reads * figure("ru_utilisation"), source=source)
 
     lists = ru / (figure("list_write_ru") + figure("read_back_ru"))
     source = "each list is written once, for all regions, and read back"
@@ -152,33 +153,34 @@ def hourly_billed_ru(inputs: Inputs, maximum_ru: float, busiest_ru: float) -> li
 def _add_autoscale(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     """Add to *table* the RU/s and costs of Cosmos DB with autoscale: its maximum ("top"), and the mean that it bills.
 
-    An hour bills the highest RU/s that it reached, at least a tenth of the maximum. The maximum of a container cannot
-    be set below a tenth of its highest one, which it had for publishing. Kept releases are idle: they bill a tenth of
-    the lowest maximum. Reads spread evenly over regions.
+    An hour bills the highest RU/s that it reached, at least a tenth of the maximum. A container is created with a
+    maximum for publishing, and cannot be set below a tenth of that later. Kept releases are idle: they bill a tenth of
+    the lowest maximum that may be set. Reads spread evenly over regions.
     """
     figure = table.expression
     reads_ru = table["reads_ru"].number
     release_gb = table["release_gb"].number
-    highest = autoscale_maximum(max(reads_ru, table["publish_ru_s"].number), highest_ru=0, release_gb=0)
-    maximum = autoscale_maximum(reads_ru, highest_ru=highest, release_gb=release_gb)
+    creation_ru = max(reads_ru, table["publish_ru_s"].number)
+    created_maximum = autoscale_maximum(creation_ru, highest_ru=0, release_gb=0)
+    maximum = autoscale_maximum(reads_ru, highest_ru=created_maximum, release_gb=release_gb)
     formula = (
         f"the least that holds reads_ru, in steps of {cosmos.AUTOSCALE_STEP}, and a tenth of publish_ru_s before it"
     )
     source = "in each region; at least a tenth of the highest top ever"
     top = table.add_calculated("autoscale_top_ru", "RU/s", maximum, formula, source)
 
-    region_reads = figure("peak_then") / figure("regions") * (1 - figure("hit_rate")) * figure("mean_read_ru")
-    region_reads = region_reads / figure("ru_utilisation")
+    region_reads = figure("peak_then") / figure("regions") * (1 - figure("hit_rate"))
+    busiest_ru = region_reads * figure("mean_read_ru") / figure("ru_utilisation")
     source = "the peak of the busiest hour"
-    region_reads = table.add_calculated("region_reads_ru", "RU/s", region_reads, source=source)
+    busiest_ru = table.add_calculated("region_reads_ru", "RU/s", busiest_ru, source=source)
 
-    billed = fmean(hourly_billed_ru(inputs, top.value, region_reads.value))
+    billed = fmean(hourly_billed_ru(inputs, top.value, busiest_ru.value))
     formula = "the mean over the hours of profile of the larger of autoscale_top_ru / 10, and region_reads_ru then"
     mean = table.add_calculated("autoscale_mean_ru", "RU/s", billed, formula, DYNAMIC)
 
-    idle = autoscale_maximum(0, highest_ru=highest, release_gb=release_gb) / AUTOSCALE_FLOOR
+    lowest_maximum = autoscale_maximum(0, highest_ru=created_maximum, release_gb=release_gb)
     formula = "a tenth of the lowest top that may be set after publish_ru_s"
-    table.add_calculated("autoscale_idle_ru", "RU/s", idle, formula)
+    table.add_calculated("autoscale_idle_ru", "RU/s", lowest_maximum / AUTOSCALE_FLOOR, formula)
     _add_autoscale_costs(table, mean, top, cost_unit)
 
 
@@ -301,11 +303,11 @@ def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     Only Cosmos DB has a gateway. The total of a store that is not possible is a text that says why.
     """
     figure = table.expression
-    node_hour = figure("train_cpus") * figure("price_cpu_hour")
+    node_price = figure("train_cpus") * figure("price_cpu_hour")
     if inputs.train_node_hour is not None:
-        node_hour = figure("train_node_hour")
-    node_hour = table.add_calculated("train_price", "a node and hour", node_hour)
-    training = figure("train_nodes") * figure("train_hours") * node_hour * figure("publishes")
+        node_price = figure("train_node_hour")
+    node_price = table.add_calculated("train_price", "a node and hour", node_price)
+    training = figure("train_nodes") * figure("train_hours") * node_price * figure("publishes")
     table.add_calculated("training_cost", cost_unit, training)
 
     cost_by_mode = possible_costs(table)
@@ -318,7 +320,9 @@ def _add_totals(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
     shared = figure("pods_cost") + figure("cluster_month") + figure("training_cost")
     for name in STORES:
         store = table[f"{name}_cost"]
-        other_costs = shared + figure("gateway_month") if name in CAPACITIES else shared
+        other_costs = shared
+        if name in CAPACITIES:
+            other_costs = shared + figure("gateway_month")
         _add_if_possible(table, f"{name}_total", figure(store.name) + other_costs, store, cost_unit)
     chosen = table[f"{inputs.capacity}_total"]
     _add_if_possible(table, "cosmos_total", figure(chosen.name), chosen, cost_unit)
@@ -336,7 +340,8 @@ def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:
     """Add to *table* the monthly cost of files in each pod: a disk for all releases, and memory for the live one.
 
     The price of a vCPU includes `cpu_memory_gb`; more memory is paid by the price of the vCPUs that bring it. If the
-    prices file has no price of disks, the cost is a text that says so.
+    prices file has no price of disks, the cost is a text that says so. The releases are equally large, `copies` of
+    them: the live one, kept ones and the next one.
     """
     figure = table.expression
     row_bytes = figure("stored_bytes") + figure("user_id_chars") + FILE_ROW_BYTES
@@ -347,7 +352,8 @@ def _add_files(table: FigureTable, prices: Prices, cost_unit: str) -> None:
         table.add_value("files_cost", "not possible: the prices file has no disk_gb_month", "", "prices file")
         return
 
-    memory_gb = largest(0, files_gb / figure("copies") - figure("pod_cpus") * figure("cpu_memory_gb"))
+    live_gb = files_gb / figure("copies")
+    memory_gb = largest(0, live_gb - figure("pod_cpus") * figure("cpu_memory_gb"))
     source = "the live release stays in memory; what a pod's vCPUs bring is paid for"
     memory_gb = table.add_calculated("files_memory_gb", "GB a pod", memory_gb, source=source)
     memory_cost = memory_gb / figure("cpu_memory_gb") * figure("price_cpu_hour") * HOURS_A_MONTH

@@ -86,7 +86,10 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
     figure = table.expression
     if inputs.encoding == "zstd":
         return table.add_calculated("text_bytes", "bytes", ceiling(figure("stored_bytes") / 3) * 4, source="base64")
-    quotes_per_item = QUOTES + (TITLE_QUOTES if inputs.title_chars else 0)
+    quotes_per_item = QUOTES
+    if inputs.title_chars:
+        quotes_per_item += TITLE_QUOTES
+    # A backslash for each quote, and for each line end between two items.
     escaped = figure("stored_bytes") + quotes_per_item * figure("list_length") + figure("list_length") - 1
     source = "JSON in JSON: a backslash for each quote and each end of line"
     return table.add_calculated("text_bytes", "bytes", escaped, source=source)
@@ -150,7 +153,9 @@ def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -
     item_bytes = round(table["item_bytes"].number)
     is_doubled = inputs.consistency in DOUBLY_CHARGED
 
-    formula = f"charge of a point read of item_bytes{', doubled for its consistency' if is_doubled else ''}"
+    formula = "charge of a point read of item_bytes"
+    if is_doubled:
+        formula += ", doubled for its consistency"
     table.add_calculated("point_read_ru", "RU", charges.read(item_bytes, strong=is_doubled), formula, CHARGES)
     formula = "charge of a read that finds nothing, by consistency"
     table.add_calculated("missed_read_ru", "RU", charges.not_found(strong=is_doubled), formula, CHARGES)
@@ -169,8 +174,7 @@ def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -
 def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
     """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the publishes of a month.
 
-    Its RU/s are `publish_ru`, else as many as end it within `window_hours`, between the limits of a container. Azure
-    bills whole hours of the clock: h hours touch h + 1 of them, on average over the minutes of the start.
+    Its RU/s are `publish_ru`, else as many as end it within `window_hours`, in Azure's steps and between its limits.
     """
     figure = table.expression
     rest_ru = overhead_ru(charges, round(table["rows"].number), round(table["item_bytes"].number))
@@ -179,13 +183,14 @@ def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> Non
     lists_ru = figure("rows") * (figure("list_write_ru") + figure("read_back_ru"))
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + figure("publish_rest_ru"))
 
-    wanted = total_ru / (figure("window_hours") * 3600)
+    rate = total_ru / (figure("window_hours") * 3600)
     if inputs.publish_ru is not None:
-        wanted = figure("publish_ru")
-    wanted = largest(cosmos.MANUAL_MIN, ceiling(wanted, multiple_of=cosmos.MANUAL_STEP))
-    provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, wanted))
+        rate = figure("publish_ru")
+    whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
+    provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
 
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
+    # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
     source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
     table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
     table.add_calculated("publishes", "a month", HOURS_A_MONTH / figure("refresh_hours"))
@@ -240,16 +245,19 @@ def _add_throughput_over(table: FigureTable, partitions: int) -> float:
 def _add_container_ru(table: FigureTable) -> None:
     """Add to *table* the RU/s of the live release's container: when it is created, and later, when it serves reads.
 
-    It is created with the RU/s for publishing or for reads, whichever are more. After that it cannot have less than
-    `least_ru`, by its size and by the highest RU/s that it ever had.
+    It is created with the RU/s for publishing or for reads, whichever are more. Azure then allows no less than 1 RU/s
+    for each GB, and a hundredth of the highest RU/s that the container ever had.
     """
     figure = table.expression
     for_reads = ceiling(figure("reads_ru"), multiple_of=cosmos.MANUAL_STEP)
-    highest = table.add_calculated("highest_ru", "RU/s", largest(figure("publish_ru_s"), for_reads))
-    lowest = largest(cosmos.MANUAL_MIN, figure("release_gb"), highest / 100)
-    lowest = table.add_calculated("least_ru", "RU/s", ceiling(lowest, multiple_of=cosmos.MANUAL_STEP), source=LIMITS)
-    serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, lowest))
-    creation = smallest(cosmos.MAX_RU, largest(highest, serving))
+    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(figure("publish_ru_s"), for_reads))
+
+    allowed = largest(cosmos.MANUAL_MIN, figure("release_gb"), highest_ever / 100)
+    allowed_steps = ceiling(allowed, multiple_of=cosmos.MANUAL_STEP)
+    least = table.add_calculated("least_ru", "RU/s", allowed_steps, source=LIMITS)
+    serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, least))
+
+    creation = smallest(cosmos.MAX_RU, largest(highest_ever, serving))
     table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
 
 
@@ -322,8 +330,8 @@ def _add_pods_of_region(table: FigureTable, inputs: Inputs) -> None:
 def _add_pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
     """Add to *table* the targets and the most pods of a HorizontalPodAutoscaler (hpa), which adds pods above a target.
 
-    The targets are a share of a pod's CPU, and requests/s of a pod: that share of the rate for which it has CPU, or at
-    which it holds `pod_concurrency` requests at once, whichever is less.
+    One target is a share of a pod's CPU. The other, requests/s of a pod, is that share of its highest rate: the lower
+    of the rate for which it has CPU, and that at which it holds `pod_concurrency` requests at once.
     """
     figure = table.expression
     cpu_share = figure("pod_utilisation")
@@ -334,11 +342,11 @@ def _add_pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
     cpu_share = table.add_calculated("hpa_utilisation", "share", cpu_share, source=source)
 
     rate_at_concurrency = figure("pod_concurrency") * 1000 / figure("request_ms")
-    pod_rate = cpu_share * smallest(figure("pod_capacity"), rate_at_concurrency)
+    target_rate = cpu_share * smallest(figure("pod_capacity"), rate_at_concurrency)
     source = "the less by both; pods are added above it"
-    pod_rate = table.add_calculated("hpa_pod_rps", "requests/s", pod_rate, source=source)
+    target_rate = table.add_calculated("hpa_pod_rps", "requests/s", target_rate, source=source)
 
-    most_pods = largest(figure("min_pods"), ceiling(figure("peak_region") * 2 / pod_rate) + 1)
+    most_pods = largest(figure("min_pods"), ceiling(figure("peak_region") * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated("hpa_most_pods", "pods", most_pods, source=source)
 

@@ -93,22 +93,15 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
 
     saved_plan = flags.source or flags.check
     baseline = None if saved_plan is None else read_baseline(saved_plan)
-    command_line = _command_line_inputs(flags, values)
-    reports = {path: inputs.read_report(path) for path in flags.from_report}
-    sources = _Sources(
-        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
-        command_line=command_line,
-        prices=prices,
-        charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
-        sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
-    )
+    sources = _read_sources(flags, values, prices=prices, baseline=baseline)
     if flags.open_page:
         _open_page(flags, sources)
         return
 
-    plan_inputs = inputs.merge([*sources.layers, *command_line])
+    plan_inputs = inputs.merge([*sources.layers, *sources.command_line])
     capacity_plan = calculate(plan_inputs, price_list.load(prices), sources.charges)
-    planned = report(capacity_plan, prices.name, baseline if flags.check else None, sources.sweep)
+    checked_plan = baseline if flags.check else None  # one of --from has inputs only
+    planned = report(capacity_plan, prices.name, checked_plan, sources.sweep)
     _write_and_print(flags, capacity_plan, planned, baseline=baseline)
 
 
@@ -128,6 +121,21 @@ class _Sources:
     prices: Path
     charges: Charges
     sweep: Report | None
+
+
+def _read_sources(
+    flags: PlanFlags, values: Mapping[str, str | None], *, prices: Path, baseline: Baseline | None
+) -> _Sources:
+    """Read the reports, release and charges that the flags of `plan` name; *baseline* is the saved plan, if any."""
+    command_line = _command_line_inputs(flags, values)
+    reports = {path: inputs.read_report(path) for path in flags.from_report}
+    return _Sources(
+        layers=_file_inputs(flags, baseline=baseline, command_line=command_line, reports=reports),
+        command_line=command_line,
+        prices=prices,
+        charges=cosmos_charges.load(flags.charges or cosmos_charges.OURS),
+        sweep=next((measured for measured in reports.values() if measured.kind == "ru"), None),
+    )
 
 
 def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
@@ -256,6 +264,7 @@ def _file_inputs(
         manifest = run_on_store(flags.from_release, lambda opened: find_manifest(opened, None))
         layers.append(inputs.from_release(manifest, redacted(flags.from_release)))
     for path, measured in reports.items():
+        # Any layer may set the p99, and the command line wins.
         p99_ms = inputs.merge([*layers, *command_line]).inputs.p99_ms
         layers.append(inputs.from_report(measured, path, p99_ms))
     return layers
