@@ -380,16 +380,20 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         `_popular` has the remembered lists, and `_refresh_at` the monotonic time from which on each is old. A read
         takes at most half of the call's time that is left; after a failed one, the list is read again a second later.
         """
+        most_lists = REMEMBERED_LISTS
+        if call.where:  # conditions may vary without end, and leave room for lists without one
+            most_lists = REMEMBERED_LISTS // 2
         for key in {_PopularKey(call.list, "", call.where), _PopularKey(call.list, call.segment, call.where)}:
             now = time.monotonic()
-            most_lists = REMEMBERED_LISTS // 2 if call.where else REMEMBERED_LISTS  # conditions may vary without end
             has_room = key in self._refresh_at or len(self._refresh_at) < most_lists
-            is_due = self._refresh_at.get(key, 0.0) <= now < call.deadline
-            if not (has_room and is_due):
+            is_old = self._refresh_at.get(key, 0.0) <= now
+            has_time = now < call.deadline
+            if not (has_room and is_old and has_time):
                 continue
 
-            self._refresh_at[key] = now + REFRESH_AGAIN_S
-            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=(now + call.deadline) / 2, **key._asdict())
+            self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
+            half_time = (now + call.deadline) / 2
+            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=half_time, **key._asdict())
             answers = await self._send_until_deadline(popular)
             if isinstance(answers, list) and answers[0].items:
                 self._popular[key] = answers[0]
@@ -398,9 +402,9 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.
 
-        Items that the call excludes are left out. The popular list of the call's segment is preferred to the overall
-        one, unless all of its items are excluded. Raises ServiceUnavailable if none is remembered. Raises *error* if
-        the service refused the request, except for a missing key, right or release (`DENIED`) if a list is remembered.
+        The list of the call's segment is preferred to the overall one, unless all of its items are excluded. Raises
+        *error* if the service refused the request, but for a missing key, right or release (`DENIED`) only if no list
+        is remembered. Without a remembered list, raises ServiceUnavailable for other errors.
         """
         keys = [_PopularKey(call.list, segment, call.where) for segment in (call.segment, "")]
         remembered = [self._popular[key] for key in keys if key in self._popular]

@@ -285,7 +285,7 @@ class StoreContract:
             await third.create(before, Plan(len(ROWS), 1000))
         with pytest.raises(ReleaseConflict):
             await third.put(before, [Row("user:late", b"x")])
-        await third.seal(draft_of(FIRST, "a third"))
+        await third.seal(draft_of(FIRST, "a third"))  # of a sealed release: no effect, whoever the writer is
         assert await scan_rows(third, FIRST) == ROWS
 
     async def test_a_key_that_is_not_text_is_absent_and_fails_no_other(self, store: Store) -> None:
@@ -374,6 +374,7 @@ class StoreContract:
             raise ReleaseConflict("it is live again")
 
         for _ in range(2):
+            # A change after `store` has read the catalogue: the writer's lease of the draft is renewed.
             await swap_catalogue(store, catalogue_changes.renew(await store.catalogue(), draft_of(FIRST)))
             for handle in (store, open_handle()):
                 with pytest.raises(ReleaseConflict, match="live again"):
@@ -430,28 +431,27 @@ class StoreContract:
         second = [RecordChange("one", first[0].after, b"2")]
         for records in (first, second):
             stored = await store.catalogue()
-            await store.swap(stored, catalogue_changes.succeed(stored, stored, records[0].after.hex(), "here"), records)
+            token = records[0].after.hex()  # another one for each change
+            await store.swap(stored, catalogue_changes.succeed(stored, stored, token, store_id="here"), records)
             assert await reader.records(["one", "absent"]) == [records[0].after, None]
         assert await reader.records(["other"]) == [first[1].after]
 
     async def test_a_refused_swap_changes_no_record_and_a_repeated_one_is_done(self, store: Store) -> None:
-        """A change of a record names its old and new values; if it has the new one already, the swap succeeds."""
+        """A RecordChange has a record's name, old and new value; if the record has the new one, the swap succeeds."""
         await begin_draft(store, FIRST)
         stored = await store.catalogue()
-        await store.swap(
-            stored, catalogue_changes.succeed(stored, stored, "first", "here"), [RecordChange("one", None, b"2")]
-        )
+        successor = catalogue_changes.succeed(stored, stored, token="first", store_id="here")
+        await store.swap(stored, successor, [RecordChange("one", None, b"2")])
 
         stored = await store.catalogue()
         outdated = replace(stored, token="outdated")
+        successor = catalogue_changes.succeed(stored, stored, token="refused", store_id="here")
         with pytest.raises(ReleaseConflict):
-            await store.swap(
-                outdated, catalogue_changes.succeed(stored, stored, "t", "here"), [RecordChange("one", b"2", b"3")]
-            )
+            await store.swap(outdated, successor, [RecordChange("one", b"2", b"3")])
         assert await store.records(["one"]) == [b"2"]
 
         repeated = [RecordChange("one", b"1", b"2")]  # of an attempt that changed the record, and has lost its reply
-        successor = catalogue_changes.succeed(stored, stored, "again", "here")
+        successor = catalogue_changes.succeed(stored, stored, token="again", store_id="here")
         await store.swap(stored, successor, repeated)
         assert await store.records(["one"]) == [b"2"]
         assert await store.catalogue() == successor
@@ -472,14 +472,13 @@ class StoreContract:
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
 
     async def test_an_unreadable_catalogue_is_replaced_by_one_of_several_handles(self, open_handle: OpenStore) -> None:
-        """Each names the damaged record that it read, so that only the first one replaces it."""
+        """`replace_unreadable` takes the damaged record that a handle read, so that only the first one replaces it."""
         store = open_handle()
         await begin_draft(store, FIRST)
         await write_release(store, FIRST, ROWS)
         committed = await swap_catalogue(store, catalogue_changes.commit(await store.catalogue(), draft_of(FIRST)))
-        await swap_catalogue(
-            store, replace(committed, releases=committed.releases * 2)
-        )  # lists each release twice: invalid
+        damaged = replace(committed, releases=committed.releases * 2)  # an entry twice is invalid
+        await swap_catalogue(store, damaged)
         (unreadable,) = await asyncio.gather(open_handle().catalogue(), return_exceptions=True)
         if isinstance(unreadable, Catalogue):
             pytest.skip("this store has no record that can be damaged")

@@ -282,9 +282,10 @@ def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[.
     parameters = list[inspect.Parameter]()
     for parameter in function_parameters:
         own_settings = list(_settings_in(parameter, prefix))
-        settings += own_settings
-        parameters += [setting.parameter() for setting in own_settings]
-        if not own_settings:
+        if own_settings:
+            settings += own_settings
+            parameters += [setting.parameter() for setting in own_settings]
+        else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     rare_names = {setting.name for setting in settings if setting.is_rare}
     parameters.sort(key=lambda parameter: parameter.name in rare_names)
@@ -296,9 +297,10 @@ def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[.
         arguments = dict[str, Any]()
         for parameter in function_parameters:
             is_group = is_dataclass(parameter.annotation)
-            arguments[parameter.name] = (
-                build_settings(parameter.annotation, values) if is_group else values[parameter.name]
-            )
+            if is_group:
+                arguments[parameter.name] = build_settings(parameter.annotation, values)
+            else:
+                arguments[parameter.name] = values[parameter.name]
         return function(**arguments)
 
     return with_signature(verb, parameters), _help_of_variables(settings)
@@ -380,7 +382,7 @@ def settings_from_table(
     values = dict[str, Any]()
     for key, setting in setting_by_key.items():
         if base is not None and key not in written:
-            continue
+            continue  # the value of *base* stays
         value = _value_of(setting, written.get(key), where=where, folder=folder)
         if setting.default is MISSING and value in (None, ()):
             raise SettingError(f"{where} needs the key {key}.")

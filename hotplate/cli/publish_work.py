@@ -98,8 +98,8 @@ def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettin
 def read_flags_by_list(flags: F) -> dict[str, F]:
     """Return the flags of each `--list NAME=SOURCE`, by its name.
 
-    They are *flags* with the source: a model, or a file of lists. A source that is a TOML file has flags of its own.
-    Raises SettingError for an invalid or repeated name, and for invalid flags.
+    A list has the same *flags* as the others, but its own source: a model, or a file of lists. If the source is a TOML
+    file, its keys replace flags. Raises SettingError for an invalid or repeated name, and for invalid flags.
     """
     flags_by_list = dict[str, F]()
     for text in flags.named:
@@ -136,10 +136,11 @@ def _flags_of_source(flags: F, name: str, source: Path | None = None) -> F:
 
 
 def publish_models(flags: PublishFlags) -> None:
-    """Publish the lists of models as one release: the default list, named "", and those of `--list NAME=MODEL`.
+    """Publish the lists of models as one release: the unnamed list, and those of `--list NAME=MODEL`.
 
-    Models are folders or MLflow's URIs; with `--master` Spark computes the lists. Raises SettingError for invalid or
-    contradicting options, and as `publish_lists`.
+    The unnamed list, or without one the first named list, is the default list. Models are folders or MLflow's URIs;
+    with `--master` Spark computes the lists. Raises SettingError for invalid or contradicting options, and as
+    `publish_lists`.
     """
     flags = with_gates_and_ru_limit(flags)
     flags_by_list = read_flags_by_list(flags)
@@ -155,6 +156,7 @@ def publish_models(flags: PublishFlags) -> None:
     for name, stored_name in stored_names(flags_by_list).items():
         settings_by_list[name] = list_settings(flags_by_list[name], is_default=not stored_name)
     models = {name: str(list_flags.model) for name, list_flags in flags_by_list.items()}
+    # `on_spark` returns lists that Spark computes, or without --master the same lists.
     with _local_folders(models) as (folders, mlflow_uris), _on_spark_if_wanted(flags) as on_spark:
         publish_lists(
             lambda report: on_spark(_load_model_lists(folders, settings_by_list, report)),
@@ -212,14 +214,17 @@ def _record_in_mlflow(uris: Sequence[str], store: str, release: ReleaseId) -> No
 
 
 def import_lists(flags: ImportFlags) -> None:
-    """Publish lists that were computed elsewhere, from files: the default list, named "", and `--list NAME=FILE`.
+    """Publish lists that were computed elsewhere, from files: the unnamed list, and those of `--list NAME=FILE`.
 
-    Raises SettingError for invalid options, and as `publish_lists`.
+    The unnamed list, or without one the first named list, is the default list. Raises SettingError for invalid options,
+    and as `publish_lists`.
     """
     flags = with_gates_and_ru_limit(flags)
     flags_by_list = read_flags_by_list(flags)
-    if flags.lists or flags.similar or flags.popular or not flags_by_list:
+    has_unnamed_list = bool(flags.lists or flags.similar or flags.popular)
+    if has_unnamed_list or not flags_by_list:  # without any files, reading the unnamed list fails
         flags_by_list = {"": flags} | flags_by_list
+
     # The first list is the default one, which is stored without a name.
     settings_by_list = dict[str, ImportSettings]()
     for name, stored_name in stored_names(flags_by_list).items():

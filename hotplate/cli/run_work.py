@@ -121,14 +121,14 @@ def read_pipeline(path: Path) -> PipelineFile:
 def read_job(pipeline: PipelineFile) -> Job:
     """Return the job that a pipeline file describes: train a model, publish its lists, and other named lists with them.
 
-    A run whose input files and digest of options are unchanged is skipped. Whatever can be checked without data is
-    checked here, so that no training ends in a misspelt option: raises SettingError for invalid or contradicting ones.
+    Options are checked here, as far as that needs no data, so that no training ends in a misspelt one. Raises
+    SettingError for invalid or contradicting options. Files of rules are read later, by each run.
     """
     train_flags: TrainFlags = pipeline.read("train", TrainFlags)
     publish_flags: PublishFlags = pipeline.read("publish", PublishFlags)
     flags_by_list = read_lists(pipeline, publish_flags)
-    published = publish_work.with_gates_and_ru_limit(publish_flags)
-    gates = _read_gates(pipeline, published.settings)
+    checked_flags = publish_work.with_gates_and_ru_limit(publish_flags)
+    gates = _read_gates(pipeline, checked_flags.settings)
     check_names(gates, ["", *flags_by_list])
 
     _check_training(train_flags, pipeline.path)
@@ -142,13 +142,14 @@ def read_job(pipeline: PipelineFile) -> Job:
     for name, list_flags in flags_by_list.items():
         named[name] = NamedList(list_flags.model, partial(publish_work.list_settings, list_flags, is_default=False))
     all_flags = (train_flags, publish_flags, *flags_by_list.values())
-    store_url = store_url_or_default(published.store)
+    store_url = store_url_or_default(checked_flags.store)
     options = [train_flags, publish_flags, flags_by_list, gates, store_url]
     return Job(
         name=pipeline.name,
         store=store_url,
         training=train_settings,
-        publishing=replace(published.settings, gates=gates),
+        publishing=replace(checked_flags.settings, gates=gates),
+        # Without rules, which `rules` reads.
         lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
         named=named,
