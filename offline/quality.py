@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from hotplate.offline.evaluate.metrics import (
     with_interval,
 )
 from hotplate.offline.evaluate.records import EvaluationRecord, Lead, TuningRecord
-from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
+from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.interactions import read_interactions
 from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
 from hotplate.offline.options import Columns
@@ -55,6 +55,7 @@ from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, measure
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.report import markdown_page, markdown_table
 
+FiguresT_co = TypeVar("FiguresT_co", covariant=True)
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -207,12 +208,15 @@ class Trainings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Figures of one piece, as served.
+    """Figures of one piece of a log, of lists as they are served.
 
-    ndcg     nDCG@10 by column; *half* of the interval of `as typed`, and its engine
-    lead     nDCG of `as typed` minus recent popularity's, with the interval over users
-    similar  hit rate@10 by method
-    repeats  nDCG@10 of lists that keep seen items by method; empty without repeats
+    users      number of test users
+    ndcg       nDCG@10 by method; `as typed` is the model that `hotplate train` chooses
+    half       half the width of the interval of `as typed`
+    described  engine and parameters of `as typed`
+    lead       nDCG@10 of `as typed` minus that of recent popularity, with the interval over users
+    similar    hit rate@10 of similar items by method
+    repeats    nDCG@10 by method of lists that keep seen items; empty if users choose nothing twice
     """
 
     users: int
@@ -225,34 +229,33 @@ class Piece:
 
 
 def measure_piece(trainings: Trainings, share: float) -> Piece:
-    """Train on the first *share* of the pairs as a user would type it, and measure other rankers on the same split.
+    """Run `hotplate train` on the first *share* of the pairs, and compare its model with other methods.
 
-    Columns of nDCG@10 are methods with fixed parameters, recent popularity, the best ALS of the search, and the model
-    as typed, whose value is that of its report. Its lead is that over recent popularity, by user.
+    Figures of the model are those that the command reports. Those of other methods are measured here on the same split.
     """
     file = trainings.write_piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation = report.evaluation
-    repeats = report.tuning.repeats
-
-    # The split that the command makes with these options.
-    log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
-    matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
-    options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
-    parts = split(matrix.user_items, matrix.history, options)
     popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
+    tested = _TestedPiece.of(file, popular)
 
-    columns = {**FIXED_METHODS, RECENT_POPULARITY: popular, SEARCHED_ALS: report.best("als"), AS_TYPED: report.chosen}
-    rankers = _Rankers(parts)
-    per_user = {name: _served_ndcg(parts, rankers.fitted(params), popular) for name, params in columns.items()}
-    leads = per_user[AS_TYPED] - per_user[RECENT_POPULARITY]
-    ndcg = {name: float(values.mean()) for name, values in per_user.items()}
+    methods = {**FIXED_METHODS, RECENT_POPULARITY: popular, SEARCHED_ALS: report.best("als")}
+    ndcg_by_user = {name: tested.ndcg_by_user(params) for name, params in methods.items()}
+    ndcg = {name: float(values.mean()) for name, values in ndcg_by_user.items()}
     ndcg[AS_TYPED] = evaluation.as_served.ndcg
 
-    similar = _similar_hit_rates(parts, popular)
+    # The report has no figures by user, so the lead needs the model's lists again.
+    leads = tested.ndcg_by_user(report.chosen) - ndcg_by_user[RECENT_POPULARITY]
+
+    similar = tested.similar_hit_rates()
     if evaluation.similar is not None:
         similar[AS_TYPED] = evaluation.similar.hit_rate
+
+    repeats = dict[str, float]()
+    if report.tuning.repeats is not None:
+        repeats = tested.repeats_ndcg(report.chosen, report.tuning.repeats.params)
+
     return Piece(
         users=len(leads),
         ndcg=ndcg,
@@ -260,56 +263,74 @@ def measure_piece(trainings: Trainings, share: float) -> Piece:
         described=described(report.chosen),
         lead=Lead(float(leads.mean()), interval_of_mean(leads)),
         similar=similar,
-        repeats={}
-        if repeats is None
-        else _repeats_ndcg(matrix, options, rankers.fitted(report.chosen), repeats.params),
+        repeats=repeats,
     )
 
 
-class _Rankers:
-    """Fits rankers to the train part, once for parameters that differ in recency alone: it only multiplies scores."""
+class _TestedPiece:
+    """A piece of a log, split as `hotplate train` splits it with CORE_OPTIONS, to measure methods on its test part.
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    *popular* ranks the items of users without a list.
+    """
+
+    def __init__(self, matrix: Matrix, options: SplitOptions, popular: PopularityParams) -> None:
+        self._matrix = matrix
+        self._options = options
+        self._parts = split(matrix.user_items, matrix.history, options)
+        self._popular = popular
         self._fitted: dict[Params, Ranker] = {}
 
-    def fitted(self, params: Params) -> Ranker:
-        """Return the ranker with these *params*, fitted to the train part."""
-        recency = recency_of(params)
+    @classmethod
+    def of(cls, file: Path, popular: PopularityParams) -> "_TestedPiece":
+        """Read and split a file of `Trainings.write_piece`."""
+        log = pl.read_parquet(file).with_columns(weight=pl.lit(1.0))
+        matrix = to_matrix(log, LEAST_INTERACTIONS, LEAST_INTERACTIONS, Weighing("binary"))
+        options = SplitOptions("by-time", min_per_user=LEAST_INTERACTIONS, min_per_item=LEAST_INTERACTIONS)
+        return cls(matrix, options, popular)
+
+    def ndcg_by_user(self, params: Params) -> npt.NDArray[np.float64]:
+        """Return nDCG@10 of the lists of each test user as served: popular items for a user without a list."""
+        parts = self._parts
+        counts = recent_popularity(parts.train, parts.train_times, self._popular.half_life_days)
+        lists = fill_empty_lists(recommend_all(self._ranker(params), parts, 10), order_by_popularity(counts))
+        return measure_users(lists, parts.test).values["ndcg"]
+
+    def similar_hit_rates(self) -> dict[str, float]:
+        """Return the hit rate@10 of similar items by simple methods; 0 if it cannot be measured."""
+        parts = self._parts
+        methods = {COSINE: SimilarParams()}
+        half_life_days = self._popular.half_life_days
+        if half_life_days is not None:
+            methods[COSINE_RECENT] = SimilarParams(recency=Recency(half_life_days, SIMILAR_GAMMA))
+        hit_rates = {}
+        for name, params in methods.items():
+            result = measure_similar(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
+            hit_rates[name] = 0.0 if result is None else result.hit_rate
+        return hit_rates
+
+    def repeats_ndcg(self, params: Params, repeats: RepeatParams) -> dict[str, float]:
+        """Return nDCG@10 of lists that keep seen items by method, tested on all choices after the cut.
+
+        *params* are those of the engine; `as typed` adds users' own counts to its scores as *repeats* says.
+        """
+        parts = split(self._matrix.user_items, self._matrix.history, replace(self._options, repeats=True))
+        methods = {ENGINE_ALONE: RepeatParams(weight=0.0), BY_OWN_COUNTS: OWN_COUNTS, AS_TYPED: repeats}
+        ranker = self._ranker(params)
+        return {name: ndcg_of_repeats(parts, ranker, 10, method) for name, method in methods.items()}
+
+    def _ranker(self, params: Params) -> Ranker:
+        """Return the ranker with *params*, fitted to the train part.
+
+        Recency only multiplies scores, so parameters that differ in recency alone are fitted once.
+        """
         plain = without_recency(params)
         if plain not in self._fitted:
             self._fitted[plain] = fit_parts(self._parts, plain)
         ranker = self._fitted[plain]
+        recency = recency_of(params)
         if recency is None:
             return ranker
         return with_recency(ranker, recency.weights(self._parts.train, self._parts.train_times))
-
-
-def _served_ndcg(parts: Parts, ranker: Ranker, popular: PopularityParams) -> npt.NDArray[np.float64]:
-    """Return nDCG@10 per user, of *popular* items for users without a list."""
-    counts = recent_popularity(parts.train, parts.train_times, popular.half_life_days)
-    lists = fill_empty_lists(recommend_all(ranker, parts, 10), order_by_popularity(counts))
-    return measure_users(lists, parts.test).values["ndcg"]
-
-
-def _similar_hit_rates(parts: Parts, popular: PopularityParams) -> dict[str, float]:
-    """Return the hit rate@10 of similar items by simple methods; 0 if it cannot be measured."""
-    days = popular.half_life_days
-    methods = {COSINE: SimilarParams()}
-    if days is not None:
-        methods[COSINE_RECENT] = SimilarParams(recency=Recency(days, SIMILAR_GAMMA))
-    hit_rates = {}
-    for name, params in methods.items():
-        result = measure_similar(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
-        hit_rates[name] = result.hit_rate if result else 0.0
-    return hit_rates
-
-
-def _repeats_ndcg(matrix: Matrix, options: SplitOptions, typed: Ranker, params: RepeatParams) -> dict[str, float]:
-    """Return nDCG@10 of lists of *typed* that keep seen items, tested on all choices after the cut."""
-    parts = split(matrix.user_items, matrix.history, replace(options, repeats=True))
-    methods = {ENGINE_ALONE: RepeatParams(weight=0.0), BY_OWN_COUNTS: OWN_COUNTS, AS_TYPED: params}
-    return {name: ndcg_of_repeats(parts, typed, 10, method) for name, method in methods.items()}
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
@@ -317,19 +338,18 @@ def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence
 
     *pieces* are by the share of all pairs that they have; each share is a date at which the data are cut.
     """
+    simple_methods = (*FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS)
     for share, piece in pieces.items():
-        cells = [f"{value:.4f}" for value in piece.ndcg.values()]
-        cells[-1] += f" ± {piece.half:.4f}, {piece.described}"
         role = "chosen" if share in CHOSEN else "confirmed"
+        simple = [f"{piece.ndcg[name]:.4f}" for name in simple_methods]
+        typed = f"{piece.ndcg[AS_TYPED]:.4f} ± {piece.half:.4f}, {piece.described}"
         lead = with_interval(piece.lead.ndcg, piece.lead.interval)
-        yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *cells, lead
-    means = [
-        f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}"
-        for name in (*FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS)
-    ]
-    typed = _mean_over_dates([piece.ndcg[AS_TYPED] for piece in pieces.values()])
-    lead = _mean_over_dates([piece.lead.ndcg for piece in pieces.values()])
-    yield data.name, "mean, ± over dates", "", *means, typed, lead
+        yield data.name, f"{share:.0%}, {role}", f"{piece.users:,}", *simple, typed, lead
+
+    means = [f"{np.mean([piece.ndcg[name] for piece in pieces.values()]):.4f}" for name in simple_methods]
+    mean_typed = _mean_over_dates([piece.ndcg[AS_TYPED] for piece in pieces.values()])
+    mean_lead = _mean_over_dates([piece.lead.ndcg for piece in pieces.values()])
+    yield data.name, "mean, ± over dates", "", *means, mean_typed, mean_lead
 
 
 def _mean_over_dates(values: Sequence[float]) -> str:
@@ -337,7 +357,10 @@ def _mean_over_dates(values: Sequence[float]) -> str:
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield a row for each piece, with cells of the hit rates of similar items and of nDCG with repeats, by method."""
+    """Yield the rows of the table of similar items and repeats of one data set; the cell of an absent method is empty.
+
+    *pieces* are by the share of all pairs that they have.
+    """
     for share, piece in pieces.items():
         similar = {name: f"{hit_rate:.4f}" for name, hit_rate in piece.similar.items()}
         repeats = {name: f"{ndcg:.4f}" for name, ndcg in piece.repeats.items()}
@@ -356,7 +379,13 @@ def _half_width(around: MetricInterval) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Figures of one random draw: its metric with *half* of the interval, popularity's, and the engine."""
+    """Figures of one random split, in the metric of its column.
+
+    value       of the model that `hotplate train` chooses
+    half        half the width of its interval
+    popularity  of the ranking by popularity
+    described   engine and parameters of the model
+    """
 
     value: float
     half: float
@@ -364,18 +393,18 @@ class Draw:
     described: str
 
 
-def measure_draw(trainings: Trainings, drawn: RandomSplit) -> Draw:
-    """Train on all pairs as a user would type it, with the options of a random split, and return its figures.
-
-    *drawn* is the split, with the metric and the list length k of its column in the table.
-    """
-    report = trainings.report(str(trainings.write_piece(1.0)), *CORE_OPTIONS, *drawn.options, "-k", str(drawn.k))
+def measure_draw(trainings: Trainings, random_split: RandomSplit) -> Draw:
+    """Run `hotplate train` on the whole log with the options of a random split, and return its figures."""
+    all_pairs = trainings.write_piece(1.0)
+    report = trainings.report(str(all_pairs), *CORE_OPTIONS, *random_split.options, "-k", str(random_split.k))
     evaluation = report.evaluation
+
+    # Popularity is no baseline of itself, if the search has chosen it.
     popularity = evaluation.baselines.get("popularity", evaluation.model)
     return Draw(
-        value=getattr(evaluation.model, drawn.metric),
-        half=_half_width(evaluation.intervals[drawn.metric]),
-        popularity=getattr(popularity, drawn.metric),
+        value=getattr(evaluation.model, random_split.metric),
+        half=_half_width(evaluation.intervals[random_split.metric]),
+        popularity=getattr(popularity, random_split.metric),
         described=described(report.chosen),
     )
 
@@ -386,35 +415,76 @@ def draw_rows(data: DataSet, draws: Mapping[str, Draw]) -> Iterator[Sequence[str
         yield data.name, name, f"{draw.popularity:.4f}", f"{draw.value:.4f} ± {draw.half:.4f}, {draw.described}"
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One cut of *data*, by its share, or one random draw."""
+class Task(Protocol[FiguresT_co]):
+    """What a process measures: a part of a data set."""
 
-    data: DataSet
-    part: float | RandomSplit
+    @property
+    def data(self) -> DataSet:
+        """The data set."""
 
     @property
     def name(self) -> str:
         """The name in messages."""
-        part = self.part.name if isinstance(self.part, RandomSplit) else f"first {self.part:.0%}"
-        return f"{self.data.name}, {part}"
 
-    def measure(self, file: Path) -> Piece | Draw:
-        """Measure in a folder of its own."""
-        with tempfile.TemporaryDirectory() as folder:
-            trainings = Trainings(self.data, file, Path(folder))
-            if isinstance(self.part, RandomSplit):
-                return measure_draw(trainings, self.part)
-            return measure_piece(trainings, self.part)
+    @property
+    def kind(self) -> type[FiguresT_co]:
+        """The type of the figures."""
+
+    def measure(self, trainings: Trainings) -> FiguresT_co:
+        """Train on the part, and return its figures."""
 
 
-def kept_or_measured(task: Task, file: Path) -> Piece | Draw:
+@dataclass(frozen=True, slots=True)
+class PieceTask:
+    """Measures one piece of *data*: the first *share* of its pairs."""
+
+    data: DataSet
+    share: float
+
+    @property
+    def kind(self) -> type[Piece]:
+        """The type of the figures."""
+        return Piece
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        return f"{self.data.name}, first {self.share:.0%}"
+
+    def measure(self, trainings: Trainings) -> Piece:
+        """Measure the piece."""
+        return measure_piece(trainings, self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawTask:
+    """Measures one random split of *data*."""
+
+    data: DataSet
+    split: RandomSplit
+
+    @property
+    def kind(self) -> type[Draw]:
+        """The type of the figures."""
+        return Draw
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        return f"{self.data.name}, {self.split.name}"
+
+    def measure(self, trainings: Trainings) -> Draw:
+        """Measure the split."""
+        return measure_draw(trainings, self.split)
+
+
+def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
     """Return the figures of an earlier run of the same code on the same data, or measure and keep them."""
     kept = KEPT / f"{_digest(task, file)}.json"
     if kept.exists():
-        kind: type[Draw | Piece] = Draw if isinstance(task.part, RandomSplit) else Piece
-        return msgspec.json.decode(kept.read_bytes(), type=kind)
-    figures = task.measure(file)
+        return msgspec.json.decode(kept.read_bytes(), type=task.kind)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = task.measure(Trainings(task.data, file, Path(folder)))
     KEPT.mkdir(exist_ok=True)
     half_written = kept.with_suffix(".new")
     half_written.write_bytes(msgspec.json.encode(figures))
@@ -422,7 +492,7 @@ def kept_or_measured(task: Task, file: Path) -> Piece | Draw:
     return figures
 
 
-def _digest(task: Task, file: Path) -> str:
+def _digest(task: Task[Any], file: Path) -> str:
     """Return a digest of the task, its data, and the code from the log to the figures."""
     offline = ROOT / "offline"
     sources = [offline / "training.py", offline / "quality.py"]
@@ -434,43 +504,48 @@ def _digest(task: Task, file: Path) -> str:
     return digest.hexdigest()
 
 
-def measure_all(tasks: Sequence[Task], data_at: Path) -> dict[Task, Piece | Draw]:
+class AllFigures(NamedTuple):
+    """Figures of all pieces and random splits."""
+
+    pieces: dict[PieceTask, Piece]
+    draws: dict[DrawTask, Draw]
+
+
+def measure_all(piece_tasks: Sequence[PieceTask], draw_tasks: Sequence[DrawTask], data_at: Path) -> AllFigures:
     """Measure all tasks in processes, one on each core, and return their figures; prints a line for each that ends.
 
-    *data_at* is the folder of the data sets.
+    Tasks start in their order, pieces first. *data_at* is the folder of the data sets.
     """
-    # The processes' libraries read it when they start.
+    # The libraries of the processes read this variable when they start.
     os.environ["OMP_NUM_THREADS"] = "1"
     started = perf_counter()
-    figures: dict[Task, Piece | Draw] = {}
+    tasks = len(piece_tasks) + len(draw_tasks)
     cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(min(cores, len(tasks)), mp_context=get_context("spawn")) as processes:
-        waiting = {processes.submit(kept_or_measured, task, data_at / task.data.file): task for task in tasks}
-        for future in as_completed(waiting):
-            task = waiting[future]
-            figures[task] = future.result()
+    with ProcessPoolExecutor(min(cores, tasks), mp_context=get_context("spawn")) as processes:
+        pieces = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in piece_tasks}
+        draws = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in draw_tasks}
+        names: dict[Future[Any], str] = {future: task.name for task, future in pieces.items()}
+        names |= {future: task.name for task, future in draws.items()}
+        for done, future in enumerate(as_completed(names), start=1):
+            future.result()  # raises the task's error at once
             minutes = (perf_counter() - started) / 60
-            print(f"{len(figures)} of {len(tasks)} after {minutes:.1f} min: {task.name}", flush=True)
-    return figures
+            print(f"{done} of {tasks} after {minutes:.1f} min: {names[future]}", flush=True)
+    return AllFigures(
+        pieces={task: future.result() for task, future in pieces.items()},
+        draws={task: future.result() for task, future in draws.items()},
+    )
 
 
-def tables(data_sets: Sequence[DataSet], figures: Mapping[Task, Piece | Draw]) -> str:
+def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
     """Return the tables of the page as Markdown: nDCG by date, similar items and repeats, and random draws."""
     times = list[Sequence[str]]()
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()
     for data in data_sets:
-        pieces: dict[float, Piece] = {}
-        drawn: dict[str, Draw] = {}
-        for part in (*PIECES, *DRAWS):
-            measured = figures[Task(data, part)]
-            if isinstance(measured, Piece) and isinstance(part, float):
-                pieces[part] = measured
-            elif isinstance(measured, Draw) and isinstance(part, RandomSplit):
-                drawn[part.name] = measured
+        pieces = {share: figures.pieces[PieceTask(data, share)] for share in PIECES}
         times += time_rows(data, pieces)
         others += other_rows(data, pieces)
-        draws += draw_rows(data, drawn)
+        draws += draw_rows(data, {drawn.name: figures.draws[DrawTask(data, drawn)] for drawn in DRAWS})
     return "\n".join(map(markdown_table, HEADINGS, (times, others, draws)))
 
 
@@ -485,10 +560,11 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{data.name} is skipped: {data_at / data.file} is not on this machine")
     if not present:
         return 0
-    # Large cuts come first, as the last tasks run on few cores.
-    largest_first: tuple[float | RandomSplit, ...] = (*sorted(PIECES, reverse=True), *DRAWS)
-    tasks = [Task(data, part) for part in largest_first for data in reversed(present)]
-    written = tables(present, measure_all(tasks, data_at))
+
+    # Large pieces come first, as the last tasks run on few cores.
+    piece_tasks = [PieceTask(data, share) for share in sorted(PIECES, reverse=True) for data in reversed(present)]
+    draw_tasks = [DrawTask(data, random_split) for random_split in DRAWS for data in reversed(present)]
+    written = tables(present, measure_all(piece_tasks, draw_tasks, data_at))
     print(written)
     if len(present) == len(DATA_SETS):
         PAGE.write_text(markdown_page(PAGE.read_text(), written, "quality"))

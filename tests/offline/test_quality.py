@@ -19,7 +19,7 @@ from hotplate.offline.quality import (
     SIMILAR_COLUMNS,
     DataSet,
     Draw,
-    Task,
+    DrawTask,
     Trainings,
     draw_rows,
     kept_or_measured,
@@ -96,24 +96,24 @@ def test_log_pieces_are_trained_with_default_options_and_compared(tmp_path: Path
 
 
 def test_figures_are_kept_until_the_data_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[Path] = []
+    measured = list[DrawTask]()
 
-    def measure(_task: Task, file: Path) -> Draw:
-        measured.append(file)
+    def measure(task: DrawTask, _trainings: Trainings) -> Draw:
+        measured.append(task)
         return Draw(value=0.2, half=0.01, popularity=0.1, described="als")
 
-    monkeypatch.setattr(Task, "measure", measure)
+    monkeypatch.setattr(DrawTask, "measure", measure)
     monkeypatch.setattr("hotplate.offline.quality.KEPT", tmp_path / "kept")
     file = tmp_path / "log.csv"
     file.write_text("user,item\n")
-    task = Task(DataSet("A log", "log.csv"), DRAWS[0])
+    task = DrawTask(DataSet("A log", "log.csv"), DRAWS[0])
     first = kept_or_measured(task, file)
     assert kept_or_measured(task, file) == first
     assert len(measured) == 1
     file.write_text("user,item\na,b\n")
     kept_or_measured(task, file)
     assert len(measured) == 2
-    assert [*draw_rows(task.data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]  # type: ignore[dict-item]  # measured above
+    assert [*draw_rows(task.data, {"by item": first})] == [("A log", "by item", "0.1000", "0.2000 ± 0.0100, als")]
 
 
 def choices(*, drift: float, seed: int) -> pl.DataFrame:
