@@ -90,7 +90,13 @@ _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One bound on a *subject*; some subjects have a *metric* or a *depth* (N)."""
+    """One bound that lists must meet.
+
+    name     as it was given, with N: `drop.ndcg`, `overlap@10`, `basket:coverage`
+    subject  what is measured: `metric`, `drop`, one of the lists (`coverage`, ...), or a name in LEAST_KEPT
+    metric   the metric of the evaluation, for the subjects `metric` and `drop`
+    depth    N, the number of first items, for the subjects `overlap` and `popular_share`
+    """
 
     name: str
     bound: float
@@ -191,12 +197,11 @@ async def judge(
     name: str = "",
     is_default: bool = True,
 ) -> list[GateVerdict]:
-    """Judge each gate, a bound that a list must meet to go live; return a verdict for each, in order.
+    """Judge the gates of the list *name*, and return a verdict for each, in order.
 
-    Gates on the list alone are judged by its evaluation (*origin*) and by what was counted of it (*lists*). Others
-    compare it with the list *name* of the release *live*, read from *reader*; a default list whose name is new is
-    compared with the default list. Comparisons pass if nothing is live. If the live release is damaged, those fail
-    that were not added by default. Raises StoreError.
+    Gates on the list alone are judged by its evaluation, in *origin*, and by *lists*, the counts of its items. Others
+    compare it with the list of the same name in the release *live*, read from *reader*. They pass if nothing is live.
+    If the live release is damaged, only DEFAULTS of these pass. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
     verdicts = {gate: _judge_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
@@ -223,21 +228,24 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
 
     *options* are the names of options in them, as flags of the command (AS_FLAGS) or keys of a file (AS_KEYS).
     """
-    sentences = dict[str, None]()
+    sentences = dict[str, None]()  # in order, without repeats
     for verdict in verdicts:
-        remedy = _REMEDIES.get(verdict.gate.rpartition(":")[2])
-        if not verdict.passed and remedy is not None:
-            named = {option: text.format(name=verdict.gate) for option, text in options.items()}
-            sentences[remedy.format(**named)] = None
+        subject = verdict.gate.rpartition(":")[2]  # without the name of a list
+        remedy = _REMEDIES.get(subject)
+        if verdict.passed or remedy is None:
+            continue
+        option_names = {option: text.format(name=verdict.gate) for option, text in options.items()}
+        sentences[remedy.format(**option_names)] = None
     return "".join(f"{sentence}; " for sentence in sentences)
 
 
 def _judge_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
-    """Judge a gate on the release alone, by its *metrics* (as of `Evaluation.to_json`) or its measured *lists*."""
+    """Judge a gate that needs no live release: by *metrics*, those of `Evaluation.to_json`, or by the new *lists*."""
     if gate.subject == _METRIC:
+        measured = _metric_value(_metrics_by_name(metrics), gate.metric)
         trained = _metric_value(_metrics_by_name((metrics or {}).get("as_trained")), gate.metric)
         note = "" if trained is None else f"as published; {trained:.4g} in training"
-        return gate.verdict(_metric_value(_metrics_by_name(metrics), gate.metric), note)
+        return gate.verdict(measured, note)
     if lists.shortest is None:
         return gate.verdict(None, "no user has a list")
     if gate.subject == _POPULAR:
@@ -256,37 +264,39 @@ async def _compare_with_live(
     name: str,
     is_default: bool,
 ) -> dict[Gate, GateVerdict]:
-    """Judge gates that compare a list with that of the live release: losses of metrics, overlap, and what is kept.
+    """Judge gates that compare the new *lists* with those of the release *live*: all pass if it has no such list.
 
-    All but losses of metrics need the lists of a sample of users in both. If the live release has no list of this name,
-    all pass. Arguments and errors as of `judge`.
+    The default list is compared with the live default list if the live release has none of its *name*. Raises
+    ReleaseCorrupt, ReleaseNotFound and StoreError.
     """
     manifest = await load_manifest(reader, live)
-    stored = manifest.stored_name(name)  # as in keys, where the default list has no name
+    stored = manifest.stored_name(name)  # the list's name in keys: empty for the default list, None if there is none
     if stored is None and is_default:
         stored = ""
     if stored is None:
         note = f"the live release {live.id} has no list {name}"
         return {gate: gate.verdict(None, note, passed=True) for gate in gates}
-    verdicts = {
-        gate: _judge_metric_loss(gate, origin.metrics or {}, manifest, stored)
-        for gate in gates
-        if gate.subject == _DROP
-    }
-    of_lists = [gate for gate in gates if gate.subject != _DROP]
-    if not of_lists:
+
+    verdicts = dict[Gate, GateVerdict]()
+    gates_on_lists = list[Gate]()
+    for gate in gates:
+        if gate.subject == _DROP:
+            verdicts[gate] = _judge_metric_loss(gate, origin.metrics or {}, manifest, stored)
+        else:
+            gates_on_lists.append(gate)
+    if not gates_on_lists:
         return verdicts
 
     # A bound on the overlap needs a more precise estimate than a report of it.
-    is_bound = any(gate.subject == _OVERLAP and gate.bound for gate in of_lists)
-    sample = lists.sample(SAMPLED_USERS if is_bound else COMPARED_USERS)
-    live_lists = await read_live(reader, live, manifest, sample, stored)
-    kept = _kept_share_by_gate(lists, len(sample), live_lists, origin.list_length or MAX_LENGTH)
-    for gate in of_lists:
+    is_overlap_bound = any(gate.subject == _OVERLAP and gate.bound for gate in gates_on_lists)
+    sampled_lists = lists.sample(SAMPLED_USERS if is_overlap_bound else COMPARED_USERS)
+    live_lists = await read_live(reader, live, manifest, sampled_lists, stored)
+    kept_shares = _kept_share_by_subject(lists, len(sampled_lists), live_lists, origin.list_length or MAX_LENGTH)
+    for gate in gates_on_lists:
         if gate.subject == _OVERLAP:
-            verdicts[gate] = _judge_overlap(gate, sample, live_lists, live)
+            verdicts[gate] = _judge_overlap(gate, sampled_lists, live_lists, live)
         else:
-            verdicts[gate] = kept[gate.subject].verdict(gate)
+            verdicts[gate] = kept_shares[gate.subject].verdict(gate)
     return verdicts
 
 
@@ -302,87 +312,98 @@ def _judge_overlap(
 
 
 class _KeptShare(NamedTuple):
-    """How much is there *now* of what was there *before*: numbers of users or items, or a length.
+    """How much of an amount *before*, in the live release, is *kept* in the new lists.
 
-    *compared* is the number of users or items by which it is measured; few cannot be judged.
+    Amounts are numbers of users, items or lists, or a length. *compared* is the number of users or items that the share
+    is measured on.
     """
 
-    now: float
+    kept: float
     before: float
     compared: int
     note: str
 
     def verdict(self, gate: Gate) -> GateVerdict:
-        """Judge the share that is kept; too little to judge passes."""
+        """Judge the share; if it is measured on fewer than LEAST_COMPARED, it passes."""
         if not self.before or self.compared < LEAST_COMPARED:
             return gate.verdict(None, f"too little to judge: {self.note}", passed=True)
-        return gate.verdict(self.now / self.before, self.note)
+        return gate.verdict(self.kept / self.before, self.note)
 
 
-def _kept_share_by_gate(lists: Measurement, sampled: int, live: LiveLists, list_length: int) -> dict[str, _KeptShare]:
-    """Return how much of the *live* release is kept by the new *lists*: a share for each gate in LEAST_KEPT.
+def _kept_share_by_subject(
+    lists: Measurement, sampled: int, live: LiveLists, list_length: int
+) -> dict[str, _KeptShare]:
+    """Return how much of the *live* release the new *lists* keep: a share for each name in LEAST_KEPT.
 
-    *sampled* is the number of users with a new list who were looked up in the live release; `live.by_user` has the
-    lists of those found there. *list_length* is the length that new lists were made with, which may be lower than
-    before: shorter lists are then no loss.
+    sampled      number of users with a new list who were looked up; `live.by_user` has the live lists of some of them
+    list_length  most items of a new list; where it is lower than before, shorter lists are no loss
     """
     live_lengths = [len(items) for items in live.by_user.values()]
+    live_mean_length = sum(live_lengths) / max(len(live_lengths), 1)
+    length_before = min(live_mean_length, list_length)
 
-    # The share of sampled users who had a live list is taken as that of all users with a new list.
-    share_with_live_list = len(live_lengths) / max(sampled, 1)
-    users = min(live.users_with_lists, round(share_with_live_list * lists.users_with_lists))
-    # If all live users are kept, the sample has `sampled / users_with_lists` of them.
-    is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
-
-    items = set(live.popular).union(*live.by_user.values())
-    known = len(lists.known(items))
-    length = min(sum(live_lengths) / max(len(live_lengths), 1), list_length)
-    segments = len(live.segments & lists.segments)
-    popular = len(set(lists.popular).intersection(live.popular))
+    live_items = set(live.popular).union(*live.by_user.values())
+    items_kept = len(lists.known(live_items))
+    segments_kept = len(live.segments & lists.segments)
+    popular_kept = len(set(lists.popular).intersection(live.popular))
     return {
-        "users_kept": _KeptShare(
-            now=users,
-            before=live.users_with_lists,
-            compared=live.users_with_lists if is_sample_enough else 0,
-            note=f"about {users:,} of {live.users_with_lists:,} users with a list",
-        ),
+        "users_kept": _kept_users(lists, sampled, live),
         "items_kept": _KeptShare(
-            now=known,
-            before=len(items),
-            compared=len(items),
-            note=f"{known:,} of {len(items):,} items in live lists",
+            kept=items_kept,
+            before=len(live_items),
+            compared=len(live_items),
+            note=f"{items_kept:,} of {len(live_items):,} items in live lists",
         ),
         "length_kept": _KeptShare(
-            now=lists.mean_length,
-            before=length,
+            kept=lists.mean_length,
+            before=length_before,
             compared=len(live_lengths),
-            note=f"{lists.mean_length:.1f} items in a list after {length:.1f}",
+            note=f"{lists.mean_length:.1f} items in a list after {length_before:.1f}",
         ),
         "similar_kept": _KeptShare(
-            now=min(lists.similar_lists, live.similar_lists),
+            kept=min(lists.similar_lists, live.similar_lists),
             before=live.similar_lists,
             compared=live.similar_lists,
             note=f"{lists.similar_lists:,} lists of similar items after {live.similar_lists:,}",
         ),
+        # The next three are not judged if the live release is small, which its number of items tells.
         "segments_kept": _KeptShare(
-            now=segments,
+            kept=segments_kept,
             before=len(live.segments),
-            compared=len(items),
-            note=f"{segments:,} of {len(live.segments):,} segments",
+            compared=len(live_items),
+            note=f"{segments_kept:,} of {len(live.segments):,} segments",
         ),
         "popular_length_kept": _KeptShare(
-            now=len(lists.popular),
+            kept=len(lists.popular),
             before=min(len(live.popular), max(list_length, POPULAR_LENGTH)),
-            compared=len(items),
+            compared=len(live_items),
             note=f"{len(lists.popular)} popular items after {len(live.popular)}",
         ),
         "popular_kept": _KeptShare(
-            now=popular,
+            kept=popular_kept,
             before=len(live.popular),
-            compared=len(items),
-            note=f"{popular} of {len(live.popular)} items",
+            compared=len(live_items),
+            note=f"{popular_kept} of {len(live.popular)} items",
         ),
     }
+
+
+def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare:
+    """Estimate how many users of the *live* release still have a list.
+
+    All users with a new list are taken to have had a live list as often as the *sampled* ones.
+    """
+    share_with_live_list = len(live.by_user) / max(sampled, 1)
+    kept = min(live.users_with_lists, round(share_with_live_list * lists.users_with_lists))
+
+    # If all live users are kept, the sample has `sampled / users_with_lists` of them.
+    is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
+    return _KeptShare(
+        kept=kept,
+        before=live.users_with_lists,
+        compared=live.users_with_lists if is_sample_enough else 0,
+        note=f"about {kept:,} of {live.users_with_lists:,} users with a list",
+    )
 
 
 def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
@@ -406,23 +427,26 @@ def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, s
 
 
 def _parse_gate(name: str, bound: object, where: str) -> Gate:
-    """Return the gate *name*, perhaps with the name of a list before a colon; SettingError for a bound out of range."""
-    list_name, colon, subject = name.rpartition(":")
+    """Return the gate *name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
+
+    Raises SettingError, which begins with *where*, for a bound that is no number or out of range.
+    """
+    list_name, colon, own_name = name.rpartition(":")
     if not _is_number(bound):
-        raise SettingError(f"{where}: the bound of {subject} is {bound!r}; it must be a number.")
-    gate = _gate_named(subject, bound, where)
+        raise SettingError(f"{where}: the bound of {own_name} is {bound!r}; it must be a number.")
+    gate = _gate_named(own_name, bound, where)
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:
-        raise SettingError(f"{where}: the bound of {subject} is {bound}; it must lie between {low} and {high}.")
+        raise SettingError(f"{where}: the bound of {own_name} is {bound}; it must lie between {low} and {high}.")
     return replace(gate, name=f"{list_name}{colon}{gate.name}")
 
 
 def _gate_named(name: str, bound: float, where: str) -> Gate:
-    """Return the gate of this *name*: on the drop of a metric, on the first items, on the lists, or on a metric.
+    """Return the gate of this *name*, without the name of a list: `drop.ndcg`, `overlap@10`, `coverage` or `ndcg`.
 
-    Examples are `drop.ndcg`, `popular@10`, `coverage` and `ndcg`. *where* begins the text of a SettingError.
+    Any other name is taken for a metric. Raises SettingError, which begins with *where*, for an N out of range.
     """
     first, _, metric = name.partition(".")
     if first == _DROP and metric:
