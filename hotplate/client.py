@@ -360,7 +360,8 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             if status == 200:
                 lists = content.get("results", [content])  # a batch has several
                 pairs = zip(lists, call.expected, strict=True)
-                if all(expected.items() <= fields.items() for fields, expected in pairs):
+                has_expected_fields = all(expected.items() <= fields.items() for fields, expected in pairs)
+                if has_expected_fields:
                     return [_parse_answer(fields) for fields in lists]
                 failure = "an answer for another user or item than was requested"
             else:

@@ -450,8 +450,10 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
 
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
-    state = "withdrawn" if isinstance(written.refused, ReleaseWithdrawn) else "ready"
-    if _was_activated(written, flags):
+    state = "ready"
+    if isinstance(written.refused, ReleaseWithdrawn):
+        state = "withdrawn"
+    elif _was_activated(written, flags):
         state, _ = place_of(flags.settings.arm)
     where = shown_store_url(flags.store)
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")

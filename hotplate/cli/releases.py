@@ -257,12 +257,13 @@ def copy(
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
 
-    async def find_and_copy(source_store: Store, target_store: Store) -> "WrittenRelease":
-        entry = await find_release(source_store, release)
-        return await copy_release(source_store, target_store, entry.id, live=activate, on_progress=report)
-
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "copy")
+
+        async def find_and_copy(source_store: Store, target_store: Store) -> "WrittenRelease":
+            entry = await find_release(source_store, release)
+            return await copy_release(source_store, target_store, entry.id, live=activate, on_progress=report)
+
         result = run_between(store_url_or_default(source), store_url_or_default(target), find_and_copy, meter)
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
     if result.held_back is not None:
@@ -341,12 +342,13 @@ def repair(
     from hotplate.stores.connect import run_between
     from hotplate.stores.transfer import repair as repair_release
 
-    async def find_and_repair(source_store: Store, damaged_store: Store) -> "WrittenRelease":
-        entry = await find_release(damaged_store, release)
-        return await repair_release(damaged_store, source_store, entry.id, on_progress=report)
-
     with progress_bars() as on_progress:
         report = partial(on_progress, "repair")
+
+        async def find_and_repair(source_store: Store, damaged_store: Store) -> "WrittenRelease":
+            entry = await find_release(damaged_store, release)
+            return await repair_release(damaged_store, source_store, entry.id, on_progress=report)
+
         result = run_between(store_url_or_default(source), store_url_or_default(store), find_and_repair)
     fields = {"release": result.manifest, "rows_written": result.rows}
     sentence = f"{result.rows:,} rows of {result.manifest.release} were written again"

@@ -141,14 +141,15 @@ def rebuild(
 
     live_id = None if live is None else ReleaseId(live)
 
-    async def survey_and_rebuild(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
-        result = await survey(opened, live_id, on_progress)
-        try:
-            return result, await write_catalogue(opened, result, live_id or result.only(), force=force)
-        except StoreError as error:  # the survey is printed in any case
-            return result, error
-
     with progress_bars() as on_progress:
+
+        async def survey_and_rebuild(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
+            result = await survey(opened, live_id, on_progress)
+            try:
+                return result, await write_catalogue(opened, result, live_id or result.only(), force=force)
+            except StoreError as error:  # the survey is printed in any case
+                return result, error
+
         surveyed, outcome = run_on_store(store, survey_and_rebuild)
     rebuilt = outcome if isinstance(outcome, Catalogue) else None
     if as_json:
@@ -233,16 +234,17 @@ def _copy_files(
     """
     from hotplate.stores.file.store import LmdbStore
 
-    async def check_and_copy(opened: Store) -> "BackupResult":
-        if not isinstance(opened, LmdbStore):
-            raise StoreMisused(
-                "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
-                "`hotplate releases copy` copies a release of any store into a folder"
-            )
-        return await copy(opened, report)
-
     with progress_bars() as on_progress:
         report = partial(on_progress, verb)
+
+        async def check_and_copy(opened: Store) -> "BackupResult":
+            if not isinstance(opened, LmdbStore):
+                raise StoreMisused(
+                    "only file:// stores are backed up by hotplate; Redis and Cosmos DB have their own backups, and "
+                    "`hotplate releases copy` copies a release of any store into a folder"
+                )
+            return await copy(opened, report)
+
         result = run_on_store(store, check_and_copy, may_be_new=True)  # `backup` reports a missing store
     live = f"{result.live} is live" if result.live else "nothing is live"
     copied = f"{len(result.releases)} releases, {result.copied_bytes / 1e6:,.1f} MB copied"
