@@ -93,18 +93,18 @@ http {{
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """A filled store and its live release."""
+class FilledStore:
+    """A store with lists, as its live release."""
 
     url: str
     shape: Shape
     release: ReleaseRef
 
 
-def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> Filled:
+def publish_lists(url: str, shape: Shape, values: Sequence[bytes]) -> FilledStore:
     """Publish lists of *shape*, with bodies from *values*."""
     release = run_on(url, lambda store: publish_rows(store, shape.batches(values), shape.plan))
-    return Filled(url, shape, release)
+    return FilledStore(url, shape, release)
 
 
 def executable(name: str) -> str:
@@ -135,7 +135,7 @@ def run() -> Iterator[Callable[[Awaitable[object]], object]]:
 
 
 @pytest.fixture(scope="session")
-def files(shape: Shape, values: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Filled:
+def files(shape: Shape, values: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> FilledStore:
     """Return a store in files."""
     return publish_lists(f"file://{tmp_path_factory.mktemp('files')}/store", shape, values)
 
@@ -149,13 +149,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def redis(redis_server: RedisServer, shape: Shape, values: list[bytes]) -> Filled:
+def redis(redis_server: RedisServer, shape: Shape, values: list[bytes]) -> FilledStore:
     """Return a store in Redis."""
     return publish_lists(redis_server.url(), shape, values)
 
 
 @pytest.fixture(scope="session")
-def cosmos(values: list[bytes]) -> Iterator[Filled]:
+def cosmos(values: list[bytes]) -> Iterator[FilledStore]:
     """Return a store in the emulator of Cosmos DB."""
     with emulator_serving(core=0) as emulator:
         url = f"cosmos+{emulator.url}/bench?ru={PLENTY_RU}"
@@ -163,7 +163,10 @@ def cosmos(values: list[bytes]) -> Iterator[Filled]:
 
 
 def service_of(store: str, *options: str) -> AbstractContextManager[Server]:
-    """Serve a store uncached on the first core; a slow read counts as slow, not as a popular list."""
+    """Serve the store at the URL *store* without a cache, on the first core.
+
+    The service waits long for a read, so that a slow one counts as slow, and is not answered by the popular list.
+    """
     return service_serving(ROUTE + COPIED[0], options=("--store", store, "--budget", f"{PATIENCE_S:g}", *options))
 
 
@@ -260,10 +263,18 @@ def webdis_of(redis: RedisServer) -> Iterator[Server]:
     """Run webdis with one thread."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, object] = {"redis_host": "127.0.0.1", "redis_port": redis.port, "http_host": "127.0.0.1"}
-        settings |= {"http_port": port, "threads": 1, "daemonize": False, "verbosity": 0}
-        settings["logfile"] = f"{folder}/webdis.log"
-        (configuration := Path(folder) / "webdis.json").write_text(json.dumps(settings))
+        settings = {
+            "redis_host": "127.0.0.1",
+            "redis_port": redis.port,
+            "http_host": "127.0.0.1",
+            "http_port": port,
+            "threads": 1,
+            "daemonize": False,
+            "verbosity": 0,
+            "logfile": f"{folder}/webdis.log",
+        }
+        configuration = Path(folder) / "webdis.json"
+        configuration.write_text(json.dumps(settings))
         with serving([executable("webdis"), str(configuration)], port, "/PING") as server:
             yield server
 
@@ -278,8 +289,9 @@ def aiohttp_of(like: Server) -> Iterator[Server]:
 
 
 def must_be_alike(url: str, other: str) -> None:
-    """Raise RuntimeError unless body and header names are equal."""
-    (body, headers), (other_body, other_headers) = fetch(url), fetch(other)
+    """Raise RuntimeError unless two URLs have equal bodies and equal names of headers."""
+    body, headers = fetch(url)
+    other_body, other_headers = fetch(other)
     differ = {name.lower() for name in headers} ^ {name.lower() for name in other_headers}
     if body != other_body or differ:
         raise RuntimeError(f"{url} and {other} differ: {body[:200]!r}, {other_body[:200]!r}, headers {sorted(differ)}")
@@ -289,9 +301,8 @@ def random_gets(path: str, users: Sequence[str], headers: Mapping[str, str] = HE
     """Return GETs of random users; *path* contains `{user}`."""
     tail = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     drawn = random.Random(0).choices(users, k=REQUESTED)  # noqa: S311 -- spreads requests
-    return "".join(
-        f"GET {path.replace('{user}', user)} HTTP/1.1\r\nHost: 127.0.0.1\r\n{tail}\r\n" for user in drawn
-    ).encode()
+    requests = [f"GET {path.replace('{user}', user)} HTTP/1.1\r\nHost: 127.0.0.1\r\n{tail}\r\n" for user in drawn]
+    return "".join(requests).encode()
 
 
 class Saturation(NamedTuple):
@@ -304,10 +315,10 @@ class Saturation(NamedTuple):
 def saturate(server: Server, requests: bytes) -> Saturation:
     """Load *server* fully with wrk for WRK_SECONDS; return its rate and its CPU time in µs for an answer.
 
-    *requests* are sent in their order, again and again. Raises RuntimeError for errors, and for more than MAX_POPULAR
-    popular lists: those that the service answers instead of a user's own are cheap.
+    *requests* are sent in their order, again and again. Raises RuntimeError for errors, and if more than the share
+    MAX_POPULAR of the lists were the popular list: it is the fallback for a user's own list, and cheaper to answer.
     """
-    lookups_before = lookups(server)
+    before = lookups(server)
     cpu_before_s = server.cpu_s()
     output = _run_wrk(server, requests)
     used_s = server.cpu_s() - cpu_before_s
@@ -317,7 +328,9 @@ def saturate(server: Server, requests: bytes) -> Saturation:
         raise RuntimeError(f"wrk printed {output[-500:]}")
     answers = int(request_count[1])
 
-    lists, popular = (after - before for before, after in zip(lookups_before, lookups(server), strict=True))
+    after = lookups(server)
+    lists = after.lists - before.lists
+    popular = after.popular - before.popular
     if popular > MAX_POPULAR * lists:
         raise RuntimeError(f"{popular:,.0f} of {lists:,.0f} lists were popular ones; is the machine busy?")
     return Saturation(answers / WRK_SECONDS, used_s * 1e6 / answers)
@@ -338,14 +351,21 @@ def _run_wrk(server: Server, requests: bytes) -> str:
     return ended.stdout + ended.stderr
 
 
-def lookups(server: Server) -> tuple[float, float]:
-    """Return lookups and popular lists; zeros for a peer."""
+class Lookups(NamedTuple):
+    """Lists that a service has answered, and how many of them were the popular list."""
+
+    lists: float
+    popular: float
+
+
+def lookups(server: Server) -> Lookups:
+    """Return the lists that a service has answered since its start, by its metrics; zeros for a peer."""
     if not server.admin_url:
-        return 0.0, 0.0
+        return Lookups(0.0, 0.0)
     metrics = read_samples(f"{server.admin_url}/metrics")
     samples = [sample for sample in metrics if sample.name == "hotplate_lookups_total"]
     popular = [sample for sample in samples if sample.labels["source"] == POPULAR_SOURCE]
-    return sum(sample.value for sample in samples), sum(sample.value for sample in popular)
+    return Lookups(sum(sample.value for sample in samples), sum(sample.value for sample in popular))
 
 
 # A child's peak memory starts at its parent's.
@@ -358,8 +378,15 @@ sys.exit(abs(os.waitstatus_to_exitcode(status)))
 """
 
 
-def measure(*command: str) -> tuple[float, float]:
-    """Run a command; return CPU seconds with children, and peak MB."""
+class CommandUsage(NamedTuple):
+    """CPU time of a command and its children, and its peak memory."""
+
+    cpu_s: float
+    memory_mb: float
+
+
+def run_command(*command: str) -> CommandUsage:
+    """Run a command to its end. Raises RuntimeError if it fails."""
     ended = subprocess.run(  # noqa: S603 -- our own commands
         [sys.executable, "-c", STARTER, *command],
         env=environment() | {"OMP_WAIT_POLICY": "passive"},
@@ -369,5 +396,4 @@ def measure(*command: str) -> tuple[float, float]:
     )
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-    cpu_s, memory_mb = json.loads(ended.stdout)
-    return cpu_s, memory_mb
+    return CommandUsage(*json.loads(ended.stdout))

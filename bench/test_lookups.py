@@ -6,17 +6,18 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from hotplate.bench.conftest import COUNT, Benchmark, Filled, publish_lists
+from hotplate.bench.conftest import COUNT, Benchmark, FilledStore, publish_lists
 from hotplate.bench.lists import Shape, key_of
 from hotplate.bench.process import RedisServer
 from hotplate.serve.embedded import open_lists, open_sync
 from hotplate.serve.reader import TieredReader
+from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import OFFSET_BYTES, USER, decode, encode
 from hotplate.stores.file.store import LmdbStore
@@ -27,24 +28,35 @@ IN_FLIGHT = 16
 REMOTE_COUNT = 320
 TIMEOUT_S = 5.0
 PUBLISHES = 3
+# Runs a coroutine on the loop that the benchmarks share, and returns its result.
 Run = Callable[[Any], Any]
 REDIS_BATCHES = (1, 8, 32)
+
+
+class RemoteStore(NamedTuple):
+    """A store's fixture, options to append to its URL, and what a read of it is called in the figures."""
+
+    fixture: str
+    options: str
+    what: str
+
+
 REMOTE = {
-    "redis": ("redis", "", "a read from Redis, 16 in flight"),
-    "redis-py": ("redis", "&client=redis-py", "the same through redis-py"),
-    "cosmos": ("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
-    "sdk": ("cosmos", "&client=sdk", "the same through azure-cosmos"),
+    "redis": RemoteStore("redis", "", "a read from Redis, 16 in flight"),
+    "redis-py": RemoteStore("redis", "&client=redis-py", "the same through redis-py"),
+    "cosmos": RemoteStore("cosmos", "", "a point read from Cosmos DB (emulated), 16 in flight"),
+    "sdk": RemoteStore("cosmos", "&client=sdk", "the same through azure-cosmos"),
 }
 # Excludes other processes and a store's server.
 pytestmark = pytest.mark.benchmark(group="look-ups", timer=time.process_time)
 
 
 def random_keys(users: int, count: int = COUNT) -> list[str]:
-    """Draw keys as new strings without cached hashes."""
+    """Draw *count* keys of random users; they are new strings, whose hashes are not cached yet."""
     return [key_of(user) for user in random.Random(0).choices(range(users), k=count)]
 
 
-def test_file_read(benchmark: Benchmark, files: Filled, run: Run) -> None:
+def test_file_read(benchmark: Benchmark, files: FilledStore, run: Run) -> None:
     store = LmdbStore(Path(files.url.removeprefix("file://")))
     run(store.warm(files.release))
     keys = random_keys(files.shape.users)
@@ -54,14 +66,14 @@ def test_file_read(benchmark: Benchmark, files: Filled, run: Run) -> None:
     run(store.close())
 
 
-def test_dict_read(benchmark: Benchmark, files: Filled, values: list[bytes]) -> None:
+def test_dict_read(benchmark: Benchmark, files: FilledStore, values: list[bytes]) -> None:
     copies = {key_of(user): bytes(bytearray(values[user % len(values)])) for user in range(files.shape.users)}
     keys = random_keys(files.shape.users)
     benchmark.extra_info |= {"what": "the same from a dict", "count": COUNT}
     benchmark(lambda: [copies.get(key) for key in keys])
 
 
-def test_list_of_library(benchmark: Benchmark, files: Filled) -> None:
+def test_list_of_library(benchmark: Benchmark, files: FilledStore) -> None:
     users = [key.removeprefix(USER) for key in random_keys(files.shape.users)]
     with open_sync(files.url) as lists:
         assert lists.personal(users[0]).items
@@ -69,7 +81,8 @@ def test_list_of_library(benchmark: Benchmark, files: Filled) -> None:
         benchmark(lambda: [lists.personal(user) for user in users])
 
 
-def test_list_by_way_of_a_loop(benchmark: Benchmark, files: Filled) -> None:
+def test_list_by_way_of_a_loop(benchmark: Benchmark, files: FilledStore) -> None:
+    """A program without a loop may also use `hotplate.open`, on one in another thread."""
     users = [key.removeprefix(USER) for key in random_keys(files.shape.users)]
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -84,36 +97,37 @@ def test_list_by_way_of_a_loop(benchmark: Benchmark, files: Filled) -> None:
     loop.close()
 
 
-async def read_all(store: Reader, filled: Filled, keys: list[str]) -> None:
+async def read_one_by_one(store: Reader, release: ReleaseRef, keys: Sequence[str]) -> None:
+    """Read each key by a read of its own."""
+    for key in keys:
+        [value] = await store.get_many(release, [key], timeout_s=TIMEOUT_S)
+        assert isinstance(value, bytes), f"{key}: {value!r}"
+
+
+async def read_all(store: Reader, release: ReleaseRef, keys: Sequence[str]) -> None:
     """Read keys one by one, IN_FLIGHT at a time."""
-
-    async def reader(first: int) -> None:
-        for key in keys[first::IN_FLIGHT]:
-            [value] = await store.get_many(filled.release, [key], timeout_s=TIMEOUT_S)
-            assert isinstance(value, bytes), f"{key}: {value!r}"
-
-    await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
+    await asyncio.gather(*(read_one_by_one(store, release, keys[first::IN_FLIGHT]) for first in range(IN_FLIGHT)))
 
 
 @pytest.mark.parametrize("case", REMOTE)
 def test_remote_read(benchmark: Benchmark, request: pytest.FixtureRequest, run: Run, case: str) -> None:
-    store, options, what = REMOTE[case]
-    filled: Filled = request.getfixturevalue(store)
+    store = REMOTE[case]
+    filled: FilledStore = request.getfixturevalue(store.fixture)
     keys = random_keys(filled.shape.users, REMOTE_COUNT)
 
     async def opened() -> Store:
-        return connect(filled.url + options)
+        return connect(filled.url + store.options)
 
     reader = run(opened())
-    run(read_all(reader, filled, keys))
-    benchmark.extra_info |= {"what": what, "count": REMOTE_COUNT}
-    benchmark(lambda: run(read_all(reader, filled, keys)))
+    run(read_all(reader, filled.release, keys))
+    benchmark.extra_info |= {"what": store.what, "count": REMOTE_COUNT}
+    benchmark(lambda: run(read_all(reader, filled.release, keys)))
     run(reader.close())
 
 
 @pytest.mark.parametrize("keys_at_once", REDIS_BATCHES)
 @pytest.mark.parametrize("options", ["", "&client=redis-py"], ids=["multiplexed", "redis-py"])
-def test_batch_from_redis(benchmark: Benchmark, redis: Filled, run: Run, options: str, keys_at_once: int) -> None:
+def test_batch_from_redis(benchmark: Benchmark, redis: FilledStore, run: Run, options: str, keys_at_once: int) -> None:
     keys = random_keys(redis.shape.users, REMOTE_COUNT)
     batches = [keys[start : start + keys_at_once] for start in range(0, REMOTE_COUNT, keys_at_once)]
 
@@ -148,7 +162,7 @@ def test_decode(benchmark: Benchmark, values: list[bytes]) -> None:
 
 
 @pytest.fixture
-def pair(files: Filled, run: Run) -> Iterator[Pair]:
+def pair(files: FilledStore, run: Run) -> Iterator[Pair]:
     async def entered() -> Pair:
         return await Pair(TieredReader.from_urls([files.url])).__aenter__()
 
@@ -158,7 +172,7 @@ def pair(files: Filled, run: Run) -> Iterator[Pair]:
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["lane", "aiohttp"])
-def test_answer(benchmark: Benchmark, files: Filled, pair: Pair, run: Run, *, fast: bool) -> None:
+def test_answer(benchmark: Benchmark, files: FilledStore, pair: Pair, run: Run, *, fast: bool) -> None:
     requests = [
         f"GET /v1/recommendations/{key.removeprefix(USER)} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
         for key in random_keys(files.shape.users, REMOTE_COUNT)

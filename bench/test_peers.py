@@ -5,7 +5,9 @@ By wrk: nginx with one answer, with files, and with Lua and Redis, webdis, aioht
 
 import shutil
 import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,15 +19,16 @@ from hotplate.bench.conftest import (
     HOTPLATE,
     TIMES,
     Benchmark,
-    Filled,
+    FilledStore,
+    Saturation,
     aiohttp_of,
     executable,
-    measure,
     must_be_alike,
     nginx_of,
     nginx_with_files,
     nginx_with_lua,
     random_gets,
+    run_command,
     saturate,
     service_of,
     webdis_of,
@@ -48,84 +51,117 @@ RETAIL_OPTIONS = (
 )
 FACTORS = 256
 PLAIN = "plain:"
-Loaded = tuple[Server, bytes]
 pytestmark = pytest.mark.benchmark(group="peers")
 
 
-def compare(benchmark: Benchmark, names: tuple[str, str], ours: Loaded, peers: Loaded) -> None:
-    """Measure our service and a peer in alternating rounds, and store rate, CPU a request and the ratios of both.
+class LoadedServer(NamedTuple):
+    """A server, the requests that load it, and its name in the figures."""
 
-    *names* are those of ours and of the peer; each is loaded with a server and the requests to send.
-    """
+    name: str
+    server: Server
+    requests: bytes
+
+    def saturate(self) -> Saturation:
+        """Load the server fully; return its rate and CPU time."""
+        return saturate(self.server, self.requests)
+
+
+def compare(benchmark: Benchmark, ours: LoadedServer, peer: LoadedServer) -> None:
+    """Load our service and a peer in turn, and store the service's CPU time, and both ratios to the peer's figures."""
     cpu_us = list[float]()
     cpu_ratios = list[float]()
-    ratios = list[float]()
+    rate_ratios = list[float]()
 
     def round_of_both() -> None:
-        own = saturate(*ours)
-        other = saturate(*peers)
+        own = ours.saturate()
+        other = peer.saturate()
         cpu_us.append(own.cpu_us)
         cpu_ratios.append(own.cpu_us / other.cpu_us)
-        ratios.append(own.rate / other.rate)
+        rate_ratios.append(own.rate / other.rate)
 
-    saturate(*ours)
-    saturate(*peers)
+    # Warm both up.
+    ours.saturate()
+    peer.saturate()
     benchmark.pedantic(round_of_both, rounds=ROUNDS)
     benchmark.extra_info["figures"] = [
-        [f"{names[0]}: requests/s and core", "/s", [1e6 / used_us for used_us in cpu_us]],
+        [f"{ours.name}: requests/s and core", "/s", [1e6 / used_us for used_us in cpu_us]],
         ["the same: CPU", "µs", cpu_us],
-        [f"the same: CPU against {names[1]}", TIMES, cpu_ratios],
-        [f"the same: rate against {names[1]}", TIMES, ratios],
+        [f"the same: CPU against {peer.name}", TIMES, cpu_ratios],
+        [f"the same: rate against {peer.name}", TIMES, rate_ratios],
     ]
-    assert max(ratios) > 0
+    assert max(rate_ratios) > 0
 
 
 def ids(users: int) -> list[str]:
+    """Return the ids of the first *users* users, as in the stores' lists."""
     return [key_of(user).removeprefix(USER) for user in range(users)]
 
 
-def test_get_and_nginx(benchmark: Benchmark, files: Filled, tmp_path: Path) -> None:
-    executable("nginx")
-    key = create(tmp_path / "keys.json", "shop", [READ]).key
-    requests = random_gets(
-        ROUTE + "{user}",
-        ids(files.shape.users),
-        {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key},
-    )
-    with service_of(files.url, "--keys", str(tmp_path / "keys.json"), "--anonymous") as service:
-        url = service.url + ROUTE + COPIED[0]
-        with nginx_of(*fetch(url)) as nginx:
-            must_be_alike(url, nginx.url)
-            names = f"a GET with a key among {files.shape.users:,} users in files", "nginx `return 200`"
-            compare(benchmark, names, (service, requests), (nginx, requests))
+class KeyedService(NamedTuple):
+    """A service that checks API keys, and the headers of a client with one."""
 
-
-def test_get_and_nginx_with_files(benchmark: Benchmark, files: Filled, tmp_path: Path) -> None:
-    executable("nginx")
-    key = create(tmp_path / "keys.json", "shop", [READ]).key
-    users = ids(files.shape.users)[:STATIC_FILES]
-    requests = random_gets(
-        ROUTE + "{user}", users, {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
-    )
-    with service_of(files.url, "--keys", str(tmp_path / "keys.json"), "--anonymous") as service:
-        bodies = {user: fetch(service.url + ROUTE + user)[0] for user in users}
-        _, headers = fetch(service.url + ROUTE + users[0])
-        with nginx_with_files(bodies, headers) as nginx:
-            names = f"a GET with a key of {len(users):,} users in files", "nginx with the same answers as files"
-            compare(benchmark, names, (service, requests), (nginx, requests))
-
-
-def test_get_and_plain_aiohttp(benchmark: Benchmark, files: Filled) -> None:
-    requests = random_gets(ROUTE + "{user}", COPIED)
-    with service_of(files.url) as service, aiohttp_of(service) as peer:
-        must_be_alike(service.url + ROUTE + COPIED[0], peer.url + ROUTE + COPIED[0])
-        names = "a GET among 1,000 users in files", "one route of aiohttp over a dict"
-        compare(benchmark, names, (service, requests), (peer, requests))
+    server: Server
+    headers: Mapping[str, str]
 
 
 @pytest.fixture
-def plain_lists(redis: Filled, redis_server: RedisServer, values: list[bytes]) -> str:
-    """Store the lists as values of Redis without anything of ours; return the prefix of their keys."""
+def keyed_service(files: FilledStore, tmp_path: Path) -> Iterator[KeyedService]:
+    """Serve the store in files to clients with an API key and to anonymous ones, if there is nginx to compare with."""
+    executable("nginx")
+    key_file = tmp_path / "keys.json"
+    key = create(key_file, "shop", [READ]).key
+    headers = {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key}
+    with service_of(files.url, "--keys", str(key_file), "--anonymous") as server:
+        yield KeyedService(server, headers)
+
+
+def test_get_and_nginx(benchmark: Benchmark, files: FilledStore, keyed_service: KeyedService) -> None:
+    """A GET with a key is compared with nginx that always has the same answer in its configuration."""
+    requests = random_gets(ROUTE + "{user}", ids(files.shape.users), keyed_service.headers)
+    url = keyed_service.server.url + ROUTE + COPIED[0]
+    body, headers = fetch(url)
+    with nginx_of(body, headers) as nginx:
+        must_be_alike(url, nginx.url)
+        name = f"a GET with a key among {files.shape.users:,} users in files"
+        compare(
+            benchmark,
+            LoadedServer(name, keyed_service.server, requests),
+            LoadedServer("nginx `return 200`", nginx, requests),
+        )
+
+
+def test_get_and_nginx_with_files(benchmark: Benchmark, files: FilledStore, keyed_service: KeyedService) -> None:
+    """A GET with a key is compared with nginx that has the answer of each user as a static file."""
+    users = ids(files.shape.users)[:STATIC_FILES]
+    requests = random_gets(ROUTE + "{user}", users, keyed_service.headers)
+    url = keyed_service.server.url + ROUTE
+    bodies = {user: fetch(url + user)[0] for user in users}
+
+    # Names and values of headers are the same for all users.
+    _, headers = fetch(url + users[0])
+    with nginx_with_files(bodies, headers) as nginx:
+        compare(
+            benchmark,
+            LoadedServer(f"a GET with a key of {len(users):,} users in files", keyed_service.server, requests),
+            LoadedServer("nginx with the same answers as files", nginx, requests),
+        )
+
+
+def test_get_and_plain_aiohttp(benchmark: Benchmark, files: FilledStore) -> None:
+    """A GET is compared with a route of aiohttp that looks up finished responses in a dict."""
+    requests = random_gets(ROUTE + "{user}", COPIED)
+    with service_of(files.url) as service, aiohttp_of(service) as peer:
+        must_be_alike(service.url + ROUTE + COPIED[0], peer.url + ROUTE + COPIED[0])
+        compare(
+            benchmark,
+            LoadedServer("a GET among 1,000 users in files", service, requests),
+            LoadedServer("one route of aiohttp over a dict", peer, requests),
+        )
+
+
+@pytest.fixture
+def plain_prefix(redis: FilledStore, redis_server: RedisServer, values: list[bytes]) -> str:
+    """Store the lists as plain values of Redis, for its other clients; return the prefix of their keys."""
     with Redis(port=redis_server.port) as client:
         for batch in redis.shape.batches(values):
             client.mset({PLAIN + row.key: row.value[OFFSET_BYTES:] for row in batch})
@@ -133,86 +169,100 @@ def plain_lists(redis: Filled, redis_server: RedisServer, values: list[bytes]) -
 
 
 def test_get_from_redis_and_webdis(
-    benchmark: Benchmark, redis: Filled, redis_server: RedisServer, plain_lists: str
+    benchmark: Benchmark, redis: FilledStore, redis_server: RedisServer, plain_prefix: str
 ) -> None:
+    """A GET from Redis is compared with webdis, which answers with the plain value."""
     executable("webdis")
     users = ids(redis.shape.users)
     # Both answer with the whole list; .txt is the value itself, without JSON around it.
-    ours = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
-    theirs = random_gets(f"/GET/{plain_lists}{{user}}.txt", users)
+    requests = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
+    webdis_requests = random_gets(f"/GET/{plain_prefix}{{user}}.txt", users)
     with service_of(redis.url) as service, webdis_of(redis_server) as webdis:
-        names = f"a GET among {redis.shape.users:,} users in Redis", "webdis on one thread"
-        compare(benchmark, names, (service, ours), (webdis, theirs))
+        compare(
+            benchmark,
+            LoadedServer(f"a GET among {redis.shape.users:,} users in Redis", service, requests),
+            LoadedServer("webdis on one thread", webdis, webdis_requests),
+        )
 
 
 def test_get_from_redis_and_nginx_with_lua(
-    benchmark: Benchmark, redis: Filled, redis_server: RedisServer, plain_lists: str
+    benchmark: Benchmark, redis: FilledStore, redis_server: RedisServer, plain_prefix: str
 ) -> None:
+    """A GET from Redis is compared with nginx whose Lua code reads the plain value."""
     executable("nginx")
     users = ids(redis.shape.users)
-    ours = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
-    theirs = random_gets(ROUTE + "{user}", users)
+    requests = random_gets(f"{ROUTE}{{user}}?n={redis.shape.items}", users)
+    nginx_requests = random_gets(ROUTE + "{user}", users)
     with service_of(redis.url) as service:
         _, headers = fetch(service.url + ROUTE + users[0])
-        with nginx_with_lua(redis_server, plain_lists, headers, users[0]) as nginx:
-            names = f"the same GET among {redis.shape.users:,} users in Redis", "nginx with Lua and Redis"
-            compare(benchmark, names, (service, ours), (nginx, theirs))
+        with nginx_with_lua(redis_server, plain_prefix, headers, users[0]) as nginx:
+            compare(
+                benchmark,
+                LoadedServer(f"the same GET among {redis.shape.users:,} users in Redis", service, requests),
+                LoadedServer("nginx with Lua and Redis", nginx, nginx_requests),
+            )
 
 
 def write_lists(path: Path, users: int) -> None:
-    """Write shuffled, unique rows of user, item and score."""
+    """Write a CSV file of user, item and score, in random order: LENGTH different items for each user."""
     draw = np.random.default_rng(0)
-    first = draw.integers(0, ITEMS, users)
+    first_items = draw.integers(0, ITEMS, users)
     scores = draw.random(users * LENGTH).round(4)
+
+    # Squares of ranks differ by less than ITEMS, so that no user has an item twice.
     user, rank = np.divmod(draw.permutation(users * LENGTH), LENGTH)
-    rows = pl.DataFrame({"user": user, "item": (first[user] + rank**2) % ITEMS, "score": scores})
-    zeros = pl.col("user").cast(pl.String).str.zfill(8)
-    rows.with_columns(user=zeros, item=pl.format("sku{}", "item")).write_csv(path)
+    item = (first_items[user] + rank**2) % ITEMS
+
+    rows = pl.DataFrame({"user": user, "item": item, "score": scores})
+    user_ids = pl.col("user").cast(pl.String).str.zfill(8)
+    rows.with_columns(user=user_ids, item=pl.format("sku{}", "item")).write_csv(path)
 
 
 def test_import_and_polars_with_lmdb(benchmark: Benchmark, shape: Shape, tmp_path: Path) -> None:
+    """An import takes less than five times the CPU of polars and LMDB without checks."""
     lists = tmp_path / "lists.csv"
     store = tmp_path / "store"
     bare = tmp_path / "bare.mdb"
     write_lists(lists, shape.users)
-    ratios = list[float]()
-    memory = list[float]()
-    bare_memory = list[float]()
+    cpu_ratios = list[float]()
+    memory_mb = list[float]()
+    bare_memory_mb = list[float]()
 
     def round_of_both() -> None:
         shutil.rmtree(store, ignore_errors=True)
         bare.unlink(missing_ok=True)
-        ours_s, ours_mb = measure(*HOTPLATE, "import", str(lists), "--store", f"file://{store}")
-        bare_s, bare_mb = measure(*BARE, "import", str(lists), str(bare))
-        ratios.append(ours_s / bare_s)
-        memory.append(ours_mb)
-        bare_memory.append(bare_mb)
+        ours = run_command(*HOTPLATE, "import", str(lists), "--store", f"file://{store}")
+        peer = run_command(*BARE, "import", str(lists), str(bare))
+        cpu_ratios.append(ours.cpu_s / peer.cpu_s)
+        memory_mb.append(ours.memory_mb)
+        bare_memory_mb.append(peer.memory_mb)
 
     benchmark.pedantic(round_of_both, rounds=IMPORTS)
     benchmark.extra_info["figures"] = [
-        [f"importing {shape.users * LENGTH:,} rows of CSV: CPU against polars and LMDB alone", TIMES, ratios],
-        ["the same: memory", "MB", memory],
-        ["polars and LMDB alone: memory", "MB", bare_memory],
+        [f"importing {shape.users * LENGTH:,} rows of CSV: CPU against polars and LMDB alone", TIMES, cpu_ratios],
+        ["the same: memory", "MB", memory_mb],
+        ["polars and LMDB alone: memory", "MB", bare_memory_mb],
     ]
-    assert statistics.median(ratios) < 5
+    assert statistics.median(cpu_ratios) < 5
 
 
 @pytest.mark.skipif(not RETAIL.exists(), reason="the data set Online Retail is not beside the checkout")
 def test_training_and_implicit(benchmark: Benchmark, tmp_path: Path) -> None:
-    ratios = list[float]()
+    """Training and publishing take less than five times the CPU of implicit alone."""
+    cpu_ratios = list[float]()
 
     def round_of_both() -> None:
         model = tmp_path / "model"
         store = tmp_path / "store"
         for folder in (model, store):
             shutil.rmtree(folder, ignore_errors=True)
-        train_s, _ = measure(*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model))
-        publish_s, _ = measure(*HOTPLATE, "publish", str(model), "--store", f"file://{store}")
-        bare_s, _ = measure(*BARE, "train", str(RETAIL), str(FACTORS))
-        ratios.append((train_s + publish_s) / bare_s)
+        train = run_command(*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model))
+        publish = run_command(*HOTPLATE, "publish", str(model), "--store", f"file://{store}")
+        bare = run_command(*BARE, "train", str(RETAIL), str(FACTORS))
+        cpu_ratios.append((train.cpu_s + publish.cpu_s) / bare.cpu_s)
 
     benchmark.pedantic(round_of_both, rounds=1)
     benchmark.extra_info["figures"] = [
-        ["Online Retail trained and published: CPU against implicit alone", TIMES, ratios]
+        ["Online Retail trained and published: CPU against implicit alone", TIMES, cpu_ratios]
     ]
-    assert statistics.median(ratios) < 5
+    assert statistics.median(cpu_ratios) < 5
