@@ -104,10 +104,10 @@ class Faults:
         self.active = [(now + fault.for_s, fault) for fault in faults]
 
     def before(self, request: Request, operation: str, now: float) -> HttpResponse | None:
-        """Inject the first active fault that affects a request, before it is processed.
+        """Inject the first active error or reset that affects a request, before it is processed.
 
-        Returns a response that resets the connection, or raises the fault's HttpError; None without a fault, or if
-        the faults only delay. *now* is in seconds by the account's clock.
+        Returns a response that resets the connection, or raises the fault's HttpError; None if no such fault affects
+        it. Delays are those of `delay_s`. *now* is in seconds by the account's clock.
         """
         for end_s, fault in self.active:
             if now >= end_s or not fault.affects(request.region, operation, self._random.random()):
@@ -116,7 +116,9 @@ class Faults:
                 return HttpResponse(503, reset=True)
             if fault.kind in ERRORS:
                 status, substatus = ERRORS[fault.kind]
-                headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if status == 429 else {}
+                headers = dict[str, str]()
+                if status == 429:
+                    headers["x-ms-retry-after-ms"] = f"{fault.retry_after_ms:.0f}"
                 raise HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
         return None
 
@@ -125,7 +127,7 @@ class Faults:
         partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
         return sum(
             fault.delay_ms / 1000
-            for until, fault in self.active
-            if fault.kind == SLOW and now < until and fault.partition in (None, partition)
+            for end_s, fault in self.active
+            if fault.kind == SLOW and now < end_s and fault.partition in (None, partition)
             if fault.affects(request.region, operation, self._random.random())
         )

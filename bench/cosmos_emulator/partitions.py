@@ -150,15 +150,16 @@ class Partitions:
     def __init__(self, throughput: Throughput, regions: int) -> None:
         self._regions = regions
         self._next_id = 0
-        self._replace([None] * throughput.initial_partitions)
+        self._replace_all([None] * throughput.initial_partitions)
         self.provision(throughput)
 
-    def _replace(self, parents: Sequence[Partition | None]) -> None:
+    def _replace_all(self, parents: Sequence[Partition | None]) -> None:
         """Replace all partitions by new ones with equal ranges of hashes, as many as *parents*.
 
-        Each has the parent of its position, the partition that was split, or None for the container's first ones. It
-        has a budget of RU/s for each region. Ranges are in hexadecimal digits, from the empty string to "FF".
+        *parents* are the partitions that were split, one for each new partition; None for a container's first ones.
+        Each new partition has a budget of RU/s for each region.
         """
+        # In hexadecimal digits; the empty string is before, and "FF" after all hashes.
         boundaries = [f"{V2_SPAN * number // len(parents):032X}" for number in range(1, len(parents))]
         self._minima = ["", *boundaries]
         self.all = list[Partition]()
@@ -186,7 +187,7 @@ class Partitions:
     def provision(self, throughput: Throughput) -> None:
         """Share *throughput* evenly; partitions split at once (in Azure it takes hours)."""
         while len(self.all) * PARTITION_RU < throughput.ru:
-            self._replace([parent for parent in self.all for _ in range(2)])
+            self._replace_all([parent for parent in self.all for _ in range(2)])
         for partition in self.all:
             for budget in partition.budgets:
                 budget.provision(throughput.ru / len(self.all))

@@ -48,10 +48,12 @@ def indexes_of(policy: object) -> bool:
 
 def terms_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Yield an item's terms: values with their paths."""
-    if isinstance(value, dict | list):
-        inner = value.items() if isinstance(value, dict) else (("[]", part) for part in value)
-        for name, part in inner:
+    if isinstance(value, dict):
+        for name, part in value.items():
             yield from terms_of(part, f"{path}/{name}")
+    elif isinstance(value, list):
+        for part in value:
+            yield from terms_of(part, f"{path}/[]")
     else:
         yield path, (type(value).__name__, value)
 
@@ -80,7 +82,7 @@ class EmulatedOffer:
         """Return the offer in the service's format, by which SDKs tell manual from autoscale."""
         ru = self.throughput.ru
         content: dict[str, Any] = {"offerThroughput": ru, "offerIsRUPerMinuteThroughputEnabled": False}
-        if self.throughput.autoscale:
+        if self.throughput.autoscale:  # from a tenth of the maximum on
             content = {"offerThroughput": ru // 10, "offerAutopilotSettings": {"maxThroughput": ru}}
         content["offerMinimumThroughputParameters"] = {"minThroughput": self.minimum_ru}
         return {
@@ -208,12 +210,12 @@ def throughput_of(manual: object, autoscale: object) -> Throughput:
     if autoscale is not None:
         name = "maxThroughput"
         ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
-    throughput = Throughput(ru if type(ru) is int else 0, autoscale=autoscale is not None)
-    step = AUTOSCALE_STEP if throughput.autoscale else MANUAL_STEP
-    least = minimum_ru(0, 0, autoscale=throughput.autoscale)
-    if not least <= throughput.ru <= MAX_RU or throughput.ru % step:
+    is_autoscale = autoscale is not None
+    step = AUTOSCALE_STEP if is_autoscale else MANUAL_STEP
+    least = minimum_ru(0, 0, autoscale=is_autoscale)
+    if type(ru) is not int or not least <= ru <= MAX_RU or ru % step:
         raise HttpError(400, f"{name} must be {least} … {MAX_RU} RU/s in steps of {step}")
-    return throughput
+    return Throughput(ru, autoscale=is_autoscale)
 
 
 def create_database(account: EmulatedAccount, resource: Mapping[str, Any]) -> Database:
@@ -246,6 +248,7 @@ def replace_throughput(offer: EmulatedOffer, throughput: Throughput) -> Emulated
         raise HttpError(400, f"The offer should have valid throughput values of at least {offer.minimum_ru}.")
     container = offer.container
     container.partitions.provision(throughput)
+    # Partitions that were split are no longer among them.
     for document in container.documents.after():
         if document.partition not in container.partitions.all:
             document.partition = container.partitions.of(document.key)

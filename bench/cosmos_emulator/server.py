@@ -88,15 +88,18 @@ async def running(
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
     try:
-        for region, (_, port) in enumerate(service.account.regions):
+        for region, (_, wanted_port) in enumerate(service.account.regions):
             accept = partial(HttpConnection, handler, emulator.connections, region, scheme)
-            listeners.append(await loop.create_server(accept, settings.host, port, ssl=context))
+            listeners.append(await loop.create_server(accept, settings.host, wanted_port, ssl=context))
+
+        # The system has chosen a port where 0 was wanted.
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
         service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
     finally:
         for listener in listeners:
             listener.close()
+        # Connections that were just accepted become known.
         await asyncio.sleep(ACCEPTING_S if context is None else HANDSHAKE_S)
         for connection in list(emulator.connections):
             connection.reset()
@@ -141,21 +144,28 @@ def _metrics(service: Service) -> bytes:
             ({"operation": operation, "status": str(status)}, value) for (operation, status), value in counted.items()
         ]
         lines += _samples(f"{name}_total", samples)
-    partitions = [
-        ({"container": f"{container.database.name}/{container.name}", "partition": partition.id}, partition)
-        for container in service.account.containers()
-        for partition in container.partitions.all
-    ]
-    charges_ru = [(labels, partition.admitted_ru) for labels, partition in partitions]
+
+    charges_ru = list[Sample]()
+    throttled = list[Sample]()
+    provisioned_ru = list[Sample]()
+    for container in service.account.containers():
+        for partition in container.partitions.all:
+            labels = {"container": f"{container.database.name}/{container.name}", "partition": partition.id}
+            charges_ru.append((labels, partition.admitted_ru))
+            throttled.append((labels, partition.throttled))
+            provisioned_ru.append((labels, partition.budgets[0].rate))  # it is the same in all regions
     lines += _samples("partition_request_units_total", charges_ru)
-    lines += _samples("partition_throttled_total", [(labels, partition.throttled) for labels, partition in partitions])
-    rates = [(labels, partition.budgets[0].rate) for labels, partition in partitions]
-    lines += _samples("partition_throughput", rates, "gauge")
+    lines += _samples("partition_throttled_total", throttled)
+    lines += _samples("partition_throughput", provisioned_ru, "gauge")
     return "\n".join([*lines, ""]).encode()
 
 
-def _samples(name: str, samples: Iterable[tuple[Mapping[str, str], float]], kind: str = "counter") -> Iterator[str]:
-    """Yield the lines of a metric; *samples* are labels and value."""
+# Labels and value.
+Sample = tuple[Mapping[str, str], float]
+
+
+def _samples(name: str, samples: Iterable[Sample], kind: str = "counter") -> Iterator[str]:
+    """Yield the lines of a metric."""
     yield f"# TYPE hotplate_cosmos_emulator_{name} {kind}"
     for labels, value in samples:
         pairs = ",".join(f"{label}={orjson.dumps(text).decode()}" for label, text in labels.items())

@@ -70,20 +70,25 @@ class Authenticator:
         if seconds is None:
             raise HttpError(401, "x-ms-date must be a date as in RFC 1123")
         if abs(seconds - now) > MAX_CLOCK_SKEW_S:
-            minutes = MAX_CLOCK_SKEW_S // 60
-            server_date = formatdate(now, usegmt=True)
-            message = f"The authorization token is not valid at the current time: {date[:40]} is not within {minutes}"
-            raise HttpError(403, f"{message} minutes of the server's clock, {server_date}")
-        authorization = request.header(b"authorization")
+            raise HttpError(
+                403,
+                f"The authorization token is not valid at the current time: {date[:40]} is not within "
+                f"{MAX_CLOCK_SKEW_S // 60} minutes of the server's clock, {formatdate(now, usegmt=True)}",
+            )
+
         verb = request.method.lower()
         date = date.lower()
         signer = self._signer.copy()
         signer.update(f"{verb}\n{resource_type}\n{link}\n{date}\n\n".encode())
         signature = base64.b64encode(signer.digest()).decode()
+
+        # Most SDKs percent-encode in upper case, which is quick to compare; .NET's does so in lower case.
+        authorization = request.header(b"authorization")
         if authorization == QUOTED + signature.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"):
             return
-        if unquote(authorization) == f"type=master&ver=1.0&sig={signature}":  # slow; .NET quotes in lower case
+        if unquote(authorization) == f"type=master&ver=1.0&sig={signature}":
             return
+
         signed = f"verb {verb}, type {resource_type}, link {link}, date {date[:40]}"
         message = "The input authorization token can't serve the request: another key or another text was signed"
         raise HttpError(401, f"{message}. The emulator signed: {signed}")
@@ -281,7 +286,10 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Answer a list or a query of resources; 304 for unchanged ranges, which ends the SDKs' paging."""
+    """Answer a list or a query of databases, containers, offers or, by default, a container's ranges of keys.
+
+    Ranges that have not changed since the request's etag are a 304, which ends the SDKs' paging.
+    """
     verb, _, noun = operation.partition(" ")
     charge_ru = account.charges.metadata_read
     headers = dict[str, str]()
