@@ -24,9 +24,10 @@ from hotplate.stores.urls import redacted
 
 # Load before and after the counted seconds.
 LEAD_S = TAIL_S = 1
+# Load of the trials that measure reads/s, and of those that measure latency, as shares of a level's capacity.
 OVERLOAD = 1.1
 CALM = 0.9
-# Further points of the plot.
+# Shares of capacity for further points of the plot.
 CURVE = (0.3, 0.6)
 TOO_FAR = (
     f"the service's deadline of {1000 * BUDGET_S:g} ms: the account is too far away. Measure from a machine in "
@@ -165,7 +166,12 @@ MEASURED = Finding()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """One level of throughput and its trials, with what they say of throughput and latency."""
+    """One setting of a container's throughput, a level, with its trials and what they say of reads/s and of latency.
+
+    ru         provisioned RU/s
+    size_kb    size of the lists that are read
+    charge_ru  request units of one read
+    """
 
     ru: int
     size_kb: int
@@ -233,9 +239,11 @@ Judge = Callable[[Sequence[LevelTrial]], Finding]
 def measure_level(level: Level, attempt: Attempt, *, emulated: bool, time_left: Callable[[], bool]) -> Level:
     """Return a level, one setting of RU/s, with its trials and with findings on throughput and latency.
 
-    The throughput is measured at 110 % of the computed capacity (OVERLOAD), the latency at 90 % (CALM); lower loads
-    only give the plot more points. *attempt* runs a trial at a share of capacity. Unclear trials are repeated, and
-    those for the plot made, only while *time_left* returns true.
+    The throughput is measured at 110 % of the computed capacity (OVERLOAD), then the latency at 90 % (CALM). If both
+    could be measured, lower loads give the plot more points.
+
+    attempt    runs a trial at a share of capacity
+    time_left  returns whether unclear trials may be repeated, and those for the plot be made
     """
     throughput, overload_trials = _judge_load(
         OVERLOAD, attempt, partial(_judge_throughput, level, emulated=emulated), time_left
@@ -267,7 +275,10 @@ def _judge_load(
         trials.append(attempt(share))
         return judge(trials)
 
-    findings = list(attempts(try_once, lambda finding: finding.is_unclear and not trials[-1].is_stopped, time_left))
+    def may_be_clearer(finding: Finding) -> bool:
+        return finding.is_unclear and not trials[-1].is_stopped
+
+    findings = list(attempts(try_once, may_be_clearer, time_left))
     return findings[-1], trials
 
 
@@ -277,22 +288,25 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     Too many lists show burst capacity (RU/s saved while idle), very few a distant account: both fail. A real account
     that answers with 429s is at its limit, though below the computed capacity. Otherwise this machine is the limit.
     """
+    capacity_per_s = level.capacity_per_s
+
+    # A failure ends the trials of a level, so only the last one can be a failure.
     last = trials[-1]
     if last.is_stopped:
         return Finding(Standing.COMPUTED, "it was interrupted")
-    if last.accepted_per_s > BURST * level.capacity_per_s:
+    if last.accepted_per_s > BURST * capacity_per_s:
         return Finding(Standing.FAILED, _burst(level, last))
-    if last.timeouts > last.throttled and last.accepted_per_s < FEW * level.capacity_per_s:
+    if last.timeouts > last.throttled and last.accepted_per_s < FEW * capacity_per_s:
         return Finding(Standing.FAILED, _too_far(level, last))
 
     best = _best(trials)
-    is_reached = best.accepted_per_s >= (1 - NEAR) * level.capacity_per_s
+    is_reached = best.accepted_per_s >= (1 - NEAR) * capacity_per_s
     is_accounts_limit = not emulated and best.throttled > 0 and best.is_sent
     if is_reached or is_accounts_limit:
         return MEASURED
 
-    reason = f"this machine got {best.accepted_per_s:,.0f} of {level.capacity_per_s:,.0f} reads/s through"
-    is_nearly_reached = best.accepted_per_s >= REACHED * level.capacity_per_s
+    reason = f"this machine got {best.accepted_per_s:,.0f} of {capacity_per_s:,.0f} reads/s through"
+    is_nearly_reached = best.accepted_per_s >= REACHED * capacity_per_s
     return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
 
 
@@ -325,7 +339,12 @@ def _judge_latency(trials: Sequence[LevelTrial], *, emulated: bool) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Results of a sweep; `publish_ru` is the charge of publishing a list by KB."""
+    """Results of `bench ru`, which measures several levels (settings of RU/s) in turn.
+
+    publish_ru  request units of publishing a list, by its size in KB
+    regions     number of the account's regions
+    region      the region that was read, if there are several
+    """
 
     options: SweepOptions
     levels: tuple[Level, ...]
@@ -333,7 +352,6 @@ class Sweep:
     regions: int
     interrupted: bool
     region: str = ""
-    """The region that was read, if there are several."""
 
     @property
     def emulated(self) -> bool:
@@ -403,7 +421,7 @@ def _origins(sweep: Sweep, prices: Prices) -> dict[str, str]:
 
 
 def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
-    """Yield the table's figures of a level, one setting of RU/s: what it carries, how fast, and for how much.
+    """Yield the table's figures of a level, one setting of RU/s: the reads/s that it carries, latencies and prices.
 
     A mark shows that this machine could not drive the level, so that reads/s are computed or a lower bound.
     """
@@ -417,15 +435,23 @@ def _rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
     yield from (_latency(sweep, level, percent) for percent in (50, 99))
     if level.standing is Standing.MEASURED:
         yield Row(subject, REFUSED, "share", level.at(OVERLOAD).refused)
-    else:
-        yield Row(subject, REFUSED, "share", 1 - 1 / OVERLOAD, mark=COMPUTED_MARK)
+    else:  # what exceeds the capacity, of 110 % of it
+        yield Row(subject, REFUSED, "share", (OVERLOAD - 1) / OVERLOAD, mark=COMPUTED_MARK)
+    yield from _price_rows(sweep, level, prices)
 
+
+def _price_rows(sweep: Sweep, level: Level, prices: Prices) -> Iterator[Row]:
+    """Yield the price of a level a month, manual and autoscale, and that of a billion reads."""
+    subject = sweep.subject(level)
     month_usd = prices.ru_month(level.ru, regions=sweep.regions)
     yield Row(subject, MANUAL, "", month_usd)
-    # The price of autoscale that is always at its maximum, the least one that Azure offers for this level.
+    # The lowest maximum of autoscale that Azure offers for this level, always in full use.
     maximum = Throughput(level.ru, autoscale=True).rounded_up(max(level.ru, AUTOSCALE_MIN))
     yield Row(subject, AUTOSCALE, "", prices.ru_month(maximum.ru, autoscale=True, regions=sweep.regions))
-    billion_usd = month_usd / (reads_per_s * SECONDS_A_MONTH) * 1e9 if reads_per_s else None
+
+    billion_usd = None
+    if level.reads_per_s:
+        billion_usd = month_usd / (level.reads_per_s * SECONDS_A_MONTH) * 1e9
     yield Row(subject, BILLION, "", billion_usd)
 
 
@@ -520,19 +546,25 @@ class LevelCurves(NamedTuple):
 def _level_curves(sweep: Sweep, level: Level) -> LevelCurves:
     """Return a level's curves of reads/s and of p99 over the offered reads/s.
 
-    A level that this machine could not drive has computed points: all reads up to its capacity, and no p99. Of others,
-    the last trial at each load is a point; its p99 is None if the account or the load generator failed.
+    The last trial at each load is a point; its p99 is None if the account or the load generator failed.
     """
-    name = sweep.subject(level)
     if level.is_computed:
-        name = f"{name}, {Standing.COMPUTED.value}"
-        offered = tuple(share * level.capacity_per_s for share in (*CURVE, 1.0, OVERLOAD))
-        accepted = tuple(min(rate, level.capacity_per_s) for rate in offered)
-        return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, (None,) * len(offered)))
+        return _computed_curves(sweep, level)
 
+    name = sweep.subject(level)
     last_trials = {trial.offered: trial for trial in level.trials}
     trials = sorted(last_trials.values(), key=lambda trial: trial.offered)
     offered = tuple(trial.rate for trial in trials)
     accepted = tuple(trial.accepted_per_s for trial in trials)
     p99_us = tuple(None if level.is_broken or trial.late else percentile([trial.result], 99).value for trial in trials)
     return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, p99_us))
+
+
+def _computed_curves(sweep: Sweep, level: Level) -> LevelCurves:
+    """Return the curves of a level that was not measured: all reads up to its capacity, and no p99."""
+    name = f"{sweep.subject(level)}, {Standing.COMPUTED.value}"
+    capacity_per_s = level.capacity_per_s
+    offered = tuple(share * capacity_per_s for share in (*CURVE, 1.0, OVERLOAD))
+    accepted = tuple(min(rate, capacity_per_s) for rate in offered)
+    no_p99 = (None,) * len(offered)
+    return LevelCurves(Curve(name, offered, accepted), Curve(name, offered, no_p99))

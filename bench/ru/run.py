@@ -228,6 +228,8 @@ class _SweepMeasurement:
                 environment = dict[str, str]()
             generator = stack.enter_context(LoadWorker(process.GENERATOR_CORE))
             for size_kb in self._planned.sizes_kb:
+                if self._is_interrupted:
+                    return
                 with sandbox(url, self._planned.levels[-1], environment, autoscale=options.autoscale) as database:
                     self._measure_size(database, size_kb, servers, generator)
 
@@ -236,11 +238,8 @@ class _SweepMeasurement:
     ) -> None:
         """Publish lists of a size to a temporary database, and measure all levels (settings of RU/s) with a service.
 
-        *servers* has the emulator, and is empty for a real account. Does nothing once the user has interrupted.
+        *servers* has the emulator, and is empty for a real account.
         """
-        if self._is_interrupted:
-            return
-
         self._display.start(f"publishing {LISTS:,} lists of {size_kb} KB")
         highest_level = self._throughput(self._planned.levels[-1])
         lists = SizedLists(size_kb, LISTS, highest_level.initial_partitions)
@@ -250,7 +249,7 @@ class _SweepMeasurement:
         self._publish_ru[size_kb] = published.list_ru
 
         self._display.start("starting a service")
-        # They get a higher priority, or other processes make the service miss its deadline of 50 ms.
+        # Service and emulator get a higher priority, or other processes make the service miss its deadline of 50 ms.
         with (
             process.service_serving(PATH.format(key=users[0]), database.settings) as service,
             process.before_others(service, *servers),
@@ -271,26 +270,28 @@ class _SweepMeasurement:
     ) -> None:
         """Measure *planned*, settings of RU/s in ascending order, and append them to `self.levels`.
 
-        A level is computed instead, without trials, if no time is left for it, or if the load generator was too slow
-        for a lower one. *scale* changes the container's RU/s. *attempt* runs a trial of a level at a share of its
-        capacity. A user who stops a trial stops them all.
+        Once no time is left, or the load generator was too slow for a level, all higher levels are computed, without
+        trials. Ctrl-C in a trial ends the measurement.
+
+        scale    changes the container's RU/s
+        attempt  runs a trial of a level at a share of its capacity
         """
         account = self._planned.options.account
         emulated = account is None or process.is_emulated(account)
-        # The two trials that each level needs.
+        # Each level needs two trials; others are optional.
         level_s = self._planned.takes_s(OVERLOAD, CALM)
+        optional_trial_s = self._planned.takes_s(OVERLOAD)
         why_computed = ""
         for number, level in enumerate(planned, 1):
-            reason = why_computed
-            if not reason and not self._has_time(level_s):
-                reason = "there was no time left for it"
-            if reason:
-                self.levels.append(replace(level, throughput=Finding(Standing.COMPUTED, reason)))
+            if not why_computed and not self._has_time(level_s):
+                why_computed = "there was no time left for it"
+            if why_computed:
+                self.levels.append(replace(level, throughput=Finding(Standing.COMPUTED, why_computed)))
                 continue
 
+            # An optional trial must leave enough time for the higher levels.
+            higher_levels_s = (len(planned) - number) * level_s
             scale(self._throughput(level.ru))
-            higher_levels_s = len(planned[number:]) * level_s
-            optional_trial_s = self._planned.takes_s(OVERLOAD)
             measured = levels.measure_level(
                 level,
                 partial(attempt, level),
