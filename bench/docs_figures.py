@@ -26,6 +26,7 @@ VERB = "figures"
 RUNS = 3
 MACHINE = ("processor", "machine", "python_version", "system")
 CPU = ("brand_raw", "count")
+REPORT_MACHINE = ("cpu", "cores", "python", "date")
 STATS = ("min", "max", "mean", "stddev", "median", "iqr", "rounds", "iterations")
 REPORTS = ("stores", "ru")
 CPU_TIMER = "process_time"
@@ -58,17 +59,20 @@ def stripped(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "benchmarks" not in facts:
         report = from_json(facts)
-        machine = {name: report.machine[name] for name in ("cpu", "cores", "python", "date") if name in report.machine}
-        bare = replace(report, machine=machine, configuration={}, extra={}, plots=(), tables=())
-        return to_json(bare)
+        machine = _selected(report.machine, REPORT_MACHINE)
+        return to_json(replace(report, machine=machine, configuration={}, extra={}, plots=(), tables=()))
     machine = facts["machine_info"]
     return {
         "datetime": facts["datetime"],
         "commit": facts["commit_info"].get("id"),
-        "machine": {name: machine[name] for name in MACHINE if name in machine}
-        | {name: machine["cpu"][name] for name in CPU if name in machine.get("cpu", {})},
+        "machine": _selected(machine, MACHINE) | _selected(machine.get("cpu", {}), CPU),
         "benchmarks": list(map(_stripped_benchmark, facts["benchmarks"])),
     }
+
+
+def _selected(facts: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the named facts that are known."""
+    return {name: facts[name] for name in names if name in facts}
 
 
 def _stripped_benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +90,11 @@ def keep(files: Iterable[Path], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for file in files:
         facts = stripped(json.loads(file.read_text()))
-        when = str(facts.get("datetime", ""))[:16].replace(":", "").replace("T", "-")
-        name = facts["kind"].rpartition(" ")[2] if "kind" in facts else f"run-{when}"
+        if "kind" in facts:
+            name = facts["kind"]
+        else:
+            minute = str(facts["datetime"])[:16].replace(":", "").replace("T", "-")
+            name = f"run-{minute}"
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     for old in sorted(folder.glob("run-*.json"))[:-RUNS]:
         old.unlink()
@@ -101,18 +108,19 @@ def of_one_cpu(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def lines_of(runs: Sequence[Mapping[str, Any]]) -> list[Line]:
     """Return a line of the tables for each figure in stored results of pytest-benchmark.
 
-    If several runs have a benchmark, its values are their medians, else those of its rounds. A label such as "the same:
-    CPU" belongs to the subject of the label before it, as "a GET" of "a GET: requests/s".
+    A line has the figure's median in each run that has the benchmark or, if only one run has it, the values of all
+    its rounds.
     """
-    lines: dict[str, Line] = {}
+    lines: dict[tuple[str, str], Line] = {}
     run_counts = Counter(benchmark["name"] for run in runs for benchmark in run["benchmarks"])
     for run in runs:
         subject = ""
         for benchmark in run["benchmarks"]:
             for label, unit, values in _benchmark_figures(benchmark):
+                # "the same: CPU" is a figure of the last subject, such as "a GET" of "a GET: requests/s".
                 if not label.startswith("the same"):
                     subject = label.partition(":")[0]
-                line = lines.setdefault(f"{subject}: {label}", Line(label, unit, [], benchmark["group"]))
+                line = lines.setdefault((subject, label), Line(label, unit, [], benchmark["group"]))
                 if run_counts[benchmark["name"]] > 1:
                     line.values.append(median(values))
                 else:

@@ -211,9 +211,8 @@ class HttpRuns:
 def report(runs: HttpRuns) -> Report:
     """Report a measurement over HTTP: its rounds at one rate, or a sweep of batches.
 
-    If too many answers were the popular list instead of the users' own, the report only has shares: latencies of such
-    answers say nothing. With failures, such as a late load generator, the answer is a doubt. *runs* may also have a
-    comparison of sampled responses with the store.
+    With failures, such as a late load generator, the answer is a doubt. *runs* may also have a comparison of sampled
+    responses with the store.
     """
     plan = runs.plan
     if plan.batches:
@@ -222,33 +221,45 @@ def report(runs: HttpRuns) -> Report:
     else:
         outcome = _Rounds(runs).outcome
         results = list(runs.rounds)
-    if not runs.rounds and not runs.trials:
-        outcome = replace(outcome, failures=("nothing was measured",))
 
-    failures = tuple(outcome.failures)
+    failures = list(outcome.failures)
+    if not runs.rounds and not runs.trials:
+        failures = ["nothing was measured"]
+
     popular = plan.popular_complaint(results)
     if popular:
-        others = (reason for reason in outcome.broken if "popular list" not in reason)
-        outcome = replace(
-            outcome,
-            answer=NOT_LISTS,
-            rows=[row for row in outcome.rows if row.unit == "share"],
-            plots=(),
-            broken=(*popular, *others),
-            failures=(),
-        )
+        outcome = _without_latencies(outcome, popular)
     elif failures:
         outcome = replace(outcome, answer="", doubt=failures[0], failures=failures)
 
-    checked = runs.checked
-    if checked:
-        outcome = replace(
-            outcome,
-            notes=(*outcome.notes, *checked.notes),
-            broken=(*outcome.broken, *checked.complaints),
-            extra={**outcome.extra, "checked": asdict(checked)},
-        )
+    if runs.checked:
+        outcome = _with_check(outcome, runs.checked)
     return replace(outcome, interrupted=runs.interrupted, configuration=plan.options.to_json()).report()
+
+
+def _without_latencies(outcome: Outcome, popular: Sequence[str]) -> Outcome:
+    """Return an outcome with shares as its only figures, and with the complaints *popular* before its others.
+
+    If too many answers were the popular list instead of the users' own, their latencies and rates say nothing.
+    """
+    return replace(
+        outcome,
+        answer=NOT_LISTS,
+        rows=[row for row in outcome.rows if row.unit == "share"],
+        plots=(),
+        broken=[*popular, *(reason for reason in outcome.broken if "popular list" not in reason)],
+        failures=(),
+    )
+
+
+def _with_check(outcome: Outcome, checked: CheckResult) -> Outcome:
+    """Return an outcome with the comparison of sampled responses with the store."""
+    return replace(
+        outcome,
+        notes=[*outcome.notes, *checked.notes],
+        broken=[*outcome.broken, *checked.complaints],
+        extra={**outcome.extra, "checked": asdict(checked)},
+    )
 
 
 def report_popular(plan: HttpPlan, sample: Result) -> Report:

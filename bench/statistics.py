@@ -34,10 +34,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value over all rounds and its interval; None if unknown, as `note` explains.
+    """A value over all rounds and the ends of its 95 % interval; None if unknown, as `note` explains.
 
-    values   by round
-    without  the value without each round, for comparisons
+    values   one for each round
+    without  the value of all rounds but one, for each round left out: the jackknife's estimates
     """
 
     value: float | None
@@ -53,31 +53,32 @@ class Figure:
 
 
 def percentile(results: Sequence[Result], percent: float) -> Figure:
-    """Return a percentile (0 to 100) of the latencies of all runs together, in µs, with its 95 % interval.
+    """Return a percentile (0 to 100) of the latencies of all rounds together, in µs, with its 95 % interval.
 
-    The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval comes
-    from the differences between runs or, of fewer than five runs, between their seconds; None with fewer than five
-    of either.
+    The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval is None
+    with less than five rounds or, instead, five seconds with answers.
     """
     rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
-    pooled = Histogram.merged(rounds)
-    round_values_us = tuple(histogram.percentile_us(percent) for histogram in rounds)
+    all_rounds = Histogram.merged(rounds)
+    values_us = tuple(histogram.percentile_us(percent) for histogram in rounds)
 
-    slower_answers = pooled.count * (100 - percent) / 100
+    slower_answers = all_rounds.count * (100 - percent) / 100
     if percent < 100 and slower_answers < ENOUGH_SAMPLES - 1e-9:  # the product is not exact
-        return Figure(None, round_values_us, note=TOO_FEW_ANSWERS if pooled.count else "nothing was answered")
-    value_us = pooled.percentile_us(percent)
+        note = TOO_FEW_ANSWERS if all_rounds.count else "nothing was answered"
+        return Figure(None, values_us, note=note)
+    value_us = all_rounds.percentile_us(percent)
 
+    # The interval comes from the differences between rounds, or of few rounds between their seconds.
     parts = rounds
     if len(rounds) < MIN_ROUNDS:
         seconds = (second.latencies_s for result in results for second in result.seconds)
         parts = [Histogram.of(latencies_s) for latencies_s in seconds if latencies_s.size]
     if len(parts) < MIN_ROUNDS:
-        return Figure(value_us, round_values_us)
+        return Figure(value_us, values_us)
 
     without = _leave_one_out_percentiles(parts, percent)
     low_us, high_us = _jackknife_interval(value_us, without)
-    return Figure(value_us, round_values_us, low_us, high_us, without=without)
+    return Figure(value_us, values_us, low_us, high_us, without=without)
 
 
 def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tuple[float, ...]:
@@ -94,20 +95,19 @@ def _leave_one_out_percentiles(parts: Sequence[Histogram], percent: float) -> tu
 
 
 def _jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of an estimate of all rounds, by the jackknife on a logarithmic scale.
+    """Return the 95 % interval of a value of all rounds, by the jackknife on a logarithmic scale.
 
-    *without* has the same estimate without each of the rounds in turn. The interval is the value itself if any of
-    these is not positive.
+    *without* has the value without each of the rounds in turn. The interval is the value itself if any is not positive.
     """
     if value <= 0 or min(without) <= 0:
         return value, value
 
-    # The jackknife's pseudo-values, one for each round. Their mean is the estimate, but for bias.
+    # The jackknife turns the estimate without each round into a pseudo-value, the contribution of that round.
     log_value = math.log(value)
     count = len(without)
     pseudo_values = [count * log_value - (count - 1) * math.log(estimate) for estimate in without]
 
-    # The interval of their mean, moved to the estimate.
+    # Their mean has an interval, and differs from the value by a small bias; move the interval to the value.
     low, high = interval(pseudo_values)
     bias = math.fsum(pseudo_values) / count - log_value
     return math.exp(low - bias), math.exp(min(high - bias, MOST_LOG))

@@ -205,7 +205,12 @@ def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: fl
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of one store; unknown if it has complaints."""
+    """Figures of one store in a comparison; unknown if it has complaints.
+
+    latencies  percentiles by name, such as `p50`, in µs
+    cpu        the service's CPU a read, in µs
+    cost       of a billion reads
+    """
 
     store: StoreRuns
     latencies: dict[str, Figure]
@@ -247,8 +252,9 @@ class Summary:
         """Yield the rows of percentiles, marked if they are assumed."""
         for name, figure in self.latencies.items():
             row = figure.row(self.name, name, "us")
-            is_assumed = not self.has_own_latency and figure.value is not None
-            yield replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK) if is_assumed else row
+            if not self.has_own_latency and figure.value is not None:
+                row = replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK)
+            yield row
 
     def rows(self) -> Iterator[Row]:
         """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units.
@@ -256,10 +262,11 @@ class Summary:
         Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units.
         """
         cpu_us = self.cpu.value
+        reads_per_s_and_core = 1e6 / cpu_us if cpu_us else None
         results = self.store.results
         charge_ru = read_ru(self.store)
         yield from self.latency_rows()
-        yield Row(self.name, RATE, "/s", 1e6 / cpu_us if cpu_us else None, note=self.cpu.note, main=False)
+        yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
         yield self.cpu.row(self.name, CPU, "us")
         yield Row(self.name, COST, self.currency, self.cost.amount, note=self.cost.note)
         yield popular_share(results).row(self.name, "popular lists", "share", main=False)
@@ -281,7 +288,7 @@ def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
     The cost is that of *rate* reads a second.
     """
     if not store.sound:
-        unknown = Figure(None, note="not measured" if not store.runs else "see below")
+        unknown = Figure(None, note=SEE_BELOW if store.runs else "not measured")
         return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
     latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
     cpu = _cpu_of(store)

@@ -122,10 +122,12 @@ def own_cosmos(latency: str, ru: int) -> Iterator[str]:
 def prepared_stores(
     urls: Sequence[str], users: int, display: ProgressDisplay, *, may_generate: bool = True
 ) -> Iterator[Setup]:
-    """Fill the empty ones of the stores at *urls*, start a service for each store, and stop them after the block.
+    """Fill those of the stores at *urls* that are empty, and run a service of each store until the block ends.
 
-    The lists are those of the first store that has some, else generated ones for *users* users. Raises BenchMisused
-    before any write if stores serve different models, or all are empty and *may_generate* is false.
+    users         number of users to request, and to generate lists for if all stores are empty
+    may_generate  whether lists may be generated
+
+    Raises BenchMisused before any write if stores serve different models, or all are empty and none may be generated.
     """
     names = store_names(urls)
     lists = asyncio.run(_share_lists(dict(zip(urls, names, strict=True)), users, display, may_generate=may_generate))
@@ -136,7 +138,7 @@ def prepared_stores(
     with ExitStack() as stack:
         display.start(f"starting {len(urls)} services")
         services = [stack.enter_context(process.service_serving(path, store_settings(url), options)) for url in urls]
-        stack.enter_context(process.before_others(*services))
+        stack.enter_context(process.before_others(*services))  # with a higher priority
         candidates = map(Candidate, names, urls, lists.manifests, services)
         yield Setup(tuple(candidates), lists.users, lists.notes)
 
@@ -170,7 +172,7 @@ class SharedLists(NamedTuple):
 async def _share_lists(
     names: Mapping[str, str], users: int, display: ProgressDisplay, *, may_generate: bool
 ) -> SharedLists:
-    """Fill the empty stores with the lists of the first other one, so that all serve the same.
+    """Fill the empty stores with the lists of the first store that has some, so that all serve the same.
 
     names         names of the stores by their URLs
     users         number of users to request, and to generate lists for if all stores are empty
@@ -215,8 +217,10 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
         for store, url, release in zip(stores, urls, live, strict=True)
         if release
     }
+    if not manifests:
+        return
+    first_url, first = next(iter(manifests.items()))
     for url, manifest in manifests.items():
-        first_url, first = next(iter(manifests.items()))
         if not manifest.has_lists_of(first):
             raise BenchMisused(
                 f"{redacted(url)} serves release {manifest.release} and {redacted(first_url)} {first.release}, which "
@@ -400,12 +404,16 @@ class Rounds:
         end of the time budget, is only shown.
         """
         candidates = self._setup.candidates
-        left = "" if math.isinf(left_s) else f", {max(0.0, left_s):.0f} s left"
+        left = ""
+        if not math.isinf(left_s):
+            left = f", {max(0.0, left_s):.0f} s left"
         names = ", ".join(candidate.name for candidate in candidates)
         self._display.start(f"round {number}{left}: {names}")
 
         runs = Round()
-        for candidate in candidates[:: -1 if number % 2 else 1]:
+        if number % 2:
+            candidates = candidates[::-1]
+        for candidate in candidates:
             runs[candidate.name] = self._run_candidate(worker, candidate, number)
             if self._interrupted:
                 return
@@ -413,20 +421,21 @@ class Rounds:
         # Sampled responses are kept apart, to be compared after all rounds.
         for name, run in runs.items():
             self._samples[name] += run.result.samples
-        self._rounds.append({name: replace(run, result=replace(run.result, samples=())) for name, run in runs.items()})
+            runs[name] = replace(run, result=replace(run.result, samples=()))
+        self._rounds.append(runs)
 
     def _run_candidate(self, worker: LoadWorker, candidate: Candidate, number: int) -> ServiceRun:
         """Measure a store (a candidate) at the rate of the round *number*, then for some seconds at full load.
 
         Full load, a closed loop, shows the CPU a read of a busy service. It is left out for a real Cosmos DB account,
-        which would charge for it.
+        which charges for it.
         """
         load = self._load(candidate, number)
         run = self._run_load(worker, candidate, load)
 
-        is_free = candidate.emulated or not candidate.metered
+        is_charged = candidate.metered and not candidate.emulated
         full_s = self._settings.full_s
-        if not full_s or not is_free or self._interrupted:
+        if not full_s or is_charged or self._interrupted:
             return run
         full_load = replace(load, rate=None, duration_s=full_s, connections=FULL_CONNECTIONS, sample_every=0)
         return replace(run, full=self._run_load(worker, candidate, full_load))
