@@ -69,7 +69,11 @@ KeyDraw: TypeAlias = InTurn | Uniform | Zipf
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """Requested ids; a share `unknown` has no lists."""
+    """The users to request, infinitely often, as an iterable of their ids.
+
+    draw     the order: in turn, uniformly or Zipf-distributed at random
+    unknown  share of requests for made-up ids, which have no lists
+    """
 
     ids: Sequence[str]
     draw: KeyDraw
@@ -81,7 +85,7 @@ class RequestKeys:
             raise BenchMisused("a key to request is missing")
 
     def __iter__(self) -> Iterator[str]:
-        """Yield ids, infinitely, of which a share `unknown` is made up."""
+        """Yield ids, infinitely."""
         rng = np.random.default_rng(self.seed)
         for positions in self.draw.blocks(len(self.ids), rng):
             drawn = [self.ids[position] for position in positions.tolist()]
@@ -167,21 +171,22 @@ def failure_by_status(status: int, body: bytes) -> str | None:
 def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[float]:
     """Yield the times at which requests are due, in seconds from the start, up to *duration_s*.
 
-    They are evenly spaced at *rate* a second or, with a *seed*, at random by a Poisson process of this mean rate. They
-    are computed in blocks, in units of the mean interval, 1 / rate.
+    They are evenly spaced at *rate* a second or, with a *seed*, at random by a Poisson process of this mean rate.
     """
     rng = None if seed is None else np.random.default_rng(seed)
+    # Times are computed in blocks, in units of the mean interval, 1 / rate.
+    end = rate * duration_s - ROUNDING
     last_random = 0.0
     for block in itertools.count():
         if rng is None:
-            intervals = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
+            times = np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64)
         else:
-            intervals = last_random + np.cumsum(rng.exponential(1.0, BLOCK))
-            last_random = intervals[-1]
+            times = last_random + np.cumsum(rng.exponential(1.0, BLOCK))
+            last_random = times[-1]
 
-        within = intervals[intervals < rate * duration_s - ROUNDING]
-        yield from (within / rate).tolist()
-        if len(within) < len(intervals):
+        times_before_end = times[times < end]
+        yield from (times_before_end / rate).tolist()
+        if len(times_before_end) < BLOCK:
             return
 
 
@@ -189,10 +194,13 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
 class Load:
     """The parameters of a run.
 
-    Requests are due at `rate` a second; see `dues`. Without a rate the loop is closed: each connection sends its next
-    request after a response. A request fails `timeout_s` after its due time. At most `backlog` due requests wait for a
-    connection, others are dropped. Values of the string fields `observe` of a compact JSON body are counted. One of
-    `sample_every` responses is kept (0: none).
+    rate          requests due a second; None for a closed loop, each connection sending after its last response
+    seed          of random due times, see `dues`; None for even ones
+    timeout_s     a request fails so long after it was due
+    backlog       due requests that may wait for a connection; further ones are dropped
+    check         says why a response is not good
+    observe       names of string fields of a compact JSON body, of which each value is counted
+    sample_every  one of so many responses is kept; 0 for none
     """
 
     url: str

@@ -30,7 +30,10 @@ Seconds: TypeAlias = Sequence[float] | NDArray[np.floating]
 
 
 class Histogram:
-    """A HdrHistogram up to 60 s with counters in an array: its Python loops take milliseconds."""
+    """The distribution of latencies up to 60 s, as counts by ranges of three digits.
+
+    It is a HdrHistogram whose counters are used as an array, because its own Python loops take milliseconds.
+    """
 
     __slots__ = ("_counts", "_hdr")
 
@@ -68,7 +71,7 @@ class Histogram:
 
     @staticmethod
     def table(histograms: "Sequence[Histogram]") -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the recorded values in µs, and the counts, `[histograms, values]`."""
+        """Return the values in µs that any of the histograms has, ascending, and their counts [histogram, value]."""
         counts = np.array([histogram._counts for histogram in histograms])  # noqa: SLF001 -- of this class
         seen = np.flatnonzero(counts.any(axis=0))
         return _highest_us()[seen], counts[:, seen]

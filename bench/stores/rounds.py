@@ -444,13 +444,17 @@ class Rounds:
         """Return the requests to a store (a candidate) in a round, and their rate.
 
         The round's *number* is the seed, so that all stores get the same requests. A store that is read through
-        azure-cosmos gets SDK_RATE at most. About COMPARED responses are kept as samples, one of an odd number, which
-        avoids cycles.
+        azure-cosmos gets SDK_RATE at most. About COMPARED responses are kept as samples.
         """
         settings = self._settings
         rate = settings.rate
         if through_sdk(candidate.url):
             rate = min(rate, SDK_RATE)
+
+        # An even number might always sample the same connections.
+        sample_every = max(1, int(rate * settings.duration_s / COMPARED))
+        if sample_every % 2 == 0:
+            sample_every += 1
         return Load(
             url=candidate.service.url,
             requests=Gets(PATH, RequestKeys(self._setup.users, settings.draw, seed=number)),
@@ -459,7 +463,7 @@ class Rounds:
             duration_s=settings.duration_s,
             connections=settings.connections,
             observe=("source",),
-            sample_every=max(1, int(rate * settings.duration_s / COMPARED)) | 1,
+            sample_every=sample_every,
         )
 
     def _run_load(self, worker: LoadWorker, candidate: Candidate, load: Load) -> ServiceRun:
