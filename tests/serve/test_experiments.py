@@ -23,6 +23,7 @@ from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Arm, Canary, Experiment, ReleaseId
 from hotplate.stores.encoding import OFFSET_BYTES, USER, RowKey
 from hotplate.stores.event_log import LogSegment, line_of
+from hotplate.stores.publication import Activation
 from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from tests.support.command import failed, hotplate, json_of, succeeded
@@ -63,7 +64,7 @@ async def test_users_keep_their_arm_while_both_arms_are_published_every_night(op
     assert {name: item for name, (_, item) in (await answers(reader)).items()} == arms
     for night in range(2):
         for arm in ("A", "B"):
-            await publish(store, rows(f"{arm}{night}"), arm=arm)
+            await publish(store, rows(f"{arm}{night}"), activation=Activation(arm=arm))
         assert {name: item for name, (_, item) in (await answers(reader)).items()} == {
             name: f"{arm}{night}" for name, arm in arms.items()
         }
@@ -89,7 +90,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
     store = open_store()
     await publish(store, rows("A"))
     await life.start_canary(store, await publish(store, rows("B"), live=False), 50, 14)
-    lost = await ref_of(store, await publish(store, rows("lost"), arm="B"))
+    lost = await ref_of(store, await publish(store, rows("lost"), activation=Activation(arm="B")))
     file = tmp_path / "store" / "releases" / f"{lost.incarnation}.mdb"
     if harm == "erased":
         await store.erase(lost, allow_erasure)
@@ -99,7 +100,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
     async with TieredReader({"tier": open_store()}, budget_s=60, warm=True) as reader:
         await reader.wait_until_ready(20)
         file.unlink(missing_ok=True)
-        second = await publish(open_store(), rows("A2"), arm="A")
+        second = await publish(open_store(), rows("A2"), activation=Activation(arm="A"))
         async with asyncio.timeout(20):
             while reader.served_id() != second:
                 await asyncio.sleep(0.01)
