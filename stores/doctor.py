@@ -321,7 +321,7 @@ async def _find_releases(store: Store) -> _Contents:
     for incarnation in await store.incarnations():
         try:
             if (value := await _read_row(store, incarnation, KEY)) is not None:
-                erased = erased.merged(parse_first_format(value))
+                erased = erased.union(parse_first_format(value))
                 continue
         except ReleaseCorrupt as error:
             erasures = replace(erasures, is_whole=False, damage=str(error))
@@ -361,7 +361,7 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     rebuilt = Catalogue(releases=tuple(_entries(survey, chosen)), now=survey.now)
     records = list[RecordChange]()
     if survey.erasures.users:
-        erased, records = survey.erasures.appended(survey.erasures.users)
+        erased, records = survey.erasures.changes_for(survey.erasures.users)
         rebuilt = replace(rebuilt, erased=erased)
     empty = Catalogue(now=survey.now)
     new = changes.succeed(empty, rebuilt, token=secrets.token_hex(8), store_id=secrets.token_hex(8))

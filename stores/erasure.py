@@ -1,12 +1,18 @@
 """Erased users: hashes of their ids, and the rows that releases lack since.
 
-Rollback, restore, copy and rebuild keep erasures. Unless the store is a RowEraser, releases keep the rows of erased
-users, whom readers treat as unknown. `hotplate.stores.erasure_log` stores the record.
+Rollback, restore, copy and rebuild keep erasures. Readers treat erased users as unknown; their rows are deleted too if
+the store is a RowEraser. `hotplate.stores.erasure_log` stores the record.
 
-Ids are kept as hashes with a secret salt. The rows of erased users are counted
-before they are deleted, by hashes of their keys. So a repeated erasure counts
-none twice, and `verify` is exact at any time: it leaves these rows out, whether they are there, were deleted, or came
-back with a node that restarted with older data, and adds their sums.
+**Salts.** Ids are kept as keyed hashes. The key, a secret salt, is random in each store. A store that took over the
+erased users of another has the hashes of both, by salt.
+
+**Missing rows.** A release whose users were erased lacks rows that its manifest counts. The record has the sums over
+them (count by kind, bytes, digest), and hashes of their keys, so that a repeated erasure counts none twice. Rows are
+recorded before they are deleted. `verify` is exact at any time: it skips rows with these hashes, which may be present,
+deleted, or restored by a node that restarted with older data, and adds the recorded sums.
+
+**Unsummed rows** are missing rows that are only counted: damaged ones, whose sums as published are not known, those
+beyond MAX_ROWS, and those that earlier versions recorded. `verify` accepts up to that number of missing rows.
 """
 
 import secrets
@@ -34,7 +40,7 @@ _DIGESTS = 1 << 128
 
 @dataclass(frozen=True, slots=True)
 class RowSums:
-    """Sums over rows, as in a Tally and a manifest."""
+    """Sums over rows, as in a Tally and a manifest: the count by kind, the bytes, and the sum of the rows' digests."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -48,8 +54,8 @@ class RowSums:
         return cls(counts=tally.counts, bytes=tally.bytes, digest=tally.digest)
 
     @classmethod
-    def lacking(cls, manifest: Manifest, tally: Tally) -> "RowSums":
-        """Return the sums over the rows that *manifest* has and *tally* lacks; kinds without any are left out."""
+    def difference(cls, manifest: Manifest, tally: Tally) -> "RowSums":
+        """Return the sums over the rows that *manifest* counts and *tally* lacks; kinds without any are left out."""
         counts = dict[str, int]()
         for kind, count in manifest.counts.items():
             missing = count - tally.counts.get(kind, 0)
@@ -75,36 +81,36 @@ class RowSums:
 
 @dataclass(frozen=True, slots=True)
 class MissingRows:
-    """Rows of erased users that a release has lost, or is about to lose."""
+    """Rows of erased users that one release lacks, or will lack once they are deleted."""
 
     sums: RowSums = RowSums()
-    hashes: frozenset[bytes] = frozenset()
+    key_hashes: frozenset[bytes] = frozenset()
     """Of the keys of these rows, but not of rows that a copy was made without."""
 
-    unsummed: int = 0
-    """At most so many more are missing: damaged ones, those beyond MAX_ROWS, and those of earlier versions."""
+    unsummed_rows: int = 0
+    """The number of further rows that may be missing, and are not in *sums*."""
 
     @property
-    def most(self) -> int:
+    def max_rows(self) -> int:
         """The number of rows that may be missing."""
-        return self.sums.rows + self.unsummed
+        return self.sums.rows + self.unsummed_rows
 
 
 @dataclass(frozen=True, slots=True)
 class ErasedUsers:
     """The erased users of a store; false if there are none."""
 
-    groups: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
-    """By salt: one of this store, one per store that was copied from."""
+    hashes_by_salt: Mapping[bytes, frozenset[bytes]] = field(default_factory=dict)
+    """Hashes of user ids. The first salt is used for new ones; others are of stores that were copied from."""
 
-    rows: Mapping[str, MissingRows] = field(default_factory=dict)
-    """By incarnation; what earlier versions counted, by the release's id."""
+    missing_by_release: Mapping[str, MissingRows] = field(default_factory=dict)
+    """By the release's incarnation, or, if an earlier version recorded them, by its id."""
 
     lost: int = 0
     """The number of ids that the catalogue counts, and the record has lost."""
 
     def __bool__(self) -> bool:
-        return bool(self.groups)
+        return bool(self.hashes_by_salt)
 
     def covers(self, key: str) -> bool:
         """Return whether *key* is the row of an erased user, in any list."""
@@ -114,66 +120,71 @@ class ErasedUsers:
     def covers_user(self, user: str) -> bool:
         """Return whether *user* is erased; 1 µs per salt."""
         identifier = user.encode("utf-8", "surrogatepass")
-        return any(_hash(salt, identifier) in hashes for salt, hashes in self.groups.items())
+        return any(_hash(salt, identifier) in hashes for salt, hashes in self.hashes_by_salt.items())
 
     @property
     def count(self) -> int:
         """The number of hashes."""
-        return sum(map(len, self.groups.values()))
+        return sum(map(len, self.hashes_by_salt.values()))
 
-    def merged(self, other: "ErasedUsers") -> "ErasedUsers":
-        """Return the union; of rows that both have of a release, these."""
-        groups = dict(self.groups)
-        for salt, hashes in other.groups.items():
-            groups[salt] = groups.get(salt, frozenset()) | hashes
-        return ErasedUsers(groups, {**other.rows, **self.rows})
+    def union(self, other: "ErasedUsers") -> "ErasedUsers":
+        """Return the users of both; if both have missing rows of a release, those of *self* are kept."""
+        hashes_by_salt = dict(self.hashes_by_salt)
+        for salt, hashes in other.hashes_by_salt.items():
+            hashes_by_salt[salt] = hashes_by_salt.get(salt, frozenset()) | hashes
+        return ErasedUsers(hashes_by_salt, {**other.missing_by_release, **self.missing_by_release})
 
     def with_users(self, users: Iterable[str]) -> "ErasedUsers":
-        """Return the union with *users*."""
-        salt = next(iter(self.groups), None) or secrets.token_bytes(SALT_BYTES)
-        new = frozenset(_hash(salt, user.encode()) for user in users if not self.covers_user(user))
-        return replace(self, groups={**self.groups, salt: self.groups.get(salt, frozenset()) | new})
+        """Return a copy with *users* too."""
+        salt = next(iter(self.hashes_by_salt), None) or secrets.token_bytes(SALT_BYTES)
+        old_hashes = self.hashes_by_salt.get(salt, frozenset())
+        new_hashes = frozenset(_hash(salt, user.encode()) for user in users if not self.covers_user(user))
+        return replace(self, hashes_by_salt={**self.hashes_by_salt, salt: old_hashes | new_hashes})
 
     def missing_from(self, release: ReleaseRef) -> MissingRows:
         """Return the rows that a release lacks, none if it was published without erased users."""
-        return self.rows.get(release.incarnation) or self.rows.get(release.id) or MissingRows()
+        if release.incarnation in self.missing_by_release:
+            return self.missing_by_release[release.incarnation]
+        return self.missing_by_release.get(release.id, MissingRows())
 
-    def with_rows(self, release: ReleaseRef, missing: MissingRows) -> "ErasedUsers":
-        """Return a copy with these rows of a release."""
+    def with_missing(self, release: ReleaseRef, missing: MissingRows) -> "ErasedUsers":
+        """Return a copy that has *missing* as the missing rows of a release."""
         if missing == self.missing_from(release):
             return self
-        return replace(self, rows={**self.rows, release.incarnation: missing})
+        return replace(self, missing_by_release={**self.missing_by_release, release.incarnation: missing})
 
-    def with_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
-        """Return a copy in which *rows* of erased users, which the release still has, count as missing.
+    def counting_as_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
+        """Return a copy in which *rows* of erased users, which a release still has, count as missing from it.
 
-        For each release, `self.rows` has the sums (count, bytes, digest) over its missing rows, by which `verify`
-        corrects the stored ones, and salted hashes of their keys, so that no row is counted twice. MAX_ROWS limits the
-        hashes of all releases. Rows beyond it, and damaged rows, have no sums: `unsummed` is their number.
-
-        `self.groups` has hashed user ids by salt, and must not be empty; new hashes use the first salt.
+        Rows that are counted already change nothing. There must be erased users, of whom the first salt is used.
         """
         missing = self.missing_from(release)
-        salt = next(iter(self.groups))
-        new_rows = [row for row in rows if not self.hashes_of([row.key]) & missing.hashes]
-        hashed = sum(len(missing_rows.hashes) for missing_rows in self.rows.values())
-        kept_rows = new_rows[: max(0, MAX_ROWS - hashed)]
-        whole_rows = [row for row in kept_rows if _is_whole(release, row)]
+        new_rows = [row for row in rows if not self.has_counted(row.key, missing)]
+
+        # All releases share MAX_ROWS hashes; rows without a hash have no sums either.
+        total_hashes = sum(len(other.key_hashes) for other in self.missing_by_release.values())
+        hashed_rows = new_rows[: max(0, MAX_ROWS - total_hashes)]
+        summed_rows = [row for row in hashed_rows if _is_intact(release, row)]
+
+        salt = next(iter(self.hashes_by_salt))
+        new_hashes = {_hash(salt, row.key.encode()) for row in hashed_rows}
         with_new = MissingRows(
-            sums=missing.sums + RowSums.of(whole_rows),
-            hashes=missing.hashes | {_hash(salt, row.key.encode()) for row in kept_rows},
-            unsummed=missing.unsummed + len(new_rows) - len(whole_rows),
+            sums=missing.sums + RowSums.of(summed_rows),
+            key_hashes=missing.key_hashes | new_hashes,
+            unsummed_rows=missing.unsummed_rows + len(new_rows) - len(summed_rows),
         )
-        return self.with_rows(release, with_new)
+        return self.with_missing(release, with_new)
 
-    def hashes_of(self, keys: Iterable[str]) -> set[bytes]:
-        """Return the hashes by which *keys* may be counted as missing."""
-        return {_hash(salt, key.encode("utf-8", "surrogatepass")) for key in keys for salt in self.groups}
+    def has_counted(self, key: str, missing: MissingRows) -> bool:
+        """Return whether the row *key* is counted in *missing*; its hash may have any of the salts."""
+        identifier = key.encode("utf-8", "surrogatepass")
+        return any(_hash(salt, identifier) in missing.key_hashes for salt in self.hashes_by_salt)
 
-    def of_releases(self, entries: Iterable[Release]) -> "ErasedUsers":
-        """Return a copy without the rows of releases other than *entries*."""
+    def restricted_to(self, entries: Iterable[Release]) -> "ErasedUsers":
+        """Return a copy with the missing rows of the releases *entries* alone; the users stay."""
         names = {name for entry in entries for name in entry.ref}
-        return replace(self, rows={name: missing for name, missing in self.rows.items() if name in names})
+        missing_by_release = {name: missing for name, missing in self.missing_by_release.items() if name in names}
+        return replace(self, missing_by_release=missing_by_release)
 
     def check_bounds(self) -> None:
         """Raise StoreMisused if there are more users than a store keeps."""
@@ -191,7 +202,7 @@ def _hash(salt: bytes, identifier: bytes) -> bytes:
     return blake2b(identifier, digest_size=HASH_BYTES, key=salt).digest()
 
 
-def _is_whole(release: ReleaseRef, row: Row) -> bool:
+def _is_intact(release: ReleaseRef, row: Row) -> bool:
     """Return whether a row is as it was published: the manifest has other sums of a damaged one."""
     try:
         Checksum(release.id).open(row.key, row.value)

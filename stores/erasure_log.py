@@ -1,12 +1,13 @@
 """The record of erased users: a log in records beside the catalogue.
 
-    erased            all up to a part NUMBER, the base
-    erased-00 … 31    the last parts: what a change added to all before it; part NUMBER is in NUMBER mod 32
+    erased            the snapshot: all users erased up to the part of some NUMBER
+    erased-00 … 31    the last parts, each what one change added; part NUMBER is in the record NUMBER mod 32
 
-A part holds groups of hashes by salt, and rows that releases lack (`hotplate.stores.erasure`), both in base64 or hex. A
-change writes the next part, after it has read all others; every 16 parts also a new base. The catalogue names the
-last part, and counts the hashes of ids. Where parts and catalogue are not written in one atomic step, parts come first:
-an interrupted change leaves a part that the catalogue does not name, and counts all the same.
+Snapshot and parts have the same content (`hotplate.stores.erasure`): hashes of user ids by salt, called groups in the
+stored JSON, and the missing rows of releases, in base64 or hex. A change reads all records and writes the next part;
+every 16 parts also a new snapshot. The catalogue has the number of the last part, and the count of the hashes of ids.
+Where parts and catalogue are not written in one atomic step, parts come first: an interrupted change leaves a part that
+the catalogue does not name, and counts all the same.
 
 A lost record degrades a store: fewer ids than the catalogue counts are found (`ErasedUsers.lost`), and these must be
 erased again. Nothing is refused because of it.
@@ -16,8 +17,8 @@ Until format 4 of the catalogue, the record was a row of an incarnation that the
 
 import base64
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import msgspec
@@ -34,12 +35,12 @@ ID: Final = ReleaseId("erased-users")
 KEY = META + "erased"
 FORMAT = 2
 
-BASE = "erased"
+SNAPSHOT = "erased"
 PARTS = 32
-NAMES = (BASE, *(f"{BASE}-{slot:02}" for slot in range(PARTS)))
+NAMES = (SNAPSHOT, *(f"{SNAPSHOT}-{slot:02}" for slot in range(PARTS)))
 
-# Parts since the base: new ones replace only parts that the base holds, also if it is written late.
-PARTS_SINCE_BASE = 16
+# Half of PARTS: a new part replaces only one that the snapshot holds, even if the snapshot is written late.
+PARTS_SINCE_SNAPSHOT = 16
 
 
 # What errors call the record.
@@ -79,51 +80,56 @@ class _FirstFormat(msgspec.Struct):
 class ErasureLog:
     """The log as it was read.
 
-    *last* is the number of the last part, *base* that of the base, *stored* the bytes of all records by name. Unless
-    *is_whole*, there is no log, or the base or a part after it is missing or unreadable: *damage* says why,
-    *unreadable* are the names.
+    *last_part* is the number of the last part, *snapshot_part* that of the last part in the snapshot, *stored* the
+    bytes of all records by name. *is_whole* is false if there is no log, or if the snapshot or a part after it is
+    missing or unreadable: *damage* says why, *unreadable* are the names.
     """
 
     users: ErasedUsers
-    last: int = 0
-    base: int = 0
-    stored: dict[str, bytes] | None = None
+    last_part: int = 0
+    snapshot_part: int = 0
+    stored: Mapping[str, bytes] = field(default_factory=dict)
     is_whole: bool = False
     damage: str | None = None
     unreadable: tuple[str, ...] = ()
 
-    def appended(self, users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[RecordChange]]:
-        """Return the catalogue's entry, and the changes of records, by which *users* become the erased ones.
+    def changes_for(self, users: ErasedUsers, *, min_count: int = 0) -> tuple[Erased, list[RecordChange]]:
+        """Return the changes that make *users* the erased ones: the catalogue's entry, and those of the records.
 
-        *expected* is the count in the catalogue, which stays if fewer are known. Besides the next part, a new base is
-        written if the log is not whole or the base is old, and unreadable parts are replaced by empty ones. Raises
+        The entry counts at least *min_count* users, although some of them may be lost from the records. Raises
         StoreMisused if there are too many users.
         """
         users.check_bounds()
-        number = self.last + 1
-        part = f"{BASE}-{number % PARTS:02}"
-        records = list[RecordChange]()
-        if not self.is_whole or number > self.base + PARTS_SINCE_BASE:
-            records.append(self._change(BASE, self.last, self.users))
-        records.append(self._change(part, number, _added(self.users, users)))
-        records += [self._change(name, 0, NOBODY) for name in self.unreadable if name not in (BASE, part)]
-        entry = Erased(incarnation="", count=max(expected, users.count), last=number, token=secrets.token_hex(8))
-        return entry, records
+        number = self.last_part + 1
+        new_part = f"{SNAPSHOT}-{number % PARTS:02}"
+        changes = list[RecordChange]()
+
+        # The snapshot holds the users before this change; the new part adds the others.
+        if not self.is_whole or number > self.snapshot_part + PARTS_SINCE_SNAPSHOT:
+            changes.append(self._change(SNAPSHOT, self.last_part, self.users))
+        changes.append(self._change(new_part, number, _added(self.users, users)))
+
+        # Unreadable parts become empty: part 0 is never after the snapshot.
+        for name in self.unreadable:
+            if name not in (SNAPSHOT, new_part):
+                changes.append(self._change(name, 0, NOBODY))
+
+        count = max(min_count, users.count)
+        return Erased(incarnation="", count=count, last=number, token=secrets.token_hex(8)), changes
 
     def _change(self, name: str, number: int, users: ErasedUsers) -> RecordChange:
-        return RecordChange(name, (self.stored or {}).get(name), _dump(name, number, users))
+        return RecordChange(name, self.stored.get(name), _dump(name, number, users))
 
 
 async def read_log(reader: Reader) -> ErasureLog:
-    """Read the log of erased users from the records beside the catalogue, which may be lost itself.
+    """Read the snapshot and the parts after it from the records beside the catalogue, which may be lost itself.
 
-    A log is a base, all users erased up to some number, and numbered parts after it, each with what it added. Records
-    that are missing or damaged make it not whole (`damage` says why), and the users of the others remain. Raises
-    StoreUnavailable, WrittenByNewer.
+    If some are missing or damaged, the log is not whole, and has the users of the others. Without any record, it is
+    empty, not whole, and has no damage. Raises StoreUnavailable, WrittenByNewer.
     """
     values = await reader.records(NAMES)
     stored = {name: value for name, value in zip(NAMES, values, strict=True) if value is not None}
-    base: _ParsedPart | None = None
+    snapshot: _ParsedPart | None = None
     parts = dict[int, ErasedUsers]()
     damage: str | None = None
     unreadable = list[str]()
@@ -134,25 +140,28 @@ async def read_log(reader: Reader) -> ErasureLog:
             damage = str(error)
             unreadable.append(name)
             continue
-        if name == BASE:
-            base = part
+        if name == SNAPSHOT:
+            snapshot = part
         else:
             parts[part.number] = part.users
 
-    base_number = 0 if base is None else base.number
-    users = NOBODY if base is None else base.users
-    later = sorted(number for number in parts if number > base_number)
-    for number in later:
-        users = parts[number].merged(users)
+    snapshot_part = 0
+    users = NOBODY
+    if snapshot is not None:
+        snapshot_part = snapshot.number
+        users = snapshot.users
+    later_parts = sorted(number for number in parts if number > snapshot_part)
+    for number in later_parts:
+        users = parts[number].union(users)  # a part's missing rows replace those recorded before it
 
-    last = max([base_number, *later])
-    has_all_parts = base is not None and later == list(range(base_number + 1, last + 1))
-    if stored and not has_all_parts:
-        damage = damage or "a record of erased users is missing"
+    last_part = max([snapshot_part, *later_parts])
+    has_all_parts = snapshot is not None and later_parts == list(range(snapshot_part + 1, last_part + 1))
+    if stored and not has_all_parts and damage is None:
+        damage = "a record of erased users is missing"
     return ErasureLog(
         users=users,
-        last=last,
-        base=base_number,
+        last_part=last_part,
+        snapshot_part=snapshot_part,
         stored=stored,
         is_whole=bool(stored) and damage is None,
         damage=damage,
@@ -193,13 +202,13 @@ async def find_erased(store: Store) -> ErasedUsers:
     """Return the union of all records, even without a catalogue."""
     users = (await read_log(store)).users
     for incarnation in await store.incarnations():
-        users = users.merged(await read_incarnation(store, incarnation) or NOBODY)
+        users = users.union(await read_incarnation(store, incarnation) or NOBODY)
     return users
 
 
-def first_records(users: ErasedUsers, expected: int = 0) -> tuple[Erased, list[RecordChange]]:
+def first_records(users: ErasedUsers) -> tuple[Erased, list[RecordChange]]:
     """Return the catalogue's entry and the records of a store without any."""
-    return ErasureLog(NOBODY).appended(users, expected)
+    return ErasureLog(NOBODY).changes_for(users)
 
 
 def lost_sentence(lost: int) -> str:
@@ -211,26 +220,34 @@ def lost_sentence(lost: int) -> str:
 
 
 def _added(before: ErasedUsers, users: ErasedUsers) -> ErasedUsers:
-    """Return what a part must hold so that *before* becomes *users*."""
-    groups = {salt: hashes - before.groups.get(salt, frozenset()) for salt, hashes in users.groups.items()}
-    rows = {name: missing for name, missing in users.rows.items() if before.rows.get(name) != missing}
-    return ErasedUsers({salt: hashes for salt, hashes in groups.items() if hashes}, rows)
+    """Return the users, and the missing rows of releases, that *users* has and *before* has not."""
+    added = dict[bytes, frozenset[bytes]]()
+    for salt, hashes in users.hashes_by_salt.items():
+        new_hashes = hashes - before.hashes_by_salt.get(salt, frozenset())
+        if new_hashes:
+            added[salt] = new_hashes
+    changed = {
+        name: missing
+        for name, missing in users.missing_by_release.items()
+        if before.missing_by_release.get(name) != missing
+    }
+    return ErasedUsers(added, changed)
 
 
 def _dump(name: str, number: int, users: ErasedUsers) -> bytes:
-    """Encode the record *name* of the log, the base or a part, with its number: JSON behind a checksum."""
-    groups = [_Group(salt.hex(), _joined(hashes)) for salt, hashes in users.groups.items()]
-    rows = {release: _stored(missing) for release, missing in users.rows.items()}
+    """Encode the part of *number*, or the snapshot up to it, as the record *name*: JSON behind a checksum."""
+    groups = [_Group(salt.hex(), _join_hashes(hashes)) for salt, hashes in users.hashes_by_salt.items()]
+    rows = {release: _stored_missing(missing) for release, missing in users.missing_by_release.items()}
     part = _Part(number=number, groups=groups, rows=rows)
     return Checksum(ID).seal(name, NO_OFFSET + msgspec.json.encode(part))
 
 
-def _stored(missing: MissingRows) -> _Missing:
+def _stored_missing(missing: MissingRows) -> _Missing:
     sums = _Sums(counts=dict(missing.sums.counts), bytes=missing.sums.bytes, digest=f"{missing.sums.digest:x}")
-    return _Missing(sums=sums, hashes=_joined(missing.hashes), unsummed=missing.unsummed)
+    return _Missing(sums=sums, hashes=_join_hashes(missing.key_hashes), unsummed=missing.unsummed_rows)
 
 
-def _joined(hashes: frozenset[bytes]) -> str:
+def _join_hashes(hashes: frozenset[bytes]) -> str:
     return base64.b64encode(b"".join(sorted(hashes))).decode()
 
 
@@ -240,23 +257,26 @@ class _ParsedPart(NamedTuple):
 
 
 def _parse(name: str, value: bytes) -> _ParsedPart:
-    """Parse a part or the base; ReleaseCorrupt if it is damaged, WrittenByNewer for a newer format."""
+    """Parse the record *name*, a part or the snapshot. Raises ReleaseCorrupt, WrittenByNewer for a newer format."""
     try:
         stored = Checksum(ID).open(name, value)[OFFSET_BYTES:]
         part = decode_versioned(stored, _Part, newest=FORMAT, subject=_SUBJECT)
         rows = {release: _parse_missing(missing) for release, missing in part.rows.items()}
-        return _ParsedPart(part.number, ErasedUsers(_groups(part.groups), rows))
+        return _ParsedPart(part.number, ErasedUsers(_parse_groups(part.groups), rows))
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(name, error) from error
 
 
 def parse_first_format(value: bytes) -> ErasedUsers:
-    """Parse the row of an incarnation, of format 1; ReleaseCorrupt if it is invalid."""
+    """Parse a record of format 1, the value of the row KEY in an incarnation; ReleaseCorrupt if it is invalid.
+
+    That format only counts the missing rows of a release, by its id.
+    """
     try:
         stored = Checksum(ID).open(KEY, value)[OFFSET_BYTES:]
         record = decode_versioned(stored, _FirstFormat, newest=1, subject=_SUBJECT)
-        rows = {release: MissingRows(unsummed=count) for release, count in record.rows.items()}
-        return ErasedUsers(_groups(record.groups), rows)
+        rows = {release: MissingRows(unsummed_rows=count) for release, count in record.rows.items()}
+        return ErasedUsers(_parse_groups(record.groups), rows)
     except (msgspec.MsgspecError, ValueError, ReleaseCorrupt) as error:
         raise _unreadable(KEY, error) from error
 
@@ -267,14 +287,14 @@ def _unreadable(name: str, error: Exception) -> ReleaseCorrupt:
 
 def _parse_missing(stored: _Missing) -> MissingRows:
     sums = RowSums(counts=stored.sums.counts, bytes=stored.sums.bytes, digest=int(stored.sums.digest, 16))
-    return MissingRows(sums=sums, hashes=_split(stored.hashes), unsummed=stored.unsummed)
+    return MissingRows(sums=sums, key_hashes=_split_hashes(stored.hashes), unsummed_rows=stored.unsummed)
 
 
-def _groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
-    return {bytes.fromhex(group.salt): _split(group.hashes) for group in groups}
+def _parse_groups(groups: Sequence[_Group]) -> dict[bytes, frozenset[bytes]]:
+    return {bytes.fromhex(group.salt): _split_hashes(group.hashes) for group in groups}
 
 
-def _split(hashes: str) -> frozenset[bytes]:
+def _split_hashes(hashes: str) -> frozenset[bytes]:
     """Return the hashes in a text; ValueError if it is not base64."""
     raw = base64.b64decode(hashes, validate=True)
     return frozenset(raw[place : place + HASH_BYTES] for place in range(0, len(raw), HASH_BYTES))

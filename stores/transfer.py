@@ -132,7 +132,7 @@ async def _write_copy(
         erased = await erased_from(source)  # also users erased since the copy began
         await take_over_erasures(target, erased)
         # A user whose erasure the record has lost had at most one row in each list: the default and the named ones.
-        absent = erased.missing_from(release).most + erased.lost * (1 + len(manifest.named))
+        absent = erased.missing_from(release).max_rows + erased.lost * (1 + len(manifest.named))
         await check_copied(target, draft, manifest, tally, absent=absent)
         return manifest
 

@@ -78,7 +78,7 @@ async def _record_users(store: Store, users: Sequence[str]) -> tuple[Catalogue, 
         for entry in catalogue.committed:
             with suppress(ReleaseNotFound):  # pruned since
                 rows = await _present_rows(store, entry.ref, await _keys_of(store, entry.ref, users))
-                erased = erased.with_missing(entry.ref, rows)
+                erased = erased.counting_as_missing(entry.ref, rows)
                 keys_by_release[entry.ref] = [row.key for row in rows]
         return erased
 
@@ -123,7 +123,7 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
     """Add another store's *erased* users to those of *target*."""
 
     async def add_theirs(_: Catalogue, ours: ErasedUsers) -> ErasedUsers:
-        return ours.merged(replace(erased, rows={}))
+        return ours.union(replace(erased, missing_by_release={}))
 
     if erased:
         await _change_record(target, add_theirs)
@@ -145,7 +145,7 @@ async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally
         return
 
     async def add_rows(_: Catalogue, erased: ErasedUsers) -> ErasedUsers:
-        return erased.with_rows(draft.release, MissingRows(RowSums.lacking(manifest, tally)))
+        return erased.with_missing(draft.release, MissingRows(RowSums.difference(manifest, tally)))
 
     await _change_record(target, add_rows)
 
@@ -183,12 +183,12 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
         if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
         log = await _read_whole(store, catalogue)
-        revised = (await revise(catalogue, log.users)).of_releases(catalogue.releases)
+        revised = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
         is_loss_accepted = accepts_loss and _counted(catalogue) > log.users.count
-        is_unchanged = revised == log.users.of_releases(catalogue.releases)
+        is_unchanged = revised == log.users.restricted_to(catalogue.releases)
         if is_unchanged and not is_loss_accepted and _is_last_part_named(catalogue, log):
             return catalogue
-        entry, records = log.appended(revised, expected=0 if accepts_loss else _counted(catalogue))
+        entry, records = log.changes_for(revised, min_count=0 if accepts_loss else _counted(catalogue))
         with suppress(ReleaseConflict):
             return await update_catalogue(store, partial(_with_erased, seen=catalogue, entry=entry), records=records)
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
@@ -211,8 +211,8 @@ def _counted(catalogue: Catalogue) -> int:
 def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
     """Return whether the catalogue names the last part, which an interrupted erasure may have written."""
     if catalogue.erased is None:
-        return log.last == 0
-    return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last
+        return log.last_part == 0
+    return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last_part
 
 
 async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
@@ -226,9 +226,9 @@ async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
     log = await read_log(store)
     users = log.users
     if catalogue.erased is not None and catalogue.erased.incarnation:
-        users = users.merged(await read_incarnation(store, catalogue.erased.incarnation) or users)
+        users = users.union(await read_incarnation(store, catalogue.erased.incarnation) or users)
     if _counted(catalogue) > users.count:
-        users = users.merged(await find_erased(store))
+        users = users.union(await find_erased(store))
     return log if users == log.users else replace(log, users=users, is_whole=False)
 
 

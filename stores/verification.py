@@ -140,16 +140,16 @@ async def _check_loss(
     """Raise ReleaseCorrupt unless the *mismatch* of *manifest* and *tally* is due to rows of erased users alone.
 
     *manifest* counts rows by kind (`user`, `item`) as published; *tally* those now in the store, plus the deleted
-    ones of which *erased* has sums. The rest of the deleted ones, which were damaged or too many, are only counted
-    (`unsummed`), so up to that number of missing `user` rows is accepted. So is one row in each list, the default and
-    the named ones, for each user that the record has lost.
+    ones of which *erased* has sums. Other deleted rows, which were damaged or too many, are only counted: up to
+    `unsummed_rows` missing `user` rows are accepted. So is one row in each list, the default and the named ones, for
+    each user that the record has lost.
 
     All rows are read again to name the damaged ones; the error says how many are missing and damaged. If no row is
     either, and none was deleted, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
     lists = 1 + len(manifest.named)  # the default one, and the named ones
-    unsummed = erased.missing_from(release).unsummed + erased.lost * lists
+    unsummed = erased.missing_from(release).unsummed_rows + erased.lost * lists
     deleted = min(count_of(missing, "user"), unsummed)
     lost = sum(missing.values()) - deleted
 
@@ -171,7 +171,7 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
     missing = erased.missing_from(release)
     tally = Tally()
     async for rows in chunks:
-        if missing.hashes:
+        if missing.key_hashes:
             tally.add([row for row in rows if not _is_missing(row, erased, missing)])
         else:
             tally.add(rows)
@@ -181,7 +181,7 @@ async def _tally(chunks: AsyncIterator[list[Row]], erased: ErasedUsers, release:
 
 def _is_missing(row: Row, erased: ErasedUsers, missing: MissingRows) -> bool:
     """Return whether the row of an erased user is counted as missing."""
-    return RowKey.parse(row.key).kind == USER and bool(erased.hashes_of([row.key]) & missing.hashes)
+    return RowKey.parse(row.key).kind == USER and erased.has_counted(row.key, missing)
 
 
 async def _is_outdated(store: Store, release: ReleaseRef, known: ErasedUsers) -> bool:

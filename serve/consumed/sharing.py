@@ -307,6 +307,6 @@ class ConsumedSharing:
     def _forget_erased(self, users: ErasedUsers) -> None:
         """Read the stream and all events again if more users are erased."""
         before = self._erased
-        self._erased = before.merged(users)
-        if self._erased.groups != before.groups:
+        self._erased = before.union(users)
+        if self._erased.hashes_by_salt != before.hashes_by_salt:
             self._phase = SharingPhase.REWINDING

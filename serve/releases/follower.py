@@ -404,7 +404,7 @@ class Follower:
     async def _follow_erased(self, catalogue: Catalogue) -> None:
         """Add the erased users of a store to those known, who stay hidden if the store was restored or lost some."""
         stored = await read_erased(self._reader, catalogue)
-        self.erased = self.erased.merged(stored)
+        self.erased = self.erased.union(stored)
         self._most_erased = max(self._most_erased, stored.count + stored.lost)
         lost = self._most_erased - stored.count
         if lost and lost != self._lost_erased:

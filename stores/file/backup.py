@@ -98,11 +98,11 @@ async def restore(
         releases = store.folder / "releases"
         with translated(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, new_names, scratch, on_progress)
-            rows = {new_names.get(name, name): missing for name, missing in erased_there.rows.items()}
+            rows = {new_names.get(name, name): missing for name, missing in erased_there.missing_by_release.items()}
             entries = [replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases]
             with catalogue_file.locked() as lock:  # no erasure or prune in between
                 present = _read_present(catalogue_file, saved.now)
-                erased, records = await _record_both(store, present, replace(erased_there, rows=rows))
+                erased, records = await _record_both(store, present, replace(erased_there, missing_by_release=rows))
                 restored = replace(saved, releases=tuple(entries), erased=erased)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
@@ -121,11 +121,11 @@ async def _record_both(
     changes if no user is erased. Users that either record has lost are still counted.
     """
     ours = await (read_erased(store, present) if present.generation else find_erased(store))
-    both = ours.merged(theirs)
+    both = ours.union(theirs)
     if not both and not present.erased:
         return None, []
     log = replace(await read_log(store), is_whole=False)  # so that a new base is written
-    return log.appended(both, expected=max(ours.count + ours.lost, theirs.count + theirs.lost))
+    return log.changes_for(both, min_count=max(ours.count + ours.lost, theirs.count + theirs.lost))
 
 
 def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:

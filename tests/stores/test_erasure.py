@@ -13,11 +13,11 @@ from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import NO_OFFSET, Checksum
 from hotplate.stores.erasure import MAX_ROWS, ErasedUsers
 from hotplate.stores.erasure_log import (
-    BASE,
     ID,
     KEY,
     NAMES,
     PARTS,
+    SNAPSHOT,
     erased_from,
     find_erased,
     first_records,
@@ -119,7 +119,7 @@ async def test_a_repeated_erasure_counts_no_row_twice(open_store: OpenStore) -> 
     release = await ref_of(store, await publish(store, ROWS))
     await erase_users(store, ["1", "2"])
     counted = (await erased_from(store)).missing_from(release)
-    assert (counted.sums.rows, len(counted.hashes), counted.unsummed) == (2, 2, 0)
+    assert (counted.sums.rows, len(counted.key_hashes), counted.unsummed_rows) == (2, 2, 0)
     await erase_users(store, ["1", "2"])
     assert (await erased_from(store)).missing_from(release) == counted
     await verify(store, release)
@@ -216,7 +216,7 @@ async def test_an_accepted_loss_is_not_reported_again(open_store: OpenStore) -> 
     assert (erased.lost, erased.count, erased.covers("user:3")) == (0, 1, True)
 
 
-@pytest.mark.parametrize("name", [BASE, f"{BASE}-02"])
+@pytest.mark.parametrize("name", [SNAPSHOT, f"{SNAPSHOT}-02"])
 async def test_remaining_records_are_read(name: str) -> None:
     store = MemoryStore()
     await publish(store, ROWS)
@@ -276,7 +276,7 @@ async def test_prune_spares_records_while_one_is_missing(open_store: OpenStore) 
 def test_rows_counted_by_the_first_format_are_a_bound() -> None:
     parsed = parse_first_format(FIRST_FORMAT)
     assert [user for user in "5678" if parsed.covers(f"user:{user}")] == ["6", "7"]
-    assert parsed.rows["20261120T064200Z-aaaa"].unsummed == 2
+    assert parsed.missing_by_release["20261120T064200Z-aaaa"].unsummed_rows == 2
 
 
 async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next() -> None:
@@ -285,12 +285,12 @@ async def test_an_erasure_whose_catalogue_was_not_written_counts_with_the_next()
     await publish(store, ROWS)
     await erase_users(store, ["1"])
     log = await read_log(store)
-    _, records = log.appended(log.users.with_users(["2"]))
+    _, records = log.changes_for(log.users.with_users(["2"]))
     store.beside |= {change.name: change.after for change in records}
     await erase_users(store, ["2"])
     catalogue = await store.catalogue()
     assert catalogue.erased is not None
-    assert catalogue.erased.last == (await read_log(store)).last
+    assert catalogue.erased.last == (await read_log(store)).last_part
     assert (catalogue.erased.count, await erased_of(store)) == (2, ["1", "2"])
 
 
@@ -298,10 +298,10 @@ def test_rows_beyond_the_stored_limit_are_a_bound() -> None:
     release = ReleaseRef(ReleaseId("r"), "i")
     seal = Checksum(release.id).seal
     rows = [Row(f"user:{number}", seal(f"user:{number}", NO_OFFSET)) for number in range(MAX_ROWS + 3)]
-    erased = ErasedUsers().with_users(["1"]).with_missing(release, rows)
+    erased = ErasedUsers().with_users(["1"]).counting_as_missing(release, rows)
     missing = erased.missing_from(release)
-    assert (missing.sums.rows, len(missing.hashes), missing.unsummed) == (MAX_ROWS, MAX_ROWS, 3)
-    assert erased.with_missing(release, rows[:9]) == erased
+    assert (missing.sums.rows, len(missing.key_hashes), missing.unsummed_rows) == (MAX_ROWS, MAX_ROWS, 3)
+    assert erased.counting_as_missing(release, rows[:9]) == erased
     _, records = first_records(erased)
     assert max(len(change.after) for change in records) < 1_000_000
 
