@@ -360,7 +360,8 @@ class Attempt:
     def _review_run(self, folder: RunFolder, last: Summary) -> None:
         """Report a run that has ended before, by what its release has become since; *last* is its summary.
 
-        A release may have been withdrawn, or one that was refused may have been activated by force.
+        A release may have been withdrawn, or one that was refused may have been activated by force. One that is ready
+        again is not activated: an operator may have rebuilt the catalogue around another.
         """
         job = self._job
         run = folder.run
@@ -369,11 +370,9 @@ class Attempt:
         self.summary = last
         if run.outcome == "refused" and standing is not Standing.PUBLISHED:
             return
-        if standing is Standing.READY:  # the store has returned to older data
-            self._finish_run(folder)
-            return
-        if standing is Standing.REFUSED:
-            self._update_summary(outcome="refused", error=_withdrawal(catalogue.find(run.release)))
+        if standing in (Standing.READY, Standing.REFUSED):
+            reason = _withdrawal(catalogue.find(run.release), job.publishing.arm)
+            self._update_summary(outcome="refused", error=reason)
             folder.finish(self.summary)
             return
 
@@ -507,7 +506,7 @@ class Attempt:
         standing = _standing_of(release, catalogue, publishing)
         refusal = ""
         if standing is not Standing.PUBLISHED:
-            refusal = reason or _withdrawal(entry)
+            refusal = reason or _withdrawal(entry, publishing.arm)
             if entry.state is State.READY and manifest.refused_by:
                 refusal = _refusal_by_gates(manifest, publishing.arm)
         return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=erased)
@@ -533,15 +532,17 @@ def _standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSe
     entry = catalogue.get(release)
     if entry is None or entry.state is State.DRAFT:
         return Standing.MISSING
+    is_canary = catalogue.canary is not None and catalogue.canary.release == release
+    if is_canary and publishing.arm == "B":
+        return Standing.PUBLISHED
     if entry.refused_by:
         return Standing.REFUSED
-    is_new = entry.state is State.READY and entry.superseded_at is None
-    is_canary = catalogue.canary is not None and catalogue.canary.release == release
     if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
         return Standing.PUBLISHED
-    if publishing.arm == "B":
-        return Standing.READY if is_new and not is_canary else Standing.PUBLISHED
-    return Standing.READY if is_new or is_canary else Standing.REFUSED
+    may_go_live = entry.state is State.READY and (entry.superseded_at is None or is_canary)
+    if may_go_live:
+        return Standing.READY
+    return Standing.PUBLISHED if publishing.arm == "B" else Standing.REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -606,12 +607,17 @@ def _refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
     )
 
 
-def _withdrawal(entry: Release) -> str:
+def _withdrawal(entry: Release, arm: Arm) -> str:
     """Return why a release, which was written before, is out of service, and what to do."""
+    _, option = place_of(arm)
     if entry.refused_by:
         return (
             f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "
-            f"cause; only if it may go live as it is: hotplate releases activate --force {entry.id}"
+            f"cause; only if it may go live as it is: hotplate releases activate --force {entry.id}{option}"
         )
-    cause = "withdrawn" if entry.state is State.WITHDRAWN else "the canary, which was not promoted"
-    return f"release {entry.id} was {cause}; if it may go live: hotplate releases activate {entry.id}"
+    cause = "is not live any more: its store has a new catalogue, or older data"
+    if entry.state is State.WITHDRAWN:
+        cause = "was withdrawn"
+    elif entry.superseded_at is not None:
+        cause = "was the canary, which was not promoted"
+    return f"release {entry.id} {cause}; if it may go live: hotplate releases activate {entry.id}{option}"

@@ -244,6 +244,38 @@ def test_run_does_not_end_the_trial_of_its_own_release(folder_url: str, tmp_path
     assert catalogue_of(folder_url).live == live
 
 
+def test_withdrawn_release_does_not_go_live_from_a_trial_or_a_new_catalogue(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    pipeline.write_text(pipeline.read_text().replace("[run]", "end_canary = true\n\n[run]"))
+    live = summary_of(hotplate("run", pipeline))["release"]
+    write_data(tmp_path, seed=7)
+    withdrawn = summary_of(hotplate("run", pipeline))["release"]
+    ended = (tmp_path / "work" / "state.json").read_bytes()
+    run_on(folder_url, lifecycle.rollback)
+    assert hotplate("releases", "canary", withdrawn, "--store", folder_url).returncode == 0
+    on_trial = hotplate("run", pipeline)
+    assert (on_trial.returncode, f"release {withdrawn} was withdrawn" in on_trial.stderr) == (3, True)
+    (tmp_path / "work" / "state.json").write_bytes(ended)
+    (tmp_path / "store" / "catalogue.json").unlink()
+    assert hotplate("store", "rebuild", "--live", live, "--store", folder_url).returncode == 0
+    rebuilt = hotplate("run", pipeline)
+    assert (rebuilt.returncode, f"release {withdrawn} is not live any more" in rebuilt.stderr) == (3, True)
+    assert catalogue_of(folder_url).live == live
+
+
+def test_refused_release_that_was_forced_into_arm_b_is_published(folder_url: str, tmp_path: Path) -> None:
+    hotplate("run", write_pipeline(tmp_path, folder_url))
+    first = json_of("import", tmp_path / "clicks.csv", "--no-activate", "--store", folder_url)["release"]["release"]
+    assert hotplate("releases", "canary", first, "--days", "14", "--store", folder_url).returncode == 0
+    pipeline = write_pipeline(tmp_path, folder_url, "[gates]\ncoverage = 1.0")
+    pipeline.write_text(pipeline.read_text().replace("[run]", 'arm = "B"\n\n[run]'))
+    refused = hotplate("run", pipeline)
+    release = summary_of(refused)["release"]
+    assert (refused.returncode, f"activate --force {release} --arm B" in refused.stderr) == (3, True)
+    assert hotplate("releases", "activate", release, "--force", "--arm", "B", "--store", folder_url).returncode == 0
+    assert summary_of(hotplate("run", pipeline))["outcome"] == "unchanged"
+
+
 async def end_grace(store: Store) -> None:
     """Let the grace of releases that left service end now."""
 
