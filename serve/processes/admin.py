@@ -532,11 +532,18 @@ class Admin:
             async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
                 changed = await change.act(store, ReleaseId(unquote(raw_id)), parameters)
         except TimeoutError:
+            log.warning(
+                "%s sent POST %s over HTTP; it was given up after %g s, and may have taken place",
+                _operator_of(request),
+                request.rel_url.raw_path,
+                CHANGE_S,
+            )
             raise Problem(
                 504,
                 "change-timed-out",
                 f"the change took more than {CHANGE_S:.0f} s and was given up, as when Cosmos DB is being scaled; "
-                "GET /v1/releases shows whether it took place; repeat it, or use `hotplate releases`, which waits",
+                "GET /v1/releases shows whether it took place; if not, repeat it, or use `hotplate releases`, "
+                "which waits",
             ) from None
         log.warning("%s %s, release %s, over HTTP", _operator_of(request), change.done, changed)
         return json_of({"release": changed})

@@ -21,6 +21,10 @@ SHORT_CHANGES = (
     "admin.CHANGE_S = 0.3\n"
     "runpy.run_module('hotplate', run_name='__main__')\n"
 )
+SLOW_AFTER_SWAP = (
+    "import asyncio, hotplate.stores.lifecycle as lifecycle\n"
+    "lifecycle.prepare_served = lambda *_: asyncio.sleep(60)\n" + SHORT_CHANGES
+)
 LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
 
 
@@ -175,6 +179,16 @@ def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) 
             assert (answer.status, answer.json["type"]) == (504, "urn:hotplate:problem:change-timed-out")
             assert "GET /v1/releases shows whether it took place" in answer.json["detail"]
             assert service.admin("/livez").status == 200
+
+
+def test_given_up_change_that_took_place_is_logged(tmp_path: Path) -> None:
+    first, _ = [asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list(mark)})) for mark in "ab"]
+    options = ("--admin-store", f"file://{tmp_path / 'store'}")
+    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", SLOW_AFTER_SWAP, "serve")) as service:
+        assert service.admin("/v1/releases/rollback", "POST").status == 504
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        assert tier["live"] == first
+        assert "an operator sent POST /v1/releases/rollback over HTTP; it was given up" in service.log.read_text()
 
 
 def test_impossible_changes_are_problems(service: Service) -> None:
