@@ -23,27 +23,28 @@ from typing import Any
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused
-from hotplate.stores.redis.keys import SEALED, Keys, ReleaseKeys
+from hotplate.stores.redis.keys import SEALED, Keys
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.writer import BUSY_SHARE
-from hotplate.stores.timing import Pacer, Retrier
+from hotplate.stores.timing import Pacer, Retrier, all_done
 
 MAX_KEYS = 1000  # per command: about half a millisecond of the server
 HISTORY = "@"  # prefix of replication histories in the set of incarnations
 log = logging.getLogger(__name__)
 
 # MARK and END: KEYS marks, first state, for END also the other states and the points; ARGV token. MARK does nothing
-# without a state; its SREM allows SADD on a full server. END returns -1 if a state lacks the mark, else the number of
-# deleted keys.
+# without a state; its SREM allows SADD on a full server. END returns UNMARKED if a state lacks the mark, or else the
+# number of deleted keys.
 MARK = """
 if redis.call('EXISTS', KEYS[2]) == 1 then
     redis.call('SREM', KEYS[1], ARGV[1])
     redis.call('SADD', KEYS[1], ARGV[1])
 end
 """
-END = """
+UNMARKED = -1
+END = f"""
 local is_marked = redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 1
-if not is_marked and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
+if not is_marked and redis.call('EXISTS', KEYS[2]) == 1 then return {UNMARKED} end
 return redis.call('DEL', unpack(KEYS))
 """
 
@@ -74,24 +75,34 @@ class Inventory:
         """
         current_ids = await self._replication_ids()  # before the search, during which a server may restart
         members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
-        recorded = {member.decode() for member in members}
-        searched_ids = {name for name in recorded if name.startswith(HISTORY)}
-        recorded -= searched_ids
+        names = {member.decode() for member in members}
+        searched_ids = {name for name in names if name.startswith(HISTORY)}
+        recorded = names - searched_ids
         if current_ids is not None and current_ids <= searched_ids:
             return sorted(recorded)
 
         log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
-        with_keys = set[str]()
-        async for names in self._search(self._keys.any_pattern):
-            with_keys.update(filter(None, map(self._keys.incarnation_of, names)))
-
-        ids_to_record = current_ids or set()  # None if a server does not tell its id
+        with_keys = await self._incarnations_with_keys()
         with suppress(StoreError):  # this user may not write
-            for name in (with_keys - recorded) | ids_to_record:
-                await self.add(name)
-            for name in searched_ids - ids_to_record:
-                await self._router.execute("SREM", self._keys.incarnations, name)
+            for incarnation in with_keys - recorded:
+                await self.add(incarnation)
+            # Last, because with them the next call does not search.
+            new_ids = current_ids or set()
+            for replication_id in new_ids:
+                await self.add(replication_id)
+            for replication_id in searched_ids - new_ids:
+                await self._router.execute("SREM", self._keys.incarnations, replication_id)
         return sorted(recorded | with_keys)
+
+    async def _incarnations_with_keys(self) -> set[str]:
+        """Search all keys, and return the incarnations in their names."""
+        incarnations = set[str]()
+        async for names in self._search(self._keys.any_pattern):
+            for name in names:
+                incarnation = self._keys.incarnation_of(name)
+                if incarnation is not None:
+                    incarnations.add(incarnation)
+        return incarnations
 
     async def _replication_ids(self) -> set[str] | None:
         """Return the replication ids of all primaries, as members of the set; None if one does not say."""
@@ -101,14 +112,16 @@ class Inventory:
         except StoreMisused:
             return None
         ids = [info.get("master_replid") for info in replies]
-        return {f"{HISTORY}{history}" for history in ids if history} if all(ids) else None
+        if not all(ids):
+            return None
+        return {f"{HISTORY}{replication_id}" for replication_id in ids}
 
-    async def add(self, incarnation: str) -> None:
-        """Record an incarnation before it holds data."""
+    async def add(self, member: str) -> None:
+        """Record an incarnation before it holds data, or a replication id after its keys were searched."""
         name = self._keys.incarnations
-        is_member = await self._router.execute("SISMEMBER", name, incarnation)
+        is_member = await self._router.execute("SISMEMBER", name, member)
         if not is_member:  # a full server refuses SADD even for a member
-            await self._router.execute("SADD", name, incarnation)
+            await self._router.execute("SADD", name, member)
 
     async def chunks(self, release: ReleaseRef) -> AsyncIterator[list[str]]:
         """Yield the distinct keys of a sealed release in order, at most MAX_KEYS at a time."""
@@ -133,34 +146,33 @@ class Inventory:
         keys = self._keys.release(release)
         incarnation = release.incarnation
         is_sealed = await self._execute("GET", keys.state) == SEALED
+        # The lists of keys are complete only if the release was sealed.
         has_all_keys_listed = is_sealed and await self._execute("EXISTS", keys.row_list)
         is_recorded = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
 
         # First, because this ends reads and writes; a writer that claims the draft from now on starts without rows.
-        deleted_counts = await self._delete_states(keys, confirm)
-        self._check_gone(release, [count >= 0 for count in deleted_counts])
+        had_states = await self._delete_states(release, confirm)
 
-        # The lists of keys are complete only if the release was sealed.
         await self._erase_listed_rows(release)
-        if not has_all_keys_listed and (is_recorded or any(deleted_counts)):
+        if not has_all_keys_listed and (is_recorded or had_states):
             await self._erase_searched_rows(release)
-        self._check_gone(release, [await self._erase((keys.state, *keys.lists))])
+        await self._erase(release, (keys.state, *keys.lists))
 
         await self._execute("SREM", self._keys.incarnations, incarnation)
-        if any(await asyncio.gather(*(self._execute("EXISTS", group.first) for group in keys.groups))):
-            # A late writer claimed it: the next prune must find it.
+        states_present = await asyncio.gather(*(self._execute("EXISTS", group.first) for group in keys.groups))
+        if any(states_present):  # a late writer has claimed the draft: the next prune must find it
             await self.add(incarnation)
 
-    async def _delete_states(self, keys: ReleaseKeys, confirm: Callable[[], Awaitable[None]]) -> list[int]:
+    async def _delete_states(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> bool:
         """Mark the states of a release, ask *confirm* whether to go on, and delete the states that still have the mark.
 
         A server may be restored from an older copy after *confirm* has read the catalogue. That copy lacks the mark, a
-        random token in a set beside the state, so its states are not deleted.
-
-        Returns for each group, the states in one slot, how many keys were deleted; -1 if a state lacks the mark. If
-        *confirm* raises, the marks are removed.
+        random token in a set beside the state, so its states are not deleted, and ReleaseConflict is raised. If
+        *confirm* raises, the marks are removed. Returns whether any state or mark was deleted.
         """
+        keys = self._keys.release(release)
         token = secrets.token_hex(8)
+        # In a cluster, states are in many slots; those of a group are in one, beside their mark.
         await asyncio.gather(*(self._evaluate(MARK, (group.mark, group.first), token) for group in keys.groups))
         try:
             await self._retrier.call(confirm)
@@ -172,7 +184,9 @@ class Inventory:
         names_by_group = [[group.mark, *group.states] for group in keys.groups]
         names_by_group[0].append(keys.points)  # the resume points are in the slot of the first group
         deleted_counts = await asyncio.gather(*(self._evaluate(END, names, token) for names in names_by_group))
-        return list(map(int, deleted_counts))
+        if UNMARKED in deleted_counts:
+            raise self._conflict(release)
+        return any(deleted_counts)
 
     async def _erase_listed_rows(self, release: ReleaseRef) -> None:
         """Erase the rows of all batches in the lists of keys, and each batch from its list, the last one first.
@@ -187,7 +201,7 @@ class Inventory:
                 rows = keys.located(unpack(packed))
                 started = time.monotonic()
                 await self._erase_rows(release, rows.names)
-                self._check_gone(release, [await self._erase((keys.state, list_name), packed)])
+                await self._erase(release, (keys.state, list_name), packed)
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
     async def _erase_searched_rows(self, release: ReleaseRef) -> None:
@@ -201,17 +215,16 @@ class Inventory:
 
     async def _erase_rows(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         """Erase rows by name; raises ReleaseConflict if a state of the release exists."""
-        by_state = self._keys.release(release).by_first_state(names)
-        erasures = [
-            self._erase((state, *rows[start : start + MAX_KEYS]))
-            for state, rows in by_state.items()
-            for start in range(0, len(rows), MAX_KEYS)
-        ]
-        self._check_gone(release, await asyncio.gather(*erasures))
+        erasures = list[Awaitable[None]]()
+        for state, rows in self._keys.release(release).by_first_state(names).items():
+            for start in range(0, len(rows), MAX_KEYS):
+                erasures.append(self._erase(release, (state, *rows[start : start + MAX_KEYS])))
+        await all_done(*erasures)
 
-    async def _erase(self, names: Sequence[str | bytes], *args: bytes) -> int:
-        """Run ERASE; return 0 if the state, which comes first in *names*, exists."""
-        return int(await self._evaluate(ERASE, names, *args))
+    async def _erase(self, release: ReleaseRef, names: Sequence[str | bytes], *args: bytes) -> None:
+        """Run ERASE; raises ReleaseConflict if the state of the release, which comes first in *names*, exists."""
+        if not await self._evaluate(ERASE, names, *args):
+            raise self._conflict(release)
 
     async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._router.execute(command, key, *args))
@@ -219,13 +232,11 @@ class Inventory:
     async def _evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._router.evaluate(script, names, *args))
 
-    def _check_gone(self, release: ReleaseRef, erased: Sequence[int]) -> None:
-        """Raise ReleaseConflict if one of *erased* is 0: a state exists again, and nothing was erased beside it."""
-        if not all(erased):
-            raise ReleaseConflict(
-                f"release {release.id} is in {self._deployment.shown} again: the server was restored from an older "
-                f"copy, or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
-            )
+    def _conflict(self, release: ReleaseRef) -> ReleaseConflict:
+        return ReleaseConflict(
+            f"release {release.id} is in {self._deployment.shown} again: the server was restored from an older copy, "
+            f"or a late writer has claimed the draft. See `hotplate releases list`, and prune again"
+        )
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
         """Return the first and last key of each listed batch: about 300 bytes of memory per 500 rows."""

@@ -9,7 +9,6 @@ appended for the time that its entries are kept.
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any, NamedTuple
 
 from hotplate.stores.errors import StoreError
@@ -39,8 +38,8 @@ for _ = 1, {NODE} do
   redis.call('XDEL', KEYS[1], filler)
 end
 """
-# Moves entries, each with its id and its value, to the end of a stream; returns the last new id. Entries that are gone
-# were trimmed, or moved by another service that erases at the same time: they get no copy.
+# Moves entries, each with its id and its value, to the end of a stream; returns the last new id, if any. Entries that
+# are gone were trimmed, or moved by another service that erases at the same time: they get no copy.
 MOVE = f"""
 local last = false
 for at = 1, #ARGV, 2 do
@@ -75,10 +74,10 @@ class RedisStream:
         self._router = CommandRouter(deployment)
         self._confirmed_at = time.monotonic()
         self._last_read = BEGIN
-        """Id of the newest entry that was read."""
+        """Id of the newest entry that was read, after which `newer` goes on."""
 
         self._last_known = BEGIN
-        """Id of the newest entry that was read or appended."""
+        """Id of the newest entry that was read or appended; if the server lacks it, it has lost entries."""
 
         self._older_end: bytes | None = END
         """Id before which `older` goes on; None once it has read all entries."""
@@ -156,35 +155,44 @@ class RedisStream:
         """Delete entries, also from the memory and the snapshots of the server.
 
         Redis stores a stream in nodes of at most NODE entries. XDEL only marks an entry as deleted; its bytes stay
-        until all entries of its node are deleted. So up to NODE entries before and after each one are first moved to
-        the end of the stream, where readers see them again; that is in another node, because the last one is filled.
+        until all entries of its node are deleted. So the other entries of its node are moved: copied to the end of the
+        stream, where readers see them again, and deleted.
         """
-        await self._router.evaluate(FILL, [self._key])
-        erased = {entry.id for entry in entries}
-        around = dict[bytes, bytes]()
-        """Values of the entries to move, by their ids."""
+        await self._router.evaluate(FILL, [self._key])  # so that the copies are in other nodes
+        neighbours = await self._neighbours(entries)
 
+        moves = list[Command]()
+        for start in range(0, len(neighbours), NODE):
+            ids_and_values = list[bytes]()
+            for neighbour_id, value in neighbours[start : start + NODE]:
+                ids_and_values += (neighbour_id, value)
+            moves.append(evaluation(MOVE, [self._key], *ids_and_values))
+
+        deletion: Command = ("XDEL", self._key, *(entry.id for entry in entries))
+        *copied_ids, _ = await self._execute_all(*moves, deletion)
+        for last_id in copied_ids:
+            if last_id is not None:
+                self._last_known = max(self._last_known, last_id, key=_order)
+
+    async def _neighbours(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        """Return the ids and values of other entries that may be in the nodes of *entries*, in order.
+
+        A node has at most NODE entries, so these are up to NODE before and after each one. Entries in another format
+        are left out.
+        """
+        ids = {entry.id for entry in entries}
+        values = dict[bytes, bytes]()
         for entry in entries:
-            before, behind = await self._execute_all(
+            until_entry, from_entry = await self._execute_all(
                 ("XREVRANGE", self._key, entry.id, "-", "COUNT", NODE),
                 ("XRANGE", self._key, entry.id, "+", "COUNT", NODE),
             )
-            if not behind or behind[0][0] != entry.id:
+            if not from_entry or from_entry[0][0] != entry.id:
                 continue  # another service has erased it
-            for neighbour in _entries([*before, *behind]):
-                if neighbour.id not in erased and neighbour.value is not None:
-                    around[neighbour.id] = neighbour.value
-
-        neighbours = sorted(around, key=_order)
-        moves = list[Command]()
-        for start in range(0, len(neighbours), NODE):
-            moved = neighbours[start : start + NODE]
-            ids_and_values = chain.from_iterable((entry_id, around[entry_id]) for entry_id in moved)
-            moves.append(evaluation(MOVE, [self._key], *ids_and_values))
-
-        *moved_ids, _ = await self._execute_all(*moves, ("XDEL", self._key, *erased))
-        known_ids = (self._last_known, *(moved_id for moved_id in moved_ids if moved_id is not None))
-        self._last_known = max(known_ids, key=_order)
+            for neighbour in _entries([*until_entry, *from_entry]):
+                if neighbour.id not in ids and neighbour.value is not None:
+                    values[neighbour.id] = neighbour.value
+        return sorted(values.items(), key=lambda id_and_value: _order(id_and_value[0]))
 
     async def close(self) -> None:
         """Close all connections."""
