@@ -261,8 +261,11 @@ class Server:
 
     @asynccontextmanager
     async def session(self, *, asking: bool = False) -> AsyncIterator[Session]:
-        """Hold a connection during the block; see `Session` for *asking*. Raises StoreError."""
-        pool = self.client.connection_pool
+        """Hold a connection during the block, and wait for one if MAX_SESSIONS are held; see `Session` for *asking*.
+
+        Raises StoreError.
+        """
+        pool = self.client.connection_pool  # `renew` replaces it
         async with self._sessions:
             if self._is_closed:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
@@ -271,11 +274,13 @@ class Server:
                     connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
             except (RedisError, TimeoutError) as error:
                 raise translated(error, self.address.shown) from error
+            identity = self._identities[connection]
             try:
-                yield Session(self, connection, self._identities[connection], asking=asking)
+                yield Session(self, connection, identity, asking=asking)
             finally:
-                if self._is_closed or pool is not self.client.connection_pool:
-                    await connection.disconnect(nowait=True)  # opened while its pool was closed
+                was_replaced = pool is not self.client.connection_pool
+                if self._is_closed or was_replaced:
+                    await connection.disconnect(nowait=True)  # the pool did not, if it was being opened at that time
                 await pool.release(connection)
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply

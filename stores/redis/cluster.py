@@ -45,13 +45,20 @@ class Cluster(DiscoveredDeployment):
         return _node_of(nodes[0])
 
     def positions_by_primary(self, slots: Sequence[int]) -> dict[RedisNode | None, list[int]]:
-        """Return positions in *slots* by the primary of the slot; those whose primary is unknown are under None."""
+        """Group the positions in *slots* by the primary that has the slot; None holds those of unknown primaries."""
         slots_cache = self._client.nodes_manager.slots_cache
-        by_name = dict[str, list[int]]()  # by redis-py's name of the primary, whose hash is cached; empty if unknown
+        by_name = dict[str, list[int]]()
+        """By redis-py's name of the primary, a string whose hash is cached; empty if the primary is unknown."""
+
         for position, slot in enumerate(slots):
             nodes = slots_cache.get(slot)
             by_name.setdefault(nodes[0].name if nodes else "", []).append(position)
-        return {self.primary_of(slots[positions[0]]): positions for positions in by_name.values()}
+
+        by_primary = dict[RedisNode | None, list[int]]()
+        for positions in by_name.values():
+            any_slot = slots[positions[0]]
+            by_primary[self.primary_of(any_slot)] = positions
+        return by_primary
 
     def replica_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot, ())

@@ -100,7 +100,7 @@ class ServerLookups(Lookups):
             return [names.state, *names.located(keys).names]
 
 
-_UNSENT = ReadElsewhere("no node is known")  # never raised
+_UNSENT = ReadElsewhere("no node is known")  # value of a key that was not sent; never raised
 
 
 class _NodeRead(NamedTuple):
@@ -183,25 +183,29 @@ class ClusterLookups(Lookups):
 
         *slots* are the hash slots of the names (0 to 16383), each served by one primary. *until_s* is a time of the
         event loop's clock; None for no limit. A value that is late or cannot be read is a StoreError. A key that
-        another node has, or whose reply was lost with a connection, is first read once more. Raises StoreError if the
-        nodes cannot be discovered.
+        another node has, whose node is unknown, or whose reply was lost with a connection, is first read once more.
+        Raises StoreError if the nodes cannot be discovered.
         """
         if self._by_redis_py:
             return await self._deployment.read_by_redis_py(names, until_s)
         if not self._deployment.is_loaded:
             await self._deployment.load()
-        if len(slots) == 1 and (node := self._deployment.primary_of(slots[0])) is not None:
-            reads = [self._send(node, (0,), names)]  # a faster path for the lookup of one key
+
+        reads: list[_NodeRead] = []
+        if len(slots) == 1:  # the lookup of one key, without grouping
+            node = self._deployment.primary_of(slots[0])
+            if node is not None:
+                reads.append(self._send(node, (0,), names))
         else:
-            reads = [
-                self._send(node, positions, [names[position] for position in positions])
-                for node, positions in self._deployment.positions_by_primary(slots).items()
-                if node is not None
-            ]
+            for node, positions in self._deployment.positions_by_primary(slots).items():
+                if node is not None:
+                    reads.append(self._send(node, positions, [names[position] for position in positions]))
+
         values = await self._receive(reads, len(names), until_s)
-        if VALUES.issuperset(map(type, values)):
-            return values
-        return await self._read_again_elsewhere(values, names, until_s)
+        has_errors = not VALUES.issuperset(map(type, values))
+        if has_errors:
+            return await self._read_again_elsewhere(values, names, until_s)
+        return values
 
     def _send(self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes]) -> _NodeRead:
         """Send a GET for each of *names* to a node, and return the read, whose replies are a future.
@@ -225,7 +229,6 @@ class ClusterLookups(Lookups):
         not arrived are cancelled, and their values become timeouts.
         """
         pending = tuple([read.replies for read in reads])
-        # The set of all reads with this deadline; a read that is discarded from it is not cancelled.
         expiring = None if until_s is None else self._deadlines.add(pending, until_s)
         values = list[ReadResult]([_UNSENT]) * count
         try:
@@ -233,17 +236,18 @@ class ClusterLookups(Lookups):
             for read in reversed(reads):
                 received = await self._values_or_errors(read)
                 if len(received) == count:
-                    return received  # the only read: in three quarters of the time
+                    return received  # the only read has all keys in order; faster than by positions
                 for position, value in zip(read.positions, received, strict=True):
                     values[position] = value
         except BaseException:
             for replies in pending:
-                if not replies.cancel() and not replies.cancelled():
+                replies.cancel()
+                if replies.done() and not replies.cancelled():
                     replies.exception()  # else asyncio logs that it was never retrieved
             raise
         finally:
             if expiring is not None:
-                expiring.discard(pending)
+                expiring.discard(pending)  # so that the deadline does not cancel them
         return values
 
     async def _values_or_errors(self, read: _NodeRead) -> list[ReadResult]:
@@ -252,6 +256,7 @@ class ClusterLookups(Lookups):
         That is ReadElsewhere, after which the keys are read again, if the connection was lost, and a timeout if the
         deadline of the lookup cancelled the replies. Raises CancelledError if the caller itself was cancelled.
         """
+        failure: StoreError
         try:
             return await read.replies
         except StoreError as error:
@@ -259,12 +264,13 @@ class ClusterLookups(Lookups):
             was_lost = read.connection is not None and read.connection.error is not None
             if was_lost and isinstance(error, StoreUnavailable):
                 failure = ReadElsewhere(str(error))
-            return [failure] * len(read.positions)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not read.replies.cancelled() or task is None or task.cancelling():
-                raise  # the caller was cancelled
-            return [late(self._deployment)] * len(read.positions)
+            is_caller_cancelled = task is None or task.cancelling() > 0
+            if is_caller_cancelled or not read.replies.cancelled():
+                raise
+            failure = late(self._deployment)
+        return [failure] * len(read.positions)
 
     async def _read_again_elsewhere(
         self, values: Sequence[ReadResult], names: Sequence[bytes], until_s: float | None

@@ -188,9 +188,8 @@ class Multiplexer(asyncio.Protocol):
     def _match_reply(self, reply: Any) -> None:  # noqa: ANN401 -- any reply
         """Match a parsed reply to the oldest pending read, since a server replies in the order of the commands.
 
-        A read is either one MGET (its `values` are None), which one array completes, or several GETs, whose replies are
-        collected in `values` until there are `count`. Then the read's future gets its values or its error. A reply that
-        cannot belong to the read closes the connection.
+        A read is either an MGET, completed by one reply, or several GETs, which are pending until each has a reply. A
+        reply that cannot belong to the read closes the connection.
         """
         if isinstance(reply, ENDING):
             self._end(str(translated(reply, self.where)))
@@ -200,38 +199,47 @@ class Multiplexer(asyncio.Protocol):
             raise RuntimeError("a reply without a caller")
 
         read = self._pending[0]
-        if read.values is not None:
+        result: list[ReadResult] | StoreError
+        if read.values is not None:  # GETs
             if not self._add_values(read.values, read.count, reply):
                 return  # more replies belong to it, or the connection was closed
-            reply = read.values
+            result = read.values
         elif isinstance(reply, Exception):
-            reply = self._translated(reply)
-        elif not isinstance(reply, list) or len(reply) != read.count:
+            result = self._translated(reply)
+        elif isinstance(reply, list) and len(reply) == read.count:
+            result = reply
+        else:
             self._give_up(f"replied to {read.count} keys with something else than their values")
             return
 
         self._pending.popleft()
         if read.replies.done():
             return  # cancelled
-        if isinstance(reply, StoreError):
-            read.replies.set_exception(reply)
+        if isinstance(result, StoreError):
+            read.replies.set_exception(result)
         else:
-            read.replies.set_result(reply)
+            read.replies.set_result(result)
 
     def _add_values(self, values: list[ReadResult], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add the reply to one GET to *values*, or a list of replies, if the parser was told to collect them.
+        """Add the reply to one GET to *values*; if the parser was told to collect replies, *reply* is a list of them.
 
         The error of a key takes the place of its value. Returns whether there are *count* values now. A reply that is
-        neither closes the connection.
+        neither a value nor an error closes the connection.
         """
         replies = reply if self._is_array else [reply]
         self._is_array = False
-        if not VALUES.issuperset(map(type, replies)):
-            replies = [self._translated(value) if isinstance(value, Exception) else value for value in replies]
-            if not all(isinstance(value, StoreError) or type(value) in VALUES for value in replies):
+        if VALUES.issuperset(map(type, replies)):
+            values += replies
+            return len(values) == count
+
+        for value in replies:
+            if isinstance(value, Exception):
+                values.append(self._translated(value))
+            elif type(value) in VALUES:
+                values.append(value)
+            else:
                 self._give_up("replied to a key with something else than its value")
                 return False
-        values += replies
         return len(values) == count
 
     def _translated(self, error: Exception) -> StoreError:

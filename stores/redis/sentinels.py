@@ -113,13 +113,16 @@ class Sentinels(DiscoveredDeployment):
             await self.confirm_primary()
             if self.address(self.primaries[0]).shown != where:
                 raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
+
+            named_replicas = len(self._replicas)
             acknowledged = 0 if replication is None else replication.acknowledged
-            if acknowledged >= len(self._replicas):
+            if acknowledged >= named_replicas:
                 return
-            if replication is None or time.monotonic() > give_up_at:
-                break
+            is_refused = replication is None  # this user may not wait for replicas
+            if is_refused or time.monotonic() > give_up_at:
+                warn_unacknowledged(done, Replication(named_replicas, acknowledged), where, wait_s)
+                return
             await asyncio.sleep(SETTLE_PAUSE_S)
-        warn_unacknowledged(done, Replication(len(self._replicas), acknowledged), where, wait_s)
 
     async def ask(self) -> SentinelAnswers:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.
