@@ -154,22 +154,27 @@ class CosmosAccount:
     async def _attempt(self, timeout_s: float = DEADLINE_S) -> AsyncIterator[CosmosClient]:
         """Yield the open client for calls of the SDK, which end within *timeout_s* seconds.
 
-        Errors of the SDK become StoreErrors: CosmosUnavailable with its kind, or that of a response. All are counted.
+        Errors of the SDK become StoreErrors: ContainerMissing, CosmosThrottled or CosmosUnavailable. All are counted.
         """
         self._loop.check()
         shown = self._address.shown
         try:
             async with asyncio.timeout(timeout_s):
-                yield self._client or await self._opening.result()
+                client = self._client
+                if client is None:
+                    client = await self._opening.result()
+                yield client
         except TimeoutError:
-            raise self._failed(CosmosUnavailable(f"{shown} did not answer in time", "timeout")) from None
+            unavailable = CosmosUnavailable(f"{shown} did not answer in time", "timeout")
+            raise self._counted(unavailable) from None
         except CosmosHttpResponseError as error:
-            raise self._failed(self._translated(error)) from error
+            raise self._counted(self._translated(error)) from error
         except exceptions.AzureError as error:
             sentence = f"{shown} gave no answer: {first_line(str(error.message))}"
-            raise self._failed(CosmosUnavailable(sentence, _kind_of(error))) from error
-        except (KeyError, OSError) as error:
-            raise self._failed(CosmosUnavailable(f"{shown} sent a malformed response", "malformed")) from error
+            raise self._counted(CosmosUnavailable(sentence, _kind_of(error))) from error
+        except (KeyError, OSError) as error:  # raised by the SDK, and by our readers of its responses
+            unavailable = CosmosUnavailable(f"{shown} sent a malformed response", "malformed")
+            raise self._counted(unavailable) from error
 
     async def _open(self) -> CosmosClient:
         """Open and return the SDK's client, which reads the account; it never repeats a call.
@@ -217,8 +222,8 @@ class CosmosAccount:
         if self._observer is not None and charge.replace(".", "", 1).isdigit():
             self._observer.charged(float(charge))
 
-    def _failed(self, error: StoreError) -> StoreError:
-        """Count an error, and return it; after ContainerMissing, containers are looked for again."""
+    def _counted(self, error: StoreError) -> StoreError:
+        """Count an error, and return it; after ContainerMissing, `read` checks again that its container exists."""
         if isinstance(error, ContainerMissing):
             self._known.clear()
         return count(error, self._observer)
@@ -227,7 +232,9 @@ class CosmosAccount:
 def _kind_of(error: exceptions.AzureError) -> ErrorKind:
     if isinstance(error, exceptions.ServiceRequestTimeoutError | exceptions.ServiceResponseTimeoutError):
         return "timeout"
-    return "malformed" if isinstance(error, exceptions.DecodeError) else "reset"
+    if isinstance(error, exceptions.DecodeError):
+        return "malformed"
+    return "reset"
 
 
 def _properties(throughput: Throughput) -> ThroughputProperties:

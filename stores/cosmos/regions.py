@@ -159,8 +159,8 @@ class AccountRegions:
         """Record a failed read in a region; return the region for a second attempt, None if that would fail, too.
 
         *kind* says how the read failed, *began_at* when it began (loop time). Only transient failures and long timeouts
-        count. Reads that failed at the same time count once, because this process may have paused. After MAX_FAILURES,
-        or at once if no connection was possible, lookups skip the region for SKIP_S, if there is another one.
+        count. After MAX_FAILURES, or at once if no connection was possible, lookups skip the region for SKIP_S, if
+        there is another one.
 
         The second attempt goes to another region, the one that is skipped for the shortest time from now, or to the
         same one if there is no other.
@@ -169,15 +169,16 @@ class AccountRegions:
         is_long_timeout = kind == "timeout" and now - began_at >= MIN_WAIT_S
         if kind not in TRANSIENT and not is_long_timeout:
             return None
-        others = [candidate for candidate in self.readable if candidate is not region]
-        if began_at >= region.failed_at:
-            region.failed_at = now
 
-            was_skipped = region.failures >= MAX_FAILURES
+        others = [candidate for candidate in self.readable if candidate is not region]
+        is_counted = began_at >= region.failed_at  # of reads at the same time, one counts: this process may have paused
+        if is_counted:
+            was_failing = region.failures >= MAX_FAILURES
+            region.failed_at = now
             region.failures += 1
             if kind == "connect":
                 region.failures = max(region.failures, MAX_FAILURES)
-            if others and not was_skipped and region.failures >= MAX_FAILURES:
+            if others and not was_failing and region.failures >= MAX_FAILURES:
                 region.skip_until = now + SKIP_S
                 log.warning("%s: %s cannot be read (%s)", self._where, region.name, kind)
                 self.refresh_early()
@@ -196,15 +197,16 @@ class AccountRegions:
         is malformed or lists no region.
         """
         account = object_in(response)
-        former = self.regions  # before `_regions` renames them
+        former_names = self.regions  # before `_regions` names its regions, which may be the same objects
         writable = self._regions(account.get("writableLocations"))
         readable = self._regions(account.get("readableLocations"))
+        readable.sort(key=lambda region: region.name != self._preferred)  # stable: the preferred region first
+        if self._single_region:
+            del readable[1:]
 
         self.write = writable[0]
-        self.readable = sorted(readable, key=lambda region: region.name != self._preferred)
-        if self._single_region:
-            del self.readable[1:]
-        if former and former != self.regions:
+        self.readable = readable
+        if former_names and former_names != self.regions:
             log.warning("%s: its regions are now %s", self._where, ", ".join(self.regions))
 
         policy = account.get("userConsistencyPolicy")

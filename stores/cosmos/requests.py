@@ -152,7 +152,7 @@ class RequestBuilder:
         self._signer = signer
         self._clock = clock
         self._second = -1
-        """Time, in whole seconds, of the date in these two."""
+        """Time, in whole seconds, of the date in `_signed_end` and `_headers`."""
 
         self._signed_end = b""
         """End of the text to sign."""
@@ -183,11 +183,10 @@ class RequestBuilder:
     def build(
         self, verb: bytes, kind: bytes, link: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b""
     ) -> bytes:
-        """Build a request, signed by its verb, its resource and the time in whole seconds.
+        """Build a request, whose signature covers its verb, *kind*, *link* and date.
 
-        *kind* is that of the resource (`docs`, `colls`), and *link* its address in the account; both are signed. *path*
-        is the target without leading slash, and *headers* are further lines. What does not change within a second is
-        built once.
+        *kind* is that of the resource (`docs`, `colls`), and *link* its address in the account. *path* is the target
+        without leading slash, and *headers* are further lines.
         """
         second = int(self._clock())
         if second != self._second:
@@ -197,8 +196,9 @@ class RequestBuilder:
             self._headers = b"host: %b\r\nuser-agent: hotplate\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n" % (
                 self._host, VERSION, date.encode()
             )  # fmt: skip
-            self._paths.clear()  # of containers that may be gone
-        authorization = self._signer.authorization(b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._signed_end))
+            self._paths.clear()  # so that it does not grow by each container that was ever read
+        text_to_sign = b"%b\n%b\n%b%b" % (verb.lower(), kind, link, self._signed_end)
+        authorization = self._signer.authorization(text_to_sign)
         if verb != b"GET":
             headers += b"content-length: %d\r\n" % len(body)
         return b"%b /%b HTTP/1.1\r\n%bauthorization: %b\r\n%b\r\n%b" % (

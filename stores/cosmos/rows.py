@@ -132,13 +132,13 @@ class ReleaseRows:
         kind = rows_kind(part)
 
         current_series = state.series(kind)
-        current_number = await self._find_last_number(container, current_series)
-        last_numbers = state.former | {current_series: current_number}
+        last_numbers = dict(state.former)
+        last_numbers[current_series] = await self._find_last_number(container, current_series)
 
         for series in state.series_of_all_writers(kind):  # the newest first
-            number = last_numbers.get(series, 0)
-            if number:
-                _, last_key = bounds(await self._read_packed_keys(container, series, number))
+            last_number = last_numbers.get(series, 0)
+            if last_number > 0:
+                _, last_key = bounds(await self._read_packed_keys(container, series, last_number))
                 return last_key
         return None
 
@@ -202,8 +202,8 @@ class ReleaseRows:
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield the rows of a sealed release in the order of their keys; raises ReleaseNotFound. See `Store.scan`.
 
-        The keys come from the batches that acknowledged them, each in order. Since batches of several parts and writers
-        overlap, they are merged by their first and last keys. Absent rows are left out.
+        The keys are in batch items, those that acknowledged rows, and in order within each. Since batches of several
+        parts and writers overlap, they are merged. Absent rows are left out.
         """
         container = container_of(release)
         state = await self.state(release)
@@ -212,8 +212,7 @@ class ReleaseRows:
         try:
             spans = await self._read_spans(container, state)
             async for keys in merge_packed_keys(spans, partial(self._fetch, container)):
-                values = dict[str, bytes]()
-                await for_each(keys, partial(self._read_row, container, values))
+                values = await self._read_rows(container, keys)
                 for key in keys:
                     if key in values:
                         yield Row(key, values[key])
@@ -305,11 +304,17 @@ class ReleaseRows:
                 present = middle
         return present
 
-    async def _read_row(self, container: str, values: dict[str, bytes], key: str) -> None:
-        """Read a row into *values*, unless it is absent."""
-        item = await self._read_surely(container, name_of(key))
-        if item is not None:
-            values[key] = value_of(item)
+    async def _read_rows(self, container: str, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the values of rows, in any order, without those that are absent."""
+        values = dict[str, bytes]()
+
+        async def read_row(key: str) -> None:
+            item = await self._read_surely(container, name_of(key))
+            if item is not None:
+                values[key] = value_of(item)
+
+        await for_each(keys, read_row)
+        return values
 
     async def _write_batch(self, draft: DraftRef, series: str, rows: Sequence[Row]) -> None:
         """Write rows as items, then acknowledge them by one more item, the next batch of a *series*.

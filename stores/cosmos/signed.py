@@ -265,14 +265,14 @@ class SignedClient:
     ) -> T:
         """Send a request in one attempt until *deadline_s* (loop time).
 
-        Returns the result of *parse*, called with the response and the item's name, if its status is *expected*; it may
-        raise ValueError for a malformed response. Raises StoreError, which is counted.
+        Returns the result of *parse*, called with the response and the item's name, if the status is *expected*.
+        *parse* may raise ValueError for a malformed response. Raises StoreError, which is counted.
         """
         self._loop.check()
         timeout_s = LONG_WAIT_S
         try:
             if self._tokens is not None and self._tokens.needs_token():
-                await self._tokens.acquire_token(deadline_s)
+                await self._tokens.acquire_token(deadline_s)  # raises CosmosUnavailable
             message = _message(request, region)
             timeout_s = deadline_s - asyncio.get_running_loop().time()
             response = await region.transport.request(message, timeout_s)
@@ -282,7 +282,9 @@ class SignedClient:
                 return parse(response, request.name)
             error = self._refused(errors.refusal_in(response), request.container)
         except RequestFailed as failure:
-            if failure.kind != "timeout" or timeout_s >= LONG_WAIT_S:
+            # A short timeout is the caller's choice, and says nothing about the region.
+            is_short_timeout = failure.kind == "timeout" and timeout_s < LONG_WAIT_S
+            if not is_short_timeout:
                 self._account.refresh_early()
             raise errors.count(errors.no_response(failure, self._where), self._observer) from failure
         except ValueError as malformed:
