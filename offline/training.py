@@ -182,15 +182,15 @@ def train(
 ) -> TrainReport:
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    *on_progress* is called with (stage, done, total), for read, matrix, tune, evaluate, fit and save. *on_notice*
-    gets sentences on cost and choices. Trials are kept in .NAME.kept beside *out* until the model is saved, so a killed
-    search resumes. Raises DataError or SettingError, without writing a model.
+    The stages of *on_progress* are read, matrix, tune, evaluate, fit and save; *on_notice* gets sentences on cost and
+    choices. A killed search resumes, from the folder .NAME.kept beside *out*. Raises DataError or SettingError, without
+    writing a model.
     """
     out = Path(out)
     seconds = dict[str, float]()
     check_target(out)
 
-    # Where an interrupted search leaves its trials.
+    # Keeps the trials of an interrupted search.
     trials = out.resolve().with_name(f".{out.resolve().name}.kept")
 
     with _stage("read", seconds, on_progress):
@@ -201,31 +201,23 @@ def train(
         test = _test_split(settings, matrix, on_notice)
         learned = matrix.standing()  # without users and items that have no pairs
         if settings.tuning is None:
-            fitting_s = estimate_fit_s(settings.params, learned.user_items)
-            if fitting_s > _LONG_FIT_S:
-                on_notice(
-                    f"a fit takes about {fitting_s:,.0f} s; each split of the evaluation needs one, and the model"
-                )
+            _announce_long_fit(settings.params, learned, on_notice)
 
     training_data = _TrainingData.of(matrix, test)
     search = None
-    tuning_note = "The parameters were not searched."
     if settings.tuning is not None:
         with _stage("tune", seconds, on_progress):
             on_trial = partial(on_progress, "tune")
             search = _search_params(
                 training_data, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice
             )
-            tuning_note = f"{matrix.user_items.nnz:,} pairs are too few to search."
     chosen = _choose_params(training_data, settings, search, trials)
 
     evaluation = None
-    note = "No evaluation was requested."
     if test is not None:
         with _stage("evaluate", seconds, on_progress):
-            note = test.obstacle
-            if not note:
-                evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
+            evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
+    note = _evaluation_note(test)
     del test, training_data, matrix  # releases memory for the last fit
 
     with _stage("fit", seconds, on_progress):
@@ -239,11 +231,18 @@ def train(
         out=out,
         model=model,
         evaluation=evaluation,
-        note=note or None,
+        note=note,
         search=search,
-        tuning_note=None if search else tuning_note,
+        tuning_note=_tuning_note(settings, search, learned),
         seconds=seconds,
     )
+
+
+def _announce_long_fit(params: Params, matrix: Matrix, on_notice: Notice) -> None:
+    """Tell *on_notice* how long a fit takes, if that is long."""
+    fit_s = estimate_fit_s(params, matrix.user_items)
+    if fit_s > _LONG_FIT_S:
+        on_notice(f"a fit takes about {fit_s:,.0f} s; each split of the evaluation needs one, and the model")
 
 
 class _Test(NamedTuple):
@@ -252,20 +251,36 @@ class _Test(NamedTuple):
     split: SplitOptions
     parts: Parts
 
-    @property
-    def obstacle(self) -> str:
-        """Why it cannot be evaluated on, or an empty text."""
-        if not self.parts.is_empty:
-            return ""
-        pairs = self.parts.train.nnz + self.parts.test.nnz
-        return (
-            f"The split {self.split.kind} of {pairs:,} pairs leaves none to learn from, or none to test on: no "
-            "evaluation."
-        )
+    @classmethod
+    def of(cls, matrix: Matrix, options: SplitOptions, settings: TrainSettings) -> "_Test":
+        """Split *matrix*; the train part has the least interactions of users and items in *settings*, too."""
+        options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
+        return cls(options, split(matrix.user_items, matrix.history, options))
+
+
+def _evaluation_note(test: _Test | None) -> str | None:
+    """Return why there is no evaluation on *test*, None if there is one."""
+    if test is None:
+        return "No evaluation was requested."
+    if not test.parts.is_empty:
+        return None
+    pairs = test.parts.train.nnz + test.parts.test.nnz
+    return (
+        f"The split {test.split.kind} of {pairs:,} pairs leaves none to learn from, or none to test on: no evaluation."
+    )
+
+
+def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix) -> str | None:
+    """Return why the parameters were not searched on *matrix*, None if they were."""
+    if search is not None:
+        return None
+    if settings.tuning is None:
+        return "The parameters were not searched."
+    return f"{matrix.user_items.nnz:,} pairs are too few to search."
 
 
 class _TrainingData(NamedTuple):
-    """The data that parameters are chosen on: the train part of the evaluation's *split*, or everything without one."""
+    """The pairs that parameters are chosen on, their history, and the *split* of the evaluation, None without one."""
 
     user_items: UserItems
     history: History | None
@@ -273,16 +288,22 @@ class _TrainingData(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Matrix, test: _Test | None) -> "_TrainingData":
-        """Return the train part of *test*, or *matrix* if it is None."""
+        """Return the train part of *test*, or all of *matrix* if it is None."""
         if test is None:
             return cls(matrix.user_items, matrix.history, None)
         return cls(test.parts.train, test.parts.history, test.split)
 
 
 class _ChosenParams(NamedTuple):
-    """Parameters of a model: of its engine, popular lists, similar items, and repeats, None if these had no search."""
+    """Parameters of a model.
 
-    params: Params
+    engine      of its engine
+    popularity  of popular lists: their half-life
+    similar     of similar items
+    repeats     of lists that keep seen items; None for the defaults, without a search of them
+    """
+
+    engine: Params
     popularity: PopularityParams
     similar: SimilarParams
     repeats: RepeatSearch | None
@@ -305,23 +326,24 @@ def _read_data(settings: TrainSettings) -> Interactions:
 def _choose_params(
     training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> _ChosenParams:
-    """Choose all parameters of the model.
+    """Choose all parameters of the model, on *training_data*.
 
-    The engine's are those that the *search* recommends, without one those of the settings. Similar items and repeats
-    are searched if the settings want a search and the data have a split for the evaluation.
+    Those of the engine are the ones that *search* recommends, or those of *settings* without one. Those of similar
+    items and repeats are searched here if *settings* want both a search and an evaluation, which gives the split.
     """
-    params = settings.params if search is None else search.trials[search.recommended].params
+    engine = settings.params if search is None else search.trials[search.recommended].params
     popularity = _popular_params(training_data, settings, search, trials)
     half_life_days = popularity.half_life_days
     similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
     user_items, history, options = training_data
     if settings.tuning is None or options is None:
-        return _ChosenParams(params, popularity, similar, None)
+        return _ChosenParams(engine, popularity, similar, repeats=None)
+
     cuts = inner_splits(user_items, history, options)
-    repeats = search_repeats(user_items, history, options, params, k=settings.k, popular=popularity)
     if cuts:
         similar = choose_similar_params(cuts, half_life_days, settings.k)
-    return _ChosenParams(params, popularity, similar, repeats)
+    repeats = search_repeats(user_items, history, options, engine, k=settings.k, popular=popularity)
+    return _ChosenParams(engine, popularity, similar, repeats)
 
 
 def _evaluate(
@@ -330,19 +352,25 @@ def _evaluate(
     chosen: _ChosenParams,
     search: Search | None,
     on_iteration: Callable[[int, int], None],
-) -> Evaluation:
-    """Evaluate the chosen parameters beside baselines: one of each engine, with its best parameters of the search."""
-    baselines = [*BASELINES]
+) -> Evaluation | None:
+    """Evaluate the chosen parameters beside baselines; None if *test* has an empty part.
+
+    There is one baseline for each engine: with its best parameters of *search*, otherwise with those in BASELINES.
+    """
+    if test.parts.is_empty:
+        return None
+    baselines = {engine_of(params): params for params in BASELINES}
     if search is not None:
-        baselines += [search.trials[number].params for number in search.best_of_each]
-    baselines.append(chosen.popularity)
-    last_by_engine = {engine_of(params): params for params in baselines}
+        for number in search.best_of_each:
+            params = search.trials[number].params
+            baselines[engine_of(params)] = params
+    baselines[engine_of(chosen.popularity)] = chosen.popularity
     return evaluate_parts(
         test.parts,
-        chosen.params,
+        chosen.engine,
         on_iteration=on_iteration,
         k=settings.k,
-        baselines=list(last_by_engine.values()),
+        baselines=list(baselines.values()),
         popular=chosen.popularity,
         similar=chosen.similar,
         split=test.split,
@@ -363,21 +391,21 @@ def _fit_model(
     chosen: _ChosenParams,
     on_iteration: Callable[[int, int], None],
 ) -> Model:
-    """Return the model: an engine with the *chosen* parameters, fitted to all pairs of *matrix*, and its other lists.
+    """Fit the engine and similar items with the *chosen* parameters to all pairs of *matrix*, and count popular items.
 
-    These are similar items, and popular items for everybody and by segment. *interactions* may be without their log.
+    *interactions* have the titles, the segments and the description of the data; their log is not read.
     *on_iteration* gets iterations done and in all.
     """
     segments = interactions.segments
     length = settings.popular_length
     recent = chosen.popularity.half_life_days
     return Model(
-        ranker=fit(matrix.user_items, chosen.params, on_iteration, times=matrix.times),
+        ranker=fit(matrix.user_items, chosen.engine, on_iteration, times=matrix.times),
         matrix=matrix,
         titles={item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles},
         popular=most_popular(matrix, length, recent),
         segments={} if segments is None else popular_by_segment(segments, matrix.item_ids, length, recent),
-        params=chosen.params,
+        params=chosen.engine,
         metrics=None,
         data=_description(interactions, settings),
         created_at=datetime.now(UTC),
@@ -405,11 +433,12 @@ def _search_params(
     on_trial: Callable[[int, int], None],
     on_notice: Notice,
 ) -> Search | None:
-    """Search parameters, without the pairs that the evaluation tests; None if there are too few pairs.
+    """Search the engine's parameters on *training_data*; None if there are too few pairs.
 
-    *trials* is where an interrupted search has kept its trials, which are not repeated. *on_trial* gets trials done and
-    in all. Raises SettingError if time or memory allow no trial.
+    *trials* is the folder that keeps trials, for a search that resumes. *on_trial* gets trials done and in all. Raises
+    SettingError if time or memory allow no trial.
     """
+    # Without an evaluation, by time if there are times.
     usual = SplitOptions("by-item" if training_data.history is None else "by-time")
     search = tune(
         training_data.user_items,
@@ -429,46 +458,40 @@ def _search_params(
 
 
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
-    """Split the data for the evaluation of the model; None if *settings* want none.
+    """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
-    By default the split is by time if the data have times and that leaves enough users to test, otherwise a random
-    draw, which *on_notice* is told. A split that was asked for is made as it is.
+    An AutoSplit is by time if the data have times and that leaves enough users to test, otherwise a random draw, which
+    *on_notice* is told.
     """
     wanted = settings.split
     if wanted is None:
         return None
-
-    def test_of(options: SplitOptions) -> _Test:
-        options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
-        return _Test(options, split(matrix.user_items, matrix.history, options))
-
     if isinstance(wanted, SplitOptions):
-        return test_of(wanted)
+        return _Test.of(matrix, wanted, settings)
     if matrix.history is None:
         on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
-        return test_of(wanted.of("by-item"))
-    test = test_of(wanted.of("by-time"))
+        return _Test.of(matrix, wanted.of("by-item"), settings)
+
+    test = _Test.of(matrix, wanted.of("by-time"), settings)
     tested = len(test.parts.tested)
     if tested >= _FEWEST_TESTED and test.parts.train.nnz:
         return test
-    test = test_of(wanted.of("by-item"))
     on_notice(f"a cut in time leaves {tested} users to test, so the test is a random draw; --split by-time insists")
-    return test
+    return _Test.of(matrix, wanted.of("by-item"), settings)
 
 
 def _popular_params(
     training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> PopularityParams:
-    """Return the half-life by which popular lists are ranked, as parameters of the engine `popularity`.
+    """Return the parameters by which popular lists are ranked: a half-life, or None if all interactions count alike.
 
-    It is that of *search* if it has searched one. Otherwise it is searched here if the split is by time; if not, all
-    interactions count alike.
+    A half-life that *search* has found is taken. Otherwise it is searched here if the evaluation's split is by time.
     """
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if training_data.split is None or not training_data.split.in_time:
         return PopularityParams()
-    of_popularity = tune(
+    popularity_search = tune(
         training_data.user_items,
         training_data.history,
         training_data.split,
@@ -476,7 +499,7 @@ def _popular_params(
         k=settings.k,
         trials_folder=trials,
     )
-    return PopularityParams() if of_popularity is None else of_popularity.popular
+    return PopularityParams() if popularity_search is None else popularity_search.popular
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
