@@ -36,15 +36,16 @@ async def copy(
     """Copy *release*, verify it, commit it and, unless *live* is false, activate it.
 
     A killed copy is continued once its lease has lapsed. A release that the target has is verified and, if damaged,
-    repaired. `held_back` names a canary, gates that refused a release not live in the source, or why services of the
-    target withdrew it.
+    repaired. If it cannot be activated, it stays ready, and the result's `held_back` is the reason: a canary in the
+    target, gates that refused the release, or its withdrawal by services of the target.
 
     Raises ReleaseConflict if *target* has other rows under that id, or another process copies it; ReleaseCorrupt if the
     source is damaged.
     """
-    entry = await _committed(source, release)
+    entry = await _find_committed(source, release)
     manifest = await load_manifest(source, entry.ref)
-    draft = await _draft_of_copy(target, release)
+
+    draft = await _begin_copy(target, release)
     if draft is not None:
         written = await _write_copy(source, entry.ref, manifest, target, draft, on_progress=on_progress)
     elif await _is_complete(target, release, manifest, on_progress):
@@ -53,14 +54,17 @@ async def copy(
     else:
         log.warning("release %s is in the target with missing or damaged rows; it is repaired", release)
         written = replace(await repair(target, source, release, on_progress=on_progress), repaired=True)
-    if live:
-        state_in_target = (await target.catalogue()).find(release).state
-        is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
-        though_refused = is_accepted_in_source and state_in_target is not State.WITHDRAWN
-        return await go_live(target, written, Activation(though_refused=though_refused))
-    if written.rows:
-        await scale_down(target, (await target.catalogue()).find(release).ref)
-    return written
+
+    if not live:
+        if written.rows:
+            await scale_down(target, (await target.catalogue()).find(release).ref)
+        return written
+
+    # A release that the source serves or served was accepted there, whatever its gates found when it was published.
+    is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
+    state_in_target = (await target.catalogue()).find(release).state
+    though_refused = is_accepted_in_source and state_in_target is not State.WITHDRAWN
+    return await go_live(target, written, Activation(though_refused=though_refused))
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:
@@ -81,33 +85,39 @@ async def repair(
 
     Raises ReleaseConflict if *source* has other rows under that id.
     """
-    damaged = (await _committed(store, release)).ref
-    intact = (await _committed(source, release)).ref
+    damaged = (await _find_committed(store, release)).ref
+    intact = (await _find_committed(source, release)).ref
     manifest = await load_manifest(source, intact)
-    with suppress(ReleaseNotFound, ReleaseCorrupt):
-        if await load_manifest(store, damaged) != manifest:
-            raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
+    try:
+        has_same_rows = await load_manifest(store, damaged) == manifest
+    except (ReleaseNotFound, ReleaseCorrupt):
+        has_same_rows = True  # the damaged manifest cannot tell
+    if not has_same_rows:
+        raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
     draft = await begin(store, release, repairs=damaged.incarnation, writer=Writer.new(WriterKind.COPY))
     written = await _write_copy(source, intact, manifest, store, draft, on_progress=on_progress, prepare=True)
     await scale_down(store, draft.release)
     return written
 
 
-async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
-    """Begin a copy, or continue one that was killed; None if *target* has the release."""
-    entry = (await target.catalogue()).get(release)
-    if entry is None:
-        with suppress(ReleaseConflict):  # another copy has begun
-            return await begin(target, release, writer=Writer.new(WriterKind.COPY))
-    elif entry.state is not State.DRAFT:
-        return None
-    try:
-        return await take_over(target, release, writer=Writer.new(WriterKind.COPY))
-    except (ReleaseConflict, ReleaseNotFound):
+async def _begin_copy(target: Store, release: ReleaseId) -> DraftRef | None:
+    """Return a new draft, or that of a killed copy, taken over; None if *target* has the release.
+
+    Raises ReleaseConflict if another process writes the draft.
+    """
+    while True:
         entry = (await target.catalogue()).get(release)
-        if entry is not None and entry.state is State.DRAFT:
-            raise
-        return await _draft_of_copy(target, release)  # the other copy is complete, or was dropped
+        if entry is not None and entry.state is not State.DRAFT:
+            return None
+        if entry is None:
+            with suppress(ReleaseConflict):  # another process has begun a copy since: try to take that over
+                return await begin(target, release, writer=Writer.new(WriterKind.COPY))
+        try:
+            return await take_over(target, release, writer=Writer.new(WriterKind.COPY))
+        except (ReleaseConflict, ReleaseNotFound):
+            entry = (await target.catalogue()).get(release)
+            if entry is not None and entry.state is State.DRAFT:
+                raise  # the other process is still writing it
 
 
 async def _write_copy(
@@ -122,18 +132,19 @@ async def _write_copy(
 ) -> WrittenRelease:
     """Write the rows of *release* of *source* into *draft* of *target*, without users erased from either store.
 
-    *manifest* is that of the release, and becomes the copy's, unchanged: the sums over rows that the copy lacks are
-    recorded in *target*. Erased users are taken over before the rows are read, and again before the check, for those
-    erased meanwhile. *prepare* is as of `write_draft`. Raises ReleaseCorrupt if other rows are missing.
+    *manifest*, that of the release, becomes the copy's unchanged; the sums over rows that the copy lacks are recorded
+    in *target*. *prepare* is as of `write_draft`. Raises ReleaseCorrupt if rows of other users are missing.
     """
     await take_over_erasures(target, await erased_from(source))
 
     async def finish(tally: Tally, _begun: Manifest | None) -> Manifest:
-        erased = await erased_from(source)  # also users erased since the copy began
+        """Check the sums over the written rows, and return the manifest to be written last."""
+        erased = await erased_from(source)  # again, for users erased since the copy began
         await take_over_erasures(target, erased)
-        # A user whose erasure the record has lost had at most one row in each list: the default and the named ones.
-        absent = erased.missing_from(release).max_rows + erased.lost * (1 + len(manifest.named))
-        await check_copied(target, draft, manifest, tally, absent=absent)
+        # The source may have deleted one row in each list, the default and named ones, of a user lost from its record.
+        rows_of_lost_users = erased.lost * (1 + len(manifest.named))
+        max_deleted = erased.missing_from(release).max_rows + rows_of_lost_users
+        await check_copied(target, draft, manifest, tally, max_deleted=max_deleted)
         return manifest
 
     async def read() -> EncodedRows:
@@ -143,9 +154,9 @@ async def _write_copy(
         return await write_draft(target, draft, read, finish=finish, prepare=prepare)
 
 
-async def _committed(source: Store, release: ReleaseId) -> Release:
+async def _find_committed(store: Store, release: ReleaseId) -> Release:
     """Return the entry of a committed release; ReleaseConflict for a draft, ReleaseNotFound if it is unknown."""
-    entry = (await source.catalogue()).find(release)
+    entry = (await store.catalogue()).find(release)
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
     return entry

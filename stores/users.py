@@ -44,20 +44,22 @@ class Erasure:
 async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
     """Erase *users*: from their next refresh on, readers treat them as unknown.
 
-    They are recorded first, with the rows that releases lack from then on; then the rows are deleted, if the store can.
-    Raises ReleaseNotFound if nothing was ever published.
+    They are recorded first, with their rows in releases; then the rows are deleted, if the store is a RowEraser. Both
+    are repeated, up to ATTEMPTS times, if a record or rows came back: a failover restores older data, and a concurrent
+    publish writes rows. Raises ReleaseNotFound if nothing was ever published.
     """
     wanted = list(dict.fromkeys(users))
+    eraser = store if isinstance(store, RowEraser) else None
     deleted = 0
     for _ in range(ATTEMPTS):
         catalogue, keys_by_release = await _record_users(store, wanted)
-        if isinstance(store, RowEraser):
+        if eraser is not None:
             for release, keys in keys_by_release.items():
                 with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
-                    deleted += await store.erase_rows(release, keys, partial(_check_recorded, catalogue))
+                    deleted += await eraser.erase_rows(release, keys, partial(_check_recorded, catalogue))
         result = await find_users(store, wanted)
         are_recorded = len(result.erased) == len(wanted)
-        are_rows_left = bool(result.holding) and isinstance(store, RowEraser)
+        are_rows_left = eraser is not None and bool(result.holding)
         if are_recorded and not are_rows_left:
             break
     warning = await store.check_durability() if isinstance(store, Diagnosed) else None
@@ -129,25 +131,24 @@ async def take_over_erasures(target: Store, erased: ErasedUsers) -> None:
         await _change_record(target, add_theirs)
 
 
-async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally: Tally, *, absent: int) -> None:
-    """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users.
+async def check_copied(target: Store, draft: DraftRef, manifest: Manifest, tally: Tally, *, max_deleted: int) -> None:
+    """Raise ReleaseCorrupt if a copy lacks rows other than those of erased users; record those in *target*.
 
     *manifest* has the sums over the rows of the release at its publish, *tally* those over the rows of the copy. The
-    copy lacks the `tally.left_out` rows that it skipped, and up to *absent* rows that the source had deleted before.
-    A larger or smaller difference, or one in rows that are not of users, is damage. Otherwise the sums over the
-    missing rows are recorded in *target*, so that `verify` expects them to be missing there.
+    copy lacks the `tally.left_out` rows that were skipped as it was written, and at most *max_deleted* rows that the
+    source had deleted before. `verify` will expect the recorded rows to be missing from the copy.
     """
     missing = manifest.count("user") - count_of(tally.counts, "user")
-    is_explained = tally.left_out <= missing <= tally.left_out + absent
+    is_explained = tally.left_out <= missing <= tally.left_out + max_deleted
     has_all_others = _without_users(manifest.counts) == _without_users(tally.counts)
     if not missing or not has_all_others or not is_explained:
-        compare(manifest, tally)
+        compare(manifest, tally)  # raises ReleaseCorrupt for any difference
         return
 
-    async def add_rows(_: Catalogue, erased: ErasedUsers) -> ErasedUsers:
+    async def add_missing(_: Catalogue, erased: ErasedUsers) -> ErasedUsers:
         return erased.with_missing(draft.release, MissingRows(RowSums.difference(manifest, tally)))
 
-    await _change_record(target, add_rows)
+    await _change_record(target, add_missing)
 
 
 def _without_users(counts: Mapping[str, int]) -> dict[str, int]:
@@ -168,29 +169,33 @@ async def accept_loss(store: Store) -> int:
 
 
 async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = False) -> Catalogue:
-    """Change the record of erased users by *revise*, called again after a lost race, and return the new catalogue.
+    """Record the users that *revise* returns as erased, and return the new catalogue.
 
-    The record is a log: numbered parts of hashed user ids, stored beside the catalogue, which has their count and the
-    number of the last part. *revise* gets the catalogue and the erased users, and returns the users to be recorded.
-    Nothing is written if they are the same, unless an interrupted erasure left a part that the catalogue does not name.
+    *revise* gets the catalogue and the users in the record, and is called again after a lost race. Records and the
+    catalogue's entry, which counts the users, are written together; nothing is, if both remain the same.
 
-    With *accepts_loss*, the count in the catalogue is lowered to the users that the record still has; otherwise it
-    stays, so that a loss remains visible. Raises ReleaseNotFound for an empty store, ReleaseConflict after
-    SWAP_ATTEMPTS lost races.
+    With *accepts_loss*, the entry counts the recorded users. Otherwise its count is not lowered, so that a loss remains
+    visible. Raises ReleaseNotFound for an empty store, ReleaseConflict after SWAP_ATTEMPTS lost races.
     """
     for _ in range(SWAP_ATTEMPTS):
         catalogue = await store.catalogue()
         if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
-        log = await _read_whole(store, catalogue)
-        revised = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
-        is_loss_accepted = accepts_loss and _counted(catalogue) > log.users.count
-        is_unchanged = revised == log.users.restricted_to(catalogue.releases)
-        if is_unchanged and not is_loss_accepted and _is_last_part_named(catalogue, log):
+        log = await _read_complete_log(store, catalogue)
+        old_users = log.users.restricted_to(catalogue.releases)
+        new_users = (await revise(catalogue, log.users)).restricted_to(catalogue.releases)
+
+        min_count = 0 if accepts_loss else _counted(catalogue)
+        is_count_lowered = accepts_loss and _counted(catalogue) > log.users.count
+        if new_users == old_users and not is_count_lowered and _is_last_part_named(catalogue, log):
             return catalogue
-        entry, records = log.changes_for(revised, min_count=0 if accepts_loss else _counted(catalogue))
-        with suppress(ReleaseConflict):
-            return await update_catalogue(store, partial(_with_erased, seen=catalogue, entry=entry), records=records)
+
+        entry, record_changes = log.changes_for(new_users, min_count=min_count)
+        update = partial(_with_erased, seen=catalogue, entry=entry)
+        try:
+            return await update_catalogue(store, update, records=record_changes)
+        except ReleaseConflict:
+            continue  # another process changed the catalogue: read it again
     raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
@@ -209,27 +214,30 @@ def _counted(catalogue: Catalogue) -> int:
 
 
 def _is_last_part_named(catalogue: Catalogue, log: ErasureLog) -> bool:
-    """Return whether the catalogue names the last part, which an interrupted erasure may have written."""
+    """Return whether the catalogue names the last part; not if an interrupted erasure has written only the part."""
     if catalogue.erased is None:
         return log.last_part == 0
     return bool(catalogue.erased.incarnation) or catalogue.erased.last == log.last_part
 
 
-async def _read_whole(store: Store, catalogue: Catalogue) -> ErasureLog:
-    """Read the log of erased users, together with users that are recorded elsewhere in the store.
+async def _read_complete_log(store: Store, catalogue: Catalogue) -> ErasureLog:
+    """Read the log of erased users, and add those that earlier versions recorded elsewhere in the store.
 
-    Earlier versions recorded them in a row of an incarnation (the stored data of one publish), named by the catalogue
-    until the log replaces it. If the catalogue counts more users than these, a record is lost, and all incarnations
-    are searched for their records. A log that lacks some of the users is returned as not whole, so
-    that the next change rewrites it.
+    They used a row of an incarnation, the stored data of one publish. The catalogue names it until the log replaces it;
+    if a record is lost, all incarnations are searched. A log without some of the users is returned as not whole, so
+    that the next change writes them all.
     """
     log = await read_log(store)
     users = log.users
     if catalogue.erased is not None and catalogue.erased.incarnation:
-        users = users.union(await read_incarnation(store, catalogue.erased.incarnation) or users)
-    if _counted(catalogue) > users.count:
+        older_users = await read_incarnation(store, catalogue.erased.incarnation)
+        if older_users is not None:
+            users = users.union(older_users)
+    if _counted(catalogue) > users.count:  # a record is lost
         users = users.union(await find_erased(store))
-    return log if users == log.users else replace(log, users=users, is_whole=False)
+    if users == log.users:
+        return log
+    return replace(log, users=users, is_whole=False)
 
 
 async def _keys_of(store: Store, release: ReleaseRef, users: Sequence[str]) -> list[str]:
