@@ -67,9 +67,8 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    *though_refused* accepts a release that its gates refused, *force* also one that cannot be read as a whole. Raises
-    errors as `catalogue.activate`; else RefusedByGates for a refused release, and ReleaseCorrupt for one that cannot be
-    served.
+    *though_refused* accepts a release that its gates refused, *force* also one that cannot be read as a whole; without
+    them, these raise RefusedByGates and ReleaseCorrupt. Raises errors of `catalogue.activate`, too.
     """
     seen = await store.catalogue()
     update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
@@ -295,45 +294,47 @@ async def update_catalogue(
 ) -> Catalogue:
     """Apply *update*, a pure function, to the catalogue by compare-and-set, and return the new catalogue.
 
-    Each attempt reads the catalogue, applies *update*, and swaps the result in under a new random token. The swap is
-    refused (ReleaseConflict) if the catalogue was changed since the read; then the next attempt follows. If *update*
-    changes nothing, nothing is written.
+    *records* are changes of records beside the catalogue, written with it. They depend on what the caller has read, so
+    with them few lost races (UNCLEAR_SWAPS + 1, not SWAP_ATTEMPTS) raise ReleaseConflict. Nothing is written if
+    *update* changes nothing.
 
-    A swap that fails with StoreUnavailable is unclear: it may still take place. Then the next read finds its token,
-    and the swapped catalogue is returned, or the next swap loses against it. If others have swapped in between, that
-    cannot be told: a *repeatable* update, which may be applied twice, is applied again; else StoreUnavailable is
-    raised, as after UNCLEAR_SWAPS unclear swaps.
+    A swap that fails with StoreUnavailable is unclear: it may have taken place, or still take place. If the catalogue
+    then has its token, it has; if the catalogue is unchanged, a second swap can be sent, as only one of both can
+    succeed. If others have changed it, the result is unknown: a *repeatable* update, which may be applied twice, is
+    applied again, for others StoreUnavailable is raised. So it is after UNCLEAR_SWAPS unclear swaps.
 
-    *records* are changes beside the catalogue, written with it, that depend on what was read. Raises ReleaseConflict
-    after SWAP_ATTEMPTS lost races, but with *records* after UNCLEAR_SWAPS + 1, so that the caller reads again. Raises
-    CatalogueUnreadable if the store holds releases and its catalogue is gone.
+    Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
-    sent = dict[str, Catalogue]()  # by token
-    unclear = list[StoreUnavailable]()
+    sent_by_token = dict[str, Catalogue]()
+    unclear_errors = list[StoreUnavailable]()
     token_before_unclear = ""
     attempts = UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS
     for _ in range(attempts):
-        old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
-        if old.token in sent:
-            return sent[old.token]
-        if len(unclear) == UNCLEAR_SWAPS:
-            raise StoreUnavailable(f"{unclear[-1]}; the catalogue has not changed so far: see `hotplate releases list`")
-        new = update(old)
-        if new == old:
+        old = await _read_after(store, unclear_errors)
+        if old.token in sent_by_token:
+            return sent_by_token[old.token]  # an unclear swap has taken place
+        if len(unclear_errors) == UNCLEAR_SWAPS:
+            raise StoreUnavailable(
+                f"{unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
+            )
+
+        updated = update(old)
+        if updated == old:
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        if unclear and not repeatable and old.token != token_before_unclear:
-            raise _unknown_result(unclear[-1])  # others swapped since, maybe after ours
-        new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        sent[new.token] = new
+        if unclear_errors and not repeatable and old.token != token_before_unclear:
+            raise _unknown_result(unclear_errors[-1])  # others swapped since, maybe after the unclear swap
+
+        new = changes.succeed(old, updated, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
+        sent_by_token[new.token] = new
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
             await asyncio.sleep(backoff.next_s())
         except StoreUnavailable as error:
-            unclear.append(error)
+            unclear_errors.append(error)
             token_before_unclear = old.token
         else:
             return new
@@ -351,8 +352,10 @@ async def check_nothing_to_rebuild(store: Store) -> None:
             )
 
 
-async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
-    """Read the catalogue after the swap that failed with *unclear*; StoreUnavailable after SETTLE_S."""
+async def _read_after(store: Store, unclear_errors: Sequence[StoreUnavailable]) -> Catalogue:
+    """Read the catalogue; after unclear swaps, for up to SETTLE_S while the store is unavailable."""
+    if not unclear_errors:
+        return await store.catalogue()
     backoff = Backoff(0.05, 1.0)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + SETTLE_S
@@ -361,7 +364,7 @@ async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
             return await store.catalogue()
         except StoreUnavailable as error:
             if loop.time() >= give_up_at:
-                raise _unknown_result(unclear) from error
+                raise _unknown_result(unclear_errors[-1]) from error
         await asyncio.sleep(backoff.next_s())
 
 

@@ -24,7 +24,7 @@ from hotplate.stores.errors import (
     StoreMisused,
 )
 from hotplate.stores.file.draft import check_room
-from hotplate.stores.file.release import check_whole, translated
+from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.store import RecordChange
@@ -52,14 +52,14 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
     _check_new(target)
     async with _held_open(store) as (catalogue, files):
         parent = target.parent
-        with translated(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
+        with translating_errors(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
             same_names = {incarnation: incarnation for incarnation in files}
             copied = await _copy_all(files, same_names, scratch, on_progress)
             values = zip(NAMES, await store.records(NAMES), strict=True)
             records = [RecordChange(name, None, value) for name, value in values if value is not None]
             saved = replace(catalogue, token=secrets.token_hex(8))
             await _in_thread(CatalogueFile(scratch).replace, saved, records)
-            with translated(target):
+            with translating_errors(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
                 flush(parent)
@@ -76,62 +76,69 @@ async def restore(
 ) -> BackupResult:
     """Restore the backup in the folder *source* into an empty store or, with *over*, into one that may be in use.
 
-    The backup's live release becomes live in a new generation of the catalogue; canaries end. The store's live and
-    superseded releases are withdrawn, and pruned after their grace, as are ready ones whose ids the backup has; other
-    ready releases and drafts stay. Users erased from either are erased afterwards.
-
-    Files are copied and checked in a scratch folder, then moved under the catalogue's lock. Each release gets a new
-    incarnation, the name of its file, so that a process that is still erasing the old one cannot delete it.
-    *on_progress* gets bytes copied and in all.
+    Afterwards users are erased that were erased from either, and releases have the states of `_merge_catalogues`. Files
+    are copied and checked in a scratch folder, then moved under the catalogue's lock. *on_progress* gets bytes copied
+    and in all.
 
     Raises ReleaseConflict if the store is not empty, ReleaseCorrupt, StoreFull.
     """
     catalogue_file = CatalogueFile(store.folder)
-    if _read_present(catalogue_file, store.clock()).generation and not over:
+    if _read_or_empty(catalogue_file, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
     backup = LmdbStore(source, store.clock)
     async with _held_open(backup) as (saved, files):
-        erased_there = await read_erased(backup, saved)
+        erased_in_backup = await read_erased(backup, saved)
         await backup.close()
+
+        # Incarnations, which name the files, are new, so that a process that is erasing an old one cannot delete it.
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
+        entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
+        missing = {new_names.get(name, name): rows for name, rows in erased_in_backup.missing_by_release.items()}
+        erased_in_backup = replace(erased_in_backup, missing_by_release=missing)
+
         # In `releases`, maybe a separate disk, so that files can be renamed; `prune` removes it after a killed restore.
         releases = store.folder / "releases"
-        with translated(releases), scratch_folder(releases, RESTORED) as scratch:
+        with translating_errors(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, new_names, scratch, on_progress)
-            rows = {new_names.get(name, name): missing for name, missing in erased_there.missing_by_release.items()}
-            entries = [replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases]
             with catalogue_file.locked() as lock:  # no erasure or prune in between
-                present = _read_present(catalogue_file, saved.now)
-                erased, records = await _record_both(store, present, replace(erased_there, missing_by_release=rows))
-                restored = replace(saved, releases=tuple(entries), erased=erased)
+                present = _read_or_empty(catalogue_file, saved.now)
+                erased, record_changes = await _join_erasures(store, present, erased_in_backup)
+                restored = replace(saved, releases=entries, erased=erased)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
-                catalogue_file.replace(_merge_catalogues(present, restored), records, lock)
+                catalogue_file.replace(_merge_catalogues(present, restored), record_changes, lock)
     return BackupResult(saved.live, tuple(entry.id for entry in saved.releases), copied_bytes=copied)
 
 
-async def _record_both(
-    store: LmdbStore, present: Catalogue, theirs: ErasedUsers
+async def _join_erasures(
+    store: LmdbStore, present: Catalogue, erased_in_backup: ErasedUsers
 ) -> tuple[Erased | None, list[RecordChange]]:
-    """Return what records the users erased from the store or from the backup; writes nothing.
+    """Return the changes by which *store* records the users erased from it or from the backup; writes nothing.
 
-    *present* is the store's catalogue, of generation 0 if it has none; *theirs* are the users erased from the backup.
-    Returns the entry of erased users for the new catalogue, and the changes of the records beside it; None and no
-    changes if no user is erased. Users that either record has lost are still counted.
+    These are the entry of the new catalogue and the changes of the records beside it; None and no changes if no user
+    is erased. *present* is the store's catalogue, of generation 0 if it has none. Users that either record has lost
+    are still counted.
     """
-    ours = await (read_erased(store, present) if present.generation else find_erased(store))
-    both = ours.union(theirs)
-    if not both and not present.erased:
+    if present.generation:
+        erased_in_store = await read_erased(store, present)
+    else:
+        erased_in_store = await find_erased(store)
+    all_erased = erased_in_store.union(erased_in_backup)
+    if not all_erased and not present.erased:
         return None, []
-    log = replace(await read_log(store), is_whole=False)  # so that a new base is written
-    return log.changes_for(both, min_count=max(ours.count + ours.lost, theirs.count + theirs.lost))
+    count_in_store = erased_in_store.count + erased_in_store.lost
+    count_in_backup = erased_in_backup.count + erased_in_backup.lost
+    log = replace(await read_log(store), is_whole=False)  # so that a new snapshot is written
+    return log.changes_for(all_erased, min_count=max(count_in_store, count_in_backup))
 
 
 def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
     """Return a catalogue with the entries of a store's *present* catalogue and of a *restored* one.
 
-    Only the live release of *restored* stays live. The canary of the backup, which may have been aborted since, ends.
+    The live release of *restored* is live; canaries end, as they may have been aborted since the backup. Of *present*,
+    the live and superseded releases are withdrawn, as are ready ones whose ids *restored* has; they are pruned after
+    their grace. Its other ready releases and its drafts stay.
     """
     if restored.canary is not None:
         restored = abort(restored, restored.canary.release)
@@ -151,7 +158,7 @@ def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
     )
 
 
-def _read_present(catalogue: CatalogueFile, now: float) -> Catalogue:
+def _read_or_empty(catalogue: CatalogueFile, now: float) -> Catalogue:
     """Read the catalogue; a damaged one counts as empty, but not one of a newer format."""
     try:
         return catalogue.read(now)
@@ -187,7 +194,7 @@ async def _held_open(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[st
 
 def _open(folder: Path, incarnation: str, opened: ExitStack) -> BinaryIO:
     path = _release_path(folder, incarnation)
-    with translated(path):
+    with translating_errors(path):
         return opened.enter_context(path.open("rb", buffering=0))
 
 
@@ -202,11 +209,11 @@ async def _copy_all(
     total = sum(os.fstat(files[old].fileno()).st_size for old in names)
     done = 0
     check_room(scratch, total)
-    with translated(scratch):
+    with translating_errors(scratch):
         (scratch / "releases").mkdir()
     for old, new in names.items():
         path = _release_path(scratch, new)
-        with translated(path), path.open("xb", buffering=0) as target:
+        with translating_errors(path), path.open("xb", buffering=0) as target:
             position = 0
             while copied := await _in_thread(_copy_piece, files[old].fileno(), target.fileno(), position):
                 position += copied
@@ -217,7 +224,7 @@ async def _copy_all(
             await check_whole(path)
         except ReleaseCorrupt as error:  # the copy is removed, so name the source
             raise ReleaseCorrupt(str(error).replace(str(path), str(files[old].name))) from error
-    with translated(scratch):
+    with translating_errors(scratch):
         flush(scratch / "releases")
     return total
 

@@ -23,7 +23,7 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreFull
 from hotplate.stores.file.checksums import append_checksums, overhead
-from hotplate.stores.file.release import translated
+from hotplate.stores.file.release import translating_errors
 from hotplate.stores.folders import check_held, flush, release_map, take_lock
 from hotplate.stores.store import Row, not_found, sealed
 
@@ -222,9 +222,9 @@ class DraftFile:
             self._close_and_unlock()
             free = shutil.disk_usage(self.path.parent).free
             raise _no_room(self.path.parent, max(self._needed, written + more), written, free) from error
-        with translated(self.path):
+        with translating_errors(self.path):
             raise error
-        raise AssertionError  # `translated` always raises
+        raise AssertionError  # `translating_errors` always raises
 
 
 def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -> DraftFile:
@@ -233,7 +233,7 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
     A draft from before a reboot is replaced, as it was never flushed. Raises ReleaseConflict if another process has it,
     or it was sealed; StoreFull if it does not fit.
     """
-    with translated(path):
+    with translating_errors(path):
         check_room(path.parent, needed, path.stat().st_size if path.exists() else 0)
         lock_file = lock_path(path)
         try:
@@ -273,7 +273,7 @@ def check_unsealed(sealed_path: Path, draft: DraftRef) -> None:
 def check_room(folder: Path, needed: int, written: int = 0) -> None:
     """Raise StoreFull if a release of *needed* bytes, of which *written* exist, does not fit."""
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
-    with translated(existing):
+    with translating_errors(existing):
         free = shutil.disk_usage(existing).free
     if needed - written > free:
         raise _no_room(folder, needed, written, free)

@@ -70,7 +70,7 @@ class ReleaseFile:
         self._users = 0
         self._intact_at = -inf
         self._meta = check_size(path)
-        with translated(path):
+        with translating_errors(path):
             self._env = self._inherited.get(identity) or lmdb.open(
                 str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
             )
@@ -88,7 +88,7 @@ class ReleaseFile:
         Files are known by device and inode. One that is being closed is waited for. Raises ReleaseNotFound,
         ReleaseCorrupt.
         """
-        with translated(path):
+        with translating_errors(path):
             status = path.stat()
         identity = (status.st_dev, status.st_ino)
         if cls._process != os.getpid():
@@ -229,7 +229,7 @@ def check_size(path: Path) -> Meta:
 
     Raises ReleaseCorrupt if the file was cut or is another file.
     """
-    with translated(path), path.open("rb", buffering=0) as file:
+    with translating_errors(path), path.open("rb", buffering=0) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         if checksums := read_checksums(file.fileno()):
             check_head(file.fileno(), checksums, str(path))
@@ -260,7 +260,7 @@ async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = 
     ReleaseCorrupt if the checksums are damaged.
     """
     await asyncio.to_thread(check_size, path)
-    with translated(path), path.open("rb", buffering=0) as file:
+    with translating_errors(path), path.open("rb", buffering=0) as file:
         checksums = read_checksums(file.fileno())
         if checksums is None:
             raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
@@ -271,7 +271,7 @@ async def find_damaged_blocks(path: Path, damaged: list[int], *, up_to: float = 
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translating_errors(path: Path) -> Iterator[None]:
     """Translate errors of LMDB and the file system to those of stores, which name *path*."""
     try:
         yield

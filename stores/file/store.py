@@ -21,7 +21,14 @@ from pathlib import Path
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, parse
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
-from hotplate.stores.file.release import CHECK_HOLDS_S, FAILURES, WARM_PAUSE_S, ReleaseFile, check_size, translated
+from hotplate.stores.file.release import (
+    CHECK_HOLDS_S,
+    FAILURES,
+    WARM_PAUSE_S,
+    ReleaseFile,
+    check_size,
+    translating_errors,
+)
 from hotplate.stores.folders import (
     check_held,
     flush,
@@ -126,7 +133,7 @@ class CatalogueFile:
         self._write_records(records, lock)
         record = dump(new)
         freed_bytes = 0
-        with translated(self._spare):
+        with translating_errors(self._spare):
             with suppress(FileNotFoundError):
                 freed_bytes = self.path.stat().st_size
             self._write_spare(record)
@@ -165,7 +172,7 @@ class CatalogueFile:
         """Replace records beside the catalogue, in order, each durable before the next."""
         if not records:
             return
-        with translated(self._records):
+        with translating_errors(self._records):
             if not self._records.is_dir():
                 self._records.mkdir(parents=True)
                 flush(self.folder)
@@ -181,9 +188,9 @@ class CatalogueFile:
     @contextmanager
     def locked(self) -> Iterator[int]:
         """Hold the lock of the catalogue, and yield its descriptor."""
-        with translated(self.folder):
+        with translating_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with translated(self._lock):
+        with translating_errors(self._lock):
             try:
                 descriptor = take_lock(self._lock, 0o644, LOCK_TIMEOUT_S)
             except TimeoutError as error:
@@ -195,7 +202,7 @@ class CatalogueFile:
 
     def check_locked(self, lock: int) -> None:
         """Raise StoreUnavailable if the file of a held lock was removed."""
-        with translated(self._lock):
+        with translating_errors(self._lock):
             check_held(lock, self._lock)
 
 
@@ -292,7 +299,7 @@ class LmdbStore(LocalReader, Diagnosed):
             draft_file.hand_over(draft)
             return
         path = self._draft_path(draft)
-        with translated(self._releases):
+        with translating_errors(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
         needed = file_bytes(plan.rows, plan.payload_bytes)
         self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
@@ -313,7 +320,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         path = self._sealed_path(release)
-        with translated(path):
+        with translating_errors(path):
             return path.exists()
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -360,7 +367,7 @@ class LmdbStore(LocalReader, Diagnosed):
 
     async def incarnations(self) -> list[str]:
         """Return the incarnations with files, and the folders of killed restores; see `Store`."""
-        with translated(self._releases):
+        with translating_errors(self._releases):
             paths = list(self._releases.iterdir()) if self._releases.is_dir() else []
             names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
             names |= {path.name for path in marked(self._releases, RESTORED) if is_abandoned(path)}
@@ -378,7 +385,7 @@ class LmdbStore(LocalReader, Diagnosed):
         """Return an error if the file of the mapped live release is gone; unmap that of a canary that is."""
         for release in catalogue.served:
             path = self._sealed_path(release)
-            with translated(path):
+            with translating_errors(path):
                 if release.incarnation not in self._files or path.exists():
                     continue
             if release == catalogue.live_ref:
@@ -407,7 +414,7 @@ class LmdbStore(LocalReader, Diagnosed):
         with self._catalogue.locked() as lock:  # no swap or restore in between
             check(self._catalogue.read(self.clock()))
             self._catalogue.check_locked(lock)
-            with translated(draft):
+            with translating_errors(draft):
                 for path in (draft, self._sealed_path(release), lock_path(draft)):
                     path.unlink(missing_ok=True)
         if release.incarnation.startswith(RESTORED):
