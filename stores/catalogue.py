@@ -386,9 +386,9 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = ()) -> Catalogue:
     """Make a verified draft a ready release; *refused_by* are the gates that refuse it, if any.
 
-    If a release of its id exists, the draft repairs that: its data (the incarnation) take the place of the damaged
-    ones in the same state, and these get an entry of their own, withdrawn. Raises ReleaseConflict and ReleaseNotFound
-    if the draft is not the writer's any more.
+    If a release of its id exists, the draft repairs it: that entry keeps its state and gates, and gets the draft's
+    incarnation, the name of its data. The damaged data get a new entry, withdrawn, until they are pruned. Raises
+    ReleaseConflict and ReleaseNotFound if the draft is not the writer's any more.
     """
     entry = catalogue.entry(draft.incarnation)
     if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
@@ -613,12 +613,12 @@ def _without_canary(catalogue: Catalogue) -> Catalogue:
 
 
 def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
-    """Make *entry* the release of arm B, the canary of the running experiment, in the place of the one before it.
+    """Make *entry* the release of arm B, the canary of the running experiment, instead of the one before it.
 
     The canary keeps its salt, so the users of arm B stay the same. Raises HeldBack if no experiment is running,
     ReleaseConflict for the live release.
     """
-    catalogue.ref_of("B")  # raises HeldBack
+    catalogue.ref_of("B")  # raises HeldBack without a running experiment
     previous = catalogue.canary_entry
     canary = catalogue.canary
     running = catalogue.running
@@ -646,12 +646,14 @@ def _with_entry(catalogue: Catalogue, changed: Release) -> Catalogue:
 
 
 def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, end_canary: bool = False) -> Catalogue:
-    """Make *entry* live, as the last release; the live one before it gets *replaced_state*.
+    """Make *entry* live, and the last of the releases; the live one before it gets *replaced_state*.
 
-    A canary ends; but arm B of a running experiment stays, unless it is *entry* itself, or with *end_canary*.
+    A canary ends. Only if it is arm B of a running experiment, another release than *entry*, and *end_canary* is false,
+    both go on.
     """
     is_canary = catalogue.canary is not None and catalogue.canary.release == entry.id
-    if catalogue.running is None or is_canary or end_canary:
+    is_arm_b_kept = catalogue.running is not None and not is_canary and not end_canary
+    if not is_arm_b_kept:
         catalogue = _without_canary(catalogue)
     replaced = catalogue.live_entry
     if replaced is not None:

@@ -279,11 +279,10 @@ class Survey:
 async def survey(
     store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
-    """Find the sealed releases in a store whose catalogue is lost or damaged, and read all their rows.
+    """Find the sealed releases and the erased users in a store whose catalogue is lost, and read all rows of releases.
 
-    Also finds the record of erased users, in rows of incarnations too, as earlier versions kept it. *on_progress* gets
-    a release, and its rows read and in all. Raises ReleaseConflict if the catalogue can be read; ReleaseNotFound
-    without any sealed or the *wanted* release.
+    *on_progress* gets a release, and its rows read and in all. Raises ReleaseConflict if the catalogue can be read;
+    ReleaseNotFound without any sealed release, or without the *wanted* one.
     """
     record, now = await _unreadable_record(store)
     contents = await _find_releases(store)
@@ -296,6 +295,7 @@ async def survey(
     for release in contents.releases:
         erased = contents.erasures.users
         examined.append(await _examine_rows(store, release, erased, on_progress=on_progress))
+    # By age; of two incarnations of one release, the intact one is last, as the last becomes the candidate.
     examined.sort(key=lambda release: (release.manifest.created_at, release.damage is None))
     return replace(result, releases=tuple(examined))
 
@@ -309,22 +309,23 @@ class _Contents(NamedTuple):
 
 
 async def _find_releases(store: Store) -> _Contents:
-    """Return what the incarnations of a store are: sealed releases, by their manifests, and others, with the reason.
+    """Return the sealed releases of a store, the other incarnations with the reason, and the erased users.
 
-    An incarnation is the stored data of one publish. Those that earlier versions used for erased users are merged into
-    the log of erasures, which counts as damaged if one cannot be read. ReleaseNotFound without any sealed release.
+    An incarnation is the stored data of one publish. Earlier versions also kept erased users in one, as the row KEY;
+    these are added to the log, which counts as damaged if such a row cannot be read. Raises ReleaseNotFound without any
+    sealed release.
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()
-    erasures = await read_log(store)
-    erased = erasures.users
+    log = await read_log(store)
+    erased = log.users
     for incarnation in await store.incarnations():
-        try:
-            if (value := await _read_row(store, incarnation, KEY)) is not None:
-                erased = erased.union(parse_first_format(value))
-                continue
-        except ReleaseCorrupt as error:
-            erasures = replace(erasures, is_whole=False, damage=str(error))
+        older_record = await _read_row(store, incarnation, KEY)
+        if older_record is not None:
+            try:
+                erased = erased.union(parse_first_format(older_record))
+            except ReleaseCorrupt as error:
+                log = replace(log, is_whole=False, damage=str(error))
             continue
         try:
             manifest = await _load_manifest(store, incarnation)
@@ -336,8 +337,9 @@ async def _find_releases(store: Store) -> _Contents:
         drafts = f"; {len(others)} drafts or damaged releases cannot be used" if others else ""
         raise ReleaseNotFound(f"the store holds no sealed release to rebuild a catalogue from{drafts}; publish into it")
     releases.sort(key=lambda release: release.manifest.created_at)
-    erasures = replace(erasures, users=erased, is_whole=erasures.is_whole and erased == erasures.users)
-    return _Contents(tuple(releases), others, erasures)
+    if erased != log.users:
+        log = replace(log, users=erased, is_whole=False)  # it lacks those of older records
+    return _Contents(tuple(releases), others, erasures=log)
 
 
 async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool = False) -> Catalogue:

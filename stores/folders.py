@@ -39,13 +39,14 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
     """Make a folder in *parent*, and remove it at the end unless it was renamed.
 
-    Abandoned folders of the same prefix are removed first. Raises OSError.
+    Its lock shows to others that its process is alive. Abandoned folders, of the same prefix and with a free lock, are
+    removed first. Raises OSError.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for folder in marked(parent, prefix):
         remove_abandoned(folder)
     lock = None
-    while lock is None:
+    while lock is None:  # again if another process removed the folder, not locked yet, as abandoned
         folder = _new(parent, prefix)
         folder.mkdir(mode)
         lock = _lock(folder)

@@ -52,15 +52,23 @@ _SAMPLED = (USER, ITEM)
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over rows in any order, which can be merged."""
+    """Sums over rows, the same in any order of the rows, by which a release is compared with its manifest."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    """Rows by kind as in keys, such as `user`, `popular@basket`; without the manifest."""
+
     bytes: int = 0
+    """Of keys and values."""
+
     digest: int = 0
+    """The sum of the rows' hashes, modulo 2^128."""
+
     popular: list[str] = field(default_factory=list)
     """Keys of popular lists."""
 
     popular_bytes: int = 0
+    """Of the values of popular lists."""
+
     left_out: int = 0
     """Rows of erased users that were not added."""
 
@@ -69,7 +77,7 @@ class Tally:
 
     @property
     def rows(self) -> int:
-        """Number of rows without the manifest."""
+        """Number of rows."""
         return sum(self.counts.values())
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -105,10 +113,8 @@ class Tally:
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
         """Add *rows* of one *kind*, the prefix of their keys, such as `user` or, in the list `basket`, `user@basket`.
 
-        Adds to the number of rows of the kind, the bytes of keys and values, and the digest (see `add`). Of users and
-        items, the SAMPLE_ROWS keys with the smallest hashes are drawn as the sample that is read before the release is
-        served: the same keys in any order of rows. The manifest itself is skipped; of popular lists, keys and bytes
-        are kept, too. Raises StoreMisused for an unknown kind.
+        The manifest is skipped. Of users and items, the SAMPLE_ROWS keys with the smallest hashes are drawn: the sample
+        that is read before the release is served. Raises StoreMisused for an unknown kind.
         """
         kind_of_rows = RowKey.parse(check_kind(kind)).kind
         if kind_of_rows == META:
@@ -119,15 +125,15 @@ class Tally:
         length_bytes = b""
         candidates = list[tuple[int, str]]()
         hash_of = xxh3_64_intdigest
-        candidates_below = self._sampled_below() if kind_of_rows in _SAMPLED else 0
+        hash_limit = self._hash_limit() if kind_of_rows in _SAMPLED else 0
         for key, value in rows:
             raw = key.encode()
-            if len(raw) != length:  # rarely
+            if len(raw) != length:  # rarely: neighbours mostly have keys of one length
                 length = len(raw)
                 length_bytes = length.to_bytes(4, "big")
             size += length + len(value)
             digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
-            if (key_hash := hash_of(raw)) < candidates_below:
+            if (key_hash := hash_of(raw)) < hash_limit:
                 candidates.append((key_hash, key))
         self.bytes += size
         self.digest = (self.digest + digest) % (1 << 128)
@@ -138,7 +144,7 @@ class Tally:
             self.popular += [key for key, _ in rows]
             self.popular_bytes += sum(len(value) for _, value in rows)
 
-    def _sampled_below(self) -> int:
+    def _hash_limit(self) -> int:
         """Return the hash below which a key belongs to the sample: that of its last key, once it is full."""
         return self.drawn[-1][0] if len(self.drawn) == SAMPLE_ROWS else _HASHES
 
@@ -211,7 +217,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Number of rows without the manifest."""
+        """Number of rows."""
         return sum(self.counts.values())
 
     @property

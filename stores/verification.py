@@ -121,7 +121,7 @@ async def verify(
                 compare(manifest, tally)
             except ReleaseCorrupt as error:
                 if scan < SCANS - 1 and erased is None and await _is_outdated(store, release, known):
-                    continue
+                    continue  # a user was erased during the scan
                 await _check_loss(store, release, manifest, tally, known, rows_per_s=rows_per_s, mismatch=error)
             break
     return manifest
@@ -139,18 +139,14 @@ async def _check_loss(
 ) -> None:
     """Raise ReleaseCorrupt unless the *mismatch* of *manifest* and *tally* is due to rows of erased users alone.
 
-    *manifest* counts rows by kind (`user`, `item`) as published; *tally* those now in the store, plus the deleted
-    ones of which *erased* has sums. Other deleted rows, which were damaged or too many, are only counted: up to
-    `unsummed_rows` missing `user` rows are accepted. So is one row in each list, the default and the named ones, for
-    each user that the record has lost.
-
-    All rows are read again to name the damaged ones; the error says how many are missing and damaged. If no row is
-    either, and none was deleted, *mismatch* itself is raised.
+    *tally* has the rows in the store and those that *erased* has sums of. The error says how many rows are missing or
+    damaged, for which all are read again. If none is, but none was deleted either, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-    lists = 1 + len(manifest.named)  # the default one, and the named ones
-    unsummed = erased.missing_from(release).unsummed_rows + erased.lost * lists
-    deleted = min(count_of(missing, "user"), unsummed)
+    # Of a user that the record has lost, the store may have deleted a row in each list, the default and named ones.
+    rows_of_lost_users = erased.lost * (1 + len(manifest.named))
+    max_deleted = erased.missing_from(release).unsummed_rows + rows_of_lost_users
+    deleted = min(count_of(missing, "user"), max_deleted)
     lost = sum(missing.values()) - deleted
 
     flaws = list[str]()

@@ -55,10 +55,14 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = unrep
         with translating_errors(parent), scratch_folder(parent, ".hotplate-backup-") as scratch:
             same_names = {incarnation: incarnation for incarnation in files}
             copied = await _copy_all(files, same_names, scratch, on_progress)
-            values = zip(NAMES, await store.records(NAMES), strict=True)
-            records = [RecordChange(name, None, value) for name, value in values if value is not None]
+
+            # Without the drafts, this is another catalogue than the store's, so it gets another token.
+            stored_records = zip(NAMES, await store.records(NAMES), strict=True)
+            new_records = [RecordChange(name, None, value) for name, value in stored_records if value is not None]
             saved = replace(catalogue, token=secrets.token_hex(8))
-            await _in_thread(CatalogueFile(scratch).replace, saved, records)
+            await _in_thread(CatalogueFile(scratch).replace, saved, new_records)
+
+            # Renamed, it is no scratch folder any more, so its lock is removed.
             with translating_errors(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)

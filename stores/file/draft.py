@@ -246,14 +246,15 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
         has_rows = False
         try:
             check_unsealed(sealed_path, draft)
-            if _signature(lock_file).boot not in ("", _boot_id()):
+            boot_of_writer = _signature(lock_file).boot  # empty in a new lock file
+            if boot_of_writer and boot_of_writer != _boot_id():
                 path.unlink(missing_ok=True)
             has_rows = path.exists()
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
             return DraftFile(path, draft, lock, needed=needed)
         except BaseException:
-            if not has_rows:
+            if not has_rows:  # otherwise another attempt can continue the draft
                 path.unlink(missing_ok=True)
                 lock_file.unlink(missing_ok=True)
             _unlock(lock)

@@ -151,7 +151,7 @@ class ReleaseFile:
                 log.warning("%s has %.0f MB, of which %.0f MB fit into memory", self.path, size_mb, room / 1e6)
         except ReleaseCorrupt as error:
             log.warning("%s; it may be served all the same", error)
-        finally:  # also if the caller's time is up
+        finally:  # also if the caller's time is up and it cancels: the blocks that were found so far count
             if damaged_blocks_read and not self._damaged:
                 self._read_by_pages(len(damaged_blocks_read))
 
