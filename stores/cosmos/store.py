@@ -334,22 +334,24 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def _examine_reading(self) -> list[Finding]:
         """Read the catalogue as a lookup would, and compare its charge with our table; return the findings."""
-        call = TracedCall()
+        call = TracedCall()  # the client adds regions and charge to its attributes
         reset = traced_call.set(call)
         try:
-            item = (await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)).item
+            nearest = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+            catalogue = nearest.item
         except ContainerMissing:
-            item = None
+            catalogue = None
         finally:
             traced_call.reset(reset)
-        if item is None:
+        if catalogue is None:
             return [ok("read", f"{self._address.shown} is empty, so this shows at the first publish")]
-        size = item_bytes(item)
-        regions = call.attributes.get(REGIONS, ())
+
+        size = item_bytes(catalogue)
+        regions = call.attributes.get(REGIONS)
+        charge_ru = call.attributes.get(CHARGE)
         where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
         findings = [ok("read", f"the catalogue, {size:,} bytes{where}")]
-        charge_ru = call.attributes.get(CHARGE)  # the SDK's lookups add none
-        if isinstance(charge_ru, float):
+        if isinstance(charge_ru, float):  # lookups by the SDK add none
             findings.append(self._examine_charge(size, charge_ru))
         return findings
 
@@ -441,10 +443,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
         Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
         """
-        await self._rows.state(release)
+        await self._rows.state(release)  # raises ReleaseNotFound
+        if self._address.throughput is None:
+            return
         container = container_of(release)
         give_up_at = self._clock() + SCALING_S
-        while self._address.throughput is not None:
+        while True:
             offer = await self._budget.call(partial(self._containers.offer, container))
             serving = None if offer is None else self._address.serving(offer)
             if offer is None or serving is None:

@@ -169,17 +169,19 @@ class Writer:
         if sent and session.identity is self._checked:
             last_key_by_part = {}
 
-        commands: list[Command] = [("WATCH", keys.state)] if watched else []
+        commands = list[Command]()
+        if watched:
+            commands.append(("WATCH", keys.state))
         commands.append(("GET", keys.state))
         commands.append(("HMGET", keys.points, "", *last_key_by_part))  # HMGET needs a field, so "" comes first
-        state: bytes | None
-        stored_points: list[bytes | None]
-        *_, state, (_, *stored_points) = await session.execute_all(*commands)
+        replies = await session.execute_all(*commands)
+        state: bytes | None = replies[-2]
+        stored_points: list[bytes | None] = replies[-1][1:]  # without that of ""
 
-        rows_kept = all(
-            point is not None and point.decode() in (last_key, *sent)
-            for last_key, point in zip(last_key_by_part.values(), stored_points, strict=True)
-        )
+        rows_kept = True
+        for last_key, point in zip(last_key_by_part.values(), stored_points, strict=True):
+            if point is None or point.decode() not in (last_key, *sent):
+                rows_kept = False
         if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
         self._checked = session.identity
