@@ -431,7 +431,7 @@ class Follower:
             except Exception as error:  # noqa: BLE001 -- must not harm the live release
                 return self._report_unloadable(entry, error)
         elif self.canary.record == record:
-            return self._followed_canary
+            return replace(self._followed_canary, entry=entry)
         else:
             release = self.canary.served
             began_with = self.canary.began_with

@@ -169,6 +169,27 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, good}
 
 
+@virtual
+async def test_stopped_canary_stays_stopped_if_it_was_started_again_between_two_reads(memory: MemoryStore) -> None:
+    _, canary = await with_canary(memory, users=range(USERS // 2))
+    async with TieredReader({"tier": memory}) as reader:
+        await reader.wait_until_ready(5)
+        (tier,) = reader.tiers
+        loaded = tier.follower.canary
+        memory.watchers.clear()  # the follower reads the catalogue only by `refresh`
+        await life.abort(memory)
+        await life.start_canary(memory, canary, 50)
+        await tier.follower.refresh()
+        assert tier.follower.canary is loaded
+        for _ in range(10):
+            await reader.personal_many(NAMES)
+        await asyncio.sleep(2 * CANARY_S)
+        assert tier.follower.is_canary_stopped
+        await publish(memory, "later", live=False)
+        await tier.follower.refresh()
+        assert tier.follower.is_canary_stopped
+
+
 def reads(fast: int, slow: int) -> ReleaseCounts:
     """Return reads of 1 ms and of 25 ms."""
     counts = [0.0] * (len(BUCKETS_S) + 1)
