@@ -272,6 +272,8 @@ class Tier:
             raise self._late(read.timeout_s)
         try:
             results = read.sender.received(read.served.ref, read.replies.result())
+        except ReleaseNotFound:  # no failure of the store
+            return None
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
             self._count_failed_attempt(error)
             return None

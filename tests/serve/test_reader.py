@@ -113,6 +113,18 @@ async def test_failed_reads_are_repeated_and_late_reads_are_not(memory: MemorySt
 
 
 @virtual
+async def test_sent_read_of_a_missing_release_is_no_failure_of_the_store(memory: MemoryStore) -> None:
+    release = await publish(memory, "first")
+    remote = SendingRemote(memory)
+    reader = await over(remote)
+    memory.releases.pop((await ref_of(memory, release)).incarnation)
+    remote.reads.clear()
+    assert (await reader.personal("1")).source == "popular"
+    assert remote.reads[:1] == [["user:1"]]
+    assert set(map(tuple, reader.metrics.counted(FAILED).values())) == {(0.0,)}
+
+
+@virtual
 async def test_reader_closes_with_an_unsent_batch(memory: MemoryStore) -> None:
     await publish(memory, "first")
     remote = SendingRemote(memory)
