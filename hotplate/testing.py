@@ -201,6 +201,7 @@ class StoreContract:
         await store.seal(draft_of(FIRST))
         assert await store.is_sealed(release_ref(FIRST))
         assert not await store.is_sealed(release_ref(SECOND))
+        assert not await store.is_sealed(ReleaseRef(SECOND, "../no-incarnation"))
         for _ in range(2):
             await store.prepare(release_ref(FIRST))
 

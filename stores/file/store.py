@@ -319,7 +319,10 @@ class LmdbStore(LocalReader, Diagnosed):
         self._drafts.pop(draft.incarnation, None)
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
-        path = self._sealed_path(release)
+        try:
+            path = self._sealed_path(release)
+        except ReleaseNotFound:
+            return False
         with translating_errors(path):
             return path.exists()
 
