@@ -170,7 +170,8 @@ async def publish_source(
 
     The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
     fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
-    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`.
+    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`, for
+    which a rehearsal (*store* is not *live_in*) does not wait.
 
     Gates compare with the live release of *live_in*, by default *store*; for arm B, the variant in an experiment, with
     that of arm B. *observer* gets the charges of other processes, *on_progress* (rows written, rows in all). Raises
@@ -196,7 +197,8 @@ async def publish_source(
     with timed(steps, "prune"):
         written = replace(written, erased=await prune(store, keep=settings.keep))
 
-    if probation_s and settings.activate and settings.arm == "A":
+    is_rehearsal = compared is not store  # no service reads it
+    if probation_s and settings.activate and settings.arm == "A" and not is_rehearsal:
         with timed(steps, "wait"):
             withdrawn = await wait_for_probation(store, result.manifest.release, probation_s)
         written = replace(written, refused=withdrawn)

@@ -65,7 +65,9 @@ def test_dry_run_prints_rows_and_bytes_for_files_and_redis(
     for url in (f"file://{tmp_path}/store", redis_server.url("redis", secrets.token_hex(4))):
         estimate = json_of("import", lists, "--store", url, "--dry-run")
         assert estimate["rows"] in (62, 63)  # a manifest, and with compression a dictionary
-        assert "nothing is written" in hotplate("publish", model, "--store", url, "--dry-run").stdout
+        rehearsed = hotplate("publish", model, "--store", url, "--dry-run", "--probation-wait", "5s")
+        assert "nothing is written" in rehearsed.stdout
+        assert "waiting" not in rehearsed.stderr  # no service reads a rehearsal
         listed = hotplate("releases", "list", "--store", url)
         assert (listed.returncode, "Nothing was ever published to " in listed.stderr) == (1, True)
     assert not (tmp_path / "store").exists()
