@@ -255,13 +255,12 @@ class RuledLists:
     def popular(self) -> dict[str, Popular]:
         """Return the popular list of each segment of users, and the overall one, by the rules.
 
-        Without rules that change them, they are the model's. Otherwise lists of segments are filled with overall
-        popular items, whose score is 0.
+        If rules change them, lists of segments are filled with overall popular items, whose score is 0.
         """
         model = self.model
-        counts = self.popularity.counts
-        if not (self.rules.shortens or len(self.pins) or self.boosts is not None):
+        if not self._changes_popular:
             return {OVERALL: model.popular, **model.segments}
+        counts = self.popularity.counts
         order = order_by_popularity(counts)
         lists = {OVERALL: self._ruled_popular_list(order, counts, len(model.popular.items))}
         for segment, popular in model.segments.items():
@@ -269,11 +268,18 @@ class RuledLists:
             scores[popular.items] = popular.scores
             if self.boosts is not None:
                 scores *= self.boosts
-            items = np.concatenate([popular.items, order[~np.isin(order, popular.items)]])
-            lists[segment] = self._ruled_popular_list(
-                items[order_by_popularity(scores[items])], scores, len(popular.items)
-            )
+
+            # Boosts may change the order of the segment's items.
+            fillers = order[~np.isin(order, popular.items)]
+            items = np.concatenate([popular.items, fillers])
+            items = items[order_by_popularity(scores[items])]
+            lists[segment] = self._ruled_popular_list(items, scores, len(popular.items))
         return lists
+
+    @property
+    def _changes_popular(self) -> bool:
+        """Whether a rule removes, pins or boosts items, which changes popular lists, too."""
+        return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
 
     def about(self) -> dict[str, Any]:
         """Return what the manifest says of the rules, by name: numbers of items and users, and settings.
@@ -315,50 +321,55 @@ class RuledLists:
         return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        """Return lists [users, about *depth*] of the users in rows *users*, by all rules but the cap per category.
+        """Return lists [users, n] of the users in rows *users*, by all rules but the cap per category.
 
-        In order: rank, fill short lists with popular items, reorder for diversity and past showings, insert new items,
-        and put pinned items first.
+        n is *depth*, or the number of items if that is lower.
         """
         ranker = self.model.ranker
-        own = self.context.own
-        rank = ranker.recommend if own is None else partial(recommend, ranker, own=own)
-        items, scores = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
+        rank = ranker.recommend
+        if self.context.own is not None:
+            rank = partial(recommend, ranker, own=self.context.own)  # adds users' own counts to the scores
+        lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
         if self.rules.shortens:
-            self._fill_with_popular(users, items, scores)
+            lists = self._fill_with_popular(users, lists)
         if self.similarity is not None or self.context.shown is not None:
-            items, scores = self._reorder_candidates(users, items, scores)
+            lists = self._reorder_candidates(users, lists)
         if self.new is not None:
-            items, scores = self._insert_new_items(self.new, users, items, scores)
+            lists = self._insert_new_items(self.new, users, lists)
         if len(self.pins):
-            items, scores = self._put_pins_first(users, items, scores)
-        return Ranked(items, scores)
+            lists = self._put_pins_first(users, lists)
+        return lists
 
-    def _fill_with_popular(self, users: Indices, items: Indices, scores: Floats) -> None:
-        """Fill lists that end early with popular items, in place; arguments as of `_reorder_candidates`."""
-        short = np.flatnonzero(items[:, -1] < 0)
-        if len(short):
-            user_items = self.model.matrix.user_items
-            filler, _ = self.popularity.recommend(
-                user_items, users[short], items.shape[1], keep_seen=self.keep_seen, allowed=self.allowed
-            )
-            items[short], scores[short] = fill_lists(Ranked(items[short], scores[short]), filler)
+    def _fill_with_popular(self, users: Indices, lists: Ranked) -> Ranked:
+        """Fill the *lists* of *users* that end early with popular items."""
+        short = np.flatnonzero(lists.items[:, -1] < 0)
+        if not len(short):
+            return lists
+        width = lists.items.shape[1]
+        popular = self.popularity.recommend(
+            self.model.matrix.user_items, users[short], width, keep_seen=self.keep_seen, allowed=self.allowed
+        )
+        filled = fill_lists(Ranked(lists.items[short], lists.scores[short]), popular.items)
+        lists.items[short] = filled.items
+        lists.scores[short] = filled.scores
+        return lists
 
-    def _reorder_candidates(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Reorder the candidates of each list by diversity and by the days on which they were shown.
+    def _reorder_candidates(self, users: Indices, lists: Ranked) -> Ranked:
+        """Reorder the first items of the *lists* of *users*, by diversity and by the days on which they were shown.
 
-        *items* and *scores* are [users, n], the best first. Candidates beyond the first ones, the pool, keep their
-        place.
+        Only the pool, the first `pool_size` items, is reordered; those behind keep their place.
         """
-        pool = items[:, : pool_size(self.length)]
+        pool = lists.items[:, : pool_size(self.length)]
         shown_days = None if self.context.shown is None else look_up_values(self.context.shown[users], pool)
-        order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
-        beyond = np.arange(pool.shape[1], items.shape[1], dtype=order.dtype)
-        order = np.concatenate([order, np.broadcast_to(beyond, (len(items), len(beyond)))], axis=1)
-        return Ranked(np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1))
+        pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
 
-    def _insert_new_items(self, new: NewItems, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Insert new items into the lists, and remove later duplicates; arguments as of `_reorder_candidates`."""
+        rows, width = lists.items.shape
+        order = np.tile(np.arange(width, dtype=pool_order.dtype), (rows, 1))
+        order[:, : pool.shape[1]] = pool_order
+        return Ranked(np.take_along_axis(lists.items, order, axis=1), np.take_along_axis(lists.scores, order, axis=1))
+
+    def _insert_new_items(self, new: NewItems, users: Indices, lists: Ranked) -> Ranked:
+        """Insert new items into the *lists* of *users*, of the same width as before, and remove later duplicates."""
         matrix = self.model.matrix
         segments = self.model.user_segments
         chosen = Users(
@@ -367,38 +378,39 @@ class RuledLists:
             factors=None,
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
-        lists, values = new.insert_new_items(chosen, items, scores, self.length)
-        return _without_repeats(lists, values, items.shape[1])
+        wider = new.insert_new_items(chosen, lists.items, lists.scores, self.length)
+        return _without_repeats(wider.items, wider.scores, lists.items.shape[1])
 
-    def _put_pins_first(self, users: Indices, items: Indices, scores: Floats) -> Ranked:
-        """Put the pinned items (those that the operator wants first) at the head of each list, with its best score.
+    def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:
+        """Put the items that the operator has pinned at the head of the *lists* of *users*, with the best score.
 
-        A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty. Arguments as of
-        `_reorder_candidates`.
+        A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty.
         """
         pins = np.tile(self.pins, (len(users), 1))
-        pins[items[:, 0] < 0] = -1
+        is_empty = lists.items[:, 0] < 0
+        pins[is_empty] = -1
         if not self.keep_seen:
             pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
-        best_scores = np.broadcast_to(scores[:, :1], pins.shape)
+        best_scores = np.broadcast_to(lists.scores[:, :1], pins.shape)
 
-        everything = np.concatenate([pins, items], axis=1)
-        values = np.concatenate([best_scores, scores], axis=1)
-        return _without_repeats(everything, values, items.shape[1])
+        items = np.concatenate([pins, lists.items], axis=1)
+        scores = np.concatenate([best_scores, lists.scores], axis=1)
+        return _without_repeats(items, scores, lists.items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
 
-        *rank* ranks a number of items, the second argument, for some of the *rows* (users or items): *depth* or more at
-        first, and several times as many again for lists that the cap leaves short. Rows are ranked in batches, to bound
-        memory. The list of a row ends with -1 and scores of 0 if the ranking has too few items.
+        *rank* is called with some of the *rows* (users or items) and with the number of items to rank for each: *depth*
+        or more at first, and several times as many for lists that the cap leaves short. A list ends with -1 and scores
+        of 0 if the ranking has too few items.
         """
-        total = len(self.model.matrix.item_ids)
+        # Without a cap, one ranking gives the lists, unless the rules need more candidates than places.
+        if self.categories is None and depth == self.length:
+            return rank(rows, self.length)
         if self.categories is not None:
             depth = max(depth, self.length * _FIRST_DEPTH)
-        elif depth == self.length:
-            return rank(rows, self.length)
 
+        total = len(self.model.matrix.item_ids)
         width = min(self.length, total)
         items = np.full((len(rows), width), -1, dtype=np.int32)
         scores = np.zeros((len(rows), width), dtype=np.float32)
@@ -407,7 +419,7 @@ class RuledLists:
         pending = np.arange(len(rows))
         while len(pending):
             still_short = list[Indices]()
-            batches = -(-len(pending) * min(depth, total) // _CELLS)
+            batches = -(-len(pending) * min(depth, total) // _CELLS)  # bounds memory; rounded up
             for batch in np.array_split(pending, batches):
                 ranked = rank(rows[batch], depth)
                 lists = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), width)
@@ -435,16 +447,18 @@ class RuledLists:
     def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
         """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
 
-        *items* are numbers, best first; *scores* has the score of every item of the model, by number.
+        *items* are numbers of items, best first; *scores* has the score of every item of the model, by number.
         """
         scores = scores.copy()
-        scores[self.pins] = scores[items[0]]  # pinned items score as the best one
+        best_score = scores[items[0]]
+        scores[self.pins] = best_score
 
         items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
         if self.allowed is not None:
             items = items[self.allowed[items]]
-        items = items[self._are_under_cap(items[None, :])[0]]
-        return Popular(items[:n], scores[items[:n]])
+        are_under_cap = self._are_under_cap(items[np.newaxis, :])[0]  # of the only list
+        items = items[are_under_cap][:n]
+        return Popular(items, scores[items])
 
 
 def _boosted(model: Model, boosts: Floats | None) -> Model:
@@ -492,10 +506,10 @@ def take_kept(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
     """
     # A stable sort of the mask moves the kept entries to the front, in their order.
     order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
-    kept = np.take_along_axis(kept, order, axis=1)
-    best = np.take_along_axis(items, order, axis=1)
-    values = np.take_along_axis(scores, order, axis=1)
-    return Ranked(np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0)))
+    first_items = np.take_along_axis(items, order, axis=1)
+    first_scores = np.take_along_axis(scores, order, axis=1)
+    are_kept = np.take_along_axis(kept, order, axis=1)
+    return Ranked(np.where(are_kept, first_items, np.int32(-1)), np.where(are_kept, first_scores, np.float32(0)))
 
 
 def _without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
@@ -552,9 +566,9 @@ def _read_available(path: Path) -> list[str]:
 
     # Words such as `true` become amounts; others are numbers, or null if they cannot be read.
     text = pl.col("stock").str.strip_chars().str.to_lowercase()
-    amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0)
     number = text.cast(pl.Float64, strict=False)
-    rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount.otherwise(number))
+    amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0).otherwise(number)
+    rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount)
 
     unread = rows.filter(pl.col("amount").is_null())
     if unread.height:
