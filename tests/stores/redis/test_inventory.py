@@ -187,6 +187,20 @@ async def test_stored_data_is_found_without_any_one_record(place: Place, store: 
     await other.close()
 
 
+async def test_incarnations_are_recorded_before_the_server_counts_as_searched(redis_server: RedisServer) -> None:
+    prefix = secrets.token_hex(4)
+    with redis.Redis(port=redis_server.port) as server, server.monitor() as monitor:
+        for number in range(10):
+            server.set(f"{prefix}:{{unrecorded-{number}.0}}:row", b"")
+        store = connect(redis_server.url(prefix=prefix))
+        assert len(await store.incarnations()) == 10
+        await store.close()
+        server.echo("end")
+        commands = list(iter(lambda: monitor.next_command()["command"], "ECHO end"))
+    recorded = [command for command in commands if command.startswith(f"SADD {{{prefix}}}:incarnations")]
+    assert ["unrecorded-" in command for command in recorded] == [True] * 10 + [False]
+
+
 async def test_unreferenced_data_is_pruned(place: Place, store: Store) -> None:
     await publish(store, [POPULAR, *USERS[:20]])
     await write_release(store, FIRST, USERS[:3], seal=False)
