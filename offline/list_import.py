@@ -332,12 +332,16 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     if not sources.title_files:
         return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
     source = named_paths(_optional(settings.titles))
-    form = settings.form
     named = {role: settings.columns.get(role) for role in ("item", "title")}
+
+    # The file is opened as one with a header, to see whether its first line names the columns.
+    form = settings.form
     first_line = list(open_tables(sources.title_files, replace(form, header=True))[0].schema)
     columns = [name or usual_column(role, first_line) for role, name in named.items()]
     has_header = form.header or all(column in first_line for column in columns)
-    titled = texts_by_role(sources.title_files, source, list(named), named, replace(form, header=has_header))
+
+    titles_form = replace(form, header=has_header)
+    titled = texts_by_role(sources.title_files, source, list(named), named, titles_form)
     return most_frequent_titles(titled.lazy(), source)
 
 

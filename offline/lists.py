@@ -212,8 +212,11 @@ class ModelLists:
         for batch in _batches(0, len(user_ids)):
             lists = self.ranked.personal(batch)
             items = lists.items
-            listed = items >= 0
-            observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1, dtype=np.int32))
+            is_listed = items >= 0  # -1 stands after the end of a list
+            lengths = is_listed.sum(axis=1, dtype=np.int32)
+            observe([user_ids[user] for user in batch.tolist()], items[is_listed], lengths)
+
+            # Makes these lists empty; empty lists have no row.
             items[self._are_popular(items)] = -1
             yield from self._list_rows(USER, user_ids, batch, lists)
 

@@ -144,13 +144,17 @@ class Measurement:
         return {drawn.user: [ids[item] for item in drawn.items.tolist()] for drawn in self._sampled[:at_most]}
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Keep the lists of users with the lowest hashes, a uniform sample; arguments as of `add`."""
+        """Keep the lists of users with the lowest hashes of their ids, a uniform sample.
+
+        *items* are those of all lists, one list after the other, with the *lengths* of the lists by user.
+        """
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
         ends = np.cumsum(lengths)
-        for index in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
-            start = int(ends[index] - lengths[index])
-            first = items[start : min(start + self.depth, int(ends[index]))].copy()
-            self._sampled.append(SampledList(int(hashes[index]), users[index], first))
+        starts = ends - lengths
+        first_ends = np.minimum(starts + self.depth, ends)
+        for user in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
+            first_items = items[starts[user] : first_ends[user]].copy()
+            self._sampled.append(SampledList(int(hashes[user]), users[user], first_items))
         if len(self._sampled) >= 2 * SAMPLED_USERS:
             self._trim()
 

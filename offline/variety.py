@@ -75,20 +75,20 @@ class ItemSimilarity:
         return within
 
     def _look_up_within(self, lists: Indices) -> Floats:
-        """Return `within` of a few *lists*, from a dense table of the similarities between all their items."""
+        """Return the similarities [lists, n, n] in a few *lists*, from a dense table of those of all their items."""
         known, places = np.unique(lists, return_inverse=True)  # each entry is known[place]
         places = places.reshape(lists.shape)
 
-        # Shares of the similarity of each item's most similar one.
+        # Shares of the similarity of each item's most similar one. A missing entry, -1, has a row of zeros below.
         rows = self.similar.similarity[known]
         table: Floats = rows[:, known].toarray()
         highest = rows.max(axis=1).toarray()
         table /= np.where(highest > 0, highest, 1)
 
         np.maximum(table, table.T, out=table)
-        missing = known < 0
-        table[missing] = 0
-        table[:, missing] = 0
+        is_missing = known < 0
+        table[is_missing] = 0
+        table[:, is_missing] = 0
         return table[places[:, :, None], places[:, None, :]]
 
     def mean_within(self, lists: Indices) -> float | None:
@@ -109,20 +109,21 @@ class ItemSimilarity:
 def order_for_variety(
     items: Indices, diversity: float, similarity: ItemSimilarity | None, shown_days: npt.NDArray[np.float32] | None
 ) -> Indices:
-    """Return the order of candidates *items* [rows, n], best first, -1 after the end, as places [rows, n].
+    """Return the order of the candidates *items* [rows, n], as places [rows, n] in their rows.
 
-    Without *similarity*, they are in the order of relevance, otherwise also of *diversity*, from 0 to 1: unlike those
-    before. Relevance falls evenly, from 1 for the first of n candidates, and with *shown_days* [rows, n], the days on
-    which a candidate was shown without a click.
+    Candidates come in the order of relevance, and -1 stands after their end. The relevance of place p is 1 - p / n,
+    reduced for each of the *shown_days* [rows, n] on which the candidate was shown without a click. The result is in
+    the order of this relevance, and with *similarity*, of its trade-off against *diversity* (from 0 to 1).
     """
     rows, n = items.shape
-    falling = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
-    relevance = np.tile(falling, (rows, 1))
+    relevance_by_place = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
+    relevance = np.tile(relevance_by_place, (rows, 1))
     if shown_days is not None:
         relevance *= np.maximum(np.float32(_KEPT_RELEVANCE) ** shown_days, np.float32(_LEAST_RELEVANCE))
     relevance[items < 0] = _NOT_LISTED
     if similarity is None:
         return np.argsort(-relevance, axis=1, kind="stable").astype(np.int32)
+
     order = np.empty((rows, n), dtype=np.int32)
     for part in _slices(rows, _ENTRIES_AT_ONCE // n):
         order[part] = order_by_marginal_relevance(relevance[part], similarity.within(items[part]), diversity)
@@ -317,11 +318,13 @@ def level_scores(items: Indices, scores: Floats) -> Floats:
 
     A score of -inf is unknown, and becomes that of the item behind it, or before it at the end of a list.
     """
-    levels = np.where(items >= 0, scores, -np.inf)
-    levels = np.maximum.accumulate(levels[:, ::-1], axis=1)[:, ::-1]
-    is_known = np.isfinite(levels)
-    lowest = levels.min(axis=1, keepdims=True, where=is_known, initial=np.inf)
-    levels = np.where(is_known, levels, lowest)
+    known = np.where(items >= 0, scores, -np.inf)
+    highest_from_here = np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1]
+
+    # Items behind the last known score get the lowest one, and all get 0 if no score is known.
+    is_known = np.isfinite(highest_from_here)
+    lowest = highest_from_here.min(axis=1, keepdims=True, where=is_known, initial=np.inf)
+    levels = np.where(is_known, highest_from_here, lowest)
     return np.where((items >= 0) & np.isfinite(levels), levels, 0).astype(np.float32)
 
 

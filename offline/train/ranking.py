@@ -19,7 +19,10 @@ RankerT = TypeVar("RankerT")
 
 
 class Ranked(NamedTuple):
-    """Lists of *items* with their *scores* [lists, n], best first; -1 with score 0 after the end."""
+    """Lists of *items*, numbers by the model's matrix, with their *scores*, best first.
+
+    Both are [lists, n]; a list of fewer items ends with -1 and scores of 0.
+    """
 
     items: Indices
     scores: Floats
