@@ -508,9 +508,9 @@ def prune(
 ) -> Catalogue:
     """Mark as `dropping` what is needed no more: lapsed drafts, and old releases.
 
-    Kept are the live release, the canary, arm B's previous release, the *keep* releases live before, ready releases
-    (for *keep_ready_s* after they were begun; None: always), and any that left service less than *grace_s* ago, as
-    lagging readers may still read it.
+    Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
+    releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
+    that left service less than *grace_s* ago, as lagging readers may still read it.
 
     Incarnations in *present* without an entry are marked, too, under an id of their own. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.

@@ -87,8 +87,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._transport: asyncio.Transport | None = None
         self._pieces = list[bytes]()
         self._state = CONNECTING
-        self._keep = False
-        self._messages = 0
+        self._keep_alive = False
+        self._begun_messages = 0
         self._received = 0
         self.tag: Tag | None = None
         self.status = 0
@@ -103,7 +103,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self.tag = tag
         self.head = b""
         self._state = BUSY
-        self._messages = 0
+        self._begun_messages = 0
         self._received = 0
         self._pieces = []
         cast("asyncio.Transport", self._transport).write(request)
@@ -132,9 +132,9 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser with bytes of the response, and end the request in flight once it is complete or malformed.
+        """Feed the parser, whose callbacks collect the response; end the request once that is complete or malformed.
 
-        Bytes that come without a request in flight close the connection.
+        Bytes without a request in flight close the connection.
         """
         if self.tag is None:
             self.close(unsolicited=True)
@@ -147,7 +147,8 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             well_formed = False
-        # 1xx is unexpected, without `Expect`. An empty line, which the parser skips, belongs to an earlier response.
+        # Malformed, too: 1xx, as no request has `Expect`, and an empty line before the head, which the parser skips.
+        # Such a line belongs to an earlier response.
         is_complete = self._state is COMPLETE
         if is_complete and self.status >= 200 and self.head.startswith(b"H"):
             self._finish(self.tag, well_formed)
@@ -157,25 +158,25 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
     def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- hot: a keyword costs more
         """Hand over the complete response to the listener, then keep the connection for further requests, or close it.
 
-        It is kept if server and parser allow that, and nothing followed the response: bytes beyond head and body are
-        the sizes of chunks, or else unsolicited.
+        It is kept if the server allows that, and nothing followed the response.
         """
         end = self.head.find(END_OF_HEAD) + len(END_OF_HEAD)
-        surplus = self._received - end - len(self.body)
-        chunked = surplus and b"chunked" in self.head[:end].lower()
         self.head = self.head[:end]
+        # Bytes beyond head and body are the sizes of chunks, or else follow the response.
+        surplus_bytes = self._received - end - len(self.body)
+        has_surplus = surplus_bytes != 0 and b"chunked" not in self.head.lower()
         self.tag = None
         self._state = IDLE
         self.responses += 1
         self._listener.on_response(self, tag)
-        unsolicited = not well_formed or self._messages > 1 or bool(surplus and not chunked)
-        if unsolicited or not self._keep:
+        unsolicited = not well_formed or self._begun_messages > 1 or has_surplus
+        if unsolicited or not self._keep_alive:
             self.close(unsolicited=unsolicited)
         else:
             self._listener.on_ready(self)
 
     def on_message_begin(self) -> None:
-        self._messages += 1
+        self._begun_messages += 1
 
     def on_body(self, piece: bytes) -> None:
         if self._state is BUSY:
@@ -186,7 +187,7 @@ class ClientConnection(asyncio.Protocol, Generic[Tag]):
             self._state = COMPLETE
             self.body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             self.status = self._parser.get_status_code()
-            self._keep = self._parser.should_keep_alive()  # invalid after this callback
+            self._keep_alive = self._parser.should_keep_alive()  # invalid after this callback
 
     def eof_received(self) -> None:
         self.fail("reset")  # before a request is written to a half-closed connection

@@ -141,7 +141,7 @@ async def rollback(
     """
     seen = await store.catalogue()
     update = partial(changes.rollback, expected=if_live or _live_of(seen).id, reason=reason)
-    former = _live_of(update(seen))
+    former = _live_of(update(seen))  # the release to be prepared; the update is applied to the store below
     changed = await _begin_serving(store, former, update, force=force, though_refused=True)
     return _live_of(changed).id
 
@@ -201,14 +201,14 @@ async def start_canary(
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     seen = await store.catalogue()
-    entry = changes.start_canary(seen, release, percent, days).find(release)
+    entry = changes.start_canary(seen, release, percent, days).find(release)  # errors before the release is prepared
 
-    def started(catalogue: Catalogue) -> Catalogue:
-        if seen.canary is not None and catalogue.canary is None:
+    def start_or_change(catalogue: Catalogue) -> Catalogue:
+        if seen.canary is not None and catalogue.canary is None:  # aborted or promoted since
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
         return changes.start_canary(catalogue, release, percent, days)
 
-    await _begin_serving(store, entry, started, force=force, though_refused=though_refused)
+    await _begin_serving(store, entry, start_or_change, force=force, though_refused=though_refused)
 
 
 async def promote(
@@ -218,7 +218,7 @@ async def promote(
     catalogue = await store.catalogue()
     canary = _canary_of(catalogue)
     expected = if_canary or canary.id
-    changes.promote(catalogue, expected)
+    changes.promote(catalogue, expected)  # errors before the release is prepared
     update = partial(changes.promote, expected=expected)
     await _begin_serving(store, canary, update, force=force, though_refused=though_refused)
     return canary.id

@@ -409,10 +409,10 @@ async def put_part(
     part: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> WrittenPart:
-    """Put the rows of a part that are not acknowledged yet, without erased users, and sum up all of them.
+    """Put the rows of a part that are not acknowledged yet, and sum up all of them; without those of erased users.
 
-    *batches* are all rows of the *part* (0: that of the draft's writer), in the same order in each attempt. *check* is
-    called before each batch, and may raise to end the part.
+    *batches* are all rows of the *part* (0: that of the draft's writer), in the same order in each attempt. If
+    `context.puts` is false, none is put. *check* is called before each batch, and may raise to end the part.
     """
     erased = await erased_from(store)
     if erased.lost and part == 0:
@@ -428,7 +428,7 @@ async def put_part(
         if context.puts:
             new_rows = rows
             if resume_point is not None:
-                new_rows, resume_point = _after(resume_point, rows)
+                new_rows, resume_point = _unacknowledged(resume_point, rows)
             if new_rows:
                 await store.put(context.draft, new_rows, part)
             rows_put += len(new_rows)
@@ -447,10 +447,11 @@ async def write_part(
     return await put_part(store, context, batches, part)
 
 
-def _after(resume_point: str, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    """Return the rows after the last acknowledged key, and the resume point for the next rows, None once passed.
+def _unacknowledged(resume_point: str, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
+    """Return those of *rows* after the resume point, and the point for the rows that follow: None once it is passed.
 
-    Puts are acknowledged in order: all rows before the point, `meta` too, are written.
+    The resume point is the last acknowledged key. Puts are acknowledged in order: all rows before it, `meta` too, are
+    written.
     """
     last = resume_point.encode()
     for index, (key, _) in enumerate(rows):

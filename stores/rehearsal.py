@@ -5,19 +5,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hotplate.stores.catalogue import Catalogue, DraftRef
+from hotplate.stores.catalogue import Catalogue, DraftRef, Erased
 from hotplate.stores.erasure_log import erased_from, first_records
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
-from hotplate.stores.store import Diagnosed, Plan, Store
+from hotplate.stores.store import Diagnosed, Plan, RecordChange, Store
 
 
 async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]) -> Plan:
     """Call *publish* with a stand-in for *store*, and return the rows and bytes of the release.
 
-    The stand-in is a temporary folder with the catalogue and the erased users of *store*. It asks *store* whether the
-    release fits, and raises its StoreFull.
+    The stand-in is a store in a temporary folder, with the catalogue and the erased users of *store*. Creating a draft
+    there raises StoreFull if the release does not fit into *store*.
     """
     with temporary_folder("rehearsal") as folder:
         catalogue = await store.catalogue()
@@ -36,11 +36,11 @@ async def rehearse(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
 async def _copy_catalogue(store: Store, catalogue: Catalogue, folder: Path) -> None:
     """Write *catalogue* and the erased users of *store* into *folder*, as a new record."""
     erased = await erased_from(store)
+    entry: Erased | None = None
+    records = list[RecordChange]()
     if erased:
         entry, records = first_records(erased)
-        CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
-    else:
-        CatalogueFile(folder).replace(replace(catalogue, erased=None), [])
+    CatalogueFile(folder).replace(replace(catalogue, erased=entry), records)
 
 
 class _StandIn(LmdbStore):
