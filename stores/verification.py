@@ -298,11 +298,10 @@ async def read_servable(
 
 
 async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
-    """Read the parts of a release that a service needs before it serves it, without a time limit; see `read_servable`.
+    """Read the manifest, the decoder of values, the popular lists and the item attributes; see `read_servable`.
 
-    These are the manifest, the decoder of values, the popular lists, and the item attributes. The rows of the sample
-    are read as a check; damaged ones are named unless their users were erased: *erased*, or read if None. Raises
-    ReleaseCorrupt if the release cannot be served.
+    The rows of the sample are read as a check. Damaged rows are named unless their users were erased: *erased*, or read
+    if None. Of popular lists, those for everybody are essential: without one, the release cannot be served.
     """
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)
@@ -314,13 +313,17 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
     damaged = opened.damaged
     lost_ids = 0
     if damaged:
-        erased = await erased_from(reader) if erased is None else erased
+        if erased is None:
+            erased = await erased_from(reader)
         damaged = [key for key in damaged if not erased.covers(key)]
         lost_ids = erased.lost
     _check_sample(manifest, damaged, lost_ids)
 
-    bodies = opened.bodies
-    popular = {key: bodies[key] for key in manifest.popular_keys if key in bodies and not is_empty(bodies[key])}
+    popular = dict[str, bytes]()
+    for key in manifest.popular_keys:
+        body = opened.bodies.get(key)
+        if body is not None and not is_empty(body):
+            popular[key] = body
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
     for key in essential:
@@ -333,7 +336,7 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
 
 
 def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:
-    """Raise ReleaseCorrupt if most sampled rows of a list are *damaged*, but at least two.
+    """Raise ReleaseCorrupt if at least two sampled rows of a list, and more than half of them, are *damaged*.
 
     Up to *lost_ids* of them may be rows of erased users that the record has lost.
     """
