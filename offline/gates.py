@@ -10,12 +10,12 @@
     KEPT                        minimum of what is kept of the live release, as in LEAST_KEPT
 
 N defaults to 10. `model.NAME` is a metric with the name of a gate. `LIST:NAME` is a gate of one named list; others
-are of each list.
+are of each list. Without a bound, named lists and item attributes of the live release must be kept (`compare_names`).
 """
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -92,10 +92,11 @@ _AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
 class Gate:
     """One bound that lists must meet.
 
-    name     as it was given, with N: `drop.ndcg`, `overlap@10`, `basket:coverage`
-    subject  what is measured: `metric`, `drop`, one of the lists (`coverage`, ...), or a name in LEAST_KEPT
-    metric   the metric of the evaluation, for the subjects `metric` and `drop`
-    depth    N, the number of first items, for the subjects `overlap` and `popular_share`
+    name       without a list's, with N: `drop.ndcg`, `overlap@10`
+    subject    what is measured: `metric`, `drop`, one of the lists (`coverage`, ...), or a name in LEAST_KEPT
+    metric     the metric of the evaluation, for the subjects `metric` and `drop`
+    depth      N, the number of first items, for the subjects `overlap` and `popular_share`
+    list_name  the list that must meet it; None for each list
     """
 
     name: str
@@ -103,6 +104,12 @@ class Gate:
     subject: str
     metric: str = ""
     depth: int = 0
+    list_name: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The name with that of the list, as it is given: `basket:coverage`."""
+        return self.name if self.list_name is None else f"{self.list_name}:{self.name}"
 
     @property
     def at_most(self) -> bool:
@@ -119,8 +126,8 @@ class Gate:
 
 
 DEFAULTS = (
-    *(Gate(name, bound, name) for name, bound in LEAST_KEPT.items()),
-    Gate(f"{_OVERLAP}@{DEPTH}", 0.0, _OVERLAP, depth=DEPTH),
+    *(Gate(name=name, bound=bound, subject=name) for name, bound in LEAST_KEPT.items()),
+    Gate(name=f"{_OVERLAP}@{DEPTH}", bound=0.0, subject=_OVERLAP, depth=DEPTH),
 )
 
 
@@ -138,7 +145,7 @@ def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
             raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.") from error
-    return tuple({gate.name: gate for gate in gates}.values())
+    return tuple({gate.full_name: gate for gate in gates}.values())
 
 
 def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
@@ -167,24 +174,22 @@ def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_cat
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
             lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
             advice = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
-            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {advice}")
+            raise SettingError(f"There is no gate {gate.full_name} ({gate.bound:g}); {advice}")
 
 
 def check_names(gates: Sequence[Gate], names: Iterable[str]) -> None:
     """Raise SettingError for a gate of a list that is not among *names*."""
     known = {*names}
     for gate in gates:
-        name, colon, _ = gate.name.rpartition(":")
-        if colon and name not in known:
-            raise SettingError(f"Gate {gate.name} is of the list {name!r}, which is not published here.")
+        if gate.list_name is not None and gate.list_name not in known:
+            raise SettingError(f"Gate {gate.full_name} is of the list {gate.list_name!r}, which is not published here.")
 
 
 def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
-    """Return the gates of the list *name*: its own, such as `basket:ndcg`, and for other metrics those of all lists."""
-    prefix = f"{name}:"
-    own = [replace(gate, name=gate.name.removeprefix(prefix)) for gate in gates if gate.name.startswith(prefix)]
+    """Return the gates of the list *name*, without it: its own, and those of each list that have other names."""
+    own = [replace(gate, list_name=None) for gate in gates if gate.list_name == name]
     known = {gate.name for gate in own}
-    return [*own, *(gate for gate in gates if ":" not in gate.name and gate.name not in known)]
+    return [*own, *(gate for gate in gates if gate.list_name is None and gate.name not in known)]
 
 
 async def judge(
@@ -199,6 +204,7 @@ async def judge(
 ) -> list[GateVerdict]:
     """Judge the gates of the list *name*, and return a verdict for each, in order.
 
+    The name of a verdict is that of its gate, after the list's name and a colon if the list is not the default one.
     Gates on the list alone are judged by its evaluation, in *origin*, and by *lists*, the counts of its items. Others
     compare it with the list of the same name in the release *live*, read from *reader*. They pass if nothing is live.
     If the live release is damaged, only DEFAULTS of these pass. Raises StoreError.
@@ -215,7 +221,38 @@ async def judge(
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
             verdicts |= {gate: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
-    return [verdicts[gate] for gate in gates]
+    prefix = "" if is_default else f"{name}:"
+    return [replace(verdicts[gate], gate=f"{prefix}{gate.name}") for gate in gates]
+
+
+async def compare_names(
+    list_names: Collection[str], columns: Mapping[str, str], reader: Reader, live: ReleaseRef
+) -> list[GateVerdict]:
+    """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
+
+    A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`
+    or `text`) changed. *columns* are the kinds of the new release's attributes by name.
+    """
+    try:
+        manifest = await load_manifest(reader, live)
+    except (ReleaseCorrupt, ReleaseNotFound):
+        return []
+    live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
+    live_columns = manifest.origin.item_attributes.columns
+    common = live_columns.keys() & columns.keys()
+    changed = {name for name in common if columns[name] != live_columns[name]}
+    listed = ", ".join(f"{name} is {columns[name]}" for name in sorted(changed))
+    previous = ", ".join(dict.fromkeys(live_columns[name] for name in sorted(changed)))
+    return [
+        *_lost_verdict("lists_kept", live_lists, live_lists - {*list_names}, live),
+        *_lost_verdict("attributes_kept", live_columns, live_columns.keys() - columns.keys(), live),
+        *_failed_verdict(
+            "attribute_kinds",
+            of=common,
+            failed=changed,
+            note=f"{listed}, and {previous} in {live.id}",
+        ),
+    ]
 
 
 def depth_of(gates: Sequence[Gate]) -> int:
@@ -230,13 +267,24 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
     """
     sentences = dict[str, None]()  # in order, without repeats
     for verdict in verdicts:
-        subject = verdict.gate.rpartition(":")[2]  # without the name of a list
-        remedy = _REMEDIES.get(subject)
+        remedy = _REMEDIES.get(_ListedName.of(verdict.gate).name)
         if verdict.passed or remedy is None:
             continue
         option_names = {option: text.format(name=verdict.gate) for option, text in options.items()}
         sentences[remedy.format(**option_names)] = None
     return "".join(f"{sentence}; " for sentence in sentences)
+
+
+def _lost_verdict(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
+    """Return a failed verdict if some *names* of the live release are *lost*."""
+    return _failed_verdict(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
+
+
+def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
+    """Return a failed verdict if some names have *failed*."""
+    if not failed:
+        return []
+    return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
 
 
 def _judge_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
@@ -426,21 +474,33 @@ def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, s
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
+class _ListedName(NamedTuple):
+    """The name of a gate, split into that of its list, None if it has none, and its own."""
+
+    list_name: str | None
+    name: str
+
+    @classmethod
+    def of(cls, text: str) -> "_ListedName":
+        list_name, colon, name = text.rpartition(":")
+        return cls(list_name if colon else None, name)
+
+
 def _parse_gate(name: str, bound: object, where: str) -> Gate:
     """Return the gate *name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
 
     Raises SettingError, which begins with *where*, for a bound that is no number or out of range.
     """
-    list_name, colon, own_name = name.rpartition(":")
+    listed = _ListedName.of(name)
     if not _is_number(bound):
-        raise SettingError(f"{where}: the bound of {own_name} is {bound!r}; it must be a number.")
-    gate = _gate_named(own_name, bound, where)
+        raise SettingError(f"{where}: the bound of {listed.name} is {bound!r}; it must be a number.")
+    gate = _gate_named(listed.name, bound, where)
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
     low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
     if gate.subject != _METRIC and not low <= bound <= high:
-        raise SettingError(f"{where}: the bound of {own_name} is {bound}; it must lie between {low} and {high}.")
-    return replace(gate, name=f"{list_name}{colon}{gate.name}")
+        raise SettingError(f"{where}: the bound of {listed.name} is {bound}; it must lie between {low} and {high}.")
+    return replace(gate, list_name=listed.list_name)
 
 
 def _gate_named(name: str, bound: float, where: str) -> Gate:
@@ -450,16 +510,16 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
     """
     first, _, metric = name.partition(".")
     if first == _DROP and metric:
-        return Gate(name, bound, _DROP, metric=metric)
+        return Gate(name=name, bound=bound, subject=_DROP, metric=metric)
     if at_a_depth := _AT_A_DEPTH.fullmatch(name):
         subject = at_a_depth[1]
         depth = int(at_a_depth[2] or DEPTH)
         if not 1 <= depth <= MAX_LENGTH:
             raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
-        return Gate(f"{subject}@{depth}", bound, subject, depth=depth)
+        return Gate(name=f"{subject}@{depth}", bound=bound, subject=subject, depth=depth)
     if name in (*_OF_LISTS, *LEAST_KEPT):
-        return Gate(name, bound, name)
-    return Gate(name, bound, _METRIC, metric=name)
+        return Gate(name=name, bound=bound, subject=name)
+    return Gate(name=name, bound=bound, subject=_METRIC, metric=name)
 
 
 def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:

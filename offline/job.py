@@ -26,8 +26,9 @@ from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model, is_model, load
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import NamedLists, Written, place_of, publish_source, source_of_lists, stored_names, timed
+from hotplate.offline.publish import PLACES, NamedLists, Written, publish_source, source_of_lists, stored_names
 from hotplate.offline.rules import Rules
+from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import run_on
@@ -599,17 +600,17 @@ def _metrics(manifest: Manifest) -> dict[str, int | float]:
 def _refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
     """Return which gates keep a release from going live, and what to do."""
     gates = manifest.origin.gates
-    place, option = place_of(arm)
+    place = PLACES[arm]
     mend = remedies(gates.verdicts, AS_KEYS)
     return (
-        f"{gates.failures}; release {manifest.release} was written and is not {place}; {mend}only if it may go live as "
-        f"it is: hotplate releases activate --force {manifest.release}{option}"
+        f"{gates.failures}; release {manifest.release} was written and is not {place.name}; {mend}only if it may go "
+        f"live as it is: hotplate releases activate --force {manifest.release}{place.option}"
     )
 
 
 def _withdrawal(entry: Release, arm: Arm) -> str:
     """Return why a release, which was written before, is out of service, and what to do."""
-    _, option = place_of(arm)
+    option = PLACES[arm].option
     if entry.refused_by:
         return (
             f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "

@@ -2,8 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -15,6 +14,7 @@ from hotplate.offline.gates import (
     Gate,
     check,
     check_names,
+    compare_names,
     depth_of,
     gates_of,
     judge,
@@ -24,19 +24,20 @@ from hotplate.offline.gates import (
 )
 from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.offline.options import PublishSettings
+from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
-from hotplate.stores.errors import HeldBack, ReleaseCorrupt, ReleaseNotFound
+from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune, wait_for_probation
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
 from hotplate.stores.origin import GateRecord, GateVerdict, Origin, failures
 from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, WrittenRelease
 from hotplate.stores.store import Observer, Plan, Reader, Row, Store
-from hotplate.stores.verification import OnProgress, load_manifest, unreported
+from hotplate.stores.verification import OnProgress, unreported
 
 
 class Source(Protocol):
@@ -83,7 +84,7 @@ class PartedSource(Source, Protocol):
 class NamedLists:
     """The lists of one release by name; the first is the default one, whose name may be empty.
 
-    Each but the first makes the rows of its name.
+    The keys of a source's rows have its name, except those of the first, which have none.
     """
 
     sources: Mapping[str, ListSource]
@@ -119,9 +120,15 @@ def source_of_lists(lists: Mapping[str, S]) -> S | NamedLists:
     return lists[""] if [*lists] == [""] else NamedLists(lists)
 
 
-def place_of(arm: Arm) -> tuple[str, str]:
-    """Return what a release of an arm becomes, and the option of `releases activate` for it."""
-    return ("arm B", " --arm B") if arm == "B" else ("live", "")
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a published release becomes: its *name* in messages, and the *option* of `releases activate` for it."""
+
+    name: str
+    option: str
+
+
+PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
 
 
 def stored_names(names: Iterable[str]) -> dict[str, str]:
@@ -162,7 +169,7 @@ async def publish_source(
     store: Store,
     settings: PublishSettings | None = None,
     *,
-    live_in: Reader | None = None,
+    rehearsal_of: Reader | None = None,
     observer: Observer | None = None,
     on_progress: OnProgress = unreported,
 ) -> Written:
@@ -170,21 +177,22 @@ async def publish_source(
 
     The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
     fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
-    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`, for
-    which a rehearsal (*store* is not *live_in*) does not wait.
+    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`.
 
-    Gates compare with the live release of *live_in*, by default *store*; for arm B, the variant in an experiment, with
-    that of arm B. *observer* gets the charges of other processes, *on_progress* (rows written, rows in all). Raises
-    StoreError, as HeldBack for arm B without an experiment, and SettingError for gates that cannot be judged and an
-    invalid `probation_wait`.
+    Gates compare with the live release; for arm B, the variant in an experiment, with that of arm B. In a rehearsal,
+    *store* is a stand-in for *rehearsal_of*, which has the release to compare with, and services are not awaited.
+
+    *observer* gets the charges of other processes, *on_progress* (rows written, rows in all). Raises StoreError, as
+    HeldBack for arm B without an experiment, and SettingError for gates that cannot be judged and an invalid
+    `probation_wait`.
     """
     settings = settings or PublishSettings()
-    compared = live_in or store
+    compared = store if rehearsal_of is None else rehearsal_of
     probation_s = _probation_s(settings)
     started = perf_counter()
     steps = dict[str, float]()
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
-    gate_check = _GateCheck(source, settings, store, compared, steps)
+    gate_check = _GateCheck(source, settings, compared, steps)
 
     result = await _write(source, store, settings, gate_check, observer=observer, on_progress=on_progress)
     steps |= result.seconds
@@ -197,8 +205,7 @@ async def publish_source(
     with timed(steps, "prune"):
         written = replace(written, erased=await prune(store, keep=settings.keep))
 
-    is_rehearsal = compared is not store  # no service reads it
-    if probation_s and settings.activate and settings.arm == "A" and not is_rehearsal:
+    if probation_s and settings.activate and settings.arm == "A" and rehearsal_of is None:
         with timed(steps, "wait"):
             withdrawn = await wait_for_probation(store, result.manifest.release, probation_s)
         written = replace(written, refused=withdrawn)
@@ -275,21 +282,19 @@ class _Judged(NamedTuple):
 class _GateCheck:
     """Measures the lists of a release, and judges them by their gates, once.
 
-    `lists` are the measurements by name, filled while the lists are written. *store* gets the release, *reader* has the
-    live one to compare with. `steps` gets the seconds of judging.
+    `lists` are the measurements by name, filled while the lists are written. *reader* has the live release to compare
+    with. `steps` gets the seconds of judging.
     """
 
     def __init__(
         self,
         source: Source | NamedLists,
         settings: PublishSettings,
-        store: Store,
         reader: Reader,
         steps: dict[str, float],
     ) -> None:
         self._settings = settings
         self._about = source.about()
-        self._store = store
         self._reader = reader
         self.steps = steps
         self.lists = dict[str, Measurement]()
@@ -328,12 +333,12 @@ class _GateCheck:
         failed = failures(verdicts)
         if not failed or self._is_forced(manifest):
             return ""
-        place, option = place_of(self._settings.arm)
+        place = PLACES[self._settings.arm]
         stays = "" if live is None else f", and {live.id} still is"
         return (
-            f"{failed}; release {manifest.release} was written and is not {place}{stays}; "
+            f"{failed}; release {manifest.release} was written and is not {place.name}{stays}; "
             f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
-            f"it: hotplate releases activate --force {manifest.release}{option}"
+            f"it: hotplate releases activate --force {manifest.release}{place.option}"
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:
@@ -347,13 +352,14 @@ class _GateCheck:
         """
         if self._judged is None:
             with timed(self.steps, "gates"):
-                live = (await self._store.catalogue()).ref_of(self._settings.arm)
+                live = (await self._reader.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for name, stored in stored_names(self._reviews).items():
                     self._count_rows(name, stored, counts, popular_keys)
                     verdicts += await self._judge_list(name, stored, live)
                 if live is not None:
-                    verdicts += await self._compare_names(live)
+                    columns = Origin.of(self._about).item_attributes.columns
+                    verdicts += await compare_names(self.lists, columns, self._reader, live)
                 self._judged = _Judged(live, verdicts)
         return self._judged
 
@@ -367,57 +373,13 @@ class _GateCheck:
     async def _judge_list(self, name: str, stored: str, live: ReleaseRef | None) -> list[GateVerdict]:
         """Judge the gates of the list *name*, by comparison with the release *live*, if there is one.
 
-        *stored* is the list's name in keys, empty for the default one. The name of a verdict is that of its gate, after
-        the list's name and a colon if the list is not the default one. If a release is live, gates by default are
+        *stored* is the list's name in keys, empty for the default one. If a release is live, gates by default are
         added.
         """
         review = self._reviews[name]
         gates = review.gates if live is None else with_defaults(review.gates)
         lists = self.lists[name]
-        verdicts = await judge(gates, review.origin, lists, self._reader, live, name=name, is_default=not stored)
-        if not stored:
-            return verdicts
-        return [replace(verdict, gate=f"{name}:{verdict.gate}") for verdict in verdicts]
-
-    async def _compare_names(self, live: ReleaseRef) -> list[GateVerdict]:
-        """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
-
-        A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`
-        or `text`) changed.
-        """
-        try:
-            manifest = await load_manifest(self._reader, live)
-        except (ReleaseCorrupt, ReleaseNotFound):
-            return []
-        live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
-        live_kinds = manifest.origin.item_attributes.columns
-        kinds = Origin.of(self._about).item_attributes.columns
-        common = live_kinds.keys() & kinds.keys()
-        changed = {name for name in common if kinds[name] != live_kinds[name]}
-        listed = ", ".join(f"{name} is {kinds[name]}" for name in sorted(changed))
-        previous = ", ".join(dict.fromkeys(live_kinds[name] for name in sorted(changed)))
-        return [
-            *_lost_verdict("lists_kept", live_lists, live_lists - self.lists.keys(), live),
-            *_lost_verdict("attributes_kept", live_kinds.keys(), live_kinds.keys() - kinds.keys(), live),
-            *_failed_verdict(
-                "attribute_kinds",
-                of=common,
-                failed=changed,
-                note=f"{listed}, and {previous} in {live.id}",
-            ),
-        ]
-
-
-def _lost_verdict(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
-    """Return a failed verdict if some *names* of the live release are *lost*."""
-    return _failed_verdict(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
-
-
-def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
-    """Return a failed verdict if some names have *failed*."""
-    if not failed:
-        return []
-    return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
+        return await judge(gates, review.origin, lists, self._reader, live, name=name, is_default=not stored)
 
 
 def _sources_by_name(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
@@ -439,13 +401,3 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
             yield rows
     finally:
         upcoming.cancel()
-
-
-@contextmanager
-def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Add the wall time to *step* of *seconds*, even after an error."""
-    started = perf_counter()
-    try:
-        yield
-    finally:
-        seconds[step] = seconds.get(step, 0.0) + perf_counter() - started

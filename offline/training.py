@@ -28,7 +28,7 @@ from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import Model, check_target, save
 from hotplate.offline.options import Columns, Format
-from hotplate.offline.publish import timed
+from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment

@@ -34,17 +34,17 @@ from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
 from hotplate.offline.publish import (
+    PLACES,
     ListSource,
     NamedLists,
     PartedSource,
     Written,
-    place_of,
     publish_source,
     source_of_lists,
     stored_names,
-    timed,
 )
 from hotplate.offline.rules import read_rules
+from hotplate.offline.steps import timed
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
@@ -374,7 +374,7 @@ async def _rehearse(
     results = list[WrittenRelease]()  # `rehearse` returns the plan only
 
     async def write(stand_in: Store) -> Manifest:
-        written = await publish_source(lists, stand_in, settings, live_in=store, on_progress=report)
+        written = await publish_source(lists, stand_in, settings, rehearsal_of=store, on_progress=report)
         results.append(written.result)
         return written.result.manifest
 
@@ -454,7 +454,7 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
     if isinstance(written.refused, ReleaseWithdrawn):
         state = "withdrawn"
     elif _was_activated(written, flags):
-        state, _ = place_of(flags.settings.arm)
+        state = PLACES[flags.settings.arm].name
     where = shown_store_url(flags.store)
     out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:

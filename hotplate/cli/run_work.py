@@ -174,8 +174,8 @@ def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, Publish
 
 def _read_gates(pipeline: PipelineFile, settings: PublishSettings) -> tuple[Gate, ...]:
     """Return the gates of [publish], and those of [gates], which replace gates of the same name."""
-    gates = {gate.name: gate for gate in bounds_of(settings)}
-    gates |= {gate.name: gate for gate in parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")}
+    gates = {gate.full_name: gate for gate in bounds_of(settings)}
+    gates |= {gate.full_name: gate for gate in parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")}
     return tuple(gates.values())
 
 
@@ -233,7 +233,7 @@ def _print_steps(job: Job, folder: Path) -> None:
     gates = list[str]()
     for gate in bounds_of(job.publishing):
         side = "≤" if gate.at_most else "≥"
-        gates.append(f"{gate.name} {side} {gate.bound:g}")
+        gates.append(f"{gate.full_name} {side} {gate.bound:g}")
     data = ", ".join(map(str, job.training.data))
     named = f", and {', '.join(job.named)}," if job.named else ""
     out.print(f"train on {data}, in {folder}")
