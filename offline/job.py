@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from functools import partial
 from pathlib import Path
 from time import time
@@ -65,9 +65,9 @@ def publish_model(
 ) -> Written:
     """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
 
-    Models by name make named lists, of which the first is the default one; the store has no name for that, `stored` is
-    empty. *lists* are the settings of all lists, but only the default list has item factors and attributes. *store* is
-    a URL, or an unused Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+    Models by name make named lists, of which the first is the default one, stored without a name. *lists* are the
+    settings of all lists, but only the default list has item factors and attributes. *store* is a URL, or an unused
+    Store, which gets closed. *on_progress* is called with (rows written, rows in all).
 
     Raises GateFailed or HeldBack (a ReleaseConflict) if the release was refused, held back or withdrawn, DataError,
     SettingError and StoreError.
@@ -125,10 +125,19 @@ class Job:
     options: str
 
 
+class Outcome(StrEnum):
+    """How an attempt ended: `unchanged` if nothing was to do, `refused` if its release may not go live."""
+
+    PUBLISHED = "published"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The printed result of one attempt at a job; a folder keeps that of its last run. UNSET fields are left out.
 
-    outcome       `published`, `unchanged`, `refused`, `failed` or `interrupted`
     error         why the outcome is neither `published` nor `unchanged`
     run           id of the run, the same in all its attempts
     model         its folder
@@ -144,7 +153,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     pipeline: str
     store: str
-    outcome: str = "failed"
+    outcome: Outcome = Outcome.FAILED
     succeeded_at: float | UnsetType | None = UNSET
     run: str | UnsetType = UNSET
     release: ReleaseId | UnsetType = UNSET
@@ -169,13 +178,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 class Run:
     """The state of one run.
 
-    id        empty before the first run
-    options   digest of all options
-    inputs    digest of the input files
-    release   chosen before the first write
-    seconds   wall time by disjoint step, over all attempts
-    outcome   `published` or `refused`; None before the end
-    summary   None before the end
+    options       digest of all options
+    inputs        digest of the input files
+    release       chosen before the first write
+    seconds       wall time by disjoint step, over all attempts
+    outcome       PUBLISHED or REFUSED; None before the end
+    summary       None before the end
+    is_abandoned  whether no attempt continues it, as its draft was begun with other lists
     """
 
     id: str
@@ -183,8 +192,9 @@ class Run:
     inputs: str
     release: ReleaseId
     seconds: dict[str, float] = field(default_factory=dict)
-    outcome: str | None = None
+    outcome: Outcome | None = None
     summary: Summary | None = None
+    is_abandoned: bool = False
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Run":
@@ -204,23 +214,33 @@ class RunFolder:
         DIR/state.json   the last run, replaced at each step
         DIR/model-ID     its trained model
 
-    *succeeded_at* is in seconds since 1970. Raises DataError if the state cannot be read.
+    `last` is the last run, None before the first. `succeeded_at` is in seconds since 1970. Raises DataError if the
+    state cannot be read.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
         """*lock* is the descriptor of the lock, held until the run ends."""
         self._path = path
         self._lock = lock
-        self.run, self.succeeded_at = _read_state(path / _STATE)
+        state = _read_state(path / _STATE)
+        self.last = state.run
+        self.succeeded_at = state.succeeded_at
+
+    @property
+    def run(self) -> Run:
+        """The last run; raises LookupError before the first."""
+        if self.last is None:
+            raise LookupError(f"{self._path} has had no run")
+        return self.last
 
     @property
     def model(self) -> Path:
-        """The model folder of the last run, perhaps missing."""
+        """The model folder of the last run, perhaps missing; LookupError as for `run`."""
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
         """Save the run durably and atomically; raises DataError if the lock was removed."""
-        self.run = run
+        self.last = run
         new = self._path / f".{_STATE}.new"
         state = {"format": _STATE_FORMAT, "run": run.to_json(), "succeeded_at": self.succeeded_at}
         new.write_text(json.dumps(state, indent=2) + "\n")
@@ -252,20 +272,21 @@ class RunFolder:
 
     def finish(self, summary: Summary) -> None:
         """Record the end, and remove older models."""
-        if summary.outcome == "published":
+        if summary.outcome is Outcome.PUBLISHED:
             self.succeeded_at = time()
         self.record(replace(self.run, outcome=summary.outcome, summary=summary))
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove all models but the last."""
+        """Remove all models but that of the last run."""
+        kept = None if self.last is None else self.model
         for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
-            if folder != self.model:
+            if folder != kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
+def locked_folder(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     """Create and lock a folder; raises DataError if *path* is a file, or stays locked for *wait_s*, at least 2 s."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -306,7 +327,7 @@ class Attempt:
         self._measure = measure
         self._write_lists = write
 
-    def make(self, path: Path) -> None:
+    def run(self, path: Path) -> None:
         """Continue the last run in the job's folder *path*, or begin a new one, up to its end.
 
         Waits for the folder's lock. If nothing has changed since a published run, nothing is done: the summary says
@@ -314,23 +335,23 @@ class Attempt:
         `interrupted` or `failed`.
         """
         try:
-            self._make(path)
+            self._run(path)
         except KeyboardInterrupt:
-            self._update_summary(outcome="interrupted")
+            self._update_summary(outcome=Outcome.INTERRUPTED)
             raise
         except BaseException as error:
-            self._update_summary(outcome="failed", error=str(error))
+            self._update_summary(outcome=Outcome.FAILED, error=str(error))
             raise
         finally:
             self._update_summary(ended_at=time())
 
-    def _make(self, path: Path) -> None:
+    def _run(self, path: Path) -> None:
         job = self._job
-        with opened(path, self._wait_s) as folder:
+        with locked_folder(path, self._wait_s) as folder:
             self._update_summary(succeeded_at=folder.succeeded_at)
             inputs = digest_of_paths(job.inputs)
-            run = run_on(job.store, partial(self._same_or_new_run, folder.run, inputs))
-            if run is not folder.run:
+            run = run_on(job.store, partial(self._same_or_new_run, folder.last, inputs))
+            if run is not folder.last:
                 folder.sweep()
                 folder.record(run)
             if run.summary is None:
@@ -343,7 +364,7 @@ class Attempt:
         """Change fields of the summary."""
         self.summary = msgspec.structs.replace(self.summary, **facts)
 
-    async def _same_or_new_run(self, last: Run, inputs: str, store: Store) -> Run:
+    async def _same_or_new_run(self, last: Run | None, inputs: str, store: Store) -> Run:
         """Return the *last* run if it can be continued, or is still valid, else a new one with a new release id.
 
         *inputs* is a digest of the input files. These and the options must be the same as those of the last run. If it
@@ -351,11 +372,11 @@ class Attempt:
         """
         catalogue = await store.catalogue()
         catalogue.ref_of(self._job.publishing.arm)  # raises HeldBack for arm B without an experiment
-        has_release = any(entry.id == last.release for entry in catalogue.releases)
-        is_known = last.outcome is None or catalogue.live or has_release
         options = self._job.options
-        if is_known and last.options == options and last.inputs == inputs:
-            return last
+        if last is not None and not last.is_abandoned and last.options == options and last.inputs == inputs:
+            has_release = any(entry.id == last.release for entry in catalogue.releases)
+            if last.outcome is None or catalogue.live or has_release:
+                return last
         return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
 
     def _review_run(self, folder: RunFolder, last: Summary) -> None:
@@ -369,17 +390,17 @@ class Attempt:
         catalogue = run_on(job.store, lambda store: store.catalogue())
         standing = _standing_of(run.release, catalogue, job.publishing)
         self.summary = last
-        if run.outcome == "refused" and standing is not Standing.PUBLISHED:
+        if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
             return
         if standing in (Standing.READY, Standing.REFUSED):
             reason = _withdrawal(catalogue.find(run.release), job.publishing.arm)
-            self._update_summary(outcome="refused", error=reason)
+            self._update_summary(outcome=Outcome.REFUSED, error=reason)
             folder.finish(self.summary)
             return
 
-        self._update_summary(outcome="published", error=UNSET)
+        self._update_summary(outcome=Outcome.PUBLISHED, error=UNSET)
         folder.finish(self.summary)
-        self._update_summary(outcome="unchanged")
+        self._update_summary(outcome=Outcome.UNCHANGED)
 
     def _finish_run(self, folder: RunFolder) -> None:
         """Do the steps of the run that earlier attempts have not done: train, log to MLflow, publish, prune.
@@ -404,7 +425,7 @@ class Attempt:
         is_published = published.standing is Standing.PUBLISHED
         manifest = published.manifest
         self._update_summary(
-            outcome="published" if is_published else "refused",
+            outcome=Outcome.PUBLISHED if is_published else Outcome.REFUSED,
             error=published.refusal or UNSET,
             metrics=_metrics(manifest),
             gates=list(manifest.origin.gates.verdicts),
@@ -465,7 +486,7 @@ class Attempt:
                 written = self._write_lists(source, job.store, replace(job.publishing, resume=draft))
                 within.update(written.steps)
         except ReleaseConflict:  # the draft was begun with other lists
-            folder.record(replace(folder.run, options=""))  # equals no options, so the run is not continued
+            folder.record(replace(folder.run, is_abandoned=True))
             raise
         return written
 
@@ -563,12 +584,12 @@ class _Published:
 class _State(NamedTuple):
     """The last run of a folder, and when one succeeded, in seconds since 1970."""
 
-    run: Run
+    run: Run | None
     succeeded_at: float | None
 
 
 def _read_state(path: Path) -> _State:
-    """Read the state of a folder's last run, a run without an id before the first; raises DataError."""
+    """Read the state of a folder's last run; raises DataError."""
     try:
         state = json.loads(path.read_bytes())
         if state["format"] > _STATE_FORMAT:
@@ -577,7 +598,7 @@ def _read_state(path: Path) -> _State:
             )
         return _State(Run.from_json(state["run"]), state["succeeded_at"])
     except FileNotFoundError:
-        return _State(Run(id="", options="", inputs="", release=ReleaseId("")), None)
+        return _State(run=None, succeeded_at=None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
 

@@ -25,7 +25,7 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.evaluation import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates import Gate, check, check_names, parse_gates
-from hotplate.offline.job import Attempt, Job, NamedList
+from hotplate.offline.job import Attempt, Job, NamedList, Outcome
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
 from hotplate.offline.publish import NamedLists, Written, bounds_of
@@ -36,7 +36,6 @@ from hotplate.stores.urls import default_url, redacted
 
 DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
-OUTCOMES = ("published", "unchanged", "refused", "failed", "interrupted")
 TABLES = ("train", "publish", "lists", "gates", "run")
 # Flags of `train` and `publish` that a pipeline cannot set.
 OF_THE_RUN = ("resume", "master", "dry_run", "as_json", "model", "named")
@@ -76,8 +75,8 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
 
     attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=_write_lists)
     with text_on_stderr(), _summary_printed(attempt):
-        _make(attempt, folder, settings)
-    if attempt.summary.outcome == "refused":
+        _run_attempt(attempt, folder, settings)
+    if attempt.summary.outcome is Outcome.REFUSED:
         err.print("hotplate: ", attempt.summary.error, sep="")
         raise typer.Exit(REFUSED)
 
@@ -91,7 +90,7 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     file = read_pipeline(Path(pipeline))
     settings: RunSettings = file.read("run", RunSettings)
     attempt = _attempt(read_job(file), settings)
-    _make(attempt, settings.work or _default_folder(file.path), settings)
+    _run_attempt(attempt, settings.work or _default_folder(file.path), settings)
     return attempt.summary.to_json()
 
 
@@ -99,10 +98,10 @@ def _attempt(job: Job, settings: RunSettings, **steps: Any) -> Attempt:  # noqa:
     return Attempt(job, wait_s=settings.wait, keep_ready_s=settings.keep_ready * DAY_S, **steps)
 
 
-def _make(attempt: Attempt, folder: Path, settings: RunSettings) -> None:
-    """Make the attempt in *folder*, and send its metrics, also if it fails; a failure to send them is only printed."""
+def _run_attempt(attempt: Attempt, folder: Path, settings: RunSettings) -> None:
+    """Run the attempt in *folder*, and send its metrics, also if it fails; a failure to send them is only printed."""
     try:
-        attempt.make(folder)
+        attempt.run(folder)
     finally:
         for target in (settings.textfile, settings.push):
             if target is not None:
@@ -270,7 +269,7 @@ def _metrics_of(summary: Mapping[str, Any]) -> CollectorRegistry:
     """Return the metrics of a run, gauges with the label `pipeline`; *summary* is its summary as JSON."""
     last_success = {"": summary["succeeded_at"]} if summary.get("succeeded_at") else {}
     failed_gates = [gate for gate in summary.get("gates", ()) if not gate["passed"]]
-    outcomes = {outcome: outcome == summary["outcome"] for outcome in OUTCOMES}
+    outcomes = {outcome.value: outcome == summary["outcome"] for outcome in Outcome}
     gauges = [
         _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary["ended_at"]}),
         _Gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome"),

@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.job import opened
+from hotplate.offline.job import locked_folder
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
+from hotplate.stores.errors import ReleaseConflict
 from hotplate.stores.store import Store
 from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
@@ -345,9 +346,24 @@ def test_after_new_data_an_interrupted_run_is_not_resumed(
     assert len(trained(tmp_path)) == 1
 
 
+def test_run_whose_draft_has_other_lists_is_not_resumed(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ReleaseConflict("the draft was begun with other lists")
+
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.cli.publish_work.write_lists", refuse)
+        failed = summary_of(hotplate("run", pipeline))
+    done = summary_of(hotplate("run", pipeline))
+    assert (failed["outcome"], done["outcome"]) == ("failed", "published")
+    assert done["run"] != failed["run"]
+
+
 def test_a_work_folder_has_one_run_at_a_time(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
-    with opened(tmp_path / "work"):
+    with locked_folder(tmp_path / "work"):
         refused = hotplate("run", pipeline)
     assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
     assert "Another run is using " in refused.stderr

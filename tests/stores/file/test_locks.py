@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.job import opened
+from hotplate.offline.job import Run, locked_folder
 from hotplate.serve.access import keys as client_keys
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue
@@ -117,11 +117,12 @@ def test_key_change_under_a_removed_lock_keeps_the_other_keys(
 
 
 def test_run_whose_lock_was_removed_records_nothing(tmp_path: Path) -> None:
-    with opened(tmp_path) as folder:
+    run = Run(id="1", options="", inputs="", release=FIRST)
+    with locked_folder(tmp_path) as folder:
         (tmp_path / LOCK).unlink()
-        with opened(tmp_path) as other:
-            other.record(other.run)
+        with locked_folder(tmp_path) as other:
+            other.record(run)
         before = (tmp_path / "state.json").read_bytes()
         with pytest.raises(DataError, match="another run may have begun"):
-            folder.record(folder.run)
+            folder.record(run)
     assert (tmp_path / "state.json").read_bytes() == before
