@@ -348,9 +348,9 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
 def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
     """Return a popular list for each segment, of at most *length* items.
 
-    *scored* are their rows [owner: segment, item, score], None if no file was given. Without rows of the overall list,
-    its score of an item is the number of personal *lists* that have it. *numbers* numbers the items. Raises DataError
-    for too many segments.
+    *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If none is of the
+    overall list, it is ranked by the number of personal *lists* that have an item: `lists.list_counts`, by the number
+    that *numbers* gives the item. Raises DataError for too many segments.
     """
     list_counts = lists.list_counts.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})

@@ -141,6 +141,7 @@ def save(model: Model, path: Path) -> None:
     """
     path = _checked_path(path).resolve()
     check_target(path)
+    # A writer's new and old folders have the same suffix.
     new = f".{path.name}.new-"
     old = f".{path.name}.old-"
     try:
@@ -148,13 +149,14 @@ def save(model: Model, path: Path) -> None:
         with scratch_folder(path.parent, new) as draft:
             _write_files(model, draft)
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
-            (path / LOCK).unlink(missing_ok=True)
+            (path / LOCK).unlink(missing_ok=True)  # of the scratch folder
     except OSError as error:
         # numpy's errors have no strerror
         reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
-        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may restore it
+        new_folder = path.with_name(new + replaced.name.removeprefix(old))
+        if not new_folder.exists():  # else its writer may restore it
             shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -191,7 +191,7 @@ def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> I
         try:
             part = asyncio.run(_write_block(job, block))
         except StoreError as error:
-            # A base class that can be pickled, as the error itself may not.
+            # The error may hold what cannot be pickled; the driver gets one of its kind with the same message.
             kind = next(kind for kind in _RAISED_KINDS if isinstance(error, kind))
             progress.add(_Progress(0, kind(str(error))))
             return
@@ -202,15 +202,15 @@ def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> I
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
     """Compute the lists of a block (a range of items or users), and write them as a part of the draft in *job*.
 
-    Returns sums over the rows, measures of the users' lists, and the store's charges. Lists are computed in a thread
-    while the previous ones are written. Raises StoreError.
+    Returns sums over the rows, measures of the users' lists, and the store's charges. Lists are computed and measured
+    in a thread while the previous ones are written. Raises StoreError.
     """
-    model_lists = job.lists.value  # broadcast, without users: the block has its own
+    model_lists = job.lists.value  # sent once to each executor, without users; the block has its own
     measurement = Measurement(model_lists.items(), job.depth)
     rows = rows_of(model_lists, block, measurement.add)
 
     charges = ChargeCounter()
-    waited_s = dict[str, float]()  # for lists, which nobody reports
+    waited_s = dict[str, float]()  # not reported
     async with opened(job.url, charges) as store, aclosing(prefetched(rows, waited_s)) as batches:
         written = await write_part(store, job.context, block.part, batches)
     return _MeasuredPart(written, measurement.counts(), charges)

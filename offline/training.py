@@ -329,21 +329,22 @@ def _choose_params(
     """Choose all parameters of the model, on *training_data*.
 
     Those of the engine are the ones that *search* recommends, or those of *settings* without one. Those of similar
-    items and repeats are searched here if *settings* want both a search and an evaluation, which gives the split.
+    items and repeats are searched here if there is a search (`settings.tuning`) and an evaluation, which gives the
+    split. *trials* is the folder that keeps the trials of an interrupted search.
     """
     engine = settings.params if search is None else search.trials[search.recommended].params
     popularity = _popular_params(training_data, settings, search, trials)
     half_life_days = popularity.half_life_days
     similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
-    user_items, history, options = training_data
-    if settings.tuning is None or options is None:
-        return _ChosenParams(engine, popularity, similar, repeats=None)
+    user_items, history, split_options = training_data
+    if settings.tuning is None or split_options is None:
+        return _ChosenParams(engine=engine, popularity=popularity, similar=similar, repeats=None)
 
-    cuts = inner_splits(user_items, history, options)
-    if cuts:
-        similar = choose_similar_params(cuts, half_life_days, settings.k)
-    repeats = search_repeats(user_items, history, options, engine, k=settings.k, popular=popularity)
-    return _ChosenParams(engine, popularity, similar, repeats)
+    inner = inner_splits(user_items, history, split_options)
+    if inner:
+        similar = choose_similar_params(inner, half_life_days, settings.k)
+    repeats = search_repeats(user_items, history, split_options, engine, k=settings.k, popular=popularity)
+    return _ChosenParams(engine=engine, popularity=popularity, similar=similar, repeats=repeats)
 
 
 def _evaluate(

@@ -112,8 +112,11 @@ def order_for_variety(
     """Return the order of the candidates *items* [rows, n], as places [rows, n] in their rows.
 
     Candidates come in the order of relevance, and -1 stands after their end. The relevance of place p is 1 - p / n,
-    reduced for each of the *shown_days* [rows, n] on which the candidate was shown without a click. The result is in
-    the order of this relevance, and with *similarity*, of its trade-off against *diversity* (from 0 to 1).
+    reduced for each day on which the candidate was shown without a click.
+
+    diversity   weight of dissimilar items against relevance, from 0, relevance alone, to 1
+    similarity  None to order by relevance alone
+    shown_days  number of such days [rows, n], None without events
     """
     rows, n = items.shape
     relevance_by_place = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
