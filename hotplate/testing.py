@@ -395,15 +395,16 @@ class StoreContract:
         """A canary is a release that a percentage of the users gets, for some days if it is an experiment."""
         writer = open_handle()
         reader = open_handle()
-        for release, gates in ((FIRST, ()), (SECOND, ("ndcg", "overlap@10"))):
+        failed_gates = ("ndcg", "overlap@10")
+        for release, gates in ((FIRST, ()), (SECOND, failed_gates)):
             await begin_draft(writer, release)
             await write_release(writer, release, ROWS)
             await swap_catalogue(writer, catalogue_changes.commit(await writer.catalogue(), draft_of(release), gates))
         await swap_catalogue(writer, catalogue_changes.activate(await writer.catalogue(), FIRST))
         for percent, days in ((2.5, None), (50.0, 14)):
-            written = await swap_catalogue(
-                writer, catalogue_changes.start_canary(await writer.catalogue(), SECOND, percent, days)
-            )
+            stored = await writer.catalogue()
+            changed = catalogue_changes.start_canary(stored, SECOND, percent, days, overridden=failed_gates)
+            written = await swap_catalogue(writer, changed)
             read = await reader.catalogue()
             assert (read, read.canary) == (written, Canary(SECOND, percent, salt=SECOND))
         await swap_catalogue(writer, catalogue_changes.abort(await writer.catalogue(), SECOND))

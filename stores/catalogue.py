@@ -34,7 +34,14 @@ from msgspec import Meta, Struct
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from hotplate.stores.encoding import RecordFormat
-from hotplate.stores.errors import CanaryRunning, CatalogueUnreadable, HeldBack, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import (
+    CanaryRunning,
+    CatalogueUnreadable,
+    HeldBack,
+    RefusedByGates,
+    ReleaseConflict,
+    ReleaseNotFound,
+)
 
 ReleaseId = NewType("ReleaseId", str)
 
@@ -410,19 +417,27 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
     return replace(catalogue, releases=(*others, ready))
 
 
-def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_canary: bool = False) -> Catalogue:
+def activate(
+    catalogue: Catalogue,
+    release: ReleaseId,
+    *,
+    arm: Arm = "A",
+    end_canary: bool = False,
+    overridden: Collection[str] = (),
+) -> Catalogue:
     """Make a committed release live, or with *arm* B that which the users of arm B of the experiment see.
 
-    A live release is no longer refused by gates. Raises CanaryRunning while another release is the canary (shown to a
-    share of the users), unless *end_canary* is true, or the canary is arm B, which goes on. For arm B, raises HeldBack
-    if no experiment is running, and ReleaseConflict for the live release.
+    A live release is no longer refused. Raises RefusedByGates if `refused_by` of the release has more than the
+    *overridden* reasons; CanaryRunning while another release is the canary (shown to a share of the users), unless
+    *end_canary* is true, or the canary is arm B, which goes on. For arm B, raises HeldBack if no experiment is running,
+    and ReleaseConflict for the live release.
     """
     entry = catalogue.find(release)
     canary = catalogue.canary
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
     if arm == "B":
-        return _renew_arm_b(catalogue, entry)
+        return _renew_arm_b(catalogue, entry, overridden)
     if entry.state is State.LIVE:
         return catalogue
     if canary is not None and canary.release != release and not end_canary and catalogue.running is None:
@@ -430,15 +445,24 @@ def activate(catalogue: Catalogue, release: ReleaseId, *, arm: Arm = "A", end_ca
             f"release {canary.release} is the canary, of {canary.percent:g} %, so {release} stays {entry.state}; "
             f"promote or abort the canary first, or end it with `hotplate releases activate {release} --end-canary`"
         )
+    _check_accepted(entry, overridden)
     accepted = replace(entry, refused_by=())
     return _make_live(catalogue, accepted, replaced_state=State.SUPERSEDED, end_canary=end_canary)
 
 
-def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days: float | None = None) -> Catalogue:
+def start_canary(
+    catalogue: Catalogue,
+    release: ReleaseId,
+    percent: float,
+    days: float | None = None,
+    *,
+    overridden: Collection[str] = (),
+) -> Catalogue:
     """Show a committed release to *percent* of the users, or change the canary's share.
 
     With *days*, this starts an experiment of that length, with a fixed share. Raises ReleaseConflict for a draft or
-    the live release, if nothing is live, while another is the canary, and while an experiment is running.
+    the live release, if nothing is live, while another is the canary, and while an experiment is running;
+    RefusedByGates as `activate`.
     """
     entry = catalogue.find(release)
     canary = catalogue.canary
@@ -454,6 +478,7 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
             f"promote or abort it first"
         )
 
+    _check_accepted(entry, overridden)
     started = replace(catalogue, canary=Canary(release, percent, salt=release))
     if days is None:
         return started
@@ -464,10 +489,10 @@ def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float, days:
     return replace(started, experiment=experiment)
 
 
-def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Make the canary live; ReleaseConflict if *expected* is no longer the canary."""
+def promote(catalogue: Catalogue, expected: ReleaseId, *, overridden: Collection[str] = ()) -> Catalogue:
+    """Make the canary live; ReleaseConflict if *expected* is no longer the canary, RefusedByGates as `activate`."""
     _check_canary(catalogue, expected)
-    return activate(catalogue, expected)
+    return activate(catalogue, expected, overridden=overridden)
 
 
 def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
@@ -595,6 +620,19 @@ def _with_lapsed_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
     )
 
 
+def _check_accepted(entry: Release, overridden: Collection[str]) -> None:
+    """Raise RefusedByGates if gates, or services on probation, refused a release for more than *overridden* reasons."""
+    reasons = [reason for reason in entry.refused_by if reason not in overridden]
+    if not reasons:
+        return
+    when = "" if entry.state is State.WITHDRAWN else " when it was published"
+    raise RefusedByGates(
+        f"release {entry.id} was refused by {', '.join(reasons)}{when}, so it stays {entry.state}; "
+        f"`hotplate releases show {entry.id}` says why. Publish again without the fault; only if it may be served as "
+        "it is: --force of activate, canary and promote, or `?force=true` over HTTP"
+    )
+
+
 def _check_canary(catalogue: Catalogue, expected: ReleaseId) -> None:
     if catalogue.canary is None or catalogue.canary.release != expected:
         raise ReleaseConflict(f"release {expected} is not the canary any more; `hotplate releases list` shows what is")
@@ -612,11 +650,10 @@ def _without_canary(catalogue: Catalogue) -> Catalogue:
     return replace(changed, canary=None, experiment=experiment)
 
 
-def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
+def _renew_arm_b(catalogue: Catalogue, entry: Release, overridden: Collection[str]) -> Catalogue:
     """Make *entry* the release of arm B, the canary of the running experiment, instead of the one before it.
 
-    The canary keeps its salt, so the users of arm B stay the same. Raises HeldBack if no experiment is running,
-    ReleaseConflict for the live release.
+    The canary keeps its salt, so the users of arm B stay the same. Raises the errors of `activate`.
     """
     catalogue.ref_of("B")  # raises HeldBack without a running experiment
     previous = catalogue.canary_entry
@@ -626,6 +663,7 @@ def _renew_arm_b(catalogue: Catalogue, entry: Release) -> Catalogue:
         raise ReleaseConflict(f"release {entry.id} is live, as that of arm A; publish another for arm B")
     if previous is None or canary is None or running is None or previous.id == entry.id:
         return catalogue
+    _check_accepted(entry, overridden)
     retired = replace(previous, superseded_at=catalogue.now)
     if previous.state is State.READY:
         retired = replace(retired, state=State.WITHDRAWN)  # never a target of a rollback

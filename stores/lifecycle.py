@@ -26,7 +26,6 @@ from hotplate.stores.catalogue import (
 from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
-    RefusedByGates,
     ReleaseConflict,
     ReleaseCorrupt,
     ReleaseNotFound,
@@ -67,14 +66,22 @@ async def activate(
 ) -> bool:
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    *though_refused* accepts a release that its gates refused, *force* also one that cannot be read as a whole; without
-    them, these raise RefusedByGates and ReleaseCorrupt. Raises errors of `catalogue.activate`, too.
+    *though_refused* accepts a release that its gates or services refused before the call, *force* also one that cannot
+    be read as a whole; without them, these raise RefusedByGates and ReleaseCorrupt. A refusal during the call always
+    raises RefusedByGates. Raises errors of `catalogue.activate`, too.
     """
     seen = await store.catalogue()
-    update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary)
+    entry = seen.find(release)
+    overridden = _overridden(entry, force=force, though_refused=though_refused)
+    update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary, overridden=overridden)
     is_changed = update(seen) != seen
-    await _begin_serving(store, seen.find(release), update, force=force, though_refused=though_refused)
+    await _begin_serving(store, entry.ref, update, force=force)
     return is_changed
+
+
+def _overridden(entry: Release, *, force: bool, though_refused: bool) -> tuple[str, ...]:
+    """Return the reasons of a refusal that the caller overrides: those that are known now, none that follow."""
+    return entry.refused_by if force or though_refused else ()
 
 
 async def prepare_served(store: Store, catalogue: Catalogue) -> None:
@@ -85,33 +92,18 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
 
 
 async def _begin_serving(
-    store: Store, entry: Release, update: Callable[[Catalogue], Catalogue], *, force: bool, though_refused: bool
+    store: Store, release: ReleaseRef, update: Callable[[Catalogue], Catalogue], *, force: bool
 ) -> Catalogue:
     """Apply *update*, by which a release becomes live or the canary, and return the new catalogue.
 
-    *entry* is the release in the catalogue that was read first. Raises RefusedByGates if it is refused, unless *force*
-    or *though_refused* is true, and ReleaseCorrupt if it cannot be served, unless *force* is true.
+    Raises ReleaseCorrupt if the release cannot be served, unless *force* is true.
     """
-    if not (force or though_refused):
-        _check_accepted(entry)
     if not force:
-        await _check_servable(store, entry.ref)
-    await store.prepare(entry.ref)
+        await _check_servable(store, release)
+    await store.prepare(release)
     changed = await update_catalogue(store, update, repeatable=False)
     await prepare_served(store, changed)
     return changed
-
-
-def _check_accepted(entry: Release) -> None:
-    """Raise RefusedByGates for a release that its gates, or services on probation, refused."""
-    if not entry.refused_by:
-        return
-    when = "" if entry.state is State.WITHDRAWN else " when it was published"
-    raise RefusedByGates(
-        f"release {entry.id} was refused by {', '.join(entry.refused_by)}{when}, so it stays "
-        f"{entry.state}; `hotplate releases show {entry.id}` says why. Publish again without the fault; only if "
-        "it may be served as it is: --force of activate, canary and promote, or `?force=true` over HTTP"
-    )
 
 
 async def _check_servable(store: Store, release: ReleaseRef) -> None:
@@ -142,7 +134,7 @@ async def rollback(
     seen = await store.catalogue()
     update = partial(changes.rollback, expected=if_live or _live_of(seen).id, reason=reason)
     former = _live_of(update(seen))  # the release to be prepared; the update is applied to the store below
-    changed = await _begin_serving(store, former, update, force=force, though_refused=True)
+    changed = await _begin_serving(store, former.ref, update, force=force)
     return _live_of(changed).id
 
 
@@ -201,14 +193,16 @@ async def start_canary(
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     seen = await store.catalogue()
-    entry = changes.start_canary(seen, release, percent, days).find(release)  # errors before the release is prepared
+    entry = seen.find(release)
+    overridden = _overridden(entry, force=force, though_refused=though_refused)
 
     def start_or_change(catalogue: Catalogue) -> Catalogue:
         if seen.canary is not None and catalogue.canary is None:  # aborted or promoted since
             raise ReleaseConflict(f"release {release} is not the canary any more; see why before you start it again")
-        return changes.start_canary(catalogue, release, percent, days)
+        return changes.start_canary(catalogue, release, percent, days, overridden=overridden)
 
-    await _begin_serving(store, entry, start_or_change, force=force, though_refused=though_refused)
+    start_or_change(seen)  # errors before the release is prepared
+    await _begin_serving(store, entry.ref, start_or_change, force=force)
 
 
 async def promote(
@@ -217,10 +211,10 @@ async def promote(
     """Make the canary live, and return it; raises errors as `activate` and `abort`."""
     catalogue = await store.catalogue()
     canary = _canary_of(catalogue)
-    expected = if_canary or canary.id
-    changes.promote(catalogue, expected)  # errors before the release is prepared
-    update = partial(changes.promote, expected=expected)
-    await _begin_serving(store, canary, update, force=force, though_refused=though_refused)
+    overridden = _overridden(canary, force=force, though_refused=though_refused)
+    update = partial(changes.promote, expected=if_canary or canary.id, overridden=overridden)
+    update(catalogue)  # errors before the release is prepared
+    await _begin_serving(store, canary.ref, update, force=force)
     return canary.id
 
 

@@ -19,9 +19,10 @@ from hotplate.stores.catalogue import (
     follows,
     parse,
 )
-from hotplate.stores.errors import CatalogueUnreadable, HeldBack, ReleaseConflict, ReleaseNotFound
+from hotplate.stores.errors import CatalogueUnreadable, HeldBack, RefusedByGates, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
+GATES = ("ndcg", "overlap@10")
 
 
 def draft(release: ReleaseId, incarnation: str = "", writer: str = "writer") -> DraftRef:
@@ -131,7 +132,8 @@ def test_ready_releases_are_kept_for_the_given_age() -> None:
 
 def with_canary(percent: float = 5) -> Catalogue:
     """Return a catalogue in which b is live, a is superseded, and c, which is ready and was refused, is the canary."""
-    return changes.start_canary(changes.commit(evolved(), draft(C), ("ndcg", "overlap@10")), C, percent)
+    refused = changes.commit(evolved(), draft(C), GATES)
+    return changes.start_canary(refused, C, percent, overridden=GATES)
 
 
 def test_records_of_hotplate_0_2_are_read() -> None:
@@ -158,12 +160,14 @@ def test_canary_needs_a_live_release_and_is_complete() -> None:
         changes.start_canary(alone, C, 5)
     with pytest.raises(ReleaseConflict, match="release c is the canary, of 5 %"):
         changes.start_canary(with_canary(), A, 5)
-    assert changes.start_canary(with_canary(), C, 50).canary == Canary(C, 50, salt="c")
+    assert changes.start_canary(with_canary(), C, 50, overridden=GATES).canary == Canary(C, 50, salt="c")
     assert changes.start_canary(evolved(), A, 5).canary_entry == evolved().find(A)
 
 
 def test_a_canary_is_promoted_aborted_or_ends_with_the_live_release() -> None:
-    promoted = changes.promote(with_canary(), C)
+    with pytest.raises(RefusedByGates):
+        changes.promote(with_canary(), C)
+    promoted = changes.promote(with_canary(), C, overridden=GATES)
     assert (promoted.live, promoted.canary) == (C, None)
     assert changes.rollback(promoted, C).live == B
     aborted = changes.abort(with_canary(), C)
@@ -176,17 +180,25 @@ def test_a_canary_is_promoted_aborted_or_ends_with_the_live_release() -> None:
         assert (ended.live, ended.canary, ended.find(C).state) == (A, None, State.READY)
 
 
+def test_only_overridden_reasons_of_a_refusal_are_accepted() -> None:
+    refused = changes.commit(evolved(), draft(C), GATES)
+    with pytest.raises(RefusedByGates, match=r"refused by overlap@10 when it was published, so it stays ready"):
+        changes.activate(refused, C, overridden=GATES[:1])
+    assert changes.activate(refused, C, overridden=GATES).find(C).refused_by == ()
+
+
 def test_during_a_canary_only_a_rollback_changes_the_live_release() -> None:
     with pytest.raises(ReleaseConflict, match=r"is the canary, of 5 %, so .* stays superseded; promote or abort"):
         changes.activate(with_canary(), A)
     assert changes.activate(with_canary(), B) == with_canary(), "it is live already"
-    assert changes.activate(with_canary(), C).live == C, "the canary itself may go live"
+    assert changes.activate(with_canary(), C, overridden=GATES).live == C, "the canary itself may go live"
     assert changes.rollback(with_canary(), B).live == A
 
 
 def with_arms() -> Catalogue:
     """Return a catalogue in which b is arm A and c, which was refused, is arm B, at 50 % for 14 days."""
-    return changes.start_canary(changes.commit(evolved(), draft(C), ("ndcg",)), C, 50, 14)
+    refused = changes.commit(evolved(), draft(C), GATES)
+    return changes.start_canary(refused, C, 50, 14, overridden=GATES)
 
 
 def renewed(catalogue: Catalogue, release: str, arm: Arm) -> Catalogue:

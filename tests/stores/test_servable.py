@@ -190,6 +190,41 @@ async def test_withdrawn_release_keeps_the_reason_and_goes_live_only_if_forced(
     assert (await open_store().catalogue()).find(bad).refused_by == ()
 
 
+@pytest.mark.parametrize("is_forced", [False, True])
+@pytest.mark.parametrize(
+    ("verb", "has_experiment"),
+    [
+        pytest.param(life.activate, False, id="activate"),
+        pytest.param(partial(life.activate, arm="B"), True, id="activate arm B"),
+        pytest.param(partial(life.start_canary, percent=5), False, id="start canary"),
+    ],
+)
+async def test_release_withdrawn_while_it_is_prepared_is_not_served_again(
+    monkeypatch: pytest.MonkeyPatch, verb: Verb, *, has_experiment: bool, is_forced: bool
+) -> None:
+    store = MemoryStore()
+    good = await publish(store)
+    if has_experiment:
+        await life.start_canary(store, await publish(store, live=False), percent=50, days=14)
+    bad = await publish(store, live=False)
+    prepare = store.prepare
+
+    async def withdraw_and_prepare(release: ReleaseRef) -> None:
+        monkeypatch.setattr(store, "prepare", prepare)
+        await life.activate(store, release.id)
+        await life.rollback(store, release.id, reason="probation: lists are missing")
+        await prepare(release)
+
+    monkeypatch.setattr(store, "prepare", withdraw_and_prepare)
+    with pytest.raises(RefusedByGates, match="refused by probation: lists are missing, so it stays withdrawn"):
+        await verb(store, bad, though_refused=is_forced)
+    catalogue = await store.catalogue()
+    assert (catalogue.live, catalogue.find(bad).state) == (good, State.WITHDRAWN)
+    assert bad not in [release.id for release in catalogue.served]
+    await verb(store, bad, though_refused=True)  # the refusal is known now
+    assert bad in [release.id for release in (await store.catalogue()).served]
+
+
 async def test_gates_refusing_a_resumed_draft_mark_it_despite_its_manifest(clock: FakeClock) -> None:
     store = MemoryStore(clock)
 
