@@ -686,8 +686,7 @@ def _with_entry(catalogue: Catalogue, changed: Release) -> Catalogue:
 def _make_live(catalogue: Catalogue, entry: Release, *, replaced_state: State, end_canary: bool = False) -> Catalogue:
     """Make *entry* live, and the last of the releases; the live one before it gets *replaced_state*.
 
-    A canary ends. Only if it is arm B of a running experiment, another release than *entry*, and *end_canary* is false,
-    both go on.
+    A canary ends. As arm B of a running experiment, it goes on unless it is *entry* itself or *end_canary* is true.
     """
     is_canary = catalogue.canary is not None and catalogue.canary.release == entry.id
     is_arm_b_kept = catalogue.running is not None and not is_canary and not end_canary
@@ -810,7 +809,8 @@ def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_f
         return True
 
     if canary is None:
-        return catalogue.running is not None
+        return catalogue.running is not None  # arm B of an experiment is the canary
+    # A canary is compared with a live release, and is another, committed one.
     return not live_ids or canary.state in (State.DRAFT, State.LIVE)
 
 

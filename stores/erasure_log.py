@@ -109,7 +109,7 @@ class ErasureLog:
             changes.append(self._change(SNAPSHOT, self.last_part, self.users))
         changes.append(self._change(new_part, number, _added(self.users, users)))
 
-        # Unreadable parts become empty: part 0 is never after the snapshot.
+        # Unreadable parts become empty ones of number 0, which readers skip, as all parts up to the snapshot's number.
         for name in self.unreadable:
             if name not in (SNAPSHOT, new_part):
                 changes.append(self._change(name, 0, NOBODY))

@@ -332,7 +332,8 @@ class ConnectionPool:
     def _dispatch(self, now: float) -> None:
         """Begin to open a connection if requests wait and the pool has room; fail them if none is open or opening.
 
-        *now* is the loop's time. While connects fail, one is tried at a time, after pauses.
+        One, as this is called for each request, and once a connection was opened or closed. *now* is the loop's time.
+        While connects fail, one is tried at a time, after pauses.
         """
         if not self._waiting:
             return

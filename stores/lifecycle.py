@@ -347,7 +347,10 @@ async def check_nothing_to_rebuild(store: Store) -> None:
 
 
 async def _read_after(store: Store, unclear_errors: Sequence[StoreUnavailable]) -> Catalogue:
-    """Read the catalogue; after unclear swaps, for up to SETTLE_S while the store is unavailable."""
+    """Read the catalogue; after unclear swaps, again for up to SETTLE_S while the store is unavailable.
+
+    If it stays so, raises StoreUnavailable, which says that the result of the swap is unknown.
+    """
     if not unclear_errors:
         return await store.catalogue()
     backoff = Backoff(0.05, 1.0)

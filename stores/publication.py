@@ -120,9 +120,11 @@ class WrittenPart:
     rows: int
 
     def merged(self, other: "WrittenPart") -> "WrittenPart":
-        """Return the sums of both, and change this tally."""
-        self.tally.merge(other.tally)
-        return WrittenPart(self.tally, self.rows + other.rows)
+        """Return the sums of both parts."""
+        tally = Tally()
+        tally.merge(self.tally)
+        tally.merge(other.tally)
+        return WrittenPart(tally, self.rows + other.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +355,8 @@ async def _write_rows(
     manifest = await finish(written.tally, earlier_manifest)
     if earlier_manifest is None:
         await store.put(draft, [manifest.key_row])
-    return WrittenRelease(manifest, rows=written.rows, skipped=written.tally.rows - written.rows)
+    written_before = written.tally.rows - written.rows  # the tally has all rows, also those of earlier attempts
+    return WrittenRelease(manifest, rows=written.rows, skipped=written_before)
 
 
 async def new_id(store: Store) -> ReleaseId:

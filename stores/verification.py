@@ -106,8 +106,8 @@ async def verify(
 ) -> Manifest:
     """Compare all rows of a sealed release with its manifest, at most *rows_per_s* of them, and return it.
 
-    Raises ReleaseCorrupt, which counts missing and damaged rows. *erased* is needed if the catalogue cannot be read.
-    The rows are scanned again if a user was erased meanwhile.
+    Raises ReleaseCorrupt, which counts missing and damaged rows, unless only rows of erased users are missing. *erased*
+    is needed if the catalogue cannot be read. The rows are scanned again if a user was erased meanwhile.
     """
     if isinstance(store, Diagnosed):  # first, because a damaged release may not survive a scan
         await store.check_integrity(release)
@@ -300,8 +300,8 @@ async def read_servable(
 async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUsers | None) -> Servable:
     """Read the manifest, the decoder of values, the popular lists and the item attributes; see `read_servable`.
 
-    The rows of the sample are read as a check. Damaged rows are named unless their users were erased: *erased*, or read
-    if None. Of popular lists, those for everybody are essential: without one, the release cannot be served.
+    The rows of the sample are read as a check. Rows of erased users do not count as damaged; if *erased* is None, these
+    users are read from the store. Popular lists for everybody are essential: without one, the release cannot be served.
     """
     if isinstance(reader, Diagnosed):
         await reader.check_size(release)

@@ -97,11 +97,12 @@ class DraftFile:
     def resume_point(self, part: int) -> str | None:
         """Return the last acknowledged key of a part, after which its publish goes on; None if there is none.
 
-        `meta` rows do not count. If a writer was killed while it sealed the draft, returns the last key of all parts.
+        `meta` rows do not count. A writer that was killed in `seal` had removed the points, but all parts are complete
+        then: returns the last key of the draft, which no part has rows after.
         """
         with self._claimed(), self._env.begin() as txn:
             point = txn.get(POINT + b"%d" % part)
-            if point is None and txn.get(MANIFEST.encode()) is not None:  # `seal` had removed the points
+            if point is None and txn.get(MANIFEST.encode()) is not None:  # written last
                 keys = txn.cursor().iterprev(values=False)
                 point = next((key for key in keys if not key.startswith(META.encode())), None)
             return None if point is None else point.decode()

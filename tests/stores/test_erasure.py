@@ -142,7 +142,7 @@ async def test_returning_rows_do_not_hide_a_loss() -> None:
         await verify(store, release)
 
 
-async def test_a_damaged_row_of_an_erased_user_is_a_bound() -> None:
+async def test_damaged_row_of_an_erased_user_is_no_damage_of_its_release() -> None:
     store = MemoryStore()
     release = await ref_of(store, await publish(store, ROWS))
     store.find(release).rows["user:1"] = b"damaged"
