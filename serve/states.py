@@ -54,8 +54,8 @@ class TierState(msgspec.Struct, frozen=True):
     canary: str | None = None
     canary_counts: BothCounts | None = None
     """Of all workers, since its start."""
-    canary_stopped: bool = False
-    """Because it is worse than the live release."""
+    stopped_canary: str | None = None
+    """The canary if it is not used any more, because it is worse than the live release."""
 
     @property
     def detail(self) -> str | None:
@@ -236,7 +236,7 @@ def _tier_state(tier: Tier) -> TierState:
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
         canary_counts=tier.follower.canary_counts,
-        canary_stopped=tier.follower.is_canary_stopped,
+        stopped_canary=tier.follower.stopped_canary,
     )
 
 

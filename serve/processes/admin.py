@@ -323,7 +323,7 @@ class UserLists:
         )
 
     async def _ready_reader(self) -> TieredReader:
-        """Return the reader of the stores, without the canaries that workers have stopped.
+        """Return the reader of the stores, which stops the canaries that workers have stopped.
 
         Raises a Problem (503) if no store has a release.
         """
@@ -339,14 +339,15 @@ class UserLists:
             except NotReady as error:
                 raise not_ready(str(error)) from None
 
-        stopped = set[str]()
-        for state in self._context.memory.states.all():
-            if state is not None:
-                stopped.update(tier.tier for tier in state.tiers if tier.canary_stopped)
         for tier in self._reader.tiers:
-            if tier.name in stopped:
-                tier.follower.leave_canary()
+            canary = tier.follower.canary
+            if canary is not None and self._has_worker_stopped(tier.name, canary.served.id):
+                tier.follower.stop_canary("a worker has stopped it")
         return self._reader
+
+    def _has_worker_stopped(self, tier: str, canary: ReleaseId) -> bool:
+        workers = [state for state in self._context.memory.states.all() if state is not None]
+        return any(own.tier == tier and own.stopped_canary == canary for state in workers for own in state.tiers)
 
 
 class Admin:

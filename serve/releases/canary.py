@@ -291,7 +291,7 @@ class CanaryState(Enum):
     """State of a canary in one process."""
 
     NONE = "the followed catalogue names no canary"
-    UNLOADED = "it is to be loaded, again if that failed"
+    UNLOADED = "it could not be loaded; it is to be loaded again"
     LOADED = "its users get its lists"
     GONE = "the store lacks it; it is to be loaded again"
     STOPPED = "it is worse than the live release, and not used until the catalogue names another one"
@@ -309,7 +309,7 @@ class FollowedCanary:
     """While it is loaded."""
 
     reason: str = ""
-    """Why it was stopped, or cannot be loaded; empty before the first attempt."""
+    """Why it was stopped, or cannot be loaded."""
 
     @property
     def release(self) -> ReleaseId | None:
@@ -318,12 +318,12 @@ class FollowedCanary:
 
     @property
     def problem(self) -> str | None:
-        """A sentence on why its users get the live release; None if it is loaded, or will be soon."""
+        """A sentence on why its users get the live release; None if it is loaded, or if there is no canary."""
         if self.state is CanaryState.GONE:
             return f"release {self.release} is the canary, and is not in this store any more"
         if self.state is CanaryState.STOPPED:
             return f"release {self.release} is the canary, and is not used any more: {self.reason}"
-        if self.state is CanaryState.UNLOADED and self.reason:
+        if self.state is CanaryState.UNLOADED:
             return f"release {self.release} is the canary, and cannot be loaded: {self.reason}"
         return None
 
@@ -338,10 +338,6 @@ class FollowedCanary:
     def gone(self) -> "FollowedCanary":
         """Return it without its release, which the store lacks."""
         return FollowedCanary(CanaryState.GONE, self.entry)
-
-    def unloaded(self) -> "FollowedCanary":
-        """Return it to be loaded again."""
-        return FollowedCanary(CanaryState.UNLOADED, self.entry)
 
 
 NO_CANARY = FollowedCanary(CanaryState.NONE)

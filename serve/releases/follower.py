@@ -136,9 +136,10 @@ class Follower:
         return findings
 
     @property
-    def is_canary_stopped(self) -> bool:
-        """Whether this process uses a canary no more, because it is worse than the live release."""
-        return self._followed_canary.state is CanaryState.STOPPED
+    def stopped_canary(self) -> ReleaseId | None:
+        """The canary that this process uses no more, because it is worse than the live release."""
+        canary = self._followed_canary
+        return canary.release if canary.state is CanaryState.STOPPED else None
 
     @property
     def catalogue_age_s(self) -> float:
@@ -232,7 +233,7 @@ class Follower:
             return
         finding = self.canary.judge(asyncio.get_running_loop().time(), self._canary_counts())
         if finding is not None:
-            self._use_canary(self._followed_canary.stopped(finding))
+            self.stop_canary(finding)
             log.warning("%s", self._followed_canary.problem, extra={"release": self._followed_canary.release})
 
     def _use_canary(self, followed: FollowedCanary) -> None:
@@ -245,10 +246,10 @@ class Follower:
         """Counts since the start of the canary."""
         return None if self.canary is None else self._canary_counts().since(self.canary.began_with)
 
-    def leave_canary(self) -> None:
-        """Serve the live release to all users until the canary is loaded again."""
+    def stop_canary(self, reason: str) -> None:
+        """Serve the live release to all users until the catalogue names another canary."""
         if self.canary is not None:
-            self._use_canary(self._followed_canary.unloaded())
+            self._use_canary(self._followed_canary.stopped(reason))
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""

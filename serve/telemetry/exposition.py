@@ -139,7 +139,7 @@ STATE_TABLE = (
                 _of_tiers(lambda tier, _: tier.breaker_open)),
     StateMetric("hotplate_canary_stopped",
                 "1 if a worker stopped serving the canary because it is worse than the live release.", "store",
-                _of_tiers(lambda tier, _: tier.canary_stopped)),
+                _of_tiers(lambda tier, _: tier.stopped_canary is not None)),
     StateMetric("hotplate_catalogue_age_seconds", "Time since the catalogue of a store was last confirmed.", "store",
                 _of_tiers(lambda tier, state: tier.catalogue_age_s
                           + (state.silent_s if state.silent_s > SILENT_S else 0.0))),

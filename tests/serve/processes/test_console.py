@@ -15,6 +15,7 @@ import pytest
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import PAGE_POLICY
 from hotplate.serve.processes.admin import FILES
+from hotplate.serve.releases.follower import CANARY_S
 from tests.support.command import json_of, succeeded
 from tests.support.service import Service, a_list, publish_lists, running, until
 
@@ -114,7 +115,20 @@ def test_canary_counts_are_shown_beside_the_live_release(tmp_path: Path) -> None
         for user in [*range(100)] * 3:
             service.get(f"/v1/recommendations/{user}")
         until(lambda: "not used any more" in str(tier_of(service)))
-        assert {service.admin(f"/console/user?id={user}").json["release"] for user in range(20)} == {live}
+        assert releases_in_console(service) == {live}
+        loads = service.log.read_text().count("is the canary, of")
+        time.sleep(2 * CANARY_S)
+        assert releases_in_console(service) == {live}
+        assert service.log.read_text().count("is the canary, of") == loads, "the console loaded the canary again"
+
+        good = asyncio.run(publish_lists(store, lists, live=False))
+        service.admin("/v1/releases/canary/abort", "POST")
+        service.admin(f"/v1/releases/{good}/canary?percent=50", "POST")
+        until(lambda: releases_in_console(service) == {live, good})
+
+
+def releases_in_console(service: Service) -> set[str]:
+    return {service.admin(f"/console/user?id={user}").json["release"] for user in range(20)}
 
 
 def tier_of(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is

@@ -184,10 +184,10 @@ async def test_stopped_canary_stays_stopped_if_it_was_started_again_between_two_
         for _ in range(10):
             await reader.personal_many(NAMES)
         await asyncio.sleep(2 * CANARY_S)
-        assert tier.follower.is_canary_stopped
+        assert tier.follower.stopped_canary == canary
         await publish(memory, "later", live=False)
         await tier.follower.refresh()
-        assert tier.follower.is_canary_stopped
+        assert tier.follower.stopped_canary == canary
 
 
 def reads(fast: int, slow: int) -> ReleaseCounts:
