@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from hotplate.serve.metrics import ERROR, HIT, LOOKUP_OUTCOMES, MISS
-from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
 from hotplate.stores.errors import StoreError, StoreMisused
@@ -55,8 +55,8 @@ class EncodedList(msgspec.Struct, frozen=True):
 class Fallbacks:
     """Popular lists in the place of lists that are absent or cannot be read."""
 
-    def __init__(self, tiers: Sequence[Tier], kept: tuple[str, ServedRelease] | None) -> None:
-        """*kept* is a tier and its release, used while no tier serves one."""
+    def __init__(self, tiers: Sequence[Tier], kept: TierRelease | None) -> None:
+        """*kept* is used while no tier serves a release."""
         self._tiers = tiers
         self._kept = kept
 
@@ -67,7 +67,7 @@ class Fallbacks:
             if served is not None:
                 return self.of_release(tier.name, served, fallback, status)
         if self._kept is not None:
-            return self.of_release(*self._kept, fallback, status)
+            return self.of_release(self._kept.tier, self._kept.served, fallback, status)
         raise self.not_ready()
 
     def not_ready(self) -> NotReady:
@@ -100,10 +100,11 @@ class Fallbacks:
         for key in (fallback, overall):
             if key.text in served.popular:
                 return _popular_list(tier, served, key, status)
-        for other_tier, other in self._all_served():
-            if overall.text in other.popular:
-                key = fallback if fallback.text in other.popular else overall
-                return _popular_list(other_tier, other, key, "error")
+        for other in self._all_served():
+            popular = other.served.popular
+            if overall.text in popular:
+                key = fallback if fallback.text in popular else overall
+                return _popular_list(other.tier, other.served, key, "error")
         return _popular_list(tier, served, overall, status)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
@@ -119,16 +120,17 @@ class Fallbacks:
         return encoded
 
     def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:
-        for tier, served in self._all_served():
-            stored = served.manifest.stored_name(name)
+        for release in self._all_served():
+            stored = release.served.manifest.stored_name(name)
             if stored is not None:
-                return self.of_release(tier, served, RowKey(POPULAR, encoded.segment, stored), "error")
+                popular = RowKey(POPULAR, encoded.segment, stored)
+                return self.of_release(release.tier, release.served, popular, "error")
         raise unknown_list(name, encoded.served)
 
-    def _all_served(self) -> Iterator[tuple[str, ServedRelease]]:
+    def _all_served(self) -> Iterator[TierRelease]:
         for tier in self._tiers:
             for served in tier.follower.all_served:
-                yield tier.name, served
+                yield TierRelease(tier.name, served)
 
 
 def _popular_list(tier: str, served: ServedRelease, key: RowKey, status: Status) -> EncodedList:

@@ -17,7 +17,7 @@ from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, un
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
-from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_reads import (
@@ -93,7 +93,7 @@ class ReaderOptions(TypedDict, total=False):
     deny_list: DenyListFile | None
     cache_bytes: int
     fold_in: bool
-    kept: tuple[str, ServedRelease] | None
+    kept: TierRelease | None
     warm: bool
 
 
@@ -112,7 +112,7 @@ class TieredReader:
         deny_list: DenyListFile | None = None,
         cache_bytes: int = 0,
         fold_in: bool = False,
-        kept: tuple[str, ServedRelease] | None = None,
+        kept: TierRelease | None = None,
         warm: bool = False,
     ) -> None:
         """*stores* are by tier name, in reading order; remote ones get equal parts of *cache_bytes*.
@@ -190,9 +190,13 @@ class TieredReader:
             raise self._fallbacks.not_ready()
 
     @property
-    def first_served(self) -> tuple[str, ServedRelease] | None:
-        """The first tier with a release, and that release."""
-        return next(((tier.name, tier.follower.served) for tier in self.tiers if tier.follower.served), None)
+    def first_served(self) -> TierRelease | None:
+        """The live release of the first tier with one."""
+        for tier in self.tiers:
+            served = tier.follower.served
+            if served is not None:
+                return TierRelease(tier.name, served)
+        return None
 
     def served_id(self) -> ReleaseId:
         """Return the id of the first release that is served, or the kept one; raises NotReady."""
@@ -299,7 +303,7 @@ class TieredReader:
         """Return the list of *row* or its popular list, and count it; None if that needs I/O. Raises NotReady.
 
         Local stores, cached rows, and users who are denied or erased need no I/O. *missed* is where the row is known to
-        be absent. *late* passes over tiers that need I/O.
+        be absent. With *late*, tiers that need I/O are skipped.
         """
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")

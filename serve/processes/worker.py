@@ -188,8 +188,7 @@ class _StateReports:
         memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
         first_served = self._reader.first_served
         if first_served is not None:
-            tier, served = first_served
-            memory.kept.keep(self._number, tier, served)
+            memory.kept.keep(self._number, first_served)
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:

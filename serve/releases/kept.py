@@ -5,11 +5,10 @@ A truncated file ends all workers that map it, and their successors find no rele
 
 import logging
 import time
-from typing import NamedTuple
 
 import msgspec
 
-from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import ReleaseCorrupt
@@ -19,13 +18,6 @@ log = logging.getLogger(__name__)
 
 # With the manifest.
 MAX_KEPT_BYTES = MAX_POPULAR_BYTES + (1 << 20)
-
-
-class KeptRelease(NamedTuple):
-    """A tier and a release with popular lists only."""
-
-    tier: str
-    served: ServedRelease
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -45,17 +37,18 @@ class KeptReleases:
         self._records = records
         self._keeping: ServedRelease | None = None
 
-    def keep(self, worker: int, tier: str, served: ServedRelease) -> None:
+    def keep(self, worker: int, release: TierRelease) -> None:
         """Write the popular lists of a release that this worker serves to its record in shared memory.
 
-        *worker* is its number, and *tier* the name of the tier. Lists that are too large are not kept, which is logged.
+        *worker* is its number. Lists that are too large are not kept, which is logged.
         """
+        served = release.served
         if served is self._keeping:
             return
         self._keeping = served
         record = _Record(
             at=time.monotonic(),
-            tier=tier,
+            tier=release.tier,
             ref=served.ref,
             writer=served.writer,
             manifest=served.manifest,
@@ -66,7 +59,7 @@ class KeptReleases:
         except RecordTooLarge as error:
             log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
 
-    def last(self) -> KeptRelease | None:
+    def last(self) -> TierRelease | None:
         """Return the release that any worker has written last; None if none has.
 
         A new worker serves its popular lists until a store can be read. It has no other lists: decoding one raises
@@ -81,7 +74,7 @@ class KeptReleases:
             return None
         last = max(records, key=lambda record: record.at)
         served = ServedRelease(last.ref, last.writer, last.manifest, last.popular, decode=_refuse_to_decode)
-        return KeptRelease(last.tier, served)
+        return TierRelease(last.tier, served)
 
 
 def _refuse_to_decode(key: str, _: bytes) -> bytes:

@@ -79,6 +79,14 @@ class ServedRelease:
         return self.ref == entry.ref and self.writer == entry.writer
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TierRelease:
+    """A release, and the name of the tier that serves it."""
+
+    tier: str
+    served: ServedRelease
+
+
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Load a release, and its item factors with *fold_in*; raises StoreError."""
     servable = await read_servable(reader, live.ref)
