@@ -156,7 +156,12 @@ def _too_many_overrides() -> DenyListInvalid:
 
 
 def _text_of(cell: str | float | None) -> str:
-    return "" if cell is None else cell if isinstance(cell, str) else str(cell).lower()
+    """Return a cell as text; a boolean of a JSON object as "true" or "false"."""
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell
+    return str(cell).lower()
 
 
 def _paced(lines: Iterable[Any]) -> Iterator[tuple[int, Any]]:

@@ -137,8 +137,8 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
 def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
     """Return the answer to a request from its list, *encoded*: the items that are shown, or a page of them.
 
-    A page begins after the item of the cursor `request.after` if that is of the same list, and else with the first item
-    again. Raises as `Shaper.shape`.
+    A page begins after the item of the cursor `request.after`. If that is FIRST or of another list, it begins with the
+    first item, and the answer is `restarted` unless the cursor is FIRST. Raises as `Shaper.shape`.
     """
     selection = request.selection
     if request.after is None:

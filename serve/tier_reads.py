@@ -107,8 +107,8 @@ def get_nowait(
 ) -> RowRead | None:
     """Read *row* in the first tier that has it, without I/O; None if a tier needs I/O.
 
-    *late* passes over tiers that need it. *missed* is where the row is known to be absent: its release is not read
-    again, in any tier. If the row is absent everywhere, the origin of the result is the first tier that lacks it.
+    With *late*, tiers that need it are skipped. *missed* is where the row is known to be absent: no tier is read again
+    in its release. If the row is absent everywhere, the origin of the result is the first tier that lacks it.
     """
     first_missed = missed
     lacking = [] if missed is None else [missed.served.id]
@@ -199,7 +199,7 @@ class TierWalk(ABC):
         except ReleaseMoved:
             raise
         except StoreError as error:
-            if not isinstance(error, ReleaseCorrupt):
+            if not isinstance(error, ReleaseCorrupt):  # damaged rows do not mean that the store cannot be read
                 self.failure = error
             return group.rows
         return self.settle(RowsRead(Origin(tier, group.served), group.rows, results))
@@ -373,10 +373,10 @@ class TurnLookups(Generic[Waiter]):
         return True
 
     def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
-        """Complete the rows that a sent read has returned; a task reads the others.
+        """Complete the rows that a read sent to the first tier has returned; a task reads the others.
 
-        The task begins with the second tier, but with the first one again if the read has failed, other than by being
-        late.
+        The task begins with the second tier if the first one lacks these rows or was late. If the read failed in
+        another way, the task reads all rows in the first tier again.
         """
         self._reads.discard(replies)
         tier = self._tiers[0]

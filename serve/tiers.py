@@ -394,7 +394,8 @@ class Tier:
             outcome = "gone"
             raise
         except Exception as error:
-            if self._local is None and not isinstance(error, StoreError):  # a defect, which says nothing of the values
+            # A local store also raises other exceptions for a damaged value; of a remote one, they are defects.
+            if self._local is None and not isinstance(error, StoreError):
                 raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(served, error) from error.__cause__
         finally:

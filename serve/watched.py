@@ -41,11 +41,13 @@ class WatchedFiles:
         self._load = load
         self._max_bytes = max_bytes
         self._if_missing = if_missing
-        self._tried = b""
         self._shared: Records | None = None
         self._row = 0
         contents = self._read()
-        self._seen = self._tried = _hash_of(contents)
+        self._seen = _hash_of(contents)
+        """Hash of the content at the last poll."""
+        self._tried = self._seen
+        """Hash of the content that was loaded last, or could not be loaded; empty if the files could not be read."""
         self._apply(contents)
 
     def share(self, records: Records, row: int) -> None:
@@ -61,15 +63,15 @@ class WatchedFiles:
         payload = None if self._shared is None else self._shared.read(self._row)
         if payload is not None:
             contents = msgspec.msgpack.decode(payload, type=list[bytes])
-            self._seen = self._tried = _hash_of(contents)
+            self._seen = _hash_of(contents)
+            self._tried = self._seen
             self._apply(contents)
 
     def poll(self, *, leads: bool = True) -> None:
         """Read the files, and load their content if it is new and was the same at the last poll; never raises.
 
-        Content that cannot be loaded becomes `self.warning`, and is not tried again: `self._tried` is the hash of what
-        was tried last. One process *leads*: it shares valid content for `catch_up`, and logs; others log at debug
-        level.
+        The reason why content cannot be loaded becomes `self.warning`; the same content is not tried again. One process
+        *leads*: it shares valid content for `catch_up`, and logs; others log at debug level.
         """
         try:
             contents = self._read()
@@ -92,22 +94,24 @@ class WatchedFiles:
 
     def _read(self) -> list[bytes]:
         """Return the content of each file; raises ServiceMisused if one cannot be read, is no file, or is too large."""
-        tried = self._tried
-        self._tried = b""  # until all are read: after an error, any content that is readable again is loaded
-        contents = list[bytes]()
-        for path in self._paths:
-            try:
-                if path.exists() and not path.is_file():  # a pipe would block
-                    raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
-                with path.open("rb") as file:
-                    contents.append(file.read(self._max_bytes + 1))
-            except OSError as error:
-                hint = self._if_missing if isinstance(error, FileNotFoundError) else ""
-                raise ServiceMisused(f"{path} cannot be read: {error.strerror}{hint}") from None
-            if len(contents[-1]) > self._max_bytes:
-                raise ServiceMisused(f"{path} has more than {self._max_bytes} bytes")
-        self._tried = tried
-        return contents
+        try:
+            return [self._read_file(path) for path in self._paths]
+        except ServiceMisused:
+            self._tried = b""  # once the files can be read again, their content is loaded, even if it is the same
+            raise
+
+    def _read_file(self, path: Path) -> bytes:
+        try:
+            if path.exists() and not path.is_file():  # a pipe would block
+                raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")
+            with path.open("rb") as file:
+                content = file.read(self._max_bytes + 1)
+        except OSError as error:
+            hint = self._if_missing if isinstance(error, FileNotFoundError) else ""
+            raise ServiceMisused(f"{path} cannot be read: {error.strerror}{hint}") from None
+        if len(content) > self._max_bytes:
+            raise ServiceMisused(f"{path} has more than {self._max_bytes} bytes")
+        return content
 
     def _apply(self, contents: Sequence[bytes]) -> None:
         try:

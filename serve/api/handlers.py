@@ -208,8 +208,8 @@ class Handlers:
     ) -> web.Response:
         """Read the list that is *wanted*, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *subject* has the first members of the JSON object, such as the user. *cache* is the Cache-Control header,
-        unless a fallback is answered, or a list that begins again because its release was replaced between two pages.
+        *subject* has the first members of the JSON object, such as the user. *cache* is the Cache-Control header of the
+        requested list. A fallback is not to be cached, nor a first page again, because the release was replaced.
         """
         answer = await answer_list(self._reader, self._shaper, wanted)
         request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)

@@ -368,26 +368,24 @@ class Follower:
     async def _follow(self, catalogue: Catalogue) -> None:
         """Load the live release and the canary of a catalogue, and switch to both.
 
-        A canary is a release for a share of the users; if it goes live now, it is not loaded again. The release that
-        was live is kept as `self.previous`, without its item factors. Raises StoreError if the live release cannot be
-        loaded, and switches to neither; newly erased users are hidden in any case.
+        A canary is a release for a share of the users. The release that was live is kept as `self.previous`, without
+        its item factors. Raises StoreError if the live release cannot be loaded, and switches to neither; newly erased
+        users are hidden in any case.
         """
         followed_erased = None if self._followed is None else self._followed.erased
         if catalogue.erased != followed_erased:
             await self._follow_erased(catalogue)
 
+        before = self.served
+        served = before
         live = catalogue.live_entry
-        is_new = live is not None and self._is_new(live)
-        if live is None or not is_new:
-            served = self.served
-        elif self.canary is not None and self._is_canary(live):
-            served = replace(self.canary.served, is_canary=False)
-        else:
-            served = await load(self._reader, live, self._fold_in)
+        if live is not None and self._is_new(live):
+            served = await self._load_live(live)
         canary = await self._load_canary(catalogue)
 
-        if is_new and self.served is not None:
-            self.previous = replace(self.served, factors=None)
+        is_new = served is not before
+        if is_new and before is not None:
+            self.previous = replace(before, factors=None)
         # Without an await in between, so no user sees an older release.
         self.served = served
         self._use_canary(canary)
@@ -411,6 +409,12 @@ class Follower:
         if lost and lost != self._lost_erased:
             log.warning("%s", lost_sentence(lost))
         self._lost_erased = lost
+
+    async def _load_live(self, live: Release) -> ServedRelease:
+        """Return a release that goes live; the canary is not loaded again."""
+        if self.canary is not None and self._is_canary(live):
+            return replace(self.canary.served, is_canary=False)
+        return await load(self._reader, live, self._fold_in)
 
     async def _load_canary(self, catalogue: Catalogue) -> FollowedCanary:
         """Return the canary that a catalogue names, loaded unless this process stopped it or serves it already.

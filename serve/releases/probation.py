@@ -90,8 +90,8 @@ class TierProbation(msgspec.Struct):
     history: list[Sample] = msgspec.field(default_factory=list[Sample])
     """Of the live release, in the last hour, the oldest first; not empty once a release is live."""
 
-    left: list[str] = msgspec.field(default_factory=list[str])
-    """Incarnations that were withdrawn or rolled back, also before this service started."""
+    withdrawn_incarnations: list[str] = msgspec.field(default_factory=list[str])
+    """Of releases that were withdrawn or rolled back, also before this service started; the newest last."""
 
     withdrawn: int = 0
     """Releases that this service has withdrawn."""
@@ -316,9 +316,9 @@ class Probation:
     ) -> bool:
         """Set *probation* to the state at the activation of *live*, a release that workers serve already.
 
-        The release is on probation, with `probation.before` set, if a rollback leads to the one that was live, and if
-        it was not withdrawn earlier. *counted* has the counts of all workers. Returns False, and changes nothing, while
-        the tier's catalogue cannot be read or does not name the release.
+        It is on probation, with `probation.before` set, if a rollback leads to the release that was live before it. A
+        release that was withdrawn earlier is not on probation. *counted* has the counts of all workers. Returns False,
+        and changes nothing, while the tier's catalogue cannot be read or does not name the release as live.
         """
         catalogue = await self._read_catalogue(probation.tier)
         if catalogue is None or catalogue.live_ref != live:
@@ -326,9 +326,9 @@ class Probation:
 
         _remember_withdrawn(probation, catalogue)
         previous = probation.live
-        is_wanted = live.incarnation in probation.left  # an operator has activated a withdrawn release
+        was_withdrawn = live.incarnation in probation.withdrawn_incarnations  # and was activated again by an operator
         probation.before = None
-        if previous is not None and _rollback_target(catalogue) == previous and not is_wanted:
+        if previous is not None and _rollback_target(catalogue) == previous and not was_withdrawn:
             counts_an_hour_ago = probation.history[0].counts
             last_hour = _sum_of(counted, previous).since(counts_an_hour_ago)
             probation.before = previous
@@ -423,11 +423,11 @@ class Probation:
 
 
 def _remember_withdrawn(probation: TierProbation, catalogue: Catalogue) -> None:
-    """Add the withdrawn releases of a catalogue to `probation.left`, the newest last, at most REMEMBERED in all."""
+    """Add the withdrawn releases of a catalogue to those of *probation*, which keeps the newest REMEMBERED."""
     # An incarnation names the data of a release: another one is drawn if it is published again.
     withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
-    others = [incarnation for incarnation in probation.left if incarnation not in withdrawn]
-    probation.left = [*others, *withdrawn][-REMEMBERED:]
+    others = [incarnation for incarnation in probation.withdrawn_incarnations if incarnation not in withdrawn]
+    probation.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
 
 
 def _rollback_target(catalogue: Catalogue) -> ReleaseRef | None:

@@ -227,7 +227,8 @@ class MetricReport:
     def _points(self, metric: Metric, totals: CountsByLabels, now_ns: int) -> list[HistogramDataPoint]:
         """Return a point of a histogram for each combination of labels that has counted something.
 
-        *totals* has, by the values of the labels, the number of observations in each bucket, then their sum.
+        *totals* has, by the values of the labels, the number of observations in each bucket, then their sum. Those of
+        the last report, `self._before`, are subtracted; it is empty unless the destination takes deltas.
         """
         unknown: Any = None  # optional in the protocol, but not in the SDK's type
         before = self._before.get(metric, {})
