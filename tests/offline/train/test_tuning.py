@@ -20,7 +20,8 @@ from hotplate.offline.train.budget import Cost
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
-from hotplate.offline.train.tuning import Search, Trial, TuneOptions, tune
+from hotplate.offline.train.trials import Trial
+from hotplate.offline.train.tuning import Search, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -98,7 +99,7 @@ def test_stopped_search_resumes(matrix: Matrix, tmp_path: Path, monkeypatch: pyt
         search(matrix, tuning=options, trials_folder=kept, on_trial=stop)
     latest = max(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     latest.write_bytes(latest.read_bytes()[:100])
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(whole.trials[1:]))
+    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(whole.trials[1:]))
     resumed = search(matrix, tuning=options, trials_folder=kept)
     assert [trial.params for trial in resumed.trials] == [trial.params for trial in whole.trials]
     assert [(trial.ndcg, trial.se) for trial in resumed.trials] == [(trial.ndcg, trial.se) for trial in whole.trials]
@@ -152,7 +153,7 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", fit_of(()))
+    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(()))
     assert search(fashions, SplitOptions("by-time"), **settings).to_json() == tuned.to_json()
     chosen = tuned.trials[tuned.recommended].params
     assert params_from("ease", tuned.to_json()["trials"][tuned.recommended]["params"]) == chosen
@@ -167,7 +168,7 @@ def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
         fits.append(params)
         return fit_parts(parts, params)
 
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", counted)
+    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", counted)
     tuned = search(fashions, SplitOptions("by-time"), tuning=TuneOptions(engine="als"), defaults=SMALL)
     plain = {trial.params for trial in tuned.trials if recency_of(trial.params) is None}
     assert len(plain) < len(tuned.trials), "recency was tried"
@@ -190,7 +191,7 @@ def test_fits_of_als_are_released_before_other_engines_get_recency(
             als.append(ref(ranker))
         return ranker
 
-    monkeypatch.setattr("hotplate.offline.train.tuning.fit_parts", watched)
+    monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", watched)
     search(fashions, SplitOptions("by-time"), tuning=TuneOptions(), defaults=SMALL)
     assert als
     assert alive

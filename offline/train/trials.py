@@ -1,0 +1,260 @@
+"""Trials of cells: each measures an engine with its parameters on the splits of a search.
+
+A cell is fitted to the train part of each split, and its lists are measured by nDCG on the test part. Results may be
+stored in a folder, for a search that is repeated.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
+from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.splits import Parts
+from hotplate.offline.input.matrix import History, UserItems
+from hotplate.offline.train.als import ALSParams
+from hotplate.offline.train.budget import with_fewer_iterations
+from hotplate.offline.train.engine import (
+    Engine,
+    Params,
+    Ranker,
+    engine_of,
+    estimate_fit_bytes,
+    recency_of,
+    with_recency,
+    without_recency,
+)
+from hotplate.stores.verification import OnProgress
+
+# Fits of the best ALS cell that are kept for recency.
+_MOST_KEPT_BYTES = 200e6
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """nDCG per user of one combination of parameters (a cell), 0 if it cannot be fitted."""
+
+    params: Params
+    iterations: int | None
+    per_user: Values = field(compare=False, repr=False)
+    seconds: float
+
+    @property
+    def ndcg(self) -> float:
+        """Mean over users."""
+        return float(self.per_user.mean())
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean."""
+        return standard_error(self.per_user)
+
+    @property
+    def recency_power(self) -> float:
+        """The power of recent popularity that multiplies scores, 0 without."""
+        recency = recency_of(self.params)
+        return 0.0 if recency is None else recency.gamma
+
+    def leads_by(self, other: "Trial") -> float:
+        """Return the mean difference to *other* per user, in standard errors."""
+        return leads_by(self.per_user, other.per_user)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "engine": engine_of(self.params),
+            "params": asdict(self.params),
+            "iterations": self.iterations,
+            "ndcg": self.ndcg,
+            "se": self.se,
+            "seconds": self.seconds,
+        }
+
+
+class Trials:
+    """Runs trials of one search on *splits*, with lists of *k*.
+
+    They are stored in *folder*, if any, by the *key* of the data and settings; all of them are in `done`, in order.
+    *on_trial* is called with the number of trials done and the expected total.
+    """
+
+    def __init__(self, splits: Sequence[Parts], k: int, folder: Path | None, key: str, on_trial: OnProgress) -> None:
+        self._splits = splits
+        self._k = k
+        self._folder = folder
+        self._key = key
+        self._on_trial = on_trial
+        self._fits = _Fits(splits)
+        self.done: list[Trial] = []
+
+    def run(self, cells: Sequence[Params], *, expected_later: int) -> list[Trial]:
+        """Try *cells* and return their trials; *expected_later* trials are expected to follow."""
+        expected_total = len(self.done) + len(cells) + expected_later
+        trials = list[Trial]()
+        for params in cells:
+            trial = self._stored_or_measured(params)
+            trials.append(trial)
+            self.done.append(trial)
+            self._on_trial(len(self.done), expected_total)
+        return trials
+
+    def _stored_or_measured(self, params: Params) -> Trial:
+        """Return the trial of *params* stored in the folder; else measure it, and store it if there is a folder.
+
+        `_key` is a digest of the data and settings. With the parameters, it names the file, so this is never out of
+        date. A file holds the seconds of the trial, and then the nDCG of each user.
+        """
+        params_of_trial = with_fewer_iterations(params)
+        iterations = params_of_trial.iterations if isinstance(params_of_trial, ALSParams) else None
+
+        file = None
+        if self._folder is not None:
+            name = blake2b(f"{self._key} {params!r}".encode(), digest_size=16).hexdigest()
+            file = self._folder / f"{name}.npy"
+            with suppress(OSError, ValueError, EOFError, IndexError):  # missing or half-written
+                stored = np.load(file, allow_pickle=False)
+                return Trial(params, iterations, per_user=stored[1:], seconds=float(stored[0]))
+
+        start = perf_counter()
+        per_user = self._measure_ndcg(params_of_trial)
+        trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
+        if file is not None:
+            _store_trial(file, trial)
+        return trial
+
+    def _measure_ndcg(self, params: Params) -> Values:
+        """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
+        rankers = self._fits.rankers(params)
+        values = list[Values]()
+        try:
+            for parts in self._splits:
+                # The ranker is released before the next fit.
+                lists = recommend_all(next(rankers), parts, self._k)
+                values.append(measure_users(lists, parts.test).values["ndcg"])
+        except DataError:
+            return np.zeros(sum(len(parts.tested) for parts in self._splits))
+        ndcg = np.concatenate(values)
+        self._fits.keep_if_best(params, float(ndcg.mean()))
+        return ndcg
+
+
+class _Fitted(NamedTuple):
+    """The rankers of *params*, one for each split."""
+
+    params: Params
+    rankers: list[Ranker]
+
+
+class _Fits:
+    """Fits cells to each split, and keeps rankers that trials of recency need again.
+
+    These are the last ones ranked with recency and, until another engine is ranked with recency, those of the best ALS
+    cell if they are small: to fit them again takes an eighth of the CPU of a large training.
+    """
+
+    def __init__(self, splits: Sequence[Parts]) -> None:
+        self._splits = splits
+        self._times = [parts.train_times for parts in splits]
+        self._last: _Fitted | None = None
+        self._best: _Fitted | None = None
+        self._best_ndcg = -math.inf
+
+    def rankers(self, params: Params) -> Iterator[Ranker]:
+        """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
+
+        Recency multiplies the scores of a fitted model by recent popularity, so trials that differ in it alone share a
+        fit, which is kept. Small fits of ALS are kept, too, as trials of recency need the best one again. Others are
+        fitted one at a time, to save memory.
+        """
+        recency = recency_of(params)
+        if recency is not None:
+            fitted = self._kept_or_fitted(without_recency(params))
+            for ranker, parts, times in zip(fitted, self._splits, self._times, strict=True):
+                yield with_recency(ranker, recency.weights(parts.train, times))
+            return
+
+        is_kept = isinstance(params, ALSParams) and self._fits_bytes(params) <= _MOST_KEPT_BYTES
+        if is_kept:
+            yield from self._kept_or_fitted(params)
+            return
+        for parts in self._splits:
+            yield fit_parts(parts, params)
+
+    def keep_if_best(self, params: Params, ndcg: float) -> None:
+        """Keep the rankers of *params* if they are the best of ALS."""
+        last = self._last
+        if last is None or last.params != params:
+            return
+        if ndcg > self._best_ndcg:
+            self._best = last
+            self._best_ndcg = ndcg
+        self._last = None
+
+    def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
+        """Return the rankers of *plain*, which has no recency: those that are kept, or new ones, which then are."""
+        rankers = self._kept_rankers(plain)
+        if rankers is not None:
+            return rankers
+        # They are released before the next fit.
+        self._last = None
+        if not isinstance(plain, ALSParams):
+            self._best = None
+        self._last = _Fitted(plain, [fit_parts(parts, plain) for parts in self._splits])
+        return self._last.rankers
+
+    def _kept_rankers(self, plain: Params) -> list[Ranker] | None:
+        """Return the kept rankers of *plain*, or None; separate, so that no variable keeps others alive."""
+        for fitted in (self._last, self._best):
+            if fitted is not None and fitted.params == plain:
+                return fitted.rankers
+        return None
+
+    def _fits_bytes(self, params: Params) -> int:
+        """Estimate the memory of the rankers of *params* for all splits."""
+        return sum(estimate_fit_bytes(params, parts.train) for parts in self._splits)
+
+
+def _store_trial(path: Path, trial: Trial) -> None:
+    """Write the seconds and then the nDCG of each user; raises DataError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.r_[trial.seconds, trial.per_user], allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"The trials cannot be written to {path.parent}: {error.strerror or error}.") from error
+
+
+def sort_by_ndcg(trials: Sequence[Trial]) -> list[Trial]:
+    """Return *trials*, the best first."""
+    return sorted(trials, key=lambda trial: -trial.ndcg)
+
+
+def best_of_each_engine(trials: Sequence[Trial]) -> list[Trial]:
+    """Return each engine's best trial, the best first."""
+    best: dict[Engine, Trial] = {}
+    for trial in sort_by_ndcg(trials):
+        best.setdefault(engine_of(trial.params), trial)
+    return list(best.values())
+
+
+def digest_of_search(user_items: UserItems, history: History | None, *settings: object) -> str:
+    """Return a hexadecimal digest of interactions, their rows, *settings* (by repr) and the versions of libraries.
+
+    Trials with the same digest have the same result.
+    """
+    versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
+    weighing = None if history is None else history.weighing
+    digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
+    rows = () if history is None else (history.pair_numbers, history.times, history.weights, history.ended)
+    for array in (user_items.indptr, user_items.indices, user_items.data, *rows):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
