@@ -109,12 +109,12 @@ class ModelLists:
             top=ranked.popular(),
             attributes=read_attributes(settings.attributes, settings.attribute_kinds),
         )
-        if not ranked.catalogue:
+        if not ranked.allowed_count:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
-        if ranked.available < LEAST_AVAILABLE * len(ids) and not settings.force:
+        if ranked.available_count < LEAST_AVAILABLE * len(ids) and not settings.force:
             raise DataError(
-                f"Only {ranked.available:,} of the {len(ids):,} items of the model are available: check that the file "
-                "of available items is complete, and that its ids are those of the data; only if so, publish with "
+                f"Only {ranked.available_count:,} of the {len(ids):,} items of the model are available: check that the "
+                "file of available items is complete, and that its ids are those of the data; only if so, publish with "
                 "--force."
             )
         return lists

@@ -63,7 +63,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class RuleFiles:
-    """Business rules, as `rules.read_rules` reads them from files."""
+    """Business rules, as `rule_files.read_rules` reads them from files."""
 
     available: Annotated[
         Path | None, Flag("Recommend only the items in this file.", RULES, metavar="FILE", urls=True)

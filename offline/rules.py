@@ -3,27 +3,20 @@
 Users and items are rows and columns of a model's matrix. Items -1 with score 0 stand after the end of a list.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
-from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import input_files, named_paths
+from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.input.matrix import Allowed, Floats, Indices, Mask, UserItems, items_per_user
-from hotplate.offline.input.showings import Showings, read_showings
-from hotplate.offline.input.tables import open_tables, read_text
+from hotplate.offline.input.showings import Showings
 from hotplate.offline.model import Model, Users
-from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.train.engine import with_recency
 from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
-from hotplate.offline.train.ranking import Ranked, recommend
+from hotplate.offline.train.ranking import Ranked, are_first_of_kind, fill_lists, recommend, take_kept, without_repeats
 from hotplate.offline.variety import (
     MAX_DIVERSITY,
     Explore,
@@ -34,7 +27,6 @@ from hotplate.offline.variety import (
     look_up_values,
     order_for_variety,
     pool_size,
-    read_explore,
 )
 from hotplate.stores.encoding import OVERALL
 
@@ -43,11 +35,6 @@ _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
 _CELLS = 1 << 22
-# Larger boosts could overflow float32 scores.
-_MAX_BOOST = 1_000_000
-_STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
-_IN_STOCK = ["true", "yes", "in stock", "instock"]
-_OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
 # Items without a category are not capped.
 _NO_CATEGORY = -1
 
@@ -100,29 +87,6 @@ def require_both(max_per_category: int | None, categories: object | None) -> Non
     """Raise SettingError unless both or neither are given."""
     if (max_per_category is None) != (categories is None):
         raise SettingError("A cap needs both --categories FILE and --max-per-category N.")
-
-
-def read_rules(files: RuleFiles) -> Rules:
-    """Read the rules by which lists are changed: each from its file, and *rotate* from the log of events.
-
-    Raises DataError for files that cannot be used, and SettingError.
-    """
-    categories = dict[str, str]()
-    if files.categories is not None:
-        rows = read_text(files.categories, ["item", "category"]).drop_nulls()
-        categories = _by_item(rows, files.categories, "in two categories")
-    return Rules(
-        available=None if files.available is None else frozenset(_read_available(files.available)),
-        excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
-        categories=categories,
-        max_per_category=files.max_per_category,
-        min_history=files.min_history,
-        boosts={} if files.boost is None else _read_boosts(files.boost),
-        pinned=() if files.pin is None else tuple(_read_items(files.pin)),
-        diversity=files.diversity,
-        showings=None if files.rotate is None else read_showings(files.rotate),
-        explore=None if files.explore is None else read_explore(files.explore),
-    )
 
 
 class UserContext(NamedTuple):
@@ -222,14 +186,14 @@ class RuledLists:
         return self.model.ranker.recent
 
     @property
-    def available(self) -> int:
+    def available_count(self) -> int:
         """Number of available items."""
         ids = self.model.matrix.item_ids
         available = self.rules.available
         return len(ids) if available is None else sum(item in available for item in ids)
 
     @property
-    def catalogue(self) -> int:
+    def allowed_count(self) -> int:
         """Number of items that all rules allow."""
         return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
@@ -379,7 +343,7 @@ class RuledLists:
             segments=None if segments is None else [segments[user] for user in users.tolist()],
         )
         wider = new.insert_new_items(chosen, lists.items, lists.scores, self.length)
-        return _without_repeats(wider.items, wider.scores, lists.items.shape[1])
+        return without_repeats(wider.items, wider.scores, lists.items.shape[1])
 
     def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:
         """Put the items that the operator has pinned at the head of the *lists* of *users*, with the best score.
@@ -395,7 +359,7 @@ class RuledLists:
 
         items = np.concatenate([pins, lists.items], axis=1)
         scores = np.concatenate([best_scores, lists.scores], axis=1)
-        return _without_repeats(items, scores, lists.items.shape[1])
+        return without_repeats(items, scores, lists.items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
         """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
@@ -442,7 +406,7 @@ class RuledLists:
         if self.categories is None or most is None:
             return items >= 0
         categories = np.where(items >= 0, self.categories[items], _NO_CATEGORY)
-        return (items >= 0) & _are_first_of_kind(categories, most)
+        return (items >= 0) & are_first_of_kind(categories, most)
 
     def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
         """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
@@ -497,117 +461,6 @@ def _new_items(model: Model, explore: Explore, allowed: Allowed, *, keep_seen: b
     if allowed is not None:
         new &= allowed
     return NewItems(explore, model, new, keep_seen=keep_seen)
-
-
-def take_kept(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
-    """Return lists [rows, n] of the first n entries of *items* that are *kept*, then -1 with score 0.
-
-    *items*, *scores* and the mask *kept* are [rows, any].
-    """
-    # A stable sort of the mask moves the kept entries to the front, in their order.
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
-    first_items = np.take_along_axis(items, order, axis=1)
-    first_scores = np.take_along_axis(scores, order, axis=1)
-    are_kept = np.take_along_axis(kept, order, axis=1)
-    return Ranked(np.where(are_kept, first_items, np.int32(-1)), np.where(are_kept, first_scores, np.float32(0)))
-
-
-def _without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
-    """Return lists [rows, n] of *items* [rows, any], each at its first place in its row; -1 entries are left out."""
-    return take_kept(items, scores, (items >= 0) & _are_first_of_kind(items, 1), n)
-
-
-def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
-    """Return lists of the same width, whose free places have items of *filler* [rows, any] that they lack.
-
-    These have a score of 0, or the lowest of their list if that is negative.
-    """
-    items, scores = ranked
-    lowest = scores.min(axis=1, where=items >= 0, initial=0)
-    everything = np.concatenate([items, filler], axis=1)
-    values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
-    return _without_repeats(everything, values, items.shape[1])
-
-
-def _are_first_of_kind(kinds: Indices, most: int) -> Mask:
-    """Return which entries of *kinds* [rows, n] are among the first *most* with the same value in their row.
-
-    Kinds are numbers of items or of categories. Entries below 0 are always among them.
-    """
-    # A stable sort puts equal kinds side by side, as a run, in the order of the row.
-    order = np.argsort(kinds, axis=1, kind="stable")
-    ordered = np.take_along_axis(kinds, order, axis=1)
-    starts_run = np.ones(kinds.shape, dtype=np.bool_)
-    starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-
-    places = np.arange(kinds.shape[1])
-    run_starts = np.maximum.accumulate(np.where(starts_run, places, 0), axis=1)
-    place_in_run = places - run_starts
-
-    are_first = np.empty(kinds.shape, dtype=np.bool_)
-    np.put_along_axis(are_first, order, (place_in_run < most) | (ordered < 0), axis=1)
-    return are_first
-
-
-def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
-    """Return the ids in a file: each line of a .txt file, else the column of items; DataError for none."""
-    if path.suffix.lower() != ".txt":
-        return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
-    with input_files([path]) as files, data_errors(named_paths([path]), files):
-        lines = [line.strip() for file in files for line in file.path.read_text("utf-8-sig").splitlines()]
-    return [*filter(None, lines)]
-
-
-def _read_available(path: Path) -> list[str]:
-    """Return the ids of items in stock: those with a number above 0 or `true`, or all without a column of stock."""
-    stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
-    if stock is None:
-        return _read_items(path, may_be_empty=False)
-
-    # Words such as `true` become amounts; others are numbers, or null if they cannot be read.
-    text = pl.col("stock").str.strip_chars().str.to_lowercase()
-    number = text.cast(pl.Float64, strict=False)
-    amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0).otherwise(number)
-    rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount)
-
-    unread = rows.filter(pl.col("amount").is_null())
-    if unread.height:
-        item, value = unread.select("item", "stock").row(0)
-        raise DataError(
-            f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, true or false."
-        )
-    return rows.filter(pl.col("amount") > 0).get_column("item").to_list()
-
-
-def _stock_column(path: Path) -> str | None:
-    """Return the column of a file that tells whether an item is in stock, by its name, or None."""
-    with input_files([path]) as files:
-        names = open_tables(files, Format())[0].schema
-    return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
-
-
-def _read_boosts(path: Path) -> dict[str, float]:
-    """Return the factors of a file, by item id, by which scores of items are multiplied.
-
-    Raises DataError for one that is not a number above 0, or is too large, and for an item with two.
-    """
-    boost = pl.col("boost")
-    rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
-    is_valid = (boost > 0) & (boost <= _MAX_BOOST)
-    wrong = rows.filter(~is_valid.fill_null(value=False)).get_column("item").sort()
-    if len(wrong):
-        bounds = f"above zero and at most {_MAX_BOOST:,}"
-        raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
-    return _by_item(rows, path, "with two boosts")
-
-
-def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
-    """Return the values of *rows* [item, value] by item; DataError with the *fault* of an item that has two."""
-    rows = rows.unique()
-    repeated = rows.filter(pl.col("item").is_duplicated()).get_column("item").sort()
-    if len(repeated):
-        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {fault}; keep one for each item.")
-    return dict(rows.iter_rows())
 
 
 def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:

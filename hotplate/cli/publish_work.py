@@ -43,7 +43,7 @@ from hotplate.offline.publish import (
     source_of_lists,
     stored_names,
 )
-from hotplate.offline.rules import read_rules
+from hotplate.offline.rule_files import read_rules
 from hotplate.offline.steps import timed
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId

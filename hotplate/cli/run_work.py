@@ -29,7 +29,8 @@ from hotplate.offline.job import Attempt, Job, NamedList, Outcome
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
 from hotplate.offline.publish import NamedLists, Written, bounds_of
-from hotplate.offline.rules import read_rules, require_both
+from hotplate.offline.rule_files import read_rules
+from hotplate.offline.rules import require_both
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings
 from hotplate.stores.urls import default_url, redacted

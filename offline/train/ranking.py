@@ -1,4 +1,4 @@
-"""Lists from scores, for all engines."""
+"""Lists from scores, for all engines, and operations on lists."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -9,7 +9,7 @@ from implicit.cpu.topk import topk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, UserItems, items_per_user, row_of_each_pair
+from hotplate.offline.input.matrix import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096
@@ -185,3 +185,53 @@ def _best_of_tables(
             items[batch] = np.where(is_listed, best_items, -1)
             scores[batch] = np.where(is_listed, best_scores, 0)
     return Ranked(items, scores)
+
+
+def take_kept(items: Indices, scores: Floats, kept: Mask, n: int) -> Ranked:
+    """Return lists [rows, n] of the first n entries of *items* that are *kept*, then -1 with score 0.
+
+    *items*, *scores* and the mask *kept* are [rows, any].
+    """
+    # A stable sort of the mask moves the kept entries to the front, in their order.
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
+    first_items = np.take_along_axis(items, order, axis=1)
+    first_scores = np.take_along_axis(scores, order, axis=1)
+    are_kept = np.take_along_axis(kept, order, axis=1)
+    return Ranked(np.where(are_kept, first_items, np.int32(-1)), np.where(are_kept, first_scores, np.float32(0)))
+
+
+def without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
+    """Return lists [rows, n] of *items* [rows, any], each at its first place in its row; -1 entries are left out."""
+    return take_kept(items, scores, (items >= 0) & are_first_of_kind(items, 1), n)
+
+
+def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
+    """Return lists of the same width, whose free places have items of *filler* [rows, any] that they lack.
+
+    These have a score of 0, or the lowest of their list if that is negative.
+    """
+    items, scores = ranked
+    lowest = scores.min(axis=1, where=items >= 0, initial=0)
+    everything = np.concatenate([items, filler], axis=1)
+    values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
+    return without_repeats(everything, values, items.shape[1])
+
+
+def are_first_of_kind(kinds: Indices, most: int) -> Mask:
+    """Return which entries of *kinds* [rows, n] are among the first *most* with the same value in their row.
+
+    Kinds are numbers of items or of categories. Entries below 0 are always among them.
+    """
+    # A stable sort puts equal kinds side by side, as a run, in the order of the row.
+    order = np.argsort(kinds, axis=1, kind="stable")
+    ordered = np.take_along_axis(kinds, order, axis=1)
+    starts_run = np.ones(kinds.shape, dtype=np.bool_)
+    starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+
+    places = np.arange(kinds.shape[1])
+    run_starts = np.maximum.accumulate(np.where(starts_run, places, 0), axis=1)
+    place_in_run = places - run_starts
+
+    are_first = np.empty(kinds.shape, dtype=np.bool_)
+    np.put_along_axis(are_first, order, (place_in_run < most) | (ordered < 0), axis=1)
+    return are_first

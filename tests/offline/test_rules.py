@@ -11,7 +11,8 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.options import RuleFiles
-from hotplate.offline.rules import RuledLists, Rules, read_rules
+from hotplate.offline.rule_files import read_rules
+from hotplate.offline.rules import RuledLists, Rules
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.encoding import OFFSET_BYTES, decode

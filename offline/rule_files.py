@@ -1,0 +1,106 @@
+"""Reads business rules from files: which items are available, excluded, boosted or pinned, and their categories."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import input_files, named_paths
+from hotplate.offline.input.showings import read_showings
+from hotplate.offline.input.tables import open_tables, read_text
+from hotplate.offline.options import Format, RuleFiles
+from hotplate.offline.rules import Rules
+from hotplate.offline.variety import read_explore
+
+# Larger boosts could overflow float32 scores.
+_MAX_BOOST = 1_000_000
+_STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
+_IN_STOCK = ["true", "yes", "in stock", "instock"]
+_OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
+
+
+def read_rules(files: RuleFiles) -> Rules:
+    """Read the rules by which lists are changed: each from its file, and *rotate* from the log of events.
+
+    Raises DataError for files that cannot be used, and SettingError.
+    """
+    categories = dict[str, str]()
+    if files.categories is not None:
+        rows = read_text(files.categories, ["item", "category"]).drop_nulls()
+        categories = _by_item(rows, files.categories, "in two categories")
+    return Rules(
+        available=None if files.available is None else frozenset(_read_available(files.available)),
+        excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
+        categories=categories,
+        max_per_category=files.max_per_category,
+        min_history=files.min_history,
+        boosts={} if files.boost is None else _read_boosts(files.boost),
+        pinned=() if files.pin is None else tuple(_read_items(files.pin)),
+        diversity=files.diversity,
+        showings=None if files.rotate is None else read_showings(files.rotate),
+        explore=None if files.explore is None else read_explore(files.explore),
+    )
+
+
+def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
+    """Return the ids in a file: each line of a .txt file, else the column of items; DataError for none."""
+    if path.suffix.lower() != ".txt":
+        return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
+    with input_files([path]) as files, data_errors(named_paths([path]), files):
+        lines = [line.strip() for file in files for line in file.path.read_text("utf-8-sig").splitlines()]
+    return [*filter(None, lines)]
+
+
+def _read_available(path: Path) -> list[str]:
+    """Return the ids of items in stock: those with a number above 0 or `true`, or all without a column of stock."""
+    stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
+    if stock is None:
+        return _read_items(path, may_be_empty=False)
+
+    # Words such as `true` become amounts; others are numbers, or null if they cannot be read.
+    text = pl.col("stock").str.strip_chars().str.to_lowercase()
+    number = text.cast(pl.Float64, strict=False)
+    amount = pl.when(text.is_in(_IN_STOCK)).then(1.0).when(text.is_in(_OUT_OF_STOCK)).then(0.0).otherwise(number)
+    rows = read_text(path, ["item"], {"stock": stock}).with_columns(amount=amount)
+
+    unread = rows.filter(pl.col("amount").is_null())
+    if unread.height:
+        item, value = unread.select("item", "stock").row(0)
+        raise DataError(
+            f"{named_paths([path])} has {value!r} as the {stock} of item {item!r}; write a number, true or false."
+        )
+    return rows.filter(pl.col("amount") > 0).get_column("item").to_list()
+
+
+def _stock_column(path: Path) -> str | None:
+    """Return the column of a file that tells whether an item is in stock, by its name, or None."""
+    with input_files([path]) as files:
+        names = open_tables(files, Format())[0].schema
+    return next((name for name in names if _STOCK_NAME.fullmatch(name.strip())), None)
+
+
+def _read_boosts(path: Path) -> dict[str, float]:
+    """Return the factors of a file, by item id, by which scores of items are multiplied.
+
+    Raises DataError for one that is not a number above 0, or is too large, and for an item with two.
+    """
+    boost = pl.col("boost")
+    rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
+    is_valid = (boost > 0) & (boost <= _MAX_BOOST)
+    wrong = rows.filter(~is_valid.fill_null(value=False)).get_column("item").sort()
+    if len(wrong):
+        bounds = f"above zero and at most {_MAX_BOOST:,}"
+        raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
+    return _by_item(rows, path, "with two boosts")
+
+
+def _by_item(rows: pl.DataFrame, path: Path, fault: str) -> dict[str, Any]:
+    """Return the values of *rows* [item, value] by item; DataError with the *fault* of an item that has two."""
+    rows = rows.unique()
+    repeated = rows.filter(pl.col("item").is_duplicated()).get_column("item").sort()
+    if len(repeated):
+        raise DataError(f"{named_paths([path])} has item {repeated[0]!r} {fault}; keep one for each item.")
+    return dict(rows.iter_rows())
