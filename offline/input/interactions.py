@@ -5,7 +5,7 @@ found by their role: `user`, `item`, `weight`, `time`, `title`, `segment` (a gro
 (the kind of interaction, such as `buy`), `count` and `quantity`, of which negative ones are cancellations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import msgspec
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.columns import EARLIEST, NO_TIMES, NUMBERED, choose_columns, usual_column
+from hotplate.offline.input.cancellations import split_cancelled_purchases
+from hotplate.offline.input.columns import EARLIEST, NO_TIMES, choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
@@ -24,6 +25,18 @@ from hotplate.offline.input.files import (
     named_paths,
 )
 from hotplate.offline.input.matrix import Weighing, Weighting
+from hotplate.offline.input.notes import (
+    MAX_SEGMENTS,
+    UNKNOWN_EVENT,
+    Facts,
+    describe_segments,
+    fact_aggregates,
+    notes_of_columns,
+    notes_of_events,
+    notes_of_log,
+    notes_of_rows,
+    notes_of_segments,
+)
 from hotplate.offline.input.tables import (
     EXTRA,
     NOT_FINITE,
@@ -40,7 +53,6 @@ from hotplate.offline.input.tables import (
     texts_by_role,
 )
 from hotplate.offline.options import Columns, Format
-from hotplate.stores.errors import did_you_mean
 
 _EVENT_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
@@ -51,29 +63,12 @@ _EVENT_SCHEMA: dict[str, pl.DataType] = {
 # Roles whose values are texts, and those of ids.
 _TEXT_ROLES = ("user", "item", "title", "segment", "count", "event")
 _ID_ROLES = ("user", "item", "segment")
-_USER_AND_ITEM = ["user", "item"]
-_UNKNOWN_EVENT = "unknown event"
 _BAD_TIME = "time that cannot be read"
 _BAD_WEIGHT = "weight that is not a number"
 _BAD_QUANTITY = "quantity that is not a number"
 _FUTURE_TIME = "in the future"
 _USUAL_TIMES = "ISO 8601 or seconds since 1970; give --time-format, as %d/%m/%Y, or --time-column none"
-# Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
-_TIMELESS_SHARE = 0.01
-_USER_SHARE = 0.02
-_USER_ROWS = 2_000
-_TIMES_THE_MEAN = 20
-_FEWEST_USERS = 10
 _START_OF_1970 = datetime(1970, 1, 1)  # noqa: DTZ001 -- naive UTC
-# Users and items that exports write for a missing value, in lower case; `columns.NULL_VALUES` are no values at all.
-_LIKE_MISSING = (
-    *("n/a", "#n/a", "na", "null", "(null)", "<null>", "[null]", "nil", "none", "nan", "undefined", "unknown"),
-    *("-", "--", "?", "\\n"),
-)
-# Rounds sums of quantities such as 0.1.
-_QUANTITY_DECIMALS = 6
-# The service keeps their popular lists in memory.
-_MAX_SEGMENTS = 1000
 # As fast as the default of polars, with less memory.
 _ROWS_AT_ONCE = 20_000
 
@@ -95,33 +90,18 @@ class _InputOptions(NamedTuple):
 
 
 class _Input(NamedTuple):
-    """A table, and how to read it."""
+    """A table, how to read it, and sentences on what is wrong with it."""
 
     table: Table
     options: _InputOptions
+    notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """Aggregates over the rows kept, None or 0 without their column.
+class _Events(NamedTuple):
+    """A row for each item of each recorded event, and sentences on events that are left out."""
 
-    first, last    times
-    timeless       rows without a time
-    cancellations  rows with a negative quantity
-    segments       different segments
-    """
-
-    rows: int
-    first: datetime | None = None
-    last: datetime | None = None
-    timeless: int = 0
-    cancellations: int = 0
-    segments: int = 0
-
-    @property
-    def time_range(self) -> tuple[datetime, datetime] | None:
-        """The first and the last time, None without times."""
-        return None if self.first is None or self.last is None else (self.first, self.last)
+    table: Table
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +174,14 @@ def read_interactions(
         pl.Config(streaming_chunk_size=_ROWS_AT_ONCE),
         data_errors(source, files),
     ):
-        notes = list[str]()
-        inputs = _open_inputs(files, options, form or Format(), source, notes)
+        inputs = _open_inputs(files, options, form or Format(), source)
         rows = _read_rows(inputs, source)
-        facts = msgspec.convert(rows.facts, _Facts)
+        facts = msgspec.convert(rows.facts, Facts)
         if facts.first is None and half_life is not None:
             raise DataError(f"{source} has no times for the half-life; name their column with --time-column.")
 
-        chosen = inputs[0].options.columns
-        chosen = _with_few_segments(chosen, facts.segments, notes, is_named=named.segment is not None)
+        columns_read = inputs[0].options.columns
+        chosen = _with_few_segments(columns_read, facts.segments, is_named=named.segment is not None)
         has_cancellations = facts.cancellations > 0
         log = _group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
         segments = None
@@ -216,10 +195,12 @@ def read_interactions(
             title_columns = {"item": chosen.item, "title": named.title}
             title_rows = texts_by_role(title_files, named_paths(title_paths), [*title_columns], title_columns).lazy()
 
-        notes += _notes_of_columns(inputs[0].table, chosen)
-        notes += _notes_of_rows(rows, facts, chosen)
-        notes += _notes_of_events(rows, event_weights)
-        notes += _notes_of_log(log, chosen)
+        notes = [note for table_input in inputs for note in table_input.notes]
+        notes += notes_of_segments(columns_read, facts)
+        notes += notes_of_columns(inputs[0].table, chosen)
+        notes += notes_of_rows(rows, facts, chosen)
+        notes += notes_of_events(rows, event_weights)
+        notes += notes_of_log(log, chosen)
         return Interactions(
             log=log,
             weighing=Weighing(weighting, half_life),
@@ -236,19 +217,17 @@ def read_interactions(
 
 
 def _read_rows(inputs: Sequence[_Input], source: str) -> Rows:
-    """Read the rows of all tables, and compute the aggregates of `_Facts`; *source* names the data in errors."""
+    """Read the rows of all tables, and compute the aggregates of `Facts`; *source* names the data in errors."""
     columns = inputs[0].options.columns
     schemas = [_interaction_schema(table_input) for table_input in inputs]
-    return Rows(schemas, source, *_fact_aggregates(columns), repeated=_TEXT_ROLES)
+    return Rows(schemas, source, *fact_aggregates(columns), repeated=_TEXT_ROLES)
 
 
-def _open_inputs(
-    files: Sequence[DataFile], options: _InputOptions, form: Format, source: str, notes: list[str]
-) -> list[_Input]:
+def _open_inputs(files: Sequence[DataFile], options: _InputOptions, form: Format, source: str) -> list[_Input]:
     """Open *files*: a table for each log, then one for all events, each with its columns, weights and filters.
 
-    Logs are files of the user's. Events are files that the service recorded; *notes* get sentences on what is wrong
-    with them. *source* names the files in messages. Raises DataError, and SettingError for events without weights.
+    Logs are files of the user's, with the columns of the first. Events are files that the service recorded. *source*
+    names the files in messages. Raises DataError, and SettingError for events without weights.
     """
     logs = [file for file in files if file.kind != "events"]
     event_files = [file for file in files if file.kind == "events"]
@@ -265,13 +244,13 @@ def _open_inputs(
         reads_times = log_options.columns.time is not None
 
     if event_files:
-        table = _read_events(event_files, form, notes)
+        events = _read_events(event_files, form)
         columns = Columns(user="user", item="item", event="event", time="time" if reads_times else None)
         filters = list(options.filters)
         if logs:
             # A filter on a column that only the logs have does not apply to events. Without logs, it is an error.
-            filters = [row_filter for row_filter in filters if row_filter.column in table.schema]
-        inputs.append(_Input(table, options._replace(columns=columns, filters=filters)))
+            filters = [row_filter for row_filter in filters if row_filter.column in events.table.schema]
+        inputs.append(_Input(events.table, options._replace(columns=columns, filters=filters), events.notes))
     return inputs
 
 
@@ -317,11 +296,10 @@ def _check_weights(columns: Columns, event_weights: Mapping[str, float] | None) 
         raise SettingError(f"The event column {columns.event!r} needs event weights, such as view=1,cart=3,buy=5.")
 
 
-def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> Table:
-    """Read *files* in which the service recorded events, as a table with a row for each item of each event.
+def _read_events(files: Sequence[DataFile], form: Format) -> _Events:
+    """Read *files* in which the service recorded events.
 
-    An event that a client sent again has the same id, and counts once. *notes* get sentences on repeated and on damaged
-    events.
+    An event that a client sent again has the same id, and counts once.
     """
     frames = [pl.DataFrame(schema=_EVENT_SCHEMA)]
     damaged = 0
@@ -333,6 +311,7 @@ def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> T
     all_events = pl.concat(frames)
     events = all_events.unique("id", keep="first", maintain_order=True)
     repeated = all_events.height - events.height
+    notes = list[str]()
     if repeated:
         notes.append(f"{repeated:,} events were sent again under the same id and are left out")
     if damaged:
@@ -340,28 +319,14 @@ def _read_events(files: Sequence[DataFile], form: Format, notes: list[str]) -> T
 
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
-    return Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
-
-
-def _fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
-    """Yield the aggregates over the rows that `_Facts` is made of, by the names of its fields.
-
-    Those of roles without a column are left out.
-    """
-    time = pl.col("time")
-    if columns.time is not None:
-        yield time.min().alias("first")
-        yield time.max().alias("last")
-        yield time.null_count().alias("timeless")
-    if columns.quantity is not None:
-        yield (pl.col("quantity") < 0).sum().alias("cancellations")
-    if columns.segment is not None:
-        yield pl.col("segment").drop_nulls().n_unique().alias("segments")
+    table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
+    return _Events(table, notes)
 
 
 def _interaction_schema(table_input: _Input) -> RowSchema:
     """Declare how the rows of a table become values by role (user, item, weight), and which rows are left out."""
-    table, options = table_input
+    table = table_input.table
+    options = table_input.options
     schema = RowSchema(table)
     for row_filter in options.filters:
         schema.filters[f"where {row_filter.text}"] = row_filter.condition(table)
@@ -402,8 +367,8 @@ def _add_weight(schema: RowSchema, options: _InputOptions) -> None:
         event = schema.table.text(columns.event)
         weight = event.replace_strict(options.event_weights, default=None, return_dtype=pl.Float64)
         schema.values["weight"] = weight
-        schema.left_out[_UNKNOWN_EVENT] = pl.col("weight").is_null()
-        schema.examples[_UNKNOWN_EVENT] = "event"
+        schema.left_out[UNKNOWN_EVENT] = pl.col("weight").is_null()
+        schema.examples[UNKNOWN_EVENT] = "event"
     elif columns.weight is not None:
         schema.add_number("weight", columns.weight, missing="no weight", invalid=_BAD_WEIGHT)
         schema.left_out["weight zero or less"] = pl.col("weight") <= 0
@@ -446,9 +411,9 @@ def _group_log(
 ) -> pl.DataFrame:
     """Group the rows *kept* by user, item and, if there are times, time: [user, item, weight, perhaps time].
 
-    The weight is that of the group's rows. With cancellations, rows with a quantity below 0, what they cancel is
-    separate rows with the time of the cancellation as `ended`. *source* names the data in the DataError that is raised
-    if all purchases were cancelled.
+    For weights, see `_group_weights`. Cancellations are rows with a quantity below 0. What they cancel is in separate
+    rows, with the time of the cancellation as `ended`. *source* names the data in the DataError that is raised if all
+    purchases were cancelled.
     """
     key = ["user", "item"]
     if columns.time is not None:
@@ -473,7 +438,8 @@ def _group_weights(
     """Group *rows* by the columns *key* (user, item, perhaps time): their weight and, *with_quantity*, its sum.
 
     The weight is the sum of the rows' weights. With a column of *columns* to count, such as orders, it is the number of
-    its different values for a user and an item, each of which counts at its first time.
+    different values in that column instead. A value that a user and an item have at several times counts once, at the
+    first of them.
     """
     quantity = [pl.col("quantity").sum()] if with_quantity else []
     if columns.count is not None:
@@ -488,99 +454,26 @@ def _group_weights(
     return rows.group_by(key).agg(pl.col("weight").sum(), *quantity)
 
 
-def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the purchases of *log*, divided into cancelled parts and the rest, without the rows of cancellations.
-
-    A row [user, item, weight, quantity, perhaps time] with a negative quantity cancels the user's latest purchases of
-    the item up to its time; rows without a time come first. Returns [user, item, weight, and with times: time, ended]:
-    a cancelled part is a separate row with its share of the purchase's weight, *ended* at the time of the cancellation.
-    Without times, cancelled parts are left out.
-    """
-    cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_USER_AND_ITEM).unique()
-    order = [*_USER_AND_ITEM, "time"] if "time" in log.columns else _USER_AND_ITEM
-    # At equal times purchases precede cancellations, which have the lower quantity.
-    descending = [False] * len(order) + [True]
-    affected = log.join(cancelled_pairs, on=_USER_AND_ITEM, how="semi").sort(*order, "quantity", descending=descending)
-
-    schema = {"row": pl.UInt32(), "quantity": pl.Float64(), "ended": log.schema.get("time", pl.Null())}
-    parts = pl.DataFrame(_divide_purchases(affected), schema=schema, orient="row")
-    # The row of the purchase for each part, with the part's share of the weight.
-    divided = affected[parts.get_column("row")].with_columns(
-        pl.col("weight") * parts.get_column("quantity") / pl.col("quantity")
-    )
-    if "time" in log.columns:
-        divided = divided.with_columns(parts.get_column("ended"))
-
-    unaffected = log.join(cancelled_pairs, on=_USER_AND_ITEM, how="anti")
-    return pl.concat([unaffected, divided], how="diagonal").drop("quantity")
-
-
-class _PurchasePart(NamedTuple):
-    """A *quantity*, part of that of a *row* (its number, from 0), and the time of its cancellation, if any."""
-
-    row: int
-    quantity: float
-    ended: datetime | None
-
-
-def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
-    """Return the cancelled parts of purchases, with the time of the cancellation, and the remaining parts, without.
-
-    *rows* [user, item, quantity, perhaps time] are purchases and, with a negative quantity, cancellations, sorted by
-    user, item and time. Each cancellation takes from the latest purchases of its user and item that remain. What was
-    bought and cancelled at the same time, or without times, is in no part. Other cancellations have no effect.
-    """
-    quantities = rows.get_column("quantity").to_list()
-    times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
-    is_new_pair = rows.select(pl.struct(_USER_AND_ITEM).rle_id()).to_series().diff().fill_null(1).to_list()
-
-    cancelled_parts = list[_PurchasePart]()
-    remaining = dict[int, float]()  # quantity by row of a purchase
-    open_purchases = list[int]()  # rows of the current user and item with a remaining quantity, the latest last
-    for row, quantity in enumerate(quantities):
-        if is_new_pair[row]:
-            open_purchases.clear()
-        if quantity > 0:
-            remaining[row] = quantity
-            open_purchases.append(row)
-            continue
-
-        to_cancel = -quantity
-        while to_cancel > 0 and open_purchases:
-            purchase = open_purchases[-1]
-            cancelled = min(remaining[purchase], to_cancel)
-            if times[purchase] != times[row]:
-                cancelled_parts.append(_PurchasePart(purchase, cancelled, ended=times[row]))
-            to_cancel = round(to_cancel - cancelled, _QUANTITY_DECIMALS)
-            remaining[purchase] = round(remaining[purchase] - cancelled, _QUANTITY_DECIMALS)
-            if remaining[purchase] <= 0:
-                open_purchases.pop()
-
-    remaining_parts = [_PurchasePart(row, left, ended=None) for row, left in remaining.items() if left > 0]
-    return cancelled_parts + remaining_parts
-
-
-def _with_few_segments(columns: Columns, count: int, notes: list[str], *, is_named: bool) -> Columns:
-    """Leave out a segment column of too many values (*count*), with a note; DataError if it *is_named*."""
-    if count <= _MAX_SEGMENTS:
+def _with_few_segments(columns: Columns, count: int, *, is_named: bool) -> Columns:
+    """Leave out a segment column of too many values (*count*); DataError if it *is_named*."""
+    if count <= MAX_SEGMENTS:
         return columns
-    many = f"the segment column {columns.segment!r} has {count:,} different values, and at most {_MAX_SEGMENTS:,} "
     if is_named:
-        raise DataError(f"{many}can have a list each; name a column with fewer.")
-    notes.append(f"{many}can have a list each; it is left out")
+        raise DataError(f"{describe_segments(columns, count)}; name a column with fewer.")
     return replace(columns, segment=None)
 
 
 def _users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
     """Count the users of each segment (a group, such as a country) who first had an item on a day.
 
-    *kept* are the rows of the input; *log* is their grouped log if there were cancellations, else None: users of
-    cancelled purchases do not count. Returns [segment, item, day since 1970 or null, weight: the number of users].
+    *kept* are the rows of the input [user, item, segment, perhaps time and quantity]. *log* is their grouped log if
+    there were cancellations, else None. With it, users count only for items of which a purchase was not cancelled: its
+    `ended` is null. Returns [segment, item, day since 1970 or null, weight: the number of users].
     """
     if log is not None:
         uncancelled = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
-        pairs = uncancelled.select(_USER_AND_ITEM).unique().lazy()
-        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=_USER_AND_ITEM, how="semi")
+        pairs = uncancelled.select("user", "item").unique().lazy()
+        kept = kept.filter(pl.col("quantity").fill_null(1.0) > 0).join(pairs, on=["user", "item"], how="semi")
 
     first_day = pl.lit(None)
     if "time" in kept.collect_schema():
@@ -599,97 +492,3 @@ def _most_frequent_segments(kept: pl.LazyFrame) -> pl.DataFrame:
     counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")
     best_first = counts.sort("user", "rows", "segment", descending=[False, True, False])
     return best_first.unique("user", keep="first", maintain_order=True).select("user", "segment")
-
-
-def _notes_of_rows(rows: Rows, facts: _Facts, columns: Columns) -> Iterator[str]:
-    """Yield sentences on bad rows, rows without a time, events without a weight, and cancellations."""
-    yield from rows.notes
-    if columns.time is not None and facts.timeless >= _TIMELESS_SHARE * facts.rows:
-        yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
-    if _UNKNOWN_EVENT in rows.left_out:
-        frequent = rows.values(_UNKNOWN_EVENT, "event").head(5)
-        events = ", ".join("none" if event is None else f"{event!r:.80}" for event in frequent)
-        yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
-    if facts.cancellations:
-        yield (
-            f"{facts.cancellations:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the "
-            f"same user and item; --where '{columns.quantity}>0' leaves them out"
-        )
-
-
-def _notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
-    """Yield a sentence on unused columns of a file without a header."""
-    used = set(asdict(columns).values())
-    unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
-    if unused:
-        named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"
-        yield (
-            f"{named} not used; --time-column, --weight-column and --title-column name them by number. If each line is "
-            "a user and all items, write one line for each pair: "
-            "awk '{for (n = 2; n <= NF; n++) print $1, $n}' FILE > pairs.txt"
-        )
-
-
-def _notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
-    """Yield a sentence for each kind of event in *event_weights* that no row has.
-
-    It suggests a similar kind of those that rows have without a weight, for which they were left out.
-    """
-    if event_weights is None:
-        return
-    events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
-    unweighted_events: Sequence[str] = []
-    if _UNKNOWN_EVENT in rows.left_out:
-        unweighted_events = rows.values(_UNKNOWN_EVENT, "event").drop_nulls().to_list()
-    for event in event_weights.keys() - events_of_rows:
-        suggestion = did_you_mean(event, unweighted_events)
-        yield f"no row kept has the event {event!r} of --event-weights; {suggestion}".rstrip("; ")
-
-
-def _notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
-    """Yield sentences on doubtful data in *log* [user, item, weight].
-
-    These are ids such as `null` that stand for a missing value, users with too many rows for a person, and items of
-    which no two share a user.
-    """
-    for role, column in (("user", columns.user), ("item", columns.item)):
-        weights = log.group_by(role).agg(pl.col("weight").sum())
-        shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
-        missing = shares.filter(_is_like_missing(role)).sort(role)
-        for value, share in missing.select(role, "share").iter_rows():
-            yield (
-                f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
-                f"weight; leave it out: --where '{column}!={value}'"
-            )
-
-    large = _large_users(log)
-    if not large.is_empty():
-        users = ", ".join(f"{user!r} ({share:.1%})" for user, share in large.select("user", "share").iter_rows())
-        yield (
-            f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
-            f"leave them out, as --where '{columns.user}!=ID'"
-        )
-
-    # Numbers of users: an item with different ones is shared.
-    user = pl.col("user").to_physical()
-    is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
-    if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
-        yield "no two users have an item in common, so nothing can be learnt; is the item column right?"
-
-
-def _large_users(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the three users with the largest *share* of the weight, if their rows are too many for a person.
-
-    Such users have a large share or many rows, and 20 times the mean weight of a user.
-    """
-    weight = pl.col("weight")
-    per_user = log.group_by("user").agg(weight.sum(), rows=pl.len())
-    users = per_user.with_columns(share=weight / weight.sum())
-    has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
-    is_large = has_many & (weight >= _TIMES_THE_MEAN * weight.mean())
-    return users.filter(is_large & ~_is_like_missing("user")).sort("share", descending=True).head(3)
-
-
-def _is_like_missing(role: str) -> pl.Expr:
-    """Return whether the text is one that exports write for a missing value."""
-    return pl.col(role).cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)

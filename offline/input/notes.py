@@ -1,0 +1,172 @@
+"""Notes: sentences on what looks wrong with the interactions that were read, and the aggregates behind them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+
+import polars as pl
+
+from hotplate.offline.input.columns import NUMBERED
+from hotplate.offline.input.tables import Rows, Table
+from hotplate.offline.options import Columns
+from hotplate.stores.errors import did_you_mean
+
+UNKNOWN_EVENT = "unknown event"
+# Thresholds of notes: rows without a time; one user's share, rows, and multiple of the mean weight; disjoint users.
+_TIMELESS_SHARE = 0.01
+_USER_SHARE = 0.02
+_USER_ROWS = 2_000
+_TIMES_THE_MEAN = 20
+_FEWEST_USERS = 10
+# Users and items that exports write for a missing value, in lower case; `columns.NULL_VALUES` are no values at all.
+_LIKE_MISSING = (
+    *("n/a", "#n/a", "na", "null", "(null)", "<null>", "[null]", "nil", "none", "nan", "undefined", "unknown"),
+    *("-", "--", "?", "\\n"),
+)
+# The service keeps their popular lists in memory.
+MAX_SEGMENTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Aggregates over the rows kept, None or 0 without their column.
+
+    first, last    times
+    timeless       rows without a time
+    cancellations  rows with a negative quantity
+    segments       different segments
+    """
+
+    rows: int
+    first: datetime | None = None
+    last: datetime | None = None
+    timeless: int = 0
+    cancellations: int = 0
+    segments: int = 0
+
+    @property
+    def time_range(self) -> tuple[datetime, datetime] | None:
+        """The first and the last time, None without times."""
+        return None if self.first is None or self.last is None else (self.first, self.last)
+
+
+def fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
+    """Yield the aggregates over the rows that `Facts` is made of, by the names of its fields.
+
+    Those of roles without a column are left out.
+    """
+    time = pl.col("time")
+    if columns.time is not None:
+        yield time.min().alias("first")
+        yield time.max().alias("last")
+        yield time.null_count().alias("timeless")
+    if columns.quantity is not None:
+        yield (pl.col("quantity") < 0).sum().alias("cancellations")
+    if columns.segment is not None:
+        yield pl.col("segment").drop_nulls().n_unique().alias("segments")
+
+
+def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
+    """Yield sentences on bad rows, rows without a time, events without a weight, and cancellations."""
+    yield from rows.notes
+    if columns.time is not None and facts.timeless >= _TIMELESS_SHARE * facts.rows:
+        yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
+    if UNKNOWN_EVENT in rows.left_out:
+        frequent = rows.values(UNKNOWN_EVENT, "event").head(5)
+        events = ", ".join("none" if event is None else f"{event!r:.80}" for event in frequent)
+        yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
+    if facts.cancellations:
+        yield (
+            f"{facts.cancellations:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the "
+            f"same user and item; --where '{columns.quantity}>0' leaves them out"
+        )
+
+
+def describe_segments(columns: Columns, count: int) -> str:
+    """Return the start of a sentence: a segment column has too many different values (*count*)."""
+    limit = f"at most {MAX_SEGMENTS:,} can have a list each"
+    return f"the segment column {columns.segment!r} has {count:,} different values, and {limit}"
+
+
+def notes_of_segments(columns: Columns, facts: Facts) -> Iterator[str]:
+    """Yield a sentence on a segment column that is left out because of too many values."""
+    if facts.segments > MAX_SEGMENTS:
+        yield f"{describe_segments(columns, facts.segments)}; it is left out"
+
+
+def notes_of_columns(table: Table, columns: Columns) -> Iterator[str]:
+    """Yield a sentence on unused columns of a file without a header."""
+    used = set(asdict(columns).values())
+    unused = [name.removeprefix(NUMBERED) for name in table.schema if name.startswith(NUMBERED) and name not in used]
+    if unused:
+        named = f"column {unused[0]} is" if len(unused) == 1 else f"columns {unused[0]} to {unused[-1]} are"
+        yield (
+            f"{named} not used; --time-column, --weight-column and --title-column name them by number. If each line is "
+            "a user and all items, write one line for each pair: "
+            "awk '{for (n = 2; n <= NF; n++) print $1, $n}' FILE > pairs.txt"
+        )
+
+
+def notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> Iterator[str]:
+    """Yield a sentence for each kind of event in *event_weights* that no row kept has.
+
+    If rows were left out whose kind of event has a similar name and no weight, the sentence suggests that name.
+    """
+    if event_weights is None:
+        return
+    events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
+    unweighted_events: Sequence[str] = []
+    if UNKNOWN_EVENT in rows.left_out:
+        unweighted_events = rows.values(UNKNOWN_EVENT, "event").drop_nulls().to_list()
+    for event in event_weights.keys() - events_of_rows:
+        suggestion = did_you_mean(event, unweighted_events)
+        yield f"no row kept has the event {event!r} of --event-weights; {suggestion}".rstrip("; ")
+
+
+def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
+    """Yield sentences on doubtful data in *log* [user, item, weight].
+
+    These are ids such as `null` that stand for a missing value, users with too many rows for a person, and items of
+    which no two share a user.
+    """
+    for role, column in (("user", columns.user), ("item", columns.item)):
+        weights = log.group_by(role).agg(pl.col("weight").sum())
+        shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
+        missing = shares.filter(_is_like_missing(role)).sort(role)
+        for value, share in missing.select(role, "share").iter_rows():
+            yield (
+                f"the {role} {value!r} looks like a missing value, and counts as one {role} with {share:.1%} of the "
+                f"weight; leave it out: --where '{column}!={value}'"
+            )
+
+    large = _large_users(log)
+    if not large.is_empty():
+        users = ", ".join(f"{user!r} ({share:.1%})" for user, share in large.select("user", "share").iter_rows())
+        yield (
+            f"single users have many rows: {users}; if they are robots or stand for unknown visitors, "
+            f"leave them out, as --where '{columns.user}!=ID'"
+        )
+
+    # Numbers of users: an item with different ones is shared.
+    user = pl.col("user").to_physical()
+    is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
+    if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
+        yield "no two users have an item in common, so nothing can be learnt; is the item column right?"
+
+
+def _large_users(log: pl.DataFrame) -> pl.DataFrame:
+    """Return the three users with the largest *share* of the weight, if their rows are too many for a person.
+
+    Such users have a large share or many rows, and 20 times the mean weight of a user.
+    """
+    weight = pl.col("weight")
+    per_user = log.group_by("user").agg(weight.sum(), rows=pl.len())
+    users = per_user.with_columns(share=weight / weight.sum())
+    has_many = (pl.col("share") >= _USER_SHARE) | (pl.col("rows") >= _USER_ROWS)
+    is_large = has_many & (weight >= _TIMES_THE_MEAN * weight.mean())
+    return users.filter(is_large & ~_is_like_missing("user")).sort("share", descending=True).head(3)
+
+
+def _is_like_missing(role: str) -> pl.Expr:
+    """Return whether the text is one that exports write for a missing value."""
+    return pl.col(role).cast(pl.String).str.to_lowercase().is_in(_LIKE_MISSING)
