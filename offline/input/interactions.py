@@ -257,9 +257,10 @@ def _open_inputs(files: Sequence[DataFile], options: _InputOptions, form: Format
 def _options_for_logs(names: Sequence[str], options: _InputOptions, source: str, *, with_events: bool) -> _InputOptions:
     """Return *options* with the columns of a log: those that the caller named, and else those with usual names.
 
-    *names* are the columns that the log has. With event weights, it needs a column of events, such as `click` and
-    `buy`. But if the input has recorded events, too (*with_events*), a log without that column is read without event
-    weights. Raises DataError for a missing column, SettingError for contradictory weights.
+    *names* are the columns that the log has. `guessed` roles are found by usual names, if the log has them; `required`
+    ones must exist. With event weights, it needs a column of events, such as `click` and `buy`. But if the input has
+    recorded events, too (*with_events*), a log without that column is read without event weights. Raises DataError for
+    a missing column, SettingError for contradictory weights.
     """
     named = options.columns
     event_weights = options.event_weights

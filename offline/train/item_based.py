@@ -248,20 +248,25 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     diagonal = np.diag_indices_from(gram)
     gram[diagonal] = gram[diagonal] / (1 - _DROPOUT) + params.regularization
 
-    # The transpose of the symmetric table has LAPACK's memory order. Dropout makes any table positive definite.
+    # The transpose of the symmetric table has LAPACK's memory order, so it is not copied. Its lower triangle is the
+    # upper one of the table. Dropout makes any table positive definite.
     factor, _ = lapack.spotrf(gram.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.spotri(factor, lower=True, overwrite_c=True)
     weights: Floats = inverse.T
     negative_diagonal = -weights[diagonal]
 
-    # LAPACK writes one triangle; the other one is its mirror image.
-    for start in range(0, len(weights), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        upper = np.triu(weights[rows, rows], 1)
-        weights[rows, rows] = upper + upper.T
-        weights[rows, :start] = weights[:start, rows].T
+    _mirror_upper_triangle(weights)  # LAPACK wrote no other
     weights /= negative_diagonal
     return EASE(weights)
+
+
+def _mirror_upper_triangle(table: Floats) -> None:
+    """Overwrite the lower triangle of *table* by the upper one, and the diagonal by 0, in blocks of rows."""
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        upper = np.triu(table[rows, rows], 1)
+        table[rows, rows] = upper + upper.T
+        table[rows, :start] = table[:start, rows].T
 
 
 def _square_roots(user_items: UserItems) -> csr_matrix:

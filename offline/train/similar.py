@@ -170,11 +170,13 @@ def keep_highest(similarities: Similarities, most: int) -> Similarities:
 def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None, k: int) -> SimilarParams:
     """Return the parameters of similar items with the best hit rate on the test parts of *splits*.
 
-    The hit rate is the share of users' last items in train with the user's next item among *k* similar ones. As it
-    rewards popular items, other parameters replace the default ones only if they are better beyond a 95 % interval: at
-    first another power of recent popularity, then no `shrink`. The default has the lowest power. Recency is tried only
-    with *half_life_days* and times.
+    A user's hit rate is the share of their last items in train whose *k* similar items include one that they chose
+    next. As it rewards popular items, other parameters replace the default ones only if their lead is larger than a
+    95 % interval. Powers of recent popularity are compared first, then the chosen parameters without `shrink`.
+
+    Recency is tried only with *half_life_days* and times. The default then has the lowest power, else no recency.
     """
+    # In the order of preference.
     candidates = [SimilarParams()]
     if half_life_days is not None and all(parts.history is not None for parts in splits):
         lowest, *higher = (SimilarParams(recency=Recency(half_life_days, gamma)) for gamma in _RECENCY_POWERS)

@@ -171,9 +171,9 @@ class _Fits:
     def rankers(self, params: Params) -> Iterator[Ranker]:
         """Yield a ranker (a fitted model) for each split, fitted with *params* to its train part.
 
-        Recency multiplies the scores of a fitted model by recent popularity, so trials that differ in it alone share a
-        fit, which is kept. Small fits of ALS are kept, too, as trials of recency need the best one again. Others are
-        fitted one at a time, to save memory.
+        Recency multiplies the scores of a fitted model, so cells that differ in recency alone share a fit: it is kept
+        from one of these cells to the next. Fits of ALS without recency are kept if they are small, because trials of
+        recency need the best one again. All other fits are made one at a time, to save memory.
         """
         recency = recency_of(params)
         if recency is not None:

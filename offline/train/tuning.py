@@ -247,21 +247,19 @@ def _run_trials(
 
 
 def _try_recency(trials: Trials, budget: Budget) -> None:
-    """Try the best parameters of each engine with recency: scores multiplied by a power of recent popularity.
+    """Try the best cell of each engine with recency: scores multiplied by a power of recent popularity.
 
     The next half-lives and powers of an engine depend on its trials so far. It is done when there are none that may
-    help, or *budget* is spent. All trials are added to *trials*. Popularity comes first, as the other engines start
-    from its best half-life.
+    help, or *budget* is spent. All trials are added to *trials*.
     """
     best_of_engines = [trial.params for trial in best_of_each_engine(trials.done)]
-    # Fits of ALS are kept in memory until another engine is fitted.
-    best_of_engines.sort(key=lambda params: not isinstance(params, ALSParams))
-    best_of_engines.sort(key=lambda params: not isinstance(params, PopularityParams))
+    best_of_engines.sort(key=_place_in_recency_search)
     popularity: PopularityParams | None = None
     for params in best_of_engines:
         tried = list[Trial]()
         cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
         while cells:
+            # The expected total counts one more trial, until the results show that none follows.
             tried += trials.run(cells, expected_later=1)
             cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
 
@@ -269,6 +267,17 @@ def _try_recency(trials: Trials, budget: Budget) -> None:
             best = max(tried, key=lambda trial: trial.ndcg).params
             if isinstance(best, PopularityParams):
                 popularity = best
+
+
+def _place_in_recency_search(params: Params) -> int:
+    """Return the place of an engine in the order in which recency is tried; equal places keep their order."""
+    match params:
+        case PopularityParams():
+            return 0  # the other engines start from its best half-life
+        case ALSParams():
+            return 1  # its fits are kept in memory until another engine is fitted
+        case _:
+            return 2
 
 
 def inner_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
