@@ -72,7 +72,7 @@ class DraftRef(NamedTuple):
 # Formats of the record. A catalogue is written in the oldest one that can express it (`format_of`), so earlier versions
 # refuse, with "upgrade hotplate", only what they would misread. Whatever changes the meaning of a record, its checksum
 # included, takes the next number.
-#   2    releases and a canary; before format 4 also an experiment and refused releases
+#   2    releases and a canary; before format 4 also an experiment, and refused releases with either of two checksums
 #   3    the same with erased users, recorded as an incarnation
 #   4    with an experiment, a refused release, or erased users recorded beside the catalogue
 FORMAT_PLAIN = 2
@@ -710,6 +710,8 @@ class _Record(Struct):
     checksum: str
     erased: Erased | None = None
     experiment: Experiment | None = None
+    refusals: str | None = None
+    """Of a pre-release of 0.3: the checksum of the refusals, which *checksum* leaves out."""
 
     def catalogue(self, now: float) -> Catalogue:
         """Return the catalogue, read at *now*."""
@@ -723,6 +725,16 @@ class _Record(Struct):
             experiment=self.experiment,
             now=now,
         )
+
+
+class _Refusal(Struct):
+    incarnation: str
+    refused_by: tuple[str, ...] = ()
+    canary_stopped: str = ""
+
+
+class _Refusals(Struct):
+    entries: tuple[_Refusal, ...]
 
 
 def format_of(catalogue: Catalogue) -> int:
@@ -783,8 +795,11 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         raise unreadable(f"cannot be read: {error}") from error
     if is_contradictory:
         raise unreadable("contradicts itself")
-    if fields.checksum != _checksum(catalogue):
+    has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
+    if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
         raise unreadable("is damaged: its checksum is wrong")
+    if has_two_checksums and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
+        raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
 
@@ -814,16 +829,27 @@ def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_f
     return not live_ids or canary.state in (State.DRAFT, State.LIVE)
 
 
-def _checksum(catalogue: Catalogue) -> str:
+def _refusals_checksum(fields: _Refusals) -> str:
+    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it."""
+    refusals = [
+        (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
+        for entry in fields.entries
+        if entry.refused_by or entry.canary_stopped
+    ]
+    return xxh3_64_hexdigest(orjson.dumps(refusals))
+
+
+def _checksum(catalogue: Catalogue, *, with_refusals: bool = True) -> str:
     """Return the checksum over the fields of a catalogue, in hexadecimal digits.
 
     Over values, not stored bytes: a store may reorder fields and write 1.0 as 1. Fields that earlier versions lacked
-    count only if set, so that the checksums of their catalogues stay valid.
+    count only if set, so that the checksums of their catalogues stay valid. Without *with_refusals*, the gates that
+    refused a release do not count: a pre-release of 0.3 had another checksum for them.
     """
     fields = list[object](catalogue.version)
     canary = catalogue.canary
     fields.append(None if canary is None else (canary.release, float(canary.percent), canary.salt))
-    fields.append([_checked_fields(entry) for entry in catalogue.releases])
+    fields.append([_checked_fields(entry, with_refusals=with_refusals) for entry in catalogue.releases])
     if catalogue.erased is not None:
         fields.append(catalogue.erased.stored)
     if catalogue.experiment is not None:
@@ -831,7 +857,7 @@ def _checksum(catalogue: Catalogue) -> str:
     return xxh3_64_hexdigest(orjson.dumps(fields))
 
 
-def _checked_fields(entry: Release) -> list[object]:
+def _checked_fields(entry: Release, *, with_refusals: bool) -> list[object]:
     fields: list[object] = [
         entry.id,
         entry.incarnation,
@@ -841,6 +867,6 @@ def _checked_fields(entry: Release) -> list[object]:
         None if entry.superseded_at is None else float(entry.superseded_at),
         None if entry.lease_until is None else float(entry.lease_until),
     ]
-    if entry.refused_by:
+    if with_refusals and entry.refused_by:
         fields.append(entry.refused_by)
     return fields

@@ -41,6 +41,13 @@ RECORDS = {
         b'","state":"ready","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":null,"refused_b'
         b'y":[],"canary_stopped":""}],"checksum":"ac73b5b81d2e572c","refusals":null}'
     ),
+    "3670814a refused": (
+        b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":null,"entries":[{"id":"a","inca'
+        b'rnation":"of-a","state":"live","created_at":100.0,"writer":"writer","superseded_at":null,"lease_until":nu'
+        b'll,"refused_by":[],"canary_stopped":""},{"id":"b","incarnation":"of-b","state":"ready","created_at":100.0'
+        b',"writer":"writer","superseded_at":null,"lease_until":null,"refused_by":["ndcg"],"canary_stopped":""}],"c'
+        b'hecksum":"a05901d6c7611eaa","refusals":"14c862c8cc9d09c2"}'
+    ),
     "dc36bc97 canary": (
         b'{"format":2,"store_id":"s","generation":4,"token":"t","live":"a","canary":{"release":"b","percent":5.0,"s'
         b'alt":"b"},"entries":[{"id":"a","incarnation":"of-a","state":"live","created_at":100.0,"writer":"writer","'

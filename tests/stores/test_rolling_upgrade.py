@@ -26,13 +26,13 @@ VERSIONS = {"dc36bc97": True, "3670814a": False}
 
 # Runs verbs on a store with any version, and prints the outcome of each.
 PROGRAM = """
-import asyncio, json, sys
+import asyncio, functools, json, sys
 import hotplate
 from hotplate.stores import lifecycle
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import body_of
 from hotplate.stores.errors import StoreError
-from hotplate.stores.publication import publish_release
+from hotplate.stores import publication
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.verification import verify
 
@@ -42,20 +42,26 @@ KEYS = ["popular:", *(f"user:{number}" for number in range(20))]
 async def put(store, **options):
     async def batches():
         yield [Row(key, body_of(json.dumps({"id": key}).encode())) for key in sorted(KEYS)]
-    done = await publish_release(store, batches(), plan=Plan(len(KEYS), 2000), **options)
+    # Earlier versions name it differently, and need what a release is about.
+    publish = getattr(publication, "publish_release", None) or functools.partial(publication.publish, about={})
+    done = await publish(store, batches(), plan=Plan(len(KEYS), 2000), **options)
     return done.manifest.release
+
+async def write(store, **options):
+    not_live = {"activation": None} if hasattr(publication, "Activation") else {"live": False}
+    return await put(store, **not_live, **options)
 
 async def refuse(_):
     return ("ndcg",)
 
 async def refused(store):
-    return await put(store, live=False, refused_by=refuse)
+    return await write(store, refused_by=refuse)
 
 async def canary(store):
-    await lifecycle.start_canary(store, await put(store, live=False), 10.0)
+    await lifecycle.start_canary(store, await write(store), 10.0)
 
 async def experiment(store):
-    await lifecycle.start_canary(store, await put(store, live=False), 10.0, 14)
+    await lifecycle.start_canary(store, await write(store), 10.0, 14)
 
 async def erase(store):
     from hotplate.stores.users import erase_users
