@@ -101,11 +101,11 @@ def main() -> None:
     An expected error prints one sentence and sets the exit code; a defect prints its traceback.
     """
     os.environ.setdefault("_RJEM_MALLOC_CONF", _POLARS_MEMORY)  # read when polars is loaded
-    logging.getLogger().addHandler(logging.NullHandler())  # `serve` configures logging, other verbs print
+    # Print warnings of stores; `serve` and `demo` replace this handler when they configure logging.
     warnings = logging.StreamHandler()
     warnings.setFormatter(logging.Formatter("hotplate: %(message)s"))
-    for name in ("lifecycle", "publication", "transfer", "redis"):
-        logging.getLogger(f"hotplate.stores.{name}").addHandler(warnings)
+    warnings.addFilter(logging.Filter("hotplate.stores"))
+    logging.getLogger().addHandler(warnings)
 
     arguments = with_default_verb(sys.argv[1:])
     try:

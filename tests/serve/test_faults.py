@@ -1,6 +1,7 @@
 """Redis killed, stopped, slowed, cut off or emptied, and an emulated Cosmos DB that fails: what their readers see."""
 
 import asyncio
+import json
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import hotplate_process
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.limited_service import counted
 from tests.support.readers import WAIT_S, lists, reading, until_read
@@ -110,6 +112,23 @@ async def test_redis_outage_at_start_or_later_is_reported_and_survived(tmp_path:
 
         until(is_seen, "operators do not see the outage")
         assert alone.is_ready()
+
+
+def test_store_warnings_are_json_lines_of_a_service_and_text_of_a_verb(tmp_path: Path, redis: RedisServer) -> None:
+    first, second = (asyncio.run(publish_to(redis.url(), lists("r"))) for _ in range(2))
+    for row in redis.execute_command("KEYS", "*user:1"):
+        redis.execute_command("DEL", row)
+    warning = f"release {first} can be served, but is damaged"
+    with serving(tmp_path, "--store", redis.url(), "--admin-store", redis.url()) as service:
+        assert service.admin(f"/v1/releases/{first}/activate", "POST").status == 200
+        assert service.stop() == 0
+        lines = service.log.read_text().splitlines()
+    records = [json.loads(line) for line in lines if not line.startswith("serving ")]
+    assert [record["level"] for record in records if warning in record["message"]] == ["warning"]
+
+    done = hotplate_process("releases", "activate", second, "--store", redis.url())
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"hotplate: release {second} can be served, but is damaged")
 
 
 TIER = "cosmos+http"
