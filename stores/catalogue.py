@@ -791,14 +791,15 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         fields = msgspec.json.decode(record, type=_Record)
         catalogue = fields.catalogue(now)
         is_contradictory = _is_contradictory(catalogue, live=fields.live, written_format=written_format)
+        has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
+        refusals = _refusals_checksum(record) if has_two_checksums else None
     except (msgspec.MsgspecError, ValueError, RecursionError, ReleaseNotFound) as error:
         raise unreadable(f"cannot be read: {error}") from error
     if is_contradictory:
         raise unreadable("contradicts itself")
-    has_two_checksums = fields.refusals is not None and written_format == FORMAT_PLAIN
     if fields.checksum != _checksum(catalogue, with_refusals=not has_two_checksums):
         raise unreadable("is damaged: its checksum is wrong")
-    if has_two_checksums and fields.refusals != _refusals_checksum(msgspec.json.decode(record, type=_Refusals)):
+    if has_two_checksums and fields.refusals != refusals:
         raise unreadable("is damaged: the checksum of its refusals is wrong")
     return catalogue
 
@@ -829,8 +830,9 @@ def _is_contradictory(catalogue: Catalogue, *, live: ReleaseId | None, written_f
     return not live_ids or canary.state in (State.DRAFT, State.LIVE)
 
 
-def _refusals_checksum(fields: _Refusals) -> str:
-    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it."""
+def _refusals_checksum(record: bytes) -> str:
+    """Return the checksum over refused releases, as a pre-release of 0.3 wrote it. Raises msgspec.MsgspecError."""
+    fields = msgspec.json.decode(record, type=_Refusals)
     refusals = [
         (entry.incarnation, entry.refused_by, *filter(None, [entry.canary_stopped]))
         for entry in fields.entries

@@ -323,7 +323,7 @@ class UserLists:
         )
 
     async def _ready_reader(self) -> TieredReader:
-        """Return the reader of the stores, which stops the canaries that workers have stopped.
+        """Return the reader of the stores, whose canaries are stopped while a worker says that it has stopped them.
 
         Raises a Problem (503) if no store has a release.
         """
@@ -340,9 +340,14 @@ class UserLists:
                 raise not_ready(str(error)) from None
 
         for tier in self._reader.tiers:
-            canary = tier.follower.canary
-            if canary is not None and self._has_worker_stopped(tier.name, canary.served.id):
-                tier.follower.stop_canary("a worker has stopped it")
+            follower = tier.follower
+            canary = follower.stopped_canary if follower.canary is None else follower.canary.served.id
+            if canary is None:
+                continue
+            if self._has_worker_stopped(tier.name, canary):
+                follower.stop_canary("a worker has stopped it")
+            else:
+                follower.reload_canary("no worker has stopped it")
         return self._reader
 
     def _has_worker_stopped(self, tier: str, canary: ReleaseId) -> bool:

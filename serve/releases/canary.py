@@ -335,6 +335,10 @@ class FollowedCanary:
         """Return it stopped, because it is worse than the live release."""
         return FollowedCanary(CanaryState.STOPPED, self.entry, reason=reason)
 
+    def unloaded(self, reason: str) -> "FollowedCanary":
+        """Return it to be loaded again, with the reason."""
+        return FollowedCanary(CanaryState.UNLOADED, self.entry, reason=reason)
+
     def gone(self) -> "FollowedCanary":
         """Return it without its release, which the store lacks."""
         return FollowedCanary(CanaryState.GONE, self.entry)

@@ -251,6 +251,11 @@ class Follower:
         if self.canary is not None:
             self._use_canary(self._followed_canary.stopped(reason))
 
+    def reload_canary(self, reason: str) -> None:
+        """Load a stopped canary again, within CANARY_S."""
+        if self._followed_canary.state is CanaryState.STOPPED:
+            self._use_canary(self._followed_canary.unloaded(reason))
+
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
         if self.canary is not None and self.canary.served is gone:

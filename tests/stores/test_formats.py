@@ -121,6 +121,12 @@ def test_changed_record_of_an_earlier_version_is_damage(name: str) -> None:
                 parse(changed, now=0.0, where="here")
 
 
+def test_refusals_of_a_wrong_type_make_a_record_unreadable() -> None:
+    changed = RECORDS["3670814a refused"].replace(b'"canary_stopped":""', b'"canary_stopped":null')
+    with pytest.raises(CatalogueUnreadable, match="cannot be read"):
+        parse(changed, now=0.0, where="here")
+
+
 @pytest.mark.parametrize(
     ("kind", "format_"), [("canary", 2), ("refused", 4), ("experiment", 4), ("erased", 3), ("erased-experiment", 4)]
 )

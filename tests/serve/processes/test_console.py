@@ -121,6 +121,10 @@ def test_canary_counts_are_shown_beside_the_live_release(tmp_path: Path) -> None
         assert releases_in_console(service) == {live}
         assert service.log.read_text().count("is the canary, of") == loads, "the console loaded the canary again"
 
+        service.admin("/v1/releases/canary/abort", "POST")
+        service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
+        until(lambda: canary in releases_in_console(service))
+
         good = asyncio.run(publish_lists(store, lists, live=False))
         service.admin("/v1/releases/canary/abort", "POST")
         service.admin(f"/v1/releases/{good}/canary?percent=50", "POST")
