@@ -19,6 +19,7 @@ END_BEHIND_AT = re.compile(r"[?#&=;]")
 
 # A path in the parameter `ca`, which may hold an @, because it follows hosts that cannot be part of a password.
 _HOST = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?"
+_LIST = re.compile(rf"({SCHEME.pattern})((?:[^/?#@\[\]]*@)?{_HOST}(?:,{_HOST})+)([/?#].*)?", re.DOTALL)
 _CA = re.compile(rf"({SCHEME.pattern}(?:[^/?#@]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#@]*)?\?(?:[^#@]*&)?ca=)([./][^#&]*)")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -68,7 +69,7 @@ def redacted(url: str) -> str:
 def split(url: str) -> SplitResult:
     """Split a URL; StoreMisused if a password or parameter is not percent-encoded."""
     try:
-        parts = urlsplit(_escaped(url))
+        parts = _split_url(_escaped(url))
     except ValueError:  # its message quotes the URL
         parts = None
     if parts is None or "@" in f"{parts.path}{parts.query}{parts.fragment}":
@@ -77,6 +78,16 @@ def split(url: str) -> SplitResult:
             f"or a parameter as %2F %3F %23 %5B %5D %40 and %25"
         )
     return parts
+
+
+def _split_url(url: str) -> SplitResult:
+    """Split a URL, which may list hosts; raises ValueError."""
+    match = _LIST.fullmatch(url)
+    if match is None:
+        return urlsplit(url)
+    # Later versions of Python refuse brackets of an IPv6 address among other hosts.
+    start, netloc, rest = match[1], match[3], match[4] or ""
+    return urlsplit(f"{start}host{rest}")._replace(netloc=netloc)
 
 
 def _escaped(url: str) -> str:

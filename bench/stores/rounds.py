@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from hotplate.bench import process
 from hotplate.bench.errors import BenchMisused
@@ -27,7 +27,7 @@ from hotplate.stores.encoding import USER
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.store import Store
 from hotplate.stores.transfer import copy
-from hotplate.stores.urls import redacted, scheme_of
+from hotplate.stores.urls import redacted, scheme_of, split
 from hotplate.stores.verification import load_manifest
 
 PATH = "/v1/recommendations/{key}"
@@ -47,12 +47,12 @@ SPARE_BUDGETS = 2.0  # until when MIN_ROUNDS are waited for
 
 def through_sdk(url: str) -> bool:
     """Return whether *url* is read through azure-cosmos."""
-    return scheme_of(url) in COSMOS and parse_qs(urlsplit(url).query).get("client") == ["sdk"]
+    return scheme_of(url) in COSMOS and parse_qs(split(url).query).get("client") == ["sdk"]
 
 
 def by_redis_py(url: str) -> bool:
     """Return whether redis-py alone reads *url*."""
-    return scheme_of(url) in REDIS and parse_qs(urlsplit(url).query).get("client") == ["redis-py"]
+    return scheme_of(url) in REDIS and parse_qs(split(url).query).get("client") == ["redis-py"]
 
 
 def store_settings(url: str) -> dict[str, str]:

@@ -156,6 +156,7 @@ class Multiplexer(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail pending commands."""
+        self._transport = None  # Python 3.11.2 fails to abort a transport of TLS that was closed
         self._end(f"{self.where} cannot be reached: {error or 'it closed the connection'}")
         if self._former_protocol is not None:
             self._former_protocol.connection_lost(error)
