@@ -93,7 +93,7 @@ class Gate:
     """One bound that lists must meet.
 
     name       without a list's, with N: `drop.ndcg`, `overlap@10`
-    subject    what is measured: `metric`, `drop`, one of the lists (`coverage`, ...), or a name in LEAST_KEPT
+    subject    what is measured: `metric`, `drop`, a property of lists (`coverage`, ...), or a name in LEAST_KEPT
     metric     the metric of the evaluation, for the subjects `metric` and `drop`
     depth      N, the number of first items, for the subjects `overlap` and `popular_share`
     list_name  the list that must meet it; None for each list

@@ -30,7 +30,7 @@ from hotplate.offline.publish import PLACES, NamedLists, Written, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
+from hotplate.stores.catalogue import Arm, Canary, Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, ReleaseConflict, reason_of
 from hotplate.stores.folders import LOCK, check_held, flush, take_lock
@@ -145,7 +145,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tracked       MLflow's URI of the model
     metrics       of the model's lists
     lists         number of rows by kind
-    erased        releases that this attempt pruned
+    erased        releases that the last attempt at the run pruned
     seconds       wall time by step, over all attempts
     succeeded_at  seconds since 1970 of the last success, None before the first
     ended_at      seconds since 1970
@@ -350,22 +350,24 @@ class Attempt:
         with locked_folder(path, self._wait_s) as folder:
             self._update_summary(succeeded_at=folder.succeeded_at)
             inputs = digest_of_paths(job.inputs)
-            run = run_on(job.store, partial(self._same_or_new_run, folder.last, inputs))
+            run, catalogue = run_on(job.store, partial(self._same_or_new_run, folder.last, inputs))
             if run is not folder.last:
                 folder.sweep()
                 folder.record(run)
             if run.summary is None:
                 self._finish_run(folder)
             else:
-                self._review_run(folder, run.summary)
+                self._review_run(folder, run.summary, catalogue)
             self._update_summary(succeeded_at=folder.succeeded_at)
 
     def _update_summary(self, **facts: object) -> None:
         """Change fields of the summary."""
         self.summary = msgspec.structs.replace(self.summary, **facts)
 
-    async def _same_or_new_run(self, last: Run | None, inputs: str, store: Store) -> Run:
+    async def _same_or_new_run(self, last: Run | None, inputs: str, store: Store) -> tuple[Run, Catalogue]:
         """Return the *last* run if it can be continued, or is still valid, else a new one with a new release id.
+
+        The store's catalogue is returned, too.
 
         *inputs* is a digest of the input files. These and the options must be the same as those of the last run. If it
         has ended, the store must have its release or a live one: an empty store may have replaced the one before.
@@ -376,24 +378,24 @@ class Attempt:
         if last is not None and not last.is_abandoned and last.options == options and last.inputs == inputs:
             has_release = any(entry.id == last.release for entry in catalogue.releases)
             if last.outcome is None or catalogue.live or has_release:
-                return last
-        return Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
+                return last, catalogue
+        run = Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
+        return run, catalogue
 
-    def _review_run(self, folder: RunFolder, last: Summary) -> None:
-        """Report a run that has ended before, by what its release has become since; *last* is its summary.
+    def _review_run(self, folder: RunFolder, last: Summary, catalogue: Catalogue) -> None:
+        """Report a run that has ended before, by what its release has become in *catalogue*; *last* is its summary.
 
         A release may have been withdrawn, or one that was refused may have been activated by force. One that is ready
         again is not activated: an operator may have rebuilt the catalogue around another.
         """
-        job = self._job
+        publishing = self._job.publishing
         run = folder.run
-        catalogue = run_on(job.store, lambda store: store.catalogue())
-        standing = _standing_of(run.release, catalogue, job.publishing)
+        standing = _standing_of(run.release, catalogue, publishing)
         self.summary = last
         if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
             return
         if standing in (Standing.READY, Standing.REFUSED):
-            reason = _withdrawal(catalogue.find(run.release), job.publishing.arm)
+            reason = _withdrawal(catalogue.find(run.release), publishing.arm)
             self._update_summary(outcome=Outcome.REFUSED, error=reason)
             folder.finish(self.summary)
             return
@@ -469,7 +471,7 @@ class Attempt:
                 reason = str(written.refused)
         elif standing is Standing.READY:
             with folder.step("activate"):
-                reason = run_on(job.store, partial(self._activate, release))
+                reason = run_on(job.store, partial(self._activate, release, catalogue.canary))
         return run_on(job.store, partial(self._read_published, release, reason, erased))
 
     def _write(self, folder: RunFolder) -> Written:
@@ -505,10 +507,9 @@ class Attempt:
                     lists[name] = ModelLists.of(of_list, named.settings(), name)
             return source_of_lists({name: self._measure(of_list) for name, of_list in lists.items()})
 
-    async def _activate(self, release: ReleaseId, store: Store) -> str:
+    async def _activate(self, release: ReleaseId, canary: Canary | None, store: Store) -> str:
         """Make a ready release live, or that of arm B; return why it is held back, empty if it is not."""
         publishing = self._job.publishing
-        canary = (await store.catalogue()).canary
         if canary is not None and canary.release == release and not publishing.end_canary:
             return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
         try:
@@ -625,21 +626,21 @@ def _refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
     mend = remedies(gates.verdicts, AS_KEYS)
     return (
         f"{gates.failures}; release {manifest.release} was written and is not {place.name}; {mend}only if it may go "
-        f"live as it is: hotplate releases activate --force {manifest.release}{place.option}"
+        f"live as it is: {place.activation(manifest.release, force=True)}"
     )
 
 
 def _withdrawal(entry: Release, arm: Arm) -> str:
     """Return why a release, which was written before, is out of service, and what to do."""
-    option = PLACES[arm].option
+    place = PLACES[arm]
     if entry.refused_by:
         return (
             f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "
-            f"cause; only if it may go live as it is: hotplate releases activate --force {entry.id}{option}"
+            f"cause; only if it may go live as it is: {place.activation(entry.id, force=True)}"
         )
     cause = "is not live any more: its store has a new catalogue, or older data"
     if entry.state is State.WITHDRAWN:
         cause = "was withdrawn"
     elif entry.superseded_at is not None:
         cause = "was the canary, which was not promoted"
-    return f"release {entry.id} {cause}; if it may go live: hotplate releases activate {entry.id}{option}"
+    return f"release {entry.id} {cause}; if it may go live: {place.activation(entry.id)}"

@@ -127,6 +127,11 @@ class Place:
     name: str
     option: str
 
+    def activation(self, release: ReleaseId, *, force: bool = False) -> str:
+        """Return the command that makes a release this."""
+        flag = " --force" if force else ""
+        return f"hotplate releases activate{flag} {release}{self.option}"
+
 
 PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
 
@@ -194,7 +199,7 @@ async def publish_source(
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
     gate_check = _GateCheck(source, settings, compared, steps)
 
-    result = await _write(source, store, settings, gate_check, observer=observer, on_progress=on_progress)
+    result = await _write(source, store, settings, gate_check, steps, observer=observer, on_progress=on_progress)
     steps |= result.seconds
     failure = await gate_check.refusal(result.manifest)
     refused = GateFailed(failure, result) if failure else result.held_back
@@ -225,11 +230,15 @@ async def _write(
     store: Store,
     settings: PublishSettings,
     gate_check: "_GateCheck",
+    steps: dict[str, float],
     *,
     observer: Observer | None,
     on_progress: OnProgress,
 ) -> WrittenRelease:
-    """Write the rows of *source*, measured and judged by *gate_check*, and activate the release if it may go live."""
+    """Write the rows of *source*, measured and judged by *gate_check*, and activate the release if it may go live.
+
+    *steps* gets the seconds that writing waits for lists.
+    """
     encoding = settings.encoding or default_encoding(store)
     other_writers = None
     if isinstance(source, PartedSource):
@@ -253,7 +262,7 @@ async def _write(
         activation = publication.Activation(arm=settings.arm, end_canary=settings.end_canary)
     return await publication.publish_release(
         store,
-        prefetched(rows, gate_check.steps),
+        prefetched(rows, steps),
         plan=source.plan(),
         about=gate_check.about,
         encoding=encoding,
@@ -283,7 +292,7 @@ class _GateCheck:
     """Measures the lists of a release, and judges them by their gates, once.
 
     `lists` are the measurements by name, filled while the lists are written. *reader* has the live release to compare
-    with. `steps` gets the seconds of judging.
+    with. *steps* gets the seconds of judging.
     """
 
     def __init__(
@@ -296,7 +305,7 @@ class _GateCheck:
         self._settings = settings
         self._about = source.about()
         self._reader = reader
-        self.steps = steps
+        self._steps = steps
         self.lists = dict[str, Measurement]()
         self._reviews = dict[str, _Review]()
         sources = _sources_by_name(source)
@@ -338,7 +347,7 @@ class _GateCheck:
         return (
             f"{failed}; release {manifest.release} was written and is not {place.name}{stays}; "
             f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
-            f"it: hotplate releases activate --force {manifest.release}{place.option}"
+            f"it: {place.activation(manifest.release, force=True)}"
         )
 
     def _is_forced(self, manifest: Manifest) -> bool:
@@ -351,7 +360,7 @@ class _GateCheck:
         *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
         """
         if self._judged is None:
-            with timed(self.steps, "gates"):
+            with timed(self._steps, "gates"):
                 live = (await self._reader.catalogue()).ref_of(self._settings.arm)
                 verdicts = list[GateVerdict]()
                 for name, stored in stored_names(self._reviews).items():

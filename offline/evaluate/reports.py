@@ -10,6 +10,7 @@ from math import inf
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError
@@ -338,7 +339,7 @@ class Evaluator:
         if self._history is not None:
             counts = users_per_item(self._history)
             popular_items = order_by_popularity(counts)[: np.count_nonzero(counts)]
-            popularity = self._measure_popularity(self._history, popular_items)
+            popularity = self._measure_popularity(self._history, counts, popular_items)
             covered_share = coverage(lists, self._history.shape[1])
 
         if candidate.popular is not None:
@@ -363,9 +364,14 @@ class Evaluator:
             coverage=covered_share,
         )
 
-    def _measure_popularity(self, history: UserItems, popular_items: Indices) -> RankingMetrics:
-        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*."""
-        ranker = Popularity(users_per_item(history).astype(np.float32))
+    def _measure_popularity(
+        self, history: UserItems, counts: NDArray[np.int64], popular_items: Indices
+    ) -> RankingMetrics:
+        """Measure lists of the popular items of *history* that users do not have; others are served *popular_items*.
+
+        *counts* [items] are the items' users.
+        """
+        ranker = Popularity(counts.astype(np.float32))
         lists = recommend_all(ranker, Parts.of(history, self._test, repeats=True), self._k)
         return measure_users(fill_empty_lists(lists, popular_items), self._test).metrics
 

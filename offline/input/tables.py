@@ -243,7 +243,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
     """Scan a CSV file whose *first* line, a header or data, comes after *skipped* ones; all columns are texts.
 
     Without a *delimiter*, it is the most frequent one of the first line. Without a header, columns are numbered. A line
-    with more fields than the header is malformed: its first field too many is in EXTRA, which is null in others.
+    with more fields than the header is malformed: the first surplus field is in EXTRA, which is null in other rows.
     """
     separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)

@@ -59,8 +59,8 @@ def recommend(
 ) -> Ranked:
     """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items], best first.
 
-    Scores are those of *ranker*, multiplied by its factors of recent popularity, if any. Then *own* [users, items],
-    what users chose often, is added to them; for this, the scores of each user are first divided by their maximum.
+    Scores are those of *ranker*, multiplied by its factors of recent popularity, if any. With *own* [users, items],
+    weights of what users chose before, the scores of each user are divided by their maximum, and the weights added.
 
     Items whose score is not above the ranker's `floor` are not listed, nor those that are not *allowed* [items] and,
     unless *keep_seen*, those that the user has. A user without interactions has an empty list. Raises ValueError if

@@ -150,7 +150,7 @@ def keep_highest(similarities: Similarities, most: int) -> Similarities:
         excess = end - start - most
         if excess > 0:
             row = similarities.data[start:end]
-            lowest_kept = np.partition(row, excess)[excess]  # all before it in a sorted row are too many
+            lowest_kept = np.partition(row, excess)[excess]  # in ascending order, the values before it are the excess
             is_kept[start:end] &= row >= lowest_kept
     highest = select_pairs(similarities, is_kept)
 

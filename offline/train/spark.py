@@ -104,9 +104,8 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
     """Fit factors of users and items, whose products are scores, to *user_items* in the active Spark session.
 
     *user_items* is a float32 csr_matrix [users, items], canonical, positive. The user factors are those that fit the
-    final item factors best.
-    *on_iteration* is called with the iterations done and their total, once, at the end. Raises DataError for an invalid
-    matrix, for factors that are not finite, and if Spark fails.
+    final item factors best. *on_iteration* is called with the iterations done and their total, once, at the end. Raises
+    DataError for an invalid matrix, for factors that are not finite, and if Spark fails.
     """
     check_user_items(user_items)
     session = SparkSession.builder.getOrCreate()
