@@ -1,12 +1,30 @@
 from collections.abc import Callable
 from typing import final
 
-from hotplate.serve.connections.fast_lane import LaneDependencies
+from hotplate.serve.access.auth import Guard
+from hotplate.serve.api.handlers import Handlers
+from hotplate.serve.connections.answers import AnswerWriter
+from hotplate.serve.consumed.table import Consumed
+from hotplate.serve.reader import TieredReader
+from hotplate.serve.shaping import Shaper
+from hotplate.serve.telemetry.access_log import AccessLog
+from hotplate.serve.telemetry.spans import Tracer
 
 SOURCE: str
 PENDING: bytes
 
 @final
 class Lane:
-    def __init__(self, dependencies: LaneDependencies) -> None: ...
+    def __init__(
+        self,
+        *,
+        reader: TieredReader,
+        guard: Guard,
+        shaper: Shaper,
+        consumed: Consumed | None,
+        handlers: Handlers,
+        writer: AnswerWriter,
+        access_log: AccessLog | None,
+        tracer: Tracer | None,
+    ) -> None: ...
     def answer(self, data: bytes | memoryview, now: float, deliver: Callable[[bytes], None]) -> bytes | None: ...

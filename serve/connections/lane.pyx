@@ -748,28 +748,28 @@ cdef class Lane:
     cdef bytes _date
     cdef double _date_until
 
-    def __init__(self, dependencies):
-        """*dependencies* is a `LaneDependencies`."""
-        self._handlers = dependencies.handlers
-        self._guard = dependencies.guard
-        self._reader = dependencies.reader
-        self._turns = dependencies.reader.turns
-        self._shaper = dependencies.shaper
-        self._deny_list = dependencies.reader.deny_list
-        self._hidden_until = array("I") if dependencies.consumed is None else dependencies.consumed.hidden_until
-        self._access_log = dependencies.access_log
-        self._tracer = dependencies.tracer
-        self._writer = dependencies.writer
-        shared = dependencies.handlers.shared_cache
+    def __init__(self, *, reader, guard, shaper, consumed, handlers, writer, access_log, tracer):
+        """Share objects with the aiohttp handlers. What is kept of them must be constant or a `generation.Policy`."""
+        self._handlers = handlers
+        self._guard = guard
+        self._reader = reader
+        self._turns = reader.turns
+        self._shaper = shaper
+        self._deny_list = reader.deny_list
+        self._hidden_until = array("I") if consumed is None else consumed.hidden_until
+        self._access_log = access_log
+        self._tracer = tracer
+        self._writer = writer
+        shared = handlers.shared_cache
         self._routes = (
             _Route(RECOMMENDATIONS, "/v1/recommendations/{user}", "personal", USER, b'{"user":"', PRIVATE),
             _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared),
             _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared),
         )
-        self._vary = dependencies.writer.vary.encode()
+        self._vary = writer.vary.encode()
         self._generation = None
         self._queries = {}
-        self._cells = dependencies.writer.metrics.own_cells
+        self._cells = writer.metrics.own_cells
         self._id_prefix = token_hex(6).encode()
         self._id_count = 0
         self._date = b""

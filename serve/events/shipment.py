@@ -25,10 +25,11 @@ class Shipped:
 
 
 def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Shipped:
-    """Move the closed segments in *folder* to *url*. Raises ServiceMisused and EventsFailed.
+    """Move the closed segments in *folder* to *url*.
 
     Events that may still hide items (`serve --hide-consumed`) are kept in the folder, too. A killed shipment is
-    resumed: a segment with the same name and size counts as copied.
+    resumed: a segment with the same name and size counts as copied. Raises ServiceMisused, EventsFailed, and
+    WrittenByNewer for segments of a newer hotplate.
     """
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")

@@ -339,20 +339,15 @@ class UserLists:
             except NotReady as error:
                 raise not_ready(str(error)) from None
 
+        worker_states = [state for state in self._context.memory.states.all() if state is not None]
+        stopped = {(own.tier, own.stopped_canary) for state in worker_states for own in state.tiers}
         for tier in self._reader.tiers:
             follower = tier.follower
-            canary = follower.stopped_canary if follower.canary is None else follower.canary.served.id
-            if canary is None:
-                continue
-            if self._has_worker_stopped(tier.name, canary):
+            if (tier.name, follower.named_canary) in stopped:
                 follower.stop_canary("a worker has stopped it")
             else:
-                follower.reload_canary("no worker has stopped it")
+                follower.reload_canary()
         return self._reader
-
-    def _has_worker_stopped(self, tier: str, canary: ReleaseId) -> bool:
-        workers = [state for state in self._context.memory.states.all() if state is not None]
-        return any(own.tier == tier and own.stopped_canary == canary for state in workers for own in state.tiers)
 
 
 class Admin:

@@ -291,10 +291,10 @@ class CanaryState(Enum):
     """State of a canary in one process."""
 
     NONE = "the followed catalogue names no canary"
-    UNLOADED = "it could not be loaded; it is to be loaded again"
+    UNLOADED = "it is not loaded, as after an error; it is to be loaded again"
     LOADED = "its users get its lists"
     GONE = "the store lacks it; it is to be loaded again"
-    STOPPED = "it is worse than the live release, and not used until the catalogue names another one"
+    STOPPED = "it is worse than the live release; not used until the catalogue names another one, or it is reloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +334,6 @@ class FollowedCanary:
     def stopped(self, reason: str) -> "FollowedCanary":
         """Return it stopped, because it is worse than the live release."""
         return FollowedCanary(CanaryState.STOPPED, self.entry, reason=reason)
-
-    def unloaded(self, reason: str) -> "FollowedCanary":
-        """Return it to be loaded again, with the reason."""
-        return FollowedCanary(CanaryState.UNLOADED, self.entry, reason=reason)
 
     def gone(self) -> "FollowedCanary":
         """Return it without its release, which the store lacks."""

@@ -56,23 +56,6 @@ class RowsOfRelease(msgspec.Struct, frozen=True):
     rows: Sequence[RowKey]
 
 
-class _Restore(msgspec.Struct, frozen=True):
-    """A restore of the store from an older copy, whose catalogue is followed."""
-
-    generation: int
-    generation_before: int
-    """Of the catalogue that was followed before."""
-
-    live: ReleaseId | None
-
-    @property
-    def sentence(self) -> str:
-        return (
-            f"the store was restored from an older copy at generation {self.generation}, after "
-            f"{self.generation_before}; release {self.live or 'none'} is live in it"
-        )
-
-
 class Follower:
     """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read.
 
@@ -109,7 +92,8 @@ class Follower:
         self._handled = 0
         """Number of catalogues handled."""
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
-        self._restore: _Restore | None = None
+        self._restored: str | None = None
+        """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
         """None once a newer catalogue is followed."""
         self._followed_canary = NO_CANARY
         self._most_erased = 0
@@ -125,8 +109,8 @@ class Follower:
         findings = list[ServiceFinding]()
         if self.last_error is not None:
             findings.append(ServiceFinding("store", self.last_error))
-        if self._restore is not None:
-            findings.append(ServiceFinding("restored", self._restore.sentence))
+        if self._restored is not None:
+            findings.append(ServiceFinding("restored", self._restored))
         if self._followed_canary.problem is not None:
             findings.append(ServiceFinding("canary", self._followed_canary.problem))
         if self._lost_erased:
@@ -134,6 +118,11 @@ class Follower:
         if self.served is not None and self.served.damaged:
             findings.append(ServiceFinding("rows", counted(self.served.damaged)))
         return findings
+
+    @property
+    def named_canary(self) -> ReleaseId | None:
+        """The canary that the followed catalogue names, in any state."""
+        return self._followed_canary.release
 
     @property
     def stopped_canary(self) -> ReleaseId | None:
@@ -247,14 +236,16 @@ class Follower:
         return None if self.canary is None else self._canary_counts().since(self.canary.began_with)
 
     def stop_canary(self, reason: str) -> None:
-        """Serve the live release to all users until the catalogue names another canary."""
+        """Serve the live release to all users until the catalogue names another canary, or `reload_canary`."""
         if self.canary is not None:
             self._use_canary(self._followed_canary.stopped(reason))
 
-    def reload_canary(self, reason: str) -> None:
+    def reload_canary(self) -> None:
         """Load a stopped canary again, within CANARY_S."""
-        if self._followed_canary.state is CanaryState.STOPPED:
-            self._use_canary(self._followed_canary.unloaded(reason))
+        stopped = self._followed_canary
+        if stopped.state is CanaryState.STOPPED:
+            reason = "it was stopped, and is to be loaded again"
+            self._use_canary(FollowedCanary(CanaryState.UNLOADED, stopped.entry, reason=reason))
 
     def drop_canary(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
@@ -353,7 +344,7 @@ class Follower:
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
         """Return whether a replica names a higher generation after a restore, which it may not have seen yet."""
-        if self._restore is None or self._followed is None or catalogue.primary:
+        if self._restored is None or self._followed is None or catalogue.primary:
             return False
         return catalogue.generation > self._followed.generation
 
@@ -402,7 +393,7 @@ class Follower:
                 log.warning("release %s is %s", served.id, counted(served.damaged))
 
         self._followed = catalogue
-        self._restore = None
+        self._restored = None
         self._agreement.record_read(ReadOutcome.CONFIRMED)
 
     async def _follow_erased(self, catalogue: Catalogue) -> None:
@@ -484,8 +475,11 @@ class Follower:
     async def _follow_restored(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow the older catalogue of a restored store, and report the restore until a newer one is followed."""
         await self._follow(catalogue)
-        self._restore = _Restore(catalogue.generation, followed.generation, catalogue.live)
-        log.warning("%s", self._restore.sentence)
+        self._restored = (
+            f"the store was restored from an older copy at generation {catalogue.generation}, after "
+            f"{followed.generation}; release {catalogue.live or 'none'} is live in it"
+        )
+        log.warning("%s", self._restored)
         # The warning covers the errors before it.
         self.last_error = None
         self._logged = None

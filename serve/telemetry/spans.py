@@ -114,19 +114,16 @@ class Tracer:
         is parent-based, the caller's flag decides instead.
         """
         new_half = getrandbits(64)
-        new_trace = None
-        if new_half < self._bound:
-            new_trace = RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half)
-        if traceparent is None:
-            return new_trace
+        is_new_sampled = new_half < self._bound
+        parent = None
+        if traceparent is not None:
+            # Most requests are decided here, without parsing: valid or not, this header starts no span.
+            if not is_new_sampled and self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
+                return None
+            parent = _match_traceparent(traceparent)
 
-        # Most requests are decided here, without parsing: valid or not, this header starts no span.
-        if new_trace is None and self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
-            return None
-
-        parent = _match_traceparent(traceparent)
         if parent is None:
-            return new_trace
+            return RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half) if is_new_sampled else None
         trace_id = int(parent["trace_id"], 16)
         is_sampled = parent["flags"] in SAMPLED if self._parent_based else trace_id & HALF < self._bound
         if not is_sampled:
