@@ -56,7 +56,7 @@ def percentile(results: Sequence[Result], percent: float) -> Figure:
     """Return a percentile (0 to 100) of the latencies of all rounds together, in µs, with its 95 % interval.
 
     The value is None, with a note, if fewer than 10 answers are slower: it would be an accident. The interval is None
-    with less than five rounds or, instead, five seconds with answers.
+    with fewer than five rounds that have fewer than five seconds with answers in all.
     """
     rounds = [Histogram.of(result.latencies_s) for result in results if result.ok]
     all_rounds = Histogram.merged(rounds)

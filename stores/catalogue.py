@@ -427,8 +427,8 @@ def activate(
 ) -> Catalogue:
     """Make a committed release live, or with *arm* B that which the users of arm B of the experiment see.
 
-    A live release is no longer refused. Raises RefusedByGates if `refused_by` of the release has more than the
-    *overridden* reasons; CanaryRunning while another release is the canary (shown to a share of the users), unless
+    A live release is no longer refused. Raises RefusedByGates if `refused_by` of the release has reasons that
+    are not *overridden*; CanaryRunning while another release is the canary (shown to a share of the users), unless
     *end_canary* is true, or the canary is arm B, which goes on. For arm B, raises HeldBack if no experiment is running,
     and ReleaseConflict for the live release.
     """
@@ -621,7 +621,7 @@ def _with_lapsed_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
 
 
 def _check_accepted(entry: Release, overridden: Collection[str]) -> None:
-    """Raise RefusedByGates if gates, or services on probation, refused a release for more than *overridden* reasons."""
+    """Raise RefusedByGates if gates, or services on probation, refused a release for reasons not *overridden*."""
     reasons = [reason for reason in entry.refused_by if reason not in overridden]
     if not reasons:
         return

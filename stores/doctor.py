@@ -279,10 +279,11 @@ class Survey:
 async def survey(
     store: Store, wanted: ReleaseId | None = None, on_progress: OnRowsRead = lambda _release, _done, _total: None
 ) -> Survey:
-    """Find the sealed releases and the erased users in a store whose catalogue is lost, and read all rows of releases.
+    """Find the sealed releases and the erased users in a store whose catalogue is lost or damaged.
 
-    *on_progress* gets a release, and its rows read and in all. Raises ReleaseConflict if the catalogue can be read;
-    ReleaseNotFound without any sealed release, or without the *wanted* one.
+    All rows of the releases are read. *on_progress* gets a release, and its rows read and in all. Raises
+    ReleaseConflict if the catalogue can be read; ReleaseNotFound without any sealed release, or without the *wanted*
+    one.
     """
     record, now = await _unreadable_record(store)
     contents = await _find_releases(store)
@@ -312,8 +313,8 @@ async def _find_releases(store: Store) -> _Contents:
     """Return the sealed releases of a store, the other incarnations with the reason, and the erased users.
 
     An incarnation is the stored data of one publish. Earlier versions also kept erased users in one, as the row KEY;
-    these are added to the log, which counts as damaged if such a row cannot be read. Raises ReleaseNotFound without any
-    sealed release.
+    these are added to the log, which counts as damaged if such a row cannot be decoded. Raises ReleaseNotFound without
+    any sealed release.
     """
     releases = list[FoundRelease]()
     others = dict[str, str]()

@@ -147,6 +147,10 @@ class ErasedUsers:
             return self.missing_by_release[release.incarnation]
         return self.missing_by_release.get(release.id, MissingRows())
 
+    def max_rows_of_lost(self, manifest: Manifest) -> int:
+        """Return how many rows may be deleted for lost users: one in each list, the default and named ones."""
+        return self.lost * (1 + len(manifest.named))
+
     def with_missing(self, release: ReleaseRef, missing: MissingRows) -> "ErasedUsers":
         """Return a copy that has *missing* as the missing rows of a release."""
         if missing == self.missing_from(release):
@@ -156,7 +160,7 @@ class ErasedUsers:
     def counting_as_missing(self, release: ReleaseRef, rows: Sequence[Row]) -> "ErasedUsers":
         """Return a copy in which *rows* of erased users, which a release still has, count as missing from it.
 
-        Rows that are counted already change nothing. There must be erased users, of whom the first salt is used.
+        Rows that are counted already change nothing. There must be erased users; new hashes use their first salt.
         """
         missing = self.missing_from(release)
         new_rows = [row for row in rows if not self.has_counted(row.key, missing)]

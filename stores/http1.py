@@ -332,8 +332,8 @@ class ConnectionPool:
     def _dispatch(self, now: float) -> None:
         """Begin to open a connection if requests wait and the pool has room; fail them if none is open or opening.
 
-        One, as this is called for each request, and once a connection was opened or closed. *now* is the loop's time.
-        While connects fail, one is tried at a time, after pauses.
+        Only one is begun, as this is called for each request that waits, and after a connection was opened or closed.
+        *now* is the loop's time. While connects fail, one is tried at a time, after pauses.
         """
         if not self._waiting:
             return

@@ -217,7 +217,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """Number of rows, without the manifest."""
         return sum(self.counts.values())
 
     @property

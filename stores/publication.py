@@ -51,11 +51,11 @@ RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]
 
 
 class WriterKind(Enum):
-    """Who writes a draft; the value is the prefix of the writer's token."""
+    """Who writes a draft; the value is the prefix of the writer's token. PERSON is the last, as it has none."""
 
-    PERSON = ""
     COPY = "copy-"
     RUN = "run-"
+    PERSON = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,8 @@ class Writer:
     @classmethod
     def of(cls, token: str) -> "Writer":
         """Decode the token in a draft."""
-        for kind in (WriterKind.COPY, WriterKind.RUN):
-            if token.startswith(kind.value):
-                return cls(kind, token.removeprefix(kind.value))
-        return cls(WriterKind.PERSON, token)
+        kind = next(kind for kind in WriterKind if token.startswith(kind.value))
+        return cls(kind, token.removeprefix(kind.value))
 
     @property
     def token(self) -> str:
@@ -89,7 +87,7 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """How a written release becomes live: as that of an *arm* of an experiment, and whether a canary ends for it."""
+    """How a written release becomes live: for an *arm*, perhaps ending a canary, or *though_refused* by gates."""
 
     arm: Arm = "A"
     end_canary: bool = False

@@ -141,9 +141,7 @@ async def _write_copy(
         """Check the sums over the written rows, and return the manifest to be written last."""
         erased = await erased_from(source)  # again, for users erased since the copy began
         await take_over_erasures(target, erased)
-        # The source may have deleted one row in each list, the default and named ones, of a user lost from its record.
-        rows_of_lost_users = erased.lost * (1 + len(manifest.named))
-        max_deleted = erased.missing_from(release).max_rows + rows_of_lost_users
+        max_deleted = erased.missing_from(release).max_rows + erased.max_rows_of_lost(manifest)
         await check_copied(target, draft, manifest, tally, max_deleted=max_deleted)
         return manifest
 

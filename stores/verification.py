@@ -143,9 +143,7 @@ async def _check_loss(
     damaged, for which all are read again. If none is, but none was deleted either, *mismatch* itself is raised.
     """
     missing = {kind: max(0, count - tally.counts.get(kind, 0)) for kind, count in manifest.counts.items()}
-    # Of a user that the record has lost, the store may have deleted a row in each list, the default and named ones.
-    rows_of_lost_users = erased.lost * (1 + len(manifest.named))
-    max_deleted = erased.missing_from(release).unsummed_rows + rows_of_lost_users
+    max_deleted = erased.missing_from(release).unsummed_rows + erased.max_rows_of_lost(manifest)
     deleted = min(count_of(missing, "user"), max_deleted)
     lost = sum(missing.values()) - deleted
 

@@ -235,10 +235,10 @@ class Service:
 
         run_on_item = ITEM_OPERATIONS.get(operation)
         if route.resource_type == "docs" and run_on_item is not None:
-            database_name, container_name, *item_id = route.names  # no id for a create, an upsert or a query
+            database_name, container_name, *item_ids = route.names  # one id, or none for a feed
             container = self.account.container(database_name, container_name, is_owner=True)
             context = context_of(self.account, container, request, now)
-            return run_on_item(context, "" if route.is_feed else item_id[0])
+            return run_on_item(context, item_ids[0] if item_ids else "")
         if operation == "read account":
             return _read_account(self.account, request)
         return _manage(self.account, request, operation, route.names)

@@ -77,10 +77,11 @@ def possible_costs(figures: Mapping[str, PlanFigure]) -> dict[str, float]:
 
 
 def _add_carried_load(table: FigureTable, inputs: Inputs, cost_unit: str) -> None:
-    """Add to *table* the load that `have_ru`, the RU/s of today, carry, or without them `serve_ru`, as planned.
+    """Add to *table* the load that some RU/s carry, either reads/s or lists published/s, and their monthly cost.
 
-    That is either reads/s or lists published/s. The fullest partition limits the reads: it gets `skew` times an even
-    share. A container with `have_ru` may have more or fewer partitions than the planned one, and so another skew.
+    The RU/s are `have_ru`, those of today, or without them `serve_ru`, as planned. The fullest partition limits the
+    reads: it gets `skew` times an even share. A container with `have_ru` may have more or fewer partitions than the
+    planned one, and so another skew.
     """
     figure = table.expression
     ru = figure("serve_ru")

@@ -24,7 +24,6 @@ class Budget(Retrier):
     def __init__(self, clock: Callable[[], float], rate_ru: float | None) -> None:
         """*rate_ru* is in RU/s; None for no limit."""
         super().__init__(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
-        self._clock = clock
         self._limiter = RateLimiter(clock, rate_ru)
         self._admission = asyncio.Lock()
         self._new_until = dict[str, float]()

@@ -168,7 +168,7 @@ class Inventory:
 
         A server may be restored from an older copy after *confirm* has read the catalogue. That copy lacks the mark, a
         random token in a set beside the state, so its states are not deleted, and ReleaseConflict is raised. If
-        *confirm* raises, the marks are removed. Returns whether any state or mark was deleted.
+        *confirm* raises, the marks are removed. Returns whether any state, mark or resume point was deleted.
         """
         keys = self._keys.release(release)
         token = secrets.token_hex(8)
