@@ -8,7 +8,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
@@ -21,15 +21,13 @@ from hotplate.cli.terminal import (
     run_on_store,
     table,
 )
-from hotplate.serve.events.report import EventReport, PositionCounts
-from hotplate.serve.events.report import report as count_events
-from hotplate.serve.events.shipment import ship as ship_segments
-from hotplate.serve.experiments import ArmEvents, ArmReport
-from hotplate.stores.erasure_log import read_erased
-from hotplate.stores.errors import ReleaseNotFound
 from hotplate.stores.options import Argument, Flag
-from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
+
+if TYPE_CHECKING:
+    from hotplate.serve.events.report import EventReport, PositionCounts
+    from hotplate.serve.experiments import ArmEvents, ArmReport
+    from hotplate.stores.store import Store
 
 app = Verbs(
     no_args_is_help=True,
@@ -53,6 +51,8 @@ def ship(
 
     Example: hotplate events ship /var/lib/hotplate/events --to /backup/events
     """
+    from hotplate.serve.events.shipment import ship as ship_segments
+
     with progress_bars() as on_progress:
         shipped = ship_segments(folder, to, partial(on_progress, "ship"))
     if as_json:
@@ -82,6 +82,8 @@ def report(
 
     An experiment: hotplate events report /var/lib/hotplate/events --goal buy:value --min-effect 3
     """
+    from hotplate.serve.events.report import report as count_events
+
     arm_events = None if goal is None else run_on_store(store, partial(_arm_events, goal))
     with progress_bars() as on_progress:
         counts = count_events(source, partial(on_progress, "report"), arms=arm_events)
@@ -98,7 +100,7 @@ def report(
         _print_arms(comparison, ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %"))
 
 
-def _report_json(counts: EventReport, comparison: ArmReport | None) -> dict[str, object]:
+def _report_json(counts: "EventReport", comparison: "ArmReport | None") -> dict[str, object]:
     facts: dict[str, object] = {field.name: getattr(counts, field.name) for field in fields(counts)}
     facts["rows"] = [{**row._asdict(), "ctr": row.ctr, "interval": row.interval} for row in counts.rows]
     if comparison is not None:
@@ -106,7 +108,7 @@ def _report_json(counts: EventReport, comparison: ArmReport | None) -> dict[str,
     return facts
 
 
-def _print_arms(comparison: ArmReport, headings: Sequence[str]) -> None:
+def _print_arms(comparison: "ArmReport", headings: Sequence[str]) -> None:
     """Print a table with users, mean and users needed of both arms of an experiment, then the verdict and its end.
 
     *headings* are those of the four columns.
@@ -123,7 +125,7 @@ def _print_arms(comparison: ArmReport, headings: Sequence[str]) -> None:
     out.print(f"{comparison.verdict}{difference}; horizon {horizon:%F %RZ}")
 
 
-def _print_counts(counts: EventReport) -> None:
+def _print_counts(counts: "EventReport") -> None:
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(counts.types.items()))
     read = f"{format_count(counts.events, 'event')} in {format_count(counts.segments, 'segment')}"
     out.print(f"{read}: {types}" if types else read)
@@ -137,15 +139,19 @@ def _print_counts(counts: EventReport) -> None:
             out.print(f"  {number:,} {reason}")
 
 
-async def _arm_events(goal: str, store: Store) -> ArmEvents:
+async def _arm_events(goal: str, store: "Store") -> "ArmEvents":
     """Return what counts events of the store's experiment by arm; ReleaseNotFound without an experiment."""
+    from hotplate.serve.experiments import ArmEvents
+    from hotplate.stores.erasure_log import read_erased
+    from hotplate.stores.errors import ReleaseNotFound
+
     catalogue = await store.catalogue()
     if catalogue.experiment is None:
         raise ReleaseNotFound("no experiment was started in this store; `hotplate releases canary --days` starts one")
     return ArmEvents(catalogue.experiment, goal, catalogue.now, await read_erased(store, catalogue))
 
 
-def _cells(row: PositionCounts) -> tuple[str, ...]:
+def _cells(row: "PositionCounts") -> tuple[str, ...]:
     rate = "" if row.ctr is None else f"{row.ctr:.2%}"
     interval = "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}"
     return (

@@ -100,9 +100,9 @@ def plan(flags: PlanFlags, **values: str | None) -> None:
 
     plan_inputs = inputs.merge([*sources.layers, *sources.command_line])
     capacity_plan = calculate(plan_inputs, price_list.load(prices), sources.charges)
-    checked_plan = baseline if flags.check else None  # one of --from has inputs only
+    checked_plan = baseline if flags.check else None  # of one of --from, only the inputs are used
     planned = report(capacity_plan, prices.name, checked_plan, sources.sweep)
-    _write_and_print(flags, capacity_plan, planned, baseline=baseline)
+    _write_and_print(flags, capacity_plan, planned, checked_plan=checked_plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +145,11 @@ def _has_inputs(flags: PlanFlags, values: Mapping[str, str | None]) -> bool:
 
 
 def _write_and_print(
-    flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, baseline: Baseline | None
+    flags: PlanFlags, capacity_plan: CapacityPlan, planned: Report, *, checked_plan: Baseline | None
 ) -> None:
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
-    *baseline* is the saved plan that was read; a plan saved by `--check` keeps its bound. Raises PlanMisused for an
+    *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps. Raises PlanMisused for an
     unknown figure, and typer.Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
@@ -162,8 +162,8 @@ def _write_and_print(
         report_page.save(planned, flags.report)
     if flags.save is not None:
         bound_percent = BOUND_PERCENT
-        if flags.check and baseline:
-            bound_percent = baseline.bound_percent
+        if checked_plan is not None:
+            bound_percent = checked_plan.bound_percent
         flags.save.write_text(to_toml(capacity_plan, bound_percent))
 
     if flags.why is not None and not flags.as_json:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -11,13 +11,12 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
 from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
-from hotplate.serve.consumed.table import KEPT
-from hotplate.serve.events.segment_folder import SegmentFolder
-from hotplate.stores.erasure_log import lost_sentence
 from hotplate.stores.errors import StoreMisused
-from hotplate.stores.event_log import SegmentReader, is_open_segment, segment_names
 from hotplate.stores.urls import url_of
-from hotplate.stores.users import Erasure, erase_users, find_users
+
+if TYPE_CHECKING:
+    from hotplate.serve.events.segment_folder import SegmentFolder
+    from hotplate.stores.users import Erasure
 
 app = Verbs(
     no_args_is_help=True,
@@ -64,6 +63,8 @@ def erase(users: Users, places: Places) -> None:
 
     Example: hotplate users erase u7 u8 --store redis://localhost:6379/0 --backup /backup/monday --events /var/events
     """
+    from hotplate.stores.users import erase_users
+
     others = _search_other_places(users, places)
     erasure = run_on_store(places.store, lambda opened: erase_users(opened, users))
     _print_erasure(erasure, others, places, f"of {len(set(users))} are erased from")
@@ -75,6 +76,8 @@ def find(users: Users, places: Places) -> None:
 
     Example: hotplate users find u7 --store file:///var/lib/hotplate --model model
     """
+    from hotplate.stores.users import find_users
+
     others = _search_other_places(users, places)
     erasure = run_on_store(places.store, lambda opened: find_users(opened, users))
     _print_erasure(erasure, others, places, f"of {len(set(users))} are marked as erased in")
@@ -85,6 +88,8 @@ def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
 
     Raises StoreMisused for a missing folder, before anything is erased from the store.
     """
+    from hotplate.stores.event_log import is_open_segment
+
     for path in (*places.backups, *places.models):
         if not path.is_dir():
             raise StoreMisused(f"the folder {path} does not exist")
@@ -105,11 +110,13 @@ def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
     return _OtherPlaces(users_by_place, not_searched)
 
 
-def _print_erasure(erasure: Erasure, others: _OtherPlaces, places: Places, state: str) -> None:
+def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, state: str) -> None:
     """Print which users are erased from the store, and what still holds users.
 
     *state* ends the first sentence, as "of 2 are erased from" the store.
     """
+    from hotplate.stores.erasure_log import lost_sentence
+
     facts = {
         **asdict(erasure),
         "store": shown_store_url(places.store, as_json=True),
@@ -138,13 +145,19 @@ def _quoted(users: Iterable[str]) -> str:
     return ", ".join(map(repr, users))
 
 
-def _event_folder(url: str) -> SegmentFolder | _LocalFolder:
+def _event_folder(url: str) -> "SegmentFolder | _LocalFolder":
     """Return a folder of events: a path of this machine, or a URL of fsspec."""
-    return _LocalFolder(Path(url)) if url_of(url) is None else SegmentFolder(url)
+    if url_of(url) is None:
+        return _LocalFolder(Path(url))
+    from hotplate.serve.events.segment_folder import SegmentFolder  # an extra
+
+    return SegmentFolder(url)
 
 
 def _users_in_backup(folder: Path, users: Sequence[str]) -> list[str]:
     """Return the users that a release of a backup holds, sorted."""
+    from hotplate.stores.users import find_users
+
     releases = run_on_store(f"file://{folder.absolute()}", lambda opened: find_users(opened, users)).holding
     return sorted({user for held in releases.values() for user in held})
 
@@ -157,12 +170,15 @@ def _users_in_model(folder: Path, users: Sequence[str]) -> list[str]:
     return [user for user in dict.fromkeys(users) if user in known]
 
 
-def _users_in_events(folder: SegmentFolder | _LocalFolder, files: Sequence[str], users: Sequence[str]) -> list[str]:
+def _users_in_events(folder: "SegmentFolder | _LocalFolder", files: Sequence[str], users: Sequence[str]) -> list[str]:
     """Return those of *users*, in their order, that events in a folder name, or its file of consumed items.
 
     *files* are the names of the folder's files. Segments, files with an event in JSON on each line, are read, and the
     file of consumed items (`KEPT`), which has such lines, too. Raises WrittenByNewer.
     """
+    from hotplate.serve.consumed.table import KEPT
+    from hotplate.stores.event_log import SegmentReader, segment_names
+
     wanted = set(users)
     present = set[str]()
     searched = segment_names(files)
