@@ -199,7 +199,7 @@ def test_impossible_load_is_refused_with_a_message(wrong: dict[str, Any], word: 
 
 
 @pytest.mark.parametrize("rate", [None, 100.0])
-async def test_a_run_that_is_stopped_while_it_connects_ends_at_once(rate: float | None) -> None:
+async def test_run_that_is_stopped_before_it_begins_ends_at_once(rate: float | None) -> None:
     async with serving(answer) as url:
         generator = LoadGenerator(Load(url=url, requests=Gets("/"), rate=rate, connections=2, duration_s=60.0))
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -152,22 +152,20 @@ def test_restart_reads_segments_closed_or_shipped_by_others(tmp_path: Path, capl
 def test_restart_skips_events_of_a_newer_hotplate_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = time.time()
-    for event in ({"user": "1", "items": ["a"]}, {"user": "2", "items": [{"id": "a"}]}):
-        segment = LogSegment(tmp_path)
-        written_event = {"type": "buy", "time": now, **event}
-        segment.append([line_of(json.dumps(written_event, separators=(",", ":")).encode())])
-        segment.close()
+    events_of(tmp_path, "1")
+    events_of(tmp_path, "2", items=[{"id": "a"}])
     (tmp_path / "29990101T000000Z-00000000-00000000.events2.zst").touch()
     assert hidden_after_restart(tmp_path, "1", "2") == ["1"]
     assert caplog.text.count("newer hotplate") == 2
 
 
-def events_of(folder: Path, *users: str, kind: str = "buy", hours_ago: float = 0.0) -> None:
+def events_of(
+    folder: Path, *users: str, kind: str = "buy", hours_ago: float = 0.0, items: Sequence[object] = ("a",)
+) -> None:
     """Write a closed segment with an event of each user."""
     segment = LogSegment(folder)
     for user in users:
-        event = {"id": user, "time": time.time() - 3600 * hours_ago, "type": kind, "user": user, "items": ["a"]}
+        event = {"id": user, "time": time.time() - 3600 * hours_ago, "type": kind, "user": user, "items": list(items)}
         segment.append([line_of(json.dumps(event, separators=(",", ":")).encode())])
     segment.close()
 

@@ -149,7 +149,7 @@ def test_report_of_newer_events_asks_for_an_upgrade(tmp_path: Path) -> None:
     failed(hotplate("events", "report", tmp_path), "upgrade hotplate", code=1)
 
 
-def test_report_does_not_leave_out_segments_of_a_newer_format(tmp_path: Path) -> None:
+def test_reports_and_shipments_refuse_segments_of_a_newer_format(tmp_path: Path) -> None:
     segment(tmp_path, "a")
     (path,) = segments(tmp_path)
     path.rename(tmp_path / path.name.replace(".events.zst", ".events2.zst"))

@@ -21,9 +21,12 @@ SHORT_CHANGES = (
     "admin.CHANGE_S = 0.3\n"
     "runpy.run_module('hotplate', run_name='__main__')\n"
 )
-SLOW_AFTER_SWAP = (
-    "import asyncio, hotplate.stores.lifecycle as lifecycle\n"
-    "lifecycle.prepare_served = lambda *_: asyncio.sleep(60)\n" + SHORT_CHANGES
+# Runs the command so that the limit of a change is reached just after its swap.
+LATE_AFTER_SWAP = (
+    "import runpy, hotplate.stores.lifecycle as lifecycle\n"
+    "async def reach_limit(*_): raise TimeoutError\n"
+    "lifecycle.prepare_served = reach_limit\n"
+    "runpy.run_module('hotplate', run_name='__main__')\n"
 )
 LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
 
@@ -184,7 +187,7 @@ def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) 
 def test_given_up_change_that_took_place_is_logged(tmp_path: Path) -> None:
     first, _ = [asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list(mark)})) for mark in "ab"]
     options = ("--admin-store", f"file://{tmp_path / 'store'}")
-    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", SLOW_AFTER_SWAP, "serve")) as service:
+    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", LATE_AFTER_SWAP, "serve")) as service:
         assert service.admin("/v1/releases/rollback", "POST").status == 504
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert tier["live"] == first

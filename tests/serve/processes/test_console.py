@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -92,47 +92,72 @@ def test_a_release_that_was_restored_is_listed_once(tmp_path: Path) -> None:
     assert [entry["id"] for entry in json_of("releases", "list", "--store", f"file://{store}")["releases"]] == [release]
 
 
-def test_canary_counts_are_shown_beside_the_live_release(tmp_path: Path) -> None:
-    lists = {f"user:{user}": a_list("a") for user in range(100)}
+class Trial(NamedTuple):
+    """A service whose canary lacks all lists, and the folder of its store."""
+
+    service: Service
+    store: Path
+    live: str
+    canary: str
+
+
+LISTS = {f"user:{user}": a_list("a") for user in range(100)}
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Iterator[Trial]:
     store = tmp_path / "store"
     options = ("--admin-store", f"file://{tmp_path}/store", "--events", f"{tmp_path}/events")
-    live, canary = (asyncio.run(publish_lists(store, rows, live=rows is lists)) for rows in (lists, {}))
+    live, canary = (asyncio.run(publish_lists(store, rows, live=rows is LISTS)) for rows in (LISTS, {}))
     with running(store, *options) as service:
-        service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
+        assert service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST").status == 200
         until(lambda: "canary" in tier_of(service))
-        for user in range(20):
-            service.get(f"/v1/recommendations/{user}")
-        shown = {"type": "impression", "user": "1", "items": ["a"], "release": live}
-        events = json.dumps({"events": [shown] * 4 + [shown | {"type": "click"}]}).encode()
-        assert service.request("POST", "/v1/events", events, Content_Type="application/json").status == 200
-        until(lambda: tier_of(service)["canary"]["live"]["clicks"])
-        state = tier_of(service)["canary"]
-        assert (state["release"], state["live"]["shown"], state["live"]["clicks"]) == (canary, 4, 1)
-        assert state["live"]["lookups"] + state["canary"]["lookups"] == 20
-        low, high = state["live"]["interval"]
-        assert 0 == low < 0.25 < high
-        assert state["canary"]["interval"] is None
-        for user in [*range(100)] * 3:
-            service.get(f"/v1/recommendations/{user}")
-        until(lambda: "not used any more" in str(tier_of(service)))
-        assert releases_in_console(service) == {live}
-        loads = service.log.read_text().count("is the canary, of")
-        time.sleep(2 * CANARY_S)
-        assert releases_in_console(service) == {live}
-        assert service.log.read_text().count("is the canary, of") == loads, "the console loaded the canary again"
+        yield Trial(service, store, live, canary)
 
-        service.admin("/v1/releases/canary/abort", "POST")
-        service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
-        until(lambda: canary in releases_in_console(service))
 
-        good = asyncio.run(publish_lists(store, lists, live=False))
-        service.admin("/v1/releases/canary/abort", "POST")
-        service.admin(f"/v1/releases/{good}/canary?percent=50", "POST")
-        until(lambda: releases_in_console(service) == {live, good})
+def replace_canary(service: Service, release: str) -> None:
+    assert service.admin("/v1/releases/canary/abort", "POST").status == 200
+    assert service.admin(f"/v1/releases/{release}/canary?percent=50", "POST").status == 200
 
 
 def releases_in_console(service: Service) -> set[str]:
+    """Return the releases of which the console shows lists to 20 users."""
     return {service.admin(f"/console/user?id={user}").json["release"] for user in range(20)}
+
+
+def test_canary_counts_are_shown_beside_the_live_release(trial: Trial) -> None:
+    service = trial.service
+    for user in range(20):
+        service.get(f"/v1/recommendations/{user}")
+    shown = {"type": "impression", "user": "1", "items": ["a"], "release": trial.live}
+    events = json.dumps({"events": [shown] * 4 + [shown | {"type": "click"}]}).encode()
+    assert service.request("POST", "/v1/events", events, Content_Type="application/json").status == 200
+    until(lambda: tier_of(service)["canary"]["live"]["clicks"])
+    state = tier_of(service)["canary"]
+    assert (state["release"], state["live"]["shown"], state["live"]["clicks"]) == (trial.canary, 4, 1)
+    assert state["live"]["lookups"] + state["canary"]["lookups"] == 20
+    low, high = state["live"]["interval"]
+    assert 0 == low < 0.25 < high
+    assert state["canary"]["interval"] is None
+
+
+def test_console_stops_and_starts_canaries_as_the_workers_do(trial: Trial) -> None:
+    service, store, live, canary = trial
+    for user in [*range(100)] * 3:
+        service.get(f"/v1/recommendations/{user}")
+    until(lambda: "not used any more" in str(tier_of(service)))
+    assert releases_in_console(service) == {live}
+    loads = service.log.read_text().count("is the canary, of")
+    time.sleep(2 * CANARY_S)  # in which it could be loaded again
+    assert releases_in_console(service) == {live}
+    assert service.log.read_text().count("is the canary, of") == loads, "the console loaded the canary again"
+
+    replace_canary(service, canary)
+    until(lambda: canary in releases_in_console(service))
+
+    good = asyncio.run(publish_lists(store, LISTS, live=False))
+    replace_canary(service, good)
+    until(lambda: releases_in_console(service) == {live, good})
 
 
 def tier_of(service: Service) -> Any:  # noqa: ANN401 -- JSON is whatever it is

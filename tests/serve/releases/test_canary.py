@@ -170,8 +170,8 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
 
 
 @virtual
-async def test_stopped_canary_stays_stopped_if_it_was_started_again_between_two_reads(memory: MemoryStore) -> None:
-    _, canary = await with_canary(memory, users=range(USERS // 2))
+async def test_stopped_canary_stays_stopped_if_restarted_between_two_reads(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory, users=range(USERS // 2))
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
         (tier,) = reader.tiers
@@ -185,9 +185,11 @@ async def test_stopped_canary_stays_stopped_if_it_was_started_again_between_two_
             await reader.personal_many(NAMES)
         await asyncio.sleep(2 * CANARY_S)
         assert tier.follower.stopped_canary == canary
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
         await publish(memory, "later", live=False)
         await tier.follower.refresh()
         assert tier.follower.stopped_canary == canary
+        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
 
 
 def reads(fast: int, slow: int) -> ReleaseCounts:
