@@ -19,7 +19,10 @@ END_BEHIND_AT = re.compile(r"[?#&=;]")
 
 # A path in the parameter `ca`, which may hold an @, because it follows hosts that cannot be part of a password.
 _HOST = r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?"
-_LIST = re.compile(rf"({SCHEME.pattern})((?:[^/?#@\[\]]*@)?{_HOST}(?:,{_HOST})+)([/?#].*)?", re.DOTALL)
+_LIST = re.compile(
+    rf"(?P<start>{SCHEME.pattern}(?:[^/?#@\[\]]*@)?)(?P<hosts>{_HOST}(?:,{_HOST})+)(?P<rest>[\t\r\n]*(?:[/?#].*)?)",
+    re.DOTALL,
+)
 _CA = re.compile(rf"({SCHEME.pattern}(?:[^/?#@]*@)?{_HOST}(?:,{_HOST})*(?:/[^?#@]*)?\?(?:[^#@]*&)?ca=)([./][^#&]*)")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -86,8 +89,8 @@ def _split_url(url: str) -> SplitResult:
     if match is None:
         return urlsplit(url)
     # Later versions of Python refuse brackets of an IPv6 address among other hosts.
-    start, netloc, rest = match[1], match[3], match[4] or ""
-    return urlsplit(f"{start}host{rest}")._replace(netloc=netloc)
+    parts = urlsplit(f"{match['start']}host{match['rest']}")
+    return parts._replace(netloc=parts.netloc.removesuffix("host") + match["hosts"])
 
 
 def _escaped(url: str) -> str:
