@@ -30,7 +30,7 @@ from hotplate.offline.publish import PLACES, NamedLists, Written, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
-from hotplate.stores.catalogue import Arm, Canary, Catalogue, Release, ReleaseId, State
+from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, ReleaseConflict, reason_of
 from hotplate.stores.folders import LOCK, check_held, flush, take_lock
@@ -471,7 +471,7 @@ class Attempt:
                 reason = str(written.refused)
         elif standing is Standing.READY:
             with folder.step("activate"):
-                reason = run_on(job.store, partial(self._activate, release, catalogue.canary))
+                reason = run_on(job.store, partial(self._activate, release))
         return run_on(job.store, partial(self._read_published, release, reason, erased))
 
     def _write(self, folder: RunFolder) -> Written:
@@ -507,9 +507,10 @@ class Attempt:
                     lists[name] = ModelLists.of(of_list, named.settings(), name)
             return source_of_lists({name: self._measure(of_list) for name, of_list in lists.items()})
 
-    async def _activate(self, release: ReleaseId, canary: Canary | None, store: Store) -> str:
+    async def _activate(self, release: ReleaseId, store: Store) -> str:
         """Make a ready release live, or that of arm B; return why it is held back, empty if it is not."""
         publishing = self._job.publishing
+        canary = (await store.catalogue()).canary  # as late as possible: it may have been started meanwhile
         if canary is not None and canary.release == release and not publishing.end_canary:
             return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
         try:

@@ -94,7 +94,6 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        """None once a newer catalogue is followed."""
         self._followed_canary = NO_CANARY
         self._most_erased = 0
         """The most erased users that the store has counted."""

@@ -15,18 +15,16 @@ from hotplate.serve.metrics import METHODS
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
 
-# Runs the command with a short limit of changes over HTTP, in the processes that it forks, too.
+# Run the command with a short limit of changes over HTTP, in the processes that it forks, too.
 SHORT_CHANGES = (
     "import runpy, hotplate.serve.processes.admin as admin\n"
     "admin.CHANGE_S = 0.3\n"
     "runpy.run_module('hotplate', run_name='__main__')\n"
 )
-# Runs the command so that the limit of a change is reached just after its swap.
-LATE_AFTER_SWAP = (
-    "import runpy, hotplate.stores.lifecycle as lifecycle\n"
-    "async def reach_limit(*_): raise TimeoutError\n"
-    "lifecycle.prepare_served = reach_limit\n"
-    "runpy.run_module('hotplate', run_name='__main__')\n"
+# The limit leaves time for a swap on a slow disk.
+SLOW_AFTER_SWAP = (
+    "import asyncio, hotplate.stores.lifecycle as lifecycle\n"
+    "lifecycle.prepare_served = lambda *_: asyncio.sleep(60)\n" + SHORT_CHANGES.replace("0.3", "5.0")
 )
 LEARNT_UNTIL = "2026-11-01T00:00:00+00:00"
 
@@ -187,7 +185,7 @@ def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) 
 def test_given_up_change_that_took_place_is_logged(tmp_path: Path) -> None:
     first, _ = [asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list(mark)})) for mark in "ab"]
     options = ("--admin-store", f"file://{tmp_path / 'store'}")
-    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", LATE_AFTER_SWAP, "serve")) as service:
+    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", SLOW_AFTER_SWAP, "serve")) as service:
         assert service.admin("/v1/releases/rollback", "POST").status == 504
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert tier["live"] == first
