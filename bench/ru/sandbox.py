@@ -25,10 +25,11 @@ from hotplate.bench.progress import handling
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.cosmos.charges import KB, overhead_ru
 from hotplate.stores.cosmos.charges import load as load_charges
+from hotplate.stores.cosmos.containers import open_containers
 from hotplate.stores.cosmos.errors import SENTENCES, Refusal, error_for, first_line
 from hotplate.stores.cosmos.items import DEFINITION, item_bytes, name_of, to_item
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CosmosStore, open_containers
+from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, Address, Throughput, parse
 from hotplate.stores.encoding import OVERALL, POPULAR, USER, Checksum, Item, encode
 from hotplate.stores.store import ChargeCounter, Observer, Plan, Row

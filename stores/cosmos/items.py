@@ -29,6 +29,9 @@ DEFINITION: dict[str, Any] = {
     "indexingPolicy": {"indexingMode": "none", "automatic": False},
 }
 
+# The container of the catalogue, and its id there.
+CONTROL = "hotplate"
+CATALOGUE = "catalogue"
 # Beginning of the name of a release's container.
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")

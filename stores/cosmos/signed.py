@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -68,6 +68,19 @@ class NearestItem(NamedTuple):
     item: CosmosItem | None
     from_write_region: bool
     """False if unknown. Another region may lag."""
+
+
+class LookupClient(Protocol):
+    """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
+
+    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
+        """Read one item; None if absent."""
+
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
+        """Read like `read`; also return whether the write region is known to have answered."""
+
+    async def close(self) -> None:
+        """Close connections. Idempotent."""
 
 
 class WriteResult(NamedTuple):

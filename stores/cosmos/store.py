@@ -14,20 +14,29 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Protocol
-from urllib.parse import urlsplit
 
 import orjson
 
 from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from hotplate.stores.cosmos import charges
+from hotplate.stores.cosmos import charges, examination
 from hotplate.stores.cosmos.budget import Budget
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable
-from hotplate.stores.cosmos.items import CONTAINER, CosmosItem, container_of, item_bytes, name_of, to_item, value_of
+from hotplate.stores.cosmos.containers import Containers, open_containers
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
+from hotplate.stores.cosmos.items import (
+    CATALOGUE,
+    CONTAINER,
+    CONTROL,
+    CosmosItem,
+    container_of,
+    item_bytes,
+    name_of,
+    to_item,
+    value_of,
+)
 from hotplate.stores.cosmos.rows import ReleaseRows
-from hotplate.stores.cosmos.signed import CHARGE, REGIONS, NearestItem, SignedClient, VersionedItem, WriteResult
-from hotplate.stores.cosmos.url import KEY, MANUAL_MIN, Address, Offer, Throughput, parse
+from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem, WriteResult
+from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseCorrupt,
@@ -35,13 +44,11 @@ from hotplate.stores.errors import (
     StoreError,
     StoreMisused,
     StoreUnavailable,
-    extra_installed,
 )
 from hotplate.stores.store import (
     CheckCatalogue,
     Diagnosed,
     Finding,
-    Level,
     Observer,
     Plan,
     ProvisionedStore,
@@ -50,17 +57,12 @@ from hotplate.stores.store import (
     ReplicatedReader,
     Row,
     RowEraser,
-    TracedCall,
     catalogue_changed,
     not_found,
     taken_over,
     traced_call,
 )
-from hotplate.stores.urls import LOOPBACK
 
-# The container of the catalogue.
-CONTROL = "hotplate"
-CATALOGUE = "catalogue"
 # Generated incarnations.
 DRAWN = re.compile(r"[0-9a-f]{12}")
 # Polling interval of a reader: 0.5 RU/s.
@@ -68,71 +70,6 @@ POLL_S = 2.0
 # Polling interval and time limit of a change of throughput.
 SCALING_POLL_S = 1.0
 SCALING_S = 600.0
-# An etag that no item has.
-NO_VERSION = '"00000000-0000-0000-0000-000000000000"'
-# Accepted deviation of a read's charge from our table.
-CHARGE_TOLERANCE = 0.1
-# Consistency levels that double it.
-STRONG = ("BoundedStaleness", "Strong")
-
-ok = partial(Finding, Level.OK)
-warning = partial(Finding, Level.WARNING)
-
-
-class LookupClient(Protocol):
-    """Point reads of one database: `SignedClient`, or azure-cosmos with `?client=sdk`."""
-
-    async def read(self, container: str, name: str, timeout_s: float) -> CosmosItem | None:
-        """Read one item; None if absent."""
-
-    async def read_nearest(self, container: str, name: str, timeout_s: float) -> NearestItem:
-        """Read like `read`; also return whether the write region is known to have answered."""
-
-    async def close(self) -> None:
-        """Close connections. Idempotent."""
-
-
-class Containers(Protocol):
-    """Control plane of one database; each call is one attempt, and raises StoreError."""
-
-    async def create_database(self) -> None:
-        """Create the database, unless it exists."""
-
-    async def create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Create a container, unless it exists; *throughput* is None if serverless."""
-
-    async def list_containers(self) -> list[str]:
-        """Return all containers; ContainerMissing without a database."""
-
-    async def delete_container(self, container: str) -> None:
-        """Delete a container, if it exists."""
-
-    async def offer(self, container: str) -> Offer | None:
-        """Return the throughput of a container; None if serverless."""
-
-    async def scale(self, container: str, throughput: Throughput) -> None:
-        """Start a change of throughput; `offer` shows when it is done."""
-
-    async def close(self) -> None:
-        """Close connections. Idempotent."""
-
-
-def open_containers(address: Address, observer: Observer | None = None) -> Containers:
-    """Open ARM if the URL names a resource group, or the account by its key. Raises StoreMisused."""
-    with extra_installed("cosmos"):
-        if address.arm is not None:
-            from hotplate.stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- slow to import
-
-            return ArmContainers(address, address.arm)
-        if address.key is not None:
-            from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- as above
-
-            return CosmosAccount(address, observer)
-    raise StoreMisused(
-        f"Entra ID cannot create, scale or delete containers of {address.shown} at the account itself; add "
-        f"subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or give the "
-        f"account's key as {KEY}"
-    )
 
 
 class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
@@ -299,90 +236,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        """Return findings about the account, the identity, reading, writing, throughput and transport."""
-        return [
-            await self._examine_account(),
-            ok("identity", "Entra ID" if self._address.key is None else "the account's key"),
-            *await self._examine_reading(),
-            *await self._examine_writing(),
-            *await self._examine_throughput(),
-            self._examine_transport(),
-        ]
-
-    async def _examine_account(self) -> Finding:
-        """Return the account's regions, and whether only one takes writes."""
-        account = await self._items.account()
-        regions = ", ".join(account.regions)
-        if account.multiple_write_regions:
-            advice = "is written in several regions, so nothing can be compared and set; turn multi-region writes off"
-            return Finding(Level.ERROR, "server", f"{regions}: {advice}")
-        return ok("server", f"Cosmos DB, read in {regions}")
-
-    async def _examine_throughput(self) -> list[Finding]:
-        sentences = await self.warnings()
-        if sentences:
-            return [warning("throughput", sentence) for sentence in sentences]
-        throughput = self._address.throughput
-        ru = "serverless" if throughput is None else f"{throughput.ru:,} RU/s for what is live"
-        return [ok("throughput", ru)]
-
-    def _examine_transport(self) -> Finding:
-        server = urlsplit(self._address.endpoint)
-        if server.scheme == "http" and server.hostname not in LOOPBACK:
-            return warning("transport", "lists and tokens cross the network unencrypted; use https")
-        return ok("transport", "encrypted, or within this machine")
-
-    async def _examine_reading(self) -> list[Finding]:
-        """Read the catalogue as a lookup would, and compare its charge with our table; return the findings."""
-        call = TracedCall()  # the client adds regions and charge to its attributes
-        reset = traced_call.set(call)
-        try:
-            nearest = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
-            catalogue = nearest.item
-        except ContainerMissing:
-            catalogue = None
-        finally:
-            traced_call.reset(reset)
-        if catalogue is None:
-            return [ok("read", f"{self._address.shown} is empty, so this shows at the first publish")]
-
-        size = item_bytes(catalogue)
-        regions = call.attributes.get(REGIONS)
-        charge_ru = call.attributes.get(CHARGE)
-        where = f" from {', '.join(regions)}" if isinstance(regions, tuple) else ""
-        findings = [ok("read", f"the catalogue, {size:,} bytes{where}")]
-        if isinstance(charge_ru, float):  # lookups by the SDK add none
-            findings.append(self._examine_charge(size, charge_ru))
-        return findings
-
-    def _examine_charge(self, size: int, charge_ru: float) -> Finding:
-        """Compare the charge of a read of *size* bytes with our table."""
-        expected_ru = self._charges.read(size, strong=self._address.consistency in STRONG)
-        sentence = f"a read of {size:,} bytes took {charge_ru:.2f} RU, by our table {expected_ru:.2f}"
-        if abs(charge_ru - expected_ru) <= CHARGE_TOLERANCE * expected_ru:
-            return ok("charge", sentence)
-        return warning("charge", f"{sentence}; measure with `hotplate bench charges`, or plans and estimates are wrong")
-
-    async def _examine_writing(self) -> list[Finding]:
-        """Return findings about writes: whether this account may publish, and whether it compares etags.
-
-        A version of the catalogue that does not exist is replaced. The service must refuse that.
-        """
-        if self._address.arm is None and self._address.key is None:
-            advice = f"to publish, add subscription= and resource_group= or {KEY}"
-            return [warning("may publish", f"no, which is right for a service; {advice}")]
-        try:
-            written = await self._items.replace(CONTROL, {"id": CATALOGUE}, NO_VERSION)
-        except ContainerMissing:
-            return [ok("may publish", f"{self._address.shown} is empty, so this shows at the first publish")]
-        except CosmosUnavailable as error:
-            if error.kind not in ("forbidden", "unauthorized"):
-                raise
-            return [warning("may publish", f"no, which is right for a service; to publish: {error}")]
-        etag = ok("etag", "a write to another version is refused")
-        if written.applied:
-            etag = Finding(Level.ERROR, "etag", "a write to another version was accepted; do not publish here")
-        return [ok("may publish", "yes"), etag]
+        return await examination.examine(self._address, self._items, self._lookups, self._charges)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Do nothing, as containers grow."""

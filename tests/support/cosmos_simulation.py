@@ -18,10 +18,11 @@ from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.cosmos.account import offer_in
 from hotplate.stores.cosmos.charges import load
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosUnavailable, error_for, refusal_in
-from hotplate.stores.cosmos.items import DEFINITION, container_of
+from hotplate.stores.cosmos.examination import NO_VERSION
+from hotplate.stores.cosmos.items import CONTROL, DEFINITION, container_of
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import CONTROL, NO_VERSION, CosmosStore
+from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import EMULATOR_KEY, Offer, Throughput, parse
 from hotplate.stores.http1 import RequestFailed, Response
 from hotplate.stores.store import Observer, Row

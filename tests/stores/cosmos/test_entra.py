@@ -10,8 +10,9 @@ import pytest
 
 from hotplate.stores.cosmos.account import CosmosAccount
 from hotplate.stores.cosmos.arm import ArmContainers
+from hotplate.stores.cosmos.containers import Containers, open_containers
 from hotplate.stores.cosmos.signed import SignedClient
-from hotplate.stores.cosmos.store import Containers, CosmosStore, open_containers
+from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.cosmos.url import KEY, parse
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.store import Level, Row

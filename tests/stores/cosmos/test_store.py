@@ -14,7 +14,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
-from hotplate.stores.cosmos.store import CONTROL
+from hotplate.stores.cosmos.items import CONTROL
 from hotplate.stores.cosmos.url import Throughput
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
