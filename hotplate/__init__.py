@@ -9,12 +9,12 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.client import Answer, AsyncClient, Client, ClientError, RequestRefused, ServiceUnavailable
     from hotplate.offline.errors import DataError, GateFailed, SettingError
     from hotplate.offline.evaluate.splits import SplitOptions
-    from hotplate.offline.job import publish_model as publish
     from hotplate.offline.lists import ListSettings
     from hotplate.offline.model import Model
     from hotplate.offline.model import load as load_model
     from hotplate.offline.options import Columns, PublishSettings
     from hotplate.offline.publish import Written
+    from hotplate.offline.publish import publish_model as publish
     from hotplate.offline.rules import Rules
     from hotplate.offline.train.als import ALSParams
     from hotplate.offline.train.item_based import EASEParams, NeighbourParams
@@ -184,7 +184,7 @@ _HOMES = {
     "Plan": "hotplate.stores.store:Plan",
     "PopularityParams": "hotplate.offline.train.popularity:PopularityParams",
     "prune": "hotplate.releases:prune",
-    "publish": "hotplate.offline.job:publish_model",
+    "publish": "hotplate.offline.publish:publish_model",
     "PublishSettings": "hotplate.offline.options:PublishSettings",
     "Reader": "hotplate.stores.store:Reader",
     "Recency": "hotplate.offline.train.popularity:Recency",

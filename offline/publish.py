@@ -1,12 +1,12 @@
 """Publishing lists as a release; a thread computes the next batch."""
 
 import asyncio
-import heapq
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple
 
 from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
@@ -22,102 +22,38 @@ from hotplate.offline.gates import (
     remedies,
     with_defaults,
 )
-from hotplate.offline.measurement import Items, Measurement, Observe
+from hotplate.offline.lists import ListSettings, ModelLists
+from hotplate.offline.measurement import Measurement
+from hotplate.offline.model import Model, load
 from hotplate.offline.options import PublishSettings
+from hotplate.offline.sources import (
+    ListSource,
+    NamedLists,
+    PartedSource,
+    Source,
+    merged_by_key,
+    source_of_lists,
+    sources_by_name,
+    stored_names,
+)
 from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
-from hotplate.stores.encoding import ITEM, MAX_LISTS, POPULAR, check_list, prefix_of
+from hotplate.stores.connect import run_on
+from hotplate.stores.encoding import ITEM, POPULAR, prefix_of
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune, wait_for_probation
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
 from hotplate.stores.origin import GateRecord, GateVerdict, Origin, failures
-from hotplate.stores.publication import ParallelWriters, PartContext, WrittenPart, WrittenRelease
-from hotplate.stores.store import Observer, Plan, Reader, Row, Store
+from hotplate.stores.publication import ParallelWriters, WrittenRelease
+from hotplate.stores.store import Observer, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
 
-
-class Source(Protocol):
-    """A release to publish."""
-
-    def plan(self) -> Plan:
-        """Return the maximum number of rows, and their estimated bytes."""
-
-    def about(self) -> dict[str, Any]:
-        """Return the origin of the release, for the manifest."""
-
-    def items(self) -> Items:
-        """Return the lists' items."""
-
-
-class ListSource(Source, Protocol):
-    """Lists of a model, or imported ones."""
-
-    def batches(self, observe: Observe = ...) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, `meta` rows last; *observe* gets the users' lists."""
-
-
-S = TypeVar("S", bound=ListSource)
-AnySource = TypeVar("AnySource", bound=Source)
-
-
-@runtime_checkable
-class PartedSource(Source, Protocol):
-    """Lists that other processes write as parts of one draft."""
-
-    def own_rows(self) -> Iterator[list[Row]]:
-        """Yield this process's rows, in order."""
-
-    def sample_rows(self) -> list[Row]:
-        """Return typical rows for a compression dictionary."""
-
-    async def write_parts(
-        self, context: PartContext, lists: Measurement, observer: Observer | None, on_progress: OnProgress
-    ) -> WrittenPart:
-        """Write parts from 1 on, measure users' lists in *lists*, and return the sum; raises StoreError."""
-
-
-@dataclass(frozen=True, slots=True)
-class NamedLists:
-    """The lists of one release by name; the first is the default one, whose name may be empty.
-
-    The keys of a source's rows have its name, except those of the first, which have none.
-    """
-
-    sources: Mapping[str, ListSource]
-
-    def __post_init__(self) -> None:
-        for name in filter(None, self.sources):
-            check_list(name)
-        if len(self.sources) > MAX_LISTS:
-            raise SettingError(f"A release has at most {MAX_LISTS} lists, not {len(self.sources)}.")
-
-    def plan(self) -> Plan:
-        """See `Source`."""
-        plans = [source.plan() for source in self.sources.values()]
-        return Plan(
-            rows=sum(plan.rows for plan in plans),
-            payload_bytes=sum(plan.payload_bytes for plan in plans),
-            meta_bytes=sum(plan.meta_bytes for plan in plans),
-        )
-
-    def about(self) -> dict[str, Any]:
-        """See `Source`; that of the default list, and those of others by name."""
-        default, *others = self.sources
-        about = {**self.sources[default].about()}
-        if default:
-            about |= {"list": default}
-        if others:
-            about |= {"lists": {name: self.sources[name].about() for name in others}}
-        return about
-
-
-def source_of_lists(lists: Mapping[str, S]) -> S | NamedLists:
-    """Return one source of all *lists* by name; a default list without a name that is the only one is that source."""
-    return lists[""] if [*lists] == [""] else NamedLists(lists)
+# A trained model, or its folder.
+AnyModel = Model | Path | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +70,6 @@ class Place:
 
 
 PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
-
-
-def stored_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the name under which the rows of each list are stored: its own, but "" for the first, the default one."""
-    return {name: name if place else "" for place, name in enumerate(names)}
-
-
-def _merged_by_key(sources: Iterable[Iterator[list[Row]]]) -> Iterator[list[Row]]:
-    """Merge batches by key: each is of one kind, and those of another list are of another kind."""
-    present = [filter(None, batches) for batches in sources]
-    return heapq.merge(*present, key=lambda rows: rows[0].key)
 
 
 def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
@@ -167,6 +92,40 @@ class Written:
     erased: list[ReleaseId]
     steps: dict[str, float]
     refused: GateFailed | HeldBack | None = None
+
+
+def publish_model(
+    model: AnyModel | Mapping[str, AnyModel],
+    store: str | Store,
+    settings: PublishSettings | None = None,
+    lists: ListSettings | None = None,
+    *,
+    on_progress: OnProgress = unreported,
+) -> Written:
+    """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
+
+    Models by name make named lists, of which the first is the default one, stored without a name. *lists* are the
+    settings of all lists, but only the default list has item factors and attributes. *store* is a URL, or an unused
+    Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+
+    Raises GateFailed or HeldBack (a ReleaseConflict) if the release was refused, held back or withdrawn, DataError,
+    SettingError and StoreError.
+    """
+    models = model if isinstance(model, Mapping) else {"": model}
+    default_settings = lists or ListSettings()
+    named_settings = replace(default_settings, fold_in=False, attributes=None)
+    lists_by_name = dict[str, ModelLists]()
+    for name, stored_name in stored_names(models).items():
+        named_model = models[name]
+        trained = named_model if isinstance(named_model, Model) else load(Path(named_model))
+        list_settings = named_settings if stored_name else default_settings
+        lists_by_name[name] = ModelLists.of(trained, list_settings, stored_name)
+
+    source = source_of_lists({name: model_lists.measure() for name, model_lists in lists_by_name.items()})
+    written = run_on(store, lambda opened: publish_source(source, opened, settings, on_progress=on_progress))
+    if written.refused is not None:
+        raise written.refused
+    return written
 
 
 async def publish_source(
@@ -250,9 +209,9 @@ async def _write(
         other_writers = ParallelWriters(sample, write_parts)
     else:
         batches = list[Iterator[list[Row]]]()
-        for name, named_source in _sources_by_name(source).items():
+        for name, named_source in sources_by_name(source).items():
             batches.append(named_source.batches(gate_check.lists[name].add))
-        rows = _merged_by_key(batches)
+        rows = merged_by_key(batches)
 
     draft = settings.resume
     if isinstance(draft, str):
@@ -308,7 +267,7 @@ class _GateCheck:
         self._steps = steps
         self.lists = dict[str, Measurement]()
         self._reviews = dict[str, _Review]()
-        sources = _sources_by_name(source)
+        sources = sources_by_name(source)
         check_names(bounds_of(settings), sources)
         for name, of_list in sources.items():
             gates = gates_of(bounds_of(settings), name)
@@ -389,11 +348,6 @@ class _GateCheck:
         gates = review.gates if live is None else with_defaults(review.gates)
         lists = self.lists[name]
         return await judge(gates, review.origin, lists, self._reader, live, name=name, is_default=not stored)
-
-
-def _sources_by_name(source: AnySource | NamedLists) -> Mapping[str, AnySource | ListSource]:
-    """Return the lists of a source by name; a source of one list has no name."""
-    return source.sources if isinstance(source, NamedLists) else {"": source}
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:

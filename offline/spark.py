@@ -18,7 +18,8 @@ from pyspark.sql import SparkSession
 from hotplate.offline.errors import SettingError
 from hotplate.offline.lists import Block, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Items, ListCounts, Measurement
-from hotplate.offline.publish import PartedSource, prefetched
+from hotplate.offline.publish import prefetched
+from hotplate.offline.sources import PartedSource
 from hotplate.offline.threads import DaemonThreads
 from hotplate.offline.train.spark import cause_of
 from hotplate.stores.connect import opened, share_of

@@ -33,18 +33,9 @@ from hotplate.offline.input.files import named_paths
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
-from hotplate.offline.publish import (
-    PLACES,
-    ListSource,
-    NamedLists,
-    PartedSource,
-    Written,
-    publish_source,
-    source_of_lists,
-    stored_names,
-)
+from hotplate.offline.publish import PLACES, Written, publish_source
 from hotplate.offline.rule_files import read_rules
-from hotplate.offline.steps import timed
+from hotplate.offline.sources import ListSource, NamedLists, PartedSource, source_of_lists, stored_names
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
@@ -306,7 +297,15 @@ def publish_lists(
     if flags.dry_run:
         _rehearse_and_print(read_lists, flags)
         return
-    written = write_lists(read_lists, flags, imported)
+
+    run_on_store(flags.store, check_store, may_be_new=True)
+    meter = RequestUnitMeter()
+    with progress_bars(meter.progress) as on_progress:
+        lists = run_interruptibly(lambda: read_lists(on_progress))
+        report = partial(on_progress, "publish")
+        write = partial(publish_source, lists, settings=flags.settings, observer=meter, on_progress=report)
+        written = run_on_store(flags.store, write, meter, may_be_new=True)
+    print_result(written, flags, meter, imported)
     on_written(written.result.manifest.release)
     if written.refused is not None:
         raise written.refused
@@ -330,30 +329,7 @@ def _rehearse_and_print(read_lists: Callable[[OnStage], AnyLists], flags: Releas
         raise simulated.held_back
 
 
-def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, imported: str | None = None) -> Written:
-    """Publish lists as a release, prune old releases, and print the result, with the request units (RU) of Cosmos DB.
-
-    The parameters are those of `publish_lists`. A refused release is returned, and not raised.
-    """
-    run_on_store(flags.store, _check_store, may_be_new=True)
-    meter = RequestUnitMeter()
-    loading_s = dict[str, float]()
-    with progress_bars(meter.progress) as on_progress:
-        with timed(loading_s, "load"):
-            lists = run_interruptibly(lambda: read_lists(on_progress))
-        report = partial(on_progress, "publish")
-        write = partial(publish_source, lists, settings=flags.settings, observer=meter, on_progress=report)
-        written = run_on_store(flags.store, write, meter, may_be_new=True)
-
-    if flags.as_json:
-        print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
-    else:
-        _print_written(written, flags, imported)
-        meter.print_totals(written.result.manifest.rows)
-    return replace(written, steps=loading_s | written.steps)
-
-
-async def _check_store(store: Store) -> None:
+async def check_store(store: Store) -> None:
     """Raise StoreError if the store cannot be read, before lists are computed, and print its warnings."""
     await store.catalogue()
     for sentence in await warnings_of(store):
@@ -437,6 +413,15 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
     }
     rows_read = _rows_read(manifest) if is_import else {}
     return rows_read | facts | _gates_json(manifest)
+
+
+def print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None = None) -> None:
+    """Print a published release, and the request units (RU) of Cosmos DB; *imported* is as of `publish_lists`."""
+    if flags.as_json:
+        print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
+    else:
+        _print_written(written, flags, imported)
+        meter.print_totals(written.result.manifest.rows)
 
 
 def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) -> None:

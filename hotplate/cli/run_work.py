@@ -18,6 +18,7 @@ import xxhash
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway, write_to_textfile
 
 from hotplate.cli import publish_work, train_work
+from hotplate.cli.costs import RequestUnitMeter
 from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import REFUSED, err, out, progress_bars, store_url_or_default, text_on_stderr
@@ -25,14 +26,17 @@ from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.evaluation import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates import Gate, check, check_names, parse_gates
-from hotplate.offline.job import Attempt, Job, NamedList, Outcome
+from hotplate.offline.job import Attempt, Job, NamedList
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
-from hotplate.offline.publish import NamedLists, Written, bounds_of
+from hotplate.offline.publish import Written, bounds_of, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.rules import require_both
+from hotplate.offline.run_folder import Outcome
+from hotplate.offline.sources import NamedLists
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings
+from hotplate.stores.store import Store
 from hotplate.stores.urls import default_url, redacted
 
 DAY_S = 86_400
@@ -74,7 +78,9 @@ def run_verb(pipeline: Path, *, check: bool) -> None:
         _print_steps(job, folder)
         return
 
-    attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=_write_lists)
+    meter = RequestUnitMeter()
+    write = partial(_write_lists, flags=PublishFlags(store=job.store), meter=meter)
+    attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=write, observer=meter)
     with text_on_stderr(), _summary_printed(attempt):
         _run_attempt(attempt, folder, settings)
     if attempt.summary.outcome is Outcome.REFUSED:
@@ -219,8 +225,21 @@ def _measured(lists: ModelLists) -> ModelLists:
         return lists.measure(partial(on_progress, "measure"))
 
 
-def _write_lists(lists: ModelLists | NamedLists, store: str, settings: PublishSettings) -> Written:
-    return publish_work.write_lists(lambda _: lists, PublishFlags(store=store, settings=settings))
+async def _write_lists(
+    lists: ModelLists | NamedLists,
+    store: Store,
+    settings: PublishSettings,
+    *,
+    flags: PublishFlags,
+    meter: RequestUnitMeter,
+) -> Written:
+    """Publish lists, as `publish_source`, with progress bars, and print the result; *flags* name the store."""
+    await publish_work.check_store(store)
+    with progress_bars(meter.progress) as on_progress:
+        report = partial(on_progress, "publish")
+        written = await publish_source(lists, store, settings, observer=meter, on_progress=report)
+    publish_work.print_result(written, replace(flags, settings=settings), meter)
+    return written
 
 
 def _default_folder(pipeline: Path) -> Path:

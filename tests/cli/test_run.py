@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from hotplate.offline.input.sample import sample
-from hotplate.offline.job import locked_folder
+from hotplate.offline.run_folder import locked_folder
 from hotplate.stores import lifecycle, publication
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
 from hotplate.stores.connect import run_on
@@ -110,7 +110,7 @@ def test_bad_model_is_stopped_by_a_gate_and_live_release_stays(
     with (tmp_path / "clicks.csv").open("a") as data:
         data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.publish_work.write_lists", interrupt)
+        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
         spoil(Path(summary_of(hotplate("run", pipeline))["model"]))
     refused = hotplate("run", pipeline)
     summary = summary_of(refused)
@@ -211,7 +211,7 @@ CAUSES = {"probation: lists are missing": "refused by probation: lists are missi
 
 
 @pytest.mark.parametrize("reason", CAUSES)
-@pytest.mark.parametrize("point", ["hotplate.offline.job.RunFolder.finish", None])
+@pytest.mark.parametrize("point", ["hotplate.offline.run_folder.RunFolder.finish", None])
 def test_release_withdrawn_after_its_run_is_not_called_published(
     point: str | None, reason: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +236,7 @@ def test_interrupted_run_is_published_if_another_release_replaced_its_own(
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.offline.job.RunFolder.finish", interrupt)
+        patch.setattr("hotplate.offline.run_folder.RunFolder.finish", interrupt)
         superseded = summary_of(hotplate("run", pipeline))["release"]
     live = json_of("import", tmp_path / "clicks.csv", "--store", folder_url)["release"]["release"]
     done = summary_of(hotplate("run", pipeline))
@@ -318,7 +318,7 @@ def interrupt(*_: object, **__: object) -> None:
         "hotplate.cli.train_work.train",
         "hotplate.stores.publication.verify",
         "hotplate.stores.publication.activate",
-        "hotplate.offline.job.RunFolder.finish",
+        "hotplate.offline.run_folder.RunFolder.finish",
     ],
 )
 def test_interrupted_run_resumes_to_the_same_release_with_the_same_model(
@@ -344,7 +344,7 @@ def test_after_new_data_an_interrupted_run_is_not_resumed(
 ) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.publish_work.write_lists", interrupt)
+        patch.setattr("hotplate.cli.run_work.publish_source", interrupt)
         left = summary_of(hotplate("run", pipeline))
     write_data(tmp_path, seed=7)
     done = summary_of(hotplate("run", pipeline))
@@ -361,7 +361,7 @@ def test_run_whose_draft_has_other_lists_is_not_resumed(
 
     pipeline = write_pipeline(tmp_path, folder_url)
     with monkeypatch.context() as patch:
-        patch.setattr("hotplate.cli.publish_work.write_lists", refuse)
+        patch.setattr("hotplate.cli.run_work.publish_source", refuse)
         left = summary_of(hotplate("run", pipeline))
     done = summary_of(hotplate("run", pipeline))
     assert (left["outcome"], done["outcome"]) == ("failed", "published")

@@ -19,7 +19,8 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.measurement import Items, Measurement
 from hotplate.offline.model import Model
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import NamedLists, publish_source
+from hotplate.offline.publish import publish_source
+from hotplate.offline.sources import NamedLists
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
 from tests.support.interactions import checkerboard_model
 from tests.support.memory_store import MemoryStore

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.job import Run, locked_folder
+from hotplate.offline.run_folder import Run, locked_folder
 from hotplate.serve.access import keys as client_keys
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue

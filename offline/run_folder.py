@@ -1,0 +1,237 @@
+"""The folder of a job: the record of its last run, the run's model, and the lock of the process that runs it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from time import time
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.steps import timed
+from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.errors import reason_of
+from hotplate.stores.folders import LOCK, check_held, flush, take_lock
+from hotplate.stores.origin import GateVerdict
+
+# A child of a killed attempt may hold the lock until its exec.
+_STARTING_S = 2.0
+_STATE = "state.json"
+_STATE_FORMAT = 1
+_MODEL = "model-"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended: `unchanged` if nothing was to do, `refused` if its release may not go live."""
+
+    PUBLISHED = "published"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The printed result of one attempt at a job; a folder keeps that of its last run. UNSET fields are left out.
+
+    error         why the outcome is neither `published` nor `unchanged`
+    run           id of the run, the same in all its attempts
+    model         its folder
+    inputs        digest of the input files
+    tracked       MLflow's URI of the model
+    metrics       of the model's lists
+    lists         number of rows by kind
+    erased        releases that the last attempt at the run pruned
+    seconds       wall time by step, over all attempts
+    succeeded_at  seconds since 1970 of the last success, None before the first
+    ended_at      seconds since 1970
+    """
+
+    pipeline: str
+    store: str
+    outcome: Outcome = Outcome.FAILED
+    succeeded_at: float | UnsetType | None = UNSET
+    run: str | UnsetType = UNSET
+    release: ReleaseId | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    inputs: str | UnsetType = UNSET
+    tracked: str | UnsetType = UNSET
+    metrics: dict[str, int | float] | UnsetType = UNSET
+    gates: list[GateVerdict] | UnsetType = UNSET
+    lists: dict[str, int] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    erased: list[ReleaseId] | UnsetType = UNSET
+    seconds: dict[str, float] | UnsetType = UNSET
+    ended_at: float | UnsetType = UNSET
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        summary: dict[str, Any] = msgspec.to_builtins(self)
+        return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The state of one run.
+
+    options       digest of all options
+    inputs        digest of the input files
+    release       chosen before the first write
+    seconds       wall time by disjoint step, over all attempts
+    outcome       PUBLISHED or REFUSED; None before the end
+    summary       None before the end
+    is_abandoned  whether no attempt continues it, as its draft was begun with other lists
+    """
+
+    id: str
+    options: str
+    inputs: str
+    release: ReleaseId
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    summary: Summary | None = None
+    is_abandoned: bool = False
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Run":
+        """Decode what `to_json` returns; raises msgspec.ValidationError."""
+        return msgspec.convert(state | {"summary": state.get("summary") or None}, cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; a missing summary is {}."""
+        state: dict[str, Any] = msgspec.to_builtins(self)
+        return state | {"summary": {} if self.summary is None else self.summary.to_json()}
+
+
+class _StateHeader(msgspec.Struct, frozen=True):
+    """What the state files of all formats have."""
+
+    format: int
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """The state file: the last run as JSON values (`Run.from_json`), and when one succeeded, in seconds since 1970."""
+
+    format: int = _STATE_FORMAT
+    run: dict[str, Any]
+    succeeded_at: float | None
+
+
+class RunFolder:
+    """The locked folder of a job, with the state of the last run.
+
+        DIR/.lock        locked (flock) during a run
+        DIR/state.json   the last run, replaced at each step
+        DIR/model-ID     its trained model
+
+    `last` is the last run, None before the first. `succeeded_at` is in seconds since 1970. Raises DataError if the
+    state cannot be read.
+    """
+
+    def __init__(self, path: Path, lock: int) -> None:
+        """*lock* is the descriptor of the lock, held until the run ends."""
+        self._path = path
+        self._lock = lock
+        self.last: Run | None = None
+        self.succeeded_at: float | None = None
+        self._read()
+
+    def _read(self) -> None:
+        """Read the state file, if there is one; raises DataError."""
+        path = self._path / _STATE
+        try:
+            record = path.read_bytes()
+            header = msgspec.json.decode(record, type=_StateHeader)
+            if header.format > _STATE_FORMAT:
+                raise DataError(
+                    f"{path} has the format {header.format}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
+                )
+            state = msgspec.json.decode(record, type=_State)
+            self.last = Run.from_json(state.run)
+            self.succeeded_at = state.succeeded_at
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:  # of msgspec, too
+            raise DataError(f"{path} cannot be read ({reason_of(error)}); remove it to start a new run.") from error
+
+    @property
+    def run(self) -> Run:
+        """The last run; raises LookupError before the first."""
+        if self.last is None:
+            raise LookupError(f"{self._path} has had no run")
+        return self.last
+
+    @property
+    def model(self) -> Path:
+        """The model folder of the last run, perhaps missing; LookupError as for `run`."""
+        return self._path / f"{_MODEL}{self.run.id}"
+
+    def record(self, run: Run) -> None:
+        """Save the run durably and atomically; raises DataError if the lock was removed."""
+        self.last = run
+        new = self._path / f".{_STATE}.new"
+        state = _State(run=run.to_json(), succeeded_at=self.succeeded_at)
+        new.write_text(json.dumps(msgspec.to_builtins(state), indent=2) + "\n")
+        flush(new)
+        try:
+            check_held(self._lock, self._path / LOCK)
+        except OSError as error:
+            raise DataError(f"{error}; another run may have begun in this folder. Run the job again.") from error
+        new.replace(self._path / _STATE)
+        flush(self._path)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, float]]:
+        """Measure the block, a step of the run, and add its duration in seconds to the recorded run, also on failure.
+
+        Durations that the block adds to the yielded dict are recorded as steps of their own, and subtracted from it.
+        """
+        within = dict[str, float]()
+        whole = dict[str, float]()
+        try:
+            with timed(whole, name):
+                yield within
+        finally:
+            durations = within | {name: whole[name] - sum(within.values())}
+            seconds = self.run.seconds
+            for step, duration in durations.items():
+                seconds = seconds | {step: round(seconds.get(step, 0.0) + duration, 3)}
+            self.record(replace(self.run, seconds=seconds))
+
+    def finish(self, summary: Summary) -> None:
+        """Record the end, and remove older models."""
+        if summary.outcome is Outcome.PUBLISHED:
+            self.succeeded_at = time()
+        self.record(replace(self.run, outcome=summary.outcome, summary=summary))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove all models but that of the last run."""
+        kept = None if self.last is None else self.model
+        for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
+            if folder != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
+    """Create and lock a folder; raises DataError if *path* is a file, or stays locked for *wait_s*, at least 2 s."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{path} is not a folder; choose another as work in [run].") from error
+    try:
+        lock = take_lock(path / LOCK, 0o600, max(wait_s, _STARTING_S))
+    except TimeoutError as error:
+        raise DataError(f"Another run is using {path}; wait for its end, or set wait in [run].") from error
+    try:
+        yield RunFolder(path, lock)
+    finally:
+        os.close(lock)

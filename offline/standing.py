@@ -1,0 +1,71 @@
+"""What the release of a run has become in its store, and what to do if it is not what the job wants."""
+
+from enum import Enum, auto
+
+from hotplate.offline.gates import AS_KEYS, remedies
+from hotplate.offline.options import PublishSettings
+from hotplate.offline.publish import PLACES
+from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
+from hotplate.stores.manifest import Manifest
+
+
+class Standing(Enum):
+    """What the release of a run has become in its store.
+
+    PUBLISHED  it is or was what the job wants: live, that of arm B, or ready if it is not to be activated
+    READY      it may be activated, at once or after a canary
+    REFUSED    gates refused it, it was withdrawn, or it was a canary that was not promoted
+    MISSING    it is not written completely, or was pruned
+    """
+
+    PUBLISHED = auto()
+    READY = auto()
+    REFUSED = auto()
+    MISSING = auto()
+
+
+def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> Standing:
+    """Return what a release has become that was published with the settings *publishing*."""
+    entry = catalogue.get(release)
+    if entry is None or entry.state is State.DRAFT:
+        return Standing.MISSING
+
+    is_canary = catalogue.canary is not None and catalogue.canary.release == release
+    if is_canary and publishing.arm == "B":
+        return Standing.PUBLISHED
+    if entry.refused_by:
+        return Standing.REFUSED
+    if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
+        return Standing.PUBLISHED
+
+    may_go_live = entry.state is State.READY and (entry.superseded_at is None or is_canary)
+    if may_go_live:
+        return Standing.READY
+    return Standing.PUBLISHED if publishing.arm == "B" else Standing.REFUSED
+
+
+def refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
+    """Return which gates keep a release from going live, and what to do."""
+    gates = manifest.origin.gates
+    place = PLACES[arm]
+    mend = remedies(gates.verdicts, AS_KEYS)
+    return (
+        f"{gates.failures}; release {manifest.release} was written and is not {place.name}; {mend}only if it may go "
+        f"live as it is: {place.activation(manifest.release, force=True)}"
+    )
+
+
+def withdrawal(entry: Release, arm: Arm) -> str:
+    """Return why a release, which was written before, is out of service, and what to do."""
+    place = PLACES[arm]
+    if entry.refused_by:
+        return (
+            f"release {entry.id} was refused by {', '.join(entry.refused_by)}, so it is {entry.state}; correct the "
+            f"cause; only if it may go live as it is: {place.activation(entry.id, force=True)}"
+        )
+    cause = "is not live any more: its store has a new catalogue, or older data"
+    if entry.state is State.WITHDRAWN:
+        cause = "was withdrawn"
+    elif entry.superseded_at is not None:
+        cause = "was the canary, which was not promoted"
+    return f"release {entry.id} {cause}; if it may go live: {place.activation(entry.id)}"
