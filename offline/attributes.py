@@ -64,6 +64,9 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
     large or cannot be named in a filter, SettingError for kinds of unknown columns.
     """
     kinds = dict(kinds or {})
+    for name, kind in kinds.items():
+        if kind not in get_args(Kind):
+            raise SettingError(f"The kind of attribute {name!r} is {kind!r}; it must be {' or '.join(get_args(Kind))}.")
     if path is None:
         if kinds:
             raise SettingError("--attribute is given without a file of attributes; give --item-attributes too.")

@@ -24,6 +24,7 @@ from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import (
     DataFile,
     DataSource,
+    check_source,
     fingerprint,
     input_files,
     named_paths,
@@ -87,6 +88,9 @@ class ImportSettings:
         return [] if self.lists is None else [self.lists, *self.more]
 
     def __post_init__(self) -> None:
+        for source in (*self.paths, self.popular, self.similar, self.titles, self.attributes):
+            if source is not None:
+                check_source(source)
         check_length(self.length)
         if self.lists is None and self.popular is None and self.similar is None:
             raise SettingError("There is nothing to import; give files of lists, or --similar or --popular.")

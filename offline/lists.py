@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_as_published
-from hotplate.offline.input.files import DataSource
+from hotplate.offline.input.files import DataSource, check_source
 from hotplate.offline.input.matrix import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
@@ -47,7 +47,7 @@ class ListSettings:
     fold_in          publish item factors, for visitors
     attributes       a file of items and their attributes, for filters of requests
     attribute_kinds  `number` or `text` by attribute, for those that are not to be guessed
-    force            publish even if `Rules.available` has less than half of the items
+    force            publish even if `Rules.available` has less than half of the items, as PublishSettings.force does
     """
 
     length: int = 20
@@ -60,6 +60,12 @@ class ListSettings:
 
     def __post_init__(self) -> None:
         check_length(self.length)
+        if self.attributes is not None:
+            check_source(self.attributes)
+
+    def for_named_list(self) -> "ListSettings":
+        """Return the settings of a list besides the default one, which alone has item factors and attributes."""
+        return replace(self, fold_in=False, attributes=None, attribute_kinds={})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

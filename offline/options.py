@@ -1,9 +1,10 @@
 """Options of the offline room that are also flags of the command; loads neither numpy nor polars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
+from hotplate.offline.errors import SettingError
 from hotplate.stores.catalogue import Arm, DraftRef
 from hotplate.stores.encoding import Encoding
 from hotplate.stores.options import RARE, Flag
@@ -22,6 +23,41 @@ Delimiter = Annotated[str | None, Flag("The CSV delimiter; else it is detected."
 Keep = Annotated[int, Flag("Releases to keep before the live one.", at_least=0)]
 EndCanary = Annotated[bool, Flag("Go live, and end a canary that runs.", env=False)]
 ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
+
+
+def check_settings(settings: Any) -> None:  # noqa: ANN401 -- any dataclass
+    """Check a dataclass of settings against its annotations: the choices of a Literal, and the bounds of a Flag.
+
+    A field may also be None if its type is. Raises SettingError with the name and the value of the first wrong field.
+    """
+    for declared in fields(settings):
+        value = getattr(settings, declared.name)
+        annotation = declared.type
+        declaration = None
+        if get_origin(annotation) is Annotated:
+            annotation, declaration = get_args(annotation)[:2]
+        if value is None:
+            continue
+        choices = _choices_of(annotation)
+        if choices and value not in choices:
+            raise SettingError(f"{declared.name} is {value!r}; it must be {' or '.join(choices)}.")
+        if isinstance(declaration, Flag):
+            _check_bounds(declared.name, value, declaration)
+
+
+def _choices_of(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
+    """Return the values of a Literal, or of the Literal of an optional type."""
+    for option in (annotation, *get_args(annotation)):
+        if get_origin(option) is Literal:
+            return get_args(option)
+    return ()
+
+
+def _check_bounds(name: str, value: Any, flag: Flag) -> None:  # noqa: ANN401 -- a number if the flag has bounds
+    if flag.at_least is not None and not value >= flag.at_least:
+        raise SettingError(f"{name} is {value}; it must be at least {flag.at_least:g}.")
+    if flag.at_most is not None and not value <= flag.at_most:
+        raise SettingError(f"{name} is {value}; it must be at most {flag.at_most:g}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +96,9 @@ class Format:
         float, Flag("The share of bad rows that is tolerated, and left out.", at_least=0, at_most=1)
     ] = 0.001
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, slots=True)
 class RuleFiles:
@@ -91,6 +130,9 @@ class RuleFiles:
         None
     )
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 
 @dataclass(frozen=True, slots=True)
 class PublishSettings:
@@ -121,3 +163,6 @@ class PublishSettings:
         str,
         Flag("Time for services (`serve --probation`) to withdraw the release, as 6m.", env=False, metavar="TIME"),
     ] = "0"
+
+    def __post_init__(self) -> None:
+        check_settings(self)

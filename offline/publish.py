@@ -113,7 +113,9 @@ def publish_model(
     """
     models = model if isinstance(model, Mapping) else {"": model}
     default_settings = lists or ListSettings()
-    named_settings = replace(default_settings, fold_in=False, attributes=None)
+    if settings is not None and settings.force:
+        default_settings = replace(default_settings, force=True)
+    named_settings = default_settings.for_named_list()
     lists_by_name = dict[str, ModelLists]()
     for name, stored_name in stored_names(models).items():
         named_model = models[name]

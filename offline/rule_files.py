@@ -12,11 +12,9 @@ from hotplate.offline.input.files import input_files, named_paths
 from hotplate.offline.input.showings import read_showings
 from hotplate.offline.input.tables import open_tables, read_text
 from hotplate.offline.options import Format, RuleFiles
-from hotplate.offline.rules import Rules
+from hotplate.offline.rules import MAX_BOOST, Rules
 from hotplate.offline.variety import read_explore
 
-# Larger boosts could overflow float32 scores.
-_MAX_BOOST = 1_000_000
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]
 _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
@@ -89,10 +87,10 @@ def _read_boosts(path: Path) -> dict[str, float]:
     """
     boost = pl.col("boost")
     rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
-    is_valid = (boost > 0) & (boost <= _MAX_BOOST)
+    is_valid = (boost > 0) & (boost <= MAX_BOOST)
     wrong = rows.filter(~is_valid.fill_null(value=False)).get_column("item").sort()
     if len(wrong):
-        bounds = f"above zero and at most {_MAX_BOOST:,}"
+        bounds = f"above zero and at most {MAX_BOOST:,}"
         raise DataError(f"{named_paths([path])} has no number {bounds} as the boost of item {wrong[0]!r}.")
     return _by_item(rows, path, "with two boosts")
 

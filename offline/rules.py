@@ -35,6 +35,8 @@ _FIRST_DEPTH = 2
 _DEEPER = 4
 # Ranked items in memory at once.
 _CELLS = 1 << 22
+# Larger boosts could overflow float32 scores.
+MAX_BOOST = 1_000_000
 # Items without a category are not capped.
 _NO_CATEGORY = -1
 
@@ -71,6 +73,11 @@ class Rules:
         require_both(self.max_per_category, self.categories or None)
         if not 0 <= self.diversity <= MAX_DIVERSITY:
             raise SettingError(f"diversity is {self.diversity}; it must lie between 0 and {MAX_DIVERSITY}.")
+        for item, boost in self.boosts.items():
+            if not 0 < boost <= MAX_BOOST:
+                raise SettingError(
+                    f"The boost of item {item!r} is {boost}; it must be above zero and at most {MAX_BOOST:,}."
+                )
 
     @property
     def rearranges(self) -> bool:

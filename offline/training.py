@@ -4,6 +4,7 @@ The interactions are split into train and test. Parameters are chosen on train a
 again to everything.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,21 +17,21 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from hotplate.offline.errors import SettingError
+from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.files import DataSource, named_paths
+from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighting, to_matrix
+from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighing, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import Model, check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit
+from hotplate.offline.train.engine import Params, as_options, described, engine_of, estimate_fit_s, fit, params_class
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
@@ -92,13 +93,32 @@ class TrainSettings:
         return [self.path, *self.more]
 
     def __post_init__(self) -> None:
+        for source in self.data:
+            check_source(source)
         check_length(self.k, "k")
+        check_length(self.popular_length, "popular_length")
+        require_at_least("min_per_user", self.min_per_user)
+        require_at_least("min_per_item", self.min_per_item)
+        Weighing(self.weighting, self.half_life)
+        for event, weight in (self.event_weights or {}).items():
+            if not 0 < weight < math.inf:
+                raise SettingError(f"The weight of event {event!r} is {weight}; it must be a number above zero.")
+        if self.tuning is not None and not isinstance(self.params, ALSParams):
+            self._check_params_of_search(self.tuning)
         if not isinstance(self.split, SplitOptions | AutoSplit | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
             )
         for text in self.where:
             parse_filter(text)
+
+    def _check_params_of_search(self, tuning: TuneOptions) -> None:
+        """Raise SettingError for parameters that the search would ignore: it has defaults for ALS only."""
+        if tuning.engine is None or self.params != params_class(tuning.engine)():
+            raise SettingError(
+                f"The search would ignore {self.params}: only ALSParams are its defaults. Give "
+                "tuning=TuneOptions(cells=(…,)) to try these, or tuning=None to train with them."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Frame(Protocol):
 # A path, an fsspec URL, or a data frame.
 DataSource: TypeAlias = Path | str | Frame
 
+
 _FRAME = "the data frame"
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),
@@ -73,6 +74,15 @@ def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
             else:
                 files += find_files(Path(path))
         yield files
+
+
+def check_source(source: object) -> None:
+    """Raise SettingError unless *source* is a DataSource."""
+    if not isinstance(source, Path | str | Frame):
+        raise SettingError(
+            f"The data are a {type(source).__name__}; give a path, a URL, or a polars, Arrow or pandas table "
+            "(collect a LazyFrame first)."
+        )
 
 
 def named_paths(paths: Sequence[DataSource]) -> str:

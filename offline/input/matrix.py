@@ -7,14 +7,14 @@ only users with a minimum number of items, and items with a minimum number of us
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import compress
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.errors import DataError, require_at_least
+from hotplate.offline.errors import DataError, SettingError, require_at_least
 
 # float32 csr_matrix, users by items, canonical (summed, no zeros, sorted); scipy publishes no types.
 UserItems = Any
@@ -46,6 +46,13 @@ class Weighing:
 
     kind: Weighting = "sum"
     half_life: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for an unknown kind, and for a half-life that is not above zero."""
+        if self.kind not in get_args(Weighting):
+            raise SettingError(f"weighting is {self.kind!r}; it must be {' or '.join(get_args(Weighting))}.")
+        if self.half_life is not None and self.half_life <= timedelta(0):
+            raise SettingError(f"half_life is {self.half_life}; it must be above zero.")
 
 
 @dataclass(frozen=True, slots=True)
