@@ -1,6 +1,7 @@
 """The comparison of stores by latency, CPU and cost."""
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,8 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
     settings = parse_settings(options)
-    display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {options.budget} of measuring")
+    extent = f"{options.budget} of measuring" if options.repeat is None else f"{options.repeat} rounds"
+    display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {extent}")
     try:
         if options.urls:
             return _measure(options.urls, (), options, settings, display)
@@ -143,8 +145,8 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
         duration_s=duration_s,
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
-        rounds=float("inf") if options.repeat is None else options.repeat,
-        budget_s=parse_seconds(options.budget),
+        rounds=math.inf if options.repeat is None else options.repeat,
+        budget_s=parse_seconds(options.budget) if options.repeat is None else math.inf,
         full_s=FULL_S,
     )
 

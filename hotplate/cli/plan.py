@@ -149,7 +149,8 @@ def _write_and_print(
 ) -> None:
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
-    *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps. Raises PlanMisused for an
+    *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps, and whose file is not replaced by a
+    plan that fails the check. Raises PlanMisused for an
     unknown figure, and typer.Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
@@ -160,7 +161,10 @@ def _write_and_print(
         from hotplate import report_page  # an extra
 
         report_page.save(planned, flags.report)
-    if flags.save is not None:
+    replaces_failed_plan = planned.exit_code and flags.save is not None and flags.save == flags.check
+    if replaces_failed_plan:
+        err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
+    elif flags.save is not None:
         bound_percent = BOUND_PERCENT
         if checked_plan is not None:
             bound_percent = checked_plan.bound_percent

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from hotplate.bench.loadgen.load import Gets, Load
 from hotplate.bench.loadgen.result import Result
 from hotplate.bench.options import StoresOptions
 from hotplate.bench.process import Server, StoreCounts
-from hotplate.bench.stores.report import report
+from hotplate.bench.stores.report import parse_settings, report
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, Setup, StoreRuns, undisturbed
 from hotplate.offline import publish
 from hotplate.offline.lists import ListSettings, ModelLists
@@ -276,6 +277,13 @@ def test_invalid_comparison_options_are_refused(arguments: list[str], words: str
     assert done.returncode == 2
     assert words in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_repeat_is_not_cut_by_the_budget() -> None:
+    settings = parse_settings(StoresOptions(repeat=40, budget="6s"))
+    assert (settings.rounds, settings.budget_s) == (40, math.inf)
+    settings = parse_settings(StoresOptions(budget="6s"))
+    assert (settings.rounds, settings.budget_s) == (math.inf, 6.0)
 
 
 @pytest.mark.soak

@@ -82,6 +82,12 @@ def test_saved_plan_check_fails_after_growth(tmp_path: Path) -> None:
     as_json = plan("--check", file, "--peak-rps", "700", "--json")
     assert as_json.returncode == 3
     assert "serve_ru" in " ".join(json.loads(as_json.stdout)["broken"])
+    saved = file.read_text()
+    kept = plan("--check", file, "--peak-rps", "700", "--save", file)
+    assert kept.returncode == 3
+    assert "plan.toml is kept" in kept.stderr
+    assert file.read_text() == saved
+    assert plan("--check", file, "--save", file).returncode == 0
     file.write_text(file.read_text().replace("bound_percent = 10", "bound_percent = 80"))
     assert plan("--check", file, "--peak-rps", "700").returncode == 0
     bare = tmp_path / "bare.toml"
