@@ -252,6 +252,7 @@ def _load(name: str) -> object:
     except ModuleNotFoundError as error:
         from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as `typing`
 
-        command = install_command("offline" if module.startswith("hotplate.offline") else "server")
+        is_offline = name == "run" or module.startswith("hotplate.offline")
+        command = install_command("offline" if is_offline else "server")
         message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
         raise ModuleNotFoundError(message, name=error.name) from error

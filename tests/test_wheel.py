@@ -150,7 +150,8 @@ def test_missing_service_or_store_extra_names_the_install_command(site: Path) ->
     serve = subprocess.run([site, "-I", "-m", "hotplate", "serve"], capture_output=True, text=True, check=False)
     assert serve.returncode == 1
     assert re.fullmatch(r"\w+ is not installed; install it with: pip install 'hotplate\[server\]'\n", serve.stderr)
-    for program, extra in {"hotplate.open('file:///x')": "server", "hotplate.train": "offline"}.items():
+    extras = {"hotplate.open('file:///x')": "server", "hotplate.train": "offline", "hotplate.run": "offline"}
+    for program, extra in extras.items():
         done = subprocess.run(
             [site, "-I", "-c", f"import hotplate; {program}"], capture_output=True, text=True, check=False
         )
