@@ -378,11 +378,14 @@ class Evaluator:
     def compare(self, first: Candidate, second: Candidate) -> Report:
         """Return a report on the metrics of two candidates, A and B, with the 95 % intervals of their differences.
 
-        Each user's two lists are compared: the values of a metric are those of the same users, in the same order. If
-        the nDCG of the *second* is certainly worse, the report counts as broken.
+        Each user's two lists are compared, as served: a user without a list gets the candidate's popular list, if that
+        is known. The values of a metric are those of the same users, in the same order. If the nDCG of the *second* is
+        certainly worse, the report counts as broken.
         """
-        a = measure_users(self._item_numbers(first), self._test)
-        b = measure_users(self._item_numbers(second), self._test)
+        lists_of_first = self._item_numbers(first)
+        lists_of_second = self._item_numbers(second)
+        a = measure_users(self._as_served(lists_of_first, first), self._test)
+        b = measure_users(self._as_served(lists_of_second, second), self._test)
         rows = list[Row]()
         for name in RANKING:
             rows += _comparison_rows(name, a.values[name], b.values[name])
@@ -401,10 +404,20 @@ class Evaluator:
             kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=sentence,
             rows=tuple(rows),
-            notes=(f"{len(a.users):,} users, each user's two lists compared at {self._k}",),
+            notes=(
+                f"{len(a.users):,} users, each user's two lists compared at {self._k}",
+                *_notes_on_missing_lists(lists_of_first, first),
+                *_notes_on_missing_lists(lists_of_second, second),
+            ),
             broken=("B is worse than A, beyond what chance explains",) if verdict == "worse" else (),
             extra={"verdict": verdict},
         )
+
+    def _as_served(self, lists: Indices, candidate: Candidate) -> Indices:
+        """Return *lists* [users, k], with the candidate's popular list, if known, for users without one."""
+        if candidate.popular is None:
+            return lists
+        return fill_empty_lists(lists, _numbers_of_ids(candidate.popular, self._items))
 
     def _item_numbers(self, candidate: Candidate) -> Indices:
         """Return the lists of *candidate* as item numbers [users, k], -1 after the end; DataError if no user has any.
@@ -444,6 +457,14 @@ class Evaluator:
         matrix = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)), shape=shape)
         matrix.sort_indices()
         return matrix
+
+
+def _notes_on_missing_lists(lists: Indices, candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence if users have no list, of *lists* [users, k]."""
+    missing = int(np.count_nonzero((lists < 0).all(axis=1)))
+    if missing:
+        counted = "nothing: its popular list is not known" if candidate.popular is None else "its popular list"
+        yield f"{missing:,} users have no list in {candidate.origin}, and count with {counted}"
 
 
 def _comparison_rows(metric: str, a: Values, b: Values) -> Iterator[Row]:

@@ -50,7 +50,7 @@ def test_evaluate_measures_lists_with_or_without_its_subcommand(folder: Path) ->
     assert output["rating"] is None
 
 
-def test_comparison_of_a_worse_model_exits_1(folder: Path) -> None:
+def test_comparison_of_a_worse_model_exits_with_3(folder: Path) -> None:
     truth = ("--truth", folder / "truth.csv")
     worse = hotplate("evaluate", "compare", folder / "good.csv", folder / "bad.csv", *truth)
     assert worse.returncode == 3
@@ -69,6 +69,24 @@ def test_a_model_and_its_release_are_lists(folder: Path, model: Path) -> None:
         assert json_of("evaluate", origin, choices, "-k", "2")["ranking"]["hit_rate"] == 1
     assert "cannot tell" in succeeded("evaluate", "compare", model, model, "--truth", choices)
     failed(hotplate("evaluate", f"{store}#other", choices), "other is not in this store")
+
+
+def test_release_compares_equal_to_the_model_it_was_published_from(tmp_path: Path) -> None:
+    users = [f"u{number:03}" for number in range(60)]
+    bought = [(user, f"p{number % 7}") for number, user in enumerate(users)]
+    bought += [(user, "rare") for user in users[:20]]
+    pl.DataFrame(bought, ["user", "item"], orient="row").write_csv(tmp_path / "clicks.csv")
+    choices = tmp_path / "choices.csv"
+    choices.write_text("user,item\n" + "".join(f"{user},p{number % 5}\n" for number, user in enumerate(users, 2)))
+    model = tmp_path / "model"
+    settings = ("--engine", "popularity", "--no-tune", "--split", "none")
+    succeeded("train", tmp_path / "clicks.csv", *settings, "--out", model)
+    store = f"file://{tmp_path / 'store'}"
+    succeeded("publish", model, "--store", store, "--list-length", "2")
+    printed = succeeded("evaluate", "compare", model, store, "--truth", choices, "-k", "2")
+    assert "users have no list in file://" in printed  # lists that equal the popular one are not stored
+    assert printed.startswith("cannot tell")
+    assert "nDCG@2 +0.0000" in printed.replace("\n", " ")
 
 
 def test_truth_used_for_training_is_refused(folder: Path, model: Path) -> None:
