@@ -15,7 +15,7 @@ from time import monotonic
 from multidict import istr
 from xxhash import xxh3_64_intdigest
 
-from hotplate.serve.access.keys import EVENTS, IF_MISSING, READ, SCOPES, KeyHolder, digest_of, parse
+from hotplate.serve.access.keys import IF_MISSING, READ, SCOPES, KeyHolder, digest_of, parse
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.generation import Policy
 from hotplate.serve.problems import Problem
@@ -27,16 +27,6 @@ API_KEY = istr("X-API-Key")
 AUTHORIZATION = istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
-# Required scope by route template, by default `read`; None is public.
-SCOPES_BY_ROUTE: dict[str, str | None] = {
-    "/": None,
-    "/livez": None,
-    "/readyz": None,
-    "/docs": None,
-    "/openapi.json": None,
-    "/swagger.json": None,
-    "/v1/events": EVENTS,
-}
 BURST_S = 1.0
 # Many more than clients, to avoid collisions.
 CELLS = 1 << 16

@@ -1,7 +1,7 @@
 """Route handlers: from parameters to response bytes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -67,8 +67,6 @@ CANARY = "X-Hotplate-Canary"
 
 # The origin of an answered list.
 LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
-
-RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
 
 class Handlers:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from aiohttp.helpers import rfc822_formatted_time
 
-from hotplate.serve.api.app import RequestIds
+from hotplate.serve.api.router import RequestIds
 from hotplate.serve.metrics import OTHER, Metrics, request_cell
 from hotplate.serve.problems import CONTENT_TYPE, Problem, overloaded
 

@@ -46,7 +46,8 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.serve.access.auth import Caller, bearer
 from hotplate.serve.access.keys import READ
-from hotplate.serve.api.app import is_request_id, problem_of
+from hotplate.serve.api.app import problem_of
+from hotplate.serve.api.router import is_request_id
 from hotplate.serve.api.handlers import PRIVATE, SIMILAR, is_known, list_head, list_headers
 from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.connections.answers import header_lines

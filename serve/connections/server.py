@@ -13,8 +13,9 @@ from aiohttp.http import RawRequestMessage
 from multidict import istr
 
 from hotplate.serve.access.tls import Certificate
-from hotplate.serve.api.app import Dispatcher, Gate
+from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.parameters import check_body, read_body
+from hotplate.serve.api.router import Gate
 from hotplate.serve.connections.admission import Admission
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.connections.connection import CONTINUE, Connection, ConnectionRegistry

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, Self
 
+import msgspec
+from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
+from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
@@ -231,3 +234,14 @@ class UserView(Struct, omit_defaults=True):
     items: Sequence[Item]
     list: str = ""
     """Its name."""
+
+
+def operator_of(request: web.BaseRequest) -> str:
+    """Return the words for the sender of a request in the log."""
+    caller = request.get(CALLER)
+    return "an operator" if caller is None else f"the operator {caller.name}"
+
+
+def json_of(answer: object, status: int = 200) -> web.Response:
+    """Return a JSON response."""
+    return web.Response(status=status, body=msgspec.json.encode(answer), headers={"Content-Type": "application/json"})

@@ -17,8 +17,8 @@ from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_l
 
 # Run the command with a short limit of changes over HTTP, in the processes that it forks, too.
 SHORT_CHANGES = (
-    "import runpy, hotplate.serve.processes.admin as admin\n"
-    "admin.CHANGE_S = 0.3\n"
+    "import runpy, hotplate.serve.processes.release_admin as release_admin\n"
+    "release_admin.CHANGE_S = 0.3\n"
     "runpy.run_module('hotplate', run_name='__main__')\n"
 )
 # The limit leaves time for a swap on a slow disk.

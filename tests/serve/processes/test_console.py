@@ -14,7 +14,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.api.openapi import PAGE_POLICY
-from hotplate.serve.processes.admin import FILES
+from hotplate.serve.processes.console import FILES
 from hotplate.serve.releases.follower import CANARY_S
 from tests.support.command import json_of, succeeded
 from tests.support.service import Service, a_list, publish_lists, running, until

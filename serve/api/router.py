@@ -1,0 +1,235 @@
+"""Routes requests to handlers: which one a path names, which key it takes, and how errors are answered.
+
+The listeners of workers and of the admin process both answer through it.
+"""
+
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from aiohttp import web
+from multidict import CIMultiDictProxy, istr
+
+from hotplate.serve.access.auth import Caller, Guard
+from hotplate.serve.access.keys import READ
+from hotplate.serve.api.cors import Cors
+from hotplate.serve.api.events import DeferredResponse
+from hotplate.serve.api.scoring import scoring_refusal
+from hotplate.serve.metrics import OTHER
+from hotplate.serve.problems import ClientGone, Problem, internal_error
+
+log = logging.getLogger(__name__)
+
+# The client disconnected; nginx logs this code.
+CLIENT_GONE = 499
+GIVEN_ID = istr("X-Request-Id")  # found faster than a str
+# The caller of an admitted request, if its route takes a key.
+CALLER = web.RequestKey("caller", Caller)
+# Other ids must not reach logs or headers.
+is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
+
+# Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; raises Problem.
+RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
+
+
+class Gate(Protocol):
+    """Limits on POST requests."""
+
+    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
+        """Do *work* once the request is read and admitted; raises Problem and ClientGone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path template with its handlers by method."""
+
+    template: str
+    methods: Mapping[str, RouteHandler]
+    """Empty for a path without a route."""
+
+    scope: str | None = READ
+    """Which a caller's key must have; None if the route is public."""
+
+    scoring: bool = False
+    """Whether its callers expect the scoring contract."""
+
+    def handler_of(self, method: str) -> RouteHandler:
+        """Return the handler of *method*; raises a Problem: 404 without handlers, 405 for another method."""
+        handler = self._find_handler(method)
+        if handler is not None:
+            return handler
+        if not self.methods:
+            raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+        allowed = ", ".join(sorted(self.methods) + (["HEAD"] if "GET" in self.methods else []))
+        raise Problem(405, "no-such-method", f"{self.template} takes {allowed}", {"Allow": allowed})
+
+    def takes(self, method: str) -> bool:
+        """Return whether there is a handler of *method*."""
+        return self._find_handler(method) is not None
+
+    def _find_handler(self, method: str) -> RouteHandler | None:
+        return self.methods.get("GET" if method == "HEAD" else method)
+
+
+def by_template(*routes: Route) -> dict[str, Route]:
+    """Return routes by their templates, which are their paths."""
+    return {route.template: route for route in routes}
+
+
+NO_ROUTE = Route(OTHER, {}, scope=None)
+
+
+class RouteMatch(NamedTuple):
+    """The route of a path, and the encoded id in it, or an empty text."""
+
+    route: Route
+    raw_id: str = ""
+
+
+class RequestIds:
+    """Request ids of one process."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    def of(self, headers: CIMultiDictProxy[str]) -> str:
+        """Return the caller's id if it is valid, or a new one."""
+        request_id = headers.get(GIVEN_ID)
+        return request_id if request_id is not None and is_request_id(request_id) else self.new()
+
+    def new(self) -> str:
+        """Return a new id."""
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+class Router:
+    """The routes of one listener."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        guard: Guard | None,
+        *,
+        problem_of: Callable[[Exception], Problem | None],
+        no_route: Route = NO_ROUTE,
+        cors: Cors | None = None,
+        on_problem: Callable[[web.BaseRequest, Route, Problem], None] | None = None,
+    ) -> None:
+        """*routes* are by path; a path may have one id, written as `{id}`, as its last segment or the one before.
+
+        *guard* checks the keys of callers; None if no route takes one. *problem_of* returns the answer to an error of a
+        handler; None for a defect, which is logged. *no_route* answers paths that *routes* lack, and *cors*
+        preflight requests. *on_problem* is called with each problem that becomes an answer.
+        """
+        self._fixed = {path: route for path, route in routes.items() if "{" not in path}
+        self._with_id = {_around_id(path): route for path, route in routes.items() if "{" in path}
+        self._guard = guard
+        self._problem_of = problem_of
+        self._no_route = no_route
+        self._cors = cors
+        self._on_problem = on_problem
+
+    def find(self, path: str, method: str) -> RouteMatch:
+        """Return the route of a raw path.
+
+        A user may have the id `fold-in`: if a path has a route both with an id and without, *method* matters.
+        """
+        fixed = self._fixed.get(path)
+        if fixed is not None and fixed.takes(method):
+            return RouteMatch(fixed)
+        match = self._find_with_id(path)
+        if fixed is not None and not match.route.takes(method):
+            return RouteMatch(fixed)
+        return match
+
+    def _find_with_id(self, path: str) -> RouteMatch:
+        before, _, last = path.rpartition("/")
+        route = self._with_id.get((before, ""))
+        if route is not None:
+            return RouteMatch(route, last)
+        before, _, raw_id = before.rpartition("/")
+        route = self._with_id.get((before, last))
+        if route is not None and raw_id:
+            return RouteMatch(route, raw_id)
+        return RouteMatch(self._no_route)
+
+    async def respond(
+        self,
+        request: web.BaseRequest,
+        match: RouteMatch,
+        query: str,
+        *,
+        request_id: str,
+        gate: Gate | None = None,
+        refusal: Problem | None = None,
+    ) -> web.Response:
+        """Return the answer to a request: of the handler of its route, or a problem.
+
+        A POST is called through *gate*, if there is one, which reads its body and delays or refuses it if the worker
+        is busy. *refusal* is the answer if it is already known. Problems become answers, as do unexpected exceptions,
+        with 500. The caller is left in *request*, as CALLER.
+        """
+        if refusal is None:
+            response = await self._answer(request, match, query, request_id=request_id, gate=gate)
+        else:
+            response = self._answer_problem(request, match.route, refusal)
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        return response
+
+    async def _answer(
+        self, request: web.BaseRequest, match: RouteMatch, query: str, *, request_id: str, gate: Gate | None
+    ) -> web.Response:
+        """Return the response of a handler, or the problem that answers its error."""
+        try:
+            return await self._call_handler(request, match, query, gate)
+        except ClientGone:
+            return web.Response(status=CLIENT_GONE)  # not sent
+        except Exception as error:
+            problem = self._problem_of(error)
+            if problem is None:
+                log.exception("request %s failed", request_id)
+                problem = internal_error(request_id)
+        return self._answer_problem(request, match.route, problem)
+
+    def _answer_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> web.Response:
+        if self._on_problem is not None:
+            self._on_problem(request, route, problem)
+        return problem_for(route, problem).response()
+
+    async def _call_handler(
+        self, request: web.BaseRequest, match: RouteMatch, query: str, gate: Gate | None
+    ) -> web.Response:
+        """Check the key of a request, and call the handler of its route; raises a Problem, and errors of handlers."""
+        route = match.route
+        if self._cors is not None and route.methods:
+            preflight = self._cors.preflight(request, route.methods)
+            if preflight is not None:
+                return preflight
+        if self._guard is not None and route.scope is not None:
+            request[CALLER] = await self._guard.admit(request.headers, route.scope)
+        handler = route.handler_of(request.method)
+        if gate is None or request.method != "POST":
+            return await handler(request, match.raw_id, query)
+        response = await gate.admit(request, partial(handler, request, match.raw_id, query))
+        if isinstance(response, DeferredResponse):  # the gate is left before its wait
+            return await response.resolve()
+        return response
+
+
+def problem_for(route: Route, problem: Problem) -> Problem:
+    """Return *problem* in the form that callers of a route expect."""
+    return scoring_refusal(problem) if route.scoring else problem
+
+
+def _around_id(path: str) -> tuple[str, str]:
+    """Return what precedes the segment of the id in the path of a route, and the segment after it, or an empty text."""
+    before, _, following = path.partition("/{")
+    return before, following.partition("}")[2].removeprefix("/")

@@ -1,0 +1,176 @@
+"""`/v1/releases` of the admin listener: what the stores have, and changes of releases in the admin store."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
+
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from hotplate.serve.access.keys import ADMIN
+from hotplate.serve.api.parameters import QueryParser
+from hotplate.serve.api.router import Route, by_template
+from hotplate.serve.problems import Problem
+from hotplate.serve.processes.operator_view import CatalogueView, StoresView, json_of, operator_of
+from hotplate.serve.settings import ServiceSettings
+from hotplate.serve.tiers import tier_names
+from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.connect import opened
+from hotplate.stores.errors import StoreError
+from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
+from hotplate.stores.store import Store
+from hotplate.stores.urls import redacted
+
+log = logging.getLogger(__name__)
+
+# Timeouts of catalogue reads and of changes of releases.
+CATALOGUE_S = 5.0
+CHANGE_S = 60.0
+
+
+class _Rollback(Struct, frozen=True):
+    if_live: ReleaseId = ReleaseId("")  # makes the request idempotent
+
+
+class _Abort(Struct, frozen=True):
+    if_canary: ReleaseId = ReleaseId("")
+
+
+class _Activate(Struct, frozen=True):
+    force: Literal["false", "true"] = "false"  # whether to ignore that gates refused the release
+
+
+class _Promote(_Activate, frozen=True):
+    if_canary: ReleaseId = ReleaseId("")
+
+
+class _StartCanary(_Activate, frozen=True):
+    percent: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,9})?$")] = "0"
+
+
+async def _activate(store: Store, release: ReleaseId, query: _Activate) -> ReleaseId:
+    await activate(store, release, though_refused=query.force == "true")
+    return release
+
+
+async def _start_canary(store: Store, release: ReleaseId, query: _StartCanary) -> ReleaseId:
+    await start_canary(store, release, float(query.percent), though_refused=query.force == "true")
+    return release
+
+
+async def _promote(store: Store, _: ReleaseId, query: _Promote) -> ReleaseId:
+    return await promote(store, if_canary=query.if_canary or None, though_refused=query.force == "true")
+
+
+async def _abort(store: Store, _: ReleaseId, query: _Abort) -> ReleaseId:
+    return await abort(store, if_canary=query.if_canary or None)
+
+
+async def _rollback(store: Store, _: ReleaseId, query: _Rollback) -> ReleaseId:
+    return await rollback(store, if_live=query.if_live or None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of releases: the type of its parameters, what it does, and how the log says so."""
+
+    query: type[Struct]
+    act: Callable[[Store, ReleaseId, Any], Awaitable[ReleaseId]]
+    """Takes the release of the path, which may be empty; returns the release that was changed."""
+    done: str
+
+
+CHANGES = {
+    "/v1/releases/{id}/activate": _Change(_Activate, _activate, "activated"),
+    "/v1/releases/{id}/canary": _Change(_StartCanary, _start_canary, "started or changed the canary"),
+    "/v1/releases/canary/promote": _Change(_Promote, _promote, "promoted the canary"),
+    "/v1/releases/canary/abort": _Change(_Abort, _abort, "aborted the canary"),
+    "/v1/releases/rollback": _Change(_Rollback, _rollback, "rolled back to"),
+}
+
+
+class ReleaseAdmin:
+    """Lists and changes releases for operators."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+
+    def routes(self) -> dict[str, Route]:
+        """Return the routes by path."""
+        routes = [Route("/v1/releases", {"GET": self.releases}, scope=ADMIN)]
+        for path, change in CHANGES.items():
+            query = QueryParser(change.query, f"POST {path}")
+            routes.append(Route(path, {"POST": partial(self.change, change, query)}, scope=ADMIN))
+        return by_template(*routes)
+
+    async def releases(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
+        """`GET /v1/releases`: the catalogue of each store, or why it cannot be read.
+
+        A store is changeable if the service may write to it: it is the admin store, by its id, not by its URL.
+        """
+        urls = self._settings.stores
+        reading = asyncio.gather(*map(_read_catalogue, urls))
+        admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
+        tiers = list[CatalogueView]()
+        for name, url, outcome in zip(tier_names(urls), urls, outcomes, strict=True):
+            if isinstance(outcome, Catalogue):
+                is_changeable = outcome.store_id == admin_store_id
+                tiers.append(CatalogueView.of(name, redacted(url), outcome, changeable=is_changeable))
+            else:
+                tiers.append(CatalogueView(name, redacted(url), changeable=False, error=outcome))
+        return json_of(StoresView(tiers))
+
+    async def _admin_store_id(self) -> str | None:
+        """Return the id of the admin store; None if there is none, or it cannot be read."""
+        if self._settings.admin_store is None:
+            return None
+        outcome = await _read_catalogue(self._settings.admin_store)
+        return outcome.store_id if isinstance(outcome, Catalogue) else None
+
+    async def change(
+        self, change: _Change, query: QueryParser[Any], request: web.BaseRequest, raw_id: str, raw_query: str
+    ) -> web.Response:
+        """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
+
+        *raw_id* is the release's id in the path, percent-encoded; empty for changes that find the release themselves.
+        Raises a Problem: 403 without an admin store, 504 after CHANGE_S.
+        """
+        parameters = query.parse(raw_query)
+        if self._settings.admin_store is None:
+            raise Problem(
+                403,
+                "no-admin-store",
+                "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
+            )
+        try:
+            async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
+                changed = await change.act(store, ReleaseId(unquote(raw_id)), parameters)
+        except TimeoutError:
+            log.warning(
+                "%s sent POST %s over HTTP; it was given up after %g s, and may have taken place",
+                operator_of(request),
+                request.rel_url.raw_path,
+                CHANGE_S,
+            )
+            raise Problem(
+                504,
+                "change-timed-out",
+                f"the change took more than {CHANGE_S:.0f} s and was given up, as when Cosmos DB is being scaled; "
+                "GET /v1/releases shows whether it took place; if not, repeat it, or use `hotplate releases`, "
+                "which waits",
+            ) from None
+        log.warning("%s %s, release %s, over HTTP", operator_of(request), change.done, changed)
+        return json_of({"release": changed})
+
+
+async def _read_catalogue(url: str) -> Catalogue | str:
+    """Return the catalogue of a store, or why it cannot be read."""
+    try:
+        async with opened(url) as store, asyncio.timeout(CATALOGUE_S):
+            return await store.catalogue()
+    except (TimeoutError, StoreError) as error:
+        return str(error) or f"the catalogue could not be read in {CATALOGUE_S:.0f} s"
