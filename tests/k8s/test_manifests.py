@@ -328,10 +328,15 @@ def test_autoscaler_has_the_numbers_of_the_guides_plan() -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     planned = {row["name"]: row["value"] for row in facts["inputs"] + facts["figures"]}
-    cpu, requests = (metric[metric["type"].lower()]["target"] for metric in SHIPPED["metrics"])
+    (cpu,) = (metric["resource"]["target"] for metric in SHIPPED["metrics"])
     assert (SHIPPED["minReplicas"], SHIPPED["maxReplicas"]) == (planned["min_pods"], planned["hpa_most_pods"])
     assert cpu["averageUtilization"] == 100 * planned["hpa_utilisation"]
-    assert float(requests["averageValue"]) == planned["hpa_pod_rps"]
+    (with_requests,) = [
+        resource["spec"] for resource in whole("redis") if resource["kind"] == "HorizontalPodAutoscaler"
+    ]
+    of_cpu, of_requests = with_requests["metrics"]
+    assert [of_cpu] == SHIPPED["metrics"]
+    assert float(of_requests["pods"]["target"]["averageValue"]) == planned["hpa_pod_rps"]
 
 
 def test_every_overlay_scales_the_service_by_them() -> None:
