@@ -6,7 +6,6 @@ Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from math import inf
 from typing import Any, Generic, TypeVar
 
 from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
@@ -223,11 +222,12 @@ class Retrier:
         self._throttled_for_s = throttled_for_s or for_s
         self._succeeded_at = clock()
 
-    async def call(self, step: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
+    async def call(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run an idempotent step until it succeeds, and return its result.
 
-        Throttling is timed from the start of this call, or from a later success of any step, as a throttled store lets
-        some through; *at_most_s* shortens both limits. Raises the last error.
+        The step makes one attempt: it must not repeat others, whose time limits would multiply. Throttling is timed
+        from the start of this call, or from a later success of any step, as a throttled store lets some through. Raises
+        the last error.
         """
         began_at = self._clock()
         failing_since = None
@@ -236,13 +236,13 @@ class Retrier:
             try:
                 result = await step()
             except StoreThrottled as error:
-                if self._clock() - max(began_at, self._succeeded_at) > min(self._throttled_for_s, at_most_s):
+                if self._clock() - max(began_at, self._succeeded_at) > self._throttled_for_s:
                     raise
                 failing_since = None
                 wait_s = error.retry_after_s
             except StoreUnavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
-                if error.permanent or self._clock() - failing_since >= min(self._for_s, at_most_s):
+                if error.permanent or self._clock() - failing_since >= self._for_s:
                     raise
                 wait_s = backoff.next_s()
             else:

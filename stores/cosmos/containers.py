@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from hotplate.stores.cosmos.errors import ContainerMissing
 from hotplate.stores.cosmos.url import KEY, Address, Offer, Throughput
 from hotplate.stores.errors import StoreMisused, extra_installed
 from hotplate.stores.store import Observer
@@ -48,3 +49,35 @@ def open_containers(address: Address, observer: Observer | None = None) -> Conta
         f"subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or give the "
         f"account's key as {KEY}"
     )
+
+
+async def create_container(containers: Containers, container: str, throughput: Throughput | None) -> None:
+    """Create a container unless it exists, and first the database if there is none."""
+    try:
+        await containers.create_container(container, throughput)
+    except ContainerMissing:
+        await containers.create_database()
+        await containers.create_container(container, throughput)
+
+
+async def scale_to_serve(containers: Containers, container: str, address: Address) -> Offer | None:
+    """Start to scale a container to the throughput to serve with.
+
+    Returns its throughput before, or None if that is right already, and if the account is serverless.
+    """
+    offer = await containers.offer(container)
+    serving = None if offer is None else address.serving(offer)
+    if offer is None or serving is None:
+        return None
+    if offer.throughput == serving and not offer.pending:
+        return None
+    if not offer.pending:
+        await containers.scale(container, serving)
+    return offer
+
+
+async def scale_to_minimum(containers: Containers, container: str) -> None:
+    """Start to scale a container to its minimum, unless a change is pending."""
+    offer = await containers.offer(container)
+    if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
+        await containers.scale(container, Throughput(offer.minimum_ru, offer.throughput.autoscale))

@@ -2,6 +2,8 @@
 
 StoreError
 ├── ContainerMissing
+├── StoreThrottled
+│   └── ContainerPending
 ├── StoreThrottled, PartUnavailable
 │   └── CosmosThrottled
 └── PartUnavailable
@@ -33,6 +35,8 @@ DEADLINE_S = 5.0
 MAX_MESSAGE_CHARACTERS = 300
 # For a 429 without a delay: budgets are by the second.
 DEFAULT_RETRY_AFTER_S = 1.0
+# Pause before a new container is tried again.
+PENDING_PAUSE_S = 0.25
 # Charges are summed up in counters, which an infinity would spoil.
 MAX_CHARGE_RU = 1e6
 CHARGE_HEADER = b"x-ms-request-charge"
@@ -72,6 +76,13 @@ SENTENCES: dict[ErrorKind, str] = {
 
 class ContainerMissing(StoreError):
     """No such container or database."""
+
+
+class ContainerPending(StoreThrottled):
+    """A replica does not know a new container yet; as after a 429, the request may be sent again after a pause."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, PENDING_PAUSE_S)
 
 
 class CosmosUnavailable(PartUnavailable):

@@ -6,13 +6,17 @@ The writer of a draft acknowledges each batch of rows by an item with their pack
 the writer that took over first "rows_1", and so on.
 """
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 from msgspec.structs import replace
 
-from hotplate.stores.catalogue import DraftRef
-from hotplate.stores.cosmos.items import CosmosItem
-from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.store import sealed, taken_over
+from hotplate.stores.catalogue import DraftRef, ReleaseRef
+from hotplate.stores.cosmos.errors import ContainerMissing
+from hotplate.stores.cosmos.items import AnyRef, CosmosItem, container_of, without_system_properties
+from hotplate.stores.cosmos.paced_items import PacedItems
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from hotplate.stores.store import not_found, sealed, taken_over
 
 # Id of the item.
 STATE = "state"
@@ -106,3 +110,85 @@ class ReleaseState(msgspec.Struct, frozen=True, omit_defaults=True):
     def marked(self, token: str) -> "ReleaseState":
         """Return the state with the mark of an erasure."""
         return replace(self, dropping=(*self.dropping, token))
+
+
+ChangeState = Callable[[ReleaseState], Awaitable[ReleaseState | None]]
+"""Returns the state that replaces a stored one; None if that is to stay."""
+
+
+class ReleaseStates:
+    """Reads and replaces the states of releases; no request is repeated.
+
+    Raises ReleaseNotFound if the container of a release is missing, or holds no state.
+    """
+
+    def __init__(self, items: PacedItems) -> None:
+        self._items = items
+
+    async def read(self, release: AnyRef) -> ReleaseState:
+        """Return the state of a release or draft."""
+        try:
+            item = await self._items.read_surely(container_of(release), STATE)
+        except ContainerMissing as error:
+            raise not_found(release) from error
+        if item is None:
+            raise not_found(release)
+        return ReleaseState.of(item)
+
+    async def is_in(self, container: str) -> bool:
+        """Return whether a release or draft is in a container."""
+        try:
+            item = (await self._items.read(container, STATE)).item
+        except ContainerMissing:
+            return False
+        return item is not None and item.get("state") in (DRAFT, SEALED)
+
+    async def create(self, draft: DraftRef) -> bool:
+        """Create the state of a new draft; return False if there is one. Raises ContainerMissing."""
+        state = ReleaseState(DRAFT, draft.writer)
+        return await self._items.create(container_of(draft), state.item())
+
+    async def change(self, release: AnyRef, change: ChangeState) -> None:
+        """Read a state, and replace it by the result of *change*, None for no change.
+
+        Raises what *change* raises, and StoreUnavailable if another process has changed the state in the meantime,
+        which its etag tells: then the change may be tried again.
+        """
+        container = container_of(release)
+        try:
+            stored = await self._items.read(container, STATE)
+            if stored.item is None:
+                raise not_found(release)
+            changed = await change(ReleaseState.of(stored.item))
+            if changed is None:
+                return
+            item = changed.item(without_system_properties(stored.item))
+            is_replaced = await self._items.replace(container, item, stored.etag)
+        except ContainerMissing as error:
+            raise not_found(release) from error
+        if not is_replaced:
+            raise StoreUnavailable(f"other processes keep changing the state of release {release.id}; try again later")
+
+    async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
+        """Mark a state with the token of an erasure; return False if there is none."""
+
+        async def mark(state: ReleaseState) -> ReleaseState | None:
+            return None if token in state.dropping else state.marked(token)
+
+        try:
+            await self.change(release, mark)
+        except ReleaseNotFound:
+            return False
+        return True
+
+    async def check_dropping(self, release: ReleaseRef, token: str) -> None:
+        """Raise ReleaseConflict unless the state bears the mark of an erasure, or is gone."""
+        try:
+            item = (await self._items.read(container_of(release), STATE)).item
+        except ContainerMissing:
+            return
+        if item is not None and token not in ReleaseState.of(item).dropping:
+            raise ReleaseConflict(
+                f"the container of release {release.id} was restored while it was being erased; see `hotplate releases "
+                f"list`, and prune again"
+            )

@@ -60,6 +60,7 @@ class VersionedItem(NamedTuple):
     item: CosmosItem | None
     etag: str
     now: float
+    charge_ru: float
 
 
 class NearestItem(NamedTuple):
@@ -360,7 +361,7 @@ def _versioned(response: Response, name: str) -> VersionedItem:
     etag = "" if item is None else item.get("_etag")
     if not isinstance(etag, str):
         raise ValueError("an item without etag")  # noqa: TRY004 -- malformed, like invalid JSON
-    return VersionedItem(item, etag, now)
+    return VersionedItem(item, etag, now, errors.charge_in(response))
 
 
 def _connects(address: Address) -> MakeTransport:

@@ -9,40 +9,39 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from functools import partial
-from math import inf
 
-import orjson
-
-from hotplate.stores import catalogue as catalogue_record
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from hotplate.stores.cosmos import charges, examination
-from hotplate.stores.cosmos.budget import Budget
-from hotplate.stores.cosmos.containers import Containers, open_containers
+from hotplate.stores.cosmos.containers import (
+    Containers,
+    create_container,
+    open_containers,
+    scale_to_minimum,
+    scale_to_serve,
+)
+from hotplate.stores.cosmos.control import ControlContainer
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
 from hotplate.stores.cosmos.items import (
-    CATALOGUE,
     CONTAINER,
     CONTROL,
     CosmosItem,
     container_of,
-    item_bytes,
     name_of,
-    to_item,
     value_of,
 )
+from hotplate.stores.cosmos.paced_items import NewContainers, PacedItems
+from hotplate.stores.cosmos.release_state import ReleaseStates
 from hotplate.stores.cosmos.rows import ReleaseRows
-from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem, WriteResult
+from hotplate.stores.cosmos.signed import LookupClient, SignedClient
 from hotplate.stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from hotplate.stores.errors import (
     CatalogueUnreadable,
     ReleaseCorrupt,
     ReleaseNotFound,
     StoreError,
-    StoreMisused,
     StoreUnavailable,
 )
 from hotplate.stores.store import (
@@ -57,12 +56,15 @@ from hotplate.stores.store import (
     ReplicatedReader,
     Row,
     RowEraser,
-    catalogue_changed,
     not_found,
     taken_over,
     traced_call,
 )
+from hotplate.stores.timing import Retrier
 
+# Time limits of a step that is repeated while the service is unavailable, or answers 429.
+UNAVAILABLE_S = 20.0
+THROTTLED_S = 120.0
 # Generated incarnations.
 DRAWN = re.compile(r"[0-9a-f]{12}")
 # Polling interval of a reader: 0.5 RU/s.
@@ -97,17 +99,19 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         self._open_containers = open_containers
         self._opened_containers: Containers | None = None
         self._clock = clock
-        self._budget = Budget(clock, address.max_ru or (None if writing is None else writing.ru))
         self._charges = charges.load()
-        self._rows = ReleaseRows(items, self._budget, self._charges)
-        self._rows_while_live = ReleaseRows(items, Budget(clock, address.scanning_ru), self._charges)
+        self._new_containers = NewContainers(clock)
+        self._retrier = Retrier(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
+        self._control = ControlContainer(address.shown, items, self._paced(None), clock)
+        writing_items = self._paced(address.max_ru or (None if writing is None else writing.ru))
+        self._states = ReleaseStates(writing_items)
+        self._rows = ReleaseRows(writing_items, self._retrier)
+        self._rows_while_live = ReleaseRows(self._paced(address.scanning_ru), self._retrier)
         """The same within a share of the throughput, to spare lookups."""
 
-        self._has_single_write_region = False
-        """Whether the account was found to have one write region."""
-
-        self._ahead_s = time.time() - clock()
-        """The service's clock minus *clock*."""
+    def _paced(self, rate_ru: float | None) -> PacedItems:
+        """Return access to items within *rate_ru* RU/s."""
+        return PacedItems(self._items, self._charges, self._new_containers, clock=self._clock, rate_ru=rate_ru)
 
     @property
     def _containers(self) -> Containers:
@@ -138,16 +142,22 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return results
 
     async def _read_one(self, container: str, name: str, timeout_s: float | None) -> ReadResult:
-        """Read one key; without a timeout, retry like a write."""
+        """Read one key; without a timeout, repeated like a write."""
         try:
             if timeout_s is None:
-                read = partial(self._lookups.read, container, name, DEADLINE_S)
-                item = await self._budget.call_until_visible(container, read)
+                item = await self._retrier.call(partial(self._look_up, container, name))
             else:
                 item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
+
+    async def _look_up(self, container: str, name: str) -> CosmosItem | None:
+        """Read an item once like a lookup; ContainerPending if its container is new, and not visible yet."""
+        try:
+            return await self._lookups.read(container, name, DEADLINE_S)
+        except ContainerMissing as missing:
+            raise self._new_containers.error_for(missing, container) from missing
 
     @property
     def has_replicas(self) -> bool:
@@ -161,68 +171,27 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
-        stored = await self._read_catalogue()
-        return self._parsed(stored.item, stored.now)
-
-    async def _read_catalogue(self) -> VersionedItem:
-        """Read the item of the catalogue in the write region, and the service's clock."""
-        try:
-            stored = await self._budget.call_until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, CATALOGUE))
-        except ContainerMissing:
-            return VersionedItem(None, "", self._clock() + self._ahead_s)
-        self._ahead_s = stored.now - self._clock()
-        return stored
-
-    def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
-        """Decode the item of the catalogue, read at *now*; CatalogueUnreadable if it is invalid."""
-        if item is None:
-            return Catalogue(now=now)
-        return catalogue_record.parse(_record_in(item), now=now, where=self._address.shown)
+        return await self._retrier.call(self._control.catalogue)
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read items beside the catalogue; None for absent ones."""
-
-        async def read(name: str) -> bytes | None:
-            stored = await self._budget.call_until_visible(CONTROL, partial(self._items.read_fresh, CONTROL, name))
-            return None if stored.item is None else value_of(stored.item)
-
-        try:
-            return list(await asyncio.gather(*map(read, names)))
-        except ContainerMissing:
-            return [None] * len(names)
+        reads = (self._retrier.call(partial(self._control.record, name)) for name in names)
+        return list(await asyncio.gather(*reads))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after changes, read in the nearest region every POLL_S."""
-        await self._check_single_write_region(POLL_S)
+        """Yield the catalogue now and after changes, read in the nearest region every POLL_S.
+
+        A poll that fails is not repeated here, but by the caller, who asks again for changes.
+        """
+        await self._control.check_single_write_region()
         seen_version = None
         while True:
-            catalogue = await self._budget.call(self._read_nearest_catalogue, at_most_s=POLL_S)
+            catalogue = await self._control.nearest_catalogue(self._lookups)
             self.polled_at = time.monotonic()
             if catalogue.version != seen_version:
                 seen_version = catalogue.version
                 yield catalogue
             await asyncio.sleep(POLL_S)
-
-    async def _read_nearest_catalogue(self) -> Catalogue:
-        """Read the catalogue like a lookup; it may lag."""
-        try:
-            nearest = await self._lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
-        except ContainerMissing:
-            nearest = NearestItem(None, from_write_region=False)
-        catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)
-        return replace(catalogue, primary=nearest.from_write_region)
-
-    async def _check_single_write_region(self, at_most_s: float = inf) -> None:
-        """Raise StoreMisused for several write regions, which have no compare-and-set; asks once, for *at_most_s*."""
-        if self._has_single_write_region:
-            return
-        account = await self._budget.call(self._items.account, at_most_s=at_most_s)
-        if account.multiple_write_regions:
-            raise StoreMisused(
-                f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
-                f"both change the live release; turn multi-region writes off, or use another account"
-            )
-        self._has_single_write_region = True
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails
@@ -243,13 +212,17 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # containers grow
-        await self._check_single_write_region()
+        await self._retrier.call(self._control.check_single_write_region)
         await self._create_container(container_of(draft), self._address.writing)
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
+    async def _create_container(self, container: str, throughput: Throughput | None) -> None:
+        await self._retrier.call(partial(create_container, self._containers, container, throughput))
+        self._new_containers.add(container)
+
     async def _confirm_writer(self, draft: DraftRef) -> None:
-        """Raise ReleaseConflict if the catalogue names another writer of a draft."""
-        entry = (await self.catalogue()).entry(draft.incarnation)
+        """Raise ReleaseConflict if the catalogue names another writer of a draft. No request is repeated."""
+        entry = (await self._control.catalogue()).entry(draft.incarnation)
         if entry is not None and entry.writer != draft.writer:
             raise taken_over(draft)
 
@@ -264,11 +237,12 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         try:
-            return (await self._rows.state(release)).is_sealed
+            state = await self._retrier.call(partial(self._states.read, release))
         except ReleaseNotFound:
             return False
         except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
             return True
+        return state.is_sealed
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._rows_while_live if await self._may_be_served(release) else self._rows
@@ -282,41 +256,27 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         except CatalogueUnreadable:
             return True  # services keep their release
 
-    async def _create_container(self, container: str, throughput: Throughput | None) -> None:
-        """Create a container, and first the database if there is none."""
-        create = partial(self._containers.create_container, container, throughput)
-        try:
-            await self._budget.call(create)
-        except ContainerMissing:
-            await self._budget.call(self._containers.create_database)
-            await self._budget.call(create)
-        self._budget.add_new_container(container)
-
     async def prepare(self, release: ReleaseRef) -> None:
         """Scale the container of a release to the throughput to serve with, and wait for it; see `Store.prepare`.
 
         Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
         """
-        await self._rows.state(release)  # raises ReleaseNotFound
+        await self._retrier.call(partial(self._states.read, release))  # raises ReleaseNotFound
         if self._address.throughput is None:
             return
         container = container_of(release)
+        scale = partial(scale_to_serve, self._containers, container, self._address)
         give_up_at = self._clock() + SCALING_S
-        while True:
-            offer = await self._budget.call(partial(self._containers.offer, container))
-            serving = None if offer is None else self._address.serving(offer)
-            if offer is None or serving is None:
-                return  # serverless
-            if offer.throughput == serving and not offer.pending:
-                return
+        unfinished = await self._retrier.call(scale)
+        while unfinished is not None:
             if self._clock() > give_up_at:
-                raise self._not_scaled(container, offer, serving)
-            if not offer.pending:
-                await self._budget.call(partial(self._containers.scale, container, serving))
+                raise self._not_scaled(container, unfinished)
             await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
+            unfinished = await self._retrier.call(scale)
 
-    def _not_scaled(self, container: str, offer: Offer, serving: Throughput) -> StoreUnavailable:
+    def _not_scaled(self, container: str, offer: Offer) -> StoreUnavailable:
         """Return the error of a container that did not get the throughput to serve with in SCALING_S."""
+        serving = self._address.serving(offer) or offer.throughput
         if offer.pending:
             return StoreUnavailable(
                 f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can take "
@@ -333,73 +293,21 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return
         container = container_of(release)
         try:
-            offer = await self._budget.call(partial(self._containers.offer, container))
-            if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
-                minimum = Throughput(offer.minimum_ru, offer.throughput.autoscale)
-                await self._budget.call(partial(self._containers.scale, container, minimum))
+            await self._retrier.call(partial(scale_to_minimum, self._containers, container))
         except ContainerMissing as error:
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one.
-
-        An *old* catalogue that was never stored is created. Raises ReleaseConflict if another version is stored.
-        """
-        was_never_stored = old.version == Catalogue().version
-        if was_never_stored:
-            await self._swap(partial(self._create_catalogue, new, records))
-            return
-        stored = await self._read_catalogue()
-        if self._parsed(stored.item, stored.now).version != old.version:
-            raise catalogue_changed()
-        await self._write_records(records)
-        await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
-
-    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
-        stored = await self._read_catalogue()
-        if stored.item is None or _record_in(stored.item) != record:
-            raise catalogue_changed()
-        await self._write_records(records)
-        await self._swap(partial(self._items.replace, CONTROL, _item_of(new), stored.etag))
-
-    async def _swap(self, write: Callable[[], Awaitable[WriteResult]]) -> None:
-        """Write the catalogue by *write*; ReleaseConflict if the version that it replaces is gone."""
-        await self._check_single_write_region()
-        if not (await self._budget.call(write)).applied:
-            raise catalogue_changed()  # perhaps with our own attempt, after a lost response
-
-    async def _write_records(self, records: Sequence[RecordChange]) -> None:
-        """Compare and set records one by one; ReleaseConflict if one is neither as before nor written already."""
-        await self._check_single_write_region()
-        for change in records:
-            read = partial(self._items.read_fresh, CONTROL, change.name)
-            stored = await self._budget.call_until_visible(CONTROL, read)
-            value = None if stored.item is None else value_of(stored.item)
-            if value == change.after:  # by an attempt whose response was lost
-                continue
-            if value != change.before:
-                raise catalogue_changed()
-            item = to_item(change.name, change.after)
-            item_bytes(item)  # raises StoreFull
-            if stored.item is None:
-                write = partial(self._items.create, CONTROL, item)
-            else:
-                write = partial(self._items.replace, CONTROL, item, stored.etag)
-            if not (await self._budget.call(write)).applied:
-                raise catalogue_changed()
-
-    async def _create_catalogue(self, new: Catalogue, records: Sequence[RecordChange]) -> WriteResult:
-        """Create records and the catalogue, and before them their container if there is none."""
-        create = partial(self._items.create, CONTROL, _item_of(new))
+        swap = partial(self._control.swap, old, new, records)
         try:
-            await self._write_records(records)
-            return await create()
-        except ContainerMissing:
+            await self._retrier.call(swap)
+        except ContainerMissing:  # of the first catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
-            await self._write_records(records)
-            return await self._budget.call_until_visible(CONTROL, create)
+            await self._retrier.call(swap)
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        await self._retrier.call(partial(self._control.replace_unreadable, record, new, records))
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.
@@ -410,16 +318,16 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """
         container = container_of(release)
         token = secrets.token_hex(8)
-        self._budget.forget_container(container)
-        is_marked = await self._rows.mark_dropping(release, token)
+        self._new_containers.discard(container)
+        is_marked = await self._retrier.call(partial(self._states.mark_dropping, release, token))
 
         async def delete() -> None:
-            check(await self.catalogue())
+            check(await self._control.catalogue())
             if is_marked:  # a container without a state never had rows
-                await self._rows.check_dropping(release, token)
+                await self._states.check_dropping(release, token)
             await self._containers.delete_container(container)
 
-        await self._budget.call(delete)
+        await self._retrier.call(delete)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         check(await self.catalogue())
@@ -428,7 +336,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     async def incarnations(self) -> list[str]:
         """See `Store.incarnations`; StoreMisused without a control plane."""
         try:
-            names = await self._budget.call(self._containers.list_containers)
+            names = await self._retrier.call(self._containers.list_containers)
         except ContainerMissing:
             return []
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
@@ -437,7 +345,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """Return whether a container holds a release; one by its name alone if hotplate drew that name."""
         if not container.startswith(CONTAINER):
             return False
-        return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
+        if DRAWN.fullmatch(container.removeprefix(CONTAINER)):
+            return True
+        return await self._retrier.call(partial(self._states.is_in, container))
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
@@ -450,13 +360,3 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
         lookups = CosmosAccount(address, observer)
     items = SignedClient(address, observer)
     return CosmosStore(address, items, partial(open_containers, address, observer), lookups=lookups)
-
-
-def _item_of(catalogue: Catalogue) -> CosmosItem:
-    """Encode a catalogue as an item."""
-    return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
-
-
-def _record_in(item: CosmosItem) -> bytes:
-    """Return the record in the item of a catalogue."""
-    return orjson.dumps(item.get("catalogue"))

@@ -6,10 +6,9 @@ import pytest
 
 from hotplate.bench.cosmos_emulator.partitions import encode
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.budget import UNAVAILABLE_S
 from hotplate.stores.cosmos.errors import DEADLINE_S
 from hotplate.stores.cosmos.items import container_of, name_of
-from hotplate.stores.cosmos.store import CosmosStore
+from hotplate.stores.cosmos.store import UNAVAILABLE_S, CosmosStore
 from hotplate.stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from hotplate.stores.store import Plan, Row
 from tests.support.cosmos_simulation import SimulatedAccount, simulated

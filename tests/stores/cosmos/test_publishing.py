@@ -8,10 +8,10 @@ import pytest
 
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
-from hotplate.stores.cosmos.budget import CONTAINER_VISIBLE_S, THROTTLED_S, UNAVAILABLE_S
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of
-from hotplate.stores.cosmos.store import SCALING_POLL_S, CosmosStore
+from hotplate.stores.cosmos.paced_items import CONTAINER_VISIBLE_S
+from hotplate.stores.cosmos.store import SCALING_POLL_S, THROTTLED_S, UNAVAILABLE_S, CosmosStore
 from hotplate.stores.errors import ReleaseCorrupt, StoreFull
 from hotplate.stores.store import Plan, Row
 from hotplate.stores.transfer import copy, repair

@@ -1,0 +1,88 @@
+"""Batch items, which acknowledge rows: each holds the packed keys of a batch, and its number in a series.
+
+The batches of a series are numbered from 1 without gaps, so a few reads find the last one. Which series there are is
+part of a release's state (`hotplate.stores.cosmos.release_state`).
+"""
+
+from collections.abc import Sequence
+
+from hotplate.stores.cosmos.items import to_item, value_of
+from hotplate.stores.cosmos.paced_items import PacedItems
+from hotplate.stores.cosmos.release_state import ReleaseState
+from hotplate.stores.encoding import pack
+
+
+class Batches:
+    """Reads and writes batch items; no request is repeated."""
+
+    def __init__(self, items: PacedItems) -> None:
+        self._items = items
+        self._last = dict[tuple[str, str], int]()
+        """Number of the last known batch, by container and series."""
+
+    def forget(self, container: str) -> None:
+        """Forget the known batches of a container, which may have been erased."""
+        self._last = {key: number for key, number in self._last.items() if key[0] != container}
+
+    async def read(self, container: str, series: str, number: int) -> bytes:
+        """Return the packed keys of a batch; ReleaseCorrupt if it is absent."""
+        name = _name(series, number)
+        return value_of(await self._items.read_surely(container, name) or {"id": name})
+
+    async def append(self, container: str, series: str, keys: Sequence[str]) -> None:
+        """Add a batch to a series, by the first number that is free.
+
+        Another task, or an earlier attempt whose response was lost, may have taken the number after the last known one.
+        """
+        item = to_item(series, pack(keys))
+        number = self._last.get((container, series))
+        if number is None:
+            number = await self.find_last(container, series)
+        is_created = False
+        while not is_created:
+            number += 1
+            item["id"] = _name(series, number)
+            is_created = await self._items.create(container, item)
+            self._last[container, series] = max(number, self._last.get((container, series), 0))
+
+    async def find_last_of_all(self, container: str, state: ReleaseState) -> dict[str, int]:
+        """Return the numbers of the last batches of all writers, by series; 0 for a series without batches."""
+        last_numbers = dict(state.former)
+        for series in state.series_names:
+            last_numbers[series] = await self.find_last(container, series)
+        return last_numbers
+
+    async def find_last(self, container: str, series: str) -> int:
+        """Return the number of the last batch of a series; 0 if there is none.
+
+        A replica may lag. So if none of the batches was known before, the one after the last is looked for with care.
+        """
+        known = self._last.get((container, series), 0)
+        last = await self._search_last(container, series, known)
+        while not known and await self._items.read_surely(container, _name(series, last + 1)):
+            last = await self._search_last(container, series, last + 1)
+        self._last[container, series] = last
+        return last
+
+    async def _search_last(self, container: str, series: str, known: int) -> int:
+        """Search for the last batch from a *known* one, by steps that double, and then between present and absent."""
+        present = known
+        step = 1
+        while await self._exists(container, series, present + step):
+            present += step
+            step *= 2
+        absent = present + step
+        while absent - present > 1:
+            middle = (present + absent) // 2
+            if await self._exists(container, series, middle):
+                present = middle
+            else:
+                absent = middle
+        return present
+
+    async def _exists(self, container: str, series: str, number: int) -> bool:
+        return (await self._items.read(container, _name(series, number))).item is not None
+
+
+def _name(series: str, number: int) -> str:
+    return f"{series}-{number}"

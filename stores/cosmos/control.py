@@ -1,0 +1,141 @@
+"""The catalogue, and the records beside it, as items of a small container, compared and set by their etags."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import orjson
+
+from hotplate.stores import catalogue as catalogue_record
+from hotplate.stores.catalogue import Catalogue
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
+from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, to_item, value_of
+from hotplate.stores.cosmos.paced_items import PacedItems
+from hotplate.stores.cosmos.signed import LookupClient, NearestItem, SignedClient, VersionedItem
+from hotplate.stores.errors import StoreMisused
+from hotplate.stores.store import RecordChange, catalogue_changed
+
+
+class ControlContainer:
+    """Reads and replaces the catalogue and records; no request is repeated.
+
+    Raises StoreMisused for an account with several write regions, which cannot compare and set.
+    """
+
+    def __init__(self, shown: str, client: SignedClient, items: PacedItems, clock: Callable[[], float]) -> None:
+        """*shown* names the database."""
+        self._shown = shown
+        self._client = client
+        self._items = items
+        self._clock = clock
+        self._ahead_s = time.time() - clock()
+        """The service's clock minus *clock*."""
+
+        self._has_single_write_region = False
+        """Whether the account was found to have one write region."""
+
+    async def catalogue(self) -> Catalogue:
+        """Read the catalogue in the write region. Raises CatalogueUnreadable."""
+        stored = await self._read_catalogue()
+        return self._parsed(stored.item, stored.now)
+
+    async def nearest_catalogue(self, lookups: LookupClient) -> Catalogue:
+        """Read the catalogue like a lookup; it may lag. Raises CatalogueUnreadable."""
+        try:
+            nearest = await lookups.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
+        except ContainerMissing:
+            nearest = NearestItem(None, from_write_region=False)
+        catalogue = self._parsed(nearest.item, self._clock() + self._ahead_s)
+        return replace(catalogue, primary=nearest.from_write_region)
+
+    async def record(self, name: str) -> bytes | None:
+        """Read a record; None if it is absent."""
+        try:
+            item = (await self._items.read(CONTROL, name)).item
+        except ContainerMissing:
+            return None
+        return None if item is None else value_of(item)
+
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        """Replace the catalogue if its version is that of *old*, after *records*, which are written one by one.
+
+        An *old* catalogue that was never stored is created; ContainerMissing if there is no container for it. Raises
+        ReleaseConflict if another version is stored, perhaps written by an earlier attempt whose response was lost.
+        """
+        await self.check_single_write_region()
+        was_never_stored = old.version == Catalogue().version
+        if was_never_stored:
+            await self._write_records(records)
+            is_written = await self._items.create(CONTROL, _item_of(new))
+        else:
+            stored = await self._read_catalogue()
+            if self._parsed(stored.item, stored.now).version != old.version:
+                raise catalogue_changed()
+            await self._write_records(records)
+            is_written = await self._items.replace(CONTROL, _item_of(new), stored.etag)
+        if not is_written:
+            raise catalogue_changed()
+
+    async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
+        await self.check_single_write_region()
+        stored = await self._read_catalogue()
+        if stored.item is None or _record_in(stored.item) != record:
+            raise catalogue_changed()
+        await self._write_records(records)
+        if not await self._items.replace(CONTROL, _item_of(new), stored.etag):
+            raise catalogue_changed()
+
+    async def check_single_write_region(self) -> None:
+        """Raise StoreMisused for an account with several write regions; asks until it has found one."""
+        if self._has_single_write_region:
+            return
+        account = await self._client.account()
+        if account.multiple_write_regions:
+            raise StoreMisused(
+                f"the account of {self._shown} takes writes in several regions, where two publishers could both change "
+                f"the live release; turn multi-region writes off, or use another account"
+            )
+        self._has_single_write_region = True
+
+    async def _read_catalogue(self) -> VersionedItem:
+        """Read the item of the catalogue in the write region, and the service's clock."""
+        try:
+            stored = await self._items.read(CONTROL, CATALOGUE)
+        except ContainerMissing:
+            return VersionedItem(None, "", self._clock() + self._ahead_s, 0.0)
+        self._ahead_s = stored.now - self._clock()
+        return stored
+
+    def _parsed(self, item: CosmosItem | None, now: float) -> Catalogue:
+        """Decode the item of the catalogue, read at *now*; CatalogueUnreadable if it is invalid."""
+        if item is None:
+            return Catalogue(now=now)
+        return catalogue_record.parse(_record_in(item), now=now, where=self._shown)
+
+    async def _write_records(self, records: Sequence[RecordChange]) -> None:
+        """Compare and set records one by one; ReleaseConflict if one is neither as before nor written already."""
+        for change in records:
+            stored = await self._items.read(CONTROL, change.name)
+            value = None if stored.item is None else value_of(stored.item)
+            if value == change.after:  # by an attempt whose response was lost
+                continue
+            if value != change.before:
+                raise catalogue_changed()
+            item = to_item(change.name, change.after)
+            if stored.item is None:
+                is_written = await self._items.create(CONTROL, item)
+            else:
+                is_written = await self._items.replace(CONTROL, item, stored.etag)
+            if not is_written:
+                raise catalogue_changed()
+
+
+def _item_of(catalogue: Catalogue) -> CosmosItem:
+    """Encode a catalogue as an item."""
+    return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
+
+
+def _record_in(item: CosmosItem) -> bytes:
+    """Return the record in the item of a catalogue."""
+    return orjson.dumps(item.get("catalogue"))

@@ -1,0 +1,122 @@
+"""Items, read and written within a number of request units (RU) a second."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
+from typing import TypeVar
+
+from hotplate.stores.cosmos.charges import Charges
+from hotplate.stores.cosmos.errors import ContainerMissing, ContainerPending
+from hotplate.stores.cosmos.items import CosmosItem, item_bytes
+from hotplate.stores.cosmos.signed import SignedClient, VersionedItem, WriteResult
+from hotplate.stores.errors import StoreError, StoreThrottled
+from hotplate.stores.timing import RateLimiter
+
+R = TypeVar("R", VersionedItem, WriteResult)
+
+# Some replicas answer 404 for a new container.
+CONTAINER_VISIBLE_S = 60.0
+# Delays before a missing item is read again, in case a replica lags.
+REPLICA_LAGS_S = (0.02, 0.1)
+
+
+class NewContainers:
+    """Containers that were just created by this process, so that some replicas may not know them yet."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._new_until = dict[str, float]()
+
+    def add(self, container: str) -> None:
+        """Record that a container was just created."""
+        self._new_until[container] = self._clock() + CONTAINER_VISIBLE_S
+
+    def discard(self, container: str) -> None:
+        """Record that a container is being deleted."""
+        self._new_until.pop(container, None)
+
+    def error_for(self, missing: ContainerMissing, container: str) -> StoreError:
+        """Return the error for a container that a replica does not know: ContainerPending if it is new."""
+        if self._clock() <= self._new_until.get(container, -inf):
+            return ContainerPending(str(missing))
+        return missing
+
+
+class PacedItems:
+    """Reads and writes items by one attempt each, which waits until its request units (RU) fit into the rate.
+
+    Each attempt is charged in advance by our table, corrected by the charge in the response. A 429 costs nothing, and
+    pauses all attempts as long as it says. Raises errors as `SignedClient`, and ContainerPending.
+    """
+
+    def __init__(
+        self,
+        client: SignedClient,
+        charges: Charges,
+        new_containers: NewContainers,
+        *,
+        clock: Callable[[], float],
+        rate_ru: float | None,
+    ) -> None:
+        """*rate_ru* is in RU/s; None for no limit."""
+        self._client = client
+        self._charges = charges
+        self._new_containers = new_containers
+        self._limiter = RateLimiter(clock, rate_ru)
+        self._admission = asyncio.Lock()
+
+    async def read(self, container: str, name: str) -> VersionedItem:
+        """Read an item, or its absence, as the replica has it that answers."""
+        read = partial(self._client.read_fresh, container, name)
+        return await self._send(container, read, expected_ru=self._charges.read(0))
+
+    async def read_surely(self, container: str, name: str) -> CosmosItem | None:
+        """Read an item; None if it is absent in three reads, because replicas may lag."""
+        item = (await self.read(container, name)).item
+        for pause_s in REPLICA_LAGS_S:
+            if item is not None:
+                break
+            await asyncio.sleep(pause_s)
+            item = (await self.read(container, name)).item
+        return item
+
+    async def create(self, container: str, item: CosmosItem) -> bool:
+        """Create an item; return False if one exists. Raises StoreFull if it is too large."""
+        create = partial(self._client.create, container, item)
+        expected_ru = self._charges.create(item_bytes(item), 0)
+        return (await self._send(container, create, expected_ru=expected_ru)).applied
+
+    async def replace(self, container: str, item: CosmosItem, etag: str) -> bool:
+        """Replace the version *etag* of an item; return False if that is gone. Raises StoreFull if it is too large."""
+        replace = partial(self._client.replace, container, item, etag)
+        size = item_bytes(item)
+        expected_ru = self._charges.replace(size, size, 0, 0)
+        return (await self._send(container, replace, expected_ru=expected_ru)).applied
+
+    async def delete(self, container: str, name: str) -> bool:
+        """Delete an item; return whether it existed."""
+        delete = partial(self._client.delete, container, name)
+        return (await self._send(container, delete, expected_ru=self._charges.delete(0, 0))).applied
+
+    async def _send(self, container: str, request: Callable[[], Awaitable[R]], *, expected_ru: float) -> R:
+        await self._admit(expected_ru)
+        try:
+            result = await request()
+        except StoreThrottled as error:
+            self._limiter.correct(-expected_ru)
+            self._limiter.pause(error.retry_after_s)
+            raise
+        except ContainerMissing as missing:
+            raise self._new_containers.error_for(missing, container) from missing
+        self._limiter.correct(result.charge_ru - expected_ru)
+        return result
+
+    async def _admit(self, expected_ru: float) -> None:
+        """Wait until a request fits into the rate, after the requests that came before, and charge it."""
+        async with self._admission:
+            wait_s = self._limiter.wait_s()
+            while wait_s > 0:
+                await asyncio.sleep(wait_s)
+                wait_s = self._limiter.wait_s()  # a 429 may have come meanwhile, which prolongs the wait
+            self._limiter.take(expected_ru)
