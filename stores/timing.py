@@ -6,11 +6,12 @@ Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from hotplate.stores.errors import StoreMisused, StoreThrottled, StoreUnavailable
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 TICK_S = 0.002  # the most that a deadline is late
 
@@ -222,8 +223,8 @@ class Retrier:
         self._throttled_for_s = throttled_for_s or for_s
         self._succeeded_at = clock()
 
-    async def call(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run an idempotent step until it succeeds, and return its result.
+    async def call(self, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call an idempotent step until it succeeds, and return its result.
 
         The step makes one attempt: it must not repeat others, whose time limits would multiply. Throttling is timed
         from the start of this call, or from a later success of any step, as a throttled store lets some through. Raises
@@ -234,7 +235,7 @@ class Retrier:
         backoff = Backoff(*RETRY_PAUSES_S)
         while True:
             try:
-                result = await step()
+                result = await step(*args, **kwargs)
             except StoreThrottled as error:
                 if self._clock() - max(began_at, self._succeeded_at) > self._throttled_for_s:
                     raise

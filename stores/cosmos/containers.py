@@ -60,19 +60,18 @@ async def create_container(containers: Containers, container: str, throughput: T
         await containers.create_container(container, throughput)
 
 
-async def scale_to_serve(containers: Containers, container: str, address: Address) -> Offer | None:
-    """Start to scale a container to the throughput to serve with.
+async def scale_to_serve(containers: Containers, container: str, wanted: Throughput) -> Offer | None:
+    """Start to scale a container to serve with the *wanted* throughput, or its minimum if that is higher.
 
-    Returns its throughput before, or None if that is right already, and if the account is serverless.
+    Returns the throughput that it has until then; None if that is right already, or the account serverless.
     """
     offer = await containers.offer(container)
-    serving = None if offer is None else address.serving(offer)
-    if offer is None or serving is None:
+    if offer is None or offer.pending:
+        return offer
+    serving = offer.serving(wanted)
+    if offer.throughput == serving:
         return None
-    if offer.throughput == serving and not offer.pending:
-        return None
-    if not offer.pending:
-        await containers.scale(container, serving)
+    await containers.scale(container, serving)
     return offer
 
 

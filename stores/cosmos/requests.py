@@ -83,19 +83,17 @@ class TokenSigner:
         self._error = ""
         """Why the last renewal failed; empty after a success."""
 
-    def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited; starts a renewal if it is time for one."""
-        now = self._clock()
-        if now >= self._renew_at:
-            self._renewal.start()
-        return now >= self._expires_at
-
-    async def acquire_token(self, deadline_s: float) -> None:
-        """Wait for a token until *deadline_s* (loop time).
+    async def ensure_token(self, deadline_s: float) -> None:
+        """Wait for a token until *deadline_s* (loop time); one that expires soon is renewed in the background.
 
         Raises CosmosUnavailable, for TOKEN_PAUSE_S after a failure at once.
         """
-        if self.needs_token() and self._renewal.is_running:
+        now = self._clock()
+        if now >= self._renew_at:
+            self._renewal.start()
+        if now < self._expires_at:
+            return
+        if self._renewal.is_running:
             try:
                 async with asyncio.timeout_at(deadline_s):
                     await self._renewal.result()

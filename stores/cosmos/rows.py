@@ -61,8 +61,8 @@ class ReleaseRows:
             last_numbers = await self._batches.find_last_of_all(container, state)
             return state.taken_over_by(draft.writer, last_numbers)
 
-        if not await self._retrier.call(partial(self._states.create, draft)):
-            await self._retrier.call(partial(self._states.change, draft, take_over))
+        if not await self._retrier.call(self._states.create, draft):
+            await self._retrier.call(self._states.change, draft, take_over)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of one part of a draft, and acknowledge each batch of them; see `Store.put`.
@@ -77,11 +77,11 @@ class ReleaseRows:
 
         if not rows:
             return
-        state = await self._retrier.call(partial(self._states.read, draft))
+        state = await self._retrier.call(self._states.read, draft)
         state.check_unsealed(draft)
         state.check_writer(draft)
         if part and part not in state.parts:
-            await self._retrier.call(partial(self._states.change, draft, add_part))
+            await self._retrier.call(self._states.change, draft, add_part)
         try:
             for batch in _batches(rows, part):
                 await self._write_batch(draft, state.series(batch.kind), batch.rows)
@@ -96,11 +96,11 @@ class ReleaseRows:
         values = dict(rows)  # the last value of a key wins
 
         async def write_row(key: str) -> None:
-            await self._retrier.call(partial(self._create_row, draft, key, values[key]))
+            await self._retrier.call(self._create_row, draft, key, values[key])
 
         keys = list(values)
         await for_each(keys, write_row)
-        await self._retrier.call(partial(self._batches.append, container_of(draft), series, keys))
+        await self._retrier.call(self._batches.append, container_of(draft), series, keys)
 
     async def _create_row(self, draft: DraftRef, key: str, value: bytes) -> None:
         """Create a row, or compare it with an existing one; ReleaseConflict if that has another value."""
@@ -122,7 +122,7 @@ class ReleaseRows:
 
         Raises ReleaseNotFound, and ReleaseConflict if the draft has another writer.
         """
-        return await self._retrier.call(partial(self._resume_point, draft, part))
+        return await self._retrier.call(self._resume_point, draft, part)
 
     async def _resume_point(self, draft: DraftRef, part: int) -> str | None:
         """Return the last key of the last batch, in the newest series of a part that has any.
@@ -154,7 +154,7 @@ class ReleaseRows:
             state.check_writer(draft)
             return replace(state, state=SEALED)
 
-        await self._retrier.call(partial(self._states.change, draft, seal))
+        await self._retrier.call(self._states.change, draft, seal)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str]) -> int:
         """Delete rows by key; return how many existed. Raises ReleaseNotFound if the release has no state."""
@@ -163,10 +163,10 @@ class ReleaseRows:
 
         async def erase(key: str) -> None:
             nonlocal deleted
-            existed = await self._retrier.call(partial(self._items.delete, container, name_of(key)))
+            existed = await self._retrier.call(self._items.delete, container, name_of(key))
             deleted += existed  # after the await, during which others count
 
-        await self._retrier.call(partial(self._states.read, release))
+        await self._retrier.call(self._states.read, release)
         await for_each(keys, erase)
         return deleted
 
@@ -177,7 +177,7 @@ class ReleaseRows:
         parts and writers overlap, they are merged. Absent rows are left out.
         """
         container = container_of(release)
-        state = await self._retrier.call(partial(self._states.read, release))
+        state = await self._retrier.call(self._states.read, release)
         if not state.is_sealed:
             raise not_found(release)
         try:
@@ -198,7 +198,7 @@ class ReleaseRows:
             first_key, last_key = bounds(await self._read_batch(container, series, number))
             spans.append(KeySpan(first_key, last_key, source=series, place=number))
 
-        last_numbers = await self._retrier.call(partial(self._batches.find_last_of_all, container, state))
+        last_numbers = await self._retrier.call(self._batches.find_last_of_all, container, state)
         for series, last_number in last_numbers.items():
             await for_each(range(1, last_number + 1), partial(add_span, series))
         return spans
@@ -207,14 +207,14 @@ class ReleaseRows:
         return [await self._read_batch(container, span.source, span.place) for span in spans]
 
     async def _read_batch(self, container: str, series: str, number: int) -> bytes:
-        return await self._retrier.call(partial(self._batches.read, container, series, number))
+        return await self._retrier.call(self._batches.read, container, series, number)
 
     async def _read_rows(self, container: str, keys: Sequence[str]) -> dict[str, bytes]:
         """Return the values of rows, in any order, without those that are absent."""
         values = dict[str, bytes]()
 
         async def read_row(key: str) -> None:
-            item = await self._retrier.call(partial(self._items.read_surely, container, name_of(key)))
+            item = await self._retrier.call(self._items.read_surely, container, name_of(key))
             if item is not None:
                 values[key] = value_of(item)
 

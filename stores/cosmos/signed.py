@@ -93,6 +93,13 @@ class WriteResult(NamedTuple):
     charge_ru: float
 
 
+class SecondAttempt(NamedTuple):
+    """Where a failed read is repeated, and the pause before."""
+
+    region: Region
+    pause_s: float
+
+
 class ItemRequest(NamedTuple):
     """A request about an item, or without a name about the account; *headers* are whole lines."""
 
@@ -157,29 +164,31 @@ class SignedClient:
             await account.ensure_known(deadline_s)
             began_s = loop.time()
         region = account.nearest(began_s)
-        failure: StoreError
-        second: Region | None
         try:
-            item = await self._read_in(region, container, name, deadline_s)
-            return NearestItem(item, region is account.write)
-        except CosmosThrottled as error:
-            failure = error
-            second = region
-            pause_s = error.retry_after_s
-        except CosmosUnavailable as error:
-            failure = error
-            second = account.failed(region, error.kind, began_s)
-            pause_s = 0.0
+            return await self._read_in(region, container, name, deadline_s)
+        except (CosmosThrottled, CosmosUnavailable) as error:
+            second = self._second_attempt(region, error, began_s)
+            if second is None or loop.time() + second.pause_s > deadline_s - MIN_ATTEMPT_S:
+                raise
         except asyncio.CancelledError:
             half_time_s = began_s + (deadline_s - began_s) / 2
             if loop.time() >= half_time_s:  # a caller that gives up earlier says nothing about the region
                 account.failed(region, "timeout", began_s)
             raise
-        if second is None or loop.time() + pause_s > deadline_s - MIN_ATTEMPT_S:
-            raise failure
-        await asyncio.sleep(pause_s)
-        item = await self._read_in(second, container, name, deadline_s)
-        return NearestItem(item, second is account.write)
+        await asyncio.sleep(second.pause_s)
+        return await self._read_in(second.region, container, name, deadline_s)
+
+    def _second_attempt(
+        self, region: Region, error: CosmosThrottled | CosmosUnavailable, began_s: float
+    ) -> SecondAttempt | None:
+        """Return where and when to repeat a read that failed in a region; None if that would fail, too.
+
+        Records the failure of the region.
+        """
+        if isinstance(error, CosmosThrottled):
+            return SecondAttempt(region, error.retry_after_s)
+        other_region = self._account.failed(region, error.kind, began_s)
+        return None if other_region is None else SecondAttempt(other_region, 0.0)
 
     @property
     def has_second_region(self) -> bool:
@@ -192,17 +201,17 @@ class SignedClient:
         region = self._account.second(now)
         if region is None:
             raise CosmosUnavailable(f"{self._where} has no other region to read", "unavailable")
-        return await self._read_in(region, container, name, now + timeout_s)
+        return (await self._read_in(region, container, name, now + timeout_s)).item
 
-    async def _read_in(self, region: Region, container: str, name: str, deadline_s: float) -> CosmosItem | None:
-        """Read an item in a region by one attempt; None if absent."""
+    async def _read_in(self, region: Region, container: str, name: str, deadline_s: float) -> NearestItem:
+        """Read an item in a region by one attempt."""
         call = traced_call.get()
         headers = self._consistency if call is None else self._consistency + call.headers
         request = ItemRequest(b"GET", container, name, headers)
         item = await self._send(region, request, deadline_s, expected=READ, parse=_item)
         if region.failures:
             self._account.succeeded(region)
-        return item
+        return NearestItem(item, from_write_region=region is self._account.write)
 
     async def read_fresh(self, container: str, name: str) -> VersionedItem:
         """Read an item with its etag from the write region.
@@ -285,8 +294,8 @@ class SignedClient:
         self._loop.check()
         timeout_s = LONG_WAIT_S
         try:
-            if self._tokens is not None and self._tokens.needs_token():
-                await self._tokens.acquire_token(deadline_s)  # raises CosmosUnavailable
+            if self._tokens is not None:
+                await self._tokens.ensure_token(deadline_s)  # raises CosmosUnavailable
             message = _message(request, region)
             timeout_s = deadline_s - asyncio.get_running_loop().time()
             response = await region.transport.request(message, timeout_s)

@@ -3,6 +3,9 @@
 Items are read and written by signed requests (`SignedClient`), containers by the SDK or Azure Resource Manager
 (`Containers`). What a container may do a second is its *throughput*, in request units (RU), which is paid by the hour:
 it is raised while a release is written, and lowered once the release is not served any more.
+
+An operation is a sequence of steps. A step is a few requests of one attempt each, and is repeated by `Retrier.call`
+until it succeeds or its time is over: only here and by `ReleaseRows`, and never within another step.
 """
 
 import asyncio
@@ -85,25 +88,24 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
     def __init__(
         self,
         address: Address,
-        items: SignedClient,
+        client: SignedClient,
         open_containers: Callable[[], Containers],
         clock: Callable[[], float] = time.monotonic,
         *,
         lookups: LookupClient | None = None,
     ) -> None:
-        """*open_containers* is called at the first use of the control plane; *lookups* default to *items*."""
-        writing = address.writing
+        """*open_containers* is called at the first use of the control plane; *lookups* default to *client*."""
         self._address = address
-        self._items = items
-        self._lookups = lookups or items
+        self._client = client
+        self._lookups = lookups or client
         self._open_containers = open_containers
         self._opened_containers: Containers | None = None
         self._clock = clock
         self._charges = charges.load()
         self._new_containers = NewContainers(clock)
         self._retrier = Retrier(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
-        self._control = ControlContainer(address.shown, items, self._paced(None), clock)
-        writing_items = self._paced(address.max_ru or (None if writing is None else writing.ru))
+        self._control = ControlContainer(address.shown, client, self._paced(None), clock)
+        writing_items = self._paced(address.writing_ru)
         self._states = ReleaseStates(writing_items)
         self._rows = ReleaseRows(writing_items, self._retrier)
         self._rows_while_live = ReleaseRows(self._paced(address.scanning_ru), self._retrier)
@@ -111,7 +113,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     def _paced(self, rate_ru: float | None) -> PacedItems:
         """Return access to items within *rate_ru* RU/s."""
-        return PacedItems(self._items, self._charges, self._new_containers, clock=self._clock, rate_ru=rate_ru)
+        return PacedItems(self._client, self._charges, self._new_containers, clock=self._clock, rate_ru=rate_ru)
 
     @property
     def _containers(self) -> Containers:
@@ -145,7 +147,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         """Read one key; without a timeout, repeated like a write."""
         try:
             if timeout_s is None:
-                item = await self._retrier.call(partial(self._look_up, container, name))
+                item = await self._retrier.call(self._look_up, container, name)
             else:
                 item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
@@ -161,13 +163,13 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     @property
     def has_replicas(self) -> bool:
-        return self._lookups is self._items and self._items.has_second_region
+        return self._lookups is self._client and self._client.has_second_region
 
     async def get_many_elsewhere(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
     ) -> list[ReadResult]:
         container = container_of(release)
-        reads = (self._items.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
+        reads = (self._client.read_elsewhere(container, name_of(key), timeout_s) for key in keys)
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
@@ -175,7 +177,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read items beside the catalogue; None for absent ones."""
-        reads = (self._retrier.call(partial(self._control.record, name)) for name in names)
+        reads = (self._retrier.call(self._control.record, name) for name in names)
         return list(await asyncio.gather(*reads))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
@@ -195,8 +197,8 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def close(self) -> None:
         async with AsyncExitStack() as stack:  # closes the others even if one fails
-            stack.push_async_callback(self._items.close)
-            if self._lookups is not self._items:
+            stack.push_async_callback(self._client.close)
+            if self._lookups is not self._client:
                 stack.push_async_callback(self._lookups.close)
             if self._opened_containers is not None:
                 stack.push_async_callback(self._opened_containers.close)
@@ -205,7 +207,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         return [self._address.partition_warning] if self._address.partition_warning else []
 
     async def examine(self) -> list[Finding]:
-        return await examination.examine(self._address, self._items, self._lookups, self._charges)
+        return await examination.examine(self._address, self._client, self._lookups, self._charges)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Do nothing, as containers grow."""
@@ -217,7 +219,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
-        await self._retrier.call(partial(create_container, self._containers, container, throughput))
+        await self._retrier.call(create_container, self._containers, container, throughput)
         self._new_containers.add(container)
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
@@ -237,7 +239,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         try:
-            state = await self._retrier.call(partial(self._states.read, release))
+            state = await self._retrier.call(self._states.read, release)
         except ReleaseNotFound:
             return False
         except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
@@ -261,22 +263,22 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
 
         Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
         """
-        await self._retrier.call(partial(self._states.read, release))  # raises ReleaseNotFound
-        if self._address.throughput is None:
+        await self._retrier.call(self._states.read, release)  # raises ReleaseNotFound
+        wanted = self._address.throughput
+        if wanted is None:
             return
         container = container_of(release)
-        scale = partial(scale_to_serve, self._containers, container, self._address)
         give_up_at = self._clock() + SCALING_S
-        unfinished = await self._retrier.call(scale)
-        while unfinished is not None:
+        while True:
+            unfinished = await self._retrier.call(scale_to_serve, self._containers, container, wanted)
+            if unfinished is None:
+                return
             if self._clock() > give_up_at:
-                raise self._not_scaled(container, unfinished)
+                raise self._not_scaled(container, unfinished, unfinished.serving(wanted))
             await asyncio.sleep(SCALING_POLL_S)  # this second's RU count against the new throughput
-            unfinished = await self._retrier.call(scale)
 
-    def _not_scaled(self, container: str, offer: Offer) -> StoreUnavailable:
+    def _not_scaled(self, container: str, offer: Offer, serving: Throughput) -> StoreUnavailable:
         """Return the error of a container that did not get the throughput to serve with in SCALING_S."""
-        serving = self._address.serving(offer) or offer.throughput
         if offer.pending:
             return StoreUnavailable(
                 f"{container} of {self._address.shown} is still being scaled to {serving.ru:,} RU/s, which can take "
@@ -293,21 +295,20 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return
         container = container_of(release)
         try:
-            await self._retrier.call(partial(scale_to_minimum, self._containers, container))
+            await self._retrier.call(scale_to_minimum, self._containers, container)
         except ContainerMissing as error:
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        swap = partial(self._control.swap, old, new, records)
         try:
-            await self._retrier.call(swap)
+            await self._retrier.call(self._control.swap, old, new, records)
         except ContainerMissing:  # of the first catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
-            await self._retrier.call(swap)
+            await self._retrier.call(self._control.swap, old, new, records)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._retrier.call(partial(self._control.replace_unreadable, record, new, records))
+        await self._retrier.call(self._control.replace_unreadable, record, new, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.
@@ -319,7 +320,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         container = container_of(release)
         token = secrets.token_hex(8)
         self._new_containers.discard(container)
-        is_marked = await self._retrier.call(partial(self._states.mark_dropping, release, token))
+        is_marked = await self._retrier.call(self._states.mark_dropping, release, token)
 
         async def delete() -> None:
             check(await self._control.catalogue())
@@ -347,7 +348,7 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
             return False
         if DRAWN.fullmatch(container.removeprefix(CONTAINER)):
             return True
-        return await self._retrier.call(partial(self._states.is_in, container))
+        return await self._retrier.call(self._states.is_in, container)
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
@@ -358,5 +359,5 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
         from hotplate.stores.cosmos.account import CosmosAccount  # noqa: PLC0415 -- half a second to import
 
         lookups = CosmosAccount(address, observer)
-    items = SignedClient(address, observer)
-    return CosmosStore(address, items, partial(open_containers, address, observer), lookups=lookups)
+    client = SignedClient(address, observer)
+    return CosmosStore(address, client, partial(open_containers, address, observer), lookups=lookups)

@@ -83,6 +83,10 @@ class Offer(NamedTuple):
     pending: bool
     """A change is in progress."""
 
+    def serving(self, wanted: Throughput) -> Throughput:
+        """Return the throughput to serve with: at least the minimum, and manual or autoscale as it is."""
+        return self.throughput.rounded_up(max(wanted.ru, self.minimum_ru))
+
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
     """Return the minimum throughput of a container, by the highest that it ever had, and its size."""
@@ -146,6 +150,12 @@ class Address:
         return None if serving is None else serving.rounded_up(max(serving.ru, self.max_ru or 0))
 
     @property
+    def writing_ru(self) -> int | None:
+        """RU/s for a publish; None for no limit."""
+        writing = self.writing
+        return self.max_ru or (None if writing is None else writing.ru)
+
+    @property
     def scanning_ru(self) -> float:
         """RU/s for scans of a live release, which lookups need the rest of."""
         available = SERVERLESS_RU if self.throughput is None else self.throughput.ru
@@ -166,14 +176,6 @@ class Address:
             f"one key can be read at {serving.ru / partitions:,.0f} RU/s at most; lower max_ru, or keep it where "
             f"{serving.initial_partitions} partition(s) suffice"
         )
-
-    def serving(self, offer: Offer) -> Throughput | None:
-        """Return the throughput to serve with: at least the offer's minimum, and manual or autoscale as it is.
-
-        None if serverless.
-        """
-        serving = self.throughput
-        return None if serving is None else offer.throughput.rounded_up(max(serving.ru, offer.minimum_ru))
 
     def describe(self, call: TracedCall, container: str, keys: int) -> None:
         """Add OpenTelemetry's attributes of a read."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import pytest
 
@@ -22,6 +22,7 @@ from tests.support.cosmos_simulation import SimulatedAccount, simulated
 from tests.support.stores import allow_erasure, begin_draft, draft_of, lapse, publish, ref_of, release_ref, scan_rows
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:03}", b'{"id":"a"}') for n in range(50))]
@@ -34,11 +35,11 @@ def unnested(monkeypatch: pytest.MonkeyPatch) -> None:
     is_in_step = ContextVar("is_in_step", default=False)
     call = Retrier.call
 
-    async def call_once(self: Retrier, step: Callable[[], Awaitable[T]]) -> T:
+    async def call_once(self: Retrier, step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         assert not is_in_step.get(), "a step that is repeated repeats another"
         reset = is_in_step.set(True)
         try:
-            return await call(self, step)
+            return await call(self, step, *args, **kwargs)
         finally:
             is_in_step.reset(reset)
 
