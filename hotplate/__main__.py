@@ -4,11 +4,12 @@ import _signal as signal  # type: ignore[import-not-found]  # `signal` loads enu
 import os
 import sys
 
+from hotplate.exit_codes import INTERRUPTED
+
 TYPE_CHECKING = False  # importing `typing` is slow
 if TYPE_CHECKING:
     from types import FrameType
 
-INTERRUPTED = 130
 # What a verb needs beside the client, if not the extra `server`.
 EXTRAS = {
     **dict.fromkeys(("demo", "train", "publish", "run", "import", "evaluate"), "offline"),

@@ -17,6 +17,8 @@ from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
+from hotplate.exit_codes import FAILED, REFUSED
+
 FORMAT = 3
 UNKNOWN = "—"
 # Wider than any table.
@@ -158,8 +160,8 @@ class Report:
     def exit_code(self) -> int:
         """0 done, 1 not completely measured, 3 not acceptable."""
         if self.failures or self.interrupted:
-            return 1
-        return 3 if self.broken else 0
+            return FAILED
+        return REFUSED if self.broken else 0
 
     @property
     def complaints(self) -> list[str]:

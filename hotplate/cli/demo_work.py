@@ -10,7 +10,7 @@ from urllib.parse import quote
 from hotplate.cli import publish_work
 from hotplate.cli.options import PublishFlags
 from hotplate.cli.terminal import out, progress_bars, run_interruptibly
-from hotplate.cli.train_work import print_report
+from hotplate.cli.train_work import print_training
 from hotplate.offline.input.sample import sample
 from hotplate.offline.training import TrainSettings, train
 from hotplate.serve.connections.listeners import reserve
@@ -30,7 +30,7 @@ def demonstrate(data: Path | None, *, host: str, port: int) -> None:
         model_folder = folder / "model"
         with progress_bars() as on_progress:
             trained = run_interruptibly(lambda: train(TrainSettings(path=data), model_folder, on_progress))
-        print_report(trained)
+        print_training(trained, as_json=False)
 
         store_url = f"file://{folder / 'store'}"
         publish_work.publish_models(PublishFlags(model=model_folder, store=store_url))

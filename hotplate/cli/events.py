@@ -3,7 +3,6 @@
 An arm is one of the two releases of an experiment: A is the live one, B the canary. The horizon is its planned end.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
@@ -91,13 +90,11 @@ def report(
     if as_json:
         print_json(_report_json(counts, comparison))
         return
-
     _print_counts(counts)
     if comparison is None:
-        headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
-        out.print(table(headings, map(_cells, counts.rows)))
+        _print_rates(counts)
     else:
-        _print_arms(comparison, ("arm", "users", f"{goal} per user", f"users to find ±{min_effect:g} %"))
+        _print_arms(comparison, f"{goal} per user", f"users to find ±{min_effect:g} %")
 
 
 def _report_json(counts: "EventReport", comparison: "ArmReport | None") -> dict[str, object]:
@@ -108,13 +105,11 @@ def _report_json(counts: "EventReport", comparison: "ArmReport | None") -> dict[
     return facts
 
 
-def _print_arms(comparison: "ArmReport", headings: Sequence[str]) -> None:
-    """Print a table with users, mean and users needed of both arms of an experiment, then the verdict and its end.
-
-    *headings* are those of the four columns.
-    """
+def _print_arms(comparison: "ArmReport", mean_heading: str, users_heading: str) -> None:
+    """Print a table with users, mean and users needed of both arms of an experiment, then the verdict and its end."""
     means = [f"{mean:.4g}" for mean in comparison.means]
     users_needed = comparison.users_needed or ("", "")
+    headings = ("arm", "users", mean_heading, users_heading)
     out.print(table(headings, zip(("A", "B"), comparison.users, means, users_needed, strict=True)))
 
     difference = ""
@@ -137,6 +132,12 @@ def _print_counts(counts: "EventReport") -> None:
     for number, reason in left_out:
         if number:
             out.print(f"  {number:,} {reason}")
+
+
+def _print_rates(counts: "EventReport") -> None:
+    """Print a table of the click-through rate by release, role and position."""
+    headings = ("release", "role", "position", "shown", "clicked", "rate", "95 %")
+    out.print(table(headings, map(_cells, counts.rows)))
 
 
 async def _arm_events(goal: str, store: "Store") -> "ArmEvents":

@@ -12,6 +12,7 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error, print_json
+from hotplate.exit_codes import INTERRUPTED, MISUSED
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
@@ -74,7 +75,7 @@ def hotplate(
         raise typer.Exit
     if context.invoked_subcommand is None:
         out.print(context.get_help())
-        raise typer.Exit(2)
+        raise typer.Exit(MISUSED)
 
 
 def _print_version(*, as_json: bool) -> None:
@@ -111,7 +112,7 @@ def main() -> None:
     try:
         code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises unexpected ones again
         code = print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON")))
     sys.exit(code if isinstance(code, int) else 0)

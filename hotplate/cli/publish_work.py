@@ -6,7 +6,7 @@ name; the first one is the default list, which is stored without a name, and may
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,7 +40,7 @@ from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import check_list
-from hotplate.stores.errors import ReleaseWithdrawn, StoreMisused
+from hotplate.stores.errors import HeldBack, ReleaseWithdrawn, StoreMisused
 from hotplate.stores.folders import temporary_folder
 from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import failures
@@ -295,38 +295,30 @@ def publish_lists(
     Raises GateFailed or HeldBack, after printing the result, if the release was refused, held back or withdrawn.
     """
     if flags.dry_run:
-        _rehearse_and_print(read_lists, flags)
-        return
+        rehearsal = rehearse_lists(read_lists, flags)
+        _print_rehearsal(rehearsal, flags)
+        refused = rehearsal.refused
+    else:
+        meter = RequestUnitMeter()
+        written = write_lists(read_lists, flags, meter)
+        print_result(written, flags, meter, imported)
+        on_written(written.result.manifest.release)
+        refused = written.refused
+    if refused is not None:
+        raise refused
 
+
+def write_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags, meter: RequestUnitMeter) -> Written:
+    """Write lists as a release, make it live, and prune old releases; *meter* counts request units (RU) of Cosmos DB.
+
+    The other parameters are those of `publish_lists`. A refused release is returned, and not raised.
+    """
     run_on_store(flags.store, check_store, may_be_new=True)
-    meter = RequestUnitMeter()
     with progress_bars(meter.progress) as on_progress:
         lists = run_interruptibly(lambda: read_lists(on_progress))
         report = partial(on_progress, "publish")
         write = partial(publish_source, lists, settings=flags.settings, observer=meter, on_progress=report)
-        written = run_on_store(flags.store, write, meter, may_be_new=True)
-    print_result(written, flags, meter, imported)
-    on_written(written.result.manifest.release)
-    if written.refused is not None:
-        raise written.refused
-
-
-def _rehearse_and_print(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> None:
-    """Print what publishing the lists would write, and which gates would refuse it; raises as `publish_lists`."""
-    with progress_bars() as on_progress:
-        lists = run_interruptibly(lambda: read_lists(on_progress))
-        report = partial(on_progress, "dry run")
-        plan, simulated = run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
-
-    if flags.as_json:
-        print_json(_dry_run_json(plan, simulated.manifest, flags))
-    else:
-        _print_dry_run(plan, simulated.manifest, flags)
-    failed = failures(simulated.manifest.origin.gates.verdicts)
-    if failed and not flags.settings.force:
-        raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
-    if simulated.held_back is not None:
-        raise simulated.held_back
+        return run_on_store(flags.store, write, meter, may_be_new=True)
 
 
 async def check_store(store: Store) -> None:
@@ -336,13 +328,38 @@ async def check_store(store: Store) -> None:
         err.print(f"warning: {sentence}")
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A dry run: the rows and bytes that a release would take, its manifest, and the error if it would not go live."""
+
+    plan: Plan
+    manifest: Manifest
+    refused: GateFailed | HeldBack | None
+
+
+def rehearse_lists(read_lists: Callable[[OnStage], AnyLists], flags: ReleaseFlags) -> Rehearsal:
+    """Publish lists to a stand-in for the store, a temporary folder; nothing is written to the store.
+
+    Gates compare with the live release of the store itself. The parameters are those of `publish_lists`.
+    """
+    with progress_bars() as on_progress:
+        lists = run_interruptibly(lambda: read_lists(on_progress))
+        report = partial(on_progress, "dry run")
+        plan, simulated = run_on_store(flags.store, partial(_rehearse, lists, flags, report), may_be_new=True)
+
+    refused: GateFailed | HeldBack | None = simulated.held_back
+    failed = failures(simulated.manifest.origin.gates.verdicts)
+    if failed and not flags.settings.force:
+        refused = GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
+    return Rehearsal(plan, simulated.manifest, refused)
+
+
 async def _rehearse(
     lists: AnyLists, flags: ReleaseFlags, report: OnProgress, store: Store
 ) -> tuple[Plan, WrittenRelease]:
-    """Publish to a stand-in for *store*, a temporary folder, for a dry run.
+    """Return the rows and bytes that *lists* would take in *store*, and what was written to its stand-in.
 
-    Returns the rows and bytes that the store would take, and the result in the stand-in. Gates compare with the live
-    release of *store* itself. They refuse nothing here; the caller reads their verdicts in the manifest.
+    Gates refuse nothing here; the caller reads their verdicts in the manifest.
     """
     settings = replace(flags.settings, force=True)
     if settings.encoding is None:
@@ -358,20 +375,12 @@ async def _rehearse(
     return plan, results[-1]
 
 
-def _dry_run_json(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "dry_run": True,
-        "store": shown_store_url(flags.store, as_json=True),
-        "rows": plan.rows,
-        "bytes": plan.payload_bytes,
-    }
-    for name in ("item_attributes", "rules", "metrics"):
-        if value := manifest.about.get(name):
-            facts[name] = value
-    return facts | _gates_json(manifest)
-
-
-def _print_dry_run(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> None:
+def _print_rehearsal(rehearsal: Rehearsal, flags: ReleaseFlags) -> None:
+    plan = rehearsal.plan
+    manifest = rehearsal.manifest
+    if flags.as_json:
+        print_json(_rehearsal_json(rehearsal, shown_store_url(flags.store, as_json=True)))
+        return
     size = f"{plan.rows:,} rows, {plan.payload_bytes / 1e6:,.1f} MB"
     out.print(f"dry run, nothing is written: {size}, into {shown_store_url(flags.store)}")
     print_attributes(manifest)
@@ -379,30 +388,42 @@ def _print_dry_run(plan: Plan, manifest: Manifest, flags: ReleaseFlags) -> None:
     print_gates(manifest)
 
 
+def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
+    """Return what `--json` prints of a dry run; entries of the manifest's record of the origin are printed as it is."""
+    facts: dict[str, object] = {
+        "dry_run": True,
+        "store": store,
+        "rows": rehearsal.plan.rows,
+        "bytes": rehearsal.plan.payload_bytes,
+    }
+    for name in ("item_attributes", "rules", "metrics"):
+        if value := rehearsal.manifest.about.get(name):
+            facts[name] = value
+    return facts | _gates_json(rehearsal.manifest)
+
+
 def _was_activated(written: Written, flags: ReleaseFlags) -> bool:
     """Return whether a written release is live now, or the release of its arm in an experiment."""
     return flags.settings.activate and written.refused is None
 
 
-def _gates_json(manifest: Manifest) -> dict[str, Any]:
+def _gates_json(manifest: Manifest) -> dict[str, object]:
     verdicts = manifest.origin.gates.verdicts
     return {"gates": verdicts} if verdicts else {}
 
 
-def _rows_read(manifest: Manifest) -> dict[str, Any]:
-    """Return the arguments of `print_rows_read` for the files of an import."""
-    origin = manifest.origin
-    return {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
-
-
-def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, Any]:
+def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> dict[str, object]:
     """Return what `--json` prints of a published release; with *is_import* also the rows read and left out.
 
     The arm is that of an experiment, A or B; without one, the live release is A.
     """
     manifest = written.result.manifest
     arm = flags.settings.arm
-    facts = {
+    facts = dict[str, object]()
+    if is_import:
+        origin = manifest.origin
+        facts = {"rows": origin.rows, "left_out": origin.left_out, "notes": origin.notes}
+    facts |= {
         "store": shown_store_url(flags.store, as_json=True),
         "release": manifest,
         "live": _was_activated(written, flags) and arm == "A",
@@ -411,8 +432,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
         "rows_written_before": written.result.skipped,
         "erased": written.erased,
     }
-    rows_read = _rows_read(manifest) if is_import else {}
-    return rows_read | facts | _gates_json(manifest)
+    return facts | _gates_json(manifest)
 
 
 def print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None = None) -> None:
@@ -431,7 +451,8 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
     """
     manifest = written.result.manifest
     if imported is not None:
-        print_rows_read(imported, **_rows_read(manifest))
+        origin = manifest.origin
+        print_rows_read(imported, origin.rows, origin.left_out, origin.notes)
 
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"

@@ -5,7 +5,6 @@ A pipeline is a TOML file of options; a job (`hotplate.offline.job`) is what the
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException, InvalidURL
@@ -21,7 +20,8 @@ from hotplate.cli import publish_work, train_work
 from hotplate.cli.costs import RequestUnitMeter
 from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
-from hotplate.cli.terminal import REFUSED, err, out, progress_bars, store_url_or_default, text_on_stderr
+from hotplate.cli.terminal import err, out, progress_bars, store_url_or_default, text_on_stderr
+from hotplate.exit_codes import REFUSED
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.evaluation import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
@@ -32,7 +32,7 @@ from hotplate.offline.options import PublishSettings, RuleFiles
 from hotplate.offline.publish import Written, bounds_of, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.rules import require_both
-from hotplate.offline.run_folder import Outcome
+from hotplate.offline.run_folder import Outcome, Summary
 from hotplate.offline.sources import NamedLists
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings
@@ -65,26 +65,32 @@ class PipelineFile:
         return settings_from_table(settings, self.tables[name], where=where, folder=folder, without=OF_THE_RUN)
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """The job that a pipeline file describes, the settings of its run, and the folder of the run's state."""
+
+    job: Job
+    settings: RunSettings
+    folder: Path
+
+    @property
+    def keep_ready_s(self) -> float:
+        """Seconds to keep releases that were never live."""
+        return self.settings.keep_ready * DAY_S
+
+
 def run_verb(pipeline: Path, *, check: bool) -> None:
     """Run a pipeline file, send its metrics, and print its summary; with *check*, only print its steps.
 
     Raises typer.Exit if a gate or a canary refuses the release.
     """
-    file = read_pipeline(pipeline)
-    settings = file.read("run", RunSettings)
-    job = read_job(file)
-    folder = settings.work or _default_folder(pipeline)
+    planned = plan_run(pipeline)
     if check:
-        _print_steps(job, folder)
+        _print_steps(planned)
         return
-
-    meter = RequestUnitMeter()
-    write = partial(_write_lists, flags=PublishFlags(store=job.store), meter=meter)
-    attempt = _attempt(job, settings, train=train_work.print_training, measure=_measured, write=write, observer=meter)
-    with text_on_stderr(), _summary_printed(attempt):
-        _run_attempt(attempt, folder, settings)
-    if attempt.summary.outcome is Outcome.REFUSED:
-        err.print("hotplate: ", attempt.summary.error, sep="")
+    summary = _run_and_print(planned)
+    if summary.outcome is Outcome.REFUSED:
+        err.print("hotplate: ", summary.error, sep="")
         raise typer.Exit(REFUSED)
 
 
@@ -94,25 +100,47 @@ def run_pipeline(pipeline: Path | str) -> dict[str, Any]:
     The outcome is `published`, `unchanged`, or `refused` if a gate or a canary stopped the release or it was withdrawn.
     Raises SettingError for an invalid pipeline, DataError and StoreError.
     """
-    file = read_pipeline(Path(pipeline))
-    settings: RunSettings = file.read("run", RunSettings)
-    attempt = _attempt(read_job(file), settings)
-    _run_attempt(attempt, settings.work or _default_folder(file.path), settings)
+    planned = plan_run(Path(pipeline))
+    attempt = Attempt(planned.job, planned.settings.wait, planned.keep_ready_s)
+    _run_attempt(attempt, planned)
     return attempt.summary.to_json()
 
 
-def _attempt(job: Job, settings: RunSettings, **steps: Any) -> Attempt:  # noqa: ANN401 -- of Attempt
-    return Attempt(job, wait_s=settings.wait, keep_ready_s=settings.keep_ready * DAY_S, **steps)
+def plan_run(pipeline: Path) -> PlannedRun:
+    """Read a pipeline file; SettingError for an invalid one."""
+    file = read_pipeline(pipeline)
+    settings: RunSettings = file.read("run", RunSettings)
+    return PlannedRun(read_job(file), settings, settings.work or _default_folder(pipeline))
 
 
-def _run_attempt(attempt: Attempt, folder: Path, settings: RunSettings) -> None:
-    """Run the attempt in *folder*, and send its metrics, also if it fails; a failure to send them is only printed."""
+def _run_and_print(planned: PlannedRun) -> Summary:
+    """Run, print the steps on standard error, and print and return the summary; after an error, print it, too."""
+    meter = RequestUnitMeter()
+    attempt = Attempt(
+        planned.job,
+        planned.settings.wait,
+        planned.keep_ready_s,
+        train=train_work.train_and_print,
+        measure=_measured,
+        write=partial(_write_lists, flags=PublishFlags(store=planned.job.store), meter=meter),
+        observer=meter,
+    )
+    with text_on_stderr():
+        try:
+            _run_attempt(attempt, planned)
+        finally:
+            sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
+    return attempt.summary
+
+
+def _run_attempt(attempt: Attempt, planned: PlannedRun) -> None:
+    """Run the attempt and send its metrics, also if it fails; a failure to send them is only printed."""
     try:
-        attempt.run(folder)
+        attempt.run(planned.folder)
     finally:
-        for target in (settings.textfile, settings.push):
+        for target in (planned.settings.textfile, planned.settings.push):
             if target is not None:
-                _try_to_send_metrics(target, attempt.summary.to_json())
+                _try_to_send_metrics(target, attempt.summary)
 
 
 def read_pipeline(path: Path) -> PipelineFile:
@@ -190,9 +218,7 @@ def _check_training(trained: TrainFlags, path: Path) -> None:
     if trained.engine == "spark":
         raise SettingError(f"{path}: a run trains on this machine; use train and publish for Spark.")
     if trained.register is not None or trained.track:
-        from hotplate.offline.mlflow_models import Target  # an extra: fails now if it is not installed
-
-        Target.of(trained.register or "any")
+        train_work.check_registered_name(trained.register)
 
 
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
@@ -248,59 +274,51 @@ def _default_folder(pipeline: Path) -> Path:
     return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
 
-def _print_steps(job: Job, folder: Path) -> None:
+def _print_steps(planned: PlannedRun) -> None:
+    job = planned.job
     gates = list[str]()
     for gate in bounds_of(job.publishing):
         side = "≤" if gate.at_most else "≥"
         gates.append(f"{gate.full_name} {side} {gate.bound:g}")
     data = ", ".join(map(str, job.training.data))
     named = f", and {', '.join(job.named)}," if job.named else ""
-    out.print(f"train on {data}, in {folder}")
+    out.print(f"train on {data}, in {planned.folder}")
     out.print(
         f"publish lists of {job.lists.length}{named} to {redacted(job.store)}; "
         f"gates: {', '.join(gates) or 'those by default'}"
     )
 
 
-@contextmanager
-def _summary_printed(attempt: Attempt) -> Iterator[None]:
-    """Print the summary at the end, also of a failed attempt."""
-    try:
-        yield
-    finally:
-        sys.stdout.write(orjson.dumps(attempt.summary.to_json()).decode() + "\n")
-
-
-def _try_to_send_metrics(target: Path | str, summary: Mapping[str, Any]) -> None:
+def _try_to_send_metrics(target: Path | str, summary: Summary) -> None:
     """Write the metrics of a run to a file, or push them to the gateway at a URL; print a failure."""
     try:
         registry = _metrics_of(summary)
         if isinstance(target, Path):
             write_to_textfile(str(target), registry)
         else:
-            key = {"pipeline": summary["pipeline"]}
+            key = {"pipeline": summary.pipeline}
             push_to_gateway(target, "hotplate_run", registry, key, timeout=PUSH_TIMEOUT_S)
     except (OSError, ValueError, HTTPException) as error:
         reason = type(error).__name__ if isinstance(error, InvalidURL) else error  # its text contains the URL
         err.print(f"hotplate: the metrics could not be sent to {redacted(str(target))}: {reason}")
 
 
-def _metrics_of(summary: Mapping[str, Any]) -> CollectorRegistry:
-    """Return the metrics of a run, gauges with the label `pipeline`; *summary* is its summary as JSON."""
-    last_success = {"": summary["succeeded_at"]} if summary.get("succeeded_at") else {}
-    failed_gates = [gate for gate in summary.get("gates", ()) if not gate["passed"]]
-    outcomes = {outcome.value: outcome == summary["outcome"] for outcome in Outcome}
+def _metrics_of(summary: Summary) -> CollectorRegistry:
+    """Return the metrics of a run, gauges with the label `pipeline`; UNSET fields of its *summary* give no values."""
+    last_success = {"": summary.succeeded_at} if summary.succeeded_at else {}
+    outcomes = {outcome.value: float(outcome is summary.outcome) for outcome in Outcome}
+    failed_gates = [gate for gate in summary.gates or () if not gate.passed]
     gauges = [
-        _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary["ended_at"]}),
+        _Gauge("last_timestamp_seconds", "End of the last run.", {"": summary.ended_at or 0.0}),
         _Gauge("outcome", "1 for the outcome of the last run.", outcomes, label="outcome"),
-        _Gauge("duration_seconds", "Duration of each step of the last run.", summary.get("seconds", {}), label="step"),
-        _Gauge("metric", "Metrics of the model of the last run.", summary.get("metrics", {}), label="metric"),
+        _Gauge("duration_seconds", "Duration of each step of the last run.", summary.seconds or {}, label="step"),
+        _Gauge("metric", "Metrics of the model of the last run.", summary.metrics or {}, label="metric"),
         _Gauge("gates_failed", "Number of failed gates.", {"": len(failed_gates)}),
         _Gauge("last_success_timestamp_seconds", "Time of the last success.", last_success),
     ]
     registry = CollectorRegistry()
     for gauge in gauges:
-        gauge.register(registry, summary["pipeline"])
+        gauge.register(registry, summary.pipeline)
     return registry
 
 

@@ -4,8 +4,8 @@ A survey (`hotplate.stores.doctor`) finds the complete releases in a store by th
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,6 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import (
-    FAILED,
     Json,
     StoreUrl,
     format_count,
@@ -27,13 +26,14 @@ from hotplate.cli.terminal import (
     shown_store_url,
     table,
 )
+from hotplate.exit_codes import FAILED
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.errors import StoreError, StoreMisused
 from hotplate.stores.options import Argument, Flag
-from hotplate.stores.store import Level, Store
+from hotplate.stores.store import Finding, Level, Store
 
 if TYPE_CHECKING:
-    from hotplate.stores.doctor import Survey
+    from hotplate.stores.doctor import OnRowsRead, Survey
     from hotplate.stores.file.backup import BackupResult
     from hotplate.stores.file.store import LmdbStore
     from hotplate.stores.verification import OnProgress
@@ -57,6 +57,13 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     from hotplate.stores.doctor import examine
 
     findings = run_on_store(store, examine, may_be_new=True)
+    _print_findings(findings, store, as_json=as_json)
+    if any(finding.level is Level.ERROR for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _print_findings(findings: Sequence[Finding], store: str | None, *, as_json: bool) -> None:
+    """Print whether a store can be used, as it has no errors, and each finding on a line."""
     counts = Counter(finding.level for finding in findings)
     facts = {
         "store": shown_store_url(store, as_json=True),
@@ -68,7 +75,6 @@ def doctor(store: StoreUrl = None, as_json: Json = False) -> None:
     totals = f"{format_count(counts[Level.ERROR], 'error')}, {format_count(counts[Level.WARNING], 'warning')}"
     answer = f"{shown_store_url(store)} {verb} be served from and published to: {totals}"
     print_result(facts, answer, *lines, as_json=as_json)
-    raise typer.Exit(FAILED if counts[Level.ERROR] else 0)
 
 
 @app.command()
@@ -136,28 +142,39 @@ def rebuild(
 
     Example: hotplate store rebuild --store file:///var/lib/hotplate --live 20261120T064200Z-7f3a
     """
-    from hotplate.stores.doctor import rebuild as write_catalogue
-    from hotplate.stores.doctor import survey
-
     live_id = None if live is None else ReleaseId(live)
-
     with progress_bars() as on_progress:
-
-        async def survey_and_rebuild(opened: Store) -> "tuple[Survey, Catalogue | StoreError]":
-            result = await survey(opened, live_id, on_progress)
-            try:
-                return result, await write_catalogue(opened, result, live_id or result.only(), force=force)
-            except StoreError as error:  # the survey is printed in any case
-                return result, error
-
-        surveyed, outcome = run_on_store(store, survey_and_rebuild)
-    rebuilt = outcome if isinstance(outcome, Catalogue) else None
+        rebuild_catalogue = partial(_survey_and_rebuild, live=live_id, force=force, on_progress=on_progress)
+        result = run_on_store(store, rebuild_catalogue)
     if as_json:
-        print_json({"store": shown_store_url(store, as_json=True), **_survey_json(surveyed, rebuilt)})
+        facts = _survey_json(result.surveyed, result.catalogue)
+        print_json({"store": shown_store_url(store, as_json=True), **facts})
     else:
-        _print_survey(surveyed, rebuilt, shown_store_url(store))
-    if isinstance(outcome, StoreError):
-        raise outcome
+        _print_survey(result.surveyed, result.catalogue, shown_store_url(store))
+    if result.refused is not None:
+        raise result.refused
+
+
+@dataclass(frozen=True, slots=True)
+class _RebuildResult:
+    """The releases that a store has rows of, and its new catalogue, or why none was written."""
+
+    surveyed: "Survey"
+    catalogue: Catalogue | None
+    refused: StoreError | None
+
+
+async def _survey_and_rebuild(
+    store: Store, *, live: ReleaseId | None, force: bool, on_progress: "OnRowsRead"
+) -> _RebuildResult:
+    from hotplate.stores import doctor as store_doctor
+
+    surveyed = await store_doctor.survey(store, live, on_progress)
+    try:
+        catalogue = await store_doctor.rebuild(store, surveyed, live or surveyed.only(), force=force)
+    except StoreError as error:  # the survey is printed in any case
+        return _RebuildResult(surveyed, None, error)
+    return _RebuildResult(surveyed, catalogue, None)
 
 
 @app.command()

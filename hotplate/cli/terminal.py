@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from hotplate.bench.errors import BenchFailed, BenchMisused
+from hotplate.exit_codes import FAILED, MISUSED, REFUSED
 from hotplate.offline.errors import DataError, GateFailed, SettingError
 from hotplate.offline.threads import DaemonThreads
 from hotplate.report import Report, print_report, to_json
@@ -45,10 +46,6 @@ QUIET_S = 5.0
 # Longer ids in the first column of a table are wrapped; others stay whole, for copying.
 WIDEST_ID = 24
 
-# Exit codes; a gate or a running canary refuses.
-FAILED = 1
-MISUSED = 2
-REFUSED = 3
 # The extra that installs each module.
 EXTRAS = {
     "fsspec": "events", "mlflow": "mlflow",

@@ -32,4 +32,4 @@ def train(
     """
     from hotplate.cli import train_work
 
-    train_work.train_model(options, model, master=master, as_json=as_json)
+    train_work.train_verb(options, model, master=master, as_json=as_json)

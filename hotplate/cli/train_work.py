@@ -1,9 +1,11 @@
-"""The work of `hotplate train`, and how its result is printed."""
+"""The work of `hotplate train`: `train_model` trains, and `print_training` prints the report."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import err, format_count, print_json, progress_bars, run_interruptibly, show_report
@@ -23,25 +25,38 @@ LARGE_BYTES = 20_000_000
 BYTES_PER_SECOND = 30e6
 
 
-def train_model(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
+def train_verb(flags: TrainFlags, model: Path, *, master: str | None, as_json: bool) -> None:
     """Train, write the folder *model*, print the report, and log the model to MLflow if *flags* say so.
 
     *master* is the URL of a Spark cluster, only for the engine Spark. Raises SettingError for invalid options.
     """
     settings = train_settings(flags)
-    if not flags.track and flags.register is None:
-        with _spark_session_if_wanted(flags.engine, master):
-            print_training(settings, model, as_json=as_json)
-        return
+    is_logged = flags.track or flags.register is not None
+    if is_logged:
+        check_registered_name(flags.register)
+    with _spark_session_if_wanted(flags.engine, master):
+        report = train_model(settings, model)
+    print_training(report, as_json=as_json)
+    if is_logged:
+        err.print(f"hotplate: the model is {_log_model(model, flags.register)} in MLflow")
 
+
+def check_registered_name(register: str | None) -> None:
+    """Raise an error before any work if MLflow, an extra, is not installed; DataError for an invalid NAME[@ALIAS]."""
+    from hotplate.offline.mlflow_models import Target  # an extra
+
+    if register is not None:
+        Target.of(register)
+
+
+def _log_model(model: Path, register: str | None) -> str:
+    """Log the folder *model* to MLflow, register it as NAME[@ALIAS] if that is given, and return its URI."""
     from hotplate.offline import mlflow_models  # an extra
 
-    target = None if flags.register is None else mlflow_models.Target.of(flags.register)
-    with _spark_session_if_wanted(flags.engine, master):
-        print_training(settings, model, as_json=as_json)
+    target = None if register is None else mlflow_models.Target.of(register)
     logged = run_interruptibly(lambda: mlflow_models.log_training(model, target))
     mlflow_models.set_alias(logged)
-    err.print(f"hotplate: the model is {logged.uri} in MLflow")
+    return logged.uri
 
 
 def train_settings(flags: TrainFlags) -> TrainSettings:
@@ -86,8 +101,15 @@ def _tune_options(flags: TrainFlags) -> TuneOptions | None:
     return None
 
 
-def print_training(settings: TrainSettings, model: Path, *, as_json: bool = False) -> TrainReport:
+def train_and_print(settings: TrainSettings, model: Path) -> TrainReport:
     """Train, write the folder *model*, and print and return the report."""
+    report = train_model(settings, model)
+    print_training(report, as_json=False)
+    return report
+
+
+def train_model(settings: TrainSettings, model: Path) -> TrainReport:
+    """Train and write the folder *model*, with progress bars, and return the report."""
     size = _size_of(settings.data)
     if size > LARGE_BYTES and not err.is_terminal:
         seconds = size / BYTES_PER_SECOND
@@ -95,12 +117,7 @@ def print_training(settings: TrainSettings, model: Path, *, as_json: bool = Fals
             f"hotplate: reading {size / 1e6:,.0f} MB, which takes about {seconds:,.0f} s; then the rest is estimated"
         )
     with progress_bars() as on_progress:
-        report = run_interruptibly(lambda: train(settings, model, on_progress, err.print))
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_report(report)
-    return report
+        return run_interruptibly(lambda: train(settings, model, on_progress, err.print))
 
 
 def _size_of(data: Iterable[DataSource]) -> int:
@@ -129,20 +146,21 @@ def _spark_session_if_wanted(engine: Engine | None, master: str | None) -> Itera
         yield
 
 
-def print_report(report: TrainReport) -> None:
+def print_training(report: TrainReport, *, as_json: bool) -> None:
     """Print how good the lists are beside baselines, the model and its search, and what was read and written."""
-    facts = report.to_json()
-    notes = list(facts["data"]["notes"])
-    if report.warning:
-        notes.insert(0, f"look out: {report.warning}")
+    if as_json:
+        print_json(report.to_json())
+        return
+    data = msgspec.convert(report.model.data, _DataRead)
+    warnings = [f"look out: {report.warning}"] if report.warning else []
     test_findings = dict(findings_in_words(report.record, read_repeats(report.model.tuning)))
     shown = Report(
         kind="train",
         sentence=report.verdict or f"The lists were not tested. {report.note}",
         rows=() if report.record is None else tuple(metric_rows(report.record)),
         columns=() if report.record is None else metric_columns(report.record),
-        origins={"model": _model_in_words(report), **test_findings, **dict(_read_and_written(facts))},
-        notes=tuple(notes),
+        origins={"model": _model_in_words(report), **test_findings, **dict(_read_and_written(report, data))},
+        notes=(*warnings, *data.notes),
     )
     show_report(shown, as_json=False)
 
@@ -158,23 +176,38 @@ def _model_in_words(report: TrainReport) -> str:
     return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
 
 
-def _read_and_written(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written.
+class _DataRead(Struct):
+    """The interactions that a model was trained on: the fields of `Model.data` that are printed.
 
-    *facts* is the JSON of a training's report.
+    *left_out* has the number of rows by reason, *columns* the name by role, None for a missing one.
     """
-    data = facts["data"]
-    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data["left_out"].items()]
-    yield "read", "; ".join([f"{format_count(data['rows'], 'row')} of {data['source']}", *left_out_rows])
-    yield "columns", ", ".join(f"{role}={name}" for role, name in data["columns"].items() if name)
 
-    kept = ", ".join(f"{facts[kind]:,} {kind}" for kind in ("users", "items", "pairs", "titles"))
-    sentences = [f"from {kept}"]
-    for kind in ("users", "items", "pairs"):
-        count = facts[f"{kind}_left_out"]
-        if count:
-            sentences.append(f"{count:,} {kind} left out, with fewer than the minimum")
-    yield "learned", "; ".join(sentences)
+    rows: int
+    source: str
+    left_out: dict[str, int]
+    notes: tuple[str, ...]
+    columns: dict[str, str | None]
 
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
-    yield "written", f"{facts['out']} ({stages})"
+
+def _read_and_written(report: TrainReport, data: _DataRead) -> Iterator[tuple[str, str]]:
+    """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written."""
+    rows_read = [f"{format_count(data.rows, 'row')} of {data.source}"]
+    rows_read += [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
+    yield "read", "; ".join(rows_read)
+    yield "columns", ", ".join(f"{role}={name}" for role, name in data.columns.items() if name)
+
+    matrix = report.model.matrix
+    kept = (
+        f"from {len(matrix.user_ids):,} users, {len(matrix.item_ids):,} items, {matrix.user_items.nnz:,} pairs, "
+        f"{len(report.model.titles):,} titles"
+    )
+    left_out = {
+        "users": matrix.left_out.users_left_out,
+        "items": matrix.left_out.items_left_out,
+        "pairs": matrix.left_out.pairs_left_out,
+    }
+    sentences = [f"{count:,} {kind} left out, with fewer than the minimum" for kind, count in left_out.items() if count]
+    yield "learned", "; ".join([kept, *sentences])
+
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
+    yield "written", f"{report.out} ({stages})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,8 +39,7 @@ class _LocalFolder:
         return str(self.path)
 
     def names(self) -> list[str]:
-        if not self.path.is_dir():
-            raise StoreMisused(f"the folder {self.path} does not exist")
+        _require_folder(self.path)
         return sorted(file.name for file in self.path.iterdir())
 
     def read(self, name: str) -> bytes:
@@ -88,26 +88,33 @@ def _search_other_places(users: Sequence[str], places: Places) -> _OtherPlaces:
 
     Raises StoreMisused for a missing folder, before anything is erased from the store.
     """
-    from hotplate.stores.event_log import is_open_segment
-
     for path in (*places.backups, *places.models):
-        if not path.is_dir():
-            raise StoreMisused(f"the folder {path} does not exist")
+        _require_folder(path)
     event_folders = [_event_folder(url) for url in places.events]
-    files_by_folder = {folder: folder.names() for folder in event_folders}
+    event_files = {folder: folder.names() for folder in event_folders}
 
     users_by_place = {str(path): _users_in_model(path, users) for path in places.models}
-    for folder, files in files_by_folder.items():
+    for folder, files in event_files.items():
         users_by_place[folder.shown] = _users_in_events(folder, files, users)
     for path in places.backups:
         users_by_place[str(path)] = _users_in_backup(path, users)
+    return _OtherPlaces(users_by_place, _not_searched(places, chain.from_iterable(event_files.values())))
 
-    not_searched = ["other stores"]
-    kinds = {"backups": places.backups, "model folders": places.models, "events": places.events}
-    not_searched += [kind for kind, paths in kinds.items() if not paths]
-    if any(is_open_segment(file) for files in files_by_folder.values() for file in files):
-        not_searched.append("open segments of events")
-    return _OtherPlaces(users_by_place, not_searched)
+
+def _require_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise StoreMisused(f"the folder {path} does not exist")
+
+
+def _not_searched(places: Places, event_files: Iterable[str]) -> list[str]:
+    """Return the kinds of places that are not searched; open segments among *event_files* are not."""
+    from hotplate.stores.event_log import is_open_segment
+
+    paths_by_kind = {"backups": places.backups, "model folders": places.models, "events": places.events}
+    kinds = ["other stores", *(kind for kind, paths in paths_by_kind.items() if not paths)]
+    if any(map(is_open_segment, event_files)):
+        kinds.append("open segments of events")
+    return kinds
 
 
 def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, state: str) -> None:
