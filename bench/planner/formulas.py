@@ -131,9 +131,10 @@ class PlanFigure:
 class FigureTable(dict[str, PlanFigure]):
     """The figures of one plan by name, in the order in which they are added."""
 
-    def add_value(self, name: str, value: Value, unit: str, source: str) -> None:
-        """Add a figure that is not calculated: an input, a price, or a text."""
+    def add_value(self, name: str, value: Value, unit: str, source: str) -> Expression:
+        """Add a figure that is not calculated: an input, a price, or a text; return it as `expression` does."""
         self[name] = PlanFigure(name, value, unit, source=source)
+        return self.expression(name)
 
     def add_calculated(self, name: str, unit: str, result: Number, formula: str = "", source: str = "") -> Expression:
         """Add a figure with the value of *result*, and return it as an expression, for formulas of other figures.

@@ -1,8 +1,10 @@
 """What a load needs: bytes, reads, request units, partitions and pods.
 
-Each function adds figures to *table*; `figure` returns one of them as an expression, a number with its formula.
+Each step adds figures to *table*, and returns those that later steps calculate with, as expressions: a number with its
+formula. Inputs and prices are in the table from the start; `given` returns one of them as an expression.
 """
 
+from dataclasses import dataclass
 from math import log
 from statistics import fmean
 
@@ -35,99 +37,209 @@ SKEW = "the hottest user, and an even share of the others"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 
 
-def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
-    """Add to *table* what the load needs of any store, of Cosmos DB and of pods."""
-    _add_list_sizes(table, inputs)
-    _add_workload(table, inputs)
-    _add_request_charges(table, inputs, charges)
-    _add_publishing(table, inputs, charges)
-    _add_stored_gb(table)
-    _add_throughput(table, inputs)
-    _add_partition_loads(table)
-    _add_pods_of_region(table, inputs)
-    _add_pod_autoscaler(table, inputs)
-    _add_pods_of_all_regions(table, inputs)
+@dataclass(frozen=True, slots=True)
+class ListSizes:
+    """Bytes of a list: as stored, as an item of Cosmos DB, and as a row of Redis."""
+
+    stored_bytes: Expression
+    item_bytes: Expression
+    redis_row_bytes: Expression
 
 
-def _add_list_sizes(table: FigureTable, inputs: Inputs) -> None:
-    """Add the bytes of a list to *table*: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The load after growth: lists, requests/s, reads/s of the store, and the share of the busiest user.
+
+    "Then" is after `months` of growth, and "peak" the busiest hour. Reads are requests that no cache answers.
+    """
+
+    rows: Expression
+    peak_then: Expression
+    peak_region: Expression
+    mean_of_peak: Expression
+    hot_user: Expression
+    reads_s: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCharges:
+    """Request units (RU) of a read, of writing a list, and of reading it back to check it."""
+
+    mean_read_ru: Expression
+    list_write_ru: Expression
+    read_back_ru: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """The request units (RU) of a publish, its RU/s and the hours that are billed for it, and publishes of a month."""
+
+    publish_total_ru: Expression
+    publish_ru_s: Expression
+    publish_billed_hours: Expression
+    publishes: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReleases:
+    """The GB of a release in Cosmos DB, the releases that are kept at once, and their GB."""
+
+    release_gb: Expression
+    copies: Expression
+    stored_gb: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRu:
+    """The RU/s that a release's container is created with, needs to serve, and has at least once it has served."""
+
+    creation_ru: Expression
+    serve_ru: Expression
+    least_ru: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class LiveContainer:
+    """The live release's container: its RU/s and physical partitions, and the reads that they are for.
+
+    reads_plain_ru    RU/s of all reads
+    skew              reads of the fullest partition as a multiple of an even share
+    reads_ru          RU/s for these reads, with headroom
+    partitions_by_gb  partitions that its GB alone need
+    """
+
+    reads_plain_ru: Expression
+    skew: Expression
+    reads_ru: Expression
+    ru: ContainerRu
+    partitions: Expression
+    partitions_by_gb: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What the load needs of any store, of Cosmos DB, and of pods in all regions."""
+
+    sizes: ListSizes
+    workload: Workload
+    charges: RequestCharges
+    publishing: Publishing
+    stored: StoredReleases
+    container: LiveContainer
+    pods: Expression
+
+
+def add_requirements(table: FigureTable, inputs: Inputs, charges: Charges) -> Requirements:
+    """Add to *table*, and return, what the load needs of any store, of Cosmos DB and of pods."""
+    sizes = _add_list_sizes(table, inputs)
+    workload = _add_workload(table, inputs)
+    request_charges = _add_request_charges(table, inputs, charges, sizes.item_bytes)
+
+    rest_ru = overhead_ru(charges, round(workload.rows.value), round(sizes.item_bytes.value))
+    publishing = _add_publishing(table, inputs, rest_ru, rows=workload.rows, charges=request_charges)
+    stored = _add_stored_gb(table, workload.rows, sizes.item_bytes)
+    container = _add_container(
+        table, inputs, workload=workload, charges=request_charges, publishing=publishing, release_gb=stored.release_gb
+    )
+    _add_partition_loads(table, container, workload=workload, mean_read_ru=request_charges.mean_read_ru)
+
+    pods = _add_pods_of_region(table, inputs, workload.peak_region)
+    _add_pod_autoscaler(table, inputs, peak_region=workload.peak_region, pod_capacity=pods.capacity)
+    return Requirements(
+        sizes=sizes,
+        workload=workload,
+        charges=request_charges,
+        publishing=publishing,
+        stored=stored,
+        container=container,
+        pods=_add_pods_of_all_regions(table, inputs, pods.in_region),
+    )
+
+
+def _add_list_sizes(table: FigureTable, inputs: Inputs) -> ListSizes:
+    """Add to *table* the bytes of a list: as JSON, as stored, as text in an item of Cosmos DB, and as a row of Redis.
 
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
-    figure = table.expression
-    item_bytes = ITEM_BYTES + figure("item_id_chars")
+    given = table.expression
+    item_bytes = ITEM_BYTES + given("item_id_chars")
     if inputs.title_chars:
-        item_bytes = item_bytes + TITLE_BYTES + figure("title_chars")
-    json_bytes = figure("list_length") * item_bytes + SEPARATOR_BYTES * (figure("list_length") - 1)
+        item_bytes = item_bytes + TITLE_BYTES + given("title_chars")
+    json_bytes = given("list_length") * item_bytes + SEPARATOR_BYTES * (given("list_length") - 1)
     list_bytes = table.add_calculated("json_bytes", "bytes", json_bytes)
 
     if inputs.list_bytes is not None:
-        list_bytes = figure("list_bytes")
+        list_bytes = given("list_bytes")
     elif inputs.encoding == "zstd":
-        list_bytes = list_bytes * figure("zstd_share")
+        list_bytes = list_bytes * given("zstd_share")
     stored_bytes = table.add_calculated("stored_bytes", "bytes", list_bytes)
 
-    text_bytes = _add_text_bytes(table, inputs)
-    id_bytes = ceiling(figure("user_id_chars") * 4 / 3)
-    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + figure("system_bytes")
+    text_bytes = _add_text_bytes(table, inputs, stored_bytes)
+    id_bytes = ceiling(given("user_id_chars") * 4 / 3)
+    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + given("system_bytes")
     source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
-    table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
+    cosmos_item_bytes = table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
 
-    redis_bytes = stored_bytes + KEY_BYTES + figure("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
+    redis_bytes = stored_bytes + KEY_BYTES + given("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
-    table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
+    redis_bytes = table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
+    return ListSizes(stored_bytes, cosmos_item_bytes, redis_bytes)
 
 
-def _add_text_bytes(table: FigureTable, inputs: Inputs) -> Expression:
+def _add_text_bytes(table: FigureTable, inputs: Inputs, stored_bytes: Expression) -> Expression:
     """Add to *table*, and return, the bytes of a stored list as a string in JSON, as an item of Cosmos DB holds it.
 
     A list compressed with zstd becomes base64. A list of JSON lines gets a backslash for each quote and end of line.
     """
-    figure = table.expression
+    given = table.expression
     if inputs.encoding == "zstd":
-        return table.add_calculated("text_bytes", "bytes", ceiling(figure("stored_bytes") / 3) * 4, source="base64")
+        return table.add_calculated("text_bytes", "bytes", ceiling(stored_bytes / 3) * 4, source="base64")
     quotes_per_item = QUOTES
     if inputs.title_chars:
         quotes_per_item += TITLE_QUOTES
     # A backslash for each quote, and for each line end between two items.
-    escaped = figure("stored_bytes") + quotes_per_item * figure("list_length") + figure("list_length") - 1
+    escaped = stored_bytes + quotes_per_item * given("list_length") + given("list_length") - 1
     source = "JSON in JSON: a backslash for each quote and each end of line"
     return table.add_calculated("text_bytes", "bytes", escaped, source=source)
 
 
-def _add_workload(table: FigureTable, inputs: Inputs) -> None:
-    """Add the load after growth to *table*: lists, requests/s, reads/s of the store, and the share of the busiest user.
+def _add_workload(table: FigureTable, inputs: Inputs) -> Workload:
+    """Add the load after growth to *table*."""
+    given = table.expression
+    factor = (1 + inputs.growth_percent / 100) ** inputs.months
+    growth = table.add_calculated("growth", "", factor, "(1 + growth_percent / 100) ** months")
+    users_then = table.add_calculated("users_then", "users", given("users") * growth)
+    rows = table.add_calculated("rows", "lists", (given("users") + given("items")) * growth)
 
-    In names, "then" is after `months` of growth, and "peak" the busiest hour. Reads are requests that no cache answers.
-    """
-    figure = table.expression
-    growth = (1 + inputs.growth_percent / 100) ** inputs.months
-    table.add_calculated("growth", "", growth, "(1 + growth_percent / 100) ** months")
-    table.add_calculated("users_then", "users", figure("users") * figure("growth"))
-    table.add_calculated("rows", "lists", (figure("users") + figure("items")) * figure("growth"))
-
-    table.add_calculated("peak_then", "requests/s", figure("peak_rps") * figure("growth"))
-    table.add_calculated("peak_region", "requests/s", figure("peak_then") * figure("region_share"))
+    peak_then = table.add_calculated("peak_then", "requests/s", given("peak_rps") * growth)
+    peak_region = table.add_calculated("peak_region", "requests/s", peak_then * given("region_share"))
     mean_share = fmean(hourly_shares(inputs.profile))
-    table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
+    mean_of_peak = table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
 
-    _add_share_of_busiest_user(table, inputs)
-    table.add_calculated("reads_s", "reads/s", figure("peak_region") * (1 - figure("hit_rate")))
+    hot_user = _add_share_of_busiest_user(table, inputs, users_then)
+    reads_s = table.add_calculated("reads_s", "reads/s", peak_region * (1 - given("hit_rate")))
+    return Workload(
+        rows=rows,
+        peak_then=peak_then,
+        peak_region=peak_region,
+        mean_of_peak=mean_of_peak,
+        hot_user=hot_user,
+        reads_s=reads_s,
+    )
 
 
-def _add_share_of_busiest_user(table: FigureTable, inputs: Inputs) -> None:
-    """Add to *table* the share of requests for the busiest user (`hot_user`).
+def _add_share_of_busiest_user(table: FigureTable, inputs: Inputs, users_then: Expression) -> Expression:
+    """Add to *table*, and return, the share of requests for the busiest user (`hot_user`).
 
     That is `hot_share` if it is given, else that of the first user by a Zipf law, else that of equally busy users.
     """
-    users = max(1, round(table["users_then"].number))
+    users = max(1, round(users_then.value))
     if inputs.hot_share is not None:
-        table.add_calculated("hot_user", "share", table.expression("hot_share"))
-    elif inputs.zipf is None:
-        table.add_calculated("hot_user", "share", 1 / users, "1 / max(1, round(users_then))")
-    else:
-        share = first_share_by_zipf(users, inputs.zipf)
-        table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
+        return table.add_calculated("hot_user", "share", table.expression("hot_share"))
+    if inputs.zipf is None:
+        return table.add_calculated("hot_user", "share", 1 / users, "1 / max(1, round(users_then))")
+    share = first_share_by_zipf(users, inputs.zipf)
+    return table.add_calculated("hot_user", "share", share, "chance of the first of users_then, zipf")
 
 
 def first_share_by_zipf(keys: int, exponent: float) -> float:
@@ -144,65 +256,78 @@ def first_share_by_zipf(keys: int, exponent: float) -> float:
     return 1.0 / total
 
 
-def _add_request_charges(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+def _add_request_charges(
+    table: FigureTable, inputs: Inputs, charges: Charges, item_bytes: Expression
+) -> RequestCharges:
     """Add to *table* the request units (RU) of a read, a mean over known and unknown users, and of publishing a list.
 
     A published list is written, and read back to check it. *charges* are the measured RU of each operation by size.
     """
-    figure = table.expression
-    item_bytes = round(table["item_bytes"].number)
+    given = table.expression
+    size = round(item_bytes.value)
     is_doubled = inputs.consistency in DOUBLY_CHARGED
 
     formula = "charge of a point read of item_bytes"
     if is_doubled:
         formula += ", doubled for its consistency"
-    table.add_calculated("point_read_ru", "RU", charges.read(item_bytes, strong=is_doubled), formula, CHARGES)
+    read_ru = charges.read(size, strong=is_doubled)
+    point_read_ru = table.add_calculated("point_read_ru", "RU", read_ru, formula, CHARGES)
     formula = "charge of a read that finds nothing, by consistency"
-    table.add_calculated("missed_read_ru", "RU", charges.not_found(strong=is_doubled), formula, CHARGES)
+    missed_ru = charges.not_found(strong=is_doubled)
+    missed_read_ru = table.add_calculated("missed_read_ru", "RU", missed_ru, formula, CHARGES)
 
-    known_users = (1 - figure("unknown_share")) * figure("point_read_ru")
-    all_users = known_users + figure("unknown_share") * figure("missed_read_ru")
+    all_users = (1 - given("unknown_share")) * point_read_ru + given("unknown_share") * missed_read_ru
     source = "hits of the integrated cache cost nothing"
-    table.add_calculated("mean_read_ru", "RU", all_users * (1 - figure("gateway_hit_rate")), source=source)
+    mean_read = all_users * (1 - given("gateway_hit_rate"))
+    mean_read = table.add_calculated("mean_read_ru", "RU", mean_read, source=source)
 
     formula = "charge of creating an item of item_bytes without an index"
-    table.add_calculated("list_write_ru", "RU", charges.create(item_bytes, 0), formula, CHARGES)
+    write = table.add_calculated("list_write_ru", "RU", charges.create(size, 0), formula, CHARGES)
     formula = "charge of a point read of item_bytes"
-    table.add_calculated("read_back_ru", "RU", charges.read(item_bytes), formula, CHARGES)
+    read_back = table.add_calculated("read_back_ru", "RU", charges.read(size), formula, CHARGES)
+    return RequestCharges(mean_read_ru=mean_read, list_write_ru=write, read_back_ru=read_back)
 
 
-def _add_publishing(table: FigureTable, inputs: Inputs, charges: Charges) -> None:
+def _add_publishing(
+    table: FigureTable, inputs: Inputs, rest_ru: float, *, rows: Expression, charges: RequestCharges
+) -> Publishing:
     """Add to *table* the request units (RU) of a publish, its RU/s and hours, and the publishes of a month.
 
     Its RU/s are `publish_ru`, else as many as end it within `window_hours`, in Azure's steps and between its limits.
+    *rest_ru* are the RU of everything but the lists.
     """
-    figure = table.expression
-    rest_ru = overhead_ru(charges, round(table["rows"].number), round(table["item_bytes"].number))
+    given = table.expression
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
-    table.add_calculated("publish_rest_ru", "RU", rest_ru, formula, CHARGES)
-    lists_ru = figure("rows") * (figure("list_write_ru") + figure("read_back_ru"))
-    total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + figure("publish_rest_ru"))
+    rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, formula, CHARGES)
+    lists_ru = rows * (charges.list_write_ru + charges.read_back_ru)
+    total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
-    rate = total_ru / (figure("window_hours") * 3600)
+    rate = total_ru / (given("window_hours") * 3600)
     if inputs.publish_ru is not None:
-        rate = figure("publish_ru")
+        rate = given("publish_ru")
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
 
     hours = table.add_calculated("publish_hours", "hours", total_ru / provisioned / 3600)
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
     source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
-    table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
-    table.add_calculated("publishes", "a month", HOURS_A_MONTH / figure("refresh_hours"))
+    billed_hours = table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
+    publishes = table.add_calculated("publishes", "a month", HOURS_A_MONTH / given("refresh_hours"))
+    return Publishing(
+        publish_total_ru=total_ru,
+        publish_ru_s=provisioned,
+        publish_billed_hours=billed_hours,
+        publishes=publishes,
+    )
 
 
-def _add_stored_gb(table: FigureTable) -> None:
+def _add_stored_gb(table: FigureTable, rows: Expression, item_bytes: Expression) -> StoredReleases:
     """Add to *table* the GB of a release in Cosmos DB, and of all: live, kept for a rollback, and being written."""
-    figure = table.expression
-    table.add_calculated("release_gb", "GB", figure("rows") * figure("item_bytes") / GB)
+    release_gb = table.add_calculated("release_gb", "GB", rows * item_bytes / GB)
     source = "live, kept and, while it is written, the next"
-    table.add_calculated("copies", "releases", figure("kept") + 2, source=source)
-    table.add_calculated("stored_gb", "GB", figure("release_gb") * figure("copies"))
+    copies = table.add_calculated("copies", "releases", table.expression("kept") + 2, source=source)
+    stored_gb = table.add_calculated("stored_gb", "GB", release_gb * copies)
+    return StoredReleases(release_gb, copies, stored_gb)
 
 
 def new_partition_ru(inputs: Inputs) -> int:
@@ -210,153 +335,203 @@ def new_partition_ru(inputs: Inputs) -> int:
     return cosmos.PARTITION_RU if inputs.capacity == "autoscale" else cosmos.INITIAL_PARTITION_RU
 
 
-def _add_throughput(table: FigureTable, inputs: Inputs) -> None:
+@dataclass(frozen=True, slots=True)
+class _ContainerLoad:
+    """What the live release's container must carry; a new container has *new_partition_ru* for each partition."""
+
+    workload: Workload
+    mean_read_ru: Expression
+    publish_ru_s: Expression
+    release_gb: Expression
+    partitions_by_gb: Expression
+    new_partition_ru: Expression
+
+
+def _add_container(
+    table: FigureTable,
+    inputs: Inputs,
+    *,
+    workload: Workload,
+    charges: RequestCharges,
+    publishing: Publishing,
+    release_gb: Expression,
+) -> LiveContainer:
     """Add to *table* the RU/s of the live release's container, and its physical partitions.
 
     They depend on each other: more RU/s need more partitions; over more partitions, the busiest user makes one fuller
     than the others, which needs more RU/s. So both are calculated again until the partitions no longer grow.
     """
     source = f"of a new container, {inputs.capacity}: {PARTITIONS}"
-    table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
-    by_gb = largest(1, ceiling(table.expression("release_gb") / PARTITION_GB))
-    needed = table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS).value
-    partitions = 0.0
-    while needed > partitions:
-        partitions = needed
-        needed = _add_throughput_over(table, int(partitions))
+    for_one = table.add_value("new_partition_ru", new_partition_ru(inputs), "RU/s", source)
+    by_gb = largest(1, ceiling(release_gb / PARTITION_GB))
+    by_gb = table.add_calculated("partitions_by_gb", "partitions", by_gb, source=LIMITS)
+    load = _ContainerLoad(
+        workload=workload,
+        mean_read_ru=charges.mean_read_ru,
+        publish_ru_s=publishing.publish_ru_s,
+        release_gb=release_gb,
+        partitions_by_gb=by_gb,
+        new_partition_ru=for_one,
+    )
+    assumed = int(by_gb.value)
+    container = _add_container_over(table, assumed, load)
+    while container.partitions.value > assumed:
+        assumed = int(container.partitions.value)
+        container = _add_container_over(table, assumed, load)
+    return container
 
 
-def _add_throughput_over(table: FigureTable, partitions: int) -> float:
-    """Add to *table* the RU/s that the live release's container needs if reads spread over *partitions*.
+def _add_container_over(table: FigureTable, assumed: int, load: _ContainerLoad) -> LiveContainer:
+    """Add to *table*, and return, the live release's container if reads spread over *assumed* partitions.
 
-    Returns how many physical partitions a container of these RU/s has. If that is more than *partitions*, the caller
-    repeats the calculation with it. Azure divides RU/s evenly, so each partition gets what the fullest one needs:
-    `skew` times an even share of the reads.
+    If it then has more partitions than that, the caller repeats the calculation with them. Azure divides RU/s evenly,
+    so each partition gets what the fullest one needs: `skew` times an even share of the reads.
     """
-    figure = table.expression
-    table.add_value("partitions", partitions, "partitions", "as many as follow from it: both agree")
-    table.add_calculated("skew", "", partition_skew(table, figure("partitions")), source=SKEW)
-    table.add_calculated("reads_plain_ru", "RU/s", figure("reads_s") * figure("mean_read_ru"))
-    table.add_calculated("reads_ru", "RU/s", figure("reads_plain_ru") * figure("skew") / figure("ru_utilisation"))
-    _add_container_ru(table)
-    return _add_container_partitions(table)
+    source = "as many as follow from it: both agree"
+    partitions = table.add_value("partitions", assumed, "partitions", source)
+    skew = partition_skew(load.workload.hot_user, partitions)
+    skew = table.add_calculated("skew", "", skew, source=SKEW)
+    plain_ru = table.add_calculated("reads_plain_ru", "RU/s", load.workload.reads_s * load.mean_read_ru)
+    reads_ru = plain_ru * skew / table.expression("ru_utilisation")
+    reads_ru = table.add_calculated("reads_ru", "RU/s", reads_ru)
+    ru = _add_container_ru(table, reads_ru, load)
+    return LiveContainer(
+        reads_plain_ru=plain_ru,
+        skew=skew,
+        reads_ru=reads_ru,
+        ru=ru,
+        partitions=_add_container_partitions(table, ru, load),
+        partitions_by_gb=load.partitions_by_gb,
+    )
 
 
-def _add_container_ru(table: FigureTable) -> None:
+def _add_container_ru(table: FigureTable, reads_ru: Expression, load: _ContainerLoad) -> ContainerRu:
     """Add to *table* the RU/s of the live release's container: when it is created, and later, when it serves reads.
 
     It is created with the RU/s for publishing or for reads, whichever are more. Azure then allows no less than 1 RU/s
     for each GB, and a hundredth of the highest RU/s that the container ever had.
     """
-    figure = table.expression
-    for_reads = ceiling(figure("reads_ru"), multiple_of=cosmos.MANUAL_STEP)
-    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(figure("publish_ru_s"), for_reads))
+    for_reads = ceiling(reads_ru, multiple_of=cosmos.MANUAL_STEP)
+    highest_ever = table.add_calculated("highest_ru", "RU/s", largest(load.publish_ru_s, for_reads))
 
-    allowed = largest(cosmos.MANUAL_MIN, figure("release_gb"), highest_ever / 100)
+    allowed = largest(cosmos.MANUAL_MIN, load.release_gb, highest_ever / 100)
     allowed_steps = ceiling(allowed, multiple_of=cosmos.MANUAL_STEP)
     least = table.add_calculated("least_ru", "RU/s", allowed_steps, source=LIMITS)
     serving = table.add_calculated("serve_ru", "RU/s", largest(for_reads, least))
 
     creation = smallest(cosmos.MAX_RU, largest(highest_ever, serving))
-    table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
+    creation = table.add_calculated("creation_ru", "RU/s", creation, source="what a container is created with")
+    return ContainerRu(creation_ru=creation, serve_ru=serving, least_ru=least)
 
 
-def _add_container_partitions(table: FigureTable) -> float:
+def _add_container_partitions(table: FigureTable, ru: ContainerRu, load: _ContainerLoad) -> Expression:
     """Add to *table*, and return, the physical partitions of the live release's container.
 
     They are the most of those that it is created with, that its GB need, and that its RU/s for serving need.
     """
-    figure = table.expression
-    created = ceiling(figure("creation_ru") / figure("new_partition_ru"))
+    created = ceiling(ru.creation_ru / load.new_partition_ru)
     created = table.add_calculated("new_partitions", "partitions", created, source=PARTITIONS)
-    for_serving = ceiling(smallest(cosmos.MAX_RU, figure("serve_ru")) / cosmos.PARTITION_RU)
-    needed = largest(created, figure("partitions_by_gb"), for_serving)
+    for_serving = ceiling(smallest(cosmos.MAX_RU, ru.serve_ru) / cosmos.PARTITION_RU)
+    needed = largest(created, load.partitions_by_gb, for_serving)
     source = "they stay, whatever RU/s are taken away"
-    return table.add_calculated("partitions", "partitions", needed, source=source).value
+    return table.add_calculated("partitions", "partitions", needed, source=source)
 
 
-def partition_skew(table: FigureTable, partitions: Expression) -> Expression:
+def partition_skew(hot_user: Expression, partitions: Expression) -> Expression:
     """Return the reads of the fullest of *partitions* as a multiple of an even share.
 
-    The fullest one has the busiest user (`hot_user`, a share of the reads), and an even share of the others.
+    The fullest one has the busiest user (*hot_user*, a share of the reads), and an even share of the others.
     """
-    return table.expression("hot_user") * (partitions - 1) + 1
+    return hot_user * (partitions - 1) + 1
 
 
-def _add_partition_loads(table: FigureTable) -> None:
+def _add_partition_loads(
+    table: FigureTable, container: LiveContainer, *, workload: Workload, mean_read_ru: Expression
+) -> None:
     """Add to *table* the RU/s of a partition, how much of them reads use, and the RU/s of all containers together.
 
     Loads are shares of a partition's RU/s, for the busiest user alone, and for all reads of the fullest partition.
     During a publish there is a container for the live release, each kept one, the new one, and the catalogue (control).
     """
-    figure = table.expression
-    partition_ru = table.add_calculated("partition_ru", "RU/s", figure("serve_ru") / figure("partitions"))
-    busiest_user = figure("reads_s") * figure("hot_user") * figure("mean_read_ru")
+    kept = table.expression("kept")
+    ru = container.ru
+    partition_ru = table.add_calculated("partition_ru", "RU/s", ru.serve_ru / container.partitions)
+    busiest_user = workload.reads_s * workload.hot_user * mean_read_ru
     busiest_user = table.add_calculated("hot_key_ru", "RU/s", busiest_user)
     table.add_calculated("hot_key_load", "share", busiest_user / partition_ru)
-    fullest_partition = figure("reads_plain_ru") * figure("skew") / figure("partitions")
+    fullest_partition = container.reads_plain_ru * container.skew / container.partitions
     table.add_calculated("hot_partition_load", "share", fullest_partition / partition_ru)
 
     source = "live, kept, the next one, and control"
-    table.add_calculated("containers", "containers", figure("kept") + 3, source=source)
-    together = figure("serve_ru") + figure("kept") * figure("least_ru") + figure("creation_ru") + CONTROL_RU
+    table.add_calculated("containers", "containers", kept + 3, source=source)
+    together = ru.serve_ru + kept * ru.least_ru + ru.creation_ru + CONTROL_RU
     source = "live, kept, draft and control, in the hours of a publish"
     table.add_calculated("together_ru", "RU/s", together, source=source)
 
 
-def _add_pods_of_region(table: FigureTable, inputs: Inputs) -> None:
+@dataclass(frozen=True, slots=True)
+class _Pods:
+    """The pods of a region, and the requests/s that each has CPU for."""
+
+    in_region: Expression
+    capacity: Expression
+
+
+def _add_pods_of_region(table: FigureTable, inputs: Inputs, peak_region: Expression) -> _Pods:
     """Add to *table* the pods of a region: as many as hold its requests at once, and have CPU for their rate.
 
     By Little's law, requests at once are requests/s times the seconds of a request. The rate of a pod is `pod_rps` if
     it was measured, else its CPU by the CPU of a request. Either is used up to the share `pod_utilisation`.
     """
-    figure = table.expression
-    requests_at_once = figure("peak_region") * figure("request_ms") / 1000
-    by_little = ceiling(requests_at_once / figure("pod_utilisation") / figure("pod_concurrency"))
+    given = table.expression
+    requests_at_once = peak_region * given("request_ms") / 1000
+    by_little = ceiling(requests_at_once / given("pod_utilisation") / given("pod_concurrency"))
     source = "Little's law: requests in a pod = rate * time"
-    table.add_calculated("pods_by_little", "pods", by_little, source=source)
+    by_little = table.add_calculated("pods_by_little", "pods", by_little, source=source)
 
-    pod_rate = 1_000_000 * figure("pod_cpus") / figure("request_cpu_us")
+    pod_rate = 1_000_000 * given("pod_cpus") / given("request_cpu_us")
     if inputs.pod_rps is not None:
-        pod_rate = figure("pod_rps")
+        pod_rate = given("pod_rps")
     pod_rate = table.add_calculated("pod_capacity", "requests/s", pod_rate)
-    by_rate = ceiling(figure("peak_region") / pod_rate / figure("pod_utilisation"))
-    table.add_calculated("pods_by_capacity", "pods", by_rate)
+    by_rate = ceiling(peak_region / pod_rate / given("pod_utilisation"))
+    by_rate = table.add_calculated("pods_by_capacity", "pods", by_rate)
 
-    pods = largest(figure("pods_by_little"), figure("pods_by_capacity"), figure("min_pods"))
-    table.add_calculated("pods_region", "pods", pods)
+    pods = table.add_calculated("pods_region", "pods", largest(by_little, by_rate, given("min_pods")))
+    return _Pods(in_region=pods, capacity=pod_rate)
 
 
-def _add_pod_autoscaler(table: FigureTable, inputs: Inputs) -> None:
+def _add_pod_autoscaler(
+    table: FigureTable, inputs: Inputs, *, peak_region: Expression, pod_capacity: Expression
+) -> None:
     """Add to *table* the targets and the most pods of a HorizontalPodAutoscaler (hpa), which adds pods above a target.
 
     One target is a share of a pod's CPU. The other, requests/s of a pod, is that share of its highest rate: the lower
     of the rate for which it has CPU, and that at which it holds `pod_concurrency` requests at once.
     """
-    figure = table.expression
-    cpu_share = figure("pod_utilisation")
+    given = table.expression
+    cpu_share = given("pod_utilisation")
     source = ""
     if inputs.zones > 1:
-        cpu_share = cpu_share * (figure("zones") - 1) / figure("zones")
+        cpu_share = cpu_share * (given("zones") - 1) / given("zones")
         source = "room for the load of a lost zone"
     cpu_share = table.add_calculated("hpa_utilisation", "share", cpu_share, source=source)
 
-    rate_at_concurrency = figure("pod_concurrency") * 1000 / figure("request_ms")
-    target_rate = cpu_share * smallest(figure("pod_capacity"), rate_at_concurrency)
+    rate_at_concurrency = given("pod_concurrency") * 1000 / given("request_ms")
+    target_rate = cpu_share * smallest(pod_capacity, rate_at_concurrency)
     source = "the less by both; pods are added above it"
     target_rate = table.add_calculated("hpa_pod_rps", "requests/s", target_rate, source=source)
 
-    most_pods = largest(figure("min_pods"), ceiling(figure("peak_region") * 2 / target_rate) + 1)
+    most_pods = largest(given("min_pods"), ceiling(peak_region * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated("hpa_most_pods", "pods", most_pods, source=source)
 
 
-def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs) -> None:
+def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs, pods_region: Expression) -> Expression:
     """Add the pods of all regions to *table*; with zones, those left carry the load of a lost one."""
-    figure = table.expression
-    pods = figure("pods_region")
+    given = table.expression
+    pods = pods_region
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
-        pods_of_zone = ceiling(pods / (figure("zones") - 1))
-        pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * figure("zones")
-    table.add_calculated("pods", "pods", pods * figure("regions"))
+        pods_of_zone = ceiling(pods_region / (given("zones") - 1))
+        pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * given("zones")
+    return table.add_calculated("pods", "pods", pods * given("regions"))
