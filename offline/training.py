@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -24,7 +24,7 @@ from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import History, Matrix, UserItems, Weighing, Weighting, to_matrix
+from hotplate.offline.input.matrix import Matrix, Weighing, Weighting, to_matrix
 from hotplate.offline.input.tables import parse_filter
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import Model, check_target, save
@@ -36,7 +36,8 @@ from hotplate.offline.train.popularity import PopularityParams, Recency, most_po
 from hotplate.offline.train.repeats import RepeatParams, RepeatSearch
 from hotplate.offline.train.similar import SIMILAR_GAMMA, SimilarParams, choose_similar_params
 from hotplate.offline.train.similar import fit as fit_similar
-from hotplate.offline.train.tuning import Search, TuneOptions, inner_splits, search_repeats, tune
+from hotplate.offline.train.tuning import Search, SearchData, TuneOptions, search_repeats, tune
+from hotplate.stores.verification import OnProgress
 
 # With fewer test users after a cut in time, the split is random.
 _FEWEST_TESTED = 10
@@ -207,44 +208,23 @@ def train(
     writing a model.
     """
     out = Path(out)
-    seconds = dict[str, float]()
     check_target(out)
-
     # Keeps the trials of an interrupted search.
     trials = out.resolve().with_name(f".{out.resolve().name}.kept")
+    progress = _Progress(on_progress, on_notice)
 
-    with _stage("read", seconds, on_progress):
-        interactions = _read_data(settings)
-    with _stage("matrix", seconds, on_progress):
-        matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
-        interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
-        test = _test_split(settings, matrix, on_notice)
-        learned = matrix.standing()  # without users and items that have no pairs
-        if settings.tuning is None:
-            _announce_long_fit(settings.params, learned, on_notice)
-
-    training_data = _TrainingData.of(matrix, test)
-    search = None
-    if settings.tuning is not None:
-        with _stage("tune", seconds, on_progress):
-            on_trial = partial(on_progress, "tune")
-            search = _search_params(
-                training_data, settings, settings.tuning, trials, on_trial=on_trial, on_notice=on_notice
-            )
-    chosen = _choose_params(training_data, settings, search, trials)
-
+    data = _read_data(settings, progress)
+    choice = _choose_params(data.search_data, settings, trials, progress)
     evaluation = None
-    if test is not None:
-        with _stage("evaluate", seconds, on_progress):
-            evaluation = _evaluate(test, settings, chosen, search, partial(on_progress, "evaluate"))
-    note = _evaluation_note(test)
-    del test, training_data, matrix  # releases memory for the last fit
+    if data.test is not None:
+        with progress.stage("evaluate") as on_iteration:
+            evaluation = _evaluate(data.test, settings, choice, on_iteration)
+    note = _evaluation_note(data.test)
+    data = data.without_test()  # releases memory for the last fit
 
-    with _stage("fit", seconds, on_progress):
-        model = _fit_model(interactions, learned, settings, chosen, partial(on_progress, "fit"))
-        metrics = None if evaluation is None else evaluation.to_json()
-        model = replace(model, tuning=_search_record(search, chosen), metrics=metrics)
-    with _stage("save", seconds, on_progress):
+    with progress.stage("fit") as on_iteration:
+        model = _fit_model(data, settings, choice, evaluation, on_iteration)
+    with progress.stage("save"):
         save(model, out)
         shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
     return TrainReport(
@@ -252,20 +232,31 @@ def train(
         model=model,
         evaluation=evaluation,
         note=note,
-        search=search,
-        tuning_note=_tuning_note(settings, search, learned),
-        seconds=seconds,
+        search=choice.search,
+        tuning_note=_tuning_note(settings, choice.search, data.learned),
+        seconds=progress.seconds,
     )
 
 
-def _announce_long_fit(params: Params, matrix: Matrix, on_notice: Notice) -> None:
-    """Tell *on_notice* how long a fit takes, if that is long."""
-    fit_s = estimate_fit_s(params, matrix.user_items)
-    if fit_s > _LONG_FIT_S:
-        on_notice(f"a fit takes about {fit_s:,.0f} s; each split of the evaluation needs one, and the model")
+class _Progress:
+    """Reports the stages of a training and its choices; `seconds` are the wall time by stage."""
+
+    def __init__(self, on_stage: OnStage, on_notice: Notice) -> None:
+        self.notice = on_notice
+        self.seconds = dict[str, float]()
+        self._on_stage = on_stage
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[OnProgress]:
+        """Report the begin and the end of a stage, and measure it; yield a function that reports its steps."""
+        self._on_stage(name, 0, 1)
+        with timed(self.seconds, name):
+            yield partial(self._on_stage, name)
+        self._on_stage(name, 1, 1)
 
 
-class _Test(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Test:
     """The split of the evaluation, and its parts."""
 
     split: SplitOptions
@@ -276,6 +267,59 @@ class _Test(NamedTuple):
         """Split *matrix*; the train part has the least interactions of users and items in *settings*, too."""
         options = replace(options, min_per_user=settings.min_per_user, min_per_item=settings.min_per_item)
         return cls(options, split(matrix.user_items, matrix.history, options))
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The data of a training.
+
+    interactions  their titles, segments and description; the log is empty
+    learned       the matrix that the model is fitted to
+    search_data   the pairs that parameters are chosen on: the train part of the test, or without one all
+    test          of the evaluation; None if none is wanted
+    """
+
+    interactions: Interactions
+    learned: Matrix
+    search_data: SearchData
+    test: _Test | None
+
+    def without_test(self) -> "_Data":
+        """Return the same data for a fit to all of it."""
+        return replace(self, test=None, search_data=SearchData(self.learned.user_items, self.learned.history))
+
+
+def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
+    """Read the interactions of *settings*, and split them for the evaluation."""
+    with progress.stage("read"):
+        interactions = read_interactions(
+            *settings.data,
+            columns=settings.columns,
+            form=settings.form,
+            event_weights=settings.event_weights,
+            where=settings.where,
+            titles=settings.titles,
+            weighting=settings.weighting,
+            half_life=settings.half_life,
+        )
+    with progress.stage("matrix"):
+        matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
+        interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
+        test = _test_split(settings, matrix, progress.notice)
+        learned = matrix.standing()  # without users and items that have no pairs
+        if settings.tuning is None:
+            _announce_long_fit(settings.params, learned, progress.notice)
+    search_data = SearchData(matrix.user_items, matrix.history)
+    if test is not None:
+        search_data = SearchData(test.parts.train, test.parts.history, evaluation=test.split)
+    return _Data(interactions, learned, search_data, test)
+
+
+def _announce_long_fit(params: Params, matrix: Matrix, on_notice: Notice) -> None:
+    """Tell *on_notice* how long a fit takes, if that is long."""
+    fit_s = estimate_fit_s(params, matrix.user_items)
+    if fit_s > _LONG_FIT_S:
+        on_notice(f"a fit takes about {fit_s:,.0f} s; each split of the evaluation needs one, and the model")
 
 
 def _evaluation_note(test: _Test | None) -> str | None:
@@ -299,140 +343,107 @@ def _tuning_note(settings: TrainSettings, search: Search | None, matrix: Matrix)
     return f"{matrix.user_items.nnz:,} pairs are too few to search."
 
 
-class _TrainingData(NamedTuple):
-    """The pairs that parameters are chosen on, their history, and the *split* of the evaluation, None without one."""
-
-    user_items: UserItems
-    history: History | None
-    split: SplitOptions | None
-
-    @classmethod
-    def of(cls, matrix: Matrix, test: _Test | None) -> "_TrainingData":
-        """Return the train part of *test*, or all of *matrix* if it is None."""
-        if test is None:
-            return cls(matrix.user_items, matrix.history, None)
-        return cls(test.parts.train, test.parts.history, test.split)
-
-
-class _ChosenParams(NamedTuple):
-    """Parameters of a model.
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The parameters of a model.
 
     engine      of its engine
     popularity  of popular lists: their half-life
     similar     of similar items
     repeats     of lists that keep seen items; None for the defaults, without a search of them
+    search      that chose the engine and its parameters; None without one
     """
 
     engine: Params
     popularity: PopularityParams
     similar: SimilarParams
     repeats: RepeatSearch | None
+    search: Search | None
+
+    @property
+    def tuning(self) -> dict[str, Any] | None:
+        """The search as `Model.tuning`, None without one."""
+        if self.search is None:
+            return None
+        return self.search.to_json() | {"repeats": None if self.repeats is None else asdict(self.repeats)}
 
 
-def _read_data(settings: TrainSettings) -> Interactions:
-    """Read the interactions of *settings*."""
-    return read_interactions(
-        *settings.data,
-        columns=settings.columns,
-        form=settings.form,
-        event_weights=settings.event_weights,
-        where=settings.where,
-        titles=settings.titles,
-        weighting=settings.weighting,
-        half_life=settings.half_life,
-    )
+def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, progress: _Progress) -> _Choice:
+    """Choose all parameters of the model on *data*.
 
-
-def _choose_params(
-    training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
-) -> _ChosenParams:
-    """Choose all parameters of the model, on *training_data*.
-
-    Those of the engine are the ones that *search* recommends, or those of *settings* without one. Those of similar
-    items and repeats are searched here if there is a search (`settings.tuning`) and an evaluation, which gives the
-    split. *trials* is the folder that keeps the trials of an interrupted search.
+    Those of the engine are searched if *settings* say so. Those of similar items and repeats are searched with them,
+    but only for an evaluation. *trials* is the folder that keeps the trials of an interrupted search.
     """
+    search = None
+    if settings.tuning is not None:
+        with progress.stage("tune") as on_trial:
+            search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
     engine = settings.params if search is None else search.trials[search.recommended].params
-    popularity = _popular_params(training_data, settings, search, trials)
+    popularity = _choose_popularity(data, settings, search, trials)
     half_life_days = popularity.half_life_days
     similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
-    user_items, history, split_options = training_data
-    if settings.tuning is None or split_options is None:
-        return _ChosenParams(engine=engine, popularity=popularity, similar=similar, repeats=None)
-
-    inner = inner_splits(user_items, history, split_options)
-    if inner:
-        similar = choose_similar_params(inner, half_life_days, settings.k)
-    repeats = search_repeats(user_items, history, split_options, engine, k=settings.k, popular=popularity)
-    return _ChosenParams(engine=engine, popularity=popularity, similar=similar, repeats=repeats)
+    repeats = None
+    if settings.tuning is not None and data.evaluation is not None:
+        inner_splits = data.inner_splits()
+        if inner_splits:
+            similar = choose_similar_params(inner_splits, half_life_days, settings.k)
+        repeats = search_repeats(data, engine, k=settings.k, popular=popularity)
+    return _Choice(engine=engine, popularity=popularity, similar=similar, repeats=repeats, search=search)
 
 
-def _evaluate(
-    test: _Test,
-    settings: TrainSettings,
-    chosen: _ChosenParams,
-    search: Search | None,
-    on_iteration: Callable[[int, int], None],
-) -> Evaluation | None:
+def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress) -> Evaluation | None:
     """Evaluate the chosen parameters beside baselines; None if *test* has an empty part.
 
-    There is one baseline for each engine: with its best parameters of *search*, otherwise with those in BASELINES.
+    There is one baseline for each engine: with its best parameters of a search, otherwise with those in BASELINES.
     """
     if test.parts.is_empty:
         return None
     baselines = {engine_of(params): params for params in BASELINES}
-    if search is not None:
-        for number in search.best_of_each:
-            params = search.trials[number].params
+    if choice.search is not None:
+        for number in choice.search.best_of_each:
+            params = choice.search.trials[number].params
             baselines[engine_of(params)] = params
-    baselines[engine_of(chosen.popularity)] = chosen.popularity
+    baselines[engine_of(choice.popularity)] = choice.popularity
     return evaluate_parts(
         test.parts,
-        chosen.engine,
+        choice.engine,
         on_iteration=on_iteration,
         k=settings.k,
         baselines=list(baselines.values()),
-        popular=chosen.popularity,
-        similar=chosen.similar,
+        popular=choice.popularity,
+        similar=choice.similar,
         split=test.split,
     )
 
 
-def _search_record(search: Search | None, chosen: _ChosenParams) -> dict[str, Any] | None:
-    """Return the search as `Model.tuning`, None without one."""
-    if search is None:
-        return None
-    return search.to_json() | {"repeats": None if chosen.repeats is None else asdict(chosen.repeats)}
-
-
 def _fit_model(
-    interactions: Interactions,
-    matrix: Matrix,
-    settings: TrainSettings,
-    chosen: _ChosenParams,
-    on_iteration: Callable[[int, int], None],
+    data: _Data, settings: TrainSettings, choice: _Choice, evaluation: Evaluation | None, on_iteration: OnProgress
 ) -> Model:
-    """Fit the engine and similar items with the *chosen* parameters to all pairs of *matrix*, and count popular items.
+    """Fit the engine and similar items with the chosen parameters to all pairs, and count popular items.
 
-    *interactions* have the titles, the segments and the description of the data; their log is not read.
     *on_iteration* gets iterations done and in all.
     """
-    segments = interactions.segments
+    interactions = data.interactions
+    matrix = data.learned
     length = settings.popular_length
-    recent = chosen.popularity.half_life_days
+    half_life_days = choice.popularity.half_life_days
+    segments = {}
+    if interactions.segments is not None:
+        segments = popular_by_segment(interactions.segments, matrix.item_ids, length, half_life_days)
     return Model(
-        ranker=fit(matrix.user_items, chosen.engine, on_iteration, times=matrix.times),
+        ranker=fit(matrix.user_items, choice.engine, on_iteration, times=matrix.times),
         matrix=matrix,
         titles={item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles},
-        popular=most_popular(matrix, length, recent),
-        segments={} if segments is None else popular_by_segment(segments, matrix.item_ids, length, recent),
-        params=chosen.engine,
-        metrics=None,
+        popular=most_popular(matrix, length, half_life_days),
+        segments=segments,
+        params=choice.engine,
+        metrics=None if evaluation is None else evaluation.to_json(),
+        tuning=choice.tuning,
         data=_description(interactions, settings),
         created_at=datetime.now(UTC),
-        popular_half_life_days=recent,
-        similar=fit_similar(matrix.user_items, chosen.similar, matrix.times),
-        repeats=chosen.repeats.params if chosen.repeats else RepeatParams(),
+        popular_half_life_days=half_life_days,
+        similar=fit_similar(matrix.user_items, choice.similar, matrix.times),
+        repeats=RepeatParams() if choice.repeats is None else choice.repeats.params,
         user_segments=_segments_of(interactions.user_segments, matrix.user_ids),
     )
 
@@ -445,33 +456,28 @@ def _segments_of(known: pl.DataFrame | None, user_ids: list[str]) -> list[str | 
     return users.join(known, on="user", how="left", maintain_order="left").get_column("segment").to_list()
 
 
-def _search_params(
-    training_data: _TrainingData,
+def _search_engine(
+    data: SearchData,
     settings: TrainSettings,
     tuning: TuneOptions,
     trials: Path,
     *,
-    on_trial: Callable[[int, int], None],
-    on_notice: Notice,
+    on_trial: OnProgress,
+    notice: Notice,
 ) -> Search | None:
-    """Search the engine's parameters on *training_data*; None if there are too few pairs.
+    """Search an engine and its parameters on *data*; None if there are too few pairs.
 
     *trials* is the folder that keeps trials, for a search that resumes. *on_trial* gets trials done and in all. Raises
     SettingError if time or memory allow no trial.
     """
-    # Without an evaluation, by time if there are times.
-    usual = SplitOptions("by-item" if training_data.history is None else "by-time")
     search = tune(
-        training_data.user_items,
-        training_data.history,
-        training_data.split or usual,
+        data,
         tuning,
         k=settings.k,
         defaults=settings.params if isinstance(settings.params, ALSParams) else None,
         trials_folder=trials,
-        evaluated=training_data.split is not None,
         on_trial=on_trial,
-        on_notice=on_notice,
+        on_notice=notice,
     )
     if search is not None and not search.trials:
         raise SettingError("the search has no time or memory for any cell: raise --tune SECONDS, or give --no-tune")
@@ -501,8 +507,8 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
     return _Test.of(matrix, wanted.of("by-item"), settings)
 
 
-def _popular_params(
-    training_data: _TrainingData, settings: TrainSettings, search: Search | None, trials: Path
+def _choose_popularity(
+    data: SearchData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> PopularityParams:
     """Return the parameters by which popular lists are ranked: a half-life, or None if all interactions count alike.
 
@@ -510,16 +516,9 @@ def _popular_params(
     """
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
-    if training_data.split is None or not training_data.split.in_time:
+    if data.evaluation is None or not data.evaluation.in_time:
         return PopularityParams()
-    popularity_search = tune(
-        training_data.user_items,
-        training_data.history,
-        training_data.split,
-        TuneOptions(engine="popularity"),
-        k=settings.k,
-        trials_folder=trials,
-    )
+    popularity_search = tune(data, TuneOptions(engine="popularity"), k=settings.k, trials_folder=trials)
     return PopularityParams() if popularity_search is None else popularity_search.popular
 
 
@@ -542,12 +541,3 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
         "min_per_user": settings.min_per_user,
         "min_per_item": settings.min_per_item,
     }
-
-
-@contextmanager
-def _stage(name: str, seconds: dict[str, float], on_progress: OnStage) -> Iterator[None]:
-    """Report the begin and the end of a stage of the training, and add its wall time to *seconds*."""
-    on_progress(name, 0, 1)
-    with timed(seconds, name):
-        yield
-    on_progress(name, 1, 1)

@@ -152,51 +152,81 @@ class Search:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SearchData:
+    """The interactions on which parameters are chosen: the train part of an evaluation, or without one all of a log.
+
+    user_items  the pairs, a sparse matrix [users, items]
+    history     their rows with times; None without times
+    evaluation  the split that they are the train part of; None without an evaluation
+    """
+
+    user_items: UserItems
+    history: History | None
+    evaluation: SplitOptions | None = None
+
+    @property
+    def split(self) -> SplitOptions:
+        """The kind of split into an inner train and test part; the evaluation's, or else by time if there are times."""
+        if self.evaluation is not None:
+            return self.evaluation
+        return SplitOptions("by-item" if self.history is None else "by-time")
+
+    def inner_splits(self) -> list[Parts]:
+        """Return the splits on which cells are compared; none if a part of one is empty."""
+        return self.sample().splits()
+
+    def sample(self, *, repeats: bool = False) -> "_UserSample":
+        """Return the interactions of some users if there are more than a million pairs, else of all.
+
+        With *repeats*, they are for one split that tests items chosen again.
+        """
+        # The outer seed would hold back the same pairs.
+        seed = (self.split.seed + 1) % 2**32
+        pieces = 1 if repeats else _PIECES_IN_TIME
+        options = replace(self.split, seed=seed, pieces=pieces, piece=0, repeats=repeats)
+        return _sample_users(self.user_items, self.history, options)
+
+
 def tune(
-    user_items: UserItems,
-    history: History | None,
-    options: SplitOptions,
+    data: SearchData,
     tuning: TuneOptions,
     *,
     k: int = 10,
     defaults: ALSParams | None = None,
     trials_folder: Path | None = None,
-    evaluated: bool = False,
     on_trial: OnProgress = unreported,
     on_notice: Callable[[str], None] = lambda _text: None,
 ) -> Search | None:
-    """Compare cells by the nDCG at *k* of their lists, on splits of *user_items* into train and test parts.
+    """Compare cells by the nDCG at *k* of their lists, on splits of *data* into train and test parts.
 
     A cell is an engine with its parameters. The cells of *tuning* are tried. If it has none, the default ones are, then
     cells beyond those if the best lie at the edge, and for a split in time the best cell of each engine with recency:
     with scores multiplied by a power of recent popularity. A log of more than a million pairs is sampled by user.
 
-    user_items     the training part [users, items]; *history* are its rows with times
-    options        the kind of split; the seed differs from that of the outer split
     defaults       ALS parameters of the first cell; all cells of ALS take their iterations and seed
     trials_folder  where trials are stored for repeated searches
-    evaluated      whether the announced cost includes the evaluation after the search
     on_trial       called with the trials done and their expected total, which may grow
     on_notice      called with the estimated cost, the number of users if they are sampled, and the cells left out
 
     Returns None for too few pairs. Raises DataError if the folder cannot be written.
     """
-    sample = _sample_users(user_items, history, _inner_split(options, pieces=_PIECES_IN_TIME))
+    sample = data.sample()
     splits = sample.splits()
     if not splits:
         return None
 
     items = sample.user_items.shape[1]
     tries_recency = sample.options.in_time and not tuning.cells
-    budget = Budget(splits, user_items, tuning.limit_s)
+    budget = Budget(splits, data.user_items, tuning.limit_s)
     cells = budget.affordable(tuning.cells or default_cells(defaults or ALSParams(), items, tuning.engine))
-    cost_s = Cost(splits, user_items, cells).seconds(
+    cost_s = Cost(splits, data.user_items, cells).seconds(
         growth=1.0 if tuning.cells else budget.growth(cells),
         tries_recency=tries_recency,
-        is_evaluated=evaluated,
+        is_evaluated=data.evaluation is not None,
         has_repeats=tries_recency and sample.has_repeats,
     )
-    for notice in _notices(sample, user_items, len(cells), cost_s):
+    for notice in _notices(sample, data.user_items, len(cells), cost_s):
         on_notice(notice)
 
     on_trial(0, len(cells))
@@ -280,39 +310,22 @@ def _place_in_recency_search(params: Params) -> int:
             return 2
 
 
-def inner_splits(user_items: UserItems, history: History | None, options: SplitOptions) -> list[Parts]:
-    """Return the inner splits of a search with *options*; none if a part of one is empty."""
-    return _sample_users(user_items, history, _inner_split(options, pieces=_PIECES_IN_TIME)).splits()
-
-
-def _inner_split(options: SplitOptions, *, pieces: int) -> SplitOptions:
-    """Return *options* for a split of the training part; the outer seed would hold back the same pairs."""
-    return replace(options, seed=(options.seed + 1) % 2**32, pieces=pieces, piece=0, repeats=False)
-
-
 def search_repeats(
-    user_items: UserItems,
-    history: History | None,
-    options: SplitOptions,
-    params: Params,
-    *,
-    k: int,
-    popular: PopularityParams | None = None,
+    data: SearchData, params: Params, *, k: int, popular: PopularityParams | None = None
 ) -> RepeatSearch | None:
     """Choose how much a user's own earlier choices raise the scores of those items, in lists that may repeat them.
 
-    *user_items* and *history* (its rows with times) are split once more by time. The engine of *params* is fitted to
-    the train part with fewer iterations, and lists of *k* items are compared by their nDCG on the test part. A large
-    log is sampled by user. Neighbours are fitted instead if the fit takes half of a search's time, or too much memory.
+    *data* are split once more by time. The engine of *params* is fitted to the train part with fewer iterations, and
+    lists of *k* items are compared by their nDCG on the test part. A large log is sampled by user. Neighbours are
+    fitted instead if the fit takes half of a search's time, or too much memory.
 
     With the half-life of *popular*, own choices weighed by the item's recent popularity are tried, too. Returns
-    None without times, for a split (*options*) that is not by time, and if no tested pair is a repeat.
+    None without times, for a split that is not by time, and if no tested pair is a repeat.
     """
-    if history is None or not options.in_time:
+    if data.history is None or not data.split.in_time:
         return None
 
-    repeats_split = replace(_inner_split(options, pieces=1), repeats=True)
-    splits = _sample_users(user_items, history, repeats_split).splits()
+    splits = data.sample(repeats=True).splits()
     if not splits:
         return None
     (parts,) = splits  # there is one piece

@@ -29,7 +29,7 @@ from hotplate.offline.quality import (
 )
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import needs_times
-from hotplate.offline.train.tuning import TuneOptions, tune
+from hotplate.offline.train.tuning import SearchData, TuneOptions, tune
 from tests.support.interactions import evaluate
 from tests.support.paths import DATA
 
@@ -146,7 +146,7 @@ def choices(*, drift: float, seed: int) -> pl.DataFrame:
 def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float) -> None:
     matrix = to_matrix(choices(drift=drift, seed=20), weighing=Weighing("binary"))
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-time"))
-    search = tune(parts.train, parts.history, SplitOptions("by-time"), TuneOptions())
+    search = tune(SearchData(parts.train, parts.history, SplitOptions("by-time")), TuneOptions())
     assert search is not None
     chosen = search.trials[search.recommended].params
     taste = max(

@@ -15,7 +15,7 @@ from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular
-from hotplate.offline.train.tuning import TuneOptions, tune
+from hotplate.offline.train.tuning import SearchData, TuneOptions, tune
 from hotplate.offline.training import TrainSettings, train
 from hotplate.stores.encoding import OVERALL
 
@@ -112,7 +112,7 @@ def test_search_does_not_use_test_data_and_trials_are_saved(tmp_path: Path) -> N
     report = train(settings, tmp_path / "model", lambda *step: reports.append(step))
     model = load(tmp_path / "model")
     parts = split(model.matrix.user_items, model.matrix.history, drawn)
-    alone = tune(parts.train, parts.history, drawn, TuneOptions(CELLS))
+    alone = tune(SearchData(parts.train, parts.history, drawn), TuneOptions(CELLS))
     assert alone is not None
     assert model.tuning is not None
     trials = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]

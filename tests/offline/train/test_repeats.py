@@ -15,7 +15,7 @@ from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatParams, choose_repeats, own_counts
-from hotplate.offline.train.tuning import search_repeats
+from hotplate.offline.train.tuning import SearchData, search_repeats
 from tests.support.interactions import matrix_of
 
 
@@ -49,13 +49,12 @@ def test_own_counts_improve_repeat_recommendations(groceries: Matrix) -> None:
 
 
 def test_repeats_are_searched_only_with_times_and_repeats(groceries: Matrix) -> None:
-    by_time = SplitOptions("by-time")
-    assert search_repeats(groceries.user_items, groceries.history, by_time, PopularityParams(), k=5) is not None
-    assert search_repeats(groceries.user_items, None, by_time, PopularityParams(), k=5) is None
-    assert (
-        search_repeats(groceries.user_items, groceries.history, SplitOptions("by-item"), PopularityParams(), k=5)
-        is None
-    )
+    by_time = SearchData(groceries.user_items, groceries.history, SplitOptions("by-time"))
+    by_item = SearchData(groceries.user_items, groceries.history, SplitOptions("by-item"))
+    without_times = SearchData(groceries.user_items, None, SplitOptions("by-time"))
+    assert search_repeats(by_time, PopularityParams(), k=5) is not None
+    assert search_repeats(without_times, PopularityParams(), k=5) is None
+    assert search_repeats(by_item, PopularityParams(), k=5) is None
 
 
 def test_misleading_own_counts_are_not_used() -> None:

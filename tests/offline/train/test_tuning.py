@@ -21,7 +21,7 @@ from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.trials import Trial
-from hotplate.offline.train.tuning import Search, TuneOptions, tune
+from hotplate.offline.train.tuning import Search, SearchData, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -35,7 +35,8 @@ def matrix() -> Matrix:
 
 def search(matrix: Matrix, options: SplitOptions | None = None, **settings: object) -> Search:
     tuning = settings.pop("tuning", TuneOptions(CELLS))
-    tuned = tune(matrix.user_items, matrix.history, options or SplitOptions("by-item"), tuning, **settings)  # type: ignore[arg-type]  # as the test says
+    data = SearchData(matrix.user_items, matrix.history, options or SplitOptions("by-item"))
+    tuned = tune(data, tuning, **settings)  # type: ignore[arg-type]  # as the test says
     assert tuned is not None
     return tuned
 
