@@ -15,7 +15,8 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import DECIMAL_COMMA, choose_columns, named_values
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.tables import ROW, Rows, RowSchema, Table, open_tables
+from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean

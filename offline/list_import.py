@@ -21,25 +21,9 @@ from hotplate.offline.attributes import read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import choose_columns, usual_column
 from hotplate.offline.input.faults import data_errors
-from hotplate.offline.input.files import (
-    DataFile,
-    DataSource,
-    check_source,
-    fingerprint,
-    input_files,
-    named_paths,
-)
-from hotplate.offline.input.tables import (
-    NOT_FINITE,
-    ROW,
-    Fault,
-    Rows,
-    RowSchema,
-    Table,
-    most_frequent_titles,
-    open_tables,
-    texts_by_role,
-)
+from hotplate.offline.input.files import DataFile, DataSource, check_source, fingerprint, input_files, named_paths
+from hotplate.offline.input.rows import NOT_FINITE, Fault, Rows, RowSchema, most_frequent_titles, texts_by_role
+from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.list_encoder import POPULAR_LENGTH, ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format

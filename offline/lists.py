@@ -15,7 +15,7 @@ from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_as_published
 from hotplate.offline.input.files import DataSource, check_source
-from hotplate.offline.input.matrix import Indices
+from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hotplate.offline.input.matrix import Indices
+from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import MAX_LENGTH
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.compression import load_decode

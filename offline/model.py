@@ -29,7 +29,9 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, History, LeftOut, Matrix, UserItems, Weighing
+from hotplate.offline.input.history import History, Weighing
+from hotplate.offline.input.matrix import LeftOut, Matrix
+from hotplate.offline.input.pairs import Floats, UserItems
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours

@@ -33,8 +33,9 @@ from hotplate.offline.evaluate.metrics import (
 )
 from hotplate.offline.evaluate.records import EvaluationRecord, Lead, TuningRecord
 from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Matrix, Weighing, to_matrix
+from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.options import Columns
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (

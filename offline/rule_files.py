@@ -9,8 +9,9 @@ import polars as pl
 from hotplate.offline.errors import DataError
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import input_files, named_paths
+from hotplate.offline.input.rows import read_text
 from hotplate.offline.input.showings import read_showings
-from hotplate.offline.input.tables import open_tables, read_text
+from hotplate.offline.input.tables import open_tables
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.rules import MAX_BOOST, Rules
 from hotplate.offline.variety import read_explore

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hotplate.offline.errors import SettingError, require_at_least
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, Mask, UserItems, items_per_user
+from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user
 from hotplate.offline.input.showings import Showings
 from hotplate.offline.model import Model, Users
 from hotplate.offline.train.engine import with_recency

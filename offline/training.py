@@ -23,9 +23,10 @@ from hotplate.offline.evaluate.model_report import answer_in_words
 from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
+from hotplate.offline.input.filters import parse_filter
+from hotplate.offline.input.history import Weighing, Weighting
 from hotplate.offline.input.interactions import Interactions, read_interactions
-from hotplate.offline.input.matrix import Matrix, Weighing, Weighting, to_matrix
-from hotplate.offline.input.tables import parse_filter
+from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
 from hotplate.offline.model import Model, check_target, save
 from hotplate.offline.options import Columns, Format

@@ -13,17 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.input.columns import named_values
-from hotplate.offline.input.matrix import (
-    DAY_US,
-    NO_TIME,
-    Floats,
-    Indices,
-    Mask,
-    Times,
-    UserItems,
-    pair_numbers,
-    users_per_item,
-)
+from hotplate.offline.input.history import DAY_US, NO_TIME, Times
+from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, pair_numbers, users_per_item
 from hotplate.offline.model import Model, Users
 from hotplate.offline.train.popularity import order_by_popularity
 from hotplate.offline.train.ranking import Ranked

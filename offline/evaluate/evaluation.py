@@ -22,7 +22,7 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.records import Lead, read_evaluation
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
-from hotplate.offline.input.matrix import Indices, users_per_item
+from hotplate.offline.input.pairs import Indices, users_per_item
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
 from hotplate.offline.rules import RuledLists, Rules

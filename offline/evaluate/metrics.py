@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hotplate.offline.input.matrix import Indices, Mask, UserItems, has_items, items_per_user
+from hotplate.offline.input.pairs import Indices, Mask, UserItems, has_items, items_per_user
 
 # Low and high end of a 95 % interval; a plain tuple, as orjson writes no other.
 MetricInterval = tuple[float, float]

@@ -16,7 +16,7 @@ from hotplate.offline.evaluate.records import (
     read_evaluation,
     read_repeats,
 )
-from hotplate.offline.input.matrix import Indices, items_per_user
+from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
 from hotplate.offline.train.engine import described, name_of
 from hotplate.offline.train.repeats import RepeatSearch

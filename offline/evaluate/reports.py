@@ -32,8 +32,10 @@ from hotplate.offline.evaluate.splits import Parts, rank_in_groups
 from hotplate.offline.input.columns import choose_columns
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import DataSource, input_files, named_paths
-from hotplate.offline.input.matrix import Indices, Matrix, UserItems, to_matrix, users_per_item
-from hotplate.offline.input.tables import Rows, RowSchema, Table, open_tables
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.pairs import Indices, UserItems, users_per_item
+from hotplate.offline.input.rows import Rows, RowSchema
+from hotplate.offline.input.tables import Table, open_tables
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.list_import import read_scored
 from hotplate.offline.measurement import read_lists

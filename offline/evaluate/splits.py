@@ -8,12 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.matrix import (
-    NO_TIME,
-    History,
+from hotplate.offline.input.history import NO_TIME, History, Times
+from hotplate.offline.input.pairs import (
     Indices,
     Mask,
-    Times,
     UserItems,
     are_among,
     items_per_user,

@@ -7,7 +7,8 @@ from datetime import datetime
 import polars as pl
 
 from hotplate.offline.input.columns import NUMBERED
-from hotplate.offline.input.tables import Rows, Table
+from hotplate.offline.input.rows import Rows
+from hotplate.offline.input.tables import Table
 from hotplate.offline.options import Columns
 from hotplate.stores.errors import did_you_mean
 

@@ -12,8 +12,10 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
-from hotplate.offline.input.matrix import DAY_US, NO_TIME, History, Matrix, PairNumbers, Times, UserItems
-from hotplate.offline.input.tables import read_segment
+from hotplate.offline.input.history import DAY_US, NO_TIME, History, Times
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.input.pairs import PairNumbers, UserItems
+from hotplate.offline.input.recorded_events import read_segment
 
 # Older impressions are forgotten.
 REMEMBERED_DAYS = 30

@@ -16,7 +16,7 @@ from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
 

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from hotplate.offline.evaluate.evaluation import most_tested_users
 from hotplate.offline.evaluate.splits import Parts
-from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import (
     Engine,

@@ -11,7 +11,8 @@ import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import named_values, parse_half_life
-from hotplate.offline.input.matrix import Floats, Times, UserItems, items_per_user
+from hotplate.offline.input.history import Times
+from hotplate.offline.input.pairs import Floats, UserItems, items_per_user
 from hotplate.offline.train import als, popularity
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours, fit_ease, fit_neighbours

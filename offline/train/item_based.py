@@ -14,7 +14,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_matrix, diags_array
 
 from hotplate.offline.errors import SettingError, require_at_least
-from hotplate.offline.input.matrix import (
+from hotplate.offline.input.pairs import (
     Allowed,
     Floats,
     Indices,

@@ -10,17 +10,14 @@ import numpy.typing as npt
 import polars as pl
 
 from hotplate.offline.errors import DataError, SettingError, require_at_least
-from hotplate.offline.input.matrix import (
-    DAY_US,
-    NO_TIME,
+from hotplate.offline.input.history import DAY_US, NO_TIME, Times, decay_factors
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.input.pairs import (
     Allowed,
     Floats,
     Indices,
-    Matrix,
-    Times,
     UserItems,
     check_user_items,
-    decay_factors,
     has_items,
     items_per_user,
 )

@@ -9,7 +9,7 @@ from implicit.cpu.topk import topk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from hotplate.offline.errors import require_at_least
-from hotplate.offline.input.matrix import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
+from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user, row_of_each_pair
 
 # Bounds memory; `topk` holds a hundred rows per core.
 _RANKED_AT_ONCE = 4096

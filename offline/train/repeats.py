@@ -9,7 +9,8 @@ import numpy as np
 
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import Parts, lists_of_tested
-from hotplate.offline.input.matrix import History, Indices, UserItems, Weighing, decay_factors
+from hotplate.offline.input.history import History, Weighing, decay_factors
+from hotplate.offline.input.pairs import Indices, UserItems
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import Ranker
 from hotplate.offline.train.popularity import Recency

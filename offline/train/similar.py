@@ -15,11 +15,11 @@ from scipy.sparse import csr_matrix, vstack
 
 from hotplate.offline.evaluate.metrics import LEADING_BY_SE, MetricInterval, Values, interval_of_mean, leads_by
 from hotplate.offline.evaluate.splits import Parts, rank_in_groups
-from hotplate.offline.input.matrix import (
+from hotplate.offline.input.history import Times
+from hotplate.offline.input.pairs import (
     Allowed,
     Indices,
     Mask,
-    Times,
     UserItems,
     has_items,
     items_per_user,

@@ -14,7 +14,7 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, UserItems, check_user_items, row_of_each_pair
+from hotplate.offline.input.pairs import Floats, UserItems, check_user_items, row_of_each_pair
 from hotplate.offline.train.als import Factors, SparkParams, confidences
 from hotplate.stores.folders import room_bytes
 

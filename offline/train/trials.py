@@ -20,7 +20,8 @@ from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
 from hotplate.offline.evaluate.splits import Parts
-from hotplate.offline.input.matrix import History, UserItems
+from hotplate.offline.input.history import History
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import with_fewer_iterations
 from hotplate.offline.train.engine import (

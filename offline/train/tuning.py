@@ -16,7 +16,8 @@ from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, UserItems, items_per_user, users_per_item
+from hotplate.offline.input.history import History
+from hotplate.offline.input.pairs import UserItems, items_per_user, users_per_item
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
 from hotplate.offline.train.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells

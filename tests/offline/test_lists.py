@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from hotplate.offline import lists as offline_lists
-from hotplate.offline.input.matrix import History
+from hotplate.offline.input.history import History
 from hotplate.offline.input.showings import Showings
 from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
 from hotplate.offline.measurement import Measurement

@@ -8,7 +8,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import SettingError
-from hotplate.offline.input.matrix import History, Matrix, Weighing
+from hotplate.offline.input.history import History, Weighing
+from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.publish import publish_source

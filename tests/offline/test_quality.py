@@ -8,8 +8,9 @@ import pytest
 
 from hotplate.offline.evaluate.evaluation import evaluate_engine
 from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Weighing, to_matrix
+from hotplate.offline.input.matrix import to_matrix
 from hotplate.offline.quality import (
     DATA_SETS,
     DRAWS,

@@ -18,7 +18,8 @@ from xxhash import xxh3_64_intdigest
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import Variety, evaluate_as_published
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
-from hotplate.offline.input.matrix import DAY_US, History, Matrix
+from hotplate.offline.input.history import DAY_US, History
+from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.model import Model, load
 from hotplate.offline.options import Columns

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.publish import publish_source

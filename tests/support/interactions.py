@@ -11,8 +11,10 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import Evaluation, evaluate_parts
 from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import Interactions
-from hotplate.offline.input.matrix import Matrix, UserItems, Weighing, to_matrix
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.model import Model
 from hotplate.offline.train.als import ALSParams, fit
 from hotplate.offline.train.engine import Params

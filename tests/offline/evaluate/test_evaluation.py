@@ -10,7 +10,9 @@ from scipy.sparse import csr_matrix
 from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, metric_names, recommend_all
 from hotplate.offline.evaluate.metrics import RANKING, fill_empty_lists, measure_users
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import History, Matrix, UserItems
+from hotplate.offline.input.history import History
+from hotplate.offline.input.matrix import Matrix
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.popularity import PopularityParams

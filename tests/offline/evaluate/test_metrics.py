@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.metrics import RANKING, coverage, interval_of_mean, measure_ratings, measure_users
-from hotplate.offline.input.matrix import UserItems
+from hotplate.offline.input.pairs import UserItems
 from tests.support.property import explored
 
 Case = tuple[list[list[int]], list[set[int]], int, int]

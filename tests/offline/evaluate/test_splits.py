@@ -12,7 +12,8 @@ from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.splits import SPLIT_KINDS, Parts, SplitKind, SplitOptions, split
-from hotplate.offline.input.matrix import NO_TIME, History, UserItems, Weighing, pair_numbers
+from hotplate.offline.input.history import NO_TIME, History, Weighing
+from hotplate.offline.input.pairs import UserItems, pair_numbers
 from tests.support.interactions import matrix_of
 from tests.support.property import explored
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.splits import SplitOptions, split
+from hotplate.offline.input.history import Weighting
 from hotplate.offline.input.interactions import read_interactions
-from hotplate.offline.input.matrix import Matrix, UserItems, Weighting, to_matrix
+from hotplate.offline.input.matrix import Matrix, to_matrix
+from hotplate.offline.input.pairs import UserItems
 from hotplate.offline.options import Columns
 from tests.support.interactions import pairs_of, write
 from tests.support.property import depths, explore

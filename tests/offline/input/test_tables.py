@@ -9,7 +9,8 @@ import pytest
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataFile
-from hotplate.offline.input.tables import Table, parse_filter
+from hotplate.offline.input.filters import parse_filter
+from hotplate.offline.input.tables import Table
 
 FRAME = pl.DataFrame(
     {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Indices
+from hotplate.offline.input.pairs import Indices
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams, confidences, fit
 from tests.support.interactions import checkerboard
 

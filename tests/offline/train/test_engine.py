@@ -9,7 +9,9 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.matrix import Floats, Indices, Times, UserItems, to_matrix
+from hotplate.offline.input.history import Times
+from hotplate.offline.input.matrix import to_matrix
+from hotplate.offline.input.pairs import Floats, Indices, UserItems
 from hotplate.offline.train import engine
 from hotplate.offline.train.als import ALSParams, SparkParams
 from hotplate.offline.train.engine import (

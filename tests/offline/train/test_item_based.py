@@ -12,7 +12,7 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFID
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.input.matrix import Floats
+from hotplate.offline.input.pairs import Floats
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting, fit_ease, fit_neighbours
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}

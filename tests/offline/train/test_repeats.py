@@ -9,7 +9,8 @@ import pytest
 
 from hotplate.offline.evaluate.metrics import measure_users
 from hotplate.offline.evaluate.splits import SplitOptions, lists_of_tested, split
-from hotplate.offline.input.matrix import Matrix, Weighing
+from hotplate.offline.input.history import Weighing
+from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.train import ranking
 from hotplate.offline.train.engine import fit
 from hotplate.offline.train.item_based import NeighbourParams

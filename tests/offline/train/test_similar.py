@@ -7,7 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
-from hotplate.offline.input.matrix import NO_TIME, History, Matrix, Weighing
+from hotplate.offline.input.history import NO_TIME, History, Weighing
+from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.similar import (
     Similar,

@@ -1,0 +1,70 @@
+"""Events that the service recorded, as input."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import NamedTuple
+
+import polars as pl
+
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import DataFile
+from hotplate.offline.input.tables import EXTRA, ROW, Table
+from hotplate.offline.options import Format
+from hotplate.stores.event_log import SegmentReader
+
+_EVENT_SCHEMA: dict[str, pl.DataType] = {
+    **dict.fromkeys(("id", "user", "type", "release", "role"), pl.String()),
+    "items": pl.List(pl.String()),
+    "time": pl.Float64(),
+    "position": pl.Int64(),
+}
+
+
+class Segment(NamedTuple):
+    """The *events* of one file of the event log, and the number of *damaged* ones, or damaged pieces of the file."""
+
+    events: pl.DataFrame
+    damaged: int
+
+
+def read_segment(file: DataFile, schema: Mapping[str, pl.DataType]) -> Segment:
+    """Read fields of the events of one file that the service wrote; raises DataError."""
+    with data_errors(file):
+        reader = SegmentReader(file.path.read_bytes())
+        lines = b"\n".join(reader)
+        events = pl.read_ndjson(BytesIO(lines), schema=schema) if lines else pl.DataFrame(schema=schema)
+    return Segment(events, reader.damaged)
+
+
+class RecordedEvents(NamedTuple):
+    """A row for each item of each recorded event, and sentences on events that are left out."""
+
+    table: Table
+    notes: Sequence[str]
+
+
+def read_events(files: Sequence[DataFile], form: Format) -> RecordedEvents:
+    """Read *files* in which the service recorded events.
+
+    An event that a client sent again has the same id, and counts once.
+    """
+    frames = [pl.DataFrame(schema=_EVENT_SCHEMA)]
+    damaged = 0
+    for file in files:
+        segment = read_segment(file, _EVENT_SCHEMA)
+        frames.append(segment.events)
+        damaged += segment.damaged
+
+    all_events = pl.concat(frames)
+    events = all_events.unique("id", keep="first", maintain_order=True)
+    repeated = all_events.height - events.height
+    notes = list[str]()
+    if repeated:
+        notes.append(f"{repeated:,} events were sent again under the same id and are left out")
+    if damaged:
+        notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
+
+    rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
+    frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
+    table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))
+    return RecordedEvents(table, notes)

@@ -1,0 +1,279 @@
+"""Rows of input tables by a declared schema; rows left out are counted, bad ones shown.
+
+A `RowSchema` declares which values the columns of a table become and which rows are left out, and `Rows` reads the
+tables of one input by their schemas. A *bad row* cannot be read; few are tolerated (`Format.max_bad_rows`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from hotplate.offline.errors import DataError
+from hotplate.offline.input.columns import choose_columns
+from hotplate.offline.input.faults import data_errors
+from hotplate.offline.input.files import DataFile, DataSource, input_files, named_paths
+from hotplate.offline.input.tables import EXTRA, ROW, Table, open_tables
+from hotplate.offline.options import Format
+from hotplate.stores.encoding import MAX_ID_BYTES
+
+_MALFORMED_ROW = "malformed row"
+_MOST_ROWS_SHOWN = 5
+# Floats from 2**53 on, and what spreadsheets make of long numbers.
+_ROUNDED_PATTERN = r"^-?(\d(\.\d+)?[eE]\+\d{2,}|(9\d{15}|\d{17,})\.0)$"
+_ROUNDED_FAULT = "is a rounded number, so different ids may have become one; write ids as whole numbers or texts"
+NOT_FINITE = "is not a finite number"
+# The number of a row's reason to be left out.
+_KEPT_ROW = 0
+
+
+class Fault(NamedTuple):
+    """The fault of the values of a *column* in bad rows, as the end of a sentence: `is not a finite number`."""
+
+    column: str
+    text: str
+
+
+@dataclass(slots=True)
+class RowSchema:
+    """How to read the rows of a *table*: a value for each name, and reasons to leave a row out, the first one first.
+
+    values     expressions over the table's columns, by name: what is read
+    filters    conditions over the table's columns that a row must meet, by the reason to leave others out
+    left_out   conditions over the values, by the reason to leave a row out that meets one, such as `no user`
+    bad        faults by reason, for rows that cannot be read; too many of them are an error
+    examples   by reason, the name of the value that explains it: the error if nothing is left names frequent ones
+    """
+
+    table: Table
+    values: dict[str, pl.Expr] = field(default_factory=dict)
+    filters: dict[str, pl.Expr] = field(default_factory=dict)
+    left_out: dict[str, pl.Expr] = field(default_factory=dict)
+    bad: dict[str, Fault] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add_number(self, name: str, column: str, *, missing: str, invalid: str) -> None:
+        """Read *column* as the number *name*.
+
+        Rows without one are left out for the reason *missing*; another text makes a bad row, for the reason *invalid*.
+        """
+        self.values[name] = self.table.number_or_inf(column)
+        self.left_out[missing] = pl.col(name).is_null()
+        self.leave_out_bad(invalid, pl.col(name).is_infinite(), Fault(column, NOT_FINITE))
+
+    def leave_out_bad(self, reason: str, condition: pl.Expr, fault: Fault) -> None:
+        """Leave rows out as bad."""
+        self.left_out[reason] = condition
+        self.bad[reason] = fault
+
+    def leave_out_bad_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
+        """Leave out rows whose ids are missing, too long, or numbers that were rounded.
+
+        *columns* are the table's columns of ids by role, such as user or item, for messages. *values* are the names of
+        the ids in `values`, by role; by default the roles. A segment may be missing. Rounded ids make bad rows.
+        """
+        value_names = values or {role: role for role in columns}
+        ids = {role: pl.col(value_names[role]) for role in columns}
+        # A row counts for the first reason that applies: missing ids of all roles first.
+        for role, identifier in ids.items():
+            if role != "segment":
+                self.left_out[f"no {role}"] = identifier.is_null()
+        for role, identifier in ids.items():
+            self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
+        for role, identifier in ids.items():
+            fault = Fault(columns[role], _ROUNDED_FAULT)
+            self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
+
+
+class Rows:
+    """The rows of several tables.
+
+    left_out  number of rows left out by reason, without zeros
+    facts     aggregates over the rows kept; `rows` is their number
+    notes     a sentence with the first bad rows, if any
+    """
+
+    def __init__(
+        self, schemas: Sequence[RowSchema], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
+    ) -> None:
+        """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
+        self._schemas = schemas
+        reasons = {_MALFORMED_ROW: None}
+        for schema in schemas:
+            reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
+        self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
+        marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
+        self._all = pl.concat(marked, how="diagonal")
+        with data_errors(source, [schema.table.file for schema in schemas]):
+            if repeated:
+                self._all = self._all.collect(engine="streaming").lazy()
+            counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+        groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
+        self.total = sum(group["rows"] for group in groups.values())
+        self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
+        bad_rows = self._check_bad_rows(source)
+        self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
+        if _KEPT_ROW not in groups:
+            raise self._nothing_left_error(source)
+        self.facts: dict[str, Any] = groups[_KEPT_ROW]
+
+    @property
+    def kept(self) -> pl.LazyFrame:
+        """The values and ROW of the rows kept."""
+        return self._all.filter(pl.col("reason") == _KEPT_ROW).drop("file", "reason")
+
+    def values(self, reason: str, name: str) -> pl.Series:
+        """Return the values of *name* in rows left out for *reason*, most frequent first."""
+        counted = self._rows_left_out(reason).group_by(value=pl.col(name).cast(pl.String)).len()
+        return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
+
+    def _nothing_left_error(self, source: str) -> DataError:
+        """Return the error for an input (*source*) without rows, or of which all were left out.
+
+        It names the reasons with their numbers of rows (`left_out`). For some reasons, the schemas name a value as an
+        example, such as the event of rows with an unknown event: its most frequent values are named, too.
+        """
+        if not self.total:
+            return DataError(f"{source} has no rows, or a header alone.")
+
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        examples = ""
+        for reason, value_name in self._schemas[0].examples.items():
+            if reason in self.left_out:
+                frequent_values = self.values(reason, value_name).head(_MOST_ROWS_SHOWN)
+                values = ", ".join(f"{value!r:.80}" for value in frequent_values)
+                examples += f"; the most frequent {reason}s are {values}"
+        return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
+
+    def _check_bad_rows(self, source: str) -> list[str]:
+        """Return sentences on the first bad rows for each reason; DataError if their share of all rows is too large.
+
+        `left_out` are the numbers of rows left out by reason. Bad rows are those that cannot be read: malformed ones,
+        and those for whose reason a schema has a fault. *source* names the input.
+        """
+        faults: dict[str, Fault | None] = {_MALFORMED_ROW: None}
+        for schema in self._schemas:
+            faults |= schema.bad
+
+        sentences = list[str]()
+        bad_rows = 0
+        for reason, count in self.left_out.items():
+            if reason in faults:
+                bad_rows += count
+                sentences += self._describe_bad_rows(reason, faults[reason])
+
+        allowed_share = self._schemas[0].table.form.max_bad_rows
+        if bad_rows > allowed_share * self.total:
+            are = "is" if bad_rows == 1 else "are"
+            way_out = ", or raise --max-bad-rows" if allowed_share else ""
+            raise DataError(
+                f"{'; '.join(sentences[:_MOST_ROWS_SHOWN])}. {bad_rows:,} of the {self.total:,} rows of {source} {are} "
+                f"bad, and at most {allowed_share:.3%} may be; mend them{way_out}."
+            )
+        return sentences
+
+    def _describe_bad_rows(self, reason: str, fault: Fault | None) -> list[str]:
+        """Return sentences on the first rows left out for *reason*, with their file, row number, value and fault.
+
+        A malformed row, which has no *fault*, has that of its table: too many fields, or no JSON object.
+        """
+        sentences = list[str]()
+        first = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
+        for (file,), rows in first.group_by("file", maintain_order=True):
+            table = self._schemas[file].table
+            column, text = fault or Fault(EXTRA, table.malformed_fault)
+            sentences += table.describe_rows(rows.get_column(ROW).to_list(), column, text)
+        return sentences
+
+    def _rows_left_out(self, reason: str) -> pl.LazyFrame:
+        """Return the rows left out for *reason*."""
+        return self._all.filter(pl.col("reason") == self._numbers[reason])
+
+    def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
+        """Return the values of a table, the number of its *file*, and that of the first reason to leave the row out.
+
+        `_numbers` are the numbers of the reasons; a row that is kept has 0. *repeated* are names of texts that become
+        categories, to save memory.
+        """
+        # Conditions over the table's columns are computed with the values, and are columns until the reason is known.
+        is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
+        for reason, is_met in schema.filters.items():
+            is_left_out[reason] = ~is_met
+        rows = schema.table.frame.select(ROW, **is_left_out, **schema.values)
+
+        # A separate step, as polars would compute the values again for each condition over them.
+        conditions = {reason: pl.col(reason) for reason in is_left_out} | schema.left_out
+        numbers = list[pl.Expr]()
+        for reason, condition in conditions.items():
+            numbers.append(pl.when(condition).then(pl.lit(self._numbers[reason])))
+        first_number = pl.coalesce(*numbers, pl.lit(_KEPT_ROW)).cast(pl.UInt8)
+        marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
+
+        categories = [pl.col(name).cast(pl.Categorical) for name in repeated if name in schema.values]
+        return marked.drop(*is_left_out).with_columns(categories)
+
+
+def read_text(
+    path: DataSource, roles: Sequence[str], named: Mapping[str, str | None] | None = None, *, may_be_empty: bool = False
+) -> pl.DataFrame:
+    """Return columns of a small file or folder of items as `texts_by_role`."""
+    with input_files([path]) as files:
+        return texts_by_role(files, named_paths([path]), roles, named, may_be_empty=may_be_empty)
+
+
+def texts_by_role(
+    files: Sequence[DataFile],
+    source: str,
+    roles: Sequence[str],
+    named: Mapping[str, str | None] | None = None,
+    form: Format | None = None,
+    *,
+    may_be_empty: bool = False,
+) -> pl.DataFrame:
+    """Read columns of *files* as texts, and return them under the names of their roles, such as item and title.
+
+    *named* are columns by role; *roles* are required, and found by usual names unless named. A name for the item that
+    the files lack is ignored, as it may be that of another file. Rows without an item are left out. *source* names the
+    files in messages. Raises DataError for a missing role, a bad row, and no rows, unless the files *may_be_empty*.
+    """
+    tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
+    available = list(tables[0].schema)
+    named_columns = dict(named or {})
+    if named_columns.get("item") not in available:
+        named_columns["item"] = None
+    columns = choose_columns(named_columns, available, source, guessed=roles, required=roles)
+    columns_in_order = {role: columns[role] for role in dict.fromkeys([*roles, *columns])}
+
+    with data_errors(source, files):
+        if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
+            return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
+        schemas = [_text_schema(table, columns_in_order) for table in tables]
+        return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
+
+
+def _text_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
+    """Declare how to read *columns* as texts, by role; rows without an item are left out."""
+    texts = {role: table.text(column) for role, column in columns.items()}
+    return RowSchema(table, texts, left_out={"no item": pl.col("item").is_null()})
+
+
+def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
+    """Return the most frequent title of each item in *rows* [item, perhaps title], by item; ties by alphabet.
+
+    Items without a title are left out. *source* names the rows in a DataError.
+    """
+    if "title" not in rows.collect_schema():
+        return {}
+    with data_errors(source):
+        counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
+
+    # Categories become texts only now, as few are left; titles that differ by spaces are the same.
+    item = pl.col("item").cast(pl.String)
+    title = pl.col("title").cast(pl.String).str.strip_chars()
+    titles = counts.with_columns(item, title).filter(pl.col("title") != "")
+    counts = titles.group_by("item", "title").agg(pl.col("rows").sum())
+
+    most_frequent_first = counts.sort("rows", "title", descending=[True, False])
+    best = most_frequent_first.unique("item", keep="first", maintain_order=True)
+    return dict(best.select("item", "title").iter_rows())
