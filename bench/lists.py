@@ -13,7 +13,7 @@ from hotplate.bench.loadgen.result import POPULAR_SOURCE, ResponseSample, Result
 from hotplate.bench.options import MAX_POPULAR
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.compression import load_decode
-from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Item, decode, encode
+from hotplate.stores.encoding import OFFSET_BYTES, OVERALL, POPULAR, USER, Decode, Item, decode, encode
 from hotplate.stores.errors import StoreError
 from hotplate.stores.publication import publish_release
 from hotplate.stores.store import Plan, Reader, Row, Store
@@ -177,24 +177,29 @@ def _received_lists(sample: ResponseSample) -> Iterator[ReceivedList]:
     Azure ML's scoring format, which has rows in "data". Raises ValueError, KeyError or TypeError for a body that is no
     such response.
     """
-    head, _, request_body = sample.request.partition(b"\r\n\r\n")
+    head, _, body = sample.request.partition(b"\r\n\r\n")
     request_line = head.split(b"\r\n", 1)[0].decode()
     method, target, _ = request_line.split(" ")
     response = orjson.loads(sample.body)
     if method == "GET":
-        parts = urlsplit(target)
-        user = unquote(parts.path.rpartition("/")[2])
-        n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
-        yield ReceivedList(user, n, response)
+        yield _list_of_user(target, response)
         return
 
-    request = orjson.loads(request_body)
-    if "data" in request:
-        for row, result in zip(request["data"], response, strict=True):
+    batch = orjson.loads(body)
+    if "data" in batch:
+        for row, result in zip(batch["data"], response, strict=True):
             yield ReceivedList(row["user"], row["n"], result)
     else:
-        for user, result in zip(request["users"], response["results"], strict=True):
-            yield ReceivedList(user, request["n"], result)
+        for user, result in zip(batch["users"], response["results"], strict=True):
+            yield ReceivedList(user, batch["n"], result)
+
+
+def _list_of_user(target: str, response: dict[str, Any]) -> ReceivedList:
+    """Return the list in the response to a GET of *target*, as `/v1/recommendations/USER?n=10`."""
+    parts = urlsplit(target)
+    user = unquote(parts.path.rpartition("/")[2])
+    n = parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0]
+    return ReceivedList(user, int(n), response)
 
 
 class _Comparison:
@@ -220,30 +225,21 @@ class _Comparison:
 
         Each wrong list adds a sentence to `self.wrong`. A release that cannot be read adds one for all its lists.
         """
-        store = self._store
         self.compared += len(lists)
-        popular_key = POPULAR + OVERALL
         try:
-            ref = (await store.catalogue()).find(release).ref
-            decompress = await load_decode(store, ref, await load_manifest(store, ref))
-            (popular_value,) = await store.get_many(ref, [popular_key])
-            popular_list = list[Item]()
-            if isinstance(popular_value, bytes):  # else absent, or an error
-                popular_list = _decode_list(decompress(popular_key, popular_value))
+            stored = await _StoredRelease.read(self._store, release)
         except StoreError as error:
             self.wrong.append(f"release {release} cannot be read to compare with: {error}")
             return
 
-        for start in range(0, len(lists), store.batch):
-            batch = lists[start : start + store.batch]
-            keys = [USER + received.user for received in batch]
-            values = await store.get_many(ref, keys)
-            for received, key, value in zip(batch, keys, values, strict=True):
-                if isinstance(value, StoreError):
-                    self.wrong.append(f"user {received.user}: {value}")
-                    continue
-                own_list = None if value is None else _decode_list(decompress(key, value))
-                self._compare_list(received, own_list, popular_list)
+        for start in range(0, len(lists), self._store.batch):
+            batch = lists[start : start + self._store.batch]
+            own_lists = await stored.lists_of([received.user for received in batch])
+            for received, own_list in zip(batch, own_lists, strict=True):
+                if isinstance(own_list, StoreError):
+                    self.wrong.append(f"user {received.user}: {own_list}")
+                else:
+                    self._compare_list(received, own_list, stored.popular)
 
     def _compare_list(self, received: ReceivedList, own: list[Item] | None, popular: list[Item]) -> None:
         """Compare with the user's stored list, None if there is none, or with *popular* if the answer says so."""
@@ -258,6 +254,39 @@ class _Comparison:
         self._shown.update(item["id"] for item in items)
         if lacks:
             self._lacking.append((received.user, lacks))
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRelease:
+    """A release in a store, to compare with: its rows are decompressed by *decode*, and *popular* is read once."""
+
+    store: Reader
+    ref: ReleaseRef
+    decode: Decode
+    popular: list[Item]
+
+    @classmethod
+    async def read(cls, store: Reader, release: ReleaseId) -> "_StoredRelease":
+        """Read a release's manifest and popular list, empty if that is missing or unreadable; raises StoreError."""
+        ref = (await store.catalogue()).find(release).ref
+        decompress = await load_decode(store, ref, await load_manifest(store, ref))
+        popular_key = POPULAR + OVERALL
+        (value,) = await store.get_many(ref, [popular_key])
+        popular = list[Item]()
+        if isinstance(value, bytes):
+            popular = _decode_list(decompress(popular_key, value))
+        return cls(store, ref, decompress, popular)
+
+    async def lists_of(self, users: Sequence[str]) -> list[list[Item] | StoreError | None]:
+        """Return the list of each user: None if there is none, or the error of reading it."""
+        lists = list[list[Item] | StoreError | None]()
+        keys = [USER + user for user in users]
+        for key, value in zip(keys, await self.store.get_many(self.ref, keys), strict=True):
+            if isinstance(value, bytes):
+                lists.append(_decode_list(self.decode(key, value)))
+            else:
+                lists.append(value)
+        return lists
 
 
 def _decode_list(value: bytes) -> list[Item]:

@@ -91,14 +91,22 @@ def read(context: RequestContext, item_id: str) -> HttpResponse:
     if document is None:
         raise context.charge_error(partition, context.not_found())
 
-    if_none_match = request.headers.get(b"if-none-match")
-    is_unchanged = if_none_match is not None and if_none_match.strip(b'"') in (b"*", document.etag.strip('"').encode())
-    charge_ru = context.account.read_ru(0 if is_unchanged else document.size, strong=context.strong)
+    status = 200
+    body = document.body
+    size = document.size
+    if _is_unchanged(request, document):
+        status = 304
+        body = b""
+        size = 0
+    charge_ru = context.account.read_ru(size, strong=context.strong)
     partition.charge(context.now, charge_ru, request.region)
+    return HttpResponse(status, body, context.headers(partition, document.etag), charge_ru)
 
-    if is_unchanged:
-        return HttpResponse(304, b"", context.headers(partition, document.etag), charge_ru)
-    return HttpResponse(200, document.body, context.headers(partition, document.etag), charge_ru)
+
+def _is_unchanged(request: Request, document: Document) -> bool:
+    """Return whether the request has an `If-None-Match` that the document meets."""
+    etag = request.headers.get(b"if-none-match")
+    return etag is not None and etag.strip(b'"') in (b"*", document.etag.strip('"').encode())
 
 
 def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
@@ -126,9 +134,11 @@ def write(context: RequestContext, item_id: str, verb: str) -> HttpResponse:
         raise context.charge_error(partition, error) from None
     partition.charge(context.now, written.charge_ru)
 
-    is_minimal = verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower()
+    body = written.document.body
+    if verb == "delete" or b"return=minimal" in request.headers.get(b"prefer", b"").lower():
+        body = b""
     headers = context.headers(partition, written.document.etag)
-    return HttpResponse(written.status, b"" if is_minimal else written.document.body, headers, written.charge_ru)
+    return HttpResponse(written.status, body, headers, written.charge_ru)
 
 
 class Written(NamedTuple):
@@ -209,8 +219,12 @@ def _store_document(context: RequestContext, key: bytes, item: dict[str, Any], o
     container = context.container
     charges = context.account.charges
     item = {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
-    partition = old.partition if old else container.partitions.of(key)
-    serial = old.serial if old else container.documents.next_serial()
+    if old is None:
+        partition = container.partitions.of(key)
+        serial = container.documents.next_serial()
+    else:
+        partition = old.partition
+        serial = old.serial
     etag = context.account.next_etag()
     body, size = _json_with_system_properties(context, item, serial, etag)
     terms = frozenset(terms_of(item)) if container.is_indexed else frozenset()

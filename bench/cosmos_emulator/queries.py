@@ -70,26 +70,31 @@ def _parse_where(text: str, alias: str, parameters: Mapping[str, Any]) -> Iterat
     position = 0
     has_more = True
     while has_more:
-        unsupported = HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
         condition = CONDITION.match(text, position)
         if condition is None or condition["alias"].lower() != alias.lower():
-            raise unsupported
-
-        # One after an equals sign, or those of an IN list.
-        values = list[Any]()
-        for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
-            if value[0] != "@":
-                values.append(_parse_literal(value))
-            elif value in parameters:
-                values.append(parameters[value])
-            else:
-                raise unsupported
+            raise _unsupported(text, position)
+        try:
+            values = list(_values_of(condition, parameters))
+        except KeyError:
+            raise _unsupported(text, position) from None
         yield condition["name"], values
-
         position = condition.end()
         has_more = bool(condition["and"])
     if position != len(text):
-        raise HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
+        raise _unsupported(text, position)
+
+
+def _unsupported(text: str, position: int) -> HttpError:
+    return HttpError(400, f"{UNSUPPORTED}; not {text[position : position + 60]!r}")
+
+
+def _values_of(condition: re.Match[str], parameters: Mapping[str, Any]) -> Iterator[object]:
+    """Yield the value after an equals sign, or those of an IN list; raises KeyError for an unknown parameter."""
+    for value in re.findall(VALUE, condition["value"] or condition["list"], re.IGNORECASE):
+        if value[0] == "@":
+            yield parameters[value]
+        else:
+            yield _parse_literal(value)
 
 
 def _parse_literal(text: str) -> object:
@@ -149,18 +154,22 @@ def _page_response(
     page = _read_page(context, conditions, candidates)
     charge_ru = sum(_charge_partition(context, partition, page, is_feed=statement is None) for partition in partitions)
 
-    results = [document.body for document in page.loaded]
-    headers = context.headers(partitions[0]) | {"x-ms-item-count": str(len(results))}
+    documents = b",".join(document.body for document in page.loaded)
+    body = b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (
+        context.container.rid.encode(), documents, len(page.loaded),
+    )  # fmt: skip
+    return HttpResponse(200, body, _page_headers(context, partitions, page), round(charge_ru, 2))
+
+
+def _page_headers(context: RequestContext, partitions: Sequence[Partition], page: "Page") -> dict[str, str]:
+    """Return the headers of a page from one partition, or from several, which have no common range of keys."""
+    headers = context.headers(partitions[0]) | {"x-ms-item-count": str(len(page.loaded))}
     if len(partitions) > 1:
         del headers["x-ms-documentdb-partitionkeyrangeid"]
         headers["x-ms-session-token"] = ",".join(partition.session_token for partition in partitions)
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
-
-    body = b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (
-        context.container.rid.encode(), b",".join(results), len(results),
-    )  # fmt: skip
-    return HttpResponse(200, body, headers, round(charge_ru, 2))
+    return headers
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.charges import OURS, load
 from hotplate.stores.cosmos.url import EMULATOR_KEY
+from hotplate.stores.errors import extra_installed
 
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
@@ -89,8 +90,8 @@ async def running(
     listeners = list[asyncio.Server]()
     try:
         for region, (_, wanted_port) in enumerate(service.account.regions):
-            accept = partial(HttpConnection, handler, emulator.connections, region, scheme)
-            listeners.append(await loop.create_server(accept, settings.host, wanted_port, ssl=context))
+            connect = partial(HttpConnection, handler, emulator.connections, region, scheme)
+            listeners.append(await loop.create_server(connect, settings.host, wanted_port, ssl=context))
 
         # The system has chosen a port where 0 was wanted.
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
@@ -138,13 +139,19 @@ def _metrics(service: Service) -> bytes:
     They are the numbers of requests and their request units by operation and status, and for each physical partition
     the admitted request units, the 429s and the provisioned RU/s.
     """
-    lines = list[str]()
-    for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
-        samples = [
-            ({"operation": operation, "status": str(status)}, value) for (operation, status), value in counted.items()
-        ]
-        lines += _samples(f"{name}_total", samples)
+    lines = [*_request_metrics(service), *_partition_metrics(service)]
+    return "\n".join([*lines, ""]).encode()
 
+
+def _request_metrics(service: Service) -> Iterator[str]:
+    for name, counted in (("requests", service.counts.requests), ("request_units", service.counts.charges_ru)):
+        samples = list[Sample]()
+        for (operation, status), value in counted.items():
+            samples.append(({"operation": operation, "status": str(status)}, value))
+        yield from _samples(f"{name}_total", samples)
+
+
+def _partition_metrics(service: Service) -> Iterator[str]:
     charges_ru = list[Sample]()
     throttled = list[Sample]()
     provisioned_ru = list[Sample]()
@@ -154,10 +161,9 @@ def _metrics(service: Service) -> bytes:
             charges_ru.append((labels, partition.admitted_ru))
             throttled.append((labels, partition.throttled))
             provisioned_ru.append((labels, partition.budgets[0].rate))  # it is the same in all regions
-    lines += _samples("partition_request_units_total", charges_ru)
-    lines += _samples("partition_throttled_total", throttled)
-    lines += _samples("partition_throughput", provisioned_ru, "gauge")
-    return "\n".join([*lines, ""]).encode()
+    yield from _samples("partition_request_units_total", charges_ru)
+    yield from _samples("partition_throttled_total", throttled)
+    yield from _samples("partition_throughput", provisioned_ru, "gauge")
 
 
 # Labels and value.
@@ -203,12 +209,10 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
 
 def make_certificate() -> tuple[bytes, bytes]:
     """Return a self-signed loopback certificate and its key, as PEM."""
-    try:
+    with extra_installed("cosmos"):
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
-    except ModuleNotFoundError:
-        raise BenchMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
     addresses = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1"))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import orjson
@@ -281,39 +281,57 @@ def _manage(account: EmulatedAccount, request: Request, operation: str, names: t
     resource = resources.OPERATIONS[operation](account, request, *names)
     if verb == "delete":
         return HttpResponse(204, charge_ru=charges.metadata_write)
-    status, charge_ru = (201, charges.metadata_write) if verb == "create" else (200, charges.metadata_read)
-    return HttpResponse(status, orjson.dumps(resource.to_json()), charge_ru=charge_ru)
+    body = orjson.dumps(resource.to_json())
+    if verb == "create":
+        return HttpResponse(201, body, charge_ru=charges.metadata_write)
+    return HttpResponse(200, body, charge_ru=charges.metadata_read)
 
 
 def _list(account: EmulatedAccount, request: Request, operation: str, names: tuple[str, ...]) -> HttpResponse:
-    """Answer a list or a query of databases, containers, offers or, by default, a container's ranges of keys.
+    """Answer a list or a query of databases, containers, offers or ranges of keys.
 
     Ranges that have not changed since the request's etag are a 304, which ends the SDKs' paging.
     """
     verb, _, noun = operation.partition(" ")
     charge_ru = account.charges.metadata_read
+    listing = _listing(account, noun, names)
     headers = dict[str, str]()
-    listed: list[dict[str, Any]]
-    match noun:
-        case "databases":
-            name = "Databases"
-            listed = [database.to_json() for database in account.databases.values()]
-        case "containers":
-            owner = account.database(*names, is_owner=True)
-            name = "DocumentCollections"
-            listed = [container.to_json() for container in owner.containers.values()]
-        case "offers":
-            name = "Offers"
-            listed = [container.offer.to_json() for container in account.containers()]
-        case _:
-            container = account.container(*names, is_owner=True)
-            headers["etag"] = container.partitions.etag
-            if request.header(b"if-none-match") == headers["etag"]:
-                return HttpResponse(304, headers=headers, charge_ru=charge_ru)
-            name = "PartitionKeyRanges"
-            listed = container.partitions.to_json(container.rid)
+    if listing.etag:
+        headers["etag"] = listing.etag
+        if request.header(b"if-none-match") == listing.etag:
+            return HttpResponse(304, headers=headers, charge_ru=charge_ru)
+
+    resources = listing.resources
     if verb == "query":
         conditions = queries.parse_query(request)
-        listed = [resource for resource in listed if queries.meets(resource, conditions)]
-    headers["x-ms-item-count"] = str(len(listed))
-    return HttpResponse(200, orjson.dumps({"_rid": "", name: listed, "_count": len(listed)}), headers, charge_ru)
+        resources = [resource for resource in resources if queries.meets(resource, conditions)]
+    headers["x-ms-item-count"] = str(len(resources))
+    content = {"_rid": "", listing.name: resources, "_count": len(resources)}
+    return HttpResponse(200, orjson.dumps(content), headers, charge_ru)
+
+
+class Listing(NamedTuple):
+    """Resources as JSON objects, the name of their array in a response, and the etag of all, if they have one."""
+
+    name: str
+    resources: list[dict[str, Any]]
+    etag: str = ""
+
+
+def _listing(account: EmulatedAccount, noun: str, names: tuple[str, ...]) -> Listing:
+    """Return the resources that *noun* says: databases, containers, offers, or else a container's ranges of keys.
+
+    *names* are those of the database and the container that own them.
+    """
+    match noun:
+        case "databases":
+            return Listing("Databases", [database.to_json() for database in account.databases.values()])
+        case "containers":
+            database = account.database(*names, is_owner=True)
+            return Listing("DocumentCollections", [container.to_json() for container in database.containers.values()])
+        case "offers":
+            return Listing("Offers", [container.offer.to_json() for container in account.containers()])
+        case _:
+            container = account.container(*names, is_owner=True)
+            ranges = container.partitions
+            return Listing("PartitionKeyRanges", ranges.to_json(container.rid), ranges.etag)

@@ -63,26 +63,14 @@ class Counts(NamedTuple):
 async def run_when_due(tick: Tick) -> None:
     """Call *tick* at once, and then at each time that it returned (seconds of `time.monotonic`), until it returns None.
 
-    Uses Linux's timerfd, a timer that is read as a file and is ~50 µs late, where the event loop's timer is ~1 ms
-    late. Raises what *tick* raises, and OSError without timerfd.
+    Raises what *tick* raises, and OSError without timerfd.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    # os.timerfd_create needs Python 3.13.
-    timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-    if timer < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
-
     loop = asyncio.get_running_loop()
     done = loop.create_future()
-
-    def set_timer(due_s: float) -> None:
-        # Requests due within NAP_S are sent together: a shorter sleep is not worth its system calls.
-        not_before_s = time.monotonic() + NAP_S
-        seconds, nanoseconds = divmod(int(max(due_s, not_before_s) * 1e9), 10**9)
-        libc.timerfd_settime(timer, TIMER_ABSTIME, Itimerspec(0, 0, seconds, nanoseconds), None)
+    timer = _TimerFile()
 
     def on_timer() -> None:
-        os.read(timer, 8)  # or the timer would stay readable
+        timer.acknowledge()
         try:
             due_s = tick()
         except Exception as error:  # noqa: BLE001 -- raised by the await below
@@ -91,15 +79,50 @@ async def run_when_due(tick: Tick) -> None:
         if due_s is None:
             done.set_result(None)
         else:
-            set_timer(due_s)
+            timer.set(due_s)
 
     loop.add_reader(timer, on_timer)
     try:
-        set_timer(0.0)
+        timer.set(0.0)
         await done
     finally:
         loop.remove_reader(timer)
-        os.close(timer)
+        timer.close()
+
+
+class _TimerFile:
+    """Linux's timerfd, a timer that is readable as a file at its time.
+
+    It is ~50 µs late, where the event loop's timer is ~1 ms late. Raises OSError without timerfd.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        # os.timerfd_create needs Python 3.13.
+        self._descriptor: int = self._libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._descriptor
+
+    def set(self, due_s: float) -> None:
+        """Set the timer to a time of `time.monotonic`, or NAP_S from now if that is later.
+
+        Requests due within NAP_S are sent together: a shorter sleep is not worth its system calls.
+        """
+        not_before_s = time.monotonic() + NAP_S
+        seconds, nanoseconds = divmod(int(max(due_s, not_before_s) * 1e9), 10**9)
+        self._libc.timerfd_settime(self._descriptor, TIMER_ABSTIME, Itimerspec(0, 0, seconds, nanoseconds), None)
+
+    def acknowledge(self) -> None:
+        """Read the timer that went off, which would stay readable."""
+        os.read(self._descriptor, 8)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        os.close(self._descriptor)
 
 
 class Recorder:

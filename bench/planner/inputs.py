@@ -198,12 +198,8 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     values = dict[str, Any]()
     sources = dict[str, str]()
     for layer in layers:
-        for name, value in layer.values.items():
-            label = layer.label_of(name)
-            if name not in INPUT_FIELDS:
-                raise PlanMisused(f"{label} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}")
-            values[name] = _checked_value(INPUT_FIELDS[name], value, label)
-            sources[name] = layer.source
+        values |= _checked_values(layer)
+        sources |= dict.fromkeys(layer.values, layer.source)
     _drop_outdated_list_bytes(layers, values, sources)
 
     profile = values.get("profile")
@@ -220,6 +216,17 @@ def merge(layers: Sequence[InputSource]) -> SourcedInputs:
     inputs = Inputs(**values)
     _require_agreement(inputs)
     return SourcedInputs(inputs, sources)
+
+
+def _checked_values(layer: InputSource) -> dict[str, Any]:
+    """Return the inputs of a layer as the types of `Inputs`; PlanMisused for unknown and invalid ones."""
+    values = dict[str, Any]()
+    for name, value in layer.values.items():
+        label = layer.label_of(name)
+        if name not in INPUT_FIELDS:
+            raise PlanMisused(f"{label} is not an input of a plan; there are {', '.join(INPUT_FIELDS)}")
+        values[name] = _checked_value(INPUT_FIELDS[name], value, label)
+    return values
 
 
 def _require_agreement(inputs: Inputs) -> None:

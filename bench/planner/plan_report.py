@@ -99,31 +99,36 @@ def report(
     prices_file  the name of the file that the plan's prices come from
     sweep        a report of `bench ru` to plot
     """
-    shortages = tuple(describe_shortage(plan))
-    grown = tuple[str, ...]()
-    reported = _common_report(plan, sweep)
+    common = _common_report(plan, sweep)
     if baseline is not None:
-        grown = tuple(describe_growth(plan, baseline))
-        counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
-        answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
-    elif plan.sourced.carries_only:
-        answer = _carried_load(plan)
-        reported = replace(reported, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
-    else:
-        answer = _recommendation(plan)
-        reported = replace(
-            reported,
-            rows=(*_cost_rows(plan), *_figure_rows(plan)),
-            columns=_cost_columns(plan),
-            verdicts=dict(_reasons(plan)),
-            method=tuple(_assumptions(plan, prices_file)),
-        )
-    sentence = ". ".join((*shortages[:1], answer))
-    return replace(reported, sentence=sentence, broken=(*shortages, *grown))
+        return _check_report(common, plan, baseline)
+    figures = replace(common, rows=tuple(_figure_rows(plan)), method=tuple(_assumptions(plan, prices_file)))
+    if plan.sourced.carries_only:
+        return replace(figures, sentence=_sentence(common.broken, _carried_load(plan)))
+    return replace(
+        figures,
+        sentence=_sentence(common.broken, _recommendation(plan)),
+        rows=(*_cost_rows(plan), *figures.rows),
+        columns=_cost_columns(plan),
+        verdicts=dict(_reasons(plan)),
+    )
+
+
+def _check_report(common: Report, plan: CapacityPlan, baseline: Baseline) -> Report:
+    """Return the report of a check: the figures that have grown beyond their bound since *baseline* was saved."""
+    grown = tuple(describe_growth(plan, baseline))
+    counted = f"{len(baseline.figures) - len(grown)} of {len(baseline.figures)} figures"
+    answer = f"{counted} are inside {baseline.bound_percent:g} % of {baseline.layer.source}"
+    return replace(common, sentence=_sentence(common.broken, answer), broken=(*common.broken, *grown))
+
+
+def _sentence(shortages: tuple[str, ...], answer: str) -> str:
+    """Return the first line of a report: the gravest shortage, if there is one, and the answer."""
+    return ". ".join((*shortages[:1], answer))
 
 
 def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
-    """Return what each report of a plan has: warnings, plots, formulas and inputs, without sentence and rows."""
+    """Return what each report of a plan has: shortages, warnings, plots, formulas and inputs, but no answer or rows."""
     notes = tuple[str, ...]()
     plots = tuple[Plot, ...]()
     if not plan.sourced.carries_only:
@@ -136,6 +141,7 @@ def _common_report(plan: CapacityPlan, sweep: Report | None) -> Report:
         notes=notes,
         plots=plots,
         tables=(_formulas(plan),),
+        broken=tuple(describe_shortage(plan)),
         configuration={name: getattr(plan.inputs, name) for name in plan.sourced.sources},
         machine={"date": datetime.now(UTC).isoformat(timespec="seconds")},
         extra={

@@ -189,7 +189,12 @@ def _read_price(table: Mapping[str, Any], name: str) -> Price:
         )
     except KeyError as error:
         raise ValueError(f"{name} has no {error.args[0]}") from error
+    _check_price(price, name)
+    return price
 
+
+def _check_price(price: Price, name: str) -> None:
+    """Raise TypeError or ValueError for invalid fields of the price *name*."""
     if price.basis not in BASES:
         raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
     if not isinstance(price.date, dt.date) or isinstance(price.date, dt.datetime):
@@ -200,7 +205,6 @@ def _read_price(table: Mapping[str, Any], name: str) -> Price:
         raise ValueError(f"within of {name} is {price.within:g}, and is a share of the price, less than 1")
     if not price.source:
         raise ValueError(f"{name} needs a source")
-    return price
 
 
 def _read_redis_size(table: Mapping[str, Any], price_per_gb: Price | None, defaults: Mapping[str, Any]) -> RedisSize:
@@ -265,16 +269,13 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
     Raises BenchMisused for an invalid region or currency, BenchFailed if a request fails or an essential price is
     missing.
     """
-    if not re.fullmatch(r"[a-z0-9]{2,40}", region):
-        raise BenchMisused(f"--prices-from-azure: {region!r} is not a region's name, such as westeurope")
-    if not re.fullmatch(r"[A-Z]{3}", currency):
-        raise BenchMisused(f"--prices-from-azure: {currency!r} is not a currency, such as EUR")
-
+    _check_region(region, currency)
     deadline_s = time.monotonic() + DEADLINE_S
-    in_region = f"armRegionName eq '{region}' and priceType eq 'Consumption'"
-    cosmos = list(_listed_prices(url, f"{COSMOS_FILTER} and {in_region}", currency, deadline_s))
-    machines = list(_listed_prices(url, f"{MACHINES_FILTER} and {in_region}", currency, deadline_s))
-    redis = list(_listed_prices(url, f"{REDIS_FILTER} and {in_region}", currency, deadline_s))
+    entries = list[list[ListedPrice]]()
+    for products in (COSMOS_FILTER, MACHINES_FILTER, REDIS_FILTER):
+        condition = f"{products} and armRegionName eq '{region}' and priceType eq 'Consumption'"
+        entries.append(list(_listed_prices(url, condition, currency, deadline_s)))
+    cosmos, machines, redis = entries
 
     prices = _select_cosmos_prices(cosmos)
     linux_machines = [listed for listed in machines if not OTHER_MACHINES.search(f"{listed.product} {listed.sku}")]
@@ -288,6 +289,13 @@ def fetch_prices(region: str, currency: str, today: dt.date, url: str) -> tuple[
             f"Azure's price list has no {', '.join(essential)} for {region} in {currency}: is that its name?"
         )
     return _format_prices(prices, node_prices, region=region, currency=currency, today=today), missing
+
+
+def _check_region(region: str, currency: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]{2,40}", region):
+        raise BenchMisused(f"--prices-from-azure: {region!r} is not a region's name, such as westeurope")
+    if not re.fullmatch(r"[A-Z]{3}", currency):
+        raise BenchMisused(f"--prices-from-azure: {currency!r} is not a currency, such as EUR")
 
 
 def _select_cosmos_prices(entries: Sequence[ListedPrice]) -> dict[str, float | None]:
@@ -389,6 +397,31 @@ def _our_redis_sizes() -> Sequence[Mapping[str, Any]]:
     return sizes
 
 
+class _Tariff(NamedTuple):
+    """A table of the file of prices: its name, the price, and what the price is for."""
+
+    name: str
+    amount: float
+    per: str
+
+
+def _tariffs(prices: Mapping[str, float | None]) -> Iterator[_Tariff]:
+    """Yield the prices but those of Redis; autoscale as a factor of the price of manual RU/s."""
+    for name, meter in METERS.items():
+        amount = prices[name]
+        if amount is not None and name != "autoscale":
+            yield _Tariff(name, amount, meter.per)
+
+    machine = prices["cpu_hour"] or 0
+    per = f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
+    yield _Tariff("cpu_hour", machine / MACHINE_CPUS, per)
+
+    factor = AUTOSCALE_FACTOR
+    if prices["autoscale"] and prices["ru_hour"]:
+        factor = round(prices["autoscale"] / prices["ru_hour"], 6)
+    yield _Tariff("autoscale_factor", factor, "price of an autoscale RU/s by that of a manual one")
+
+
 def _format_prices(
     prices: Mapping[str, float | None],
     node_prices: Mapping[str, float | None],
@@ -404,25 +437,9 @@ def _format_prices(
     """
     command = f"hotplate plan --prices-from-azure {region} {currency}"
     origin = f'region = "{region}"\ndate = {today}\nsource = "{RETAIL}"\nbasis = "listed"\nwithin = 0\n'
-    # The file has the price of autoscale as a factor, below.
-    amounts = {name: prices[name] for name in METERS if name != "autoscale"}
-    units = {name: meter.per for name, meter in METERS.items()}
-
-    machine = prices["cpu_hour"] or 0
-    amounts["cpu_hour"] = machine / MACHINE_CPUS
-    units["cpu_hour"] = f"vCPU for an hour: a quarter of a Standard_D4s_v5 at {machine:g}"
-
-    ru_hour = prices["ru_hour"]
-    autoscale = prices["autoscale"]
-    amounts["autoscale_factor"] = AUTOSCALE_FACTOR
-    if autoscale and ru_hour:
-        amounts["autoscale_factor"] = round(autoscale / ru_hour, 6)
-    units["autoscale_factor"] = "price of an autoscale RU/s by that of a manual one"
-
     lines = [f"{HEAD} of {today}, by {command}", f'currency = "{currency}"', ""]
-    for name, amount in amounts.items():
-        if amount is not None:
-            lines += [f"[{name}]", f"amount = {amount:.10g}", f'per = "{units[name]}"', origin]
+    for tariff in _tariffs(prices):
+        lines += [f"[{tariff.name}]", f"amount = {tariff.amount:.10g}", f'per = "{tariff.per}"', origin]
     for size in _our_redis_sizes():
         price = node_prices[size["name"]]
         if price is not None:

@@ -148,26 +148,29 @@ def _by_size(container: ContainerProxy, ours: Charges, size_kb: int) -> Iterator
     *ours* has the charges that hotplate assumes, for comparison. Items have no indexed values.
     """
     size = size_kb * KB
-    measured_ru = dict[str, list[float]]()
-    for body in _bodies(size_kb, TIMES):
-        name = body["id"]
-        requests: Mapping[str, Callable[..., object]] = {
-            "create": partial(container.create_item, body),
-            "read": partial(container.read_item, name, name),
-            "upsert": partial(container.upsert_item, body),
-            "delete": partial(container.delete_item, name, name),
-        }
-        for operation, request in requests.items():
-            measured_ru.setdefault(operation, []).append(_charge_of(request))
-
     ours_ru = {
         "create": ours.create(size, 0),
         "read": ours.read(size),
         "upsert": ours.replace(size, size, 0, 0),
         "delete": ours.delete(size, 0),
     }
+    measured_ru = {operation: list[float]() for operation in ours_ru}
+    for body in _bodies(size_kb, TIMES):
+        for operation, request in _requests(container, body).items():
+            measured_ru[operation].append(_charge_of(request))
     for operation, charges_ru in measured_ru.items():
         yield Charge(operation, size_kb, median(charges_ru), ours_ru[operation])
+
+
+def _requests(container: ContainerProxy, body: dict[str, Any]) -> Mapping[str, Callable[..., object]]:
+    """Return the requests on one item in their order, by operation; each takes azure-cosmos's `response_hook`."""
+    name = body["id"]
+    return {
+        "create": partial(container.create_item, body),
+        "read": partial(container.read_item, name, name),
+        "upsert": partial(container.upsert_item, body),
+        "delete": partial(container.delete_item, name, name),
+    }
 
 
 def _charge_of(request: Callable[..., object]) -> float:

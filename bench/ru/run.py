@@ -278,25 +278,20 @@ class _SweepMeasurement:
         """
         account = self._planned.options.account
         emulated = account is None or process.is_emulated(account)
-        # Each level needs two trials; others are optional.
+        # Each level needs two trials; others are optional, and must leave enough time for the higher levels.
         level_s = self._planned.takes_s(OVERLOAD, CALM)
         optional_trial_s = self._planned.takes_s(OVERLOAD)
-        why_computed = ""
-        for number, level in enumerate(planned, 1):
-            if not why_computed and not self._has_time(level_s):
-                why_computed = "there was no time left for it"
-            if why_computed:
-                self.levels.append(replace(level, throughput=Finding(Standing.COMPUTED, why_computed)))
-                continue
-
-            # An optional trial must leave enough time for the higher levels.
-            higher_levels_s = (len(planned) - number) * level_s
+        for number, level in enumerate(planned):
+            higher = planned[number + 1 :]
+            if not self._has_time(level_s):
+                self._compute_levels(planned[number:], "there was no time left for it")
+                return
             scale(self._throughput(level.ru))
             measured = levels.measure_level(
                 level,
                 partial(attempt, level),
                 emulated=emulated,
-                time_left=partial(self._has_time, optional_trial_s + higher_levels_s),
+                time_left=partial(self._has_time, optional_trial_s + len(higher) * level_s),
             )
             self.levels.append(measured)
 
@@ -304,7 +299,13 @@ class _SweepMeasurement:
                 self._is_interrupted = True
                 return
             if measured.is_undriven:
-                why_computed = f"this machine does not drive {level.ru:,} RU/s"
+                self._compute_levels(higher, f"this machine does not drive {level.ru:,} RU/s")
+                return
+
+    def _compute_levels(self, planned: Sequence[Level], reason: str) -> None:
+        """Append levels that are computed, and not measured, for a *reason*."""
+        finding = Finding(Standing.COMPUTED, reason)
+        self.levels += [replace(level, throughput=finding) for level in planned]
 
     def _attempt(
         self, service: process.Server, users: Sequence[str], generator: LoadWorker, level: Level, share: float

@@ -56,22 +56,7 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
     It reads through a service from an account or, without one, an emulator, in rounds of at most ROUND_S seconds.
     Ctrl-C gives a partial report. Raises BenchMisused for invalid options, BenchFailed and StoreError.
     """
-    duration_s = parse_seconds(options.duration)
-    require_positive({"--duration": duration_s})
-    if options.account is not None and scheme_of(options.account) not in COSMOS:
-        raise BenchMisused(
-            f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
-        )
-    parse_latency(options.latency)
-    settings = RoundSettings(
-        rate=RATE,
-        duration_s=min(ROUND_S, duration_s),
-        warmup_s=min(WARMUP_S, duration_s),
-        draw=Uniform(),
-        rounds=max(1, round(duration_s / ROUND_S)),
-        poisson=True,
-        connections=USERS,
-    )
+    settings = _parse_settings(options)
     display.say(f"{RATE:g} requests/s of {USERS} users for {options.duration}")
     try:
         with ExitStack() as stack:
@@ -83,6 +68,26 @@ def reproduce(options: ReferenceOptions, display: ProgressDisplay) -> Report:
             return report(options, Rounds(setup, settings, display).run(), setup.notes)
     except KeyboardInterrupt:
         return interrupted_report("reference")
+
+
+def _parse_settings(options: ReferenceOptions) -> RoundSettings:
+    """Return the settings of the rounds; raises BenchMisused for invalid options."""
+    duration_s = parse_seconds(options.duration)
+    require_positive({"--duration": duration_s})
+    if options.account is not None and scheme_of(options.account) not in COSMOS:
+        raise BenchMisused(
+            f"--account takes a Cosmos DB, as cosmos://ACCOUNT/DATABASE, not {redacted(options.account)}"
+        )
+    parse_latency(options.latency)
+    return RoundSettings(
+        rate=RATE,
+        duration_s=min(ROUND_S, duration_s),
+        warmup_s=min(WARMUP_S, duration_s),
+        draw=Uniform(),
+        rounds=max(1, round(duration_s / ROUND_S)),
+        poisson=True,
+        connections=USERS,
+    )
 
 
 def report(options: ReferenceOptions, measured: Measured, notes: Sequence[str] = ()) -> Report:

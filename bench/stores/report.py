@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -313,34 +314,49 @@ def report(options: StoresOptions, setup: Setup, measured: Measured, notes: Sequ
     few answers.
     """
     rate = parse_rate(options.rate)
-    prices = load_prices()
-    if options.cpu_hour is not None:
-        prices = replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
+    prices = _prices(options)
     stores = [summarise(store, rate, prices) for store in measured.stores]
-    outcome = Outcome(
+    answer = ""
+    verdicts: Mapping[str, str] = {}
+    if not measured.rounds:
+        answer = NOTHING_MEASURED
+    elif all(store.sound for store in measured.stores):
+        comparison = Comparison(stores, rate, prices)
+        answer = comparison.answer
+        verdicts = comparison.verdicts
+    return Outcome(
         kind="stores",
-        answer="" if measured.rounds else NOTHING_MEASURED,
+        answer=answer,
         doubt=_doubt(stores),
-        rows=[row for store in stores for row in store.rows()],
+        rows=list(chain.from_iterable(store.rows() for store in stores)),
         columns=COLUMNS,
+        verdicts=verdicts,
         marks={ASSUMED_MARK: f"assumed: {_assumption(options)}; this machine adds the rest"},
         origins=_origins(options, stores, measured, prices),
         plots=plots(stores),
         notes=(*notes, *_too_few_answers(stores)),
         method=(*setup.notes, METHOD, PATIENT, COST_NOTE.format(rate=rate)),
-        broken=[complaint for store in measured.stores for complaint in store.complaints],
+        broken=list(chain.from_iterable(store.complaints for store in measured.stores)),
         failures=_failures(options, measured),
         interrupted=measured.interrupted,
-        configuration=options.to_json()
-        | {
-            "stores": [redacted(store.candidate.url) for store in measured.stores],
-            "releases": [store.candidate.manifest.release for store in measured.stores],
-        },
-    )
-    if measured.rounds and all(store.sound for store in measured.stores):
-        comparison = Comparison(stores, rate, prices)
-        outcome = replace(outcome, answer=comparison.answer, verdicts=comparison.verdicts)
-    return outcome.report()
+        configuration=_configuration(options, measured),
+    ).report()
+
+
+def _prices(options: StoresOptions) -> Prices:
+    """Return our prices, with that of a vCPU of `--cpu-hour` if it was given."""
+    prices = load_prices()
+    if options.cpu_hour is None:
+        return prices
+    return replace(prices, cpu_hour=replace(prices.cpu_hour, amount=options.cpu_hour))
+
+
+def _configuration(options: StoresOptions, measured: Measured) -> dict[str, object]:
+    candidates = [store.candidate for store in measured.stores]
+    return options.to_json() | {
+        "stores": [redacted(candidate.url) for candidate in candidates],
+        "releases": [candidate.manifest.release for candidate in candidates],
+    }
 
 
 def _failures(options: StoresOptions, measured: Measured) -> list[str]:

@@ -193,8 +193,7 @@ async def _share_lists(
             source = stores[0]
             notes.append(f"Lists of {LIST_LENGTH} items are generated for {users:,} users.")
             display.start(f"writing lists for {users:,} users into {next(iter(names.values()))}")
-            shape = Shape(users, LIST_LENGTH)
-            await publish_rows(source, shape.batches(shape.values()), shape.plan, "zstd", display.step)
+            await _generate_lists(source, users, display)
 
         release = await live_in(source)
         for name, store in zip(names.values(), stores, strict=True):
@@ -205,6 +204,11 @@ async def _share_lists(
         manifests = [await load_manifest(store, await live_in(store)) for store in stores]
         first_users = await _read_first_users(source, release, users)
     return SharedLists(tuple(manifests), tuple(first_users), tuple(notes))
+
+
+async def _generate_lists(store: Store, users: int, display: ProgressDisplay) -> None:
+    shape = Shape(users, LIST_LENGTH)
+    await publish_rows(store, shape.batches(shape.values()), shape.plan, "zstd", display.step)
 
 
 async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None]) -> None:
