@@ -132,7 +132,8 @@ class _Call:
             return self._get_request(root, options)
 
         options |= {"exclude": [*self.exclude], "fields": ",".join(self.fields)}
-        content = {**self.body, "n": self.n, **{name: value for name, value in options.items() if value}}
+        options = {name: value for name, value in options.items() if value}
+        content = {**self.body, "n": self.n, **options}
         left_ms = (self.deadline - time.monotonic()) * 1000
         limit_ms = int(min(max(1.0, left_ms), MAX_TIMEOUT_MS))
         headers = [("Content-Type", "application/json"), ("X-Request-Timeout-Ms", str(limit_ms))]
@@ -167,6 +168,11 @@ class _PopularKey(NamedTuple):
     where: str
 
 
+def _check_key(key: str | None) -> None:
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ValueError("the key has characters that a header cannot have")
+
+
 class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
     """Client for asyncio programs, which may use it on several event loops.
 
@@ -185,8 +191,7 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
         ssl_context: "SSLContext | None" = None,
     ) -> None:
         address = _service_address(url)
-        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-            raise ValueError("the key has characters that a header cannot have")
+        _check_key(key)
         # The arguments, for pickling.
         self._service = url
         self._options = ClientOptions(
@@ -389,16 +394,17 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
             has_room = key in self._refresh_at or len(self._refresh_at) < most_lists
             is_old = self._refresh_at.get(key, 0.0) <= now
             has_time = now < call.deadline
-            if not (has_room and is_old and has_time):
-                continue
+            if has_room and is_old and has_time:
+                await self._renew_popular_list(key, now, deadline=(now + call.deadline) / 2)
 
-            self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
-            half_time = (now + call.deadline) / 2
-            popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=half_time, **key._asdict())
-            answers = await self._send_until_deadline(popular)
-            if isinstance(answers, list) and answers[0].items:
-                self._popular[key] = answers[0]
-                self._refresh_at[key] = now + REFRESH_S
+    async def _renew_popular_list(self, key: _PopularKey, now: float, *, deadline: float) -> None:
+        """Read a popular list again until *deadline*; both times are monotonic."""
+        self._refresh_at[key] = now + REFRESH_AGAIN_S  # a successful read replaces it
+        popular = _Call(path="popular", n=REMEMBERED_ITEMS, deadline=deadline, **key._asdict())
+        answers = await self._send_until_deadline(popular)
+        if isinstance(answers, list) and answers[0].items:
+            self._popular[key] = answers[0]
+            self._refresh_at[key] = now + REFRESH_S
 
     def _popular_instead(self, call: _Call, error: ClientError) -> list[Answer]:
         """Return a remembered popular list for each list of a call that failed with *error*.

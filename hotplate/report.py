@@ -322,20 +322,22 @@ def _table_of_columns(report: Report) -> Table:
     subjects = report.subjects
     cells_by_column = list[list[str]]()
     for column in report.columns:
-        rows = [report.row(subject, column.figure) for subject in subjects]
-        has_marks = not column.noted and any(row.mark for row in rows if row)
-        if has_marks:
-            heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
-            cells = [_marked_cell(row, column) for row in rows]
-        else:
-            heading = column.heading
-            cells = [format_cell(row, column) for row in rows]
+        heading, *cells = _texts_of_column(column, [report.row(subject, column.figure) for subject in subjects])
         table.add_column(Text(heading), justify="left" if column.noted else "right", vertical="bottom")
         cells_by_column.append(cells)
 
     for subject, *cells_of_subject in zip(subjects, *cells_by_column, strict=True):
         table.add_row(Text(subject), *map(Text, cells_of_subject))
     return table
+
+
+def _texts_of_column(column: Column, rows: Sequence[Row | None]) -> list[str]:
+    """Return the heading and the cells of a column; *rows* has its row of each subject."""
+    has_marks = not column.noted and any(row.mark for row in rows if row)
+    if not has_marks:
+        return [column.heading, *(format_cell(row, column) for row in rows)]
+    heading = "\n".join(f"{line}  " for line in column.heading.split("\n"))  # spaces above the marks
+    return [heading, *(_marked_cell(row, column) for row in rows)]
 
 
 def _marked_cell(row: Row | None, column: Column) -> str:

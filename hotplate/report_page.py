@@ -314,14 +314,17 @@ def _set_scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) 
     least a factor of `LEAST_RATIO`, for several labels; without positive values the axis is linear.
     """
     name = "x" if axis is axis.axes.xaxis else "y"
-    labels = FuncFormatter(lambda value, _: format_value(value, unit))
     finite = list(filter(math.isfinite, values))
     positive = [value for value in finite if value > 0]
-    if not (is_log and positive):
+    if is_log and positive:
+        _set_log_scale(axis, name, positive)
+    else:
         axis.axes.set(**{f"{name}lim": (min([0.0, *finite]), None)})
-        axis.set_major_formatter(labels)
-        return
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, unit)))
 
+
+def _set_log_scale(axis: Axis, name: str, positive: Sequence[float]) -> None:
+    """Make the axis *name*, x or y, logarithmic, with ends around *positive* values."""
     low = min(positive) / LOG_MARGIN
     high = max(positive) * LOG_MARGIN
     if high / low < LEAST_RATIO:
@@ -331,7 +334,6 @@ def _set_scale(axis: Axis, values: Iterable[float], unit: str, *, is_log: bool) 
 
     labelled_multiples = (1, 2, 5) if high / low < LARGE_RATIO else (1,)
     axis.set_major_locator(LogLocator(subs=labelled_multiples))
-    axis.set_major_formatter(labels)
     axis.set_minor_formatter(NullFormatter())
 
 

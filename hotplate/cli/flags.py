@@ -293,17 +293,19 @@ def verb_with_flags(function: Callable[..., T], prefix: str) -> tuple[Callable[.
     @wraps(function)
     def verb(**values: Any) -> T:  # noqa: ANN401 -- typer converts each value to its field's type
         _warn_of_misspelt_variables(settings)
-        values |= {setting.name: setting.from_typer(values[setting.name]) for setting in settings}
-        arguments = dict[str, Any]()
-        for parameter in function_parameters:
-            is_group = is_dataclass(parameter.annotation)
-            if is_group:
-                arguments[parameter.name] = build_settings(parameter.annotation, values)
-            else:
-                arguments[parameter.name] = values[parameter.name]
-        return function(**arguments)
+        for setting in settings:
+            values[setting.name] = setting.from_typer(values[setting.name])
+        return function(**{parameter.name: _argument_of(parameter, values) for parameter in function_parameters})
 
     return with_signature(verb, parameters), _help_of_variables(settings)
+
+
+def _argument_of(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- of any type
+    """Return the argument for a parameter of a verb's function: its own value, or its group, built of values."""
+    annotation: Any = parameter.annotation
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return build_settings(annotation, values)
+    return values[parameter.name]
 
 
 def _settings_in(parameter: inspect.Parameter, prefix: str) -> Iterator[Setting]:

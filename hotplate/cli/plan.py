@@ -219,25 +219,12 @@ def _open_page(flags: PlanFlags, sources: _Sources) -> None:
     """Serve the planner as a page until Ctrl-C; its form begins with the inputs of the command line."""
     from hotplate.bench.planner import planner_page  # loads aiohttp
 
-    # The page shows a command for the same plan. Besides inputs, it needs these options.
-    given_options = [
-        ("--from", flags.source or flags.check),
-        *(("--from-report", path) for path in flags.from_report),
-        ("--from-release", flags.from_release),
-        ("--prices", None if sources.prices == price_list.OURS else sources.prices),
-        ("--charges", flags.charges),
-    ]
-    option_words = list[str]()
-    for option, value in given_options:
-        if value is not None:
-            option_words += [option, str(value)]
-
     page = planner_page.PlannerPage(
         layers=sources.layers,
         prices=price_list.load(sources.prices),
         prices_name=sources.prices.name,
         charges=sources.charges,
-        options=option_words,
+        options=_option_words(flags, sources.prices),
         sweep=sources.sweep,
     )
     query = {name: str(value) for layer in sources.command_line for name, value in layer.values.items()}
@@ -247,6 +234,22 @@ def _open_page(flags: PlanFlags, sources: _Sources) -> None:
         lambda url: err.print(f"the planner's page, until Ctrl-C: {url}"),
         browser=err.is_terminal,
     )
+
+
+def _option_words(flags: PlanFlags, prices: Path) -> list[str]:
+    """Return the options that a command for the same plan needs besides inputs, as words of the command."""
+    options = [
+        ("--from", flags.source or flags.check),
+        *(("--from-report", path) for path in flags.from_report),
+        ("--from-release", flags.from_release),
+        ("--prices", None if prices == price_list.OURS else prices),
+        ("--charges", flags.charges),
+    ]
+    words = list[str]()
+    for option, value in options:
+        if value is not None:
+            words += [option, str(value)]
+    return words
 
 
 def _file_inputs(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException, InvalidURL
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,32 +167,32 @@ def read_job(pipeline: PipelineFile) -> Job:
     check_names(gates, ["", *flags_by_list])
 
     _check_training(train_flags, pipeline.path)
-    train_settings = train_work.train_settings(train_flags)
-    _check_gates(gates, train_settings)
+    training = train_work.train_settings(train_flags)
+    _check_gates(gates, training)
     if publish_flags.fold_in:
-        _check_factors(train_settings, f"{pipeline.path}, [publish]")
+        _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(publish_flags.rules.max_per_category, publish_flags.rules.categories)
 
-    named = dict[str, NamedList]()
-    for name, list_flags in flags_by_list.items():
-        named[name] = NamedList(list_flags.model, partial(publish_work.list_settings, list_flags, is_default=False))
-    all_flags = (train_flags, publish_flags, *flags_by_list.values())
     store_url = store_url_or_default(checked_flags.store)
     options = [train_flags, publish_flags, flags_by_list, gates, store_url]
     return Job(
         name=pipeline.name,
         store=store_url,
-        training=train_settings,
+        training=training,
         publishing=replace(checked_flags.settings, gates=gates),
         # Without rules, which `rules` reads.
         lists=publish_work.list_settings(replace(publish_flags, rules=RuleFiles())),
         rules=partial(read_rules, publish_flags.rules),
-        named=named,
+        named={name: _named_list(flags) for name, flags in flags_by_list.items()},
         track=train_flags.track,
         register=train_flags.register,
-        inputs=[path for flags in all_flags for path in _paths_in(flags)],
+        inputs=list(chain.from_iterable(map(_paths_in, (train_flags, publish_flags, *flags_by_list.values())))),
         options=xxhash.xxh3_128_hexdigest(orjson.dumps(options, default=str, option=orjson.OPT_SORT_KEYS)),
     )
+
+
+def _named_list(flags: PublishFlags) -> NamedList:
+    return NamedList(flags.model, partial(publish_work.list_settings, flags, is_default=False))
 
 
 def read_lists(pipeline: PipelineFile, flags: PublishFlags) -> dict[str, PublishFlags]:

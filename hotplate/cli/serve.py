@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from hotplate.cli.terminal import Json, StoreUrl, err, print_result, run_on_store, store_url_or_default, table
 from hotplate.recommendations import Recommendations
@@ -13,6 +14,9 @@ from hotplate.stores.encoding import USER, check_id
 from hotplate.stores.options import Argument, Flag
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
+
+if TYPE_CHECKING:
+    from hotplate.serve.list_requests import ListRequest
 
 
 def serve(
@@ -69,18 +73,24 @@ def lookup(
 
     A named list: hotplate lookup 12347 --list basket
     """
+    from hotplate.serve.list_requests import ListRequest
+    from hotplate.serve.shaping import Selection
+
+    request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
+    answer = run_on_store(store, partial(_answer_request, request))
+    _print_list(user, answer, as_json=as_json)
+
+
+async def _answer_request(request: "ListRequest", store: Store) -> Recommendations:
+    """Return what a service of this store alone would answer."""
     from hotplate.serve.embedded import recommendations_of
-    from hotplate.serve.list_requests import ListRequest, answer_list
+    from hotplate.serve.list_requests import answer_list
     from hotplate.serve.reader import TieredReader
-    from hotplate.serve.shaping import Selection, Shaper
+    from hotplate.serve.shaping import Shaper
 
-    async def answer_request(opened: Store) -> Recommendations:
-        reader = TieredReader({"store": opened}, budget_s=10.0)
-        await reader.tiers[0].follower.refresh()  # reads the catalogue
-        request = ListRequest(USER, check_id(user), selection=Selection(n), segment=segment, name=name)
-        return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
-
-    _print_list(user, run_on_store(store, answer_request), as_json=as_json)
+    reader = TieredReader({"store": store}, budget_s=10.0)
+    await reader.tiers[0].follower.refresh()  # reads the catalogue
+    return recommendations_of(await answer_list(reader, Shaper(reader.deny_list), request))
 
 
 def _print_list(user: str, answer: Recommendations, *, as_json: bool) -> None:
