@@ -8,8 +8,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from hotplate.stores import catalogue as changes
@@ -30,6 +30,7 @@ from hotplate.stores.errors import (
     ReleaseCorrupt,
     ReleaseNotFound,
     ReleaseWithdrawn,
+    StoreError,
     StoreMisused,
     StoreUnavailable,
 )
@@ -84,10 +85,28 @@ def _overridden(entry: Release, *, force: bool, though_refused: bool) -> tuple[s
     return entry.refused_by if force or though_refused else ()
 
 
+@contextmanager
+def _logging_unconfirmed_throughput(changed: str) -> Iterator[None]:
+    """Log a StoreError as a warning after the sentence on what was *changed*.
+
+    For steps after a change of the catalogue, which stays: a raised error would say that the change has failed.
+    """
+    try:
+        yield
+    except StoreError as error:
+        log.warning("%s; its throughput is not confirmed: %s", changed, error)
+
+
 async def prepare_served(store: Store, catalogue: Catalogue) -> None:
-    """Prepare the served releases again: a prune may have scaled one down before the swap."""
-    if isinstance(store, ProvisionedStore):
-        for release in catalogue.served:
+    """Prepare the served releases again: a prune may have scaled one down before the swap.
+
+    A failure is logged, because the releases are served already.
+    """
+    if not isinstance(store, ProvisionedStore):
+        return
+    for release in catalogue.served:
+        role = "live" if release == catalogue.live_ref else "the canary"
+        with _logging_unconfirmed_throughput(f"release {release.id} is {role}"):
             await store.prepare(release)
 
 
@@ -96,7 +115,8 @@ async def _begin_serving(
 ) -> Catalogue:
     """Apply *update*, by which a release becomes live or the canary, and return the new catalogue.
 
-    Raises ReleaseCorrupt if the release cannot be served, unless *force* is true.
+    Raises ReleaseCorrupt if the release cannot be served, unless *force* is true. A StoreError after the change is
+    logged.
     """
     if not force:
         await _check_servable(store, release)
@@ -269,14 +289,15 @@ async def _prunable(store: Store) -> list[str]:
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Reduce the cost of a release unless it is served."""
+    """Reduce the cost of a release unless it is served; a failure is logged, because the caller's change is made."""
     if not isinstance(store, ProvisionedStore):
         return
-    if release not in (await store.catalogue()).served:
-        with suppress(ReleaseNotFound):
-            await store.scale_down(release)
-    if release in (await store.catalogue()).served:  # it became live in between
-        await store.prepare(release)
+    with _logging_unconfirmed_throughput(f"release {release.id} was to be scaled down unless it is served"):
+        if release not in (await store.catalogue()).served:
+            with suppress(ReleaseNotFound):
+                await store.scale_down(release)
+        if release in (await store.catalogue()).served:  # it became live in between
+            await store.prepare(release)
 
 
 async def update_catalogue(

@@ -385,6 +385,7 @@ class Probation:
         before = probation.before
         if live is None or before is None:
             return
+        reason = f"probation: {finding}"
         try:
             async with asyncio.timeout(WITHDRAW_S), self._writable(probation.tier) as store:
                 await _check_whole(store, before)
@@ -394,21 +395,28 @@ class Probation:
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
                     probation.blocked = ""
                     return
-                await rollback(store, live.id, reason=f"probation: {finding}")
+                await rollback(store, live.id, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
             return
         except (TimeoutError, StoreError) as error:
-            reason = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
-            if not probation.blocked:
-                sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
-                log.error(sentence, live.id, before.id, reason, finding)  # noqa: TRY400 -- expected
-            probation.blocked = reason
-            return
+            if not await self._is_withdrawn(probation.tier, live, reason):
+                obstacle = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
+                if not probation.blocked:
+                    sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
+                    log.error(sentence, live.id, before.id, obstacle, finding)  # noqa: TRY400 -- expected
+                probation.blocked = obstacle
+                return
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
         probation.withdrawn += 1
         probation.before = None
         probation.blocked = ""
+
+    async def _is_withdrawn(self, tier: str, release: ReleaseRef, reason: str) -> bool:
+        """Return whether a release was withdrawn for *reason*, by a rollback that seemed to fail after its swap."""
+        catalogue = await self._read_catalogue(tier)
+        entry = None if catalogue is None else catalogue.entry(release.incarnation)
+        return entry is not None and entry.state is State.WITHDRAWN and entry.refused_by == (reason,)
 
     @asynccontextmanager
     async def _writable(self, tier: str) -> AsyncIterator[Store]:

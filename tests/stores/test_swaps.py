@@ -7,9 +7,9 @@ import pytest
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
-from hotplate.stores.catalogue import Catalogue, State
-from hotplate.stores.errors import ReleaseConflict, StoreUnavailable
-from hotplate.stores.store import RecordChange, Store
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from hotplate.stores.errors import ReleaseConflict, StoreThrottled, StoreUnavailable
+from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import OpenStore, on_every_store, publish
@@ -139,3 +139,68 @@ async def test_overtaken_activation_does_not_undo_later_changes(monkeypatch: pyt
         await life.activate(store, first)
     catalogue = await store.catalogue()
     assert ([entry.id for entry in catalogue.releases], catalogue.live) == ([third, first, second], second)
+
+
+class Provisioned(MemoryStore, ProvisionedStore):
+    """Refuses, if told so, to change throughput once other releases are served."""
+
+    throttles = False
+    is_throttled = False
+
+    async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
+        await super().swap(old, new, records)
+        self.is_throttled = self.throttles and new.served != old.served
+
+    async def prepare(self, release: ReleaseRef) -> None:
+        await super().prepare(release)
+        self._check()
+
+    async def scale_down(self, release: ReleaseRef) -> None:
+        self.find(release)
+        self._check()
+
+    def _check(self) -> None:
+        if self.is_throttled:
+            raise StoreThrottled("throughput was changed too often", retry_after_s=30.0)
+
+
+Step = Callable[[Store, ReleaseId], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    ("step", "warning"),
+    [
+        pytest.param(life.activate, "is live; its throughput is not confirmed", id="activate"),
+        pytest.param(
+            lambda store, release: life.start_canary(store, release, 5),
+            "is the canary; its throughput is not confirmed",
+            id="start canary",
+        ),
+        pytest.param(lambda store, _: life.rollback(store), "is live; its throughput is not confirmed", id="roll back"),
+        pytest.param(lambda store, _: publish(store), "is live; its throughput is not confirmed", id="publish"),
+    ],
+)
+async def test_change_that_is_not_prepared_afterwards_is_done(
+    step: Step, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Provisioned()
+    for _ in range(2):
+        await publish(store)
+    ready = await publish(store, live=False)
+    before = await store.catalogue()
+    store.throttles = True
+    await step(store, ready)
+    after = await store.catalogue()
+    assert after.served != before.served
+    assert f"release {after.served[-1].id} {warning}: throughput was changed too often" in caplog.text
+
+
+async def test_aborted_canary_that_keeps_its_throughput_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    store = Provisioned()
+    await publish(store)
+    canary = await publish(store, live=False)
+    await life.start_canary(store, canary, 5)
+    store.throttles = True
+    assert await life.abort(store) == canary
+    assert (await store.catalogue()).canary is None
+    assert f"release {canary} was to be scaled down unless it is served; its throughput is not confirmed" in caplog.text

@@ -17,6 +17,7 @@ from hotplate.serve.breaker import FAILURES
 from hotplate.serve.metrics import BUCKETS_S
 from hotplate.serve.processes.context import regions
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases import probation as probation_module
 from hotplate.serve.releases.canary import ReleaseCounts, find_regression
 from hotplate.serve.releases.probation import (
     HOUR_S,
@@ -35,7 +36,7 @@ from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import RefusedByGates, StoreMisused, StoreUnavailable
-from hotplate.stores.store import ReadResult
+from hotplate.stores.store import ReadResult, Store
 from tests.support.command import hotplate, json_of, succeeded
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer, users_of_the_guide
@@ -408,6 +409,24 @@ async def test_service_without_the_right_to_write_says_so(
     service.now += HOUR_S
     await service.look()
     assert (service.state().before, service.state().blocked) == (None, "this user may not write")
+
+
+async def test_withdrawal_without_a_clear_result_is_counted_if_it_took_place(
+    memory: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, first = await rehearsed(memory)
+    await publish(memory, "bad", users=FEWER)
+    await service.follow()
+
+    async def roll_back_and_stop(store: Store, if_live: ReleaseId, *, reason: str) -> None:
+        await life.rollback(store, if_live, reason=reason)
+        raise TimeoutError
+
+    monkeypatch.setattr(probation_module, "rollback", roll_back_and_stop)
+    await service.answer()
+    assert (await memory.catalogue()).live == first
+    assert (service.state().before, service.state().withdrawn, service.state().blocked) == (None, 1, "")
+    assert "cannot withdraw" not in caplog.text
 
 
 async def test_one_of_two_concurrent_services_withdraws(memory: MemoryStore) -> None:
