@@ -8,9 +8,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
+from typing import NamedTuple
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
@@ -301,59 +304,100 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 
 
 async def update_catalogue(
-    store: Store,
-    update: Callable[[Catalogue], Catalogue],
-    *,
-    repeatable: bool = True,
-    records: Sequence[RecordChange] = (),
+    store: Store, update: Callable[[Catalogue], Catalogue], *, repeatable: bool = True
 ) -> Catalogue:
-    """Apply *update*, a pure function, to the catalogue by compare-and-set, and return the new catalogue.
+    """Apply *update*, a pure function, as `revise_catalogue` does."""
 
-    *records* are changes of records beside the catalogue, written with it. They depend on what the caller has read, so
-    with them few lost races (UNCLEAR_SWAPS + 1, not SWAP_ATTEMPTS) raise ReleaseConflict. Nothing is written if
-    *update* changes nothing.
+    async def revise(catalogue: Catalogue) -> Revision:
+        return Revision(update(catalogue))
+
+    return await revise_catalogue(store, revise, repeatable=repeatable)
+
+
+class Revision(NamedTuple):
+    """A changed catalogue, and the changes of records beside it that are written with it."""
+
+    catalogue: Catalogue
+    records: Sequence[RecordChange] = ()
+
+
+class _Known(Enum):
+    """What a catalogue tells about the swaps that were sent before it was read."""
+
+    NOT_MADE = auto()
+    """It is the one that they were to replace, or none of them is unclear: another can be sent."""
+
+    MADE = auto()
+    """It is that of one of them."""
+
+    OVERTAKEN = auto()
+    """Others have changed it, before or after an unclear one."""
+
+
+@dataclass(slots=True)
+class _SentSwaps:
+    """The swaps that were sent for one change of the catalogue."""
+
+    new_by_token: dict[str, Catalogue] = field(default_factory=dict)
+    unclear_errors: list[StoreUnavailable] = field(default_factory=list)
+    token_before_unclear: str = ""
+
+    def known_from(self, read: Catalogue) -> _Known:
+        """Compare *read*, the catalogue after the swaps, with theirs."""
+        if read.token in self.new_by_token:
+            return _Known.MADE
+        if self.unclear_errors and read.token != self.token_before_unclear:
+            return _Known.OVERTAKEN
+        return _Known.NOT_MADE
+
+
+async def revise_catalogue(
+    store: Store, revise: Callable[[Catalogue], Awaitable[Revision]], *, repeatable: bool = True
+) -> Catalogue:
+    """Replace the catalogue by that of *revise* with its records, by compare-and-set, and return the new catalogue.
+
+    *revise* is called again after a lost race, up to SWAP_ATTEMPTS times with pauses; then ReleaseConflict is raised.
+    Nothing is written if it changes nothing.
 
     A swap that fails with StoreUnavailable is unclear: it may have taken place, or still take place. If the catalogue
     then has its token, it has; if the catalogue is unchanged, a second swap can be sent, as only one of both can
-    succeed. If others have changed it, the result is unknown: a *repeatable* update, which may be applied twice, is
+    succeed. If others have changed it, the result is unknown: a *repeatable* change, which may be applied twice, is
     applied again, for others StoreUnavailable is raised. So it is after UNCLEAR_SWAPS unclear swaps.
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
-    sent_by_token = dict[str, Catalogue]()
-    unclear_errors = list[StoreUnavailable]()
-    token_before_unclear = ""
-    attempts = UNCLEAR_SWAPS + 1 if records else SWAP_ATTEMPTS
-    for _ in range(attempts):
-        old = await _read_after(store, unclear_errors)
-        if old.token in sent_by_token:
-            return sent_by_token[old.token]  # an unclear swap has taken place
-        if len(unclear_errors) == UNCLEAR_SWAPS:
+    sent = _SentSwaps()
+    for _ in range(SWAP_ATTEMPTS):
+        old = await _read_after(store, sent.unclear_errors)
+        known = sent.known_from(old)
+        if known is _Known.MADE:
+            return sent.new_by_token[old.token]
+        is_last = len(sent.unclear_errors) == UNCLEAR_SWAPS
+        if known is _Known.OVERTAKEN and (is_last or not repeatable):
+            raise _unknown_result(sent.unclear_errors[-1])
+        if is_last:
             raise StoreUnavailable(
-                f"{unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
+                f"{sent.unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
             )
 
-        updated = update(old)
-        if updated == old:
+        revised, records = await revise(old)
+        if revised == old:
             return old
         if not old.generation:
             await check_nothing_to_rebuild(store)
-        if unclear_errors and not repeatable and old.token != token_before_unclear:
-            raise _unknown_result(unclear_errors[-1])  # others swapped since, maybe after the unclear swap
-
-        new = changes.succeed(old, updated, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
-        sent_by_token[new.token] = new
+        new = changes.succeed(old, revised, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
+        sent.new_by_token[new.token] = new
         try:
             await store.swap(old, new, records)
         except ReleaseConflict:
             await asyncio.sleep(backoff.next_s())
         except StoreUnavailable as error:
-            unclear_errors.append(error)
-            token_before_unclear = old.token
+            sent.unclear_errors.append(error)
+            sent.token_before_unclear = old.token
         else:
             return new
-    raise ReleaseConflict(f"the catalogue was changed by others {attempts} times; try again when it is quieter")
+    raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:

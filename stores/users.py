@@ -5,12 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, ReleaseRef, State
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from hotplate.stores.encoding import USER, RowKey
 from hotplate.stores.erasure import ErasedUsers, MissingRows, RowSums
 from hotplate.stores.erasure_log import ErasureLog, find_erased, read_erased, read_incarnation, read_log
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import SWAP_ATTEMPTS, update_catalogue
+from hotplate.stores.lifecycle import Revision, revise_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, count_of
 from hotplate.stores.store import Diagnosed, Row, RowEraser, Store
 from hotplate.stores.verification import load_manifest, read_results
@@ -176,10 +176,10 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
     catalogue's entry, which counts the users, are written together; nothing is, if both remain the same.
 
     With *accepts_loss*, the entry counts the recorded users. Otherwise its count is not lowered, so that a loss remains
-    visible. Raises ReleaseNotFound for an empty store, ReleaseConflict after SWAP_ATTEMPTS lost races.
+    visible. Raises ReleaseNotFound for an empty store, and ReleaseConflict as `revise_catalogue`.
     """
-    for _ in range(SWAP_ATTEMPTS):
-        catalogue = await store.catalogue()
+
+    async def with_revised_record(catalogue: Catalogue) -> Revision:
         if not catalogue.generation:
             raise ReleaseNotFound("nothing was ever published to this store, so it has no users to erase")
         log = await _read_complete_log(store, catalogue)
@@ -189,24 +189,11 @@ async def _change_record(store: Store, revise: Revise, *, accepts_loss: bool = F
         min_count = 0 if accepts_loss else _counted(catalogue)
         is_count_lowered = accepts_loss and _counted(catalogue) > log.users.count
         if new_users == old_users and not is_count_lowered and _is_last_part_named(catalogue, log):
-            return catalogue
-
+            return Revision(catalogue)
         entry, record_changes = log.changes_for(new_users, min_count=min_count)
-        update = partial(_with_erased, seen=catalogue, entry=entry)
-        try:
-            return await update_catalogue(store, update, records=record_changes)
-        except ReleaseConflict:
-            continue  # another process changed the catalogue: read it again
-    raise ReleaseConflict(f"the catalogue changed {SWAP_ATTEMPTS} times; try again when it is quieter")
+        return Revision(replace(catalogue, erased=entry), record_changes)
 
-
-def _with_erased(current: Catalogue, *, seen: Catalogue, entry: Erased) -> Catalogue:
-    """Return *current* with the entry of a new record, which depends on *seen*; ReleaseConflict if it has changed."""
-    if current.erased == entry:
-        return current  # swapped, but the reply was lost
-    if current.version != seen.version:
-        raise ReleaseConflict("the catalogue has changed; try again")
-    return replace(current, erased=entry)
+    return await revise_catalogue(store, with_revised_record)
 
 
 def _counted(catalogue: Catalogue) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from hotplate.stores.errors import ReleaseConflict, StoreThrottled, StoreUnavailable
+from hotplate.stores.errors import StoreThrottled, StoreUnavailable
 from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -122,13 +122,29 @@ def overtake(store: Store, monkeypatch: pytest.MonkeyPatch, step: Callable[[], A
 
 async def test_overtaken_rollback_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    _, second, third = [await publish(store) for _ in range(3)]
+    _, second, _ = [await publish(store) for _ in range(3)]
     overtake(
         store, monkeypatch, lambda: life.update_catalogue(store, lambda catalogue: changes.prune(catalogue, 0, 0.0))
     )
-    with pytest.raises(ReleaseConflict, match=f"{third} is no longer live"):
+    with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
         await life.rollback(store)
     assert (await store.catalogue()).live == second
+
+
+async def test_unclear_swaps_between_those_of_others_have_an_unknown_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    first, second = [await publish(store) for _ in range(2)]
+    swap = store.swap
+    others = iter([first, second])
+
+    async def overtaken(old: Catalogue, new: Catalogue, records: Sequence[RecordChange]) -> None:
+        del new
+        await swap(old, changes.succeed(old, changes.activate(old, next(others)), secrets.token_hex(8), ""), records)
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(store, "swap", overtaken)
+    with pytest.raises(StoreUnavailable, match="whether the catalogue was changed is not known"):
+        await life.update_catalogue(store, lambda catalogue: changes.prune(catalogue, 0, 0.0))
 
 
 async def test_overtaken_activation_does_not_undo_later_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State, dum
 from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers
 from hotplate.stores.erasure_log import ErasureLog, erased_from, read_log
-from hotplate.stores.errors import CatalogueUnreadable, ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from hotplate.stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreMisused
 from hotplate.stores.file.backup import backup, restore
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Reader, Row, Store
@@ -23,6 +23,7 @@ from hotplate.stores.verification import read_servable, verify
 from tests.support.memory_store import MemoryStore
 from tests.support.service import a_list
 from tests.support.stores import OpenStore, allow_erasure, batches, on_every_store, publish, ref_of
+from tests.support.virtual import virtual
 
 ROWS = [Row("popular:", a_list("p1")), *(Row(f"user:{number}", a_list("a", "b")) for number in range(8))]
 
@@ -49,6 +50,23 @@ async def test_rows_of_erased_users_are_not_missing(open_store: OpenStore) -> No
     await erase_users(store, [str(number) for number in range(5)])
     await verify(store, release)
     assert (await read_servable(store, release)).damaged == ()
+
+
+@virtual
+async def test_erasure_pauses_after_lost_races_and_gives_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await published(store)
+    lost_at_s = list[float]()
+
+    async def lose(*_: object) -> None:
+        lost_at_s.append(asyncio.get_running_loop().time())
+        raise ReleaseConflict("another process changed the catalogue first")
+
+    monkeypatch.setattr(store, "swap", lose)
+    with pytest.raises(ReleaseConflict, match="try again when it is quieter"):
+        await erase_users(store, ["1"])
+    assert len(lost_at_s) == life.SWAP_ATTEMPTS
+    assert len(set(lost_at_s)) == life.SWAP_ATTEMPTS
 
 
 async def test_lost_rows_are_reported_beside_erased_ones(monkeypatch: pytest.MonkeyPatch) -> None:
