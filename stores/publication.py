@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 DRAFT_POLL_S = 1.0
 
+# A lease that ends earlier is not renewed again.
+LAST_RENEWAL_S = 1.0
+
 # From the sums over all rows: returns the manifest, or that of an earlier attempt (None: there is none) if it matches.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
@@ -489,19 +492,27 @@ async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: 
 async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
     """Renew a draft's lease in the background, at each third of it, until the end of the context.
 
-    Yields a function that raises the error of the renewal if the lease is lost: the writer calls it before each step.
+    Yields a function that raises an error if the lease is lost: that of the renewal, or StoreUnavailable once the lease
+    has run out by the local clock. The writer calls it before each step.
     """
+    clock = asyncio.get_running_loop().time
+    ends_at = clock() + LEASE_S
 
     async def renew() -> None:
-        left_s = LEASE_S
+        nonlocal ends_at
         while True:
-            await asyncio.sleep(left_s / 3)
+            await asyncio.sleep((ends_at - clock()) / 3)
+            began_at = clock()
+            # Time for a renewal even if the process was suspended: nobody else may have taken the draft.
+            limit_s = max(ends_at - began_at, LEASE_S / 3)
             try:
-                await update_catalogue(store, partial(changes.renew, draft=draft))
-                left_s = LEASE_S
-            except StoreUnavailable:  # again after a third of what is left, up to the last second
-                left_s *= 2 / 3
-                if left_s < 1.0:
+                async with asyncio.timeout(limit_s):
+                    await update_catalogue(store, partial(changes.renew, draft=draft))
+                ends_at = began_at + LEASE_S
+            except TimeoutError as error:
+                raise _lapsed(draft) from error
+            except StoreUnavailable:  # again after a third of what is left
+                if ends_at - clock() < LAST_RENEWAL_S:
                     raise
 
     renewal = asyncio.create_task(renew())
@@ -509,12 +520,18 @@ async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], Non
     def check() -> None:
         if renewal.done():
             renewal.result()
+        if clock() >= ends_at:
+            raise _lapsed(draft)
 
     try:
         yield check
     finally:
         renewal.cancel()
         await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
+
+
+def _lapsed(draft: DraftRef) -> StoreUnavailable:
+    return StoreUnavailable(f"the lease of release {draft.id} was not renewed in time, so another process may write it")
 
 
 async def _abandon(store: Store, draft: DraftRef) -> None:
