@@ -174,7 +174,9 @@ def read_job(pipeline: PipelineFile) -> Job:
     require_both(publish_flags.rules.max_per_category, publish_flags.rules.categories)
 
     store_url = store_url_or_default(checked_flags.store)
-    options = [train_flags, publish_flags, flags_by_list, gates, store_url]
+    # The store's URL without its password, whose renewal is no reason to train again.
+    lists = [replace(flags, store=None) for flags in (publish_flags, *flags_by_list.values())]
+    options = [train_flags, lists, [*flags_by_list], gates, redacted(store_url)]
     return Job(
         name=pipeline.name,
         store=store_url,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
+from hotplate.cli.run_work import read_job, read_pipeline
 from hotplate.offline.input.sample import sample
 from hotplate.offline.run_folder import locked_folder
 from hotplate.stores import lifecycle, publication
@@ -422,6 +423,15 @@ def test_run_with_factors_trains_an_engine_with_factors(train: str, code: int, f
 def test_misspelt_variable_of_run_is_reported(folder_url: str, tmp_path: Path) -> None:
     done = hotplate("run", write_pipeline(tmp_path, folder_url), "--check", HOTPLATE_RUN_WIAT="3")
     assert (done.returncode, "did you mean HOTPLATE_RUN_WAIT?" in done.stderr) == (0, True), done.stderr
+
+
+def test_new_password_of_the_store_is_no_other_option(tmp_path: Path) -> None:
+    def options(url: str) -> str:
+        return read_job(read_pipeline(write_pipeline(tmp_path, url, '[lists.basket]\nmodel = "model"\n'))).options
+
+    first = options("redis://user:old@127.0.0.1:6379/0")
+    assert options("redis://user:new@127.0.0.1:6379/0") == first
+    assert options("redis://user:new@127.0.0.2:6379/0") != first
 
 
 def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_path: Path) -> None:
