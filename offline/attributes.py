@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import polars as pl
 
@@ -20,6 +20,7 @@ from hotplate.offline.input.tables import ROW, Table, open_tables
 from hotplate.offline.options import Format
 from hotplate.stores.attributes import ABOUT, encode_attributes
 from hotplate.stores.errors import StoreMisused, did_you_mean
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
 Kind = Literal["number", "text"]
@@ -52,7 +53,7 @@ class Attributes(NamedTuple):
     """The *rows* of items' attributes in a release, and their entry in the manifest (*about*); empty without any."""
 
     rows: list[Row]
-    about: dict[str, Any]
+    about: OriginRecord
 
 
 def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:

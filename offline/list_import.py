@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.options import Format
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER, prefix_of
 from hotplate.stores.manifest import MAX_POPULAR_LISTS
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class ImportedLists:
             meta_bytes=meta_bytes,
         )
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> OriginRecord:
         """See `ListSource`."""
         return {
             "hotplate": version("hotplate"),

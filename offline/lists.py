@@ -26,6 +26,7 @@ from hotplate.offline.train.popularity import Popular, Popularity
 from hotplate.offline.train.ranking import Ranked
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, SCORE_DECIMALS, USER, prefix_of
 from hotplate.stores.factors import PIECE_BYTES, Description, ItemEntry, description_row, pieces
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Plan, Row
 
 _BATCH = 4096
@@ -161,7 +162,7 @@ class ModelLists:
             meta_bytes=meta_bytes,
         )
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> OriginRecord:
         """Return what the manifest says of the model, its data, parameters and metrics, and the rules; see `Source`."""
         model = self.model
         return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hotplate.offline.errors import GateFailed, SettingError
 from hotplate.offline.gates import (
@@ -47,7 +47,7 @@ from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune, wait_for_probation
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
-from hotplate.stores.origin import GateRecord, GateVerdict, Origin, failures
+from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord, failures
 from hotplate.stores.publication import ParallelWriters, WrittenRelease
 from hotplate.stores.store import Observer, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
@@ -280,14 +280,16 @@ class _GateCheck:
             self._reviews[name] = _Review(gates, origin)
         self._judged: _Judged | None = None
 
-    async def about(self, tally: Tally) -> dict[str, Any]:
+    async def about(self, tally: Tally) -> OriginRecord:
         """Return origin and verdicts, once lists are measured."""
         live, verdicts = await self._judge_once(tally.counts, tally.popular)
         if not verdicts:
             return self._about
         against = None if live is None else live.id
         gates = GateRecord(forced=self._settings.force, against=against, verdicts=tuple(verdicts))
-        return self._about | {"gates": gates.to_record()}
+        about = self._about.copy()
+        about["gates"] = gates.to_record()
+        return about
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the gates that failed, by name, now or when the draft was begun."""

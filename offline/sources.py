@@ -3,11 +3,12 @@
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.measurement import Items, Measurement, Observe
 from hotplate.stores.encoding import MAX_LISTS, check_list
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.publication import PartContext, WrittenPart
 from hotplate.stores.store import Observer, Plan, Row
 from hotplate.stores.verification import OnProgress
@@ -19,7 +20,7 @@ class Source(Protocol):
     def plan(self) -> Plan:
         """Return the maximum number of rows, and their estimated bytes."""
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> OriginRecord:
         """Return the origin of the release, for the manifest."""
 
     def items(self) -> Items:
@@ -77,14 +78,14 @@ class NamedLists:
             meta_bytes=sum(plan.meta_bytes for plan in plans),
         )
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> OriginRecord:
         """See `Source`; that of the default list, and those of others by name."""
         default, *others = self.sources
-        about = {**self.sources[default].about()}
+        about = self.sources[default].about().copy()
         if default:
-            about |= {"list": default}
+            about["list"] = default
         if others:
-            about |= {"lists": {name: self.sources[name].about() for name in others}}
+            about["lists"] = {name: self.sources[name].about() for name in others}
         return about
 
 

@@ -32,6 +32,7 @@ from hotplate.stores.errors import (
     StoreUnavailable,
 )
 from hotplate.stores.manifest import Tally
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.publication import PartContext, WrittenPart, write_part
 from hotplate.stores.store import ChargeCounter, Observer, Plan, Row
 from hotplate.stores.urls import redacted, scheme_of
@@ -65,7 +66,7 @@ class SparkLists(PartedSource):
         """See `Source`."""
         return self._lists.plan()
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> OriginRecord:
         """See `Source`."""
         return self._lists.about()
 

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from math import nan
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -21,10 +21,11 @@ from xxhash import xxh3_64_intdigest
 from hotplate.stores.encoding import ATTRIBUTES, decode_versioned, encode_id
 from hotplate.stores.errors import HEAL, ReleaseCorrupt, StoreMisused
 from hotplate.stores.factors import PIECE_BYTES
+from hotplate.stores.origin import OriginRecord
 from hotplate.stores.store import Row
 
 FORMAT = 1
-ABOUT = "item_attributes"  # a field of `Origin`
+ABOUT: Final = "item_attributes"  # a field of `Origin`
 MAX_BYTES = 64 << 20  # in each worker: a million items of five columns
 
 Texts = tuple[str | None, ...]
@@ -91,7 +92,7 @@ class ItemAttributes:
 
 def encode_attributes(
     ids: Sequence[str], columns: Mapping[str, Sequence[Any]], texts: Collection[str] = ()
-) -> tuple[list[Row], dict[str, Any]]:
+) -> tuple[list[Row], OriginRecord]:
     """Return the rows of a table, and its entry in the record of the manifest's origin.
 
     *columns* have the values by row, in the order of *ids*: numbers or texts, None if missing; those named in *texts*
@@ -104,9 +105,8 @@ def encode_attributes(
             "columns that no filter needs"
         )
     pieces = [table[start : start + PIECE_BYTES] for start in range(0, len(table), PIECE_BYTES)]
-    about = {ABOUT: {"pieces": len(pieces), "columns": kinds}}
     rows = [Row(key, piece) for key, piece in zip(piece_keys(len(pieces)), pieces, strict=True)]
-    return rows, about
+    return rows, {ABOUT: {"pieces": len(pieces), "columns": kinds}}
 
 
 def _encode_table(

@@ -264,7 +264,9 @@ def count_of(counts: Mapping[str, int], kind: str) -> int:
     return sum(count for name, count in counts.items() if RowKey.parse(name).kind == f"{kind}:")
 
 
-def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
+def describe(
+    release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: Mapping[str, Any]
+) -> Manifest:
     """Return the manifest of a release from the sums over its rows, *tally*; *about* is the record of their origin.
 
     *created_at* is a Unix time in seconds, by the store's clock. Raises ReleaseCorrupt if a list has no popular list
@@ -294,7 +296,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
         digest=f"{tally.digest:032x}",
         segments=segments.pop(""),
         sample=tuple(key for _, key in tally.drawn),
-        about=about,
+        about=dict(about),
         named=segments,
     )
 

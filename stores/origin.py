@@ -1,13 +1,14 @@
 """The origin of a release: the model or files its lists come from, the options they were made with, and their gates.
 
-A manifest keeps this record as it was written, with fields of other versions (`Manifest.about`). Code reads the fields
-that it knows as an `Origin`. All of them are optional: third-party publishers may write none.
+A manifest keeps this record as it was written, with fields of other versions (`Manifest.about`). We write it as an
+`OriginRecord`. Code reads the fields that it knows as an `Origin`. All of them are optional: third-party publishers may
+write none.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Struct
@@ -72,6 +73,44 @@ class GateRecord:
     def to_record(self) -> dict[str, Any]:
         """Return the entry `gates` of a manifest's record, as it is read back from JSON."""
         return asdict(self) | {"verdicts": [asdict(verdict) for verdict in self.verdicts]}
+
+
+class AttributesEntry(TypedDict):
+    """The item attributes of a release as they are written; see `AttributesRecord`."""
+
+    pieces: int
+    columns: dict[str, str]
+    notes: NotRequired[Sequence[str]]
+
+
+class OriginRecord(TypedDict, total=False):
+    """The origin of a release as our publishers write it, in JSON; `Origin` explains the fields that are read again.
+
+    hotplate    version of the package
+    trained_at  ISO 8601 time
+    data        fingerprint of the interactions or of the imported files
+    fold_in     whether the release has item factors
+    """
+
+    hotplate: str
+    engine: str
+    model: str | None
+    trained_at: str
+    data: str | None
+    learnt_until: str | None
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None
+    list_length: int
+    keep_seen: bool
+    rules: Mapping[str, Mapping[str, int | float]]
+    fold_in: bool
+    rows: int
+    left_out: Mapping[str, int]
+    notes: Sequence[str]
+    item_attributes: AttributesEntry
+    list: str
+    lists: Mapping[str, "OriginRecord"]
+    gates: Mapping[str, Any]
 
 
 class AttributesRecord(Struct, frozen=True):

@@ -10,7 +10,7 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ LAST_RENEWAL_S = 1.0
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
 # From the sums over all rows: returns the record of the manifest's origin (`hotplate.stores.origin`).
-About = Callable[[Tally], Awaitable[dict[str, Any]]]
+About = Callable[[Tally], Awaitable[Mapping[str, Any]]]
 
 # Returns the gates that refuse a release; called again when a draft is resumed.
 RefusedBy = Callable[[Manifest], Awaitable[tuple[str, ...]]]

@@ -15,6 +15,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.stores.attributes import ItemAttributes
 from hotplate.stores.encoding import encode_id
+from hotplate.stores.origin import AttributesEntry
 from tests.support.command import failed, hotplate, json_of
 from tests.support.interactions import checkerboard_model
 
@@ -29,9 +30,8 @@ def items(tmp_path: Path) -> Path:
     return path
 
 
-def entry_of(path: Path, **kinds: str) -> dict[str, Any]:
-    entry: dict[str, Any] = read_attributes(path, kinds)[1]["item_attributes"]
-    return entry
+def entry_of(path: Path, **kinds: str) -> AttributesEntry:
+    return read_attributes(path, kinds).about["item_attributes"]
 
 
 def write_column(path: Path, cells: Iterable[object]) -> Path:

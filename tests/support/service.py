@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -231,21 +231,21 @@ def refused_by(*gates: str) -> dict[str, Any]:
 
 
 async def publish_lists(
-    folder: Path, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+    folder: Path, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
 ) -> str:
     """Publish *lists* by key into the store in *folder*, and return the release."""
     return await publish_through(connect(f"file://{folder}"), lists, live=live, about=about)
 
 
 async def publish_to(
-    url: str, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+    url: str, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
 ) -> str:
     """Publish *lists* by key, with a popular list unless there is one, and return the release."""
     return await publish_through(connect(url), lists, live=live, about=about)
 
 
 async def publish_through(
-    store: Store, lists: dict[str, bytes], *, live: bool = True, about: dict[str, Any] | None = None
+    store: Store, lists: dict[str, bytes], *, live: bool = True, about: Mapping[str, Any] | None = None
 ) -> str:
     """Publish as `publish_to` does, through a store that is closed at the end."""
     lists = {"popular:": a_list("p1", "p2", "p3"), **lists}
