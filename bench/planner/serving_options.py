@@ -1,7 +1,7 @@
 """What the ways to serve a load cost: Cosmos DB by capacity mode, Redis, and files in each pod.
 
 Each step adds figures to *table*, and returns those that later steps calculate with, as expressions: a number with its
-formula. *needs* are what the load needs. Inputs and prices are in the table from the start; `given` returns one of them
+formula. *needs* are what the load needs. Inputs and prices are in the table from the start; `term` returns one of them
 as an expression. *cost_unit* is the unit of a monthly cost, as USD/month.
 """
 
@@ -108,7 +108,7 @@ def _add_carried_load(
     The RU/s are `have_ru`, those of today, or without them `serve_ru`, as planned. The fullest partition limits the
     reads: it gets `skew` times an even share. Returns the container of today, None without `have_ru`.
     """
-    given = table.expression
+    term = table.expression
     ru = needs.container.ru.serve_ru
     skew = needs.container.skew
     today = None
@@ -121,10 +121,10 @@ def _add_carried_load(
     source = "the highest rate without a 429, if nothing else is read or written"
     region_reads = ru / needs.charges.mean_read_ru / skew
     region_reads = table.add_calculated("carried_region_reads", "reads/s", region_reads, source=source)
-    all_reads = region_reads * given("regions")
+    all_reads = region_reads * term("regions")
     all_reads = table.add_calculated("carried_reads", "reads/s", all_reads, source="all regions together")
     source = "with room for peaks within the hour"
-    table.add_calculated("carried_mean", "reads/s", all_reads * given("ru_utilisation"), source=source)
+    table.add_calculated("carried_mean", "reads/s", all_reads * term("ru_utilisation"), source=source)
 
     lists = ru / (needs.charges.list_write_ru + needs.charges.read_back_ru)
     source = "each list is written once, for all regions, and read back"
@@ -146,14 +146,14 @@ def _add_todays_container(table: FigureTable, needs: Requirements) -> _TodaysCon
 
 def _monthly_cost_of(table: FigureTable, ru: Expression) -> Expression:
     """Return the monthly cost of *ru* manually provisioned RU/s, in all regions."""
-    given = table.expression
-    return ru / 100 * given("price_ru_hour") * given("ru_factor") * HOURS_A_MONTH * given("regions")
+    term = table.expression
+    return ru / 100 * term("price_ru_hour") * term("ru_factor") * HOURS_A_MONTH * term("regions")
 
 
 def _add_storage_cost(table: FigureTable, needs: Requirements, cost_unit: str) -> Expression:
     """Add to *table* the monthly cost of storage in Cosmos DB."""
-    given = table.expression
-    cost = needs.stored.stored_gb * given("price_storage_gb_month") * given("regions")
+    term = table.expression
+    cost = needs.stored.stored_gb * term("price_storage_gb_month") * term("regions")
     return table.add_calculated("storage_cost", cost_unit, cost)
 
 
@@ -171,15 +171,15 @@ def _add_manual_cost(table: FigureTable, needs: Requirements, storage_cost: Expr
     publish adds one with `creation_ru`. The catalogue, which pods poll, has a small container (control). Azure's price
     is that of 100 RU/s for an hour.
     """
-    given = table.expression
+    term = table.expression
     ru = needs.container.ru
     publishing = needs.publishing
-    all_month = ru.serve_ru + given("kept") * ru.least_ru + CONTROL_RU
+    all_month = ru.serve_ru + term("kept") * ru.least_ru + CONTROL_RU
     a_publish = ru.creation_ru * publishing.publish_billed_hours + ru.serve_ru * OVERLAP_HOURS
     ru_hours = all_month * HOURS_A_MONTH + publishing.publishes * a_publish
     source = "live, kept and control all month; each publish its hours, and one in which two releases can serve"
     ru_hours = table.add_calculated("manual_ru_hours", "RU/s-hours", ru_hours, source=source)
-    cost = ru_hours / 100 * given("price_ru_hour") * given("ru_factor") * given("regions")
+    cost = ru_hours / 100 * term("price_ru_hour") * term("ru_factor") * term("regions")
     table.add_calculated("manual_cost", cost_unit, cost + storage_cost)
 
 
@@ -214,16 +214,16 @@ def _add_autoscale(
     Costs are those of the mean RU/s of the live release over a day, and those if it always has the maximum. Both
     include publishes, kept releases, the container of the catalogue (control), which is not scaled, and storage.
     """
-    given = table.expression
+    term = table.expression
     containers = _add_autoscale_ru(table, inputs, needs)
     publishing = needs.publishing
     a_publish = publishing.publish_ru_s * publishing.publish_billed_hours + containers.mean_ru * OVERLAP_HOURS
-    other_ru = publishing.publishes * a_publish / HOURS_A_MONTH + given("kept") * containers.idle_ru
+    other_ru = publishing.publishes * a_publish / HOURS_A_MONTH + term("kept") * containers.idle_ru
     source = "publishes, kept releases and hours with two of them, as a mean over the month"
     other_ru = table.add_calculated("autoscale_other_ru", "RU/s", other_ru, source=source)
 
     control_and_storage = _monthly_cost_of(table, as_expression(CONTROL_RU)) + storage_cost
-    monthly_price = given("price_ru_hour") * given("price_autoscale_factor") * HOURS_A_MONTH * given("regions")
+    monthly_price = term("price_ru_hour") * term("price_autoscale_factor") * HOURS_A_MONTH * term("regions")
     for name, live_ru in (("autoscale_cost", containers.mean_ru), ("autoscale_most_cost", containers.top_ru)):
         cost = (live_ru + other_ru) / 100 * monthly_price + control_and_storage
         table.add_calculated(name, cost_unit, cost)
@@ -236,7 +236,7 @@ def _add_autoscale_ru(table: FigureTable, inputs: Inputs, needs: Requirements) -
     maximum for publishing, and cannot be set below a tenth of that later. Kept releases are idle: they bill a tenth of
     the lowest maximum that may be set. Reads spread evenly over regions.
     """
-    given = table.expression
+    term = table.expression
     reads_ru = needs.container.reads_ru.value
     release_gb = needs.stored.release_gb.value
     creation_ru = max(reads_ru, needs.publishing.publish_ru_s.value)
@@ -248,8 +248,8 @@ def _add_autoscale_ru(table: FigureTable, inputs: Inputs, needs: Requirements) -
     source = "in each region; at least a tenth of the highest top ever"
     top = table.add_calculated("autoscale_top_ru", "RU/s", maximum, formula, source)
 
-    region_reads = needs.workload.peak_then / given("regions") * (1 - given("hit_rate"))
-    busiest_ru = region_reads * needs.charges.mean_read_ru / given("ru_utilisation")
+    region_reads = needs.workload.peak_then / term("regions") * (1 - term("hit_rate"))
+    busiest_ru = region_reads * needs.charges.mean_read_ru / term("ru_utilisation")
     source = "the peak of the busiest hour"
     busiest_ru = table.add_calculated("region_reads_ru", "RU/s", busiest_ru, source=source)
 
@@ -337,7 +337,7 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
 
     Data is uneven over shards, so the fullest one must fit (`redis_fullest`, a multiple of an even share).
     """
-    given = table.expression
+    term = table.expression
     source = f"the cheapest that is enough: {size.gb:g} GB; {size.node_hour.provenance}"
     table.add_value("redis_size", size.name, "", source)
     table.add_value("redis_size_gb", size.gb, "GB", "prices file")
@@ -350,7 +350,7 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
 
     node_hour = size.node_hour
     price = table.add_value("price_redis_node_hour", node_hour.amount, currency, node_hour.provenance)
-    cost = given("redis_nodes") * price * HOURS_A_MONTH * given("regions")
+    cost = term("redis_nodes") * price * HOURS_A_MONTH * term("regions")
     table.add_calculated("redis_cost", f"{currency}/month", cost)
 
 
@@ -389,7 +389,7 @@ def _add_totals(
     `cheapest_cost` is that of Cosmos DB with its cheapest capacity mode, `cosmos_total` the total with the chosen mode.
     Only Cosmos DB has a gateway. The total of a store that is not possible is a text that says why.
     """
-    given = table.expression
+    term = table.expression
     training_cost = _add_training_cost(table, inputs, needs.publishing.publishes, cost_unit)
 
     cost_by_mode = possible_costs(table)
@@ -397,13 +397,13 @@ def _add_totals(
     formula = f"the least of {' and '.join(f'{mode}_cost' for mode in cost_by_mode)}: {cheapest}"
     table.add_calculated("cheapest_cost", cost_unit, cost_by_mode[cheapest], formula)
 
-    pods_cost = needs.pods * given("pod_cpus") * given("price_cpu_hour") * HOURS_A_MONTH
+    pods_cost = needs.pods * term("pod_cpus") * term("price_cpu_hour") * HOURS_A_MONTH
     pods_cost = table.add_calculated("pods_cost", cost_unit, pods_cost)
-    shared = pods_cost + given("cluster_month") + training_cost
+    shared = pods_cost + term("cluster_month") + training_cost
     for name, store in store_costs.items():
         other_costs = shared
         if name in CAPACITIES:
-            other_costs = shared + given("gateway_month")
+            other_costs = shared + term("gateway_month")
         _add_if_possible(table, f"{name}_total", table.expression(store.name) + other_costs, store, cost_unit)
     chosen = table[f"{inputs.capacity}_total"]
     _add_if_possible(table, "cosmos_total", table.expression(chosen.name), chosen, cost_unit)
@@ -411,12 +411,12 @@ def _add_totals(
 
 def _add_training_cost(table: FigureTable, inputs: Inputs, publishes: Expression, cost_unit: str) -> Expression:
     """Add to *table*, and return, the monthly cost of training before each publish."""
-    given = table.expression
-    node_price = given("train_cpus") * given("price_cpu_hour")
+    term = table.expression
+    node_price = term("train_cpus") * term("price_cpu_hour")
     if inputs.train_node_hour is not None:
-        node_price = given("train_node_hour")
+        node_price = term("train_node_hour")
     node_price = table.add_calculated("train_price", "a node and hour", node_price)
-    training = given("train_nodes") * given("train_hours") * node_price * publishes
+    training = term("train_nodes") * term("train_hours") * node_price * publishes
     return table.add_calculated("training_cost", cost_unit, training)
 
 
@@ -435,9 +435,9 @@ def _add_files(table: FigureTable, prices: Prices, needs: Requirements, cost_uni
     prices file has no price of disks, the cost is a text that says so. The releases are equally large, `copies` of
     them: the live one, kept ones and the next one.
     """
-    given = table.expression
+    term = table.expression
     copies = needs.stored.copies
-    row_bytes = needs.sizes.stored_bytes + given("user_id_chars") + FILE_ROW_BYTES
+    row_bytes = needs.sizes.stored_bytes + term("user_id_chars") + FILE_ROW_BYTES
     files_gb = needs.workload.rows * row_bytes * copies / GB
     source = "key, value and LMDB's pages; live, kept and the next one"
     files_gb = table.add_calculated("files_gb", "GB", files_gb, source=source)
@@ -445,11 +445,11 @@ def _add_files(table: FigureTable, prices: Prices, needs: Requirements, cost_uni
         table.add_value("files_cost", "not possible: the prices file has no disk_gb_month", "", "prices file")
         return
 
-    memory_gb = largest(0, files_gb / copies - given("pod_cpus") * given("cpu_memory_gb"))
+    memory_gb = largest(0, files_gb / copies - term("pod_cpus") * term("cpu_memory_gb"))
     source = "the live release stays in memory; what a pod's vCPUs bring is paid for"
     memory_gb = table.add_calculated("files_memory_gb", "GB a pod", memory_gb, source=source)
-    memory_cost = memory_gb / given("cpu_memory_gb") * given("price_cpu_hour") * HOURS_A_MONTH
-    cost = needs.pods * (files_gb * given("price_disk_gb_month") + memory_cost)
+    memory_cost = memory_gb / term("cpu_memory_gb") * term("price_cpu_hour") * HOURS_A_MONTH
+    cost = needs.pods * (files_gb * term("price_disk_gb_month") + memory_cost)
     source = "a disk for each pod, and memory beyond that of its vCPUs"
     table.add_calculated("files_cost", cost_unit, cost, source=source)
 

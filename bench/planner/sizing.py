@@ -1,7 +1,7 @@
 """What a load needs: bytes, reads, request units, partitions and pods.
 
 Each step adds figures to *table*, and returns those that later steps calculate with, as expressions: a number with its
-formula. Inputs and prices are in the table from the start; `given` returns one of them as an expression.
+formula. Inputs and prices are in the table from the start; `term` returns one of them as an expression.
 """
 
 from dataclasses import dataclass
@@ -161,26 +161,26 @@ def _add_list_sizes(table: FigureTable, inputs: Inputs) -> ListSizes:
 
     Stored bytes are those of JSON, compressed if the encoding is zstd; a measured `list_bytes` replaces both.
     """
-    given = table.expression
-    item_bytes = ITEM_BYTES + given("item_id_chars")
+    term = table.expression
+    item_bytes = ITEM_BYTES + term("item_id_chars")
     if inputs.title_chars:
-        item_bytes = item_bytes + TITLE_BYTES + given("title_chars")
-    json_bytes = given("list_length") * item_bytes + SEPARATOR_BYTES * (given("list_length") - 1)
+        item_bytes = item_bytes + TITLE_BYTES + term("title_chars")
+    json_bytes = term("list_length") * item_bytes + SEPARATOR_BYTES * (term("list_length") - 1)
     list_bytes = table.add_calculated("json_bytes", "bytes", json_bytes)
 
     if inputs.list_bytes is not None:
-        list_bytes = given("list_bytes")
+        list_bytes = term("list_bytes")
     elif inputs.encoding == "zstd":
-        list_bytes = list_bytes * given("zstd_share")
+        list_bytes = list_bytes * term("zstd_share")
     stored_bytes = table.add_calculated("stored_bytes", "bytes", list_bytes)
 
     text_bytes = _add_text_bytes(table, inputs, stored_bytes)
-    id_bytes = ceiling(given("user_id_chars") * 4 / 3)
-    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + given("system_bytes")
+    id_bytes = ceiling(term("user_id_chars") * 4 / 3)
+    cosmos_item_bytes = SKELETON_BYTES + id_bytes + text_bytes + term("system_bytes")
     source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
     cosmos_item_bytes = table.add_calculated("item_bytes", "bytes", cosmos_item_bytes, source=source)
 
-    redis_bytes = stored_bytes + KEY_BYTES + given("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
+    redis_bytes = stored_bytes + KEY_BYTES + term("user_id_chars") + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
     source = "key, prefix, release and Redis 7's overhead: within -10 and +13 % of used_memory"
     redis_bytes = table.add_calculated("redis_row_bytes", "bytes", redis_bytes * REDIS_ALLOCATED, source=source)
     return ListSizes(stored_bytes, cosmos_item_bytes, redis_bytes)
@@ -191,33 +191,33 @@ def _add_text_bytes(table: FigureTable, inputs: Inputs, stored_bytes: Expression
 
     A list compressed with zstd becomes base64. A list of JSON lines gets a backslash for each quote and end of line.
     """
-    given = table.expression
+    term = table.expression
     if inputs.encoding == "zstd":
         return table.add_calculated("text_bytes", "bytes", ceiling(stored_bytes / 3) * 4, source="base64")
     quotes_per_item = QUOTES
     if inputs.title_chars:
         quotes_per_item += TITLE_QUOTES
     # A backslash for each quote, and for each line end between two items.
-    escaped = stored_bytes + quotes_per_item * given("list_length") + given("list_length") - 1
+    escaped = stored_bytes + quotes_per_item * term("list_length") + term("list_length") - 1
     source = "JSON in JSON: a backslash for each quote and each end of line"
     return table.add_calculated("text_bytes", "bytes", escaped, source=source)
 
 
 def _add_workload(table: FigureTable, inputs: Inputs) -> Workload:
     """Add the load after growth to *table*."""
-    given = table.expression
+    term = table.expression
     factor = (1 + inputs.growth_percent / 100) ** inputs.months
     growth = table.add_calculated("growth", "", factor, "(1 + growth_percent / 100) ** months")
-    users_then = table.add_calculated("users_then", "users", given("users") * growth)
-    rows = table.add_calculated("rows", "lists", (given("users") + given("items")) * growth)
+    users_then = table.add_calculated("users_then", "users", term("users") * growth)
+    rows = table.add_calculated("rows", "lists", (term("users") + term("items")) * growth)
 
-    peak_then = table.add_calculated("peak_then", "requests/s", given("peak_rps") * growth)
-    peak_region = table.add_calculated("peak_region", "requests/s", peak_then * given("region_share"))
+    peak_then = table.add_calculated("peak_then", "requests/s", term("peak_rps") * growth)
+    peak_region = table.add_calculated("peak_region", "requests/s", peak_then * term("region_share"))
     mean_share = fmean(hourly_shares(inputs.profile))
     mean_of_peak = table.add_calculated("mean_of_peak", "share", mean_share, "the mean of profile by its busiest hour")
 
     hot_user = _add_share_of_busiest_user(table, inputs, users_then)
-    reads_s = table.add_calculated("reads_s", "reads/s", peak_region * (1 - given("hit_rate")))
+    reads_s = table.add_calculated("reads_s", "reads/s", peak_region * (1 - term("hit_rate")))
     return Workload(
         rows=rows,
         peak_then=peak_then,
@@ -263,7 +263,7 @@ def _add_request_charges(
 
     A published list is written, and read back to check it. *charges* are the measured RU of each operation by size.
     """
-    given = table.expression
+    term = table.expression
     size = round(item_bytes.value)
     is_doubled = inputs.consistency in DOUBLY_CHARGED
 
@@ -276,9 +276,9 @@ def _add_request_charges(
     missed_ru = charges.not_found(strong=is_doubled)
     missed_read_ru = table.add_calculated("missed_read_ru", "RU", missed_ru, formula, CHARGES)
 
-    all_users = (1 - given("unknown_share")) * point_read_ru + given("unknown_share") * missed_read_ru
+    all_users = (1 - term("unknown_share")) * point_read_ru + term("unknown_share") * missed_read_ru
     source = "hits of the integrated cache cost nothing"
-    mean_read = all_users * (1 - given("gateway_hit_rate"))
+    mean_read = all_users * (1 - term("gateway_hit_rate"))
     mean_read = table.add_calculated("mean_read_ru", "RU", mean_read, source=source)
 
     formula = "charge of creating an item of item_bytes without an index"
@@ -296,15 +296,15 @@ def _add_publishing(
     Its RU/s are `publish_ru`, else as many as end it within `window_hours`, in Azure's steps and between its limits.
     *rest_ru* are the RU of everything but the lists.
     """
-    given = table.expression
+    term = table.expression
     formula = "lists of the keys of rows, the catalogue, the state, containers, and a check before it is served"
     rest = table.add_calculated("publish_rest_ru", "RU", rest_ru, formula, CHARGES)
     lists_ru = rows * (charges.list_write_ru + charges.read_back_ru)
     total_ru = table.add_calculated("publish_total_ru", "RU", lists_ru + rest)
 
-    rate = total_ru / (given("window_hours") * 3600)
+    rate = total_ru / (term("window_hours") * 3600)
     if inputs.publish_ru is not None:
-        rate = given("publish_ru")
+        rate = term("publish_ru")
     whole_steps = largest(cosmos.MANUAL_MIN, ceiling(rate, multiple_of=cosmos.MANUAL_STEP))
     provisioned = table.add_calculated("publish_ru_s", "RU/s", smallest(cosmos.MAX_RU, whole_steps))
 
@@ -312,7 +312,7 @@ def _add_publishing(
     # A publish of h hours that starts at any minute touches h + 1 hours of the clock on average.
     source = "hours of the clock that it touches, as a mean over its starts; each is billed at its highest RU/s"
     billed_hours = table.add_calculated("publish_billed_hours", "hours", hours + 1, source=source)
-    publishes = table.add_calculated("publishes", "a month", HOURS_A_MONTH / given("refresh_hours"))
+    publishes = table.add_calculated("publishes", "a month", HOURS_A_MONTH / term("refresh_hours"))
     return Publishing(
         publish_total_ru=total_ru,
         publish_ru_s=provisioned,
@@ -483,20 +483,20 @@ def _add_pods_of_region(table: FigureTable, inputs: Inputs, peak_region: Express
     By Little's law, requests at once are requests/s times the seconds of a request. The rate of a pod is `pod_rps` if
     it was measured, else its CPU by the CPU of a request. Either is used up to the share `pod_utilisation`.
     """
-    given = table.expression
-    requests_at_once = peak_region * given("request_ms") / 1000
-    by_little = ceiling(requests_at_once / given("pod_utilisation") / given("pod_concurrency"))
+    term = table.expression
+    requests_at_once = peak_region * term("request_ms") / 1000
+    by_little = ceiling(requests_at_once / term("pod_utilisation") / term("pod_concurrency"))
     source = "Little's law: requests in a pod = rate * time"
     by_little = table.add_calculated("pods_by_little", "pods", by_little, source=source)
 
-    pod_rate = 1_000_000 * given("pod_cpus") / given("request_cpu_us")
+    pod_rate = 1_000_000 * term("pod_cpus") / term("request_cpu_us")
     if inputs.pod_rps is not None:
-        pod_rate = given("pod_rps")
+        pod_rate = term("pod_rps")
     pod_rate = table.add_calculated("pod_capacity", "requests/s", pod_rate)
-    by_rate = ceiling(peak_region / pod_rate / given("pod_utilisation"))
+    by_rate = ceiling(peak_region / pod_rate / term("pod_utilisation"))
     by_rate = table.add_calculated("pods_by_capacity", "pods", by_rate)
 
-    pods = table.add_calculated("pods_region", "pods", largest(by_little, by_rate, given("min_pods")))
+    pods = table.add_calculated("pods_region", "pods", largest(by_little, by_rate, term("min_pods")))
     return _Pods(in_region=pods, capacity=pod_rate)
 
 
@@ -508,30 +508,30 @@ def _add_pod_autoscaler(
     One target is a share of a pod's CPU. The other, requests/s of a pod, is that share of its highest rate: the lower
     of the rate for which it has CPU, and that at which it holds `pod_concurrency` requests at once.
     """
-    given = table.expression
-    cpu_share = given("pod_utilisation")
+    term = table.expression
+    cpu_share = term("pod_utilisation")
     source = ""
     if inputs.zones > 1:
-        cpu_share = cpu_share * (given("zones") - 1) / given("zones")
+        cpu_share = cpu_share * (term("zones") - 1) / term("zones")
         source = "room for the load of a lost zone"
     cpu_share = table.add_calculated("hpa_utilisation", "share", cpu_share, source=source)
 
-    rate_at_concurrency = given("pod_concurrency") * 1000 / given("request_ms")
+    rate_at_concurrency = term("pod_concurrency") * 1000 / term("request_ms")
     target_rate = cpu_share * smallest(pod_capacity, rate_at_concurrency)
     source = "the less by both; pods are added above it"
     target_rate = table.add_calculated("hpa_pod_rps", "requests/s", target_rate, source=source)
 
-    most_pods = largest(given("min_pods"), ceiling(peak_region * 2 / target_rate) + 1)
+    most_pods = largest(term("min_pods"), ceiling(peak_region * 2 / target_rate) + 1)
     source = "room for twice the busiest hour, and for one lost pod"
     table.add_calculated("hpa_most_pods", "pods", most_pods, source=source)
 
 
 def _add_pods_of_all_regions(table: FigureTable, inputs: Inputs, pods_region: Expression) -> Expression:
     """Add the pods of all regions to *table*; with zones, those left carry the load of a lost one."""
-    given = table.expression
+    term = table.expression
     pods = pods_region
     if inputs.zones > 1:
         source = "the other zones carry what one may lose"
-        pods_of_zone = ceiling(pods_region / (given("zones") - 1))
-        pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * given("zones")
-    return table.add_calculated("pods", "pods", pods * given("regions"))
+        pods_of_zone = ceiling(pods_region / (term("zones") - 1))
+        pods = table.add_calculated("pods_zone", "pods", pods_of_zone, source=source) * term("zones")
+    return table.add_calculated("pods", "pods", pods * term("regions"))
