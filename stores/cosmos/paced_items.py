@@ -10,7 +10,7 @@ from hotplate.stores.cosmos.charges import Charges
 from hotplate.stores.cosmos.errors import ContainerMissing, ContainerPending
 from hotplate.stores.cosmos.items import CosmosItem, item_bytes
 from hotplate.stores.cosmos.signed import SignedClient, VersionedItem, WriteResult
-from hotplate.stores.errors import StoreError, StoreThrottled
+from hotplate.stores.errors import StoreThrottled
 from hotplate.stores.timing import RateLimiter
 
 R = TypeVar("R", VersionedItem, WriteResult)
@@ -36,11 +36,9 @@ class NewContainers:
         """Record that a container is being deleted."""
         self._new_until.pop(container, None)
 
-    def error_for(self, missing: ContainerMissing, container: str) -> StoreError:
-        """Return the error for a container that a replica does not know: ContainerPending if it is new."""
-        if self._clock() <= self._new_until.get(container, -inf):
-            return ContainerPending(str(missing))
-        return missing
+    def includes(self, container: str) -> bool:
+        """Return whether a replica may not know a container yet."""
+        return self._clock() <= self._new_until.get(container, -inf)
 
 
 class PacedItems:
@@ -108,7 +106,9 @@ class PacedItems:
             self._limiter.pause(error.retry_after_s)
             raise
         except ContainerMissing as missing:
-            raise self._new_containers.error_for(missing, container) from missing
+            if self._new_containers.includes(container):
+                raise ContainerPending(str(missing)) from missing
+            raise
         self._limiter.correct(result.charge_ru - expected_ru)
         return result
 

@@ -10,10 +10,10 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from hotplate.stores.cosmos.errors import DEADLINE_S, TRANSIENT, CosmosUnavailable, ErrorKind, object_in, store_closed
+from hotplate.stores.cosmos.errors import TRANSIENT, CosmosUnavailable, ErrorKind, object_in, store_closed
 from hotplate.stores.cosmos.requests import RequestBuilder
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError
@@ -51,17 +51,39 @@ class Region:
     skip_until: float = 0.0
 
 
+class Location(NamedTuple):
+    """Name and server of a region, as the account lists it."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccountProperties:
+    """What a response says about an account."""
+
+    writable: list[Location]
+    readable: list[Location]
+    has_sessions: bool
+    """Whether the account's consistency level allows session tokens."""
+
+    multiple_write_regions: bool
+    """Whether several regions take writes, so that there is no compare-and-set."""
+
+
 class AccountRegions:
     """Regions and properties of an account, read every five minutes, or sooner after an unexpected response."""
 
     def __init__(
-        self, address: Address, open_region: Callable[[str], Region], read_in: Callable[[Region], Awaitable[None]]
+        self,
+        address: Address,
+        open_region: Callable[[str], Region],
+        read_in: Callable[[Region], Awaitable[AccountProperties]],
     ) -> None:
-        """*open_region* takes a URL; *read_in* reads the account in a region, and calls `update` with the response."""
+        """*open_region* takes a URL; *read_in* reads the account in a region."""
         self._where = address.shown
         self._preferred = address.region
         self._single_region = address.single_region
-        self._scheme = urlsplit(address.endpoint).scheme
         self._open_region = open_region
         self._read_in = read_in
         self._reading = SharedCall(self._read, store_closed)
@@ -78,10 +100,7 @@ class AccountRegions:
         """All regions ever listed, by URL."""
 
         self.multiple_write_regions = False
-        """Whether several regions take writes, so that there is no compare-and-set."""
-
         self.has_sessions = False
-        """Whether the account's consistency level allows session tokens."""
 
         self.refresh_at = float("-inf")
         """Time of the next read."""
@@ -95,13 +114,12 @@ class AccountRegions:
         """Read the account; callers share one request. Raises StoreError."""
         return await self._reading.result()
 
-    async def ensure_known(self, deadline_s: float | None = None) -> float:
+    async def ensure_known(self, deadline_s: float) -> None:
         """Read the account if its regions are unknown; start a refresh in the background if it is time for that.
 
-        Returns *deadline_s* (loop time), or DEADLINE_S from now. Raises StoreError.
+        Raises StoreError, at the latest at *deadline_s* (loop time).
         """
         now = asyncio.get_running_loop().time()
-        deadline_s = deadline_s or now + DEADLINE_S
         if not self.readable:
             try:
                 async with asyncio.timeout_at(deadline_s):
@@ -111,7 +129,6 @@ class AccountRegions:
         elif now >= self.refresh_at:
             self.refresh_at = now + MIN_REFRESH_INTERVAL_S
             self._reading.start()
-        return deadline_s
 
     async def close(self) -> None:
         """Close all connections."""
@@ -125,7 +142,7 @@ class AccountRegions:
         failures = list[StoreError]()
         for region in dict.fromkeys([self.server, *self.readable]):
             try:
-                await self._read_in(region)
+                self._update(await self._read_in(region))
             except StoreError as error:
                 failures.append(error)
                 self.refresh_at = loop.time() + MIN_REFRESH_INTERVAL_S
@@ -189,49 +206,61 @@ class AccountRegions:
         """Refresh soon, after a response that contradicts the known regions."""
         self.refresh_at = min(self.refresh_at, asyncio.get_running_loop().time() + MIN_REFRESH_INTERVAL_S)
 
-    def update(self, response: Response, _: str) -> None:
-        """Parse a response about the account, and store its regions and properties in this object.
-
-        These are the region that takes writes, the readable regions in the order of lookups (the preferred one first),
-        whether session tokens are allowed, and whether several regions take writes. Raises ValueError if the response
-        is malformed or lists no region.
-        """
-        account = object_in(response)
-        former_names = self.regions  # before `_regions` names its regions, which may be the same objects
-        writable = self._regions(account.get("writableLocations"))
-        readable = self._regions(account.get("readableLocations"))
+    def _update(self, properties: AccountProperties) -> None:
+        """Take over the properties of an account; regions that were listed before keep their connections."""
+        former_names = self.regions  # before `_region` names regions, which may be the same objects
+        write = self._region(properties.writable[0])
+        readable = [self._region(location) for location in properties.readable]
         readable.sort(key=lambda region: region.name != self._preferred)  # stable: the preferred region first
         if self._single_region:
             del readable[1:]
 
-        self.write = writable[0]
+        self.write = write
         self.readable = readable
         if former_names and former_names != self.regions:
             log.warning("%s: its regions are now %s", self._where, ", ".join(self.regions))
 
-        policy = account.get("userConsistencyPolicy")
-        self.has_sessions = isinstance(policy, dict) and policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES
-        self.multiple_write_regions = account.get("enableMultipleWriteLocations") is True or len(writable) > 1
+        self.has_sessions = properties.has_sessions
+        self.multiple_write_regions = properties.multiple_write_regions
 
-    def _regions(self, locations: Any) -> list[Region]:  # noqa: ANN401 -- any JSON value
-        """Return the regions in a list of names and URLs, opening new ones.
+    def _region(self, location: Location) -> Region:
+        """Return the region at a location, opened at the first time."""
+        region = self._opened.get(location.url)
+        if region is None:
+            region = self._open_region(location.url)
+            self._opened[location.url] = region
+        region.name = location.name
+        return region
 
-        ValueError if it is empty or malformed, or if a URL has another scheme than the account's: with https, no region
-        is read in the clear.
-        """
-        try:
-            urls = {str(location["name"]): urlsplit(location["databaseAccountEndpoint"]) for location in locations}
-        except (LookupError, TypeError, AttributeError):
-            urls = {}
-        if not urls or not all(url.scheme == self._scheme and url.hostname for url in urls.values()):
-            raise ValueError("an account without valid regions")
-        regions = list[Region]()
-        for name, url in urls.items():
-            server = f"{url.scheme}://{url.netloc}"
-            region = self._opened.get(server)
-            if region is None:
-                region = self._open_region(server)
-                self._opened[server] = region
-            region.name = name
-            regions.append(region)
-        return regions
+
+def properties_in(response: Response, scheme: str) -> AccountProperties:
+    """Parse a response about the account.
+
+    ValueError if it is malformed or lists no region, or if a region has another scheme than the account: with https, no
+    region is read in the clear.
+    """
+    account = object_in(response)
+    writable = _locations(account.get("writableLocations"), scheme)
+    policy = account.get("userConsistencyPolicy")
+    return AccountProperties(
+        writable=writable,
+        readable=_locations(account.get("readableLocations"), scheme),
+        has_sessions=isinstance(policy, dict) and policy.get("defaultConsistencyLevel") in SESSION_CONSISTENCIES,
+        multiple_write_regions=account.get("enableMultipleWriteLocations") is True or len(writable) > 1,
+    )
+
+
+def _locations(listed: Any, scheme: str) -> list[Location]:  # noqa: ANN401 -- any JSON value
+    """Parse a list of names and URLs; ValueError if it is empty or malformed."""
+    locations = list[Location]()
+    try:
+        for location in listed:
+            url = urlsplit(location["databaseAccountEndpoint"])
+            if url.scheme != scheme or not url.hostname:
+                raise ValueError("an account with an invalid region")
+            locations.append(Location(str(location["name"]), f"{url.scheme}://{url.netloc}"))
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("an account with an invalid region") from None
+    if not locations:
+        raise ValueError("an account without regions")
+    return locations

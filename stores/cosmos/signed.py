@@ -20,7 +20,7 @@ from hotplate.proxies import proxy_for
 from hotplate.stores.cosmos import errors
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import CosmosItem
-from hotplate.stores.cosmos.regions import AccountRegions, Region
+from hotplate.stores.cosmos.regions import AccountProperties, AccountRegions, Region, properties_in
 from hotplate.stores.cosmos.requests import KeySigner, RequestBuilder, TokenSigner, default_credential
 from hotplate.stores.cosmos.url import Address
 from hotplate.stores.errors import StoreError, StoreMisused
@@ -127,6 +127,7 @@ class SignedClient:
     ) -> None:
         """*credential* defaults to azure-identity's; *clock* dates requests."""
         self._where = address.shown
+        self._scheme = urlsplit(address.endpoint).scheme
         self._loop = OneLoop(address.shown)
         self._observer = observer
         self._tokens: TokenSigner | None = None
@@ -219,7 +220,8 @@ class SignedClient:
         If the account allows session tokens, those of this process's writes are sent, one for each range of keys: a
         replica that lacks these writes does not answer.
         """
-        deadline_s = await self._account.ensure_known()
+        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        await self._account.ensure_known(deadline_s)
         headers = b""
         if self._account.has_sessions:
             headers = b"x-ms-consistency-level: Session\r\n"
@@ -257,7 +259,8 @@ class SignedClient:
                 tokens[key_range] = token
             return WriteResult(response.status == expected[0], errors.charge_in(response))
 
-        deadline_s = await self._account.ensure_known()
+        deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+        await self._account.ensure_known(deadline_s)
         return await self._send(self._account.write, request, deadline_s, expected=expected, parse=parse)
 
     async def account(self) -> AccountRegions:
@@ -272,10 +275,14 @@ class SignedClient:
             await self._tokens.close()
         self._loop.release()
 
-    async def _read_account(self, region: Region) -> None:
-        """Read the account in a region, and take its regions over."""
+    async def _read_account(self, region: Region) -> AccountProperties:
+        """Read the account in a region."""
+
+        def parse(response: Response, _name: str) -> AccountProperties:
+            return properties_in(response, self._scheme)
+
         deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
-        await self._send(region, ItemRequest(b"GET"), deadline_s, expected=(200,), parse=self._account.update)
+        return await self._send(region, ItemRequest(b"GET"), deadline_s, expected=(200,), parse=parse)
 
     async def _send(
         self,
@@ -292,30 +299,47 @@ class SignedClient:
         *parse* may raise ValueError for a malformed response. Raises StoreError, which is counted.
         """
         self._loop.check()
-        timeout_s = LONG_WAIT_S
         try:
-            if self._tokens is not None:
-                await self._tokens.ensure_token(deadline_s)  # raises CosmosUnavailable
-            message = _message(request, region)
-            timeout_s = deadline_s - asyncio.get_running_loop().time()
-            response = await region.transport.request(message, timeout_s)
+            response = await self._exchange(region, request, deadline_s)
             self._observe(response, request, region)
-            # A 404 with a substatus is not about the item.
-            if response.status in expected and (response.status != 404 or not errors.refusal_in(response).substatus):
-                return parse(response, request.name)
-            error = self._refused(errors.refusal_in(response), request.container)
+            return self._result(response, request, expected=expected, parse=parse)
+        except ValueError as malformed:
+            sentence = f"{self._where} sent a malformed response: {errors.first_line(str(malformed))}"
+            raise errors.count(CosmosUnavailable(sentence, "malformed"), self._observer) from malformed
+        except StoreError as error:
+            errors.count(error, self._observer)
+            raise
+
+    async def _exchange(self, region: Region, request: ItemRequest, deadline_s: float) -> Response:
+        """Send a request, and return the response, whatever its status. Raises CosmosUnavailable without one."""
+        if self._tokens is not None:
+            await self._tokens.ensure_token(deadline_s)
+        message = _message(request, region)
+        timeout_s = deadline_s - asyncio.get_running_loop().time()
+        try:
+            return await region.transport.request(message, timeout_s)
         except RequestFailed as failure:
             # A short timeout is the caller's choice, and says nothing about the region.
             is_short_timeout = failure.kind == "timeout" and timeout_s < LONG_WAIT_S
             if not is_short_timeout:
                 self._account.refresh_early()
-            raise errors.count(errors.no_response(failure, self._where), self._observer) from failure
-        except ValueError as malformed:
-            sentence = f"{self._where} sent a malformed response: {errors.first_line(str(malformed))}"
-            raise errors.count(CosmosUnavailable(sentence, "malformed"), self._observer) from malformed
-        except CosmosUnavailable as no_token:
-            raise errors.count(no_token, self._observer) from None
-        raise errors.count(error, self._observer)
+            raise errors.no_response(failure, self._where) from failure
+
+    def _result(
+        self,
+        response: Response,
+        request: ItemRequest,
+        *,
+        expected: tuple[int, ...],
+        parse: Callable[[Response, str], T],
+    ) -> T:
+        """Parse a response with an expected status; raise the StoreError for any other. Raises ValueError."""
+        is_expected = response.status in expected
+        if is_expected and response.status == 404:
+            is_expected = not errors.refusal_in(response).substatus  # with one, it is not about the item
+        if is_expected:
+            return parse(response, request.name)
+        raise self._refused(errors.refusal_in(response), request.container)
 
     def _observe(self, response: Response, request: ItemRequest, region: Region) -> None:
         """Count the charge of a response, and describe it to the traced call. Raises ValueError."""

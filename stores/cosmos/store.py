@@ -26,7 +26,7 @@ from hotplate.stores.cosmos.containers import (
     scale_to_serve,
 )
 from hotplate.stores.cosmos.control import ControlContainer
-from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
+from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing, ContainerPending
 from hotplate.stores.cosmos.items import (
     CONTAINER,
     CONTROL,
@@ -159,7 +159,9 @@ class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
         try:
             return await self._lookups.read(container, name, DEADLINE_S)
         except ContainerMissing as missing:
-            raise self._new_containers.error_for(missing, container) from missing
+            if self._new_containers.includes(container):
+                raise ContainerPending(str(missing)) from missing
+            raise
 
     @property
     def has_replicas(self) -> bool:
