@@ -1,6 +1,7 @@
 """The service in process: errors, regions, throttling, queries, faults and latency."""
 
 import re
+import sys
 from statistics import quantiles
 from typing import Any
 
@@ -11,6 +12,7 @@ from hotplate.bench.cosmos_emulator.faults import parse_latency
 from hotplate.bench.cosmos_emulator.messages import HttpResponse
 from hotplate.stores.cosmos.url import EMULATOR_KEY
 from tests.support.clock import FakeClock
+from tests.support.command import failed, hotplate
 from tests.support.cosmos_server import Direct, signed, substatus
 
 ITEM = "/dbs/d/colls/c/docs/a/"
@@ -166,3 +168,8 @@ def test_data_plane_answers_and_refusals_are_delayed() -> None:
     assert direct.item("GET", "nobody").status == 404
     assert all(direct.item(method, "u", {"id": "u"}).delay_s > 0 for method in ("GET", "POST", "PUT", "DELETE"))
     assert direct.query("SELECT * FROM c").delay_s > 0
+
+
+def test_tls_without_cryptography_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    failed(hotplate("cosmos-emulator", "--tls", "--port", "0"), "pip install 'hotplate[cosmos]'", code=2)
