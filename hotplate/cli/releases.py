@@ -33,6 +33,7 @@ from hotplate.stores.store import Store
 
 if TYPE_CHECKING:
     from hotplate.stores.publication import WrittenRelease
+    from hotplate.stores.verification import OnProgress
 
 app = Verbs(
     no_args_is_help=True,
@@ -70,16 +71,21 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     if as_json:
         facts = {name: getattr(catalogue, name) for name in ("live", "canary", "experiment", "generation")}
         print_json(facts | {"releases": catalogue.distinct})
-        return
+    else:
+        _print_releases(catalogue, store)
+
+
+def _print_releases(catalogue: Catalogue, store: str | None) -> None:
+    """Print which release is live, and a table of all."""
     if not catalogue.distinct:
         out.print(f"no releases in {shown_store_url(store)}; `hotplate store rebuild` finds lost ones")
         return
     live = f"release {catalogue.live} is live" if catalogue.live else "no release is live"
     out.print(f"{live} in {shown_store_url(store)}, of {format_count(len(catalogue.distinct), 'release')}")
-    rows = [
-        (entry.id, _state_in_words(catalogue, entry), format_time(entry.created_at), format_time(entry.superseded_at))
-        for entry in catalogue.distinct
-    ]
+    rows = list[tuple[object, ...]]()
+    for entry in catalogue.distinct:
+        state = _state_in_words(catalogue, entry)
+        rows.append((entry.id, state, format_time(entry.created_at), format_time(entry.superseded_at)))
     out.print(table(("release", "state", "begun", "left service"), rows))
 
 
@@ -250,24 +256,27 @@ def copy(
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
     """
-    from hotplate.releases import find_release
     from hotplate.stores.connect import run_between
-    from hotplate.stores.transfer import copy as copy_release
 
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
-
     with progress_bars(meter.progress) as on_progress:
-        report = partial(on_progress, "copy")
-
-        async def find_and_copy(source_store: Store, target_store: Store) -> "WrittenRelease":
-            entry = await find_release(source_store, release)
-            return await copy_release(source_store, target_store, entry.id, live=activate, on_progress=report)
-
+        find_and_copy = partial(_copy, release=release, live=activate, on_progress=partial(on_progress, "copy"))
         result = run_between(store_url_or_default(source), store_url_or_default(target), find_and_copy, meter)
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
     if result.held_back is not None:
         raise result.held_back
+
+
+async def _copy(
+    source: Store, target: Store, *, release: str | None, live: bool, on_progress: "OnProgress"
+) -> "WrittenRelease":
+    """Copy a release, by default the live one, and make it live if wanted."""
+    from hotplate.releases import find_release
+    from hotplate.stores.transfer import copy as copy_release
+
+    entry = await find_release(source, release)
+    return await copy_release(source, target, entry.id, live=live, on_progress=on_progress)
 
 
 def _print_copied(
@@ -338,21 +347,23 @@ def repair(
 
     Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
     """
-    from hotplate.releases import find_release
     from hotplate.stores.connect import run_between
-    from hotplate.stores.transfer import repair as repair_release
 
     with progress_bars() as on_progress:
-        report = partial(on_progress, "repair")
-
-        async def find_and_repair(source_store: Store, damaged_store: Store) -> "WrittenRelease":
-            entry = await find_release(damaged_store, release)
-            return await repair_release(damaged_store, source_store, entry.id, on_progress=report)
-
+        find_and_repair = partial(_repair, release=release, on_progress=partial(on_progress, "repair"))
         result = run_between(store_url_or_default(source), store_url_or_default(store), find_and_repair)
     fields = {"release": result.manifest, "rows_written": result.rows}
     sentence = f"{result.rows:,} rows of {result.manifest.release} were written again"
     _print_change(store, fields, sentence, as_json=as_json)
+
+
+async def _repair(source: Store, damaged: Store, *, release: str | None, on_progress: "OnProgress") -> "WrittenRelease":
+    """Rewrite a release, by default the live one, of the store *damaged*."""
+    from hotplate.releases import find_release
+    from hotplate.stores.transfer import repair as repair_release
+
+    entry = await find_release(damaged, release)
+    return await repair_release(damaged, source, entry.id, on_progress=on_progress)
 
 
 def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
