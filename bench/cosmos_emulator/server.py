@@ -28,7 +28,6 @@ from hotplate.bench.cosmos_emulator.service import Authenticator, Service
 from hotplate.bench.errors import BenchMisused
 from hotplate.stores.cosmos.charges import OURS, load
 from hotplate.stores.cosmos.url import EMULATOR_KEY
-from hotplate.stores.errors import extra_installed
 
 REGIONS = ("Emulated West", "Emulated East")
 PAGES = "/__emulation/"
@@ -209,10 +208,12 @@ def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:
 
 def make_certificate() -> tuple[bytes, bytes]:
     """Return a self-signed loopback certificate and its key, as PEM."""
-    with extra_installed("cosmos"):
+    try:
         from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
         from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
+    except ModuleNotFoundError:
+        raise BenchMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
     addresses = (x509.IPAddress(ipaddress.ip_address(address)) for address in ("127.0.0.1", "::1"))
