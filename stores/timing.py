@@ -20,11 +20,17 @@ RETRY_PAUSES_S = (0.05, 2.0)
 MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with millisecond resolution
 
 
-async def all_done(*calls: Awaitable[object]) -> None:
-    """Await all calls to their end, and raise the first error."""
+async def all_done(*calls: Awaitable[T]) -> list[T]:
+    """Await all calls to their end, and return their results in order, or raise the first error.
+
+    `asyncio.gather` raises at the first error, while other calls go on.
+    """
+    results = list[T]()
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+        results.append(result)
+    return results
 
 
 class Deadlines(Generic[T]):

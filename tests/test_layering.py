@@ -32,6 +32,13 @@ HEAVY = {"numpy", "scipy", "implicit", "polars", "azure", "redis", "matplotlib",
 WORK_OF_A_VERB = "_work"
 
 
+# Modules of stores whose calls of `asyncio.gather` may go on after the first error, and why that is no harm.
+GATHERED = {
+    "stores/cosmos/rows.py": "the calls of for_each keep their errors",
+    "stores/cosmos/store.py": "reads, which have deadlines of their own",
+}
+
+
 def is_work_of_a_verb(name: str) -> bool:
     return name.startswith("hotplate.cli.") and name.endswith(WORK_OF_A_VERB)
 
@@ -132,6 +139,15 @@ def test_importing_a_light_room_loads_no_heavy_library(room: str) -> None:
     assert not {name.partition(".")[0] for name in loaded} & (HEAVY | FOLDERS)
     others = {"typer", "hotplate.cli", *(f"hotplate.{folder}" for folder in FOLDERS)}
     assert room == "hotplate" or not loaded & (others - {f"hotplate.{room}", "hotplate.stores"})
+
+
+def test_stores_leave_no_call_behind_after_an_error() -> None:
+    for module in modules_of("stores"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.gather":
+                returns_errors = "return_exceptions" in {keyword.arg for keyword in node.keywords}
+                name = str(module.relative_to(ROOT))
+                assert returns_errors or name in GATHERED, f"{name}:{node.lineno}: use hotplate.stores.timing.all_done"
 
 
 def test_a_verb_loads_the_modules_of_no_other() -> None:

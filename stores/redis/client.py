@@ -261,27 +261,46 @@ class Server:
 
     @asynccontextmanager
     async def session(self, *, asking: bool = False) -> AsyncIterator[Session]:
-        """Hold a connection during the block, and wait for one if MAX_SESSIONS are held; see `Session` for *asking*.
+        """Hold a connection during the block; see `Session` for *asking*.
 
-        Raises StoreError.
+        Waits up to COMMAND_TIMEOUT_S for one while MAX_SESSIONS are held. Raises StoreError.
         """
-        pool = self.client.connection_pool  # `renew` replaces it
-        async with self._sessions:
+        async with self._turn():
             if self._is_closed:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
+            pool = self.client.connection_pool  # `renew` replaces it
+            connection = await self._take_from(pool)
             try:
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                    connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
-            except (RedisError, TimeoutError) as error:
-                raise translated(error, self.address.shown) from error
-            identity = self._identities[connection]
-            try:
-                yield Session(self, connection, identity, asking=asking)
+                yield Session(self, connection, self._identities[connection], asking=asking)
             finally:
                 was_replaced = pool is not self.client.connection_pool
                 if self._is_closed or was_replaced:
                     await connection.disconnect(nowait=True)  # the pool did not, if it was being opened at that time
                 await pool.release(connection)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Be one of MAX_SESSIONS during the block; StoreUnavailable if others hold all of them for too long."""
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await self._sessions.acquire()
+        except TimeoutError as error:
+            where = self.address.shown
+            sentence = f"{where} did not answer in time: {MAX_SESSIONS} earlier calls still wait for it"
+            raise StoreUnavailable(sentence) from error
+        try:
+            yield
+        finally:
+            self._sessions.release()
+
+    async def _take_from(self, pool: ConnectionPool) -> Connection:
+        """Take an open connection from a pool; raises StoreError."""
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                connection: Connection = await pool.get_connection()  # type: ignore[no-untyped-call]  # redis-py types the rest
+        except (RedisError, TimeoutError) as error:
+            raise translated(error, self.address.shown) from error
+        return connection
 
     async def execute(self, *command: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         """Send a command; raises StoreError."""

@@ -23,8 +23,9 @@ from typing import Any
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.encoding import PACKED_AT_ONCE, KeySpan, bounds, merge_packed_keys, unpack
 from hotplate.stores.errors import ReleaseConflict, StoreError, StoreMisused
+from hotplate.stores.redis.client import Command
 from hotplate.stores.redis.keys import SEALED, Keys
-from hotplate.stores.redis.routing import CommandRouter
+from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.writer import BUSY_SHARE
 from hotplate.stores.timing import Pacer, Retrier, all_done
 
@@ -48,11 +49,16 @@ if not is_marked and redis.call('EXISTS', KEYS[2]) == 1 then return {UNMARKED} e
 return redis.call('DEL', unpack(KEYS))
 """
 
-# ERASE: KEYS state, names; or KEYS state, list; ARGV packed batch to remove, by value because others may erase, too.
-# Returns 0 if the state exists.
+# ERASE: KEYS state, names. UNLIST: KEYS state, list; ARGV packed batch to remove from the list, by value because others
+# may erase, too. Both return 0 if the state exists.
 ERASE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-if ARGV[1] then redis.call('LREM', KEYS[2], -1, ARGV[1]) else redis.call('UNLINK', unpack(KEYS, 2)) end
+redis.call('UNLINK', unpack(KEYS, 2))
+return 1
+"""
+UNLIST = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('LREM', KEYS[2], -1, ARGV[1])
 return 1
 """
 
@@ -108,7 +114,7 @@ class Inventory:
         """Return the replication ids of all primaries, as members of the set; None if one does not say."""
         servers = await self._deployment.primary_servers()
         try:
-            replies = await asyncio.gather(*(server.execute("INFO", "replication") for server in servers))
+            replies = await all_done(*(server.execute("INFO", "replication") for server in servers))
         except StoreMisused:
             return None
         ids = [info.get("master_replid") for info in replies]
@@ -156,10 +162,10 @@ class Inventory:
         await self._erase_listed_rows(release)
         if not has_all_keys_listed and (is_recorded or had_states):
             await self._erase_searched_rows(release)
-        await self._erase(release, (keys.state, *keys.lists))
+        await self._erase(release, [evaluation(ERASE, (keys.state, *keys.lists))])
 
         await self._execute("SREM", self._keys.incarnations, incarnation)
-        states_present = await asyncio.gather(*(self._execute("EXISTS", group.first) for group in keys.groups))
+        states_present = await self._execute_each([("EXISTS", group.first) for group in keys.groups])
         if any(states_present):  # a late writer has claimed the draft: the next prune must find it
             await self.add(incarnation)
 
@@ -173,17 +179,17 @@ class Inventory:
         keys = self._keys.release(release)
         token = secrets.token_hex(8)
         # In a cluster, states are in many slots; those of a group are in one, beside their mark.
-        await asyncio.gather(*(self._evaluate(MARK, (group.mark, group.first), token) for group in keys.groups))
+        await self._execute_each([evaluation(MARK, (group.mark, group.first), token) for group in keys.groups])
         try:
             await self._retrier.call(confirm)
         except StoreError:
             with suppress(StoreError):  # a mark that stays does no harm
-                await asyncio.gather(*(self._execute("SREM", group.mark, token) for group in keys.groups))
+                await self._execute_each([("SREM", group.mark, token) for group in keys.groups])
             raise
 
         names_by_group = [[group.mark, *group.states] for group in keys.groups]
         names_by_group[0].append(keys.points)  # the resume points are in the slot of the first group
-        deleted_counts = await asyncio.gather(*(self._evaluate(END, names, token) for names in names_by_group))
+        deleted_counts = await self._execute_each([evaluation(END, names, token) for names in names_by_group])
         if UNMARKED in deleted_counts:
             raise self._conflict(release)
         return any(deleted_counts)
@@ -201,7 +207,7 @@ class Inventory:
                 rows = keys.located(unpack(packed))
                 started = time.monotonic()
                 await self._erase_rows(release, rows.names)
-                await self._erase(release, (keys.state, list_name), packed)
+                await self._erase(release, [evaluation(UNLIST, (keys.state, list_name), packed)])
                 await asyncio.sleep(pacer.pause_s(time.monotonic() - started))
 
     async def _erase_searched_rows(self, release: ReleaseRef) -> None:
@@ -215,22 +221,23 @@ class Inventory:
 
     async def _erase_rows(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
         """Erase rows by name; raises ReleaseConflict if a state of the release exists."""
-        erasures = list[Awaitable[None]]()
+        erasures = list[Command]()
         for state, rows in self._keys.release(release).by_first_state(names).items():
             for start in range(0, len(rows), MAX_KEYS):
-                erasures.append(self._erase(release, (state, *rows[start : start + MAX_KEYS])))
-        await all_done(*erasures)
+                erasures.append(evaluation(ERASE, (state, *rows[start : start + MAX_KEYS])))
+        await self._erase(release, erasures)
 
-    async def _erase(self, release: ReleaseRef, names: Sequence[str | bytes], *args: bytes) -> None:
-        """Run ERASE; raises ReleaseConflict if the state of the release, which comes first in *names*, exists."""
-        if not await self._evaluate(ERASE, names, *args):
+    async def _erase(self, release: ReleaseRef, erasures: Sequence[Command]) -> None:
+        """Run ERASE and UNLIST; raises ReleaseConflict if a state of the release exists."""
+        if not all(await self._execute_each(erasures)):
             raise self._conflict(release)
 
     async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
         return await self._retrier.call(lambda: self._router.execute(command, key, *args))
 
-    async def _evaluate(self, script: str, names: Sequence[str | bytes], *args: str | bytes) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(lambda: self._router.evaluate(script, names, *args))
+    async def _execute_each(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands to the primaries that have their keys; after a failure, all of them again."""
+        return await self._retrier.call(lambda: self._router.execute_each(commands))
 
     def _conflict(self, release: ReleaseRef) -> ReleaseConflict:
         return ReleaseConflict(

@@ -21,7 +21,7 @@ from hotplate.stores.redis.keys import BUCKETS, SEALED, Keys, ReleaseKeys, unsea
 from hotplate.stores.redis.multiplexed import VALUES, Multiplexer, ReadConnections, ReadElsewhere, Replies
 from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.store import ReadResult, not_found
-from hotplate.stores.timing import Deadlines
+from hotplate.stores.timing import Deadlines, all_done
 
 
 def rows_received(release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
@@ -282,7 +282,7 @@ class ClusterLookups(Lookups):
         """
         positions = [position for position, value in enumerate(values) if isinstance(value, ReadElsewhere)]
         completed = [part_of(self._deployment, value) for value in values]
-        values_elsewhere = await asyncio.gather(*(self._read_one(names[position], until_s) for position in positions))
+        values_elsewhere = await all_done(*(self._read_one(names[position], until_s) for position in positions))
         for position, value in zip(positions, values_elsewhere, strict=True):
             completed[position] = value
         return completed
@@ -330,15 +330,16 @@ async def get_from_replicas(
         if replica is None:
             raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
         by_replica.setdefault(replica, []).append(position)
-    values = list[ReadResult]([None]) * len(row_keys)
 
-    async def read(node: RedisNode, positions: list[int]) -> None:
+    async def read(node: RedisNode, positions: list[int]) -> list[ReadResult]:
         connection = await connections.at(node).connection()
-        replies = await connection.get_each([rows.names[position] for position in positions])
-        for position, value in zip(positions, replies, strict=True):
-            values[position] = value
+        return await connection.get_each([rows.names[position] for position in positions])
 
-    await asyncio.gather(*(read(node, positions) for node, positions in by_replica.items()))
+    replies = await all_done(*(read(node, positions) for node, positions in by_replica.items()))
+    values = list[ReadResult]([None]) * len(row_keys)
+    for positions, received in zip(by_replica.values(), replies, strict=True):
+        for position, value in zip(positions, received, strict=True):
+            values[position] = value
     return values
 
 

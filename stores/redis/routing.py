@@ -5,16 +5,16 @@ command of a pool, and so perhaps over another connection than the command that 
 refused, so it may be sent again.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
-from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
-from hotplate.stores.redis.client import Command, Session
+from hotplate.stores.errors import PartUnavailable, StoreUnavailable
+from hotplate.stores.redis.client import Command, Session, raise_first_error
 from hotplate.stores.redis.deployment import Deployment, RedisNode
+from hotplate.stores.timing import all_done
 
 T = TypeVar("T")
 
@@ -75,35 +75,55 @@ class CommandRouter:
         refuses the command with AskError (MovedError is one). Such commands, and those for whose slot no node is known,
         are then sent one by one, and follow redirections. *after* is called with the session of a node after the
         commands to it, for example to wait for its replicas. Raises the first StoreError among the replies, or that of
-        a node.
+        a node, once no node works on a command any more: the caller may send them all again.
         """
         await self.deployment.load()
         slots = [_slot_of(_key_of(command)) for command in commands]
-        positions_by_primary = self.deployment.positions_by_primary(slots)
-        unsent = positions_by_primary.pop(None, [])
+        by_primary = self.deployment.positions_by_primary(slots)
+        unsent = by_primary.pop(None, [])
         replies = dict[int, Any]()  # by position
 
-        async def send_to_primary(node: RedisNode, positions: Sequence[int]) -> None:
-            sent = [commands[position] for position in positions]
-            received = await self._run_at(node, lambda session: _send_and_call(session, sent, after))
+        sent = await all_done(
+            *(
+                self._send(node, [commands[position] for position in positions], after)
+                for node, positions in by_primary.items()
+                if node is not None
+            )
+        )
+        for positions, received in zip(by_primary.values(), sent, strict=True):
             replies.update(zip(positions, received, strict=True))
 
-        async def send_following_redirections(position: int) -> None:
-            sent = [commands[position]]
-            key = _key_of(commands[position])
-            (reply,) = await self.run(key, lambda session: _send_and_call(session, sent, after, redirects=True))
-            replies[position] = reply
+        left = [*unsent, *(position for position, reply in replies.items() if isinstance(reply, AskError))]
+        followed = await all_done(*(self._send_following_redirections(commands[position], after) for position in left))
+        replies.update(zip(left, followed, strict=True))
 
-        await asyncio.gather(
-            *(send_to_primary(node, positions) for node, positions in positions_by_primary.items() if node is not None)
-        )
-        redirected = [position for position, reply in replies.items() if isinstance(reply, AskError)]
-        await asyncio.gather(*map(send_following_redirections, [*unsent, *redirected]))
+        ordered = [replies[position] for position in range(len(commands))]
+        raise_first_error(ordered)
+        return ordered
 
-        for reply in replies.values():
-            if isinstance(reply, StoreError):
+    async def _send(self, node: RedisNode, commands: Sequence[Command], after: AfterCommands | None) -> list[Any]:
+        """Send commands to a node, call *after*, and return the replies, errors among them."""
+
+        async def send(session: Session) -> list[Any]:
+            replies = await session.replies(*commands)
+            if after is not None:
+                await after(session)
+            return replies
+
+        return await self._run_at(node, send)
+
+    async def _send_following_redirections(self, command: Command, after: AfterCommands | None) -> Any:  # noqa: ANN401 -- any reply
+        """Send a command to the node that turns out to have its key, call *after*, and return the reply or an error."""
+
+        async def send(session: Session) -> Any:  # noqa: ANN401 -- as above
+            (reply,) = await session.replies(command)
+            if isinstance(reply, AskError):
                 raise reply
-        return [replies[position] for position in range(len(commands))]
+            if after is not None:
+                await after(session)
+            return reply
+
+        return await self.run(_key_of(command), send)
 
     async def _run_at(self, node: RedisNode, work: Callable[[Session], Awaitable[T]], *, asking: bool = False) -> T:
         """Return the result of *work* with a session at *node*; a failure schedules a discovery."""
@@ -113,21 +133,6 @@ class CommandRouter:
         except StoreUnavailable:
             self.deployment.schedule_refresh()
             raise
-
-
-async def _send_and_call(
-    session: Session, commands: Sequence[Command], after: AfterCommands | None, *, redirects: bool = False
-) -> list[Any]:
-    """Send commands, call *after*, and return the replies, errors among them.
-
-    With *redirects*, a redirection of the first command is raised, for `CommandRouter.run` to follow.
-    """
-    replies = await session.replies(*commands)
-    if redirects and isinstance(replies[0], AskError):
-        raise replies[0]
-    if after is not None:
-        await after(session)
-    return replies
 
 
 def _key_of(command: Command) -> str | bytes:

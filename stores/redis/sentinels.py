@@ -31,6 +31,7 @@ from hotplate.stores.redis.deployment import (
 )
 from hotplate.stores.redis.url import RedisAddress, SentinelAddress
 from hotplate.stores.store import Finding, Level
+from hotplate.stores.timing import all_done
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class Sentinels(DiscoveredDeployment):
 
     async def close(self) -> None:
         await super().close()
-        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
+        await all_done(*(client.aclose() for client in self._clients.values()))
 
     async def _ask_one(self, where: str, client: Redis) -> SentinelState:
         """Ask one sentinel by one pipeline, so that its replies are of the same instant. Raises StoreError."""

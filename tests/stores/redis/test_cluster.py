@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 import pytest
 
+from hotplate.bench.process import free_port
 from hotplate.serve.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
@@ -23,6 +24,7 @@ from hotplate.stores.errors import (
 )
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.keys import BUCKETS, Keys
+from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
@@ -89,6 +91,31 @@ async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
         assert not is_awaited or read.result() == [row.value for row in USERS]
         assert len(asyncio.all_tasks()) == before
     assert 0 < most < 20
+
+
+async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeated(redis_cluster: RedisCluster) -> None:
+    down, slow, _ = redis_cluster.primaries
+    keys = [next(f"key:{n}" for n in range(1000) if redis_cluster.owner(f"key:{n}") is node) for node in (down, slow)]
+    is_slow = asyncio.Event()
+
+    def go_on() -> None:
+        slow.server.send_signal(signal.SIGCONT)
+        is_slow.clear()
+
+    with redis_cluster.announced(down, free_port()):  # where nothing listens
+        deployment = Cluster(parse_cluster(redis_cluster.url()))
+        await deployment.load()
+        slow.server.send_signal(signal.SIGSTOP)
+        is_slow.set()
+        going_on = asyncio.get_running_loop().call_later(0.5, go_on)
+        try:
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                await CommandRouter(deployment).execute_each([("GET", key) for key in keys])
+            assert not is_slow.is_set()
+        finally:
+            going_on.cancel()
+            go_on()
+            await deployment.close()
 
 
 async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(

@@ -17,6 +17,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release
+from hotplate.stores.redis import client
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
 from hotplate.stores.verification import verify
@@ -140,6 +141,20 @@ async def test_a_read_is_sent_again_once_if_its_connection_is_reset(remote: Redi
             proxy.delay_s = 0.0
         assert isinstance(await sent, kind)
     await recovered(remote)
+
+
+async def test_call_waits_for_earlier_ones_no_longer_than_for_a_reply(
+    redis: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.catalogue()
+    server.send_signal(signal.SIGSTOP)
+    calls = [asyncio.create_task(redis.catalogue()) for _ in range(client.MAX_SESSIONS)]
+    await asyncio.sleep(0)
+    monkeypatch.setattr(client, "COMMAND_TIMEOUT_S", 0.01)
+    with pytest.raises(StoreUnavailable, match="8 earlier calls still wait for it"):
+        await redis.catalogue()
+    server.send_signal(signal.SIGCONT)
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_full_server_keeps_its_releases_and_allows_rollback_and_prune(
