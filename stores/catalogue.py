@@ -333,6 +333,18 @@ def newly_committed(old: Catalogue, new: Catalogue) -> list[Release]:
     ]
 
 
+def is_bookkeeping(old: Catalogue, new: Catalogue) -> bool:
+    """Return whether a change is of drafts or dropped releases alone, such as a lease's renewal.
+
+    Neither readers nor erasures rely on those.
+    """
+    return _without_drafts(old) == _without_drafts(new)
+
+
+def _without_drafts(catalogue: Catalogue) -> Catalogue:
+    return replace(catalogue, generation=0, token="", releases=catalogue.committed)
+
+
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
     """Add an entry for a draft, a release that *draft*'s writer is writing, and mark lapsed drafts as `dropping`.
 

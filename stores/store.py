@@ -317,7 +317,10 @@ class Diagnosed(ABC):
         """Raise StoreFull, with the numbers, if the plan cannot fit."""
 
     async def check_durability(self) -> str | None:
-        """Return a sentence if the store may return with older data after a restart. Raises StoreError."""
+        """Return a sentence if the store may return with older data, after a restart or a failover. Raises StoreError.
+
+        Waits for replicas before it says that they lack something.
+        """
         return None
 
     async def warnings(self) -> list[str]:

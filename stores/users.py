@@ -57,12 +57,13 @@ async def erase_users(store: Store, users: Sequence[str]) -> Erasure:
             for release, keys in keys_by_release.items():
                 with suppress(ReleaseNotFound, ReleaseConflict):  # pruned since; or not recorded any more
                     deleted += await eraser.erase_rows(release, keys, partial(_check_recorded, catalogue))
+        # Before the search, which shows what an earlier failover took back; a later one takes back what this warns of.
+        warning = await store.check_durability() if isinstance(store, Diagnosed) else None
         result = await find_users(store, wanted)
         are_recorded = len(result.erased) == len(wanted)
         are_rows_left = eraser is not None and bool(result.holding)
         if are_recorded and not are_rows_left:
             break
-    warning = await store.check_durability() if isinstance(store, Diagnosed) else None
     return replace(result, deleted=deleted, warning=warning)
 
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -23,6 +23,13 @@ from redis.exceptions import MovedError, RedisError
 from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Server, Session, settings_of, translated
 from hotplate.stores.redis.credentials import Credentials
+from hotplate.stores.redis.replication import (
+    CONTROL_WAIT_S,
+    Replication,
+    wait_for_offsets,
+    wait_for_replicas,
+    warn_unacknowledged,
+)
 from hotplate.stores.redis.url import RedisAddress, show
 from hotplate.stores.store import Finding, ReadResult
 from hotplate.stores.timing import Backoff, OneLoop, SharedCall, all_done
@@ -32,9 +39,6 @@ log = logging.getLogger(__name__)
 DISCOVERY_TIMEOUT_S = 1.0  # per node or sentinel
 DISCOVERY_PAUSES_S = (0.1, 1.0)  # first and longest between discoveries
 CALM_S = 5.0  # time without a new discovery that resets the pauses
-
-SEAL_WAIT_S = 3.0  # for replicas
-CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a release's state
 
 
 class RedisNode(NamedTuple):
@@ -161,8 +165,12 @@ class Deployment(ABC):
         StoreUnavailable if the primary was replaced meanwhile.
         """
         replication = await wait_for_replicas(session, timeout_s=wait_s)
-        if replication is not None and replication.acknowledged < replication.replicas:
+        if replication is not None and replication.is_short:
             warn_unacknowledged(done, replication, session.where, wait_s)
+
+    async def replication_of(self, server: Server) -> Replication | None:
+        """Wait until the replicas of a primary have all that it was told so far; see `wait_for_offsets`."""
+        return await wait_for_offsets(server)
 
     async def examine(self) -> list[Finding]:
         """Return the findings of `hotplate store doctor` about the discovery of servers."""
@@ -270,42 +278,3 @@ class DiscoveredDeployment(Deployment):
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:
     """Return a random node, to spread load; None if there is none."""
     return random.choice(nodes) if nodes else None  # noqa: S311 -- spreads load
-
-
-class Replication(NamedTuple):
-    """The number of replicas that follow a primary, and of those that have all its writes."""
-
-    replicas: int
-    acknowledged: int = 0
-
-
-def replicas_in(info: Mapping[str, Any]) -> int:
-    """Return the number of replicas in a primary's reply to INFO, whose fields "slave0" and so on describe them."""
-    return sum(
-        isinstance(value, dict) and value.get("state") == "online"
-        for name, value in info.items()
-        if name.removeprefix("slave").isdigit()
-    )
-
-
-async def wait_for_replicas(
-    session: Session, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
-) -> Replication | None:
-    """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
-
-    Returns what was reached within *timeout_s*; None if the user may not send INFO or WAIT.
-    """
-    try:
-        replicas = replicas_in(await session.execute("INFO", "replication"))
-        if not replicas:
-            return Replication(0)
-        count = min(wanted or replicas, replicas)
-        return Replication(replicas, int(await session.execute("WAIT", count, int(timeout_s * 1000))))
-    except StoreMisused:
-        return None
-
-
-def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s: float) -> None:
-    """Log that a failover could lose what was *done* at the server *where*."""
-    sentence = "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another would lose it"
-    log.warning(sentence, done, replication.acknowledged, replication.replicas, where, wait_s)

@@ -14,8 +14,9 @@ from redis.crc import key_slot
 
 from hotplate.stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Server, Session
-from hotplate.stores.redis.deployment import Deployment, RedisNode, replicas_in
+from hotplate.stores.redis.deployment import Deployment, RedisNode
 from hotplate.stores.redis.keys import Keys
+from hotplate.stores.redis.replication import replicas_in
 from hotplate.stores.redis.url import RedisAddress
 from hotplate.stores.store import Finding, Level, Plan
 from hotplate.stores.urls import LOOPBACK
@@ -248,7 +249,7 @@ def _replication(fields: Mapping[str, Any]) -> list[Finding]:
     guard = _ok("min-replicas", "the primary refuses writes that no replica would get")
     if "min_slaves_good_slaves" not in fields:  # present only if it is set
         guard = _warning("min-replicas", "a failover may lose acknowledged writes; set min-replicas-to-write 1")
-    return [_ok("replicas", f"{replicas} follow the primary"), guard]
+    return [_ok("replicas", f"{len(replicas)} follow the primary"), guard]
 
 
 def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:

@@ -17,15 +17,21 @@ from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
 from hotplate.stores.errors import StoreError, StoreUnavailable
-from hotplate.stores.redis.client import CLIENT_NAME, CONNECT_TIMEOUT_S, NO_RETRIES, PROTOCOL, Session, translated
+from hotplate.stores.redis.client import (
+    CLIENT_NAME,
+    CONNECT_TIMEOUT_S,
+    NO_RETRIES,
+    PROTOCOL,
+    Server,
+    Session,
+    translated,
+)
 from hotplate.stores.redis.credentials import Credentials
-from hotplate.stores.redis.deployment import (
+from hotplate.stores.redis.deployment import DISCOVERY_TIMEOUT_S, DiscoveredDeployment, RedisNode, any_of
+from hotplate.stores.redis.replication import (
     CONTROL_WAIT_S,
-    DISCOVERY_TIMEOUT_S,
-    DiscoveredDeployment,
-    RedisNode,
     Replication,
-    any_of,
+    wait_for_offsets,
     wait_for_replicas,
     warn_unacknowledged,
 )
@@ -124,6 +130,9 @@ class Sentinels(DiscoveredDeployment):
                 warn_unacknowledged(done, Replication(named_replicas, acknowledged), where, wait_s)
                 return
             await asyncio.sleep(SETTLE_PAUSE_S)
+
+    async def replication_of(self, server: Server) -> Replication | None:
+        return await wait_for_offsets(server, expected=len(self._replicas))
 
     async def ask(self) -> SentinelAnswers:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.

@@ -22,23 +22,18 @@ from functools import partial
 from typing import NamedTuple
 
 from hotplate.stores import catalogue as catalogue_record
-from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, newly_committed
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseRef, is_bookkeeping, newly_committed
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.redis import examination
-from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Session, is_primary, raise_first_error
+from hotplate.stores.redis.client import COMMAND_TIMEOUT_S, Command, Server, Session, is_primary, raise_first_error
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials, entra_provider
-from hotplate.stores.redis.deployment import (
-    CONTROL_WAIT_S,
-    SEAL_WAIT_S,
-    Deployment,
-    Standalone,
-    wait_for_replicas,
-)
+from hotplate.stores.redis.deployment import Deployment, Standalone
 from hotplate.stores.redis.inventory import Inventory
 from hotplate.stores.redis.keys import SEALED, Keys, StateGroup, state_of, unsealed
 from hotplate.stores.redis.lookups import get_from_replicas, lookups_for, rows_received
 from hotplate.stores.redis.multiplexed import ReadConnections
+from hotplate.stores.redis.replication import CONTROL_WAIT_S, SEAL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.url import parse, parse_cluster, parse_sentinel
@@ -209,8 +204,29 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         self._deployment.loop.release()
 
     async def check_durability(self) -> str | None:
+        """Return how a failover or a restart may take changes back; see `Diagnosed.check_durability`.
+
+        A failover does if replicas do not have all that was written, a restart if there is no append-only file.
+        """
+        await self._deployment.confirm_primary()
+        servers = await self._deployment.primary_servers()
+        sentences = [await self._unreplicated(servers), await self._unlogged(servers)]
+        return "; ".join(sentence for sentence in sentences if sentence is not None) or None
+
+    async def _unreplicated(self, servers: Sequence[Server]) -> str | None:
+        """Return a sentence about the first primary whose replicas do not have all its writes, if any."""
+        for server in servers:
+            replication = await self._deployment.replication_of(server)
+            if replication is not None and replication.is_short:
+                return (
+                    f"only {replication.acknowledged} of the {replication.replicas} replicas of {server.address.shown} "
+                    f"have this change, so a failover may take it back: erase again after a failover"
+                )
+        return None
+
+    async def _unlogged(self, servers: Sequence[Server]) -> str | None:
         """Return a sentence about the first primary without an append-only file, if any."""
-        for server in await self._deployment.primary_servers():
+        for server in servers:
             if not await examination.logs_changes(server):
                 return (
                     f"{server.address.shown} has no append-only file, so a restart may take changes back: set "
@@ -390,21 +406,24 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         """Replace the catalogue and *records* by one script, if the stored catalogue has the version of *old*.
 
-        If *new* commits releases, waits for replicas; on a single server, raises RowsLost if one of them is not sealed.
-        Raises ReleaseConflict if the stored version differs. See `Store.swap`.
+        Raises ReleaseConflict if the stored version differs; RowsLost if *new* commits a release that a single server
+        has not sealed. Bookkeeping waits for one replica; other changes confirm the primary before, and wait for all
+        replicas: StoreUnavailable if the primary was replaced, a logged warning if a replica is late. See `Store.swap`.
         """
-        releases = newly_committed(old, new)
+        is_relied_on = not is_bookkeeping(old, new)
 
         async def change(session: Session) -> None:
-            await self._check_sealed(session, releases)
+            await self._check_sealed(session, newly_committed(old, new))
             stored = await self._read_catalogue(session)
             if stored.catalogue.version != old.version:
                 raise catalogue_changed()
             await self._replace(session, stored.record, new, records)
-            if releases:
+            if is_relied_on:
                 await self._deployment.ensure_replicated(session, "the catalogue was changed")
+            else:
+                await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
-        if releases:
+        if is_relied_on:
             await self._deployment.confirm_primary()
         await self._router.run(self._keys.catalogue, change)
 
@@ -414,7 +433,9 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
             await self._replace(session, record, new, records)
+            await self._deployment.ensure_replicated(session, "the catalogue was replaced")
 
+        await self._deployment.confirm_primary()
         await self._router.run(self._keys.catalogue, change)
 
     async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
@@ -433,7 +454,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
     ) -> None:
         """Replace the catalogue's stored *record* (None: absent), and write *records*, by one script.
 
-        Waits for a replica. Raises ReleaseConflict if another record is stored.
+        Raises ReleaseConflict if another record is stored.
         """
         expected = record or b""
         names = (self._keys.catalogue, *(self._keys.record(change.name) for change in records))
@@ -441,24 +462,30 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
         stored = await session.execute(*evaluation(SWAP, names, expected, *values))
         if (stored or b"") != expected:
             raise catalogue_changed()
-        await wait_for_replicas(session, wanted=1, timeout_s=CONTROL_WAIT_S)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         """Delete rows by key if *check* accepts the catalogue, and return how many existed; see `RowEraser.erase_rows`.
 
         On one server, the catalogue is read over the connection that deletes. In a cluster, it is read just before.
+        Waits for replicas, and logs what a failover could bring back. StoreUnavailable if the primary was replaced.
         """
         await self.prepare(release)
-        names = self._keys.release(release).located(keys).names
+        await self._deployment.confirm_primary()
+        deletions: list[Command] = [("DEL", name) for name in self._keys.release(release).located(keys).names]
+
+        async def wait_for_replication(session: Session) -> None:
+            await self._deployment.ensure_replicated(session, f"rows of release {release.id} were erased")
 
         async def erase(session: Session) -> int:
             check((await self._read_catalogue(session)).catalogue)
-            return sum(await session.execute_all(*(("DEL", name) for name in names)))
+            deleted_counts = await session.execute_all(*deletions)
+            await wait_for_replication(session)
+            return sum(deleted_counts)
 
         if not self._is_clustered:
             return await self._router.run(self._keys.catalogue, erase)
         check(await self.catalogue())
-        return sum(await self._router.execute_each([("DEL", name) for name in names]))
+        return sum(await self._router.execute_each(deletions, after=wait_for_replication))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
         """Read the state of each group of states; None if it is absent."""

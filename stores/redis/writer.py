@@ -18,8 +18,8 @@ from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.encoding import META, pack
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.redis.client import Command, Session, translated
-from hotplate.stores.redis.deployment import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.keys import SEALED, Keys, state_of
+from hotplate.stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.store import Row, not_found, sealed, taken_over
 from hotplate.stores.timing import Pacer, Retrier

@@ -13,10 +13,12 @@ from hotplate.stores.catalogue import (
     Canary,
     Catalogue,
     DraftRef,
+    Erased,
     ReleaseId,
     State,
     dump,
     follows,
+    is_bookkeeping,
     parse,
 )
 from hotplate.stores.errors import CatalogueUnreadable, HeldBack, RefusedByGates, ReleaseConflict, ReleaseNotFound
@@ -118,6 +120,32 @@ def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> 
             step(taken, draft(C))
         step(taken, other)
     assert changes.take_over(changes.end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
+
+
+def test_bookkeeping_is_of_drafts_and_dropped_releases_alone() -> None:
+    old = evolved()
+    after_lease = replace(old, now=old.now + 2 * LEASE_S)
+    dropping = changes.abandon(old, draft(C))
+    for bookkeeping in (
+        changes.begin(old, draft(ReleaseId("d"))),
+        changes.renew(after_lease, draft(C)),
+        changes.end_lease(old, draft(C)),
+        changes.take_over(after_lease, draft(C, writer="other")),
+        dropping,
+        changes.forget(dropping, draft(C).release),
+    ):
+        assert bookkeeping != old
+        assert is_bookkeeping(old, replace(bookkeeping, generation=old.generation + 1, token="next"))
+    for relied_on in (
+        changes.commit(old, draft(C)),
+        changes.rollback(old, B),
+        changes.start_canary(old, A, 5),
+        changes.prune(replace(old, now=old.now + 2 * GRACE_S), keep=0),
+        replace(old, erased=Erased(incarnation="", count=1, last=1, token="next")),
+        replace(old, store_id="other"),
+    ):
+        assert relied_on != old
+        assert not is_bookkeeping(old, relied_on)
 
 
 def test_ready_releases_are_kept_for_the_given_age() -> None:

@@ -17,9 +17,10 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release
-from hotplate.stores.redis import client
+from hotplate.stores.redis import client, replication
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import Plan, ReadResult, Row
+from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import RedisServer, replica_of, running
@@ -252,6 +253,38 @@ async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
         with pytest.raises(ReleaseConflict):
             await remote.swap(last, changes.succeed(last, last, "late", "s"))
         assert await swap_catalogue(remote, changes.renew(catalogue, draft_of(FIRST))) == await remote.catalogue()
+
+
+async def test_what_no_replica_has_is_reported(
+    redis: RedisStore,
+    server: RedisServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for _ in range(2):
+        await publish_rows(redis, TEN)
+    with replica_of(server, tmp_path / "replica") as replica:
+        server.execute_command("WAIT", "1", "30000")
+        complete = await erase_users(redis, ["000001"])
+        assert complete.warning is not None
+        assert "replicas" not in complete.warning
+        assert not caplog.records
+        replica.send_signal(signal.SIGSTOP)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(replication, "OFFSETS_WAIT_S", 0.0)
+                for _ in range(2):  # the second time, nothing is changed
+                    erasure = await erase_users(redis, ["000007"])
+                    assert erasure.warning is not None
+                    assert "0 of the 1 replicas" in erasure.warning
+            caplog.clear()
+            await rollback(redis)
+            assert "0 of the 1 replicas" in caplog.text
+        finally:
+            replica.send_signal(signal.SIGCONT)
+        erasure = await erase_users(redis, ["000007"])
+        assert erasure.warning == complete.warning
 
 
 async def test_publish_survives_a_reset_without_loss_or_repetition(remote: RedisStore, proxy: Proxy) -> None:

@@ -10,17 +10,28 @@ import pytest
 
 from hotplate.stores.catalogue import ReleaseId, commit
 from hotplate.stores.doctor import examine
+from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
 from hotplate.stores.lifecycle import update_catalogue
 from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Row
+from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
 from tests.support.redis_server import SOON_S
 from tests.support.scripted_sentinel import ScriptedSentinel, speaking
-from tests.support.stores import FIRST, OpenStore, begin_draft, draft_of, release_ref, write_release
+from tests.support.stores import (
+    FIRST,
+    OpenStore,
+    allow_erasure,
+    begin_draft,
+    draft_of,
+    publish,
+    release_ref,
+    write_release,
+)
 
 ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
 BOTH = [ONE.key, TWO.key, "user:3"]
@@ -182,6 +193,52 @@ async def test_seal_on_a_replaced_primary_fails_until_repeated(
         await store.prepare(draft_of(FIRST).release)
         await store.close()
     successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+
+
+async def test_erasure_on_a_replaced_primary_is_repeated_at_its_successor(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    primary = deployment.primary
+    (successor, other) = deployment.replicas
+    sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
+        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        await publish(store, [Row("popular:", b"{}"), ONE, TWO])
+        primary.execute_command("WAIT", "2", "5000")
+        successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet
+        calls = primary.calls("wait")
+        erasing = asyncio.create_task(erase_users(store, ["1"]))
+        while primary.calls("wait") == calls and not erasing.done():
+            await asyncio.sleep(0.01)
+        assert not erasing.done()
+        for sentinel in sentinels:
+            sentinel.epoch = 2
+            sentinel.primary = successor.port
+            sentinel.replicas = ()
+        assert (await erasing).erased == ("1",)
+        catalogue = await store.catalogue()
+        assert (await read_erased(store, catalogue)).covers_user("1")
+        found = await store.get_many(catalogue.releases[0].ref, BOTH)
+        assert [value is None for value in found] == [True, False, True]
+        await store.close()
+    successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+
+
+async def test_no_erasure_while_most_sentinels_are_unreachable(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
+        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        await publish(store, [Row("popular:", b"{}"), ONE, TWO])
+        release = (await store.catalogue()).releases[0].ref
+        sentinels[0].up = sentinels[1].up = False
+        with pytest.raises(StoreUnavailable, match="it may be another"):
+            await erase_users(store, ["1"])
+        with pytest.raises(StoreUnavailable, match="it may be another"):
+            await store.erase_rows(release, [ONE.key], allow_erasure)
+        assert await store.get_many(release, [ONE.key]) != [None]
+        await store.close()
 
 
 async def test_no_commit_while_most_sentinels_are_unreachable(
