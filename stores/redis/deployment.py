@@ -213,19 +213,29 @@ class Standalone(Deployment):
         return self.common
 
 
+class _Refresh(NamedTuple):
+    """A discovery in the background, after a pause.
+
+    *failure* is the error of the discovery before it, which callers get until this one has ended. It is None if the
+    servers are known, and only asked for again.
+    """
+
+    task: asyncio.Task[None]
+    failure: StoreError | None
+
+
 class DiscoveredDeployment(Deployment):
-    """A deployment that is asked for its servers; concurrent callers share one discovery."""
+    """A deployment that is asked for its servers; concurrent callers share one discovery.
+
+    The servers are unknown until a discovery succeeds, and known from then on (`is_loaded`). In both states, a refresh
+    may be scheduled.
+    """
 
     def __init__(self, common: RedisAddress, credentials: Credentials | None) -> None:
         super().__init__(common, credentials)
         self._discovery = SharedCall(self._discover, lambda: StoreUnavailable(f"{self.shown} was closed"))
-        self._failure: StoreError | None = None
-        """Why the last discovery failed."""
-
-        self._scheduled: asyncio.Task[None] | None = None
-        """The next discovery, during the pause before it."""
-
-        self._scheduled_at = float("-inf")
+        self._refresh: _Refresh | None = None
+        self._refresh_asked_at = float("-inf")
         self._backoff = Backoff(*DISCOVERY_PAUSES_S)
 
     @abstractmethod
@@ -233,38 +243,42 @@ class DiscoveredDeployment(Deployment):
         """Ask for the servers, and set `primaries` and `has_replicas`. Raises StoreError."""
 
     async def load(self) -> None:
-        """Discover the servers if they are unknown; raises the last error during the pause after it."""
+        """Discover the servers if they are unknown; after a failure, raises its error until the next discovery."""
         if self.is_loaded:
             return
-        if self._failure is not None and self._scheduled is not None:
-            raise self._failure.with_traceback(None)
+        if self._refresh is not None and self._refresh.failure is not None:
+            raise self._refresh.failure.with_traceback(None)
         await self._discovery.result()
 
     def schedule_refresh(self) -> None:
         """Discover the servers again after a pause, which doubles until no discovery was asked for during CALM_S."""
-        if self._scheduled is not None:
-            return
-        now = asyncio.get_running_loop().time()
-        if now - self._scheduled_at > CALM_S:
-            self._backoff.reset()
-        self._scheduled_at = now
-        self._scheduled = asyncio.create_task(self._discover_later(self._backoff.next_s()))
+        self._schedule(failure=None)
 
     async def close(self) -> None:
         await super().close()
-        if self._scheduled is not None:
-            self._scheduled.cancel()
-            await asyncio.gather(self._scheduled, return_exceptions=True)
+        if self._refresh is not None:
+            self._refresh.task.cancel()
+            await asyncio.gather(self._refresh.task, return_exceptions=True)
         await self._discovery.close()
 
     async def _discover(self) -> None:
         try:
             await self.ask()
         except StoreError as error:
-            self._failure = error
-            self.schedule_refresh()
+            self._schedule(failure=error)
             raise
         self.is_loaded = True
+
+    def _schedule(self, failure: StoreError | None) -> None:
+        """Schedule a refresh unless one is scheduled."""
+        if self._refresh is not None:
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._refresh_asked_at > CALM_S:
+            self._backoff.reset()
+        self._refresh_asked_at = now
+        task = asyncio.create_task(self._discover_later(self._backoff.next_s()))
+        self._refresh = _Refresh(task, failure)
 
     async def _discover_later(self, pause_s: float) -> None:
         try:
@@ -272,7 +286,7 @@ class DiscoveredDeployment(Deployment):
             with suppress(StoreError):
                 await self._discovery.result()
         finally:
-            self._scheduled = None
+            self._refresh = None
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:

@@ -72,8 +72,9 @@ class Multiplexer(asyncio.Protocol):
         self.error: str | None = None
         """Why the connection was closed; None while it is open."""
 
-        self.has_replied = False
-        """Whether a read got a valid reply."""
+        self._has_replied = False
+        self._was_given_up = False
+        """Whether a reply was invalid."""
 
         self._connection = connection
         self._timeout_s = timeout_s
@@ -89,6 +90,11 @@ class Multiplexer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._former_protocol: asyncio.BaseProtocol | None = None
         """redis-py's, which waits for the end of the transport when it disconnects."""
+
+    @property
+    def was_useful(self) -> bool:
+        """Whether reads got replies, all of them valid. If not, the next connection is unlikely to do better."""
+        return self._has_replied and not self._was_given_up
 
     async def open(self) -> None:
         """Connect by redis-py, which logs in and checks the role of the server, then take over its transport.
@@ -180,7 +186,7 @@ class Multiplexer(asyncio.Protocol):
 
     def _give_up(self, reason: str) -> None:
         """Close the connection after an invalid reply; *reason* continues a sentence about the server."""
-        self.has_replied = False  # so reconnection backs off
+        self._was_given_up = True
         error = f"{self.where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
@@ -195,7 +201,7 @@ class Multiplexer(asyncio.Protocol):
         if isinstance(reply, ENDING):
             self._end(str(translated(reply, self.where)))
             return
-        self.has_replied = True
+        self._has_replied = True
         if not self._pending:
             raise RuntimeError("a reply without a caller")
 
@@ -336,12 +342,12 @@ class Reconnector:
             await former.retire()
 
     async def _close_ended(self) -> None:
-        """Drop a connection that has ended; a server that accepts connections but never replies counts as failed."""
+        """Drop a connection that has ended. Unless it was useful, that counts as a failed attempt to connect."""
         ended = self._connection
         self._connection = None
         if ended is None:
             return
-        if ended.has_replied:
+        if ended.was_useful:
             self._backoff.reset()
         else:
             self._record_failure(ended.error or "")
