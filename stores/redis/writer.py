@@ -150,23 +150,25 @@ class Writer:
         """Forget the resume points of a draft, with which `check_kept` compares those of the server."""
         self._points.pop(draft, None)
 
-    async def check_kept(self, draft: DraftRef, session: Session, *sent: str, watched: bool = False) -> bytes | None:
+    async def check_kept(
+        self, draft: DraftRef, session: Session, *, sending: str | None = None, watched: bool = False
+    ) -> bytes | None:
         """Check that the server still has the acknowledged rows of a draft; return the draft's state.
 
         A server that restarted, or a replica that became primary, may have lost rows. It has then lost their resume
         points, too: for each part of the draft, the last key that the server acknowledged. So the stored resume points
         are compared with those that this writer remembers, and RowsLost is raised if one differs.
 
-        *sent* is the last key of a batch that is being written, if any. An earlier attempt may have written it, and its
-        response may have been lost, so this key is also accepted as a resume point. A batch is checked only on a new
-        connection: on one that was checked before, another writer may have advanced the resume point.
+        *sending* is the last key of a batch that is being written, if any. An earlier attempt may have written it, and
+        its response may have been lost, so this key is also accepted as a resume point. A batch is checked only on a
+        new connection: on one that was checked before, another writer may have advanced the resume point.
 
         If *watched*, the next transaction of the session fails if the state changes before it. The state is
         `draft:WRITER` or `sealed`, or None if it is absent; whether it is this writer's is left to the caller.
         """
         keys = self._keys.release(draft)
         last_key_by_part = self._points.get(draft, {})
-        if sent and session.identity is self._checked:
+        if sending is not None and session.identity is self._checked:
             last_key_by_part = {}
 
         commands = list[Command]()
@@ -180,7 +182,7 @@ class Writer:
 
         rows_kept = True
         for last_key, point in zip(last_key_by_part.values(), stored_points, strict=True):
-            if point is None or point.decode() not in (last_key, *sent):
+            if point is None or point.decode() not in (last_key, sending):
                 rows_kept = False
         if state == state_of(draft) and not rows_kept:
             raise RowsLost(f"{session.where} has lost rows of release {draft.id} that it had acknowledged")
@@ -201,7 +203,7 @@ class Writer:
             names_and_values += (row_name, row.value)
 
         async def transact(session: Session) -> float:
-            state = await self.check_kept(draft, session, batch.last_key, watched=True)
+            state = await self.check_kept(draft, session, sending=batch.last_key, watched=True)
             check_owned(draft, state)
             started = time.monotonic()
             *_, replies = await session.execute_all(
@@ -261,7 +263,7 @@ class Writer:
         not, RowsLost if the server has lost rows that it acknowledged.
         """
         keys = self._keys.release(draft)
-        state_before = await self.check_kept(draft, session, batch.last_key)
+        state_before = await self.check_kept(draft, session, sending=batch.last_key)
         check_owned(draft, state_before)
 
         key_names = (keys.state, batch.list_name, keys.points)
