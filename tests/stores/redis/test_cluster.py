@@ -10,7 +10,6 @@ from concurrent.futures import Future
 
 import pytest
 
-from hotplate.bench.process import free_port
 from hotplate.serve.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
 from hotplate.stores.connect import connect
@@ -28,6 +27,7 @@ from hotplate.stores.redis.routing import CommandRouter
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_cluster
 from hotplate.stores.store import Level, Plan, Row
+from hotplate.stores.users import erase_users
 from hotplate.testing import OpenStore, StoreContract
 from tests.support.readers import lists, reading
 from tests.support.redis_cluster import ClusterNode, RedisCluster
@@ -94,28 +94,48 @@ async def test_first_batch_takes_a_task_per_node_and_none_outlives_the_store(
 
 
 async def test_batch_that_fails_at_one_node_ends_at_all_before_it_may_be_repeated(redis_cluster: RedisCluster) -> None:
-    down, slow, _ = redis_cluster.primaries
-    keys = [next(f"key:{n}" for n in range(1000) if redis_cluster.owner(f"key:{n}") is node) for node in (down, slow)]
+    failing, slow, _ = (node.server for node in redis_cluster.primaries)
+    keys = [f"key:{n}" for n in range(20)]
+    assert {failing.port, slow.port} <= {owner.port for owner in redis_cluster.owners(keys)}
     is_slow = asyncio.Event()
 
     def go_on() -> None:
-        slow.server.send_signal(signal.SIGCONT)
+        slow.send_signal(signal.SIGCONT)
         is_slow.clear()
 
-    with redis_cluster.announced(down, free_port()):  # where nothing listens
-        deployment = Cluster(parse_cluster(redis_cluster.url()))
-        await deployment.load()
-        slow.server.send_signal(signal.SIGSTOP)
-        is_slow.set()
-        going_on = asyncio.get_running_loop().call_later(0.5, go_on)
-        try:
-            with pytest.raises(StoreUnavailable, match="cannot be reached"):
-                await CommandRouter(deployment).execute_each([("GET", key) for key in keys])
-            assert not is_slow.is_set()
-        finally:
-            going_on.cancel()
-            go_on()
-            await deployment.close()
+    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    await deployment.load()
+    failing.execute_command("CONFIG", "SET", "requirepass", "another")
+    failing.password = "another"
+    slow.send_signal(signal.SIGSTOP)
+    is_slow.set()
+    going_on = asyncio.get_running_loop().call_later(0.5, go_on)
+    try:
+        with pytest.raises(StoreUnavailable, match="does not accept this user and password"):
+            await CommandRouter(deployment).execute_each([("GET", key) for key in keys])
+        assert not is_slow.is_set()
+    finally:
+        going_on.cancel()
+        go_on()
+        failing.execute_command("CONFIG", "SET", "requirepass", "")
+        failing.password = None
+        await deployment.close()
+
+
+async def test_erasure_that_a_replica_lacks_is_reported(
+    store: RedisStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await publish(store, [Row("popular:", b"{}"), *USERS[:5]])
+    home = redis_cluster.owner(Keys(prefix).catalogue)
+    replica = next(node for node in redis_cluster.nodes if node.primary is home)
+    replica.server.send_signal(signal.SIGSTOP)
+    try:
+        erasure = await erase_users(store, ["000001"])
+    finally:
+        replica.server.send_signal(signal.SIGCONT)
+    assert erasure.warning is not None
+    assert f"0 of the 1 replicas of the node 127.0.0.1:{home.port}" in erasure.warning
+    redis_cluster.wait_until(redis_cluster.is_whole)
 
 
 async def test_release_on_all_nodes_uses_single_server_layout_and_erases_fully(
