@@ -139,7 +139,7 @@ class Inventory:
         """Return the packed keys of batches; None for a batch that is not listed any more."""
         home = self._keys.release(release).state
         commands = [("LINDEX", span.source, span.place) for span in spans]
-        return await self._retrier.call(lambda: self._router.run(home, lambda session: session.execute_all(*commands)))
+        return await self._retrier.call(self._router.run, home, lambda session: session.execute_all(*commands))
 
     async def erase(self, release: ReleaseRef, confirm: Callable[[], Awaitable[None]]) -> None:
         """Erase a release or draft: its states, then its rows, then its lists of keys; see `Store.erase`.
@@ -233,11 +233,11 @@ class Inventory:
             raise self._conflict(release)
 
     async def _execute(self, command: str, key: str, *args: str | bytes | int) -> Any:  # noqa: ANN401 -- any reply
-        return await self._retrier.call(lambda: self._router.execute(command, key, *args))
+        return await self._retrier.call(self._router.execute, command, key, *args)
 
     async def _execute_each(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands to the primaries that have their keys; after a failure, all of them again."""
-        return await self._retrier.call(lambda: self._router.execute_each(commands))
+        return await self._retrier.call(self._router.execute_each, commands)
 
     def _conflict(self, release: ReleaseRef) -> ReleaseConflict:
         return ReleaseConflict(

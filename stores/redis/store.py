@@ -266,7 +266,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
             (await examination.measure(server)).check(plan, len(servers), server.address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        await self._retrier.call(lambda: self._create(draft, plan))
+        await self._retrier.call(self._create, draft, plan)
 
     async def _create(self, draft: DraftRef, plan: Plan) -> None:
         """Begin or continue a draft: record its incarnation, and write the writer's token into its states.
@@ -342,7 +342,7 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
 
     async def seal(self, draft: DraftRef) -> None:
         """See `Store.seal`; logs what a failover could lose. StoreUnavailable if one replaced the primary."""
-        await self._retrier.call(lambda: self._seal(draft))
+        await self._retrier.call(self._seal, draft)
 
     async def _seal(self, draft: DraftRef) -> None:
         """Make a draft an immutable release: write `sealed` into its states, which are in a group for each slot.
@@ -375,14 +375,14 @@ class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
             raise not_found(draft)
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
-        states = await self._retrier.call(partial(self._states, release))
+        states = await self._retrier.call(self._states, release)
         return all(state == SEALED for state in states)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield the rows of a sealed release in the order of their keys; see `Store.scan`."""
-        await self._retrier.call(partial(self.prepare, release))
+        await self._retrier.call(self.prepare, release)
         async for keys in self._inventory.chunks(release):
-            for row in await self._retrier.call(partial(self._read_rows, release, keys)):
+            for row in await self._retrier.call(self._read_rows, release, keys):
                 yield row
 
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:

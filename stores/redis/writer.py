@@ -130,7 +130,7 @@ class Writer:
     async def _put(self, draft: DraftRef, batch: Batch) -> None:
         write = self._write_by_bucket if self._keys.clustered else self._write_in_transaction
         async with self._lock:
-            pause_s = await self._retrier.call(partial(write, draft, batch))
+            pause_s = await self._retrier.call(write, draft, batch)
             self._points.setdefault(draft, {})[batch.part] = batch.last_key
             await asyncio.sleep(pause_s)
 
