@@ -38,7 +38,12 @@ class Plan:
 
 
 class RecordChange(NamedTuple):
-    """A record beside the catalogue to be written as *after*, if it is *before* (None: absent)."""
+    """A record beside the catalogue to be written as *after*, if it is *before* (None: absent).
+
+    *before* is compared by stores that write records ahead of the catalogue, such as Cosmos DB: a swap that will lose
+    must not replace a record of the one that won. Files and Redis need not compare it, as they compare the version of
+    the catalogue and write both under one lock or in one script.
+    """
 
     name: str
     before: bytes | None
@@ -164,7 +169,13 @@ class SendingReader(Reader, ABC):
 
 
 class Store(Reader, Protocol):
-    """The whole contract, for publishing and operating."""
+    """The whole contract, for publishing and operating.
+
+    What else a store can do is a base class of its own, found by `isinstance`: LocalReader, ReplicatedReader,
+    SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
+    base classes of that store; without them it is served, but slower, is neither scaled nor examined, and keeps the
+    rows of erased users.
+    """
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft and claim it for its writer, as the first call of a handle. Idempotent.
