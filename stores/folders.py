@@ -1,4 +1,4 @@
-"""Scratch folders and locks, and the memory of mapped files.
+"""Scratch folders, locks, durable replacement of files, and the memory of mapped files.
 
 A folder has one owner, and those of killed processes are removed by the next process. Its owner holds an
 flock on the file `.lock` in it, and removes that once the folder is renamed to its place.
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -135,6 +135,39 @@ def write_all(descriptor: int, data: bytes, offset: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], offset + written)
+
+
+def replace_durably(
+    path: Path, data: bytes, *, mode: int = 0o666, before_rename: Callable[[], None] = lambda: None
+) -> None:
+    """Replace the file *path* by one with *data*, which a power failure leaves whole; its owner, group and mode stay.
+
+    The data are written to a file beside it, which is then renamed, so readers see the old content or the new. Writers
+    must exclude each other. A new file has *mode*, less the umask. *before_rename* may still raise, as when a lock was
+    lost; after any error the old file stays. Raises OSError.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            with suppress(FileNotFoundError, PermissionError):
+                old_status = path.stat()
+                os.fchown(descriptor, old_status.st_uid, old_status.st_gid)
+                os.fchmod(descriptor, old_status.st_mode & 0o777)
+            write_all(descriptor, data, 0)
+            os.fsync(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # that of a write has no file name
+        before_rename()
+        draft.rename(path)
+    except BaseException:
+        if is_at(descriptor, draft):  # else that of a process that took the lock meanwhile
+            draft.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    flush(path.parent)
 
 
 def _new(parent: Path, prefix: str) -> Path:

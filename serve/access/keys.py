@@ -12,7 +12,6 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -25,7 +24,7 @@ from msgspec import Meta
 
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
 from hotplate.stores.encoding import RecordFormat
-from hotplate.stores.folders import check_held, flush, take_lock
+from hotplate.stores.folders import check_held, replace_durably, take_lock
 
 T = TypeVar("T")
 
@@ -252,7 +251,7 @@ def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
     try:
         result, text = _content_after(path, change)
-        _replace_file(path, text, before_rename=partial(check_held, lock, lock_file))
+        replace_durably(path, text, mode=0o600, before_rename=partial(check_held, lock, lock_file))
         return result
     finally:
         os.close(lock)
@@ -266,29 +265,3 @@ def _content_after(path: Path, change: Callable[[ClientsByName], T]) -> tuple[T,
     text = msgspec.json.format(encoded, indent=2) + b"\n"
     parse(path, text)  # raises for what could not be read again, such as too many clients
     return result, text
-
-
-def _replace_file(path: Path, text: bytes, *, before_rename: Callable[[], None]) -> None:
-    """Replace the file at *path* by one with *text*, durably; its owner, group and mode stay.
-
-    The text is written to a file beside it, which is then renamed, so readers see the old content or the new.
-    *before_rename* may still raise, as when a lock was lost; then the old file stays.
-    """
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 -- a descriptor, which has the right mode from the start
-            with suppress(FileNotFoundError, PermissionError):
-                old_status = path.stat()
-                os.fchown(descriptor, old_status.st_uid, old_status.st_gid)
-                os.fchmod(descriptor, old_status.st_mode & 0o777)
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        new.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error  # an error of write() has no file name
-    before_rename()
-    new.rename(path)
-    flush(path.parent)

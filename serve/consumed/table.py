@@ -37,7 +37,7 @@ from hotplate.stores.event_log import (
     is_segment,
     line_of,
 )
-from hotplate.stores.folders import flush, take_lock
+from hotplate.stores.folders import replace_durably, take_lock
 
 log = logging.getLogger(__name__)
 
@@ -268,12 +268,12 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
         if hours:
             kept = _kept_segment([folder / KEPT, *paths], hours)
             try:
-                _replace(folder / KEPT, kept)
+                replace_durably(folder / KEPT, kept)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 _remove(paths)  # first, as there is no other room
-                _replace(folder / KEPT, kept)
+                replace_durably(folder / KEPT, kept)
         _remove(paths)
 
 
@@ -308,7 +308,7 @@ def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
             known = _read_hours(folder)
             longest = {kind: max(known.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*known, *hours}}
             if longest != known:
-                _replace(folder / HOURS, msgspec.json.encode(longest))
+                replace_durably(folder / HOURS, msgspec.json.encode(longest))
     except (OSError, msgspec.DecodeError) as error:
         log.warning(
             "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again",
@@ -336,19 +336,6 @@ def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tu
             event = decode_event(decoder, line)
             if event.type in wanted:
                 yield line, event
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a file by one that a power failure leaves whole."""
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        draft.write_bytes(content)
-        flush(draft)
-        draft.replace(path)
-        flush(path.parent)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from hotplate.stores.folders import (
     is_abandoned,
     marked,
     remove_abandoned,
+    replace_durably,
     take_lock,
     write_all,
 )
@@ -172,18 +173,17 @@ class CatalogueFile:
         """Replace records beside the catalogue, in order, each durable before the next."""
         if not records:
             return
+
+        def check() -> None:
+            if lock is not None:
+                self.check_locked(lock)
+
         with translating_errors(self._records):
             if not self._records.is_dir():
                 self._records.mkdir(parents=True)
                 flush(self.folder)
             for change in records:
-                scratch = self._records / f".{change.name}.json"
-                scratch.write_bytes(change.after)
-                flush(scratch)
-                if lock is not None:
-                    self.check_locked(lock)
-                scratch.rename(self._records / f"{change.name}.json")
-                flush(self._records)
+                replace_durably(self._records / f"{change.name}.json", change.after, before_rename=check)
 
     @contextmanager
     def locked(self) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """Scratch folders: a living owner's is never touched, a killed one's is removed by the next."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotplate.stores.folders import LOCK, scratch_folder, take_lock
+import pytest
+
+from hotplate.stores import folders
+from hotplate.stores.folders import LOCK, replace_durably, scratch_folder, take_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,3 +83,49 @@ def test_lock_of_a_removed_file_does_not_block_the_new_one(tmp_path: Path) -> No
     os.close(second)
     thread.join()
     os.close(*waiting)
+
+
+def test_replaced_file_keeps_its_mode_and_leaves_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    replace_durably(path, b"first", mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    replace_durably(path, b"second")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"second", 0o640)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replacement_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    replace_durably(path, b"first")
+
+    def lose_the_lock() -> None:
+        raise OSError(errno.ESTALE, "its lock file was removed", "record.lock")
+
+    with pytest.raises(OSError, match=r"removed: 'record\.lock'"):
+        replace_durably(path, b"second", before_rename=lose_the_lock)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folders, "write_all", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*record\.json'"):
+        replace_durably(path, b"second")
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"first", [path])
+
+
+def test_failed_replacement_keeps_the_draft_of_the_next_owner_of_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    outcomes = list[Path]()
+
+    def overtaken() -> None:
+        (draft,) = tmp_path.iterdir()
+        draft.unlink()
+        draft.write_bytes(b"of the next owner")
+        outcomes.append(draft)
+        raise OSError(errno.ESTALE, "its lock file was removed")
+
+    with pytest.raises(OSError, match="its lock file was removed"):
+        replace_durably(path, b"ours", before_rename=overtaken)
+    (draft,) = outcomes
+    assert draft.read_bytes() == b"of the next owner"
