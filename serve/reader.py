@@ -20,16 +20,17 @@ from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import TierRelease
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
+from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.serve.tier_reads import (
     BatchLookups,
     BatchRead,
     RowRead,
     RowsRead,
-    TurnLookups,
     caller_deadline,
     get_nowait,
 )
-from hotplate.serve.tiers import Origin, StoreObserver, Tier, loop_time, tier_names
+from hotplate.serve.tiers import Origin, Tier, loop_time, tier_names
+from hotplate.serve.turn_lookups import TurnLookups
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.encoding import EVERYBODY, ITEM, OVERALL, POPULAR, USER, RowKey, encode, is_empty

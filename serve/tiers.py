@@ -6,9 +6,8 @@ The result of reading a key is bytes (decoded: the opened list), None if the sto
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -20,30 +19,13 @@ from hotplate.serve.cache import NOT_CACHED, Cache
 from hotplate.serve.errors import ERRORS, ServiceFinding
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
-from hotplate.serve.metrics import (
-    CACHE_HIT,
-    CACHE_MISS,
-    CANARY,
-    CLICKS,
-    CORRUPT,
-    HEDGE_LOST,
-    HEDGE_WON,
-    HEDGES,
-    HISTOGRAM_CELLS,
-    IMPRESSIONS,
-    LIVE,
-    LOOKUP_OUTCOMES,
-    OTHER,
-    POSITIONS,
-    Metrics,
-    ReleaseRole,
-)
-from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
+from hotplate.serve.metrics import LOOKUP_OUTCOMES, Metrics
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.telemetry.spans import sampled_requests, traced
+from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
-from hotplate.stores.encoding import USER, is_empty
+from hotplate.stores.encoding import USER
 from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, LocalRows, Reader, ReadResult, ReplicatedReader, SendingReader
 from hotplate.stores.timing import Deadlines, TaskDeadlines
@@ -57,9 +39,6 @@ KEYS_AT_ONCE = 256
 STORE_SHARE = 0.9
 
 _UNREADABLE = StoreError("the value cannot be read")
-
-# Time limit of a read that no request waits for.
-PRESENT_S = 1.0
 
 
 def loop_time() -> float:
@@ -86,21 +65,43 @@ class _Defect(StoreUnavailable):
     """A store raised something other than StoreError."""
 
 
-class StoreObserver:
-    """Counts attempts and charges of a store."""
+class Circuit(Breaker):
+    """The circuit breaker of a named store, which logs when it opens and closes."""
 
-    def __init__(self, tier: str, metrics: Metrics) -> None:
-        self._tier = tier
-        self._metrics = metrics
+    def __init__(self, store: str, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._store = store
+        self.open_because = ""
+        """A sentence on the failure that opened the circuit last."""
+        self._fails_by_part = False
+        """Whether a part of the store has failed by itself, as one shard or one partition does."""
 
-    def charged(self, ru: float) -> None:
-        """See `hotplate.stores.store.Observer`."""
-        if ru:  # a 429 and an error cost nothing
-            self._metrics.observe_charge(self._tier, ru)
+    def read_succeeded(self) -> None:
+        """Count a read that succeeded."""
+        if self.is_open:
+            log.warning("%s: circuit closed, the store answers", self._store)
+        self.succeeded()
 
-    def failed(self, kind: str) -> None:
-        """See `hotplate.stores.store.Observer`."""
-        self._metrics.count_attempt(self._tier, kind)
+    def read_failed(self, error: StoreError) -> None:
+        """Count a failed read, and log it if that opens the circuit."""
+        was_open = self.is_open
+        by_part = isinstance(error, PartUnavailable)
+        self._fails_by_part = self._fails_by_part or by_part
+        self.failed(FAILURES_OF_PARTS if by_part else FAILURES)
+        if self.is_open and not was_open:
+            self.open_because = f"circuit open after repeated failures: {error}"
+            cause = error.__cause__ if isinstance(error, _Defect) else None
+            log.warning("%s: %s", self._store, self.open_because, exc_info=cause)
+
+    def read_timed_out(self, timeout_s: float) -> StoreUnavailable:
+        """Count a read that was not done in time; return its error.
+
+        A store whose parts fail by themselves may be late because of one part.
+        """
+        kind = PartUnavailable if self._fails_by_part else StoreUnavailable
+        late = kind(f"{self._store} did not answer in {timeout_s * 1000:.0f} ms")
+        self.read_failed(late)
+        return late
 
 
 class SentRead(msgspec.Struct, frozen=True, eq=False):
@@ -130,32 +131,28 @@ class Tier:
         *fold_in* loads the item factors of each release.
         """
         self.name = name
-        self.follower = Follower(reader, partial(_canary_counts, metrics, name), fold_in=fold_in)
-        self.breaker = Breaker(loop_time)
-        self._reader = reader
+        self._counters = TierMetrics(name, metrics)
+        self.follower = Follower(reader, self._counters.canary_counts, fold_in=fold_in)
+        self.breaker = Circuit(name, loop_time)
+        self.reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self._sender = reader if isinstance(reader, SendingReader) else None
         self.keys_a_call = reader.coalesce
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
-        self._metrics = metrics
-        self._hedge = Hedge(reader, self._count_hedge) if isinstance(reader, ReplicatedReader) else None
-        self.read_cell = metrics.store[name, "get", "ok"]
-        """The histogram of reads of a local store."""
+        self._hedge = Hedge(reader, self._counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
+        self.read_cell = self._counters.read_cell
+        """The histogram of reads of a local store, for the fast lane."""
         self._deadlines = TaskDeadlines()
         self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
-        self._fails_by_part = False
-        """Whether a part of the store has failed by itself, as one shard or one partition does."""
         self._damaged = set[ReleaseRef]()
         """Followed releases of which a damaged value was read."""
-        self._open_because = ""
-        """A sentence on the failure that opened the circuit last."""
 
     @property
     def findings(self) -> list[ServiceFinding]:
         """All findings, ERRORS first."""
         findings = self.follower.findings
         if self.breaker.is_open:
-            findings.append(ServiceFinding("circuit", self._open_because))
+            findings.append(ServiceFinding("circuit", self.breaker.open_because))
         for served in self.follower.all_served:
             if served.ref in self._damaged:
                 findings.append(ServiceFinding("damage", _damage_of(served.id)))
@@ -173,7 +170,7 @@ class Tier:
 
     async def close(self) -> None:
         """Close the store."""
-        await self._reader.close()
+        await self.reader.close()
 
     @property
     def needs_io(self) -> bool:
@@ -197,7 +194,7 @@ class Tier:
             return NOT_CACHED
         result = self._cache.get(served, key)
         if result is not NOT_CACHED:
-            self._metrics.count(self._metrics.cached[self.name, CACHE_HIT])
+            self._counters.count_cached()
         return result
 
     def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> ReadResult:
@@ -206,8 +203,7 @@ class Tier:
         try:
             value = reader.get(served.ref, key)
             took_s = perf_counter() - started
-            self._metrics.observe(self.read_cell, took_s)
-            self._observe_canary(served, took_s)
+            self._counters.observe_local_read(took_s, self.follower.role_of(served))
             return None if value is None else served.decode(key, value)
         except StoreError as error:
             return error
@@ -247,7 +243,7 @@ class Tier:
         try:
             replies = self._sender.send(served.ref, keys)
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
-            self._count_failed_attempt(error)
+            self._counters.count_failed_attempt(error)
             return None
         if replies is None:
             return None
@@ -268,17 +264,17 @@ class Tier:
         """
         read.expiring.discard(read.replies)
         if read.replies.cancelled():  # by `_sent_deadlines`
-            self._observe_read(read.served, read.sent_at, "error")
-            raise self._late(read.timeout_s)
+            self._observe_call(read.served, read.sent_at, "error")
+            raise self.breaker.read_timed_out(read.timeout_s)
         try:
             results = read.sender.received(read.served.ref, read.replies.result())
         except ReleaseNotFound:  # no failure of the store
             return None
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
-            self._count_failed_attempt(error)
+            self._counters.count_failed_attempt(error)
             return None
-        self._observe_read(read.served, read.sent_at, "ok")
-        self._succeeded()
+        self._observe_call(read.served, read.sent_at, "ok")
+        self.breaker.read_succeeded()
         return self._decode_and_cache(read.served, read.keys, results)
 
     async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
@@ -297,42 +293,15 @@ class Tier:
                 self.breaker.undecided()
             raise
         except TimeoutError:
-            raise self._late(timeout_s) from None
+            raise self.breaker.read_timed_out(timeout_s) from None
         except ReleaseMoved:
             self.breaker.succeeded()
             raise
         except StoreError as error:
-            self._failed(error)
+            self.breaker.read_failed(error)
             raise
-        self._succeeded()
+        self.breaker.read_succeeded()
         return results
-
-    def _succeeded(self) -> None:
-        """Tell the breaker of a read that succeeded."""
-        if self.breaker.is_open:
-            log.warning("%s: circuit closed, the store answers", self.name)
-        self.breaker.succeeded()
-
-    def _late(self, timeout_s: float) -> StoreUnavailable:
-        """Tell the breaker of a read that was not done in time; return its error.
-
-        A store whose parts fail by themselves may be late because of one part.
-        """
-        kind = PartUnavailable if self._fails_by_part else StoreUnavailable
-        late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
-        self._failed(late)
-        return late
-
-    def _failed(self, error: StoreError) -> None:
-        """Tell the breaker of a failed read, and log it if that opens the circuit."""
-        was_open = self.breaker.is_open
-        by_part = isinstance(error, PartUnavailable)
-        self._fails_by_part = self._fails_by_part or by_part
-        self.breaker.failed(FAILURES_OF_PARTS if by_part else FAILURES)
-        if self.breaker.is_open and not was_open:
-            self._open_because = f"circuit open after repeated failures: {error}"
-            cause = error.__cause__ if isinstance(error, _Defect) else None
-            log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
 
     async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read *keys* in calls of the store's size.
@@ -343,7 +312,7 @@ class Tier:
         try:
             if self._local is not None:
                 return await self._read_local(served, keys)
-            if len(keys) > self._reader.batch:
+            if len(keys) > self.reader.batch:
                 return await self._read_batches(served, keys, deadline)
             return await self._read_batch(served, keys, deadline)
         except ReleaseNotFound:
@@ -360,7 +329,7 @@ class Tier:
     async def _read_local(self, served: ServedRelease, keys: Sequence[str]) -> list[ReadResult]:
         """Read batches in turn; other requests run between them."""
         results = list[ReadResult]()
-        for batch in _batches(keys, KEYS_AT_ONCE):
+        for batch in batches_of(keys, KEYS_AT_ONCE):
             if results:
                 await asyncio.sleep(0)
             results += await self._read_part(served, batch, None)
@@ -368,7 +337,7 @@ class Tier:
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read batches at once."""
-        parts = [self._read_part(served, batch, deadline) for batch in _batches(keys, self._reader.batch)]
+        parts = [self._read_part(served, batch, deadline) for batch in batches_of(keys, self.reader.batch)]
         return _unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
     async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
@@ -399,20 +368,12 @@ class Tier:
                 raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(served, error) from error.__cause__
         finally:
-            self._observe_read(served, started, outcome)
+            self._observe_call(served, started, outcome)
         return self._decode_and_cache(served, keys, results)
 
-    def _observe_read(self, served: ServedRelease, started: float, outcome: str) -> None:
+    def _observe_call(self, served: ServedRelease, started: float, outcome: str) -> None:
         """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
-        took_s = perf_counter() - started
-        self._metrics.observe(self._metrics.store[self.name, "get_many", outcome], took_s)
-        self._observe_canary(served, took_s)
-
-    def _count_failed_attempt(self, error: Exception) -> None:
-        """Count a sent read that failed, and is tried again by `read`."""
-        kind = "unavailable" if isinstance(error, StoreUnavailable) else OTHER
-        self._metrics.count_attempt(self.name, kind)
-        log.debug("%s: a read failed, and is tried again", self.name, exc_info=error)
+        self._counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(served))
 
     def _decode_and_cache(
         self, served: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]
@@ -421,7 +382,7 @@ class Tier:
         results = self._decode_results(served, keys, values)
         if self._cache is not None:
             self._cache.put(served, keys, results)
-            self._metrics.count(self._metrics.cached[self.name, CACHE_MISS], len(keys))
+            self._counters.count_uncached(len(keys))
         return results
 
     def _call(
@@ -433,18 +394,15 @@ class Tier:
         local stores, it has no time limit.
         """
         if deadline is None:
-            return self._reader.get_many(served.ref, keys)
+            return self.reader.get_many(served.ref, keys)
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
         if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
             call = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
         else:
-            call = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
+            call = self.reader.get_many(served.ref, keys, timeout_s=timeout_s)
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
-
-    def _count_hedge(self, won: bool) -> None:  # noqa: FBT001 -- a callback with one argument
-        self._metrics.count_in(HEDGES, self.name, HEDGE_WON if won else HEDGE_LOST)
 
     def _decode_results(
         self, served: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
@@ -475,7 +433,7 @@ class Tier:
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
 
-        self._metrics.count_in(CORRUPT, self.name)
+        self._counters.count_damage()
         served.tally.damaged += 1
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
@@ -485,37 +443,14 @@ class Tier:
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
 
-    async def share_present(self, served: ServedRelease, keys: Sequence[str]) -> float | None:
-        """Return the share of *keys* (0 to 1) with a list in a release; None if it cannot be read.
-
-        This read is not a request's: it is neither counted nor cached.
-        """
-        present = 0
-        try:
-            async with asyncio.timeout(PRESENT_S):
-                for batch in _batches(keys, self._reader.batch):
-                    results = await self._reader.get_many(served.ref, batch, timeout_s=PRESENT_S * STORE_SHARE)
-                    present += sum(_has_list(served, key, result) for key, result in zip(batch, results, strict=True))
-        except (TimeoutError, StoreError):
-            return None
-        return present / max(1, len(keys))
-
     def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count *lists* from a *source*, one of SOURCES; *outcome* is an index of LOOKUP_OUTCOMES, *kind* of the rows.
 
         During a canary, lists of users are also counted by role, for its judgement.
         """
-        self._metrics.count_lookup(source, LOOKUP_OUTCOMES[outcome], lists)
         served.tally.lookups[outcome] += lists
-        if self.follower.canary is not None and kind == USER:
-            role: ReleaseRole = CANARY if served.is_canary else LIVE
-            self._metrics.count(self._metrics.canary[self.name, role, LOOKUP_OUTCOMES[outcome]], lists)
-
-    def _observe_canary(self, served: ServedRelease, took_s: float) -> None:
-        """During a canary, count the time of a read by role, for its judgement."""
-        if self.follower.canary is not None:
-            role: ReleaseRole = CANARY if served.is_canary else LIVE
-            self._metrics.observe(self._metrics.canary_reads[self.name, role], took_s)
+        role = self.follower.role_of(served) if kind == USER else None
+        self._counters.count_lookups(source, LOOKUP_OUTCOMES[outcome], lists, role)
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):
@@ -529,7 +464,8 @@ def _cancel(replies: asyncio.Future[list[ReadResult]]) -> None:
     replies.cancel()
 
 
-def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+def batches_of(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Yield *keys* in parts of a size."""
     return (keys[start : start + size] for start in range(0, len(keys), size))
 
 
@@ -540,38 +476,6 @@ def _unless_all_failed(results: list[ReadResult]) -> list[ReadResult]:
     return results
 
 
-def _has_list(served: ServedRelease, key: str, result: ReadResult) -> bool:
-    """Return whether a result has a list; raises StoreError if it could not be read."""
-    if result is None or isinstance(result, ReleaseCorrupt):
-        return False
-    if isinstance(result, StoreError):
-        raise result
-    try:
-        return not is_empty(served.decode(key, result))
-    except ReleaseCorrupt:
-        return False
-
-
 def _damage_of(release: ReleaseId) -> str:
     """Return a sentence without the error, whose key may identify a user."""
     return f"release {release} is damaged in this store; `hotplate releases verify` names rows; {HEAL}"
-
-
-def _canary_counts(metrics: Metrics, tier: str) -> BothCounts:
-    """Return the counts of a tier during a canary, of all workers; see `_role_counts`."""
-    return BothCounts(live=_role_counts(metrics, tier, LIVE), canary=_role_counts(metrics, tier, CANARY))
-
-
-def _role_counts(metrics: Metrics, tier: str, role: ReleaseRole) -> ReleaseCounts:
-    """Return lookups and reads of a role in a tier, and its events in all tiers, which do not name a tier.
-
-    A list was shown if its first place was.
-    """
-    hit, miss, error = (metrics.total(metrics.canary[tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
-    *reads, _sum_s = metrics.total(metrics.canary_reads[tier, role], HISTOGRAM_CELLS)
-    first_position = POSITIONS[0]
-    (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])
-    clicks_by_position = metrics.total(metrics.cells[CLICKS][role, first_position], len(POSITIONS))
-    return ReleaseCounts(
-        hit=hit, miss=miss, error=error, reads=tuple(reads), shown=shown, clicks=sum(clicks_by_position)
-    )

@@ -138,6 +138,13 @@ class LocalReader(ABC):
         """Load a release into memory, paced: `get` must not wait for a disk."""
 
 
+class PollingReader:
+    """A store whose `changes` reads the catalogue at intervals."""
+
+    polled_at: float | None = None
+    """Monotonic time of the last of these reads; None before the first."""
+
+
 class ReplicatedReader(Reader, ABC):
     """A store that can be read at a second place, for hedged reads: replicas, or another region."""
 
@@ -319,9 +326,6 @@ class Finding(NamedTuple):
 
 class Diagnosed(ABC):
     """A store that can examine itself."""
-
-    polled_at: float | None = None
-    """Monotonic time of the last read by `changes`; None if unknown."""
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:

@@ -15,7 +15,7 @@ from hotplate.serve.consumed.table import BUCKETS, HOUR_S, MAX_HOURS, WAYS, Cons
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, SENT, STREAM, Metrics
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.tiers import StoreObserver
+from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.stores.connect import REDIS, open_stream
 from hotplate.stores.errors import StoreError
 from hotplate.stores.urls import scheme_of

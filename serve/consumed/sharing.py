@@ -23,7 +23,7 @@ from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import BATCH, SharingState, append
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed, ConsumedEvent, ConsumedPairs
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, STREAM, Metrics
-from hotplate.serve.tiers import StoreObserver
+from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.stores.connect import open_stream, opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased

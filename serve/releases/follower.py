@@ -15,6 +15,7 @@ import msgspec
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
+from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary
 from hotplate.serve.releases.served import ServedRelease, load
@@ -24,7 +25,7 @@ from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from hotplate.stores.store import Diagnosed, LocalReader, Reader, read_one
+from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
 from hotplate.stores.timing import Backoff, SharedCall
 from hotplate.stores.verification import counted
 
@@ -133,7 +134,7 @@ class Follower:
     def catalogue_age_s(self) -> float:
         """Seconds since the last read that agreed with the followed catalogue."""
         current_at = self._agreement.current_at
-        polled_at = self._reader.polled_at if isinstance(self._reader, Diagnosed) else None
+        polled_at = self._reader.polled_at if isinstance(self._reader, PollingReader) else None
         if polled_at is not None:
             current_at = min(current_at, polled_at)
         return time.monotonic() - current_at
@@ -164,6 +165,12 @@ class Follower:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary
         return canary.served if canary is not None and canary.includes(row) else self.served
+
+    def role_of(self, served: ServedRelease) -> ReleaseRole | None:
+        """Return the role of a release during a canary; None without a canary."""
+        if self.canary is None:
+            return None
+        return CANARY if served.is_canary else LIVE
 
     def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
         """Return the releases to read *rows* in: the canary for its users, the live one; none while none is served."""

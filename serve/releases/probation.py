@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 
 import msgspec
 
@@ -22,13 +23,14 @@ from hotplate.serve.releases.served import ServedRelease
 from hotplate.serve.shared_table import Records
 from hotplate.serve.states import SharedStates
 from hotplate.serve.tasks import repeat
-from hotplate.serve.tiers import Tier
+from hotplate.serve.tiers import Tier, batches_of
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
-from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from hotplate.stores.encoding import is_empty
+from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from hotplate.stores.lifecycle import rollback
-from hotplate.stores.store import Reader, Store
+from hotplate.stores.store import Reader, ReadResult, Store
 from hotplate.stores.verification import read_servable
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,9 @@ WITHDRAW_S = 60.0
 RETRY_S = 10.0
 # Withdrawn releases that are remembered: activated again by an operator, they are not on probation.
 REMEMBERED = 8
+# Time limits of looking up missed keys in the release before, and of each call of the store for that.
+PRESENT_S = 1.0
+PRESENT_STORE_S = 0.9
 
 # Per tier: a record of two counted releases, and one of a probation with its history.
 COUNTS_BYTES = 2048
@@ -75,13 +80,63 @@ class Sample(msgspec.Struct, frozen=True):
     counts: ReleaseCounts
 
 
+class ProbationState(Enum):
+    """State of the live release of a tier."""
+
+    UNKNOWN = "no live release was seen yet"
+    ON_PROBATION = "it is compared with the release before, and withdrawn if it is worse"
+    BLOCKED = "it is worse, and could not be withdrawn; that is tried again"
+    KEPT = "it was worse at the end of its probation, and could not be withdrawn"
+    SETTLED = "it is not on probation, or no longer"
+
+
+class ProbationEvent(Enum):
+    """What changes the state."""
+
+    BEGAN = "another release went live, and is compared with the one before"
+    EXEMPTED = "another release went live that is not to be compared"
+    FINE = "the release is not worse now"
+    FAILED = "the release is worse, and its withdrawal failed"
+    WITHDRAWN = "the release is worse, and was withdrawn"
+    ENDED = "the time of the probation is over"
+
+
+# The next state, by what happened and the state before.
+TRANSITIONS = {
+    ProbationEvent.BEGAN: dict.fromkeys(ProbationState, ProbationState.ON_PROBATION),
+    ProbationEvent.EXEMPTED: dict.fromkeys(ProbationState, ProbationState.SETTLED),
+    ProbationEvent.FINE: {
+        ProbationState.ON_PROBATION: ProbationState.ON_PROBATION,
+        ProbationState.BLOCKED: ProbationState.ON_PROBATION,
+    },
+    ProbationEvent.FAILED: {
+        ProbationState.ON_PROBATION: ProbationState.BLOCKED,
+        ProbationState.BLOCKED: ProbationState.BLOCKED,
+    },
+    ProbationEvent.WITHDRAWN: {
+        ProbationState.ON_PROBATION: ProbationState.SETTLED,
+        ProbationState.BLOCKED: ProbationState.SETTLED,
+    },
+    ProbationEvent.ENDED: {
+        ProbationState.ON_PROBATION: ProbationState.SETTLED,
+        ProbationState.BLOCKED: ProbationState.KEPT,
+        ProbationState.SETTLED: ProbationState.SETTLED,
+    },
+}
+# In these states the live release is compared with the one before.
+JUDGED = {ProbationState.ON_PROBATION, ProbationState.BLOCKED}
+# In these it is worse, and was not withdrawn.
+WORSE = {ProbationState.BLOCKED, ProbationState.KEPT}
+
+
 class TierProbation(msgspec.Struct):
     """The live release of a tier, on probation or not."""
 
     tier: str
+    state: ProbationState = ProbationState.UNKNOWN
     live: ReleaseRef | None = None
-    before: ReleaseRef | None = None
-    """The release to return to while *live* is on probation."""
+    compared_with: ReleaseRef | None = None
+    """The release that was live before *live*, if that is or was on probation."""
 
     began: float = 0.0
     expected: ReleaseCounts = ReleaseCounts()
@@ -96,8 +151,22 @@ class TierProbation(msgspec.Struct):
     withdrawn: int = 0
     """Releases that this service has withdrawn."""
 
-    blocked: str = ""
-    """Why the live release, which is worse, is not withdrawn."""
+    failure: str = ""
+    """Why the last withdrawal of the live release failed."""
+
+    def record(self, event: ProbationEvent) -> None:
+        """Change the state by what happened."""
+        self.state = TRANSITIONS[event][self.state]
+
+    @property
+    def before(self) -> ReleaseRef | None:
+        """The release to return to; None if the live one is not on probation."""
+        return self.compared_with if self.state in JUDGED else None
+
+    @property
+    def blocked(self) -> str:
+        """Why the live release, which is worse, is not withdrawn; empty otherwise."""
+        return self.failure if self.state in WORSE else ""
 
     def before_of(self, release: ReleaseRef) -> ReleaseRef | None:
         """Return the release to compare *release* with; None if that is not on probation."""
@@ -237,12 +306,40 @@ class ReleaseCounter:
             return 0.0
         keys = list(served.tally.missed)
         served.tally.missed.clear()
-        share = await tier.share_present(previous, keys)
+        share = await share_present(tier.reader, previous, keys)
         if share is None:
             served.tally.missed.extend(keys)  # examined later
             return 0.0
         self._unexamined[tier.name] = 0.0
         return misses * share
+
+
+async def share_present(reader: Reader, served: ServedRelease, keys: Sequence[str]) -> float | None:
+    """Return the share of *keys* (0 to 1) with a list in a release; None if it cannot be read.
+
+    This read is not a request's: it is neither counted nor cached.
+    """
+    present = 0
+    try:
+        async with asyncio.timeout(PRESENT_S):
+            for batch in batches_of(keys, reader.batch):
+                results = await reader.get_many(served.ref, batch, timeout_s=PRESENT_STORE_S)
+                present += sum(_has_list(served, key, result) for key, result in zip(batch, results, strict=True))
+    except (TimeoutError, StoreError):
+        return None
+    return present / max(1, len(keys))
+
+
+def _has_list(served: ServedRelease, key: str, result: ReadResult) -> bool:
+    """Return whether a result has a list; raises StoreError if it could not be read."""
+    if result is None or isinstance(result, ReleaseCorrupt):
+        return False
+    if isinstance(result, StoreError):
+        raise result
+    try:
+        return not is_empty(served.decode(key, result))
+    except ReleaseCorrupt:
+        return False
 
 
 class Probation:
@@ -316,8 +413,8 @@ class Probation:
     ) -> bool:
         """Set *probation* to the state at the activation of *live*, a release that workers serve already.
 
-        It is on probation, with `probation.before` set, if a rollback leads to the release that was live before it. A
-        release that was withdrawn earlier is not on probation. *counted* has the counts of all workers. Returns False,
+        It is on probation if a rollback leads to the release that was live before it. A release that was withdrawn
+        earlier is not. *counted* has the counts of all workers. Returns False,
         and changes nothing, while the tier's catalogue cannot be read or does not name the release as live.
         """
         catalogue = await self._read_catalogue(probation.tier)
@@ -327,17 +424,18 @@ class Probation:
         _remember_withdrawn(probation, catalogue)
         previous = probation.live
         was_withdrawn = live.incarnation in probation.withdrawn_incarnations  # and was activated again by an operator
-        probation.before = None
         if previous is not None and _rollback_target(catalogue) == previous and not was_withdrawn:
             counts_an_hour_ago = probation.history[0].counts
             last_hour = _sum_of(counted, previous).since(counts_an_hour_ago)
-            probation.before = previous
+            probation.compared_with = previous
             probation.expected = expected_of(last_hour)
+            probation.record(ProbationEvent.BEGAN)
+        else:
+            probation.record(ProbationEvent.EXEMPTED)
 
         probation.live = live
         probation.began = self._clock()
         probation.history = [Sample(probation.began, ReleaseCounts())]
-        probation.blocked = ""
         self._retry_at[probation.tier] = 0.0
         return True
 
@@ -363,12 +461,12 @@ class Probation:
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
 
         if finding is None:
-            probation.blocked = ""
+            probation.record(ProbationEvent.FINE)
         elif self._clock() >= self._retry_at[probation.tier]:
             await self._withdraw(probation, counts, finding)
             self._retry_at[probation.tier] = self._clock() + RETRY_S
         if is_over:
-            probation.before = None  # ends the probation
+            probation.record(ProbationEvent.ENDED)
 
     def _is_circuit_open(self, tier: str) -> bool:
         workers = [state for state in self._states.all() if state is not None]
@@ -393,7 +491,7 @@ class Probation:
                 is_only_slow = find_regression(probation.expected, without_reads) is None
                 if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
-                    probation.blocked = ""
+                    probation.record(ProbationEvent.FINE)
                     return
                 await rollback(store, live.id, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
@@ -405,12 +503,12 @@ class Probation:
                 if not probation.blocked:
                     sentence = "release %s is worse than release %s, and this service cannot withdraw it: %s (%s)"
                     log.error(sentence, live.id, before.id, obstacle, finding)  # noqa: TRY400 -- expected
-                probation.blocked = obstacle
+                probation.failure = obstacle
+                probation.record(ProbationEvent.FAILED)
                 return
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
         probation.withdrawn += 1
-        probation.before = None
-        probation.blocked = ""
+        probation.record(ProbationEvent.WITHDRAWN)
 
     async def _is_withdrawn(self, tier: str, release: ReleaseRef, reason: str) -> bool:
         """Return whether a release was withdrawn for *reason*, by a rollback that seemed to fail after its swap."""

@@ -53,6 +53,7 @@ from hotplate.stores.store import (
     Finding,
     Observer,
     Plan,
+    PollingReader,
     ProvisionedStore,
     ReadResult,
     RecordChange,
@@ -77,7 +78,7 @@ SCALING_POLL_S = 1.0
 SCALING_S = 600.0
 
 
-class CosmosStore(Diagnosed, ProvisionedStore, RowEraser, ReplicatedReader):
+class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, ReplicatedReader):
     """One database of one account, on one event loop."""
 
     batch = 64

@@ -46,6 +46,7 @@ from hotplate.stores.store import (
     Level,
     LocalReader,
     Plan,
+    PollingReader,
     ReadResult,
     RecordChange,
     Row,
@@ -206,7 +207,7 @@ class CatalogueFile:
             check_held(lock, self._lock)
 
 
-class LmdbStore(LocalReader, Diagnosed):
+class LmdbStore(LocalReader, PollingReader, Diagnosed):
     """A folder of releases on a local disk; not to be used after a fork."""
 
     batch = coalesce = 64

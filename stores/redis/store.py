@@ -45,6 +45,7 @@ from hotplate.stores.store import (
     Level,
     Observer,
     Plan,
+    PollingReader,
     ReadResult,
     RecordChange,
     ReplicatedReader,
@@ -100,7 +101,7 @@ class StoredCatalogue(NamedTuple):
     catalogue: Catalogue
 
 
-class RedisStore(Diagnosed, RowEraser, ReplicatedReader, SendingReader):
+class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingReader):
     """A Redis store with separate connections for lookups, control and writing."""
 
     batch = coalesce = 256

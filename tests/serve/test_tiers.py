@@ -8,7 +8,8 @@ import pytest
 from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, PROBE_PAUSES_S
 from hotplate.serve.embedded import Lists
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.tiers import StoreObserver, Tier
+from hotplate.serve.tier_metrics import StoreObserver
+from hotplate.serve.tiers import Tier
 from hotplate.stores.catalogue import ReleaseRef
 from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.store import TOKEN, Observer, ReadResult

@@ -1,0 +1,115 @@
+"""What the metrics count of one tier: reads of its store, lookups, and both by role during a canary."""
+
+import logging
+
+from hotplate.serve.metrics import (
+    CACHE_HIT,
+    CACHE_MISS,
+    CANARY,
+    CLICKS,
+    CORRUPT,
+    HEDGE_LOST,
+    HEDGE_WON,
+    HEDGES,
+    HISTOGRAM_CELLS,
+    IMPRESSIONS,
+    LIVE,
+    LOOKUP_OUTCOMES,
+    OTHER,
+    POSITIONS,
+    Metrics,
+    ReleaseRole,
+)
+from hotplate.serve.releases.canary import BothCounts, ReleaseCounts
+from hotplate.stores.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class StoreObserver:
+    """Counts attempts and charges of a store."""
+
+    def __init__(self, tier: str, metrics: Metrics) -> None:
+        self._tier = tier
+        self._metrics = metrics
+
+    def charged(self, ru: float) -> None:
+        """See `hotplate.stores.store.Observer`."""
+        if ru:  # a 429 and an error cost nothing
+            self._metrics.observe_charge(self._tier, ru)
+
+    def failed(self, kind: str) -> None:
+        """See `hotplate.stores.store.Observer`."""
+        self._metrics.count_attempt(self._tier, kind)
+
+
+class TierMetrics:
+    """The counters of one tier in one worker.
+
+    A *role* is that of the release that was read, which is counted during a canary, for its judgement; otherwise None.
+    """
+
+    def __init__(self, tier: str, metrics: Metrics) -> None:
+        self._tier = tier
+        self._metrics = metrics
+        self.read_cell = metrics.store[tier, "get", "ok"]
+        """The histogram of reads of a local store."""
+
+    def observe_local_read(self, took_s: float, role: ReleaseRole | None) -> None:
+        """Count a read of one key of a local store."""
+        self._metrics.observe(self.read_cell, took_s)
+        if role is not None:
+            self._metrics.observe(self._metrics.canary_reads[self._tier, role], took_s)
+
+    def observe_call(self, outcome: str, took_s: float, role: ReleaseRole | None) -> None:
+        """Count a call of the store for several keys; *outcome* is one of OUTCOMES."""
+        self._metrics.observe(self._metrics.store[self._tier, "get_many", outcome], took_s)
+        if role is not None:
+            self._metrics.observe(self._metrics.canary_reads[self._tier, role], took_s)
+
+    def count_lookups(self, source: str, outcome: str, lists: int, role: ReleaseRole | None) -> None:
+        """Count *lists* from a *source*, one of SOURCES; *outcome* is one of LOOKUP_OUTCOMES."""
+        self._metrics.count_lookup(source, outcome, lists)
+        if role is not None:
+            self._metrics.count(self._metrics.canary[self._tier, role, outcome], lists)
+
+    def count_cached(self) -> None:
+        """Count a row that the cache had."""
+        self._metrics.count(self._metrics.cached[self._tier, CACHE_HIT])
+
+    def count_uncached(self, rows: int) -> None:
+        """Count rows that were read from the store, as the cache lacked them."""
+        self._metrics.count(self._metrics.cached[self._tier, CACHE_MISS], rows)
+
+    def count_damage(self) -> None:
+        """Count a damaged value."""
+        self._metrics.count_in(CORRUPT, self._tier)
+
+    def count_failed_attempt(self, error: Exception) -> None:
+        """Count a sent read that failed, and is tried again."""
+        kind = "unavailable" if isinstance(error, StoreUnavailable) else OTHER
+        self._metrics.count_attempt(self._tier, kind)
+        log.debug("%s: a read failed, and is tried again", self._tier, exc_info=error)
+
+    def count_hedge(self, won: bool) -> None:  # noqa: FBT001 -- a callback with one argument
+        """Count a read of a replica beside that of the primary."""
+        self._metrics.count_in(HEDGES, self._tier, HEDGE_WON if won else HEDGE_LOST)
+
+    def canary_counts(self) -> BothCounts:
+        """Return the counts of both roles during a canary, of all workers."""
+        return BothCounts(live=self._role_counts(LIVE), canary=self._role_counts(CANARY))
+
+    def _role_counts(self, role: ReleaseRole) -> ReleaseCounts:
+        """Return lookups and reads of a role in this tier, and its events in all tiers, which do not name a tier.
+
+        A list was shown if its first place was.
+        """
+        metrics = self._metrics
+        hit, miss, error = (metrics.total(metrics.canary[self._tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)
+        *reads, _sum_s = metrics.total(metrics.canary_reads[self._tier, role], HISTOGRAM_CELLS)
+        first_position = POSITIONS[0]
+        (shown,) = metrics.total(metrics.cells[IMPRESSIONS][role, first_position])
+        clicks_by_position = metrics.total(metrics.cells[CLICKS][role, first_position], len(POSITIONS))
+        return ReleaseCounts(
+            hit=hit, miss=miss, error=error, reads=tuple(reads), shown=shown, clicks=sum(clicks_by_position)
+        )
