@@ -235,7 +235,7 @@ def _tier_state(tier: Tier) -> TierState:
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
-        canary_counts=tier.follower.canary_counts,
+        canary_counts=tier.follower.canary_follower.counts,
         stopped_canary=tier.follower.stopped_canary,
     )
 

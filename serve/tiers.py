@@ -320,7 +320,7 @@ class Tier:
                 async with asyncio.timeout_at(deadline):  # that of a local store, too
                     await self.follower.refresh()
             # There is always another one for a canary, the live one, and none is needed for the release before.
-            self.follower.drop_canary(served)
+            self.follower.canary_follower.drop(served)
             self.follower.drop_previous(served)
             if any(followed is served for followed in self.follower.all_served):
                 raise

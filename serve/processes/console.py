@@ -125,11 +125,11 @@ class UserLists:
         worker_states = [state for state in self._context.memory.states.all() if state is not None]
         stopped = {(own.tier, own.stopped_canary) for state in worker_states for own in state.tiers}
         for tier in self._reader.tiers:
-            follower = tier.follower
-            if (tier.name, follower.named_canary) in stopped:
-                follower.stop_canary("a worker has stopped it")
+            canary = tier.follower.canary_follower
+            if (tier.name, canary.release) in stopped:
+                canary.stop("a worker has stopped it")
             else:
-                follower.reload_canary()
+                canary.reload()
         return self._reader
 
 

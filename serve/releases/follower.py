@@ -17,7 +17,8 @@ from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
-from hotplate.serve.releases.canary import NO_CANARY, BothCounts, CanaryState, FollowedCanary, ServedCanary
+from hotplate.serve.releases.canary import BothCounts, ServedCanary
+from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.served import ServedRelease, load
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from hotplate.stores.connect import never_published
@@ -61,12 +62,11 @@ class Follower:
     """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read.
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
-    disagrees with the followed one (`agreement`), and one loads and judges the canary. `_switching` lets one of them at
-    a time load and switch. Loading the release before the live one does not hold it.
+    disagrees with the followed one (`agreement`), and one loads and judges the canary (`canary_follower`). `_switching`
+    lets one of them at a time load and switch. Loading the release before the live one does not hold it.
     """
 
     served = Policy[ServedRelease | None]()
-    canary = Policy[ServedCanary | None]()
     erased = Policy[ErasedUsers]()
 
     def __init__(
@@ -74,7 +74,7 @@ class Follower:
     ) -> None:
         """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
         self.served = None
-        self.canary = None
+        self.canary_follower = CanaryFollower(reader, canary_counts, fold_in)
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
         self.erased = NOBODY
@@ -86,7 +86,6 @@ class Follower:
         """Set once a release is served."""
         self._reader = reader
         self._fold_in = fold_in
-        self._canary_counts = canary_counts
         self._followed: Catalogue | None = None
         self._agreement = StoreAgreement()
         self._switching = asyncio.Lock()
@@ -95,7 +94,6 @@ class Follower:
         self._refreshing = SharedCall(self._refresh, lambda: StoreUnavailable("the catalogue is no longer read"))
         self._restored: str | None = None
         """Why, until a newer catalogue is followed, the store counts as restored from an older copy."""
-        self._followed_canary = NO_CANARY
         self._most_erased = 0
         """The most erased users that the store has counted."""
         self._lost_erased = 0
@@ -111,8 +109,8 @@ class Follower:
             findings.append(ServiceFinding("store", self.last_error))
         if self._restored is not None:
             findings.append(ServiceFinding("restored", self._restored))
-        if self._followed_canary.problem is not None:
-            findings.append(ServiceFinding("canary", self._followed_canary.problem))
+        if self.canary_follower.problem is not None:
+            findings.append(ServiceFinding("canary", self.canary_follower.problem))
         if self._lost_erased:
             findings.append(ServiceFinding("erased users", lost_sentence(self._lost_erased)))
         if self.served is not None and self.served.damaged:
@@ -120,15 +118,14 @@ class Follower:
         return findings
 
     @property
-    def named_canary(self) -> ReleaseId | None:
-        """The canary that the followed catalogue names, in any state."""
-        return self._followed_canary.release
+    def canary(self) -> ServedCanary | None:
+        """The canary, while it is loaded."""
+        return self.canary_follower.canary
 
     @property
     def stopped_canary(self) -> ReleaseId | None:
         """The canary that this process uses no more, because it is worse than the live release."""
-        canary = self._followed_canary
-        return canary.release if canary.state is CanaryState.STOPPED else None
+        return self.canary_follower.stopped
 
     @property
     def catalogue_age_s(self) -> float:
@@ -163,12 +160,12 @@ class Follower:
 
     def served_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
-        canary = self.canary
+        canary = self.canary_follower.canary
         return canary.served if canary is not None and canary.includes(row) else self.served
 
     def role_of(self, served: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary; None without a canary."""
-        if self.canary is None:
+        if self.canary_follower.canary is None:
             return None
         return CANARY if served.is_canary else LIVE
 
@@ -176,7 +173,7 @@ class Follower:
         """Return the releases to read *rows* in: the canary for its users, the live one; none while none is served."""
         if self.served is None or not rows:
             return []
-        canary = self.canary
+        canary = self.canary_follower.canary
         if canary is None:
             return [RowsOfRelease(self.served, rows)]
         live_rows = [row for row in rows if not canary.includes(row)]
@@ -215,49 +212,11 @@ class Follower:
         """Every CANARY_S while the followed catalogue names a canary: load it if it is not loaded, else judge it."""
         while True:
             await asyncio.sleep(CANARY_S)
-            state = self._followed_canary.state
-            if state is CanaryState.LOADED and not self._switching.locked():
-                self._judge_canary()
-            elif state in (CanaryState.UNLOADED, CanaryState.GONE) and self._followed is not None:
+            if self.canary is not None and not self._switching.locked():
+                self.canary_follower.judge()
+            elif self.canary_follower.is_missing and self._followed is not None:
                 async with self._switching:
-                    self._use_canary(await self._load_canary(self._followed))
-
-    def _judge_canary(self) -> None:
-        """Stop the canary if it is worse than the live release."""
-        if self.canary is None:
-            return
-        finding = self.canary.judge(asyncio.get_running_loop().time(), self._canary_counts())
-        if finding is not None:
-            self.stop_canary(finding)
-            log.warning("%s", self._followed_canary.problem, extra={"release": self._followed_canary.release})
-
-    def _use_canary(self, followed: FollowedCanary) -> None:
-        """Serve the canary to its users, or the live release if it is not loaded."""
-        self._followed_canary = followed
-        self.canary = followed.served
-
-    @property
-    def canary_counts(self) -> BothCounts | None:
-        """Counts since the start of the canary."""
-        return None if self.canary is None else self._canary_counts().since(self.canary.began_with)
-
-    def stop_canary(self, reason: str) -> None:
-        """Serve the live release to all users until the catalogue names another canary, or `reload_canary`."""
-        if self.canary is not None:
-            self._use_canary(self._followed_canary.stopped(reason))
-
-    def reload_canary(self) -> None:
-        """Load a stopped canary again, within CANARY_S."""
-        stopped = self._followed_canary
-        if stopped.state is CanaryState.STOPPED:
-            reason = "it was stopped, and is to be loaded again"
-            self._use_canary(FollowedCanary(CanaryState.UNLOADED, stopped.entry, reason=reason))
-
-    def drop_canary(self, gone: ServedRelease) -> None:
-        """Serve the live release to all users while the canary is gone."""
-        if self.canary is not None and self.canary.served is gone:
-            self._use_canary(self._followed_canary.gone())
-            log.warning("%s", self._followed_canary.problem, extra={"release": gone.id})
+                    self.canary_follower.use(await self.canary_follower.load(self._followed))
 
     async def release_before(self, ref: ReleaseRef) -> ServedRelease | None:
         """Return the release *ref*, which was live before: `previous`, or loaded again after a restart of the worker.
@@ -312,7 +271,7 @@ class Follower:
             return
         entries = [live]
         canary = catalogue.canary_entry
-        if canary is not None and not self._followed_canary.is_stopped(canary):
+        if canary is not None and not self.canary_follower.is_stopped(canary):
             entries.append(canary)
         new = [entry for entry in entries if not any(served.is_of(entry) for served in self.all_served)]
 
@@ -383,14 +342,14 @@ class Follower:
         live = catalogue.live_entry
         if live is not None and self._is_new(live):
             served = await self._load_live(live)
-        canary = await self._load_canary(catalogue)
+        canary = await self.canary_follower.load(catalogue)
 
         is_new = served is not before
         if is_new and before is not None:
             self.previous = replace(before, factors=None)
         # Without an await in between, so no user sees an older release.
         self.served = served
-        self._use_canary(canary)
+        self.canary_follower.use(canary)
 
         if served is not None and is_new:
             self.ready.set()
@@ -414,46 +373,10 @@ class Follower:
 
     async def _load_live(self, live: Release) -> ServedRelease:
         """Return a release that goes live; the canary is not loaded again."""
-        if self.canary is not None and self._is_canary(live):
-            return replace(self.canary.served, is_canary=False)
+        canary = self.canary
+        if canary is not None and canary.served.is_of(live):
+            return replace(canary.served, is_canary=False)
         return await load(self._reader, live, self._fold_in)
-
-    async def _load_canary(self, catalogue: Catalogue) -> FollowedCanary:
-        """Return the canary that a catalogue names, loaded unless this process stopped it or serves it already.
-
-        If only its share has changed, it is judged anew, and its counts since the start go on. If it cannot be loaded,
-        the reason becomes its problem; the live release is not affected.
-        """
-        record = catalogue.canary
-        entry = catalogue.canary_entry
-        if record is None or entry is None:
-            return NO_CANARY
-        if self._followed_canary.is_stopped(entry):
-            return self._followed_canary
-
-        began_with = None
-        if self.canary is None or not self._is_canary(entry):
-            try:
-                release = replace(await load(self._reader, entry, self._fold_in), is_canary=True)
-            except Exception as error:  # noqa: BLE001 -- must not harm the live release
-                return self._report_unloadable(entry, error)
-        elif self.canary.record == record:
-            return replace(self._followed_canary, entry=entry)
-        else:
-            release = self.canary.served
-            began_with = self.canary.began_with
-        log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
-        now = asyncio.get_running_loop().time()
-        served = ServedCanary(record, release, now, self._canary_counts(), began_with)
-        return FollowedCanary(CanaryState.LOADED, entry, served)
-
-    def _report_unloadable(self, entry: Release, error: Exception) -> FollowedCanary:
-        """Return a canary that cannot be loaded, and log the reason if it is another one than before."""
-        canary = FollowedCanary(CanaryState.UNLOADED, entry, reason=str(error) or type(error).__name__)
-        if canary != self._followed_canary:
-            is_defect = not isinstance(error, StoreError)
-            log.warning("%s", canary.problem, exc_info=error if is_defect else None)
-        return canary
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
         """Follow an older catalogue if the store was restored; otherwise report it.
@@ -494,9 +417,6 @@ class Follower:
 
     def _is_new(self, live: Release) -> bool:
         return self.served is None or not self.served.is_of(live)
-
-    def _is_canary(self, entry: Release) -> bool:
-        return self.canary is not None and self.canary.served.is_of(entry)
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""

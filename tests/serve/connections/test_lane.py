@@ -21,6 +21,7 @@ from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
 from hotplate.serve.states import Reporter
@@ -283,7 +284,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
         "draining": Handlers,
         "current": DenyListFile,
         "served": Follower,
-        "canary": Follower,
+        "canary": CanaryFollower,
         "erased": Follower,
     }
     constants = {
