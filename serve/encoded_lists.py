@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from hotplate.serve.metrics import ERROR, HIT, LOOKUP_OUTCOMES, MISS
+from hotplate.serve.metrics import ERROR, HIT, MISS
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
@@ -115,8 +115,7 @@ class Fallbacks:
         """
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
-        counts = encoded.served.tally.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
-        counts[OUTCOMES[encoded.status]] += 1
+        encoded.served.tally.count_named(name, OUTCOMES[encoded.status])
         return encoded
 
     def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:

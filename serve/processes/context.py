@@ -16,7 +16,8 @@ from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.metrics import Metrics, cells_per_worker
 from hotplate.serve.processes.logs import LogStream, SharedLog
 from hotplate.serve.releases.kept import MAX_KEPT_BYTES, KeptReleases
-from hotplate.serve.releases.probation import COUNTS_BYTES, PROBATION_BYTES, SharedCounts
+from hotplate.serve.releases.live_counts import COUNTS_BYTES, SharedCounts
+from hotplate.serve.releases.probation_state import PROBATION_BYTES
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.shared_table import Kind, Records, Region, SharedTable
 from hotplate.serve.states import SharedStates, state_bytes

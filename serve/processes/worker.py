@@ -25,7 +25,7 @@ from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.reader import TieredReader
-from hotplate.serve.releases.probation import ReleaseCounter
+from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.states import STARTING, ProcessState, Reporter, short
 from hotplate.serve.tasks import background

@@ -44,10 +44,21 @@ class ReleaseTally:
     missed: deque[str] = field(default_factory=lambda: deque(maxlen=MISSED))
     """Keys of the last missing rows, for the comparison with the release before."""
 
+    def count_named(self, name: str, outcome: int) -> None:
+        """Count a list that was requested by *name*; *outcome* is an index of LOOKUP_OUTCOMES."""
+        lookups = self.by_list.setdefault(name, [0] * len(LOOKUP_OUTCOMES))
+        lookups[outcome] += 1
+
+    def take_missed(self) -> list[str]:
+        """Return the keys of missing rows since the last call, and forget them."""
+        keys = list(self.missed)
+        self.missed.clear()
+        return keys
+
 
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
-    """An immutable release, so a request never mixes two."""
+    """A release as it was loaded, so a request never mixes two. Only its tally changes."""
 
     ref: ReleaseRef
     writer: str

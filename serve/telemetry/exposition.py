@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
-from hotplate.serve.releases.probation import TierProbation
+from hotplate.serve.releases.probation_state import TierProbation
 from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, ProcessState, TierState
 
 # Field of /proc/PID/stat, counted after the process name.

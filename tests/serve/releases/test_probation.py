@@ -19,17 +19,9 @@ from hotplate.serve.processes.context import regions
 from hotplate.serve.reader import TieredReader
 from hotplate.serve.releases import probation as probation_module
 from hotplate.serve.releases.canary import ReleaseCounts, find_regression
-from hotplate.serve.releases.probation import (
-    HOUR_S,
-    LOOKUPS,
-    NATURAL_LOSS,
-    RETRY_S,
-    Probation,
-    ReleaseCounter,
-    SharedCounts,
-    TierProbation,
-    expected_of,
-)
+from hotplate.serve.releases.live_counts import ReleaseCounter, SharedCounts
+from hotplate.serve.releases.probation import HOUR_S, LOOKUPS, NATURAL_LOSS, RETRY_S, Probation, expected_of
+from hotplate.serve.releases.probation_state import TierProbation
 from hotplate.serve.shared_table import SharedTable
 from hotplate.serve.states import Reporter, SharedStates
 from hotplate.serve.telemetry.exposition import Exposition
