@@ -5,13 +5,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from math import inf
 from typing import Any
 
-log = logging.getLogger(__name__)
+from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 
-# Minimum between two logs of the same repeated work.
-LOG_EVERY_S = 60.0
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -40,16 +38,12 @@ async def repeat(work: Callable[[], Awaitable[None]], interval_s: float, name: s
 
     The first error is logged, and later ones every LOG_EVERY_S with their number. *name* begins the sentence.
     """
-    clock = asyncio.get_running_loop().time
-    failures = 0
-    logged_at = -inf
+    failing = LogOnce(again_s=LOG_EVERY_S, clock=asyncio.get_running_loop().time)
     while True:
         await asyncio.sleep(interval_s)
         try:
             await work()
         except Exception:
-            failures += 1
-            if clock() >= logged_at + LOG_EVERY_S:
+            failures = failing.met()
+            if failures:
                 log.exception("%s failed (errors: %d); trying again", name, failures)
-                failures = 0
-                logged_at = clock()

@@ -17,6 +17,7 @@ from hotplate.proxies import proxy_for
 from hotplate.serve.access.auth import Caller, VerifyToken, is_loopback, refused_credential
 from hotplate.serve.access.keys import NAME, SCOPES
 from hotplate.serve.errors import ServiceMisused
+from hotplate.serve.log_once import LogOnce
 from hotplate.serve.problems import Problem
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.timing import SharedCall
@@ -64,7 +65,7 @@ class TokenVerifier:
         self._audience = audience
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = self._tried_at = float("-inf")
-        self._failure: str | None = None
+        self._unreadable = LogOnce()
         self._fetching = SharedCall(self._refresh_keys, lambda: StoreUnavailable("the keys are no longer fetched"))
         self._verdicts = dict[bytes, _TokenVerdict]()
 
@@ -143,12 +144,11 @@ class TokenVerifier:
         try:
             keys = await self._fetch_published_keys()
         except IssuerUnreadable as error:
-            if self._failure != str(error):
+            if self._unreadable.met(str(error)):
                 log.warning("the keys of the issuer %s: %s; the previous keys stay in use", self._issuer, error)
-            self._failure = str(error)
         else:
             self._fetched_at = time.monotonic()
-            self._failure = None
+            self._unreadable.end()
             old_keys = {identifier: key.key for identifier, key in self._keys.items()}
             new_keys = {identifier: key.key for identifier, key in keys.items()}
             if new_keys != old_keys:

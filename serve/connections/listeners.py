@@ -11,8 +11,8 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf
 
+from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.settings import Limits
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 RESERVED = 128
 # Per worker: one large body and its answer.
 LEAST_IN_FLIGHT = 16 << 20
-LOG_EVERY_S = 60.0
 # Allowed difference of connections, in addition to an eighth.
 SPREAD = 4
 _NOT_ACCEPTING = (1 << 64) - 1
@@ -150,7 +149,7 @@ class Acceptor:
         self._has_most = has_most
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
-        self._logged_at = -inf
+        self._exhausted = LogOnce(again_s=LOG_EVERY_S)
         has_most(False)  # registers this process
         self._loop.add_reader(listening.fileno(), self._accept)
 
@@ -190,8 +189,7 @@ class Acceptor:
         return True
 
     def _pause(self, error: OSError) -> None:
-        if time.monotonic() - self._logged_at > LOG_EVERY_S:
-            self._logged_at = time.monotonic()
+        if self._exhausted.met():
             log.warning("connections wait to be accepted: %s; raise `ulimit -n`", error.strerror)
         self._resume_in(PAUSE_S, YIELDS)
 

@@ -22,6 +22,7 @@ from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pair
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import BATCH, SharingState, append
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed, ConsumedEvent, ConsumedPairs
+from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, STREAM, Metrics
 from hotplate.serve.tier_metrics import StoreObserver
 from hotplate.stores.connect import open_stream, opened
@@ -92,7 +93,7 @@ class ConsumedSharing:
         """When they are sent, by the monotonic clock."""
 
         self._reading: asyncio.Future[list[ConsumedEvent]] | None = None
-        self._failure: str | None = None
+        self._failing = LogOnce()
         self._unread_stores = set(stores)
         """Stores whose erased users are unknown; sending waits for them."""
 
@@ -125,13 +126,11 @@ class ConsumedSharing:
                 await asyncio.sleep(backoff.next_s())
                 continue
             backoff.reset()
-            if self._failure is not None:
-                self._failure = None
+            if self._failing.end():
                 log.info("consumed items are shared through %s again", self._stream.shown)
 
     def _report(self, error: StoreError | OSError) -> None:
-        if self._failure is None:
-            self._failure = str(error)
+        if self._failing.met():
             log.warning("consumed items are not shared with other services: %s", error)
 
     async def _take_turn(self) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from hotplate.serve.access.auth import Bucket, Guard, is_loopback
+from hotplate.serve.access.auth import Guard, is_loopback
 from hotplate.serve.access.keys import ADMIN
 from hotplate.serve.api.router import Gate, RequestIds, Route, Router, by_template
 from hotplate.serve.connections.answers import AnswerWriter
@@ -24,6 +24,7 @@ from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.consumed.sender import stream_url
 from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.errors import KeysUnreadable, ServiceMisused
+from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import OTHER, Metrics
 from hotplate.serve.problems import Problem
 from hotplate.serve.processes.console import Console
@@ -32,7 +33,6 @@ from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.releases.probation import Probation
-from hotplate.serve.shared_table import private_floats
 from hotplate.serve.states import ANSWERING, Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 
 # Timeout of requests at a stop.
 STOP_S = 2.0
-# Refused requests logged per second, at most.
-LOGGED_REFUSALS = 1.0
+# Minimum between two logs of refused requests.
+REFUSALS_S = 1.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # A further one replaces the longest idle one, which cannot lock out operators.
 CONNECTIONS = 64
@@ -201,8 +201,7 @@ class AdminDispatcher:
         self.request_ids = RequestIds()
         self._router = Router(routes, guard, problem_of=problem_of, no_route=NO_ROUTE, on_problem=self._log_refusal)
         self._host = host
-        self._refusals = Bucket(private_floats(1), 0, LOGGED_REFUSALS)
-        self._refused = 0
+        self._refusals = LogOnce(again_s=REFUSALS_S)
 
     async def answer(
         self,
@@ -232,12 +231,9 @@ class AdminDispatcher:
         """Log a request without permission, unless there were too many of late: these are counted in the next line."""
         if problem.status not in (401, 403):
             return
-        self._refused += 1
-        wait_s = self._refusals.take()
-        if wait_s > 0:
+        count = self._refusals.met()
+        if not count:
             return
-        count = self._refused
-        self._refused = 0
         log.warning(
             "%s %s from %s was refused: %s (%d refused since the last such line)",
             request.method,

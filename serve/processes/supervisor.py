@@ -33,6 +33,7 @@ from hotplate.serve.consumed.sender import stream_url
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.fold_in import load_numpy
+from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.metrics import STREAM
 from hotplate.serve.processes.admin import run_admin
 from hotplate.serve.processes.context import ProcessContext, create_memory
@@ -59,9 +60,8 @@ TICK_S = 1.0
 # Silence after which a child is replaced; the second if another worker can answer.
 STUCK_S = 30.0
 STUCK_BESIDE_OTHERS_S = 6.0
-# Pause after a failed system call, and between logs of it.
+# Pause after a failed system call.
 FAILED_PAUSE_S = 0.5
-LOG_EVERY_S = 60.0
 
 
 class Addresses(NamedTuple):
@@ -221,7 +221,8 @@ class _Supervisor:
         self._workers = [_Child(number, f"worker {number}") for number in range(settings.workers)]
         self._admin = _Child(settings.workers, "admin process")
         self._children = [self._admin, *self._workers]
-        self._tick_due = self._log_due = 0.0
+        self._tick_due = 0.0
+        self._failing = LogOnce(again_s=LOG_EVERY_S)
         # Becomes readable when this process is gone.
         self._lifeline, self._lifeline_held = os.pipe()
         self._selector = selectors.PollSelector()  # children would share an epoll
@@ -264,8 +265,7 @@ class _Supervisor:
         return stop
 
     def _report_failure(self, sentence: str) -> None:
-        if time.monotonic() >= self._log_due:
-            self._log_due = time.monotonic() + LOG_EVERY_S
+        if self._failing.met():
             log.error("%s; tried again until it succeeds", sentence)
 
     def _answer_probes(self, until: float) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.generation import Policy
+from hotplate.serve.log_once import LOG_EVERY_S, LogOnce
 from hotplate.serve.metrics import CANARY, LIVE, ReleaseRole
 from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Minimum between logs of repeated errors.
-LOG_EVERY_S = 60.0
 # First and longest pause before a failed store is read again.
 RETRY_S = (0.1, 5.0)
 # A store counts as restored after reads of the primary were older for this time.
@@ -98,8 +97,7 @@ class Follower:
         """The most erased users that the store has counted."""
         self._lost_erased = 0
         """How many of them the store has lost."""
-        self._logged: type[StoreError] | None = None
-        self._logged_at = 0.0
+        self._failing = LogOnce(again_s=LOG_EVERY_S, clock=lambda: asyncio.get_running_loop().time())
 
     @property
     def findings(self) -> list[ServiceFinding]:
@@ -411,7 +409,7 @@ class Follower:
         log.warning("%s", self._restored)
         # The warning covers the errors before it.
         self.last_error = None
-        self._logged = None
+        self._failing.end()
         if catalogue.live is None:
             self._set_error(_nothing_live())
 
@@ -445,13 +443,10 @@ class Follower:
             return
         self.last_error = text
         if error is None:
-            self._logged = None
+            self._failing.end()
             log.info("the store can be read again")
             return
-        now = asyncio.get_running_loop().time()
-        if type(error) is not self._logged or now >= self._logged_at + LOG_EVERY_S:
-            self._logged = type(error)
-            self._logged_at = now
+        if self._failing.met(type(error)):
             log.warning("%s", text, exc_info=cause)
 
 

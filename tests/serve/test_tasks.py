@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from hotplate.serve.tasks import LOG_EVERY_S, background, repeat
+from hotplate.serve.log_once import LOG_EVERY_S
+from hotplate.serve.tasks import background, repeat
 from tests.support.virtual import virtual
 
 
