@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 from hotplate.serve.access.auth import credential_of, is_loopback
 from hotplate.serve.api.handlers import NO_STORE
 from hotplate.serve.api.parameters import JSON, Id, NoQuery, Operation, QueryParser, checked_id, parse_body, read_body
+from hotplate.serve.api.router import DeferredResponse
 from hotplate.serve.consumed.sender import ConsumedSender
 from hotplate.serve.consumed.table import Consumed, ConsumedPairs
 from hotplate.serve.events.writer import DiskFailed, EventWriter, QueueFull, WrittenEvent
@@ -117,14 +118,6 @@ OPERATIONS = (
 _encode = msgspec.json.Encoder().encode
 
 
-class DeferredResponse(web.Response):
-    """A response that `resolve` returns after a wait that does not count as work of a batch."""
-
-    def __init__(self, resolve: Callable[[], Awaitable[web.Response]]) -> None:
-        super().__init__()
-        self.resolve = resolve
-
-
 class EventsHandler:
     """The events handler of one worker."""
 
@@ -155,7 +148,7 @@ class EventsHandler:
         self._prefix = secrets.token_hex(6)
         self._count = count(1)
 
-    async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
+    async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> DeferredResponse:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
         The answer is deferred, so that waiting for the disk holds no place of a batch.

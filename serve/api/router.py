@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from aiohttp import web
 from multidict import CIMultiDictProxy, istr
@@ -18,7 +18,6 @@ from multidict import CIMultiDictProxy, istr
 from hotplate.serve.access.auth import Caller, Guard
 from hotplate.serve.access.keys import READ
 from hotplate.serve.api.cors import Cors
-from hotplate.serve.api.events import DeferredResponse
 from hotplate.serve.api.scoring import scoring_refusal
 from hotplate.serve.metrics import OTHER
 from hotplate.serve.problems import ClientGone, Problem, internal_error
@@ -34,13 +33,22 @@ CALLER = web.RequestKey("caller", Caller)
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 # Called with a request, the id in its path, or an empty text, and its query, both percent-encoded; raises Problem.
-RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
+RouteHandler = Callable[[web.BaseRequest, str, str], Awaitable["web.Response | DeferredResponse"]]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredResponse:
+    """The result of a handler whose response takes a further wait, which does not count as work of a batch."""
+
+    resolve: Callable[[], Awaitable[web.Response]]
 
 
 class Gate(Protocol):
     """Limits on POST requests."""
 
-    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[web.Response]]) -> web.Response:
+    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
         """Do *work* once the request is read and admitted; raises Problem and ClientGone."""
         ...
 
@@ -217,8 +225,9 @@ class Router:
             request[CALLER] = await self._guard.admit(request.headers, route.scope)
         handler = route.handler_of(request.method)
         if gate is None or request.method != "POST":
-            return await handler(request, match.raw_id, query)
-        response = await gate.admit(request, partial(handler, request, match.raw_id, query))
+            response = await handler(request, match.raw_id, query)
+        else:
+            response = await gate.admit(request, partial(handler, request, match.raw_id, query))
         if isinstance(response, DeferredResponse):  # the gate is left before its wait
             return await response.resolve()
         return response

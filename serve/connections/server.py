@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import RawRequestMessage
@@ -39,7 +39,7 @@ MOST_ANSWER_BYTES = 4 << 20
 IDLE_GRACE_S = 0.5
 POLL_S = 0.01
 
-Work = Callable[[], Awaitable[web.Response]]
+T = TypeVar("T")
 
 
 class Answer(Protocol):
@@ -145,7 +145,7 @@ class HttpServer:
         with read_within(READ_SHARE * (deadline - monotonic())):
             return await self._answer(request, path, query, gate=self, refusal=refusal)
 
-    async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
+    async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
         """Read the body of a POST, wait until this worker may start a further batch, and return what *work* answers.
 
         *work*, the handler of the route, reads the same body again from *request*. Raises Problem if the body or the
@@ -167,8 +167,8 @@ class HttpServer:
         )
 
     async def _work_within_memory(
-        self, work: Work, connection: Connection, estimated_bytes: int, deadline: float
-    ) -> web.Response:
+        self, work: Callable[[], Awaitable[T]], connection: Connection, estimated_bytes: int, deadline: float
+    ) -> T:
         """Return what *work* answers, and count the answer's bytes as in flight; raises Problem if there are too many.
 
         Reads of stores end before *deadline*, by `time.monotonic`.
@@ -178,7 +178,9 @@ class HttpServer:
         connection.add_in_flight(estimated_bytes)
         with read_within(READ_SHARE * (deadline - monotonic())):
             response = await work()
-        actual_bytes = response.content_length or 0
+        actual_bytes = 0  # of a response that takes a further wait
+        if isinstance(response, web.Response):
+            actual_bytes = response.content_length or 0
         connection.add_in_flight(actual_bytes - estimated_bytes)
         return response
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from hotplate.serve.api.events import DeferredResponse, EventsHandler
+from hotplate.serve.api.events import EventsHandler
+from hotplate.serve.api.router import DeferredResponse
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.events.writer import MAX_QUEUED_BYTES, DiskFailed, EventWriter, QueueFull
 from hotplate.serve.metrics import Metrics
