@@ -1,7 +1,6 @@
 """Routes of the service, and the reports of its answers."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from time import perf_counter
 from urllib.parse import unquote
 
@@ -152,7 +151,7 @@ class Dispatcher:
         if message.method != "POST":
             return None
         route = self._router.find(message.path, message.method).route
-        if not route.takes(message.method):
+        if route.find_handler(message.method) is None:
             return None
         if self.handlers.draining or hdrs.ORIGIN in message.headers:
             return None
@@ -195,10 +194,12 @@ class Dispatcher:
         match = self._router.find(path, request.method)
         request_id = self.request_ids.of(request.headers)
         span = self._begin_span(request.headers)
-        with nullcontext() if span is None else use_span(span):
-            response = await self._router.respond(
-                request, match, query, request_id=request_id, gate=gate, refusal=refusal
-            )
+        responding = self._router.respond(request, match, query, request_id=request_id, gate=gate, refusal=refusal)
+        if span is None:
+            response = await responding
+        else:
+            with use_span(span):
+                response = await responding
 
         record = _record_of(request, response, match, request_id=request_id, took_s=perf_counter() - started)
         self._set_headers(request, response, record)

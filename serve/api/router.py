@@ -69,7 +69,7 @@ class Route:
 
     def handler_of(self, method: str) -> RouteHandler:
         """Return the handler of *method*; raises a Problem: 404 without handlers, 405 for another method."""
-        handler = self._find_handler(method)
+        handler = self.find_handler(method)
         if handler is not None:
             return handler
         if not self.methods:
@@ -77,11 +77,8 @@ class Route:
         allowed = ", ".join(sorted(self.methods) + (["HEAD"] if "GET" in self.methods else []))
         raise Problem(405, "no-such-method", f"{self.template} takes {allowed}", {"Allow": allowed})
 
-    def takes(self, method: str) -> bool:
-        """Return whether there is a handler of *method*."""
-        return self._find_handler(method) is not None
-
-    def _find_handler(self, method: str) -> RouteHandler | None:
+    def find_handler(self, method: str) -> RouteHandler | None:
+        """Return the handler of *method*, None if there is none; that of GET also answers HEAD."""
         return self.methods.get("GET" if method == "HEAD" else method)
 
 
@@ -150,10 +147,10 @@ class Router:
         A user may have the id `fold-in`: if a path has a route both with an id and without, *method* matters.
         """
         fixed = self._fixed.get(path)
-        if fixed is not None and fixed.takes(method):
+        if fixed is not None and fixed.find_handler(method) is not None:
             return RouteMatch(fixed)
         match = self._find_with_id(path)
-        if fixed is not None and not match.route.takes(method):
+        if fixed is not None and match.route.find_handler(method) is None:
             return RouteMatch(fixed)
         return match
 
@@ -185,27 +182,24 @@ class Router:
         with 500. The caller is left in *request*, as CALLER.
         """
         if refusal is None:
-            response = await self._answer(request, match, query, request_id=request_id, gate=gate)
+            try:
+                response = await self._call_handler(request, match, query, gate)
+            except ClientGone:
+                response = web.Response(status=CLIENT_GONE)  # not sent
+            except Exception as error:  # noqa: BLE001 -- logged if it is a defect
+                response = self._answer_error(request, match.route, error, request_id)
         else:
             response = self._answer_problem(request, match.route, refusal)
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         return response
 
-    async def _answer(
-        self, request: web.BaseRequest, match: RouteMatch, query: str, *, request_id: str, gate: Gate | None
-    ) -> web.Response:
-        """Return the response of a handler, or the problem that answers its error."""
-        try:
-            return await self._call_handler(request, match, query, gate)
-        except ClientGone:
-            return web.Response(status=CLIENT_GONE)  # not sent
-        except Exception as error:
-            problem = self._problem_of(error)
-            if problem is None:
-                log.exception("request %s failed", request_id)
-                problem = internal_error(request_id)
-        return self._answer_problem(request, match.route, problem)
+    def _answer_error(self, request: web.BaseRequest, route: Route, error: Exception, request_id: str) -> web.Response:
+        problem = self._problem_of(error)
+        if problem is None:
+            log.error("request %s failed", request_id, exc_info=error)
+            problem = internal_error(request_id)
+        return self._answer_problem(request, route, problem)
 
     def _answer_problem(self, request: web.BaseRequest, route: Route, problem: Problem) -> web.Response:
         if self._on_problem is not None:
