@@ -26,7 +26,12 @@ def activate(store: str | Store, release: str, *, end_canary: bool = False, forc
     Raises ReleaseNotFound; ReleaseConflict for a draft; CanaryRunning while another release is the canary, unless
     *end_canary*; and, unless *force*, RefusedByGates, and ReleaseCorrupt if it cannot be read.
     """
-    make_live = partial(lifecycle.activate, release=ReleaseId(release), end_canary=end_canary, force=force)
+    make_live = partial(
+        lifecycle.activate,
+        release=ReleaseId(release),
+        end_canary=end_canary,
+        override=lifecycle.Override.of(force=force),
+    )
     return run_on(store, make_live, must_exist=True)
 
 
@@ -35,7 +40,9 @@ def rollback(store: str | Store, *, force: bool = False) -> ReleaseId:
 
     Raises ReleaseNotFound if there is none, and, unless *force*, ReleaseCorrupt if it cannot be read.
     """
-    return run_on(store, lambda opened: lifecycle.rollback(opened, force=force), must_exist=True)
+    return run_on(
+        store, lambda opened: lifecycle.rollback(opened, override=lifecycle.Override.of(force=force)), must_exist=True
+    )
 
 
 def prune(

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from hotplate.stores import catalogue as changes
 from hotplate.stores.catalogue import (
@@ -59,33 +59,44 @@ SWAP_PAUSES_S = (0.001, 0.1)
 PROBATION_POLL_S = 2.0
 
 
+class Override(Enum):
+    """What a caller accepts of a release that becomes live or the canary."""
+
+    NOTHING = "it was not refused, and can be served"
+    REFUSAL = "its gates or services may have refused it before the call"
+    DAMAGE = "that, or it cannot be read as a whole"
+
+    @classmethod
+    def of(cls, *, force: bool) -> Self:
+        """Return what the option `--force` accepts."""
+        return cls.DAMAGE if force else cls.NOTHING
+
+
 async def activate(
     store: Store,
     release: ReleaseId,
     *,
     arm: Arm = "A",
     end_canary: bool = False,
-    force: bool = False,
-    though_refused: bool = False,
+    override: Override = Override.NOTHING,
 ) -> bool:
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
-    *though_refused* accepts a release that its gates or services refused before the call, *force* also one that cannot
-    be read as a whole; without them, these raise RefusedByGates and ReleaseCorrupt. A refusal during the call always
-    raises RefusedByGates. Raises errors of `catalogue.activate`, too.
+    What *override* does not accept raises RefusedByGates or ReleaseCorrupt. A refusal during the call always raises
+    RefusedByGates. Raises errors of `catalogue.activate`, too.
     """
     seen = await store.catalogue()
     entry = seen.find(release)
-    overridden = _overridden(entry, force=force, though_refused=though_refused)
+    overridden = _overridden(entry, override)
     update = partial(changes.activate, release=release, arm=arm, end_canary=end_canary, overridden=overridden)
     is_changed = update(seen) != seen
-    await _begin_serving(store, entry.ref, update, force=force)
+    await _begin_serving(store, entry.ref, update, override)
     return is_changed
 
 
-def _overridden(entry: Release, *, force: bool, though_refused: bool) -> tuple[str, ...]:
+def _overridden(entry: Release, override: Override) -> tuple[str, ...]:
     """Return the reasons of a refusal that the caller overrides: those that are known now, none that follow."""
-    return entry.refused_by if force or though_refused else ()
+    return () if override is Override.NOTHING else entry.refused_by
 
 
 @contextmanager
@@ -114,14 +125,14 @@ async def prepare_served(store: Store, catalogue: Catalogue) -> None:
 
 
 async def _begin_serving(
-    store: Store, release: ReleaseRef, update: Callable[[Catalogue], Catalogue], *, force: bool
+    store: Store, release: ReleaseRef, update: Callable[[Catalogue], Catalogue], override: Override
 ) -> Catalogue:
     """Apply *update*, by which a release becomes live or the canary, and return the new catalogue.
 
-    Raises ReleaseCorrupt if the release cannot be served, unless *force* is true. A StoreError after the change is
-    logged.
+    Raises ReleaseCorrupt if the release cannot be served, unless *override* accepts that. A StoreError after the change
+    is logged.
     """
-    if not force:
+    if override is not Override.DAMAGE:
         await _check_servable(store, release)
     await store.prepare(release)
     changed = await update_catalogue(store, update, repeatable=False)
@@ -146,18 +157,18 @@ async def _check_servable(store: Store, release: ReleaseRef) -> None:
 
 
 async def rollback(
-    store: Store, if_live: ReleaseId | None = None, *, force: bool = False, reason: str = ""
+    store: Store, if_live: ReleaseId | None = None, *, override: Override = Override.NOTHING, reason: str = ""
 ) -> ReleaseId:
     """Make the release that was live before live again, and return it; a canary ends, an experiment does not.
 
     With a *reason*, the withdrawn release is refused. Raises ReleaseConflict if *if_live* is given and is not live;
     ReleaseNotFound if nothing is live, or there is no earlier release; ReleaseCorrupt if the release cannot be served,
-    unless *force* is true.
+    unless *override* accepts that.
     """
     seen = await store.catalogue()
     update = partial(changes.rollback, expected=if_live or _live_of(seen).id, reason=reason)
     former = _live_of(update(seen))  # the release to be prepared; the update is applied to the store below
-    changed = await _begin_serving(store, former.ref, update, force=force)
+    changed = await _begin_serving(store, former.ref, update, override)
     return _live_of(changed).id
 
 
@@ -205,8 +216,7 @@ async def start_canary(
     percent: float,
     days: float | None = None,
     *,
-    force: bool = False,
-    though_refused: bool = False,
+    override: Override = Override.NOTHING,
 ) -> None:
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
@@ -217,7 +227,7 @@ async def start_canary(
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
     seen = await store.catalogue()
     entry = seen.find(release)
-    overridden = _overridden(entry, force=force, though_refused=though_refused)
+    overridden = _overridden(entry, override)
 
     def start_or_change(catalogue: Catalogue) -> Catalogue:
         if seen.canary is not None and catalogue.canary is None:  # aborted or promoted since
@@ -225,19 +235,19 @@ async def start_canary(
         return changes.start_canary(catalogue, release, percent, days, overridden=overridden)
 
     start_or_change(seen)  # errors before the release is prepared
-    await _begin_serving(store, entry.ref, start_or_change, force=force)
+    await _begin_serving(store, entry.ref, start_or_change, override)
 
 
 async def promote(
-    store: Store, if_canary: ReleaseId | None = None, *, force: bool = False, though_refused: bool = False
+    store: Store, if_canary: ReleaseId | None = None, *, override: Override = Override.NOTHING
 ) -> ReleaseId:
     """Make the canary live, and return it; raises errors as `activate` and `abort`."""
     catalogue = await store.catalogue()
     canary = _canary_of(catalogue)
-    overridden = _overridden(canary, force=force, though_refused=though_refused)
+    overridden = _overridden(canary, override)
     update = partial(changes.promote, expected=if_canary or canary.id, overridden=overridden)
     update(catalogue)  # errors before the release is prepared
-    await _begin_serving(store, canary.ref, update, force=force)
+    await _begin_serving(store, canary.ref, update, override)
     return canary.id
 
 

@@ -31,7 +31,7 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
-from hotplate.stores.lifecycle import activate, drop, scale_down, update_catalogue
+from hotplate.stores.lifecycle import Override, activate, drop, scale_down, update_catalogue
 from hotplate.stores.manifest import Manifest, Tally, compare, describe
 from hotplate.stores.store import Plan, Row, Store
 from hotplate.stores.verification import OnProgress, load_manifest, unreported, verify
@@ -90,11 +90,11 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """How a written release becomes live: for an *arm*, perhaps ending a canary, or *though_refused* by gates."""
+    """How a written release becomes live: for an *arm*, perhaps ending a canary, or overriding its gates."""
 
     arm: Arm = "A"
     end_canary: bool = False
-    though_refused: bool = False
+    override: Override = Override.NOTHING
 
 
 LIVE = Activation()
@@ -226,7 +226,7 @@ async def go_live(store: Store, written: WrittenRelease, activation: Activation)
             release,
             arm=activation.arm,
             end_canary=activation.end_canary,
-            though_refused=activation.though_refused,
+            override=activation.override,
         )
     except HeldBack as error:
         await scale_down(store, (await store.catalogue()).find(release).ref)

@@ -10,7 +10,7 @@ from hotplate.stores.compression import EncodedRows
 from hotplate.stores.encoding import MANIFEST, META
 from hotplate.stores.erasure_log import erased_from
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound
-from hotplate.stores.lifecycle import scale_down
+from hotplate.stores.lifecycle import Override, scale_down
 from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.publication import (
     Activation,
@@ -63,8 +63,10 @@ async def copy(
     # A release that the source serves or served was accepted there, whatever its gates found when it was published.
     is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
     state_in_target = (await target.catalogue()).find(release).state
-    though_refused = is_accepted_in_source and state_in_target is not State.WITHDRAWN
-    return await go_live(target, written, Activation(though_refused=though_refused))
+    override = Override.NOTHING
+    if is_accepted_in_source and state_in_target is not State.WITHDRAWN:
+        override = Override.REFUSAL
+    return await go_live(target, written, Activation(override=override))
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:

@@ -131,9 +131,16 @@ def activate(
 
     Example: hotplate releases activate 20261120T064200Z-7f3a
     """
+    from hotplate.stores.lifecycle import Override
     from hotplate.stores.lifecycle import activate as activate_release
 
-    make_live = partial(activate_release, release=ReleaseId(release), arm=arm, end_canary=end_canary, force=force)
+    make_live = partial(
+        activate_release,
+        release=ReleaseId(release),
+        arm=arm,
+        end_canary=end_canary,
+        override=Override.of(force=force),
+    )
     is_changed = run_on_store(store, make_live)
     role = "live" if arm == "A" else "arm B"
     state = f"is {role}" if is_changed else f"was {role} already, and nothing was changed,"
@@ -176,10 +183,11 @@ def canary(
 
     An experiment: hotplate releases canary 20261121T064200Z-09c1 --percent 50 --days 14
     """
-    from hotplate.stores.lifecycle import start_canary
+    from hotplate.stores.lifecycle import Override, start_canary
 
     release_id = ReleaseId(release)
-    run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, force=force))
+    override = Override.of(force=force)
+    run_on_store(store, lambda opened: start_canary(opened, release_id, percent, days, override=override))
     fields = {"canary": {"release": release, "percent": percent}}
     _print_change(store, fields, f"{percent:g} % of the users see {release}", as_json=as_json)
 
@@ -190,10 +198,12 @@ def promote(release: IfCanary = None, store: StoreUrl = None, force: Force = Fal
 
     Example: hotplate releases promote 20261121T064200Z-09c1
     """
+    from hotplate.stores.lifecycle import Override
     from hotplate.stores.lifecycle import promote as promote_canary
 
     expected = None if release is None else ReleaseId(release)
-    release = run_on_store(store, lambda opened: promote_canary(opened, expected, force=force))
+    override = Override.of(force=force)
+    release = run_on_store(store, lambda opened: promote_canary(opened, expected, override=override))
     _print_change(store, {"live": release}, f"{release} is live", as_json=as_json)
 
 

@@ -21,7 +21,7 @@ from hotplate.serve.tiers import tier_names
 from hotplate.stores.catalogue import Catalogue, ReleaseId
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import StoreError
-from hotplate.stores.lifecycle import abort, activate, promote, rollback, start_canary
+from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
 from hotplate.stores.store import Store
 from hotplate.stores.urls import redacted
 
@@ -41,7 +41,12 @@ class _Abort(Struct, frozen=True):
 
 
 class _Activate(Struct, frozen=True):
-    force: Literal["false", "true"] = "false"  # whether to ignore that gates refused the release
+    force: Literal["false", "true"] = "false"
+
+    @property
+    def override(self) -> Override:
+        """What is accepted: over HTTP, nobody may activate a damaged release."""
+        return Override.REFUSAL if self.force == "true" else Override.NOTHING
 
 
 class _Promote(_Activate, frozen=True):
@@ -53,17 +58,17 @@ class _StartCanary(_Activate, frozen=True):
 
 
 async def _activate(store: Store, release: ReleaseId, query: _Activate) -> ReleaseId:
-    await activate(store, release, though_refused=query.force == "true")
+    await activate(store, release, override=query.override)
     return release
 
 
 async def _start_canary(store: Store, release: ReleaseId, query: _StartCanary) -> ReleaseId:
-    await start_canary(store, release, float(query.percent), though_refused=query.force == "true")
+    await start_canary(store, release, float(query.percent), override=query.override)
     return release
 
 
 async def _promote(store: Store, _: ReleaseId, query: _Promote) -> ReleaseId:
-    return await promote(store, if_canary=query.if_canary or None, though_refused=query.force == "true")
+    return await promote(store, if_canary=query.if_canary or None, override=query.override)
 
 
 async def _abort(store: Store, _: ReleaseId, query: _Abort) -> ReleaseId:

@@ -65,7 +65,7 @@ async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_
     assert after.store_id != before.store_id
     assert changes.follows(after, before)
     assert await published_rows(store, second) == rows("second")
-    await life.activate(store, second, though_refused=True)
+    await life.activate(store, second, override=life.Override.REFUSAL)
     assert await life.rollback(store) == first
 
 

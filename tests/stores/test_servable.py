@@ -97,7 +97,7 @@ async def test_release_without_manifest_popular_list_or_most_rows_must_be_forced
     with pytest.raises(ReleaseCorrupt, match="cannot be served"):
         await verb(store, target)
     assert ((await store.catalogue()).live, (await store.catalogue()).canary) == (live, None)
-    await verb(store, target, force=True)
+    await verb(store, target, override=life.Override.DAMAGE)
     catalogue = await store.catalogue()
     assert target in (catalogue.live, catalogue.canary and catalogue.canary.release)
 
@@ -161,10 +161,10 @@ async def test_refused_release_is_marked_and_each_verb_needs_force(open_store: O
         with pytest.raises(RefusedByGates, match=r"refused by ndcg, overlap@10 when it was published.*--force"):
             await verb
     assert await store.catalogue() == catalogue
-    await life.start_canary(store, bad, 5, though_refused=True)
+    await life.start_canary(store, bad, 5, override=life.Override.REFUSAL)
     with pytest.raises(RefusedByGates):
         await life.promote(store)
-    assert await life.promote(store, though_refused=True) == bad
+    assert await life.promote(store, override=life.Override.REFUSAL) == bad
     assert (await open_store().catalogue()).find(bad).refused_by == ()
 
 
@@ -186,7 +186,7 @@ async def test_withdrawn_release_keeps_the_reason_and_goes_live_only_if_forced(
     with pytest.raises(RefusedByGates, match="refused by probation: lists are missing, so it stays withdrawn"):
         await life.activate(store, bad)
     assert (await store.catalogue()).live == good
-    await life.activate(store, bad, force=True)
+    await life.activate(store, bad, override=life.Override.DAMAGE)
     assert (await open_store().catalogue()).find(bad).refused_by == ()
 
 
@@ -217,11 +217,11 @@ async def test_release_withdrawn_while_it_is_prepared_is_not_served_again(
 
     monkeypatch.setattr(store, "prepare", withdraw_and_prepare)
     with pytest.raises(RefusedByGates, match="refused by probation: lists are missing, so it stays withdrawn"):
-        await verb(store, bad, though_refused=is_forced)
+        await verb(store, bad, override=life.Override.REFUSAL if is_forced else life.Override.NOTHING)
     catalogue = await store.catalogue()
     assert (catalogue.live, catalogue.find(bad).state) == (good, State.WITHDRAWN)
     assert bad not in [release.id for release in catalogue.served]
-    await verb(store, bad, though_refused=True)  # the refusal is known now
+    await verb(store, bad, override=life.Override.REFUSAL)  # the refusal is known now
     assert bad in [release.id for release in (await store.catalogue()).served]
 
 
@@ -241,7 +241,7 @@ async def test_rollback_to_a_forced_release_is_not_refused(clock: FakeClock) -> 
     store = MemoryStore(clock)
     await publish(store)
     bad = await publish_refused(store)
-    assert await life.activate(store, bad, though_refused=True)
+    assert await life.activate(store, bad, override=life.Override.REFUSAL)
     await publish(store)
     assert await life.rollback(store) == bad
 
@@ -260,6 +260,6 @@ async def test_copy_of_a_refused_release_stays_ready_until_forced_in_the_source(
     assert "--force of activate, canary and promote" in str(held.held_back)
     catalogue = await open_store().catalogue()
     assert (catalogue.live, catalogue.find(bad).refused_by) == (good, GATES)
-    await life.activate(source, bad, though_refused=True)
+    await life.activate(source, bad, override=life.Override.REFUSAL)
     assert (await copy(source, target, bad)).held_back is None
     assert (await open_store().catalogue()).live == bad

@@ -132,7 +132,7 @@ async def test_a_release_that_cannot_be_served_is_not_followed_and_the_next_is(
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
         harm(memory.find(await ref_of(memory, second)).rows, second)
-        await life.activate(memory, second, force=True)
+        await life.activate(memory, second, override=life.Override.DAMAGE)
         assert reason in await until_error(follower)
         assert served(follower).id == first
         await until(follower, await publish(memory, "third"))

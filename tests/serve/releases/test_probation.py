@@ -203,7 +203,7 @@ async def test_release_without_lists_of_users_is_withdrawn(memory: MemoryStore) 
     text = Exposition(service.reader.metrics, list, service.shared.probations).text().decode()
     assert 'hotplate_releases_withdrawn_total{store="tier"} 1.0' in text
     assert 'hotplate_withdrawal_blocked{store="tier"} 0.0' in text
-    await life.activate(memory, bad, force=True)  # an operator takes it as it is
+    await life.activate(memory, bad, override=life.Override.DAMAGE)  # an operator takes it as it is
     await service.follow()
     await service.answer()
     assert (await memory.catalogue()).live == bad
@@ -217,7 +217,7 @@ async def test_release_that_was_withdrawn_before_the_service_started_can_be_forc
     started = Rehearsal(memory)
     await started.follow()
     await started.answer()
-    await life.activate(memory, bad, force=True)
+    await life.activate(memory, bad, override=life.Override.DAMAGE)
     await started.follow()
     assert started.state().live == await ref_of(memory, bad)
     assert started.state().before is None
