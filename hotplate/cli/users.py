@@ -183,7 +183,7 @@ def _users_in_events(folder: "SegmentFolder | _LocalFolder", files: Sequence[str
     *files* are the names of the folder's files. Segments, files with an event in JSON on each line, are read, and the
     file of consumed items (`KEPT`), which has such lines, too. Raises WrittenByNewer.
     """
-    from hotplate.serve.consumed.table import KEPT
+    from hotplate.serve.consumed.stored_events import KEPT
     from hotplate.stores.event_log import SegmentReader, segment_names
 
     wanted = set(users)

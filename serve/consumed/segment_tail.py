@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from hotplate.serve.consumed.table import KEPT, Consumed, ConsumedEvent, hiding_events
+from hotplate.serve.consumed.stored_events import KEPT, ConsumedEvent, hiding_events
+from hotplate.serve.consumed.table import Consumed
 from hotplate.stores.errors import WrittenByNewer
 from hotplate.stores.event_log import SegmentReader, is_local, is_open_segment, is_segment
 
@@ -132,7 +133,7 @@ class SegmentTail:
 
         reader = SegmentReader(data)
         try:
-            for _, event in hiding_events(reader, self._consumed.kinds):
+            for _, event in hiding_events(reader, self._consumed.hours):
                 yield event
         except WrittenByNewer as error:
             log.warning("events of %s are not shared: %s", path, error)

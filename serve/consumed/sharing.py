@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from hotplate.serve.consumed.entries import FORGOTTEN, NOBODY_NAMED, decode_pairs, parts_of
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import BATCH, SharingState, append
-from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed, ConsumedEvent, ConsumedPairs
+from hotplate.serve.consumed.stored_events import ConsumedEvent
+from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed, ConsumedPairs
 from hotplate.serve.log_once import LogOnce
 from hotplate.serve.metrics import CONSUMED_PAIRS, DROPPED, RECEIVED, STREAM, Metrics
 from hotplate.serve.tier_metrics import StoreObserver

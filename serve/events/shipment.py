@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from hotplate.serve.consumed.table import remove_segments
+from hotplate.serve.consumed.stored_events import remove_segments
 from hotplate.serve.errors import EventsFailed, ServiceMisused
 from hotplate.serve.events.segment_folder import SegmentFolder
 from hotplate.stores.event_log import recover, segments

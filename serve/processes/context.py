@@ -10,6 +10,7 @@ from hotplate.serve.access.auth import CELLS, Guard, SharedRates
 from hotplate.serve.access.tls import Certificate
 from hotplate.serve.connections.listeners import ConnectionBalance
 from hotplate.serve.consumed.sender import SharingState, stream_url
+from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import BUCKETS, USERS, WAYS, Consumed
 from hotplate.serve.deny_list import MAX_BYTES, DenyListFile
 from hotplate.serve.errors import ServiceMisused
@@ -107,7 +108,7 @@ def _create_consumed(settings: ServiceSettings, table: SharedTable) -> Consumed 
     users = table.integers("consumed users")
     pairs = table.integers("consumed pairs")
     consumed = Consumed(settings.hide_consumed, users=users, pairs=pairs)
-    consumed.restore(settings.events)
+    restore(consumed, settings.events)
     return consumed
 
 

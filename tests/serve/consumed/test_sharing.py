@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
+from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
@@ -145,7 +146,7 @@ def test_a_tail_finds_events_that_were_shipped_before_it_read_them(tmp_path: Pat
     folder = tmp_path / "events"
     folder.mkdir()
     consumed = consumed_items("buy=24")
-    consumed.restore(folder)
+    restore(consumed, folder)
     tail = SegmentTail(folder, consumed)
     segment = LogSegment(folder)
     segment.append(events_of("1"))

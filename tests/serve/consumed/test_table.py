@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import HOUR_S
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
@@ -142,7 +143,7 @@ def test_restart_reads_segments_closed_or_shipped_by_others(tmp_path: Path, capl
     (tmp_path / "20200101T000000Z-00000000-00000000.events.zst").symlink_to("shipped meanwhile")
     (tmp_path / "29990101T000000Z-00000000-00000000.events.zst").mkdir()
     consumed = consumed_items("buy=1")
-    consumed.restore(tmp_path)
+    restore(consumed, tmp_path)
     hidden = consumed.hidden_from("1")
     assert hidden is not None
     assert encode_id("a") in hidden
@@ -172,7 +173,7 @@ def events_of(
 
 def hidden_after_restart(folder: Path, *users: str, hours: str = "buy=24") -> list[str]:
     consumed = consumed_items(hours)
-    consumed.restore(folder)
+    restore(consumed, folder)
     return [user for user in users if consumed.hidden_from(user) is not None]
 
 

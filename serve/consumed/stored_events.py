@@ -1,0 +1,189 @@
+"""Events on disk that hide items: read at a start, and kept when their segments are shipped away.
+
+A start restores the table of consumed items from the segments in the folder of events. Before `hotplate events ship`
+removes segments, it keeps those of their events that may still hide items in KEPT, by the hours that services wrote to
+HOURS.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import zstandard
+
+from hotplate.serve.consumed.table import HOUR_S, Consumed
+from hotplate.stores.errors import WrittenByNewer
+from hotplate.stores.event_log import (
+    LEVEL,
+    SegmentReader,
+    decode_event,
+    is_newer_segment,
+    is_open_segment,
+    is_segment,
+    line_of,
+)
+from hotplate.stores.folders import replace_durably, take_lock
+
+log = logging.getLogger(__name__)
+
+# How long a start reads segments, the newest first.
+RESTORE_S = 5.0
+# Files in the folder of events, and the wait for the lock of both.
+HOURS = ".hide-consumed.json"
+KEPT = ".consumed.events.zst"
+LOCK = ".hide-consumed.lock"
+LOCK_S = 30.0
+
+
+class ConsumedEvent(msgspec.Struct):
+    """The fields of an event that say what it hides."""
+
+    type: str
+    user: str
+    items: tuple[str, ...]
+    time: float
+
+
+def restore(consumed: Consumed, folder: Path) -> None:
+    """Hide the items of all events in *folder* at a start, from the newest segment to the oldest.
+
+    A segment is a log file of events. Reading stops after RESTORE_S seconds, with a warning; unreadable segments
+    are logged and skipped. KEPT, with events of segments that were shipped away, is read last. The hours for which
+    this service hides items are written to the folder, for `hotplate events ship`.
+    """
+    _keep_hours(folder, consumed.hours)
+
+    deadline = time.monotonic() + RESTORE_S
+    paths = list[Path]()
+    for path in folder.iterdir():
+        if is_newer_segment(path.name):
+            log.warning("the events of %s were written by a newer hotplate, and hide nothing", path)
+        elif is_segment(path.name) or is_open_segment(path.name):
+            paths.append(path)
+    paths.sort(key=lambda path: path.name.lstrip("."), reverse=True)
+    if (folder / KEPT).exists():
+        paths.append(folder / KEPT)
+
+    for path in paths:
+        if time.monotonic() > deadline:
+            log.warning("older events than of %s were not read in %.0f s: they hide nothing", path.name, RESTORE_S)
+            return
+        _restore_segment(consumed, path)
+
+
+def _restore_segment(consumed: Consumed, path: Path) -> None:
+    """Hide the items of the events in a segment; what cannot be read is logged."""
+    oldest = time.time() - consumed.window_s
+    try:
+        segment = SegmentReader(_read_since(oldest, path))
+        for _, event in hiding_events(segment, consumed.hours):
+            consumed.add(event.type, event.user, event.items, event.time)
+    except OSError as error:
+        log.warning("the events of %s cannot be read, and hide nothing: %s", path, error.strerror)
+    except WrittenByNewer as error:
+        log.warning("events of %s hide nothing: %s", path, error)
+
+
+def remove_segments(paths: Sequence[Path], folder: Path) -> None:
+    """Remove segments of *folder*, and keep those of their events that may still hide items. Raises OSError."""
+    with _locked(folder):
+        hours = _read_hours(folder)
+        if hours:
+            kept = _kept_segment([folder / KEPT, *paths], hours)
+            try:
+                replace_durably(folder / KEPT, kept)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                _remove(paths)  # first, as there is no other room
+                replace_durably(folder / KEPT, kept)
+        _remove(paths)
+
+
+def _kept_segment(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
+    """Return a segment, a compressed log file, of the events in other segments that may still hide items.
+
+    *hours* has how long events of each type hide their items. Missing files are skipped.
+    """
+    now = time.time()
+    lines = list[bytes]()
+    for path in paths:
+        with suppress(FileNotFoundError):
+            for line, event in hiding_events(SegmentReader(path.read_bytes()), hours):
+                if event.time + HOUR_S * hours[event.type] > now:
+                    lines.append(line_of(line))
+    # An event is there twice if a removal was interrupted.
+    return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(dict.fromkeys(lines)))
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
+    """Write to *folder* for how many hours events of each type hide items: the longest of all services that use it.
+
+    *hours* are those of this service. A failure is logged.
+    """
+    try:
+        with _locked(folder):
+            known = _read_hours(folder)
+            longest = {kind: max(known.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*known, *hours}}
+            if longest != known:
+                replace_durably(folder / HOURS, msgspec.json.encode(longest))
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning(
+            "%s cannot be written (%s): after `hotplate events ship` and a restart, consumed items are shown again",
+            folder / HOURS,
+            error,
+        )
+
+
+def _read_hours(folder: Path) -> dict[str, float]:
+    with suppress(FileNotFoundError):
+        return msgspec.json.decode((folder / HOURS).read_bytes(), type=dict[str, float])
+    return {}
+
+
+def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:
+    """Yield the events of some types with their lines, which are JSON.
+
+    Lines that cannot be of these types are not decoded, which is most of the time of a start. Raises WrittenByNewer.
+    """
+    marks = [f'"type":"{kind}"'.encode() for kind in kinds]
+    wanted = set(kinds)
+    decoder = msgspec.json.Decoder(ConsumedEvent)
+    for line in lines:
+        if any(mark in line for mark in marks):
+            event = decode_event(decoder, line)
+            if event.type in wanted:
+                yield line, event
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = take_lock(folder / LOCK, 0o640, LOCK_S)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_since(oldest: float, path: Path) -> bytes:
+    """Read a segment that changed since *oldest*, a Unix time; empty if it did not, or is gone.
+
+    Another process may close it meanwhile, which removes the dot from its name, or ship it.
+    """
+    closed = path.with_name(path.name.removeprefix("."))
+    for candidate in (path, closed):
+        with suppress(FileNotFoundError):
+            if candidate.stat().st_mtime <= oldest:
+                return b""
+            return candidate.read_bytes()
+    return b""
