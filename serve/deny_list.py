@@ -182,18 +182,33 @@ class DenyListFile:
     def __init__(self, path: Path | None = None, overrides: Path | None = None) -> None:
         """Read the files, if any; raises ServiceMisused."""
         self.current = DenyList()
-        self._parts = [self.current, self.current]
-        self.watched = [
-            WatchedFiles([file], partial(self._load, number, file), max_bytes=MAX_BYTES)
-            for number, file in enumerate((path, overrides))
-            if file is not None
-        ]
+        self._listed = DenyList()
+        self._overrides = DenyList()
+        self.watched = list[WatchedFiles]()
+        if path is not None:
+            self.watched.append(WatchedFiles([path], partial(self._load_listed, path), max_bytes=MAX_BYTES))
+        if overrides is not None:
+            self.watched.append(
+                WatchedFiles([overrides], partial(self._load_overrides, overrides), max_bytes=MAX_BYTES)
+            )
 
-    def _load(self, number: int, path: Path, contents: Sequence[bytes]) -> None:
-        """Take the new content of a file: 0 is the deny-list, 1 the overrides. Raises DenyListInvalid."""
+    def _load_listed(self, path: Path, contents: Sequence[bytes]) -> None:
+        """Take the new content of the deny-list; raises DenyListInvalid."""
         try:
-            self._parts[number] = (parse, parse_overrides)[number](contents[0])
+            self._listed = parse(contents[0])
         except DenyListInvalid as error:
-            raise DenyListInvalid(f"{('the deny-list', 'overrides')[number]} {path} cannot be used: {error}") from None
-        listed, live = self._parts
-        self.current = DenyList(listed.users, listed.items | live.items, live.overrides)
+            raise DenyListInvalid(f"the deny-list {path} cannot be used: {error}") from None
+        self._combine()
+
+    def _load_overrides(self, path: Path, contents: Sequence[bytes]) -> None:
+        """Take the new content of the file of overrides; raises DenyListInvalid."""
+        try:
+            self._overrides = parse_overrides(contents[0])
+        except DenyListInvalid as error:
+            raise DenyListInvalid(f"overrides {path} cannot be used: {error}") from None
+        self._combine()
+
+    def _combine(self) -> None:
+        """Apply both files by one assignment, as they are loaded in threads."""
+        items = self._listed.items | self._overrides.items
+        self.current = DenyList(self._listed.users, items, self._overrides.overrides)
