@@ -5,31 +5,35 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import chdir, suppress
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
 from hotplate.__main__ import main
+from tests.support.paths import ROOT
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "hotplate.bench.cosmos_emulator.server",
-        "hotplate.cli.main",
-        "hotplate.offline.job",
-        "hotplate.offline.publish",
-        "hotplate.serve.processes.supervisor",
-        "hotplate.stores.file.store",
-        "hotplate.stores.redis.store",
-    ]
-)
+_context.set_forkserver_preload(["tests.support.preloaded"])
+
+
+@cache
+def _start_server() -> None:
+    """Start the process that forks the others."""
+    with chdir(ROOT):  # it finds `tests` in its working folder
+        forkserver.ensure_running()
 
 
 class Forked:
-    """Runs `hotplate` with *words*, with its output in *output*; used like `subprocess.Popen`."""
+    """Runs `hotplate` with *words*, with its output in *output*; used like `subprocess.Popen`.
 
-    def __init__(self, *words: str | Path, output: Path) -> None:
-        arguments = (list(map(str, words)), str(output), dict(os.environ), Path.cwd())
+    *before* is Python source that the process executes before the command, as to replace a function.
+    """
+
+    def __init__(self, *words: str | Path, output: Path, before: str = "") -> None:
+        arguments = (list(map(str, words)), str(output), dict(os.environ), Path.cwd(), before)
         self._process = _context.Process(target=_run, args=arguments)
+        _start_server()
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -53,7 +57,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(words: list[str], output: str, environment: dict[str, str], folder: Path) -> None:
+def _run(words: list[str], output: str, environment: dict[str, str], folder: Path, before: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -62,4 +66,5 @@ def _run(words: list[str], output: str, environment: dict[str, str], folder: Pat
     os.dup2(descriptor, 2)
     os.close(descriptor)
     sys.argv = ["hotplate", *words]
+    exec(before, {})
     main()
