@@ -1,16 +1,9 @@
-"""A service with limits that tests can reach, and raw sockets that reach them.
+"""A service with limits that tests can reach, and raw sockets that reach them."""
 
-As a command (`python -m tests.support.limited_service JSON`) it serves what the JSON says: the store, any field of the
-limits, and how many files the service may open.
-"""
-
-import json
-import logging
 import re
 import resource
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,18 +12,35 @@ from prometheus_client.samples import Sample
 
 from hotplate.bench.process import read_samples
 from tests.support.redis_server import certify
-from tests.support.service import UNVERIFIED, Service, started
+from tests.support.service import UNVERIFIED, Service, running
 
 WAIT_S = 30.0
 MB = 1 << 20
+
+# Serves within the fields of `Limits` in LIMITS.
+WITHIN_LIMITS = """
+from dataclasses import replace
+from hotplate.serve.processes import supervisor
+from hotplate.serve.settings import Limits
+serve = supervisor.serve
+def serve_within_limits(settings, announce):
+    serve(replace(settings, limits=Limits(**LIMITS)), announce)
+supervisor.serve = serve_within_limits
+"""
+LIMIT_FILES = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))"
 
 
 @contextmanager
 def limited(store: Path, *, files: int | None = None, tls: bool = False, **limits: object) -> Iterator[Service]:
     """Serve the store in a folder within *limits*, until the block ends."""
-    certify(store.parent)
-    options = json.dumps({"store": str(store), "files": files, "tls": tls, "limits": limits})
-    with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
+    options = list[str]()
+    if tls:
+        certify(store.parent)
+        options = ["--tls-cert", f"{store.parent}/server.pem", "--tls-key", f"{store.parent}/server.key"]
+    before = f"LIMITS = {limits!r}\n{WITHIN_LIMITS}"
+    if files is not None:
+        before += f"FILES = {files}\n{LIMIT_FILES}"
+    with running(store, *options, before=before) as service:
         yield service
 
 
@@ -87,25 +97,3 @@ def allow_files(count: int) -> bool:
     if most >= count > now:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
     return most >= count
-
-
-def main() -> None:
-    from hotplate.serve.processes.supervisor import serve  # noqa: PLC0415 -- only the command serves
-    from hotplate.serve.settings import Limits, ServiceSettings, configure_logging  # noqa: PLC0415 -- only the command serves
-
-    options = json.loads(sys.argv[1])
-    configure_logging()
-    if options["files"]:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
-    limits = Limits(**options["limits"])
-    pair = [Path(options["store"]).parent / name if options["tls"] else None for name in ("server.pem", "server.key")]
-    settings = ServiceSettings(
-        (f"file://{options['store']}",), port=0, admin_port=0, health_port=0, drain_delay_s=0.0, limits=limits,
-        tls_cert=pair[0], tls_key=pair[1],
-    )  # fmt: skip
-    said = "serving a store on %s, and for operators on %s; probes are answered on %s"
-    serve(settings, lambda addresses: logging.getLogger(__name__).info(said, *addresses))
-
-
-if __name__ == "__main__":
-    main()

@@ -149,27 +149,31 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *options: str, launcher: Sequence[str] = ()) -> Iterator[Service]:
+def running(folder: Path, *options: str, launcher: Sequence[str] = (), before: str = "") -> Iterator[Service]:
     """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
-    with serving(folder.parent, "--store", f"file://{folder}", *options, launcher=launcher) as service:
+    store = ("--store", f"file://{folder}")
+    with serving(folder.parent, *store, *options, launcher=launcher, before=before) as service:
         yield service
 
 
 @contextmanager
-def serving(logs: Path, *options: str, launcher: Sequence[str] = ()) -> Iterator[Service]:
-    """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
-    command = [*DEFAULTS, *options]
-    with started(logs, [*launcher, *command] if launcher else ["serve", *command], forked=not launcher) as service:
+def serving(logs: Path, *options: str, launcher: Sequence[str] = (), before: str = "") -> Iterator[Service]:
+    """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*.
+
+    Without a *launcher*, the process is forked, and first executes the Python source *before*.
+    """
+    command = [*(launcher or ["serve"]), *DEFAULTS, *options]
+    with started(logs, command, forked=not launcher, before=before) as service:
         yield service
 
 
 @contextmanager
-def started(logs: Path, command: Sequence[str], *, forked: bool = False) -> Iterator[Service]:
+def started(logs: Path, command: Sequence[str], *, forked: bool = False, before: str = "") -> Iterator[Service]:
     """Run a command that serves, and says where, until the block ends; its log goes to the folder *logs*."""
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
         process = (
-            Forked(*command, output=log)
+            Forked(*command, output=log, before=before)
             if forked
             else subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
         )

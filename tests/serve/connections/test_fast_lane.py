@@ -16,7 +16,7 @@ import pytest
 from hotplate.serve.connections.fast_lane import LANE_MISSING, MODULE, is_compiled
 from tests.support.lane import needs_lane
 from tests.support.paths import ROOT
-from tests.support.service import LAUNCHER, running
+from tests.support.service import running
 
 HOOK = ROOT / "hatch_build.py"
 SOURCE = ROOT / "serve" / "connections" / "lane.pyx"
@@ -125,7 +125,7 @@ def test_routes_pass_without_the_extension(tmp_path: Path, record_property: Call
 
 
 def test_console_names_the_lane_that_a_switch_turns_off(folder: Path) -> None:
-    with running(folder, "--no-fast-lane", launcher=LAUNCHER) as service:
+    with running(folder, "--no-fast-lane") as service:
         assert service.admin("/console/state").json["fast_lane"] == "off"
         assert "the fast lane is not compiled" not in service.log.read_text()
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -12,15 +10,12 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.metrics import METHODS
+from tests.support.forked import Forked
 from tests.support.limited_service import samples
-from tests.support.service import DEFAULTS, LAUNCHER, Service, a_list, publish_lists, refused_by, running, until
+from tests.support.service import DEFAULTS, Service, a_list, publish_lists, refused_by, running, until
 
-# Run the command with a short limit of changes over HTTP, in the processes that it forks, too.
-SHORT_CHANGES = (
-    "import runpy, hotplate.serve.processes.release_admin as release_admin\n"
-    "release_admin.CHANGE_S = 0.3\n"
-    "runpy.run_module('hotplate', run_name='__main__')\n"
-)
+# Changes over HTTP get a short limit, in the processes that the command forks, too.
+SHORT_CHANGES = "import hotplate.serve.processes.release_admin as release_admin; release_admin.CHANGE_S = 0.3"
 # The limit leaves time for a swap on a slow disk.
 SLOW_AFTER_SWAP = (
     "import asyncio, hotplate.stores.lifecycle as lifecycle\n"
@@ -175,7 +170,7 @@ def test_release_refused_by_gates_is_shown_and_goes_live_only_if_forced(tmp_path
 def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and answers nothing
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        with running(store, "--admin-store", url, launcher=(sys.executable, "-c", SHORT_CHANGES, "serve")) as service:
+        with running(store, "--admin-store", url, before=SHORT_CHANGES) as service:
             answer = service.admin(f"/v1/releases/{releases[0]}/activate", "POST")
             assert (answer.status, answer.json["type"]) == (504, "urn:hotplate:problem:change-timed-out")
             assert "GET /v1/releases shows whether it took place" in answer.json["detail"]
@@ -185,7 +180,7 @@ def test_change_of_a_silent_store_is_given_up(store: Path, releases: list[str]) 
 def test_given_up_change_that_took_place_is_logged(tmp_path: Path) -> None:
     first, _ = [asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list(mark)})) for mark in "ab"]
     options = ("--admin-store", f"file://{tmp_path / 'store'}")
-    with running(tmp_path / "store", *options, launcher=(sys.executable, "-c", SLOW_AFTER_SWAP, "serve")) as service:
+    with running(tmp_path / "store", *options, before=SLOW_AFTER_SWAP) as service:
         assert service.admin("/v1/releases/rollback", "POST").status == 504
         (tier,) = service.admin("/v1/releases").json["tiers"]
         assert tier["live"] == first
@@ -236,12 +231,14 @@ def test_cross_site_page_changes_nothing(service: Service, releases: list[str]) 
         (("--tls-cert", "server.pem"), "both --tls-cert"),
     ],
 )
-def test_failed_start_is_explained_in_one_sentence(folder: Path, options: tuple[str, ...], sentence: str) -> None:
+def test_failed_start_is_explained_in_one_sentence(
+    folder: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    output = tmp_path / "output"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         arguments = [option.format(taken=port, folder=folder) for option in options]
-        command = [*LAUNCHER, *DEFAULTS, "--store", f"file://{folder}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in {1, 2}
-    assert sentence in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+        started = Forked("serve", *DEFAULTS, "--store", f"file://{folder}", *arguments, output=output)
+        assert started.wait(timeout=60) in {1, 2}
+    assert sentence in " ".join(output.read_text().split())
+    assert "Traceback" not in output.read_text()

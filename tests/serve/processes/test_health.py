@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -87,17 +86,12 @@ def test_service_without_a_release_is_live_but_not_ready_until_one_exists(tmp_pa
 
 
 # Tests that run under nohup would have the service ignore SIGHUP, too.
-WITH_SIGHUP = """
-import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+WITH_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_draining_service_is_live_but_not_ready_for_either_signal(folder: Path, number: signal.Signals) -> None:
-    launcher = (sys.executable, "-c", WITH_SIGHUP, *LAUNCHER)
-    with running(folder, "--workers", "2", "--drain-delay", "600", launcher=launcher) as service:
+    with running(folder, "--workers", "2", "--drain-delay", "600", before=WITH_SIGHUP) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         service.process.send_signal(number)
         until(lambda: [state["status"] for state in service.states()] == ["draining"] * 2, "it does not drain")
@@ -126,7 +120,7 @@ def test_service_under_nohup_survives_its_terminal(folder: Path) -> None:
 
 # A parent with little patience with silent workers, and workers that loop for ever after SIGUSR1.
 IMPATIENT = """
-import runpy, signal, sys
+import signal
 import hotplate.serve.processes.supervisor as supervisor
 import hotplate.serve.processes.worker as worker
 supervisor.STUCK_S = 5.0
@@ -138,15 +132,13 @@ def catching(*arguments, **more):
     signal.signal(signal.SIGUSR1, endless_loop)
     return work(*arguments, **more)
 supervisor.run_worker = catching
-sys.argv[1:1] = ["serve"]
-runpy.run_module("hotplate", run_name="__main__")
 """
 
 
 @pytest.mark.alone  # a process that says nothing for 5 s counts as stuck
 @pytest.mark.soak
 def test_stuck_processes_are_replaced_one_at_a_time_with_their_stack_logged(folder: Path) -> None:
-    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", IMPATIENT)) as service:
+    with running(folder, "--workers", "2", before=IMPATIENT) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2, "it is not ready")
         workers = service.workers()
         (admin,) = set(service.processes()) - set(workers)

@@ -5,7 +5,6 @@ import http.client
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,11 +26,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-# A parent in which system calls fail as long as a file exists.
+# System calls of the parent fail as long as a file exists.
 FAILING = """
-import errno, os, runpy, selectors, sys
-from pathlib import Path
-marker, call = Path(sys.argv.pop(1)), sys.argv.pop(1)
+import errno, os, selectors
 parent = os.getpid()
 owner = {"fork": os, "waitpid": os, "select": selectors.PollSelector}[call]
 succeed = getattr(owner, call)
@@ -40,16 +37,14 @@ def fail(*arguments):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
     return succeed(*arguments)
 setattr(owner, call, fail)
-sys.argv.insert(1, "serve")
-runpy.run_module("hotplate", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize("call", ["fork", "waitpid", "select"])
 def test_failing_system_call_of_the_parent_ends_nothing(folder: Path, call: str) -> None:
     marker = folder.parent / "failing"
-    launcher = (sys.executable, "-c", FAILING, str(marker), call)
-    with running(folder, "--workers", "2", launcher=launcher) as service:
+    before = f"import pathlib; marker = pathlib.Path({str(marker)!r}); call = {call!r}\n{FAILING}"
+    with running(folder, "--workers", "2", before=before) as service:
         until(lambda: [state["status"] for state in service.states()] == ["ready"] * 2)
         killed, kept = service.workers()
         marker.touch()
@@ -291,7 +286,7 @@ def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Pat
 
 
 ADOPTING = """
-import ctypes, os, subprocess, sys
+import ctypes, os
 PR_SET_CHILD_SUBREAPER = 36
 assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 if (orphan := os.fork()) == 0:
@@ -299,12 +294,11 @@ if (orphan := os.fork()) == 0:
     if os.fork() == 0:
         os.execvp("sleep", ["sleep", "0.5"])
     os._exit(0)
-os.execv(sys.executable, [sys.executable, "-m", "hotplate", "serve", *sys.argv[1:]])
 """
 
 
 def test_parent_reaps_adopted_children_and_keeps_serving(folder: Path) -> None:
-    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", ADOPTING)) as service:
+    with running(folder, "--workers", "2", before=ADOPTING) as service:
         until(lambda: len(service.workers()) == 2)  # the first has answered; the second may have no name yet
         before = service.workers()
         until(lambda: len(service.processes()) <= 3)  # the workers and the admin process; zombies count, too
