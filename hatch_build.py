@@ -68,6 +68,8 @@ def compile_lane(folder: Path, source: Path = SOURCE, flags: tuple[str, ...] = F
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("cc") or shutil.which("gcc") or ""]
     if not compiler[0]:
         raise ExtensionNotBuilt("there is no C compiler; on Debian or Ubuntu: apt-get install gcc python3-dev")
+    if shutil.which(compiler[0]) is None:
+        raise ExtensionNotBuilt(f"{compiler[0]} cannot be started: there is no such program")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         shutil.copyfile(source, work / SOURCE.name)
