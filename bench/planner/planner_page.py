@@ -12,6 +12,7 @@ import signal
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def application(page: PlannerPage, token: str) -> web.Application:
     All paths begin with the secret *token*, so that no other page or user of the machine can request them.
     """
     drawing = asyncio.Lock()  # matplotlib's settings are global
+    pictures_of = lru_cache(page.pictures)  # drawing takes most of a second, and reloading the page need not repeat it
 
     async def file(request: web.Request) -> web.Response:
         name = request.match_info.get("file") or "index.html"
@@ -185,7 +187,7 @@ def application(page: PlannerPage, token: str) -> web.Application:
 
     async def plots(request: web.Request) -> web.Response:
         async with drawing:
-            return await asyncio.to_thread(_json_of, page.pictures, request)
+            return await asyncio.to_thread(_json_of, pictures_of, request)
 
     page_routes = web.Application(middlewares=[_protect])
     page_routes.router.add_get(f"/{token}/", file)
