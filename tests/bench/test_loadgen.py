@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hdrh.histogram import HdrHistogram
@@ -88,6 +89,7 @@ def test_out_of_range_times_count_at_the_ends_of_the_scale() -> None:
 OBJECTIVE = Objective({"p99": 20_000.0})
 
 
+@cache
 def serve_at(rate: float, capacity: float) -> Result:
     free_s = 0.0
 

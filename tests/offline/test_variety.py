@@ -32,11 +32,11 @@ from hotplate.offline.training import TrainSettings, train
 from hotplate.offline.variety import Explore, ItemSimilarity, read_explore
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.interactions import evaluate
+from tests.support.property import depths
 
 if TYPE_CHECKING:
     from hotplate.offline.train.engine import Params, Ranker
 
-CASES = 300
 TODAY = 20_000
 SEGMENTS = ("north", "south", None)
 
@@ -260,10 +260,11 @@ def random_rules(random: np.random.Generator, model: Model, kind: str) -> Rules:
     return rules
 
 
+@depths(60, 300)
 @pytest.mark.parametrize("kind", ["diversity", "rotate", "explore", "all"])
-def test_lists_equal_those_of_the_oracle(kind: str) -> None:
+def test_lists_equal_those_of_the_oracle(kind: str, examples: int) -> None:
     changed = 0
-    for case in range(CASES):
+    for case in range(examples):
         random = np.random.default_rng([case, len(kind)])
         model = random_model(random)
         rules = random_rules(random, model, kind)
@@ -277,7 +278,7 @@ def test_lists_equal_those_of_the_oracle(kind: str) -> None:
             assert all(score >= after for (_, score), (_, after) in pairwise(listed)), f"case {case}"
         plain = lists_of(RuledLists.of(model, Rules(), length, keep_seen=keep_seen), users)
         changed += items_of(lists) != items_of(plain)
-    assert changed > CASES / 2
+    assert changed > examples / 2
 
 
 def some_model(users: int = 40, items: int = 30) -> Model:
