@@ -27,6 +27,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+# Thousands of tests are collected, and nothing of them is garbage.
+gc.disable()
+
 # A separate distribution, which `tests/stores/test_third_party.py` installs and runs.
 collect_ignore = ["third_party"]
 
@@ -110,6 +113,7 @@ def store(open_store: OpenStore) -> Store:
 def pytest_collection_finish() -> None:
     """Keep the collector from walking, again and again, what thousands of tests and their libraries are made of."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:

@@ -1,6 +1,8 @@
+import importlib
 import io
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,13 @@ from hotplate.report import (
     rounded,
     to_json,
 )
-from hotplate.report_page import page, save
+
+
+@pytest.fixture(scope="module")
+def report_page() -> ModuleType:
+    """The module, which is slow to load."""
+    return importlib.import_module("hotplate.report_page")
+
 
 TEXT = st.text(max_size=20)
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,9 +77,9 @@ def test_report_round_trips_through_json(report: Report) -> None:
 
 
 @given(REPORTS)
-def test_any_report_is_printed_and_laid_out(report: Report) -> None:
+def test_any_report_is_printed_and_laid_out(report_page: ModuleType, report: Report) -> None:
     print_report(report, Console(file=io.StringIO(), width=100))
-    assert page(report).count("<h1>") == 1
+    assert report_page.page(report).count("<h1>") == 1
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -127,8 +135,8 @@ def test_a_table_has_one_line_for_each_subject_after_the_answer() -> None:
     ]
 
 
-def test_the_page_shows_the_table_with_intervals_and_marks() -> None:
-    text = page(TABLE)
+def test_the_page_shows_the_table_with_intervals_and_marks(report_page: ModuleType) -> None:
+    text = report_page.page(TABLE)
     assert "1.6<small>1.3 … 1.9</small>" in text
     assert "11&nbsp;*" in text
     assert "* assumed: the emulator waits" in text
@@ -144,8 +152,8 @@ def test_cells_have_significant_digits(value: float, digits: int, text: str) -> 
     assert rounded(value, digits) == text
 
 
-def test_the_page_escapes_texts_and_loads_nothing() -> None:
-    text = page(RU)
+def test_the_page_escapes_texts_and_loads_nothing(report_page: ModuleType) -> None:
+    text = report_page.page(RU)
     assert "&lt;within&gt;" in text
     assert text.count("<svg") == 2  # for wide and narrow screens
     assert "http://" not in text.replace("http://www.w3.org", "")
@@ -158,8 +166,8 @@ def test_exit_code_is_3_for_a_bad_report_and_1_for_an_unmeasured_one() -> None:
     assert Report(kind="a", sentence="", interrupted=True).exit_code == 1
 
 
-def test_files_are_written_beside_each_other(tmp_path: Path) -> None:
-    save(RU, tmp_path / "ru.2026")
+def test_files_are_written_beside_each_other(report_page: ModuleType, tmp_path: Path) -> None:
+    report_page.save(RU, tmp_path / "ru.2026")
     assert {path.name for path in tmp_path.iterdir()} == {"ru.2026.json", "ru.2026.html"}
     assert from_json(json.loads((tmp_path / "ru.2026.json").read_text())).row("400 RU/s", "p99") == RU.rows[1]
 

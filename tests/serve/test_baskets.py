@@ -1,7 +1,5 @@
 """Folding in with each engine that the search chooses: trained and published by the command, asked for in every way."""
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 
 import hotplate
 from hotplate.offline.input.sample import sample
-from tests.support.paths import ROOT
+from tests.support.command import succeeded
 from tests.support.service import UNTIL_S, running
 
 N = 5
@@ -23,14 +21,6 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hotplate", *arguments],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=5 * UNTIL_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     ("engine", "options"),
     [("als", ["--fold-in"]), ("als", []), ("ease", []), ("neighbours", []), ("popularity", [])],
@@ -39,10 +29,10 @@ def command(*arguments: str) -> None:
 def test_weights_and_recency_count_for_each_engine_and_caller(
     clicks: Path, tmp_path: Path, engine: str, options: list[str]
 ) -> None:
-    model = str(tmp_path / "model")
+    model = tmp_path / "model"
     store = tmp_path / "store"
-    command("train", str(clicks), "--engine", engine, "--no-tune", "--split", "none", "--out", model)
-    command("publish", model, "--store", f"file://{store}", *options)
+    succeeded("train", clicks, "--engine", engine, "--no-tune", "--split", "none", "--out", model)
+    succeeded("publish", model, "--store", f"file://{store}", *options)
     with (
         running(store, *options) as service,
         hotplate.Client(service.url, timeout_s=UNTIL_S) as client,

@@ -31,11 +31,7 @@ PUBLISHER = """
 import asyncio, sys
 from hotplate.stores.connect import connect
 from hotplate.stores.publication import publish_release
-from hotplate.stores.erasure_log import erased_from
-from hotplate.stores.errors import ReleaseCorrupt
-from hotplate.stores.store import Plan, Row, RowEraser
-from hotplate.stores.users import erase_users
-from hotplate.stores.verification import verify
+from hotplate.stores.store import Plan
 from tests.support.cosmos_simulation import ROWS
 from tests.support.stores import batches
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.doctor import rebuild, survey
@@ -24,7 +25,7 @@ from hotplate.stores.store import Row
 from hotplate.stores.users import erase_users
 from hotplate.stores.verification import verify
 from tests.support.older_servers import Snapshots
-from tests.support.redis_server import RedisServer, running
+from tests.support.redis_server import RedisServer, copied, put_back, running
 from tests.support.stores import publish
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{number}", b"list of %d" % number) for number in range(9))]
@@ -99,9 +100,8 @@ async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
     await opened.close()
 
 
-async def publish_three(store: RedisStore, server: RedisServer) -> None:
-    """Publish a superseded, a live and a ready release to an empty server."""
-    server.execute_command("FLUSHALL")
+async def publish_three(store: RedisStore) -> None:
+    """Publish a superseded, a live and a ready release."""
     for live in (True, True, False):
         await publish(store, ROWS, live=live)
 
@@ -148,12 +148,15 @@ async def test_named_releases_are_whole_after_a_restart_between_calls(
 ) -> None:
     """The data are those at the begin and after the first change of the catalogue, or at *every* call."""
     interruptions = Interruptions(store, Snapshots(server))
-    await publish_three(store, server)
+    await publish_three(store)
+    with redis.Redis(port=server.port) as client:
+        published = copied(client, "test")
     calls = await interruptions.recorded(verb(store))
     saves = range(len(calls)) if every else (0, calls.index("swap") + 1)
     for save_at in saves:
         for restart_at in range(save_at + 1, len(calls)):
-            await publish_three(store, server)
+            with redis.Redis(port=server.port) as client:
+                put_back(client, "test", published)
             await interruptions.interrupted(verb(store), save_at=save_at, restart_at=restart_at)
             context = f"data of {save_at} {calls[save_at]}, restart before {restart_at} {calls[restart_at]}"
             await check_whole(store, context)
