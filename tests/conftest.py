@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hotplate.stores.connect import connect
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Store
+from tests.support.browser import running_browser
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.memory_store import MemoryStore
@@ -65,6 +66,13 @@ def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """The same over TLS, with a self-signed certificate."""
     with emulated_account(tmp_path_factory.mktemp("cosmos") / "cosmos.pem") as running_one:
         yield running_one
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DevTools of a browser shared by all tests of pages."""
+    with running_browser(tmp_path_factory.mktemp("browser")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from hotplate.stores.store import Reader, ReadResult
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
-from tests.support.remote import DamagedStore, RemoteStore, SendingRemote, publish
+from tests.support.remote import RemoteStore, SendingRemote, publish
 from tests.support.stores import allow_erasure, ref_of
 from tests.support.virtual import virtual
 
@@ -42,6 +42,25 @@ class Counting(TieredReader):
 
     def counted(self, source: str, outcome: str) -> float:
         return self.metrics.total(LOOKUPS[source, outcome])[0]
+
+
+class DamagedStore(MemoryStore):
+    """A store in this process in which some keys lie on pages that cannot be read."""
+
+    damaged = frozenset[str]()
+    raising: Exception = ReleaseCorrupt("page 7 cannot be read")
+
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        if key in self.damaged:
+            raise self.raising
+        return super().get(release, key)
+
+    async def get_many(
+        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
+    ) -> list[ReadResult]:
+        results = await super().get_many(release, [key for key in keys if key not in self.damaged], timeout_s=timeout_s)
+        read = iter(results)
+        return [ReleaseCorrupt(str(self.raising)) if key in self.damaged else next(read) for key in keys]
 
 
 @pytest.fixture

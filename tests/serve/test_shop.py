@@ -173,7 +173,7 @@ def test_each_page_shows_lists_or_fewer_but_never_fails(tmp_path: Path, name: st
         assert pages() == [[] if name == "node" else POPULAR] * 5, "the service is down"
 
 
-async def test_the_page_shows_each_list_in_a_browser_and_none_without_a_service(tmp_path: Path) -> None:
+async def test_the_page_shows_each_list_in_a_browser_and_none_without_a_service(browser: str, tmp_path: Path) -> None:
     files = {"": (PAGE, "text/html"), "shop.mjs": ("", "text/javascript"), "favicon.ico": ("", "image/x-icon")}
 
     async def answer(request: web.Request) -> web.Response:
@@ -186,8 +186,7 @@ async def test_the_page_shows_each_list_in_a_browser_and_none_without_a_service(
     async with running_app(app) as site:
         with running(tmp_path / "store", "--cors-origin", site) as service:
             files["shop.mjs"] = patient(SHARED, service.port), "text/javascript"
-            (tmp_path / "up").mkdir()
-            async with opened(site, tmp_path / "up") as page:
+            async with opened(browser, site) as page:
                 await page.until("document.querySelectorAll('li').length === 6")
                 titles = (
                     "[...document.querySelectorAll('ul')].map((list) => [...list.children].map((e) => e.textContent))"
@@ -195,7 +194,6 @@ async def test_the_page_shows_each_list_in_a_browser_and_none_without_a_service(
                 named = [["p1", "p2", "p3"], ["7"], ["8", "7"]]
                 assert await page.evaluate(titles) == [[f"Title {item}" for item in ids] for ids in named]
                 assert page.complaints == []
-        (tmp_path / "down").mkdir()
-        async with opened(site, tmp_path / "down") as page:
+        async with opened(browser, site) as page:
             await page.until("document.querySelectorAll('ul').length === 0")
             assert {text for text in page.complaints if "ERR_CONNECTION_REFUSED" not in text} == set()

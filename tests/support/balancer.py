@@ -11,7 +11,7 @@ from tests.support.service import status_of
 
 PROBE_S = 0.1
 Headers = Callable[[], Mapping[str, str]]
-# What a status and a body are counted as.
+# Returns the name under which a response is counted, from its status and body.
 Outcome = Callable[[int, bytes], str]
 
 

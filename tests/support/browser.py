@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
-# How a browser is started that looks at nothing but this machine.
+from tests.support.service import until
+
+# The browser contacts only this machine.
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -78,36 +81,54 @@ class Page:
 
 
 @asynccontextmanager
-async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
-    """Open *url* in headless Chromium, with its profile in *folder*, until the block ends."""
+async def opened(browser: str, url: str) -> AsyncIterator[Page]:
+    """Open *url* in a new window of a browser that `running_browser` started, until the block ends.
+
+    The window shares no cookies, storage or cache with others.
+    """
+    async with ClientSession() as session:
+        async with session.get(f"{browser}/json/version") as response:
+            socket_url = (await response.json())["webSocketDebuggerUrl"]
+        async with _attached(session, socket_url) as whole:
+            context = (await whole.call("Target.createBrowserContext"))["browserContextId"]
+            target = await whole.call("Target.createTarget", url="about:blank", browserContextId=context)
+            page_url = f"{browser.replace('http', 'ws')}/devtools/page/{target['targetId']}"
+            try:
+                async with _attached(session, page_url) as page:
+                    for domain in ("Network", "Log", "Runtime", "Page"):
+                        await page.call(f"{domain}.enable")
+                    await page.call("Page.navigate", url=url)
+                    yield page
+            finally:
+                await whole.call("Target.disposeBrowserContext", browserContextId=context)
+
+
+@contextmanager
+def running_browser(folder: Path) -> Iterator[str]:
+    """Run headless Chromium, with its profile in *folder*, until the block ends; yield the URL of its DevTools."""
     profile = folder / "profile"
+    command = [chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
     with (folder / "chromium.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank",
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        port = await _debugging_port(profile / "DevToolsActivePort")
-        async with ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                target = next(candidate for candidate in await response.json() if candidate["type"] == "page")
-            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = Page(socket)
-                listening = asyncio.create_task(page.listen())
-                for domain in ("Network", "Log", "Runtime", "Page"):
-                    await page.call(f"{domain}.enable")
-                await page.call("Page.navigate", url=url)
-                yield page
-                listening.cancel()
-                await asyncio.gather(listening, return_exceptions=True)
+        yield f"http://127.0.0.1:{_debugging_port(profile / 'DevToolsActivePort')}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # with all the processes that it started
-        await process.wait()
+        process.wait()
 
 
-async def _debugging_port(file: Path) -> int:
+@asynccontextmanager
+async def _attached(session: ClientSession, url: str) -> AsyncIterator[Page]:
+    """Connect to the DevTools of a page, or of the whole browser."""
+    async with session.ws_connect(url, max_msg_size=0) as socket:
+        page = Page(socket)
+        listening = asyncio.create_task(page.listen())
+        yield page
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+def _debugging_port(file: Path) -> int:
     """Return the port that the browser writes down once it listens."""
-    async with asyncio.timeout(60):
-        while not (file.exists() and (lines := file.read_text().splitlines())):
-            await asyncio.sleep(0.05)
-    return int(lines[0])
+    until(lambda: file.exists() and file.read_text().splitlines(), "the browser does not listen")
+    return int(file.read_text().splitlines()[0])

@@ -22,10 +22,6 @@ from hotplate.offline.train.popularity import Popular, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 
-# A score is a float32 sum of a few products of up to about 1, and each kernel of a BLAS adds them in its own order. The
-# sum then differs by a few times 1.2e-7, the step of a float32 at 1, however near to 0 it is.
-ROUNDING = 1e-6
-
 
 def write(path: Path, content: str | bytes) -> Path:
     """Write a file, with the folders that it lies in; return its path."""

@@ -1,7 +1,6 @@
 """A service with limits that tests can reach, and raw sockets that reach them."""
 
 import re
-import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -89,11 +88,3 @@ def sockets(service: Service, count: int = 1, receive_bytes: int = 0) -> Iterato
             if service.tls:
                 opened[place] = stack.enter_context(UNVERIFIED.wrap_socket(connection))
         yield opened
-
-
-def allow_files(count: int) -> bool:
-    """Let this process open at least this many files; return False if it may not."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most >= count > now:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
-    return most >= count

@@ -83,7 +83,7 @@ class MemoryStore(LocalReader, RowEraser):
             self.watchers.discard(changed)
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there are no resources to release."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
@@ -141,7 +141,7 @@ class MemoryStore(LocalReader, RowEraser):
         return list(self.releases)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """See the contract; there is no record that could be damaged."""
+        """Refuse, because a catalogue in memory is always readable."""
         del record, new, records
         raise ReleaseConflict("the catalogue can be read")
 

@@ -1,4 +1,4 @@
-"""What of a file is in the page cache of the system, for tests on a disk that has one."""
+"""Counts and evicts a file's pages in the page cache."""
 
 import ctypes
 import mmap
@@ -26,7 +26,7 @@ def absent_pages(path: Path) -> int:
 
 
 def evict(path: Path) -> None:
-    """Have a file read from the disk when it is read next; skips the test where the system keeps pages of it."""
+    """Evict a file from the page cache; skips the test if the system keeps pages of it."""
     for _ in range(20):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -34,4 +34,4 @@ def evict(path: Path) -> None:
         if absent_pages(path) == -(-path.stat().st_size // PAGE):
             return
         time.sleep(0.05)
-    pytest.skip(f"the pages of {path} cannot be evicted, as where a file system is in memory")
+    pytest.skip(f"the pages of {path} cannot be evicted; its file system may be in memory")

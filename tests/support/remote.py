@@ -1,4 +1,4 @@
-"""The memory store as if it were over a network, with faults on demand; for what must bear them."""
+"""The memory store as if it were over a network, with faults on demand."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
+from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.store import Diagnosed, Plan, ReadResult, Row, SendingReader
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import as_bodies
@@ -79,25 +79,6 @@ class SendingRemote(RemoteStore, SendingReader):
     def received(self, release: ReleaseRef, replies: list[ReadResult]) -> list[ReadResult]:
         del release
         return replies
-
-
-class DamagedStore(MemoryStore):
-    """A store in this process in which some keys lie on pages that cannot be read."""
-
-    damaged = frozenset[str]()
-    raising: Exception = ReleaseCorrupt("page 7 cannot be read")
-
-    def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        if key in self.damaged:
-            raise self.raising
-        return super().get(release, key)
-
-    async def get_many(
-        self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None
-    ) -> list[ReadResult]:
-        results = await super().get_many(release, [key for key in keys if key not in self.damaged], timeout_s=timeout_s)
-        read = iter(results)
-        return [ReleaseCorrupt(str(self.raising)) if key in self.damaged else next(read) for key in keys]
 
 
 async def publish(

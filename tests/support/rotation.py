@@ -14,8 +14,6 @@ from redis.credentials import StreamingCredentialProvider
 
 from tests.support.redis_server import SOON_S, RedisServer
 
-NEVER = -1.0
-
 
 @dataclass
 class RotatingProvider(StreamingCredentialProvider):

@@ -56,13 +56,6 @@ class Answer:
         return json.loads(self.body)
 
 
-def parse_answer(received: bytes) -> Answer:
-    """Read one whole answer as it came over a socket."""
-    head, _, body = received.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    return Answer(int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body)
-
-
 def status_of(port: int, path: str, method: str = "GET", *, timeout_s: float = UNTIL_S) -> int:
     """Return the status of an answer over a new connection; 0 if it is cut, refused or late."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)

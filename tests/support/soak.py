@@ -11,7 +11,7 @@ import pytest
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
 SEED = int(os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrange(1, 1 << 31))))
 
-long = pytest.mark.skipif(MINUTES < 20, reason="there is no time for it in ten minutes; SOAK_MINUTES=20 has room")
+long = pytest.mark.skipif(MINUTES < 20, reason="takes more than a soak of ten minutes; runs with SOAK_MINUTES=20")
 
 
 def scaled(count: int, *, least: int = 1) -> int:

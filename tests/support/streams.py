@@ -1,4 +1,4 @@
-"""A server of streams in the loop of a test, of which no connection and no task is left when its block ends."""
+"""A server of streams in the event loop of a test; connections and tasks end with its block."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,10 +9,10 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @asynccontextmanager
 async def listening(handler: Handler) -> AsyncIterator[int]:
-    """Have *handler* serve each connection to a free port of 127.0.0.1, which the block gets, and close it.
+    """Serve each connection to a free port of 127.0.0.1 with *handler*, then close it; yield the port.
 
-    At the end the connections that are left are cut, which their handlers read as their end. What a handler raises, the
-    block does: but for a cut connection.
+    The end of the block aborts open connections, whose handlers read their end. Errors of handlers are raised by the
+    block, except those of cut connections.
     """
     tasks = list[asyncio.Task[None]]()
     writers = list[asyncio.StreamWriter]()

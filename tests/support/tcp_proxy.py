@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 
-# So many turns of the loop pass from when it takes a connection off a socket until `Proxy.accept` is called.
+# Turns of the event loop between its acceptance of a connection and the call of `Proxy.accept`.
 _TURNS_TO_ACCEPT = 3
 
 
@@ -14,13 +14,13 @@ class Proxy:
     def __init__(self, target: int) -> None:
         """Lead to a port of this machine."""
         self.delay_s = 0.0
-        """By how many seconds requests are delayed."""
+        """The delay of each request in seconds."""
         self.refusing = False
         """Whether new connections are closed at once."""
         self.losing: bytes | None = None
         """Part of requests whose reply is lost: the connection is cut once the reply has arrived here."""
         self.accepted = 0
-        """How many connections were made in all."""
+        """The number of connections since the start."""
         self.port = 0
         self.target = target
         """The port that new connections lead to."""

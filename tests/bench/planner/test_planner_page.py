@@ -70,9 +70,9 @@ def address(sweep: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def planner(address: str, folder: Path, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
+async def planner(browser: str, address: str, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
     """Open the page and wait for its plots; at the end nothing was logged or requested elsewhere."""
-    async with opened("about:blank", folder) as page:
+    async with opened(browser, "about:blank") as page:
         await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         await page.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
@@ -129,8 +129,8 @@ def figures(facts: dict[str, Any]) -> dict[str, str]:
     return {row["subject"] + "/" + row["figure"]: row["value"] for row in facts["rows"]}
 
 
-async def test_inputs_change_the_answer_to_that_of_the_command(address: str, tmp_path: Path) -> None:
-    async with planner(address, tmp_path) as page:
+async def test_inputs_change_the_answer_to_that_of_the_command(browser: str, address: str) -> None:
+    async with planner(browser, address) as page:
         before = await page.evaluate("document.getElementById('answer').textContent")
         assert before == json_of("plan", "--users", "2M", "--peak-rps", "700", "--zipf", "0.9")["sentence"]
         await changed(page, "regions", "3")
@@ -147,8 +147,8 @@ async def test_inputs_change_the_answer_to_that_of_the_command(address: str, tmp
         assert await page.evaluate(f"{texts('#figures th[scope=row]')}") == other_figures
 
 
-async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp_path: Path) -> None:
-    async with planner(address, tmp_path) as page:
+async def test_shown_query_file_and_command_give_the_same_plan(browser: str, address: str, tmp_path: Path) -> None:
+    async with planner(browser, address) as page:
         await changed(page, "users", "5M")
         await page.until("document.getElementById('again').textContent.includes('users=5M')")
         again = shlex.split(await page.evaluate("document.getElementById('again').textContent"))
@@ -162,8 +162,8 @@ async def test_shown_query_file_and_command_give_the_same_plan(address: str, tmp
     assert figures(by_query) == figures(by_file)
 
 
-async def test_plots_show_daily_cost_and_the_measured_sweep(address: str, tmp_path: Path) -> None:
-    async with planner(address, tmp_path) as page:
+async def test_plots_show_daily_cost_and_the_measured_sweep(browser: str, address: str) -> None:
+    async with planner(browser, address) as page:
         labels = await page.evaluate("[...document.querySelectorAll('#plots .wide svg')].map((plot) => plot.ariaLabel)")
         assert labels == [
             "Plot: What the store costs, by rate; USD a month over requests/s in the busiest hour",
@@ -179,8 +179,8 @@ async def test_plots_show_daily_cost_and_the_measured_sweep(address: str, tmp_pa
         assert caption.endswith("1,000 RU/s carry 1,000 reads/s.")
 
 
-async def test_invalid_input_is_explained_and_the_last_plan_stays(address: str, tmp_path: Path) -> None:
-    async with planner(address, tmp_path) as page:
+async def test_invalid_input_is_explained_and_the_last_plan_stays(browser: str, address: str) -> None:
+    async with planner(browser, address) as page:
         before = await page.evaluate("document.getElementById('answer').textContent")
         await changed(page, "regions", "a few")
         problem = await page.until("document.querySelector('#problems .problem')?.textContent")
@@ -191,10 +191,10 @@ async def test_invalid_input_is_explained_and_the_last_plan_stays(address: str, 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 async def test_page_fits_the_screen_and_is_accessible(
-    address: str, tmp_path: Path, pytestconfig: pytest.Config, theme: str, width: int
+    browser: str, address: str, pytestconfig: pytest.Config, theme: str, width: int
 ) -> None:
     axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
-    async with planner(address, tmp_path, theme=theme, width=width) as page:
+    async with planner(browser, address, theme=theme, width=width) as page:
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         words = "[...document.querySelectorAll('#plots svg text')].filter((text) => text.checkVisibility())"
         assert await page.evaluate(f"{words}.length") > 10
@@ -212,8 +212,8 @@ async def test_page_fits_the_screen_and_is_accessible(
         assert serious == []
 
 
-async def test_every_input_is_reached_by_the_keyboard(address: str, tmp_path: Path) -> None:
-    async with planner(address, tmp_path) as page:
+async def test_every_input_is_reached_by_the_keyboard(browser: str, address: str) -> None:
+    async with planner(browser, address) as page:
         names = await page.evaluate("[...document.querySelectorAll('#inputs [name]')].map((field) => field.name)")
         reached = []
         for _ in names:

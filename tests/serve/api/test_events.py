@@ -168,12 +168,14 @@ def shop() -> Iterator[str]:
         yield origin
 
 
-async def test_beacon_of_a_page_in_chromium_is_durable(folder: Path, release: str, shop: str, tmp_path: Path) -> None:
+async def test_beacon_of_a_page_in_chromium_is_durable(
+    folder: Path, release: str, shop: str, browser: str, tmp_path: Path
+) -> None:
     event = {"type": "click", "user": "42", "items": ["7"], "position": 1, "release": release, "id": "beacon"}
     sent = json.dumps(json.dumps({"events": [event]}))
     options = ("--events", str(tmp_path / "log"), "--cors-origin", shop)
     with running(folder / "store", *options) as service:
-        async with opened(shop, tmp_path) as page:
+        async with opened(browser, shop) as page:
             await page.until(f"location.origin === '{shop}' && document.title === 'Shop'")
             blob = f'new Blob([{sent}], {{type: "application/json"}})'
             url = f"http://127.0.0.1:{service.port}/v1/events"

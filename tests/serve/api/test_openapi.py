@@ -49,9 +49,9 @@ def service(folder: Path) -> Iterator[Service]:
         yield running_service
 
 
-async def test_docs_page_sends_a_working_request_and_no_other_host_is_asked(service: Service, tmp_path: Path) -> None:
+async def test_docs_page_sends_a_working_request_and_no_other_host_is_asked(service: Service, browser: str) -> None:
     block = "document.getElementById('operations-Lists-get_v1_recommendations_user')"
-    async with opened(f"{service.url}/docs", tmp_path) as page:
+    async with opened(browser, f"{service.url}/docs") as page:
         await page.until(f"{block} !== null")
         await page.evaluate(f"{block}.querySelector('.opblock-summary-control').click()")
         await page.until(f"{block}.querySelector('.try-out__btn') !== null")

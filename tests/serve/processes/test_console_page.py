@@ -41,9 +41,9 @@ def service(folder: Path, releases: list[str]) -> Iterator[Service]:
 
 
 @asynccontextmanager
-async def console(service: Service, folder: Path, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
+async def console(browser: str, service: Service, *, theme: str = "light", width: int = 1280) -> AsyncIterator[Page]:
     """Open the console, until its figures are there; at the end nothing was complained of or requested elsewhere."""
-    async with opened("about:blank", folder) as page:
+    async with opened(browser, "about:blank") as page:
         scheme = [{"name": "prefers-color-scheme", "value": theme}]
         await page.call("Emulation.setEmulatedMedia", features=scheme)
         await page.call(
@@ -74,10 +74,10 @@ def live(service: Service) -> str:
 
 
 async def test_an_operator_activates_rolls_back_and_tries_a_user(
-    service: Service, releases: list[str], tmp_path: Path
+    service: Service, releases: list[str], browser: str
 ) -> None:
     _, before, candidate = releases
-    async with console(service, tmp_path) as page:
+    async with console(browser, service) as page:
         assert await page.evaluate("document.getElementById('status').textContent") == "ready"
         await click(page, f"Activate {candidate}…")
         assert await page.evaluate("document.activeElement.textContent") == "Cancel"
@@ -114,7 +114,7 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
 
 
 @pytest.mark.soak
-async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases: list[str], tmp_path: Path) -> None:
+async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases: list[str], browser: str) -> None:
     def canary() -> object:
         (tier,) = service.admin("/v1/releases").json["tiers"]
         state: object = tier["canary"]
@@ -122,7 +122,7 @@ async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases
 
     assert canary() is None
     candidate = releases[0]
-    async with console(service, tmp_path) as page:
+    async with console(browser, service) as page:
         await click(page, f"Canary of {candidate}…")
         await page.evaluate("document.getElementById('percent').value = '20'")
         await click(page, "Start the canary", "document.getElementById('confirm')")
@@ -141,10 +141,10 @@ async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases
 @pytest.mark.soak
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
-    service: Service, tmp_path: Path, theme: str, width: int, pytestconfig: pytest.Config
+    service: Service, browser: str, theme: str, width: int, pytestconfig: pytest.Config
 ) -> None:
     axe = installed(pytestconfig, f"axe-core@{AXE}") / "node_modules/axe-core/axe.min.js"
-    async with console(service, tmp_path, theme=theme, width=width) as page:
+    async with console(browser, service, theme=theme, width=width) as page:
         await page.evaluate("document.getElementById('try-id').value = 'nobody'")
         await click(page, "Show")
         await page.until("document.querySelector('#try-result tbody') !== null")
@@ -168,7 +168,9 @@ async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
 
 
 @pytest.mark.soak
-async def test_beyond_loopback_the_page_takes_a_key_and_does_not_leak_it(folder: Path, tmp_path: Path) -> None:
+async def test_beyond_loopback_the_page_takes_a_key_and_does_not_leak_it(
+    folder: Path, browser: str, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     admin = create(keys, "operator", ["admin"]).key
     reader = create(keys, "web", ["read"]).key
@@ -179,7 +181,7 @@ async def test_beyond_loopback_the_page_takes_a_key_and_does_not_leak_it(folder:
         for path in ("state", "keys", "user?id=42"):
             assert service.admin(f"/console/{path}").status == 401
         assert service.admin("/console/state", X_API_Key=reader).status == 403
-        async with opened(f"{service.admin_url}/console", tmp_path) as page:
+        async with opened(browser, f"{service.admin_url}/console") as page:
             for key in ("hp_nobody", reader, admin):
                 await page.until("document.getElementById('sign-in')?.open && !document.getElementById('key').value")
                 await page.evaluate(
