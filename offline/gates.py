@@ -18,9 +18,10 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
-from hotplate.offline.errors import SettingError, read_toml
+from hotplate.offline.errors import DataError, SettingError, read_toml
+from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
 from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
 from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
 from hotplate.stores.catalogue import ReleaseRef
@@ -29,9 +30,6 @@ from hotplate.stores.manifest import Manifest
 from hotplate.stores.origin import GateVerdict, Origin
 from hotplate.stores.store import Reader
 from hotplate.stores.verification import load_manifest
-
-# Tables of an evaluation without metrics of the model.
-_NO_METRICS = ("split", "params", "baselines", "as_trained")
 
 _METRIC = "metric"
 _DROP = "drop"
@@ -159,20 +157,19 @@ def with_defaults(gates: Sequence[Gate]) -> tuple[Gate, ...]:
     return (*gates, *(gate for gate in DEFAULTS if gate.subject not in own))
 
 
-def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
+def check(gates: Sequence[Gate], metrics: Collection[str], *, knows_catalogue: bool) -> None:
     """Raise SettingError for gates that cannot be judged, before any list is made.
 
-    *metrics* are those of the evaluation (None without one), of which a gate may name one. The gate of coverage needs
-    the number of all items: *knows_catalogue*.
+    *metrics* are the names of those in the evaluation, none without one, such as `model.ndcg`, of which a gate may name
+    one. The gate of coverage needs the number of all items: *knows_catalogue*.
     """
-    known = _metrics_by_name(metrics)
     for gate in gates:
         if gate.subject == _COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
-        if gate.metric and _metric_value(known, gate.metric) is None:
-            names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in known)]
+        if gate.metric and gate.metric not in metrics and f"model.{gate.metric}" not in metrics:
+            names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in metrics)]
             hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
-            lacking = "" if known else "; these lists have no evaluation, and other gates need its metrics"
+            lacking = "" if metrics else "; these lists have no evaluation, and other gates need its metrics"
             advice = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
             raise SettingError(f"There is no gate {gate.full_name} ({gate.bound:g}); {advice}")
 
@@ -210,7 +207,8 @@ async def judge(
     If the live release is damaged, only DEFAULTS of these pass. Raises StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
-    verdicts = {gate: _judge_alone(gate, origin.metrics, lists) for gate in gates if gate not in compared}
+    evaluation = evaluation_of(origin)
+    verdicts = {gate: _judge_alone(gate, evaluation, lists) for gate in gates if gate not in compared}
     if live is None:
         verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
@@ -287,11 +285,20 @@ def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], 
     return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
 
 
-def _judge_alone(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> GateVerdict:
-    """Judge a gate that needs no live release: by *metrics*, those of `Evaluation.to_json`, or by the new *lists*."""
+def evaluation_of(origin: Origin) -> EvaluationRecord | None:
+    """Return the evaluation of lists; None without one, or if another program wrote it."""
+    try:
+        return read_evaluation(origin.metrics)
+    except DataError:
+        return None
+
+
+def _judge_alone(gate: Gate, evaluation: EvaluationRecord | None, lists: Measurement) -> GateVerdict:
+    """Judge a gate that needs no live release: by the *evaluation*, or by the new *lists*."""
     if gate.subject == _METRIC:
-        measured = _metric_value(_metrics_by_name(metrics), gate.metric)
-        trained = _metric_value(_metrics_by_name((metrics or {}).get("as_trained")), gate.metric)
+        measured = None if evaluation is None else evaluation.metric(gate.metric)
+        as_trained = None if evaluation is None else evaluation.as_trained
+        trained = None if as_trained is None else as_trained.metric(gate.metric)
         note = "" if trained is None else f"as published; {trained:.4g} in training"
         return gate.verdict(measured, note)
     if lists.shortest is None:
@@ -329,7 +336,7 @@ async def _compare_with_live(
     gates_on_lists = list[Gate]()
     for gate in gates:
         if gate.subject == _DROP:
-            verdicts[gate] = _judge_metric_loss(gate, origin.metrics or {}, manifest, stored)
+            verdicts[gate] = _judge_metric_loss(gate, evaluation_of(origin), manifest, stored)
         else:
             gates_on_lists.append(gate)
     if not gates_on_lists:
@@ -454,19 +461,19 @@ def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare
     )
 
 
-def _judge_metric_loss(gate: Gate, metrics: Mapping[str, Any], live: Manifest, stored: str) -> GateVerdict:
+def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Manifest, stored: str) -> GateVerdict:
     """Judge how much of a metric is lost, as a share of that of the live release; 0.1 is a tenth less.
 
-    *metrics* are the evaluation of the new list, and *live* is the manifest of the live release, in which the list has
-    the name *stored*. Fails if either lacks the metric, or they were evaluated differently.
+    *evaluation* is that of the new list, and *live* the manifest of the live release, in which the list has the name
+    *stored*. Fails if either lacks the metric, or they were evaluated differently.
     """
-    live_metrics = live.origin_of(stored).metrics or {}
-    now = _metric_value(_metrics_by_name(metrics), gate.metric)
-    before = _metric_value(_metrics_by_name(live_metrics), gate.metric)
-    if now is None or before is None:
+    live_evaluation = evaluation_of(live.origin_of(stored))
+    now = None if evaluation is None else evaluation.metric(gate.metric)
+    before = None if live_evaluation is None else live_evaluation.metric(gate.metric)
+    if evaluation is None or live_evaluation is None or now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
-    live_protocol = _evaluation_settings(live_metrics)
-    for name, setting in _evaluation_settings(metrics).items():
+    live_protocol = _protocol_of(live_evaluation)
+    for name, setting in _protocol_of(evaluation).items():
         if setting != live_protocol[name]:
             difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
@@ -531,27 +538,12 @@ def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[t
             yield before + name, value
 
 
-def _evaluation_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _protocol_of(evaluation: EvaluationRecord) -> dict[str, object]:
     """Return the settings of an evaluation, its split and list length k, that metrics must share to be comparable."""
-    split = metrics.get("split")
-    if isinstance(split, Mapping):
-        split = {name: value for name, value in split.items() if name != "seed"}
-    return {"split": split, "k": metrics.get("k")}
-
-
-def _metrics_by_name(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the metrics of an evaluation, whose tables are nested, by dotted name, such as `as_served.ndcg`."""
-    tables = {
-        name: table for name, table in (metrics or {}).items() if isinstance(table, Mapping) and name not in _NO_METRICS
-    }
-    return {name: float(value) for name, value in _by_dotted_name(tables) if _is_number(value)}
+    split = {name: value for name, value in evaluation.split_json.items() if name != "seed"}
+    return {"split": split, "k": evaluation.k}
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     """Return whether *value* is a finite number and no Boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _metric_value(numbers: Mapping[str, float], metric: str) -> float | None:
-    """Return a metric of `_metrics_by_name` by its name; those of the model need no `model.` before it."""
-    return numbers.get(f"model.{metric}", numbers.get(metric))

@@ -6,7 +6,7 @@ Blocks of users or items can be computed in several processes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from hotplate.offline.attributes import Attributes, read_attributes
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import evaluate_as_published
+from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.input.files import DataSource, check_source
 from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
@@ -74,7 +75,7 @@ class ModelLists:
     """A ListSource of one model.
 
     name         of a named list, empty for the default one
-    metrics      the Evaluation as JSON, or None
+    evaluation   of these lists, None if unknown
     titles       by item number
     ranked       the lists under the rules
     top          popular lists by segment
@@ -84,7 +85,7 @@ class ModelLists:
     model: Model
     settings: ListSettings
     name: str
-    metrics: dict[str, Any] | None
+    evaluation: EvaluationRecord | None
     titles: Sequence[str | None]
     encoder: ListEncoder
     ranked: RuledLists
@@ -109,7 +110,7 @@ class ModelLists:
             model=model,
             settings=settings,
             name=name,
-            metrics=model.metrics,
+            evaluation=model.evaluation,
             titles=titles,
             encoder=ListEncoder(ids, titles),
             ranked=ranked,
@@ -131,12 +132,12 @@ class ModelLists:
         return self.ranked.users(start, stop)
 
     def measure(self, on_iteration: Callable[[int, int], None] | None = None) -> "ModelLists":
-        """Return these lists with their metrics as published; lists that differ from the evaluated ones take a fit."""
+        """Return these lists with their evaluation as published; it takes a fit, unless they were evaluated before."""
         settings = self.settings
-        metrics = evaluate_as_published(
+        evaluation = evaluate_as_published(
             self.model, settings.rules, settings.length, keep_seen=settings.keep_seen, on_iteration=on_iteration
         )
-        return replace(self, metrics=metrics)
+        return replace(self, evaluation=evaluation)
 
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
@@ -170,10 +171,10 @@ class ModelLists:
             "engine": engine_of(model.params),
             "model": model.id,
             "trained_at": model.created_at.isoformat(),
-            "data": model.data.get("fingerprint"),
+            "data": model.data.fingerprint,
             "learnt_until": model.learnt_until,
             "params": asdict(model.params),
-            "metrics": self.metrics,
+            "metrics": None if self.evaluation is None else self.evaluation.to_json(),
             "list_length": self.settings.length,
             "keep_seen": self.settings.keep_seen,
             "rules": self.ranked.about(),

@@ -18,7 +18,6 @@ from mlflow.models import Model as LoggedModel
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.metrics import measured
-from hotplate.offline.evaluate.records import read_evaluation
 from hotplate.offline.model import Description, describe
 from hotplate.stores.folders import LOCK
 from hotplate.stores.urls import redacted
@@ -175,7 +174,7 @@ def _finished_run(experiment: str, job: str, target: Target | None) -> Logged | 
 
 def _params(description: Description) -> dict[str, Any]:
     """Return the engine's parameters, and facts of the data."""
-    of_data = {f"data.{name}": description.data.get(name) for name in _FACTS}
+    of_data = {f"data.{name}": getattr(description.data, name) for name in _FACTS}
     return {"engine": description.engine, **description.params, **of_data}
 
 
@@ -186,9 +185,9 @@ def _metrics(description: Description) -> dict[str, float]:
         "items": float(description.items),
         "pairs": float(description.pairs),
     }
-    record = read_evaluation(description.metrics)
-    if record is not None:
-        metrics |= {metric.name: metric.value for metric in measured(record.model)}
+    evaluation = description.evaluation
+    if evaluation is not None:
+        metrics |= {metric.name: metric.value for metric in measured(evaluation.model)}
     return metrics
 
 

@@ -13,7 +13,7 @@ import errno
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,9 +29,11 @@ from scipy.sparse import csr_matrix
 from xxhash import xxh3_64_hexdigest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.input.history import History, Weighing
+from hotplate.offline.evaluate.records import EvaluationRecord, SearchRecord, json_values, read_evaluation
+from hotplate.offline.input.history import History, Weighing, Weighting
 from hotplate.offline.input.matrix import LeftOut, Matrix
 from hotplate.offline.input.pairs import Floats, UserItems
+from hotplate.offline.options import Columns
 from hotplate.offline.train.als import ALSParams, Factors, SparkParams
 from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
 from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
@@ -58,10 +60,10 @@ Arrays: TypeAlias = dict[str, Array]
 class Model:
     """A trained model with its interactions.
 
-    metrics   the Evaluation as JSON, or None
-    data      description of the interactions, as rows and fingerprint
+    evaluation  None if it was not evaluated
+    data      description of the interactions
     titles    by item id, as far as known
-    tuning    the Search as JSON, or None
+    search    None if its parameters were not searched
     similar   source of similar items
     repeats   how users' own interactions count in lists that keep seen items
     user_segments  the segment of each user, None where unknown; None without segments
@@ -74,11 +76,11 @@ class Model:
     popular: Popular
     segments: dict[str, Popular]
     params: Params
-    metrics: dict[str, Any] | None
-    data: dict[str, Any]
+    evaluation: EvaluationRecord | None
+    data: "DataDescription"
     created_at: datetime
     similar: Similar
-    tuning: dict[str, Any] | None = None
+    search: SearchRecord | None = None
     popular_half_life_days: float | None = None
     repeats: RepeatParams = field(default_factory=RepeatParams)
     user_segments: list[str | None] | None = None
@@ -86,13 +88,13 @@ class Model:
     @property
     def id(self) -> str:
         """Identity of the training, kept by `save`."""
-        trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.get("fingerprint")
+        trained = _timestamp(self.created_at), engine_of(self.params), asdict(self.params), self.data.fingerprint
         return xxh3_64_hexdigest(json.dumps(trained, sort_keys=True).encode())
 
     @property
     def learnt_until(self) -> str | None:
         """Time of the newest interaction, in ISO 8601 with UTC, if known."""
-        times = self.data.get("time_range")
+        times = self.data.time_range
         return None if times is None else f"{times[1]}+00:00"
 
     def own_counts(self) -> UserItems | None:
@@ -243,11 +245,11 @@ def _load(path: Path, description: "Description") -> Model:
             popular=popular.pop(None),
             segments={str(segment): of_segment for segment, of_segment in popular.items()},
             params=params,
-            metrics=description.metrics,
+            evaluation=description.evaluation,
             data=description.data,
             created_at=datetime.fromisoformat(description.created_at),
             similar=Similar(_csr_matrix(_read_arrays(path / _SIMILAR), (items.height, items.height))),
-            tuning=description.tuning,
+            search=description.tuning,
             popular_half_life_days=description.popular_half_life_days,
             repeats=description.repeats,
             user_segments=users.get_column("segment").to_list() if "segment" in users.columns else None,
@@ -262,9 +264,37 @@ def _checked_path(path: Path | str) -> Path:
         raise SettingError(f"The model's folder: {error}; a model of MLflow is models:/NAME@ALIAS.") from error
 
 
+class DataDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """The interactions that a model learned from, and how they were read.
+
+    rows, left_out  rows read, and those left out by reason
+    fingerprint     digest of all files
+    notes           sentences about doubtful data
+    source, titles  names of the files
+    time_range      first and last time of the rows kept, in ISO 8601 without UTC, if known
+    columns         names by role
+    """
+
+    rows: int
+    left_out: dict[str, int]
+    fingerprint: str
+    notes: list[str]
+    source: str
+    titles: str | None
+    time_range: tuple[str, str] | None
+    columns: Columns
+    where: list[str]
+    event_weights: dict[str, float] | None
+    half_life_s: float | None
+    weighting: Weighting
+    min_per_user: int
+    min_per_item: int
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The file model.json, with some fields of Model.
 
+    metrics   `evaluation` as JSON
     versions  of hotplate and of libraries, by name
     files     sizes in bytes, by name
     """
@@ -274,9 +304,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     params: dict[str, Any]
     metrics: dict[str, Any] | None = None
-    tuning: dict[str, Any] | None = None
+    tuning: SearchRecord | None = None
     popular_half_life_days: float | None = None
-    data: dict[str, Any]
+    data: DataDescription
     repeats: RepeatParams
     matrix: LeftOut
     users: int
@@ -286,9 +316,15 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     files: dict[str, int]
 
+    @property
+    def evaluation(self) -> EvaluationRecord | None:
+        """The evaluation; DataError if it cannot be read."""
+        return read_evaluation(self.metrics)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return msgspec.structs.asdict(self) | {"repeats": asdict(self.repeats), "matrix": asdict(self.matrix)}
+        description: dict[str, Any] = json_values(self)
+        return description
 
 
 def describe(path: Path) -> Description:
@@ -359,15 +395,13 @@ def _description(model: Model, folder: Path) -> Description:
         engine=engine_of(model.params),
         created_at=_timestamp(model.created_at),
         params=asdict(model.params),
-        metrics=model.metrics,
-        tuning=model.tuning,
+        metrics=None if model.evaluation is None else model.evaluation.to_json(),
+        tuning=model.search,
         popular_half_life_days=model.popular_half_life_days,
         data=model.data,
         repeats=model.repeats,
         matrix=matrix.left_out,
-        users=len(matrix.user_ids),
-        items=len(matrix.item_ids),
-        pairs=int(matrix.user_items.nnz),
+        **matrix.counts,
         versions={name: version(name) for name in _VERSIONED},
         python=platform.python_version(),
         files={file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
@@ -462,21 +496,20 @@ def _arrays_of_history(matrix: Matrix) -> Arrays:
     return arrays
 
 
-def _read_history(arrays: Arrays, user_items: UserItems, data: Mapping[str, Any]) -> History | None:
+def _read_history(arrays: Arrays, user_items: UserItems, data: DataDescription) -> History | None:
     """Return the rows behind *user_items*: those of *arrays* or, without, one for each pair; None without times.
 
     *data* is `Model.data`, which says how rows were weighed.
     """
     if "row_cells" not in arrays:
         return History.of(user_items, arrays["times"]) if "times" in arrays else None
-    half_life_s = data.get("half_life_s")
-    half_life = timedelta(seconds=half_life_s) if half_life_s else None
+    half_life = timedelta(seconds=data.half_life_s) if data.half_life_s else None
     return History(
         shape=user_items.shape,
         pair_numbers=arrays["row_cells"],
         times=arrays["row_times"],
         weights=arrays["row_weights"],
-        weighing=Weighing(data.get("weighting", "sum"), half_life),
+        weighing=Weighing(data.weighting, half_life),
         ended=arrays.get("row_ended"),
     )
 

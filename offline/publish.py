@@ -16,6 +16,7 @@ from hotplate.offline.gates import (
     check_names,
     compare_names,
     depth_of,
+    evaluation_of,
     gates_of,
     judge,
     parse_gates,
@@ -275,7 +276,9 @@ class _GateCheck:
             gates = gates_of(bounds_of(settings), name)
             items = of_list.items()
             origin = Origin.of(of_list.about())
-            check(gates, origin.metrics, knows_catalogue=items.catalogue is not None)
+            evaluation = evaluation_of(origin)
+            metrics = () if evaluation is None else evaluation.metrics
+            check(gates, metrics, knows_catalogue=items.catalogue is not None)
             self.lists[name] = Measurement(items, depth_of(with_defaults(gates)))
             self._reviews[name] = _Review(gates, origin)
         self._judged: _Judged | None = None

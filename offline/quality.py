@@ -31,7 +31,7 @@ from hotplate.offline.evaluate.metrics import (
     measure_users,
     with_interval,
 )
-from hotplate.offline.evaluate.records import EvaluationRecord, Lead, TuningRecord
+from hotplate.offline.evaluate.records import EvaluationRecord, Lead, SearchRecord
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
@@ -136,20 +136,6 @@ DATA_SETS = (
         ("quantity>0", "unit_price>0", r"stock_code~^\d{5}"),
     ),
 )
-
-
-class TrialRecord(msgspec.Struct, frozen=True):
-    """One trial of a search."""
-
-    engine: str
-    params: dict[str, Any]
-    ndcg: float
-
-
-class SearchRecord(TuningRecord, frozen=True, kw_only=True):
-    """The search of a training."""
-
-    trials: list[TrialRecord]
 
 
 class TrainingRecord(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ import polars as pl
 from hotplate.offline.errors import SettingError, require_at_least
 from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
-from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
+from hotplate.offline.evaluate.records import json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.files import DataSource, check_source, named_paths
 from hotplate.offline.input.filters import parse_filter
@@ -28,7 +28,7 @@ from hotplate.offline.input.history import Weighing, Weighting
 from hotplate.offline.input.interactions import Interactions, read_interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.list_encoder import POPULAR_LENGTH, check_length
-from hotplate.offline.model import Model, check_target, save
+from hotplate.offline.model import DataDescription, Model, check_target, save
 from hotplate.offline.options import Columns, Format
 from hotplate.offline.steps import timed
 from hotplate.offline.train.als import ALSParams
@@ -138,13 +138,8 @@ class TrainReport:
     @property
     def verdict(self) -> str | None:
         """The lists against what is popular now, as both are served, or None without an evaluation."""
-        record = self.record
-        return None if record is None else answer_in_words(record)
-
-    @property
-    def record(self) -> EvaluationRecord | None:
-        """The evaluation as reports show it."""
-        return read_evaluation(self.model.metrics)
+        evaluation = self.model.evaluation
+        return None if evaluation is None else answer_in_words(evaluation)
 
     @property
     def warning(self) -> str | None:
@@ -165,31 +160,29 @@ class TrainReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values: the data, the parameters, the evaluation, the search and the durations."""
-        matrix = self.model.matrix
+        model = self.model
+        matrix = model.matrix
         return {
             "out": str(self.out),
-            "data": self.model.data,
-            "users": len(matrix.user_ids),
-            "items": len(matrix.item_ids),
-            "pairs": int(matrix.user_items.nnz),
+            "data": json_values(model.data),
+            **matrix.counts,
             **asdict(matrix.left_out),
-            "titles": len(self.model.titles),
-            "segments": len(self.model.segments),
-            "engine": engine_of(self.model.params),
-            "params": asdict(self.model.params),
-            "evaluation": self.evaluation.to_json() if self.evaluation else None,
+            "titles": len(model.titles),
+            "segments": len(model.segments),
+            "engine": engine_of(model.params),
+            "params": asdict(model.params),
+            "evaluation": None if model.evaluation is None else model.evaluation.to_json(),
             "verdict": self.verdict,
             "warning": self.warning,
             "note": self.note,
-            "tuning": self.model.tuning,
+            "tuning": json_values(model.search),
             "tuning_note": self.tuning_note,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
     def _repr_html_(self) -> str:
         """Return the model, its quality and the evaluation for notebooks."""
-        facts = self.to_json()
-        counts = ", ".join(f"{facts[name]:,} {name}" for name in ("users", "items", "pairs"))
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in self.model.matrix.counts.items())
         model = f"{described(self.model.params)}, of {counts}, in {self.out}"
         texts = [text for text in (model, self.verdict, self.warning, self.note) if text]
         page = "".join(f"<p>{escape(text)}</p>" for text in texts)
@@ -361,13 +354,6 @@ class _Choice:
     repeats: RepeatSearch | None
     search: Search | None
 
-    @property
-    def tuning(self) -> dict[str, Any] | None:
-        """The search as `Model.tuning`, None without one."""
-        if self.search is None:
-            return None
-        return self.search.to_json() | {"repeats": None if self.repeats is None else asdict(self.repeats)}
-
 
 def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, progress: _Progress) -> _Choice:
     """Choose all parameters of the model on *data*.
@@ -438,9 +424,9 @@ def _fit_model(
         popular=most_popular(matrix, length, half_life_days),
         segments=segments,
         params=choice.engine,
-        metrics=None if evaluation is None else evaluation.to_json(),
-        tuning=choice.tuning,
-        data=_description(interactions, settings),
+        evaluation=None if evaluation is None else evaluation.record,
+        search=None if choice.search is None else choice.search.record(choice.repeats),
+        data=_describe_data(interactions, settings),
         created_at=datetime.now(UTC),
         popular_half_life_days=half_life_days,
         similar=fit_similar(matrix.user_items, choice.similar, matrix.times),
@@ -523,22 +509,22 @@ def _choose_popularity(
     return PopularityParams() if popularity_search is None else popularity_search.popular
 
 
-def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
+def _describe_data(interactions: Interactions, settings: TrainSettings) -> DataDescription:
     """Return what the model says of the interactions that it was trained on: their files, rows, times and weights."""
     times = interactions.time_range
-    return {
-        "rows": interactions.rows,
-        "left_out": interactions.left_out,
-        "fingerprint": interactions.fingerprint,
-        "notes": interactions.notes,
-        "source": named_paths(settings.data),
-        "titles": None if settings.titles is None else named_paths([settings.titles]),
-        "time_range": None if times is None else [time.isoformat() for time in times],
-        "columns": asdict(interactions.columns),
-        "where": list(settings.where),
-        "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
-        "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
-        "weighting": settings.weighting,
-        "min_per_user": settings.min_per_user,
-        "min_per_item": settings.min_per_item,
-    }
+    return DataDescription(
+        rows=interactions.rows,
+        left_out=interactions.left_out,
+        fingerprint=interactions.fingerprint,
+        notes=interactions.notes,
+        source=named_paths(settings.data),
+        titles=None if settings.titles is None else named_paths([settings.titles]),
+        time_range=None if times is None else (times[0].isoformat(), times[1].isoformat()),
+        columns=interactions.columns,
+        where=list(settings.where),
+        event_weights=None if settings.event_weights is None else dict(settings.event_weights),
+        half_life_s=None if settings.half_life is None else settings.half_life.total_seconds(),
+        weighting=settings.weighting,
+        min_per_user=settings.min_per_user,
+        min_per_item=settings.min_per_item,
+    )

@@ -24,7 +24,7 @@ from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
 from hotplate.cli.terminal import err, out, progress_bars, store_url_or_default, text_on_stderr
 from hotplate.exit_codes import REFUSED
 from hotplate.offline.errors import SettingError, read_toml
-from hotplate.offline.evaluate.evaluation import metric_names
+from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates import Gate, check, check_names, parse_gates
 from hotplate.offline.job import Attempt, Job, NamedList
@@ -227,10 +227,8 @@ def _check_training(trained: TrainFlags, path: Path) -> None:
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:
     """Raise SettingError for a gate whose metric the training will not measure."""
     split = settings.split
-    known = metric_names()
-    if not isinstance(split, SplitOptions) or split.kind != "held-out-users":
-        known |= {"similar": ["hit_rate"]}
-    measured = {table: dict.fromkeys(names, 0.0) for table, names in known.items()} if split else None
+    has_similar = not isinstance(split, SplitOptions) or split.kind != "held-out-users"
+    measured = metric_names(has_similar=has_similar) if split else ()
     check(list(gates), measured, knows_catalogue=True)
 
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-
-import msgspec
-from msgspec import Struct
 
 from hotplate.cli.options import TrainFlags
 from hotplate.cli.terminal import err, format_count, print_json, progress_bars, run_interruptibly, show_report
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.model_report import findings_in_words, metric_columns, metric_rows
-from hotplate.offline.evaluate.records import read_repeats
 from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.input.columns import parse_event_weights, parse_half_life
 from hotplate.offline.input.files import DataSource
@@ -151,16 +148,19 @@ def print_training(report: TrainReport, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
-    data = msgspec.convert(report.model.data, _DataRead)
+    model = report.model
     warnings = [f"look out: {report.warning}"] if report.warning else []
-    test_findings = dict(findings_in_words(report.record, read_repeats(report.model.tuning)))
     shown = Report(
         kind="train",
         sentence=report.verdict or f"The lists were not tested. {report.note}",
-        rows=() if report.record is None else tuple(metric_rows(report.record)),
-        columns=() if report.record is None else metric_columns(report.record),
-        origins={"model": _model_in_words(report), **test_findings, **dict(_read_and_written(report, data))},
-        notes=(*warnings, *data.notes),
+        rows=() if model.evaluation is None else tuple(metric_rows(model.evaluation)),
+        columns=() if model.evaluation is None else metric_columns(model.evaluation),
+        origins={
+            "model": _model_in_words(report),
+            **dict(findings_in_words(model)),
+            **dict(_read_and_written(report)),
+        },
+        notes=(*warnings, *model.data.notes),
     )
     show_report(shown, as_json=False)
 
@@ -176,38 +176,20 @@ def _model_in_words(report: TrainReport) -> str:
     return f"{model}: {tried} (nDCG@{search.k} {trial.ndcg:.4f} on the inner split)"
 
 
-class _DataRead(Struct):
-    """The interactions that a model was trained on: the fields of `Model.data` that are printed.
-
-    *left_out* has the number of rows by reason, *columns* the name by role, None for a missing one.
-    """
-
-    rows: int
-    source: str
-    left_out: dict[str, int]
-    notes: tuple[str, ...]
-    columns: dict[str, str | None]
-
-
-def _read_and_written(report: TrainReport, data: _DataRead) -> Iterator[tuple[str, str]]:
+def _read_and_written(report: TrainReport) -> Iterator[tuple[str, str]]:
     """Yield labels and texts: the rows that were read, their columns, what was learned from, and the files written."""
-    rows_read = [f"{format_count(data.rows, 'row')} of {data.source}"]
-    rows_read += [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
-    yield "read", "; ".join(rows_read)
-    yield "columns", ", ".join(f"{role}={name}" for role, name in data.columns.items() if name)
+    data = report.model.data
+    left_out_rows = [f"{count:,} left out: {reason}" for reason, count in data.left_out.items()]
+    yield "read", "; ".join([f"{format_count(data.rows, 'row')} of {data.source}", *left_out_rows])
+    yield "columns", ", ".join(f"{role}={name}" for role, name in asdict(data.columns).items() if name)
 
     matrix = report.model.matrix
-    kept = (
-        f"from {len(matrix.user_ids):,} users, {len(matrix.item_ids):,} items, {matrix.user_items.nnz:,} pairs, "
-        f"{len(report.model.titles):,} titles"
-    )
-    left_out = {
-        "users": matrix.left_out.users_left_out,
-        "items": matrix.left_out.items_left_out,
-        "pairs": matrix.left_out.pairs_left_out,
-    }
-    sentences = [f"{count:,} {kind} left out, with fewer than the minimum" for kind, count in left_out.items() if count]
-    yield "learned", "; ".join([kept, *sentences])
+    kept = {**matrix.counts, "titles": len(report.model.titles)}
+    sentences = ["from " + ", ".join(f"{count:,} {kind}" for kind, count in kept.items())]
+    for name, count in asdict(matrix.left_out).items():
+        if count:
+            sentences.append(f"{count:,} {name.replace('_', ' ')}, with fewer than the minimum")
+    yield "learned", "; ".join(sentences)
 
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items())
     yield "written", f"{report.out} ({stages})"

@@ -1,11 +1,12 @@
 """Evaluation of models and baselines on a split."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from hotplate.offline.evaluate.metrics import (
@@ -19,7 +20,7 @@ from hotplate.offline.evaluate.metrics import (
     measured,
     with_interval,
 )
-from hotplate.offline.evaluate.records import Lead, read_evaluation
+from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
 from hotplate.offline.input.pairs import Indices, users_per_item
@@ -97,11 +98,6 @@ class EngineResult:
         """The name in tables."""
         return name_of(self.engine, asdict(self.params))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the metrics that were measured as JSON values."""
-        metrics = {name: value for name, value in asdict(self.metrics).items() if value is not None}
-        return metrics | {"as_served": asdict(self.as_served)}
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -126,36 +122,34 @@ class Evaluation:
     similar: SimilarResult | None = None
     new_days: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values: the test's sizes, the metrics of the model as `model`, and those of the baselines."""
-        model = self.model.to_json()
-        # Of the model, these are tables next to its metrics; of a baseline, they are in its table.
-        as_served = model.pop("as_served")
-        intervals = model.pop("intervals")
-        return {
-            "split": {"kind": "given"} if self.split is None else asdict(self.split),
-            "k": self.k,
-            "train_pairs": self.train_pairs,
-            "test_pairs": self.test_pairs,
-            "cold_pairs": self.cold_pairs,
-            "users_drawn_from": self.drawn_from,
-            "new_days": self.new_days,
-            "engine": self.model.engine,
-            "params": asdict(self.model.params),
-            "model": model,
-            "as_served": as_served,
-            "intervals": intervals,
-            "similar": None if self.similar is None else asdict(self.similar),
-            "baselines": self._baselines_to_json(),
-        }
-
-    def _baselines_to_json(self) -> dict[Engine, dict[str, Any]]:
-        """Return `BaselineRecord` by engine."""
-        baselines: dict[Engine, dict[str, Any]] = {}
+    @property
+    def record(self) -> EvaluationRecord:
+        """The evaluation without figures by user."""
+        baselines = dict[str, BaselineRecord]()
         for baseline, lead in zip(self.baselines, self.leads, strict=True):
-            params = asdict(baseline.params)
-            baselines[baseline.engine] = {"params": params, **baseline.to_json(), "model_leads_by": asdict(lead)}
-        return baselines
+            baselines[baseline.engine] = BaselineRecord(
+                **asdict(baseline.metrics),
+                params=asdict(baseline.params),
+                as_served=baseline.as_served,
+                model_leads_by=lead,
+            )
+        model = self.model
+        return EvaluationRecord(
+            split=self.split,
+            k=self.k,
+            train_pairs=self.train_pairs,
+            test_pairs=self.test_pairs,
+            cold_pairs=self.cold_pairs,
+            users_drawn_from=self.drawn_from,
+            new_days=self.new_days,
+            engine=model.engine,
+            params=asdict(model.params),
+            model=replace(model.metrics, intervals={}),
+            as_served=model.as_served,
+            intervals=dict(model.metrics.intervals),
+            similar=self.similar,
+            baselines=baselines,
+        )
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: a row per metric, a column for the model and each baseline."""
@@ -176,15 +170,6 @@ def _formatted(metrics: ListMetrics) -> dict[str, str]:
     for metric in measured(metrics):
         texts[metric.name] = with_interval(metric.value, metrics.intervals.get(metric.name))
     return texts
-
-
-def metric_names() -> dict[str, list[str]]:
-    """Return the metrics' names by table of `Evaluation.to_json`."""
-    tables = {"model": ListMetrics, "as_served": RankingMetrics}
-    return {
-        table: [field.name for field in fields(metrics) if field.name != "intervals"]
-        for table, metrics in tables.items()
-    }
 
 
 def evaluate_parts(
@@ -334,27 +319,25 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
 
 def evaluate_as_published(
     model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
-) -> dict[str, Any] | None:
-    """Return metrics of the lists of *model* as they are published, as JSON values of an evaluation; None if unknown.
+) -> EvaluationRecord | None:
+    """Return the evaluation of the lists of *model* as they are published; None if unknown.
 
     A training measures lists without *rules*, *length* and *keep_seen* (whether lists may hold items that the user
-    has). If these do not change the lists, its metrics are returned. Else the model's parameters are fitted again to
+    has). If these do not change the lists, its evaluation is returned. Else the model's parameters are fitted again to
     the train part of the training's split, and the lists under the rules are measured on the test part, which includes
-    repeated choices with *keep_seen* and a split in time. The training's metrics are then under `as_trained`. None
-    with Spark, which is not fitted again, and for too few pairs.
+    repeated choices with *keep_seen* and a split in time. The training's result is then in `as_trained`. None with
+    Spark, which is not fitted again, and for too few pairs.
     """
-    trained = model.metrics
-    if not trained or "model" not in trained:
-        return trained
-    has_same_lists = not keep_seen and length >= trained["k"] and rules == Rules()
+    trained = model.evaluation
+    if trained is None:
+        return None
+    has_same_lists = not keep_seen and length >= trained.k and rules == Rules()
     if has_same_lists:
         return trained
-    record = read_evaluation(trained)
-    if record is None or isinstance(model.params, SparkParams):
+    if trained.split is None or isinstance(model.params, SparkParams):
         return None
 
-    options = SplitOptions(**trained["split"])
-    options = replace(options, piece=0, repeats=keep_seen and options.in_time)
+    options = replace(trained.split, piece=0, repeats=keep_seen and trained.split.in_time)
     parts = split_pairs(model.matrix.user_items, model.matrix.history, options)
     if parts.is_empty:
         return None
@@ -363,15 +346,14 @@ def evaluate_as_published(
         parts,
         model.params,
         split=options,
-        k=record.k,
+        k=trained.k,
         baselines=(),
-        make_lists=partial(_lists_as_published, model, rules, k=record.k, length=length, keep_seen=keep_seen),
-        similar=SimilarParams() if record.similar is None else record.similar.params,
+        make_lists=partial(_lists_as_published, model, rules, k=trained.k, length=length, keep_seen=keep_seen),
+        similar=SimilarParams() if trained.similar is None else trained.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
         on_iteration=on_iteration,
     )
-    as_trained = {name: value for name, value in trained.items() if name != "baselines"}
-    return evaluation.to_json() | {"similar": trained.get("similar"), "as_trained": as_trained}
+    return msgspec.structs.replace(evaluation.record, similar=trained.similar, as_trained=trained.result)
 
 
 def _lists_as_published(

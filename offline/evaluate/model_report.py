@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hotplate.offline.evaluate.metrics import ListMetrics, measured
+from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics, measured
 from hotplate.offline.evaluate.records import (
     BaselineRecord,
     EvaluationRecord,
     Lead,
-    read_evaluation,
-    read_repeats,
+    json_values,
 )
 from hotplate.offline.input.pairs import Indices, items_per_user
 from hotplate.offline.model import Model, describe, load
@@ -104,7 +103,7 @@ def metric_rows(record: EvaluationRecord) -> Iterator[Row]:
         yield from _rows_of(name, baseline, baseline.as_served, record.k)
 
 
-def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -> Iterator[Row]:
+def _rows_of(subject: str, personal: ListMetrics, served: RankingMetrics, k: int) -> Iterator[Row]:
     """Yield the rows of one subject: ranking as served, then what is known of its *personal* lists alone."""
     ranking = [name for name in METRICS if name not in PERSONAL]
     yield from _rows_of_metrics(subject, served, ranking, k)
@@ -113,7 +112,7 @@ def _rows_of(subject: str, personal: ListMetrics, served: ListMetrics, k: int) -
 
 
 def _rows_of_metrics(
-    subject: str, metrics: ListMetrics, names: Iterable[str], k: int, suffix: str = ""
+    subject: str, metrics: RankingMetrics, names: Iterable[str], k: int, suffix: str = ""
 ) -> Iterator[Row]:
     """Yield a row of the report on *subject* for each of the metrics *names* that was measured.
 
@@ -168,18 +167,19 @@ def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
 
 def split_in_words(record: EvaluationRecord) -> str:
     """Return a sentence on the test of an evaluation: the kind of split, its pairs and users, and what limits it."""
-    split = record.split
+    split = "given split"
+    if record.split is not None:
+        split = f"{record.split.kind} split (test share {record.split.test_share:g})"
     model = record.model
-    share = "" if split.test_share is None else f" (test share {split.test_share:g})"
     pairs = record.train_pairs + record.test_pairs
-    parts = [f"{split.kind} split{share}: {record.test_pairs:,} of {pairs:,} pairs, of {model.users:,} users"]
+    parts = [f"{split}: {record.test_pairs:,} of {pairs:,} pairs, of {model.users:,} users"]
     if record.users_drawn_from:
         parts.append(f"drawn at random from {record.users_drawn_from:,} users")
     if missing := model.users - model.users_with_lists:
         parts.append(f"{missing:,} users have no list and get the popular one")
     if record.cold_pairs:
         parts.append(f"{record.cold_pairs:,} pairs of items that were new")
-    if split.kind in _RANDOM_SPLITS:
+    if record.split is not None and record.split.kind in _RANDOM_SPLITS:
         parts.append(_RANDOM_SPLIT_FLATTERS)
     return "; ".join(parts)
 
@@ -210,15 +210,16 @@ def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]
         yield name_of(engine, baseline.params), baseline
 
 
-def findings_in_words(record: EvaluationRecord | None, repeats: RepeatSearch | None) -> Iterator[tuple[str, str]]:
+def findings_in_words(model: Model) -> Iterator[tuple[str, str]]:
     """Yield the lines below the table: how certain the answer is, the test, variety and repeats."""
+    record = model.evaluation
     if record is not None:
         yield "nDCG", certainty(record)
         yield "test", split_in_words(record)
         if variety := variety_in_words(record):
             yield "variety", variety
-    if repeats is not None:
-        yield "repeats", repeats_in_words(repeats)
+    if model.search is not None and model.search.repeats is not None:
+        yield "repeats", repeats_in_words(model.search.repeats)
 
 
 def model_report(path: Path) -> Report:
@@ -229,16 +230,16 @@ def model_report(path: Path) -> Report:
     """
     model = load(path)
     description = describe(path)
-    record = read_evaluation(model.metrics)
+    record = model.evaluation
     report = Report(
         kind=f"evaluate report {path}",
         sentence=_NOT_EVALUATED,
-        origins={"model": described(model.params), **dict(findings_in_words(record, read_repeats(model.tuning)))},
+        origins={"model": described(model.params), **dict(findings_in_words(model))},
         tables=tuple(_user_tables(model, n=10 if record is None else record.k)),
         method=(_METHOD_NOTE,),
         broken=("no baseline was beaten",),
         configuration={name: fact for name, fact in description.to_json().items() if name not in _SHOWN_ELSEWHERE},
-        machine={"date": description.created_at, **description.data},
+        machine={"date": description.created_at, **json_values(description.data)},
     )
     if record is None:
         return report

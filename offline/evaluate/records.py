@@ -1,18 +1,23 @@
-"""Evaluations as read from a model folder or a manifest.
+"""Evaluations and searches as a model folder and a manifest keep them.
 
 Lists *as served* are those that users get: the popular list replaces a missing one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
 
 from hotplate.offline.errors import DataError
-from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval
+from hotplate.offline.evaluate.metrics import ListMetrics, MetricInterval, RankingMetrics
+from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.train.repeats import RepeatSearch
 from hotplate.offline.train.similar import SimilarResult
+
+# The split in JSON if the test data were given.
+_GIVEN = {"kind": "given"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +33,150 @@ class BaselineRecord(ListMetrics):
     """A baseline: its metrics, also as served, and the model's lead."""
 
     params: dict[str, Any]
-    as_served: ListMetrics
+    as_served: RankingMetrics
     model_leads_by: Lead
 
-
-class SplitRecord(msgspec.Struct, frozen=True):
-    """Those of `SplitOptions` that reports show; the kind `given` has no share."""
-
-    kind: str
-    test_share: float | None = None
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, without metrics that were not measured."""
+        record = _measured_to_json(self)
+        return {"params": record.pop("params"), **record}
 
 
-class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON of `Evaluation.to_json`; *model* are metrics of personal lists, without their *intervals*."""
+class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The metrics of a model's lists on a test.
 
-    engine: str
-    params: dict[str, Any]
-    split: SplitRecord
+    split             None if the test data were given
+    cold_pairs        test pairs of items not in train
+    users_drawn_from  number of testable users, if sampled
+    new_days          within which an item's first interaction makes it new; None if variety was not measured
+    model             of personal lists; their *intervals* are a table of their own
+    """
+
+    split: SplitOptions | None
     k: int
     train_pairs: int
     test_pairs: int
     cold_pairs: int
     users_drawn_from: int | None = None
-    model: ListMetrics
-    intervals: dict[str, MetricInterval]
-    as_served: ListMetrics
-    baselines: dict[str, BaselineRecord]
     new_days: int | None = None
+    engine: str
+    params: dict[str, Any]
+    model: ListMetrics
+    as_served: RankingMetrics
+    intervals: dict[str, MetricInterval]
     similar: SimilarResult | None = None
 
+    @property
+    def split_json(self) -> dict[str, Any]:
+        """The split as JSON values."""
+        return _GIVEN if self.split is None else asdict(self.split)
 
-class TuningRecord(msgspec.Struct, frozen=True):
-    """Those fields of the search (`Model.tuning`) that reports show; *repeats* is None if they were not searched."""
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The finite metrics and counts by dotted name, such as `as_served.ndcg`."""
+        return dict(self._metrics())
 
+    def metric(self, name: str) -> float | None:
+        """Return one of `metrics` by its name; those of the model need no `model.` before it."""
+        metrics = self.metrics
+        return metrics.get(f"model.{name}", metrics.get(name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, without metrics that were not measured."""
+        model = _measured_to_json(self.model)
+        del model["intervals"]
+        record: dict[str, Any] = json_values(self)
+        return record | {"split": self.split_json, "model": model}
+
+    def _metrics(self) -> Iterator[tuple[str, float]]:
+        tables = {"model": self.model, "as_served": self.as_served, "similar": self.similar}
+        for table, metrics in tables.items():
+            for field in () if metrics is None else fields(metrics):
+                value = getattr(metrics, field.name)
+                if isinstance(value, int | float) and math.isfinite(value):
+                    yield f"{table}.{field.name}", float(value)
+
+
+class EvaluationRecord(ResultRecord, frozen=True, kw_only=True):
+    """The result of a model, and of baselines by engine; *as_trained* is that of training, if rules changed it."""
+
+    baselines: dict[str, BaselineRecord]
+    as_trained: ResultRecord | None = None
+
+    @property
+    def result(self) -> ResultRecord:
+        """The result without the baselines."""
+        return ResultRecord(**{name: getattr(self, name) for name in ResultRecord.__struct_fields__})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, without metrics that were not measured."""
+        record = super().to_json()
+        record["baselines"] = {engine: baseline.to_json() for engine, baseline in self.baselines.items()}
+        del record["as_trained"]
+        if self.as_trained is not None:
+            record["as_trained"] = self.as_trained.to_json()
+        return record
+
+
+class CellRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine with its parameters."""
+
+    engine: str
+    params: dict[str, Any]
+
+
+class TrialRecord(CellRecord, frozen=True, kw_only=True):
+    """A trial of a search: its nDCG with the standard error, and its seconds; *iterations* only of ALS."""
+
+    iterations: int | None
+    ndcg: float
+    se: float
+    seconds: float
+
+
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A search for parameters.
+
+    users_searched  number of users sampled, None for all
+    left_out        cells beyond the budget
+    best            the index of the recommended trial
+    repeats         None if they were not searched
+    """
+
+    objective: str
+    split: SplitOptions
+    users_searched: int | None
+    trials: list[TrialRecord]
+    left_out: list[CellRecord]
+    best: int
     repeats: RepeatSearch | None = None
 
 
+def json_values(record: object) -> Any:  # noqa: ANN401 -- any JSON
+    """Return a record as it is read back from JSON: tables are dicts, and tuples lists."""
+    return msgspec.json.decode(msgspec.json.encode(record))
+
+
+def metric_names(*, has_similar: bool) -> list[str]:
+    """Return the names of all metrics that an evaluation may measure, as in `ResultRecord.metrics`."""
+    names = list[str]()
+    for table, metrics in (("model", ListMetrics), ("as_served", RankingMetrics)):
+        names += [f"{table}.{field.name}" for field in fields(metrics) if field.name != "intervals"]
+    return [*names, "similar.hit_rate"] if has_similar else names
+
+
 def read_evaluation(metrics: Mapping[str, Any] | None) -> EvaluationRecord | None:
-    """Decode the metrics of a model; None if it was not evaluated. Raises DataError."""
+    """Decode `EvaluationRecord.to_json`; None for no evaluation, or one of another program. Raises DataError."""
     if not metrics or "model" not in metrics:
         return None
+    split = None if metrics.get("split") == _GIVEN else metrics.get("split")
     try:
-        return msgspec.convert(metrics, EvaluationRecord)
+        return msgspec.convert({**metrics, "split": split}, EvaluationRecord)
     except msgspec.ValidationError as error:
         raise DataError(f"The metrics of the model cannot be read ({error}); train it again.") from error
 
 
-def read_repeats(tuning: Mapping[str, Any] | None) -> RepeatSearch | None:
-    """Decode what a search found about repeats; None without one."""
-    return None if tuning is None else msgspec.convert(tuning, TuningRecord).repeats
+def _measured_to_json(metrics: ListMetrics) -> dict[str, Any]:
+    """Return JSON values without None."""
+    record: dict[str, Any] = json_values(metrics)
+    return {name: value for name, value in record.items() if value is not None}

@@ -48,6 +48,11 @@ class Matrix:
         """First times in the order of user_items.data, if known."""
         return None if self.history is None else self.history.first_times(self.user_items)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of users, items and pairs."""
+        return {"users": len(self.user_ids), "items": len(self.item_ids), "pairs": int(self.user_items.nnz)}
+
     def standing(self) -> "Matrix":
         """Return the matrix of users and items with pairs."""
         return self.only_present_in(self.user_items)

@@ -12,13 +12,14 @@ from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.evaluation import fit_parts, recommend_all
 from hotplate.offline.evaluate.metrics import Values, leads_by, measure_users, standard_error
+from hotplate.offline.evaluate.records import TrialRecord
 from hotplate.offline.evaluate.splits import Parts
 from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems
@@ -69,16 +70,17 @@ class Trial:
         """Return the mean difference to *other* per user, in standard errors."""
         return leads_by(self.per_user, other.per_user)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {
-            "engine": engine_of(self.params),
-            "params": asdict(self.params),
-            "iterations": self.iterations,
-            "ndcg": self.ndcg,
-            "se": self.se,
-            "seconds": self.seconds,
-        }
+    @property
+    def record(self) -> TrialRecord:
+        """The trial without figures by user."""
+        return TrialRecord(
+            engine=engine_of(self.params),
+            params=asdict(self.params),
+            iterations=self.iterations,
+            ndcg=self.ndcg,
+            se=self.se,
+            seconds=self.seconds,
+        )
 
 
 class Trials:

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.evaluate.evaluation import fit_parts
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE, LEADING_BY_SE
+from hotplate.offline.evaluate.records import CellRecord, SearchRecord
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
 from hotplate.offline.input.pairs import UserItems, items_per_user, users_per_item
@@ -141,16 +142,17 @@ class Search:
                 return trial.params
         return PopularityParams()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {
-            "objective": f"ndcg@{self.k}",
-            "split": asdict(self.split),
-            "users_searched": self.users,
-            "trials": [trial.to_json() for trial in self.trials],
-            "left_out": [{"engine": engine_of(params), "params": asdict(params)} for params in self.left_out],
-            "best": self.recommended,
-        }
+    def record(self, repeats: RepeatSearch | None) -> SearchRecord:
+        """Return the search, with that of *repeats*, without figures by user."""
+        return SearchRecord(
+            objective=f"ndcg@{self.k}",
+            split=self.split,
+            users_searched=self.users,
+            trials=[trial.record for trial in self.trials],
+            left_out=[CellRecord(engine=engine_of(params), params=asdict(params)) for params in self.left_out],
+            best=self.recommended,
+            repeats=repeats,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotplate.offline.errors import SettingError
+from hotplate.offline.evaluate.records import EvaluationRecord
+from hotplate.offline.evaluate.splits import SplitOptions
 from hotplate.offline.gates import check, parse_gates, read_gates
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
@@ -22,24 +24,18 @@ from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import publish_source
 from hotplate.offline.sources import NamedLists
 from hotplate.stores.errors import ReleaseCorrupt, StoreUnavailable
-from tests.support.interactions import checkerboard_model
+from tests.support.interactions import checkerboard_model, evaluated
 from tests.support.memory_store import MemoryStore
 from tests.support.stores import lapse
 
-METRICS = {
-    "split": {"kind": "by-item", "seed": 1},
-    "k": 10,
-    "model": {"k": 10, "ndcg": 0.5},
-    "as_served": {"ndcg": 0.4},
-}
 # Lists of item numbers, of eight items, by user; the order within each is the ranking.
 LISTS = st.lists(st.lists(st.integers(0, 7), max_size=6, unique=True), max_size=20)
 
 
 @cache
 def model() -> Model:
-    """A good model, of which METRICS are the metrics."""
-    return replace(checkerboard_model(), metrics=METRICS)
+    """A good model, with an nDCG of 0.5, and of 0.4 as served."""
+    return replace(checkerboard_model(), evaluation=evaluated())
 
 
 def source(of: Model, length: int = 5) -> ModelLists:
@@ -125,9 +121,9 @@ def test_invalid_gate_bound_is_named(table: dict[str, object], part: str) -> Non
 
 def test_gate_without_its_evaluation_or_catalogue_is_reported_by_name() -> None:
     with pytest.raises(SettingError, match=r"no gate ndcg .* have no evaluation"):
-        check(gates(ndcg=0.1), None, knows_catalogue=True)
+        check(gates(ndcg=0.1), (), knows_catalogue=True)
     with pytest.raises(SettingError, match="coverage: the number of items is unknown"):
-        check(gates(coverage=0.1), METRICS, knows_catalogue=False)
+        check(gates(coverage=0.1), evaluated().metrics, knows_catalogue=False)
 
 
 def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> None:
@@ -163,26 +159,26 @@ async def test_all_failing_gates_are_named_and_no_live_release_skips_comparison(
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        ({"model": {"ndcg": 0.48}}, ""),
-        ({"model": {"ndcg": 0.6}}, ""),
-        ({"model": {"ndcg": 0.0}}, "gate drop.ndcg: 1 is above 0.05"),
-        ({"split": {"kind": "by-item", "seed": 2}}, ""),
-        ({"model": {"ndcg": 0.4}}, "gate drop.ndcg: 0.2 is above 0.05 (0.4 after 0.5 in "),
-        ({"k": 20}, "evaluated differently: k was 10 and is 20;"),
-        ({"split": {"kind": "by-time", "seed": 1}}, "evaluated differently: split was "),
+        (evaluated(0.48), ""),
+        (evaluated(0.6), ""),
+        (evaluated(0.0), "gate drop.ndcg: 1 is above 0.05"),
+        (evaluated(split=SplitOptions("by-item", seed=2)), ""),
+        (evaluated(0.4), "gate drop.ndcg: 0.2 is above 0.05 (0.4 after 0.5 in "),
+        (evaluated(k=20), "evaluated differently: k was 10 and is 20;"),
+        (evaluated(split=SplitOptions("by-time", seed=1)), "evaluated differently: split was {'kind': 'by-item', "),
     ],
 )
-async def test_metric_drop_gate_compares_equal_measurements(now: dict[str, Any], says: str) -> None:
+async def test_metric_drop_gate_compares_equal_measurements(now: EvaluationRecord, says: str) -> None:
     store = MemoryStore()
     await publish_source(source(model()), store)
-    later = source(replace(model(), metrics=METRICS | now))
+    later = source(replace(model(), evaluation=now))
     written = await publish_source(later, store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert (says in str(written.refused)) if says else (written.refused is None)
 
 
 async def test_incomparable_live_release_fails_comparison_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    live = (await publish_source(source(replace(model(), metrics=None)), store)).result.manifest.release
+    live = (await publish_source(source(replace(model(), evaluation=None)), store)).result.manifest.release
     failed = await publish_source(source(model()), store, PublishSettings(gates=gates(drop__ndcg=0.05)))
     assert f"gate drop.ndcg: it cannot be judged, as the live release {live} was publ" in str(failed.refused)
     other_model = model()

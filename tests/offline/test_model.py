@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, Recency, most_popular, popular_by_segment
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
+from tests.support.interactions import DATA, evaluated
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -37,8 +39,10 @@ def model() -> Model:
             frame.select("segment", "item", "weight").unique(["segment", "item"]), matrix.item_ids, 3
         ),
         params=PARAMS,
-        metrics={"k": 10},
-        data={"rows": frame.height, "left_out": {"no user": 1}},
+        evaluation=evaluated(),
+        data=msgspec.structs.replace(
+            DATA, left_out={"no user": 1}, time_range=("2026-01-01T00:00:00", "2026-01-02T00:00:00")
+        ),
         created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         similar=fit_similar(matrix.user_items, SimilarParams()),
     )
@@ -62,7 +66,7 @@ def test_saved_model_is_loaded_unchanged(model: Model, tmp_path: Path) -> None:
     assert loaded.popular.scores.tolist() == model.popular.scores.tolist()
     assert list(loaded.segments) == list(model.segments) == ["east", "north", "south", "west"]
     assert all(loaded.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
-    for name in ("titles", "params", "metrics", "data", "created_at"):
+    for name in ("titles", "params", "evaluation", "search", "data", "created_at"):
         assert getattr(loaded, name) == getattr(model, name)
 
 
@@ -91,8 +95,8 @@ def test_a_model_keeps_its_recency(params: Params, model: Model, tmp_path: Path)
 def test_model_is_replaced_atomically(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     (tmp_path / "model" / "stray").touch()
-    save(replace(model, metrics=None), tmp_path / "model")
-    assert load(tmp_path / "model").metrics is None
+    save(replace(model, evaluation=None), tmp_path / "model")
+    assert load(tmp_path / "model").evaluation is None
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (tmp_path / "model" / "stray").exists()
 
@@ -121,8 +125,8 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
 
     monkeypatch.setattr("numpy.save", fail)
     with pytest.raises(DataError, match="the disk is full"):
-        save(replace(model, metrics=None), tmp_path / "model")
-    assert load(tmp_path / "model").metrics == {"k": 10}
+        save(replace(model, evaluation=None), tmp_path / "model")
+    assert load(tmp_path / "model").evaluation == model.evaluation
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -22,7 +22,7 @@ from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.store import Row
 from hotplate.stores.transfer import copy
 from hotplate.stores.verification import load_manifest, verify
-from tests.support.interactions import checkerboard_model
+from tests.support.interactions import DATA, checkerboard_model, evaluated
 from tests.support.memory_store import MemoryStore
 
 
@@ -59,7 +59,7 @@ def test_user_without_remaining_items_has_no_row_and_gets_popular_list() -> None
     rows = rows_of(
         Model(
             model.ranker,
-            matrix, {}, model.popular, {}, model.params, None, {}, model.created_at, model.similar,
+            matrix, {}, model.popular, {}, model.params, None, DATA, model.created_at, model.similar,
         )
     )  # fmt: skip
     assert f"user:{matrix.user_ids[2]}" not in rows
@@ -75,11 +75,12 @@ def test_invalid_list_length_is_reported(length: int) -> None:
 async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> None:
     store = MemoryStore()
     reports = list[tuple[int, int]]()
-    lists = ModelLists.of(checkerboard_model(), ListSettings())
+    evaluation = evaluated()
+    lists = ModelLists.of(replace(checkerboard_model(), evaluation=evaluation), ListSettings())
     result = (await publish_source(lists, store, on_progress=lambda done, total: reports.append((done, total)))).result
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
-    assert manifest.about["metrics"] == {"ndcg": 0.5}
+    assert manifest.about["metrics"] == evaluation.to_json()
     assert manifest.about["data"] == "abc"
     assert reports[-1] == (42, 42)
     assert (await store.catalogue()).live == manifest.release

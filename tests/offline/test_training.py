@@ -4,9 +4,11 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
+from hotplate.offline.evaluate.records import json_values
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
@@ -39,9 +41,11 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert facts["evaluation"]["model"]["k"] == 10
     assert set(facts["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
     model = load(tmp_path / "model")
-    assert model.metrics == facts["evaluation"]
-    assert model.data == facts["data"]
-    assert model.data["where"] == ["weight<9"]
+    assert model.evaluation == report.model.evaluation
+    assert model.evaluation is not None
+    assert model.evaluation.to_json() == facts["evaluation"]
+    assert json_values(model.data) == facts["data"]
+    assert model.data.where == ["weight<9"]
     assert len(model.popular.items) == 7
     assert list(model.segments) == ["east", "north", "south", "west"]
     assert set(model.titles) == set(model.matrix.item_ids)
@@ -114,14 +118,14 @@ def test_search_does_not_use_test_data_and_trials_are_saved(tmp_path: Path) -> N
     parts = split(model.matrix.user_items, model.matrix.history, drawn)
     alone = tune(SearchData(parts.train, parts.history, drawn), TuneOptions(CELLS))
     assert alone is not None
-    assert model.tuning is not None
-    trials = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]
-    assert trials == [{**trial, "seconds": 0} for trial in alone.to_json()["trials"]]
-    assert model.params == CELLS[model.tuning["best"]]
+    assert model.search is not None
+    trials = [msgspec.structs.replace(trial, seconds=0) for trial in model.search.trials]
+    assert trials == [msgspec.structs.replace(trial, seconds=0) for trial in alone.record(None).trials]
+    assert model.params == CELLS[model.search.best]
     assert report.evaluation is not None
     assert {evaluated.params for evaluated in (report.evaluation.model, *report.evaluation.baselines)} == set(CELLS)
     facts = json.loads(json.dumps(report.to_json()))
-    assert facts["tuning"] == model.tuning
+    assert facts["tuning"] == json_values(model.search)
     assert facts["tuning_note"] is None
     assert ("tune", 3, 3) in reports
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "sample.csv"]
@@ -149,7 +153,7 @@ def test_small_data_are_not_searched(tmp_path: Path) -> None:
     report = train(few, tmp_path / "model")
     assert "too few to search" in str(report.tuning_note)
     assert report.model.params == PARAMS
-    assert load(tmp_path / "model").tuning is None
+    assert load(tmp_path / "model").search is None
 
 
 @pytest.mark.parametrize("kind", ["polars", "arrow", "pandas"])
@@ -160,7 +164,7 @@ def test_data_frame_is_accepted_and_report_renders_in_a_notebook(kind: str, tmp_
     source = {"polars": lambda: frame, "arrow": frame.to_arrow, "pandas": frame.to_pandas}[kind]()
     report = train(TrainSettings(source, params=PARAMS), tmp_path / "model")
     assert (report.model.matrix.user_items != of_file.model.matrix.user_items).nnz == 0
-    assert report.model.data["source"] == "the data frame"
+    assert report.model.data.source == "the data frame"
     shown = report._repr_html_()
     assert f"60 users, {len(report.model.matrix.item_ids)} items" in shown
     assert "<td>ndcg</td><td>0." in shown

@@ -31,7 +31,7 @@ from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.training import TrainSettings, train
 from hotplate.offline.variety import Explore, ItemSimilarity, read_explore
 from hotplate.stores.event_log import LogSegment, line_of
-from tests.support.interactions import evaluate
+from tests.support.interactions import DATA, evaluate
 from tests.support.property import depths
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def random_model(random: np.random.Generator) -> Model:
         popular=most_popular(matrix, 5),
         segments={},
         params=params,
-        metrics=None,
-        data={},
+        evaluation=None,
+        data=DATA,
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
         similar=fit_similar(user_items, SimilarParams(shrink=0)),
         user_segments=[SEGMENTS[number] for number in random.integers(0, 3, users)],
@@ -489,13 +489,16 @@ def test_lists_as_published_are_measured_under_the_rules_of_the_order() -> None:
     history = History.of(user_items, (age_days * DAY_US).astype(np.int64))
     model = replace(model, matrix=replace(model.matrix, history=history))
     evaluation = evaluate(model.matrix, model.params, SplitOptions(), similar=SimilarParams())
-    model = replace(model, metrics=evaluation.to_json())
-    plain = evaluation.to_json()
+    plain = evaluation.record
+    model = replace(model, evaluation=plain)
     diverse = evaluate_as_published(model, Rules(diversity=0.5), 20, keep_seen=False)
     explored = evaluate_as_published(model, Rules(explore=Explore(1, 20)), 20, keep_seen=False)
     assert diverse is not None
     assert explored is not None
-    assert diverse["model"]["list_similarity"] < plain["model"]["list_similarity"]
-    assert explored["model"]["new_items"] == pytest.approx(0.1, abs=0.02)
-    assert explored["new_days"] == 20
-    assert diverse["as_trained"]["model"] == plain["model"]
+    assert diverse.model.list_similarity is not None
+    assert plain.model.list_similarity is not None
+    assert diverse.model.list_similarity < plain.model.list_similarity
+    assert explored.model.new_items == pytest.approx(0.1, abs=0.02)
+    assert explored.new_days == 20
+    assert diverse.as_trained is not None
+    assert diverse.as_trained.model == plain.model

@@ -1,6 +1,7 @@
 """Interactions with provably right recommendations."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,37 @@ import polars as pl
 from scipy.sparse import csr_matrix
 
 from hotplate.offline.evaluate.evaluation import Evaluation, evaluate_parts
+from hotplate.offline.evaluate.metrics import ListMetrics, RankingMetrics
+from hotplate.offline.evaluate.records import EvaluationRecord
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import Interactions
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.pairs import UserItems
-from hotplate.offline.model import Model
+from hotplate.offline.model import DataDescription, Model
+from hotplate.offline.options import Columns
 from hotplate.offline.train.als import ALSParams, fit
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.popularity import Popular, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
+
+DATA = DataDescription(
+    rows=9,
+    left_out={},
+    fingerprint="abc",
+    notes=[],
+    source="log.csv",
+    titles=None,
+    time_range=None,
+    columns=Columns(user="user", item="item"),
+    where=[],
+    event_weights=None,
+    half_life_s=None,
+    weighting="sum",
+    min_per_user=1,
+    min_per_item=1,
+)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -67,10 +88,39 @@ def checkerboard_model(size: int = 20) -> Model:
         popular=most_popular(matrix, 5),
         segments=segments,
         params=params,
-        metrics={"ndcg": 0.5},
-        data={"fingerprint": "abc"},
+        evaluation=None,
+        data=DATA,
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
         similar=fit_similar(user_items, SimilarParams(0)),
+    )
+
+
+def evaluated(ndcg: float = 0.5, *, k: int = 10, split: SplitOptions | None = None) -> EvaluationRecord:
+    """Return the evaluation of a model with this nDCG, as served 0.4, and without baselines."""
+    as_served = RankingMetrics(
+        k=k,
+        precision=0.0,
+        recall=0.0,
+        recall_at_k=0.0,
+        map=0.0,
+        ndcg=0.4,
+        mrr=0.0,
+        hit_rate=0.0,
+        users=9,
+        users_with_lists=9,
+    )
+    return EvaluationRecord(
+        split=split or SplitOptions("by-item", seed=1),
+        k=k,
+        train_pairs=27,
+        test_pairs=9,
+        cold_pairs=0,
+        engine="als",
+        params={},
+        model=ListMetrics(**asdict(replace(as_served, ndcg=ndcg))),
+        as_served=as_served,
+        intervals={},
+        baselines={},
     )
 
 

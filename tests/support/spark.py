@@ -15,6 +15,7 @@ from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.stores.encoding import OFFSET_BYTES, decode
 from hotplate.stores.store import Row
+from tests.support.interactions import DATA
 
 
 def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
@@ -34,8 +35,8 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
         popular=most_popular(matrix, 5),
         segments={},
         params=params,
-        metrics=None,
-        data={"fingerprint": "abc"},
+        evaluation=None,
+        data=DATA,
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
         similar=fit_similar(user_items, SimilarParams(0)),
     )

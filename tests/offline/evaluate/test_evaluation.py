@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, metric_names, recommend_all
+from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, recommend_all
 from hotplate.offline.evaluate.metrics import RANKING, fill_empty_lists, measure_users
+from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
 from hotplate.offline.input.history import History
 from hotplate.offline.input.matrix import Matrix
@@ -55,15 +56,15 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
 
 def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     report = evaluate(matrix_of(board()), PARAMS, k=5, similar=SimilarParams())
-    facts = json.loads(json.dumps(report.to_json()))
+    facts = json.loads(json.dumps(report.record.to_json()))
     assert facts["model"]["ndcg"] == report.model.metrics.ndcg
     assert facts["model"]["coverage"] == report.model.metrics.coverage
     assert facts["as_served"]["ndcg"] == report.model.as_served.ndcg
     assert facts["intervals"]["ndcg"] == list(report.model.metrics.intervals["ndcg"])
     assert facts["split"] == asdict(SplitOptions())
-    assert {table: set(facts[table]) - {"intervals"} for table in metric_names()} == {
-        table: set(names) for table, names in metric_names().items()
-    }
+    measured = {f"{table}.{name}" for table in ("model", "as_served") for name in facts[table].keys() - {"intervals"}}
+    assert measured == set(metric_names(has_similar=False))
+    assert set(metric_names(has_similar=True)) <= set(report.record.metrics)
     popular = facts["baselines"]["popularity"]
     assert popular["ndcg"] == report.baselines[0].metrics.ndcg
     assert popular["as_served"]["intervals"].keys() == set(RANKING)
@@ -94,7 +95,7 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     parts = Parts.of(train, test)
     evaluation = evaluate_parts(parts, PARAMS, k=5)
     assert evaluation.split is None
-    assert evaluation.to_json()["split"] == {"kind": "given"}
+    assert evaluation.record.to_json()["split"] == {"kind": "given"}
     assert evaluation.model.metrics.users == 10
     assert evaluation.model.metrics.users_with_lists == 0
     assert evaluation.model.metrics.ndcg == 0
@@ -121,7 +122,7 @@ def test_large_tests_use_a_reported_draw_of_users(monkeypatch: pytest.MonkeyPatc
     drawn = evaluate(matrix_of(board()), PARAMS, k=5)
     assert whole.drawn_from is None
     assert [evaluated.metrics.users for evaluated in (drawn.model, *drawn.baselines)] == [20, 20, 20]
-    assert drawn.drawn_from == drawn.to_json()["users_drawn_from"] == whole.model.metrics.users
+    assert drawn.drawn_from == drawn.record.to_json()["users_drawn_from"] == whole.model.metrics.users
     assert drawn.train_pairs == whole.train_pairs, "all users are learnt from"
     low, high = drawn.model.metrics.intervals["ndcg"]
     assert low <= whole.model.metrics.ndcg <= high

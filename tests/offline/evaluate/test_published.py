@@ -49,7 +49,7 @@ def trained(folder: Path, params: Params, rows: list[Row] | None = None, **setti
     )
     report = train(train_settings, folder / "model")
     assert report.evaluation is not None
-    metrics: dict[str, Any] = json.loads(json.dumps(report.evaluation.to_json()))
+    metrics: dict[str, Any] = json.loads(json.dumps(report.evaluation.record.to_json()))
     return metrics
 
 

@@ -2,47 +2,39 @@
 
 import json
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from hotplate.offline import model as models
 from hotplate.offline.errors import DataError
 from hotplate.offline.evaluate.model_report import model_report
-from hotplate.offline.evaluate.records import read_evaluation, read_repeats
-from hotplate.offline.model import load
-from hotplate.offline.train.item_based import NeighbourParams
-from hotplate.offline.train.popularity import Recency
+from hotplate.offline.evaluate.records import SearchRecord, json_values, read_evaluation
+from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.train.als import ALSParams, SparkParams
+from hotplate.offline.train.engine import Params
+from hotplate.offline.train.item_based import EASEParams, NeighbourParams
+from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.repeats import RepeatParams
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Tally, describe
 from hotplate.stores.origin import GateVerdict
 from hotplate.stores.store import Row
+from tests.support.interactions import evaluated
 
 # Written by hotplate 0.2.0 from six users and nine items.
 MODEL = Path(__file__).parents[1] / "formats" / "model-3.tar.xz"
-TUNING = {
-    "best": 0,
-    "repeats": {
-        "share": 0.25,
-        "k": 10,
-        "without": 0.1,
-        "alone": 0.2,
-        "blended": 0.3,
-        "params": {
-            "half_life_days": 120.0,
-            "weight": 3.0,
-            "recency": {"half_life_days": 8.0, "gamma": 0.25},
-        },
-    },
-}
+# Small models, each in a folder with the name of its engine.
+ENGINES = MODEL.with_name("model-3-engines.tar.xz")
 
 
 def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     subprocess.run(["tar", "-x", "-f", MODEL, "-C", tmp_path / "model"], check=True)
-    model = load(tmp_path / "model")
+    model = models.load(tmp_path / "model")
     assert model.id == "59dbacebe2f2bedf"
     assert model.params == NeighbourParams(neighbours=3, recency=Recency(20.0, 0.5))
     assert model.learnt_until == "2024-02-11T22:13:25+00:00"
@@ -55,6 +47,58 @@ def test_model_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert len(report.rows) == 32
 
 
+@pytest.mark.parametrize(
+    ("engine", "params", "identity", "lists"),
+    [
+        (
+            "als",
+            ALSParams(factors=3, regularization=0.5, alpha=2.0, iterations=4, recency=Recency(2.0, 0.5)),
+            "98061d0dfd6bdc6d",
+            [[2, 0, 5], [5, 3, 1], [4, 2, 6], [2, 5, 0], [4, 6, 2], [2, 0, 5]],
+        ),
+        (
+            "ease",
+            EASEParams(2.0),
+            "e7dc8097878d9245",
+            [[2, 0, 5], [5, 3, 1], [4, 6, 2], [2, 0, 5], [4, 6, 2], [2, 0, 5]],
+        ),
+        ("popularity", PopularityParams(2.0), "357b0e45080129e3", [[2, 4, 5]] * 6),
+        (
+            "spark",
+            SparkParams(factors=3, reg_param=0.5, alpha=2.0, iterations=4),
+            "c26439e95e1c7325",
+            [[2, 0, 5], [3, 5, 1], [4, 6, 2], [2, 5, 0], [6, 4, 2], [0, 2, 5]],
+        ),
+    ],
+)
+def test_model_of_each_engine_that_the_last_version_wrote_is_read(
+    engine: str, params: Params, identity: str, lists: list[list[int]], tmp_path: Path
+) -> None:
+    subprocess.run(["tar", "-x", "-f", ENGINES, "-C", tmp_path], check=True)
+    model = models.load(tmp_path / engine)
+    assert (model.id, model.params) == (identity, params)
+    users = np.arange(len(lists), dtype=np.int32)
+    items, _ = model.ranker.recommend(model.matrix.user_items, users, 3, keep_seen=True)
+    assert items.tolist() == lists
+
+
+def test_description_of_an_earlier_version_is_written_as_it_was_read(tmp_path: Path) -> None:
+    subprocess.run(["tar", "-x", "-f", MODEL, "-C", tmp_path], check=True)
+    text = (tmp_path / "model.json").read_text()
+    description = models.describe(tmp_path)
+    assert json.dumps(description.to_json(), indent=2) + "\n" == text
+    assert description.evaluation is not None
+    assert json.dumps(description.evaluation.to_json()) == json.dumps(json.loads(text)["metrics"])
+
+
+def test_evaluation_on_given_data_is_read() -> None:
+    facts = evaluated().to_json() | {"split": {"kind": "given"}}
+    evaluation = read_evaluation(facts)
+    assert evaluation is not None
+    assert evaluation.split is None
+    assert evaluation.to_json() == facts
+
+
 def test_malformed_evaluation_is_reported() -> None:
     assert read_evaluation(None) is None
     assert read_evaluation({"k": 10}) is None
@@ -62,12 +106,33 @@ def test_malformed_evaluation_is_reported() -> None:
         read_evaluation({"k": 10, "model": {}})
 
 
-def test_repeats_of_an_earlier_search_are_read() -> None:
-    repeats = read_repeats(TUNING)
-    assert repeats is not None
-    assert repeats.params == RepeatParams(120.0, 3.0, Recency(8.0, 0.25))
-    assert read_repeats(TUNING | {"repeats": None}) is None
-    assert read_repeats(None) is None
+def test_search_is_read_as_it_was_written() -> None:
+    facts = {
+        "objective": "ndcg@10",
+        "split": asdict(SplitOptions()),
+        "users_searched": 7,
+        "trials": [{"engine": "als", "params": {}, "iterations": 8, "ndcg": 0.5, "se": 0.1, "seconds": 0.25}],
+        "left_out": [{"engine": "ease", "params": {"regularization": 9.0}}],
+        "best": 0,
+        "repeats": {
+            "share": 0.25,
+            "k": 10,
+            "without": 0.1,
+            "alone": 0.2,
+            "blended": 0.3,
+            "params": {
+                "half_life_days": 120.0,
+                "weight": 3.0,
+                "recency": {"half_life_days": 8.0, "gamma": 0.25},
+            },
+        },
+    }
+    search = msgspec.convert(facts, SearchRecord)
+    assert search.repeats is not None
+    assert search.repeats.params == RepeatParams(120.0, 3.0, Recency(8.0, 0.25))
+    assert json.dumps(json_values(search)) == json.dumps(facts)
+    without = msgspec.convert(facts | {"repeats": None}, SearchRecord)
+    assert without.repeats is None
 
 
 def test_gates_of_an_earlier_manifest_are_read() -> None:

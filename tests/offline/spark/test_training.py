@@ -85,8 +85,8 @@ def test_command_under_spark_submit_writes_an_ordinary_model(tmp_path: Path) -> 
     assert "by-item split" in done.stdout
     model = load(tmp_path / "model")
     assert model.params == SparkParams(factors=3, iterations=15)
-    assert model.metrics is not None
-    assert model.metrics["baselines"].keys() == {"popularity", "neighbours"}
+    assert model.evaluation is not None
+    assert model.evaluation.baselines.keys() == {"popularity", "neighbours"}
 
 
 def test_master_is_given_or_of_spark_submit() -> None:

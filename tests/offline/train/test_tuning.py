@@ -155,9 +155,9 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(()))
-    assert search(fashions, SplitOptions("by-time"), **settings).to_json() == tuned.to_json()
+    assert search(fashions, SplitOptions("by-time"), **settings).record(None) == tuned.record(None)
     chosen = tuned.trials[tuned.recommended].params
-    assert params_from("ease", tuned.to_json()["trials"][tuned.recommended]["params"]) == chosen
+    assert params_from("ease", tuned.record(None).trials[tuned.recommended].params) == chosen
 
 
 def test_als_is_fitted_once_per_cell_and_split_with_recency_too(
@@ -316,7 +316,7 @@ def test_too_expensive_cells_are_left_out_and_reported(matrix: Matrix, monkeypat
     assert notices[1].startswith("not tried within 36 s of a core, 0.0 GB, and ")
     assert ": 5 of als, 3 of ease, 4 of neighbours; " in notices[1]
     assert notices[1].endswith("; --tune SECONDS allows more")
-    assert {cell["engine"] for cell in tuned.to_json()["left_out"]} == {"als", "ease", "neighbours"}
+    assert {cell.engine for cell in tuned.record(None).left_out} == {"als", "ease", "neighbours"}
     for bounded in (TuneOptions(engine="als"), TuneOptions(engine="ease")):
         assert search(matrix, tuning=bounded, defaults=SMALL).left_out, "a search of one engine is bounded, too"
 
@@ -345,7 +345,7 @@ def test_large_log_is_searched_on_sampled_users(matrix: Matrix, monkeypatch: pyt
     assert tuned.users is not None
     assert (tuned.split.min_per_user, tuned.split.min_per_item) == (2, 1), "the minimum per item is of all users"
     assert 30 <= tuned.users <= 50
-    assert tuned.to_json()["users_searched"] == tuned.users
+    assert tuned.record(None).users_searched == tuned.users
     assert f"the search is of {tuned.users} of 80 users" in notices[1]
     assert [trial.params for trial in tuned.trials] == list(CELLS)
     assert all(trial.ndcg > 0 for trial in tuned.trials)
