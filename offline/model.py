@@ -34,10 +34,9 @@ from hotplate.offline.input.history import History, Weighing, Weighting
 from hotplate.offline.input.matrix import LeftOut, Matrix
 from hotplate.offline.input.pairs import Floats, UserItems
 from hotplate.offline.options import Columns
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams
-from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of
-from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours
-from hotplate.offline.train.popularity import Popular, Popularity
+from hotplate.offline.train.als import Factors
+from hotplate.offline.train.engine import Params, Ranker, engine_of, params_from, recency_of, spec_of
+from hotplate.offline.train.popularity import Popular
 from hotplate.offline.train.repeats import RepeatParams, own_counts
 from hotplate.offline.train.similar import Similar
 from hotplate.stores.errors import reason_of
@@ -365,7 +364,7 @@ def _timestamp(time: datetime) -> str:
 def _write_files(model: Model, folder: Path) -> None:
     """Write the files of *model* into an empty folder, the description last, and flush them to the disk."""
     _write_tables(model, folder)
-    _write_ranker(model.ranker, folder)
+    _write_ranker(model.ranker, model.params, folder)
     text = json.dumps(_description(model, folder).to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / _DESCRIPTION).write_text(text + "\n")
     for file in folder.iterdir():
@@ -408,26 +407,19 @@ def _description(model: Model, folder: Path) -> Description:
     )
 
 
-def _write_ranker(ranker: Ranker, folder: Path) -> None:
+def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
     """Write the arrays that an engine learned to a model's folder, each as a file of its name.
 
-    EASE has a dense matrix of weights, neighbours a sparse one of similarities, popularity a count for each item, and
-    ALS factors of users and items. *recent*, if any, has the times by which the ranker prefers recent items.
+    *recent*, if any, has the times by which the ranker prefers recent items.
     """
-    match ranker:
-        case Factors():
-            arrays = {"user_factors": ranker.user_factors, "item_factors": ranker.item_factors}
-        case EASE():
-            arrays = {"weights": ranker.weights}
-        case Neighbours():
-            arrays = {}
-            _write_arrays(folder / "similarity.npz", _arrays_of(ranker.similarity))
-        case Popularity():
-            arrays = {"counts": ranker.counts}
+    for array in spec_of(params).arrays:
+        values = getattr(ranker, array.name)
+        if array.is_sparse:
+            _write_arrays(folder / f"{array.name}.npz", _arrays_of(values))
+        else:
+            np.save(folder / f"{array.name}.npy", values, allow_pickle=False)
     if ranker.recent is not None:
-        arrays["recent"] = ranker.recent
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        np.save(folder / "recent.npy", ranker.recent, allow_pickle=False)
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
@@ -437,17 +429,15 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """
     users, items = shape
     recent = None if recency_of(params) is None else _read_array(path, "recent", items)
-    match params:
-        case ALSParams() | SparkParams():
-            user_factors = _read_array(path, "user_factors", users)
-            return Factors(user_factors, _read_array(path, "item_factors", items), params, recent)
-        case EASEParams():
-            return EASE(_read_array(path, "weights", items), recent)
-        case NeighbourParams():
-            similarity = _csr_matrix(_read_arrays(path / "similarity.npz"), (items, items))
-            return Neighbours(similarity, params, recent)
-        case _:
-            return Popularity(_read_array(path, "counts", items))
+    spec = spec_of(params)
+    arrays = dict[str, Any]()
+    for array in spec.arrays:
+        if array.is_sparse:
+            arrays[array.name] = _csr_matrix(_read_arrays(path / f"{array.name}.npz"), (items, items))
+        else:
+            arrays[array.name] = _read_array(path, array.name, users if array.is_by_user else items)
+    ranker: Ranker = spec.restored(arrays, params, recent)
+    return ranker
 
 
 def _read_array(path: Path, name: str, length: int) -> Array:

@@ -5,7 +5,7 @@ regularization by the number of pairs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -19,12 +19,19 @@ from hotplate.offline.errors import DataError, SettingError, require_at_least
 from hotplate.offline.input.pairs import Floats, Indices, UserItems, check_user_items
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
+from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, scales_past_edge
 
 _SOLVED_AT_ONCE = 50_000
 # Same nDCG as an exact solution, to five digits.
 _LAST_SOLVER_STEPS = 6
 # Other pairs have 1.
 _LEAST_CONFIDENCE = 1.001
+_INDEX_BYTES = 4
+_NUMBER_BYTES = 4
+# Factors, regularization and alpha of cells; each won on some real data and split.
+_CELLS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
+# Twice the factors take two to three times as long.
+_MOST_FACTORS = 512
 
 
 def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int) -> None:
@@ -122,7 +129,7 @@ def confidences(weights: Floats, alpha: float) -> Floats:
     return scaled
 
 
-def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
+def fit(user_items: UserItems, params: ALSParams, on_iteration: OnIteration | None = None) -> Factors:
     """Fit factors of users and items, whose products are scores, to *user_items*, on all cores.
 
     *user_items* is a float32 csr_matrix [users, items], canonical, above zero; *on_iteration* is called with the
@@ -174,3 +181,81 @@ def _diverged_error(params: ALSParams) -> DataError:
         f"The factors are not finite with regularization {params.regularization} and alpha {params.alpha}; "
         "raise the regularization, lower alpha, or use log weighting."
     )
+
+
+def _fit_s(params: ALSParams, user_items: UserItems) -> float:
+    users, items = map(float, user_items.shape)
+    of_iteration = params.factors * (7.5e-11 * params.factors * (users + items) + 6.3e-9 * float(user_items.nnz))
+    return params.iterations * of_iteration
+
+
+def _fit_bytes(params: ALSParams, user_items: UserItems) -> int:
+    users, items = user_items.shape
+    # Three copies of the matrix, measured with 22 million pairs.
+    matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
+    return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
+
+
+def _cells(first: ALSParams, items: int) -> Iterator[ALSParams]:
+    """Yield *first*, then others with its iterations and seed, and at most as many factors as there are *items*."""
+    yield first
+    for most_factors, regularization, alpha in _CELLS:
+        yield replace(first, factors=min(most_factors, items), regularization=regularization, alpha=alpha)
+
+
+def _past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[ALSParams]:
+    """Yield the best of the parameters tried with twice the factors, and with 512, unless there are fewer *items*.
+
+    If its alpha is the largest one tried, it is also yielded with alpha and regularization doubled; if it is the
+    smallest, with both halved.
+    """
+    best = best_first[0]
+    for factors in (2 * best.factors, _MOST_FACTORS):
+        if best.factors < factors <= min(_MOST_FACTORS, items):
+            yield replace(best, factors=factors)
+    for scale in scales_past_edge([params.alpha for params in best_first], 2, 0.5):
+        yield replace(best, regularization=scale * best.regularization, alpha=scale * best.alpha)
+
+
+def _fit_on_spark(user_items: UserItems, params: SparkParams, on_iteration: OnIteration | None) -> Factors:
+    from hotplate.offline.train import spark  # noqa: PLC0415 -- an extra
+
+    return spark.fit(user_items, params, on_iteration)
+
+
+_ARRAYS = (StoredArray("user_factors", is_by_user=True), StoredArray("item_factors"))
+ALS = EngineSpec(
+    params=ALSParams,
+    fit=lambda user_items, params, on_iteration, _times: fit(user_items, params, on_iteration),
+    arrays=_ARRAYS,
+    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
+    fit_s=_fit_s,
+    fit_bytes=_fit_bytes,
+    ranking_s=lambda params, rows: ranking_s(rows, of_pair=5e-9 + 6e-11 * params.factors),
+    fit_price=lambda params, user_items: 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape)),
+    memory_advice="take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
+    complexity=lambda params: params.factors,
+    varied=lambda params: {
+        "factors": params.factors,
+        "regularization": params.regularization,
+        "alpha": params.alpha,
+    },
+    cells=_cells,
+    past_edge=_past_edge,
+)
+# The work and the memory are those of the cluster; it is not searched.
+SPARK = EngineSpec(
+    params=SparkParams,
+    fit=lambda user_items, params, on_iteration, _times: _fit_on_spark(user_items, params, on_iteration),
+    arrays=_ARRAYS,
+    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
+    fit_s=lambda _params, user_items: 1e-8 * float(user_items.nnz),
+    fit_bytes=lambda _params, _user_items: 0,
+    ranking_s=lambda _params, rows: ranking_s(rows),
+    fit_price=lambda _params, user_items: 1e-8 * float(user_items.nnz),
+    memory_advice="",
+    complexity=lambda params: params.factors,
+    varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
+    cells=lambda _first, _items: (),
+    past_edge=lambda _best_first, _items: (),
+)

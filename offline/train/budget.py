@@ -19,9 +19,9 @@ from hotplate.offline.train.engine import (
     estimate_fit_bytes,
     estimate_fit_s,
     estimate_ranking_s,
-    product_terms,
+    spec_of,
 )
-from hotplate.offline.train.item_based import NeighbourParams
+from hotplate.offline.train.spec import product_terms
 from hotplate.stores.folders import room_bytes
 
 # Seconds of a core for cells, share of that for recency, bytes of a fit, seconds of the last fit.
@@ -111,26 +111,11 @@ class Budget:
 
     def _price(self, params: Params) -> float:
         """Return what a trial takes of the budget, fits and lists on all splits."""
-        fits = sum(_fit_price(with_fewer_iterations(params), parts.train) for parts in self._splits)
+        fits = sum(spec_of(params).fit_price(with_fewer_iterations(params), parts.train) for parts in self._splits)
         return fits + self._ranking_price(params)
 
     def _ranking_price(self, params: Params) -> float:
         return sum(estimate_ranking_s(params, _tested_rows(parts)) for parts in self._splits)
-
-
-def _fit_price(params: Params, user_items: UserItems) -> float:
-    """Return what a fit takes of the budget, about seconds of a core.
-
-    Coarser than `estimate_fit_s` on purpose: the rules of the search were confirmed with the cells that these prices
-    allow.
-    """
-    match params:
-        case ALSParams():
-            return 5e-10 * params.iterations * params.factors**2 * float(sum(user_items.shape))
-        case NeighbourParams():
-            return 3e-8 * product_terms(user_items)
-        case _:
-            return estimate_fit_s(params, user_items)
 
 
 class Cost:

@@ -7,29 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from hotplate.offline.evaluate.metrics import EQUAL_WITHIN_SE
 from hotplate.offline.train.als import ALSParams
-from hotplate.offline.train.engine import Engine, Params, engine_of, recency_of
-from hotplate.offline.train.item_based import EASEParams, NeighbourParams, NeighbourWeighting
+from hotplate.offline.train.engine import ENGINES, Engine, Params, engine_of, recency_of
 from hotplate.offline.train.popularity import PopularityParams, Recency
 from hotplate.offline.train.trials import Trial
 
-# Each won on some real data and split.
-_ALS_CELLS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
-_EASE_CELLS = (6.0, 20.0, 60.0)
-_NEIGHBOUR_CELLS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
-    ("tfidf", (5, 10, 20, 100)),
-    ("bm25", (5, 100)),
-    ("rp3beta", (100,)),
-)
-_FEWEST_NEIGHBOURS = 5
-# Twice the factors take two to three times as long.
-_MOST_FACTORS = 512
-# A fit takes 28 bytes for each.
-_MOST_SIMILARITIES = 5_000_000
-_WALK_STEP = 0.1
 # In days.
 _FIRST_HALF_LIVES = (2.0, 8.0)
 # Further half-lives and powers of recency are this factor larger or smaller.
@@ -46,91 +29,24 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
     The first one is *defaults*; other cells of ALS take its iterations and seed. None has more factors than there are
     *items* in the catalogue, and none more neighbours, but for the fewest.
     """
-    cells: list[Params] = [defaults]
-    for most_factors, regularization, alpha in _ALS_CELLS:
-        factors = min(most_factors, items)
-        cells.append(replace(defaults, factors=factors, regularization=regularization, alpha=alpha))
-    cells += [EASEParams(regularization) for regularization in _EASE_CELLS]
-    for weighting, numbers in _NEIGHBOUR_CELLS:
-        cells += [NeighbourParams(weighting, number) for number in numbers if number <= max(items, _FEWEST_NEIGHBOURS)]
-    cells.append(PopularityParams())
-    return [params for params in dict.fromkeys(cells) if engine in (None, engine_of(params))]
+    cells = list[Params]()
+    for name, spec in ENGINES.items():
+        if engine in (None, name):
+            cells += spec.cells(defaults if name == "als" else spec.params(), items)
+    return list(dict.fromkeys(cells))
 
 
 def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
     """Return cells to try next, for each engine whose best one has the largest or smallest value of a parameter.
 
-    *best_first* are the cells tried, engines with parameters; there are *items* in the catalogue. The two powers of
-    rp3beta, a kind of neighbours, are always searched around its best cell.
+    *best_first* are the cells tried, engines with parameters; there are *items* in the catalogue.
     """
-    als = [params for params in best_first if isinstance(params, ALSParams)]
-    ease = [params for params in best_first if isinstance(params, EASEParams)]
-    neighbours = [params for params in best_first if isinstance(params, NeighbourParams)]
-    rp3beta = [params for params in neighbours if params.weighting == "rp3beta"]
-
-    cells: list[Params] = []
-    if als:
-        cells += _als_past_edge(als, items)
-    if ease:
-        cells += _ease_past_edge(ease)
-    if neighbours:
-        cells += _neighbours_past_edge(neighbours, items)
-    if rp3beta:
-        cells += _powers_around(rp3beta[0])
+    cells = list[Params]()
+    for name, spec in ENGINES.items():
+        tried = [params for params in best_first if engine_of(params) == name]
+        if tried:
+            cells += spec.past_edge(tried, items)
     return [params for params in dict.fromkeys(cells) if params not in best_first]
-
-
-def _als_past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[Params]:
-    """Yield the best of the parameters tried with twice the factors, and with 512, unless there are fewer *items*.
-
-    If its alpha is the largest one tried, it is also yielded with alpha and regularization doubled; if it is the
-    smallest, with both halved.
-    """
-    best = best_first[0]
-    for factors in (2 * best.factors, _MOST_FACTORS):
-        if best.factors < factors <= min(_MOST_FACTORS, items):
-            yield replace(best, factors=factors)
-    for scale in _scales_past_edge([params.alpha for params in best_first], 2, 0.5):
-        yield replace(best, regularization=scale * best.regularization, alpha=scale * best.alpha)
-
-
-def _ease_past_edge(best_first: Sequence[EASEParams]) -> Iterator[Params]:
-    """Yield a larger or smaller regularization, if the best one is at an edge."""
-    for scale in _scales_past_edge([params.regularization for params in best_first], 3, 1 / 3):
-        yield EASEParams(float(f"{scale * best_first[0].regularization:.3g}"))
-
-
-def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
-    """Yield the best of the parameters tried with more or fewer neighbours, if its number is at an edge.
-
-    The edge is that of trials with the same other parameters. A model of all *items* keeps at most 5 million
-    similarities, for its memory.
-    """
-    best = best_first[0]
-    # Of parameters that differ from the best in the number of neighbours alone.
-    numbers = [params.neighbours for params in best_first if replace(params, neighbours=best.neighbours) == best]
-    most_neighbours = max(2, min(items, _MOST_SIMILARITIES // items))
-    for scale in _scales_past_edge(numbers, 5, 0.5):
-        yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
-
-
-def _powers_around(walk: NeighbourParams) -> Iterator[Params]:
-    """Yield the neighbouring powers of a random walk."""
-    for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
-        alpha = round(walk.walk_alpha + alpha_step, 2)
-        beta = round(walk.walk_beta + beta_step, 2)
-        if alpha > 0 and beta >= 0:
-            yield replace(walk, walk_alpha=alpha, walk_beta=beta)
-
-
-def _scales_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
-    """Return *up* if the first of *values*, the best one, is the largest, and *down* if it is the smallest."""
-    scales = []
-    if values[0] == max(values):
-        scales.append(up)
-    if values[0] == min(values):
-        scales.append(down)
-    return scales
 
 
 def cells_with_recency(

@@ -1,22 +1,28 @@
-"""Engines: parameters, fits, and their cost."""
+"""Engines by name: their parameters and fits."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-import numpy as np
 
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.history import Times
-from hotplate.offline.input.pairs import Floats, UserItems, items_per_user
-from hotplate.offline.train import als, popularity
-from hotplate.offline.train.als import ALSParams, Factors, SparkParams
-from hotplate.offline.train.item_based import EASE, EASEParams, NeighbourParams, Neighbours, fit_ease, fit_neighbours
-from hotplate.offline.train.popularity import Popularity, PopularityParams, Recency
+from hotplate.offline.input.pairs import Floats, UserItems
+from hotplate.offline.train.als import ALS, SPARK, ALSParams, Factors, SparkParams
+from hotplate.offline.train.item_based import (
+    EASE,
+    EASE_ENGINE,
+    NEIGHBOURS,
+    EASEParams,
+    NeighbourParams,
+    Neighbours,
+)
+from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
+from hotplate.offline.train.spec import EngineSpec, OnIteration
 from hotplate.stores.folders import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
@@ -24,30 +30,25 @@ Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | Pop
 # A fitted model; its users and items are those of its matrix.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
-PARAMS: dict[Engine, type[Params]] = {
-    "als": ALSParams,
-    "ease": EASEParams,
-    "neighbours": NeighbourParams,
-    "popularity": PopularityParams,
-    "spark": SparkParams,
+# The specs are of different types, so they are not checked where they are called.
+ENGINES: dict[Engine, EngineSpec[Any, Any]] = {
+    "als": ALS,
+    "ease": EASE_ENGINE,
+    "neighbours": NEIGHBOURS,
+    "popularity": POPULARITY,
+    "spark": SPARK,
 }
-
-# Alike in all cells of a search, or described with another text.
-_NOT_DESCRIBED = frozenset({"iterations", "seed", "recency"})
-_MEMORY_ADVICE = {
-    "als": "take fewer factors, raise --min-per-user and --min-per-item, or learn with --engine spark",
-    "ease": "raise --min-per-item, or learn with --engine als",
-    "neighbours": "take fewer neighbours, or raise --min-per-item",
-}
-_INDEX_BYTES = 4
-_NUMBER_BYTES = 4
-# implicit's coordinates and their conversion to rows, in 64 bits.
-_NEIGHBOUR_BYTES = 28
+_NAMES: dict[type[Params], Engine] = {spec.params: name for name, spec in ENGINES.items()}
 
 
 def engine_of(params: Params) -> Engine:
     """Return the engine of *params*."""
-    return next(engine for engine, kind in PARAMS.items() if isinstance(params, kind))
+    return _NAMES[type(params)]
+
+
+def spec_of(params: Params) -> EngineSpec[Any, Any]:
+    """Return the declaration of the engine of *params*."""
+    return ENGINES[engine_of(params)]
 
 
 def described(params: Params) -> str:
@@ -84,7 +85,7 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
     if "half_life" in values:
         values["half_life_days"] = _half_life_days(values.pop("half_life"))
 
-    kind = PARAMS[engine]
+    kind: type[Params] = ENGINES[engine].params
     known = {field.name for field in fields(kind)}
     unknown = values.keys() - known
     if unknown:
@@ -106,16 +107,7 @@ def _described_params(params: Params) -> dict[str, str]:
 
     Half-lives are in days, as `7d`. Iterations and seed are left out.
     """
-    values: dict[str, Any] = {}
-    if isinstance(params, PopularityParams):
-        if params.half_life_days is not None:
-            values["half_life"] = f"{params.half_life_days:g}d"
-    elif isinstance(params, NeighbourParams) and params.weighting != "rp3beta":
-        # The powers of random walks mean nothing here.
-        values = {"weighting": params.weighting, "neighbours": params.neighbours}
-    else:
-        values = {name: value for name, value in asdict(params).items() if name not in _NOT_DESCRIBED}
-
+    values = spec_of(params).varied(params)
     recency = recency_of(params)
     if recency is not None:
         values |= {"recency": f"{recency.half_life_days:g}d", "gamma": recency.gamma}
@@ -139,10 +131,10 @@ def needs_times(params: Params) -> bool:
 
 def params_class(engine: object) -> type[Params]:
     """Return the parameters' class; DataError for an unknown engine."""
-    for name, kind in PARAMS.items():
+    for name, spec in ENGINES.items():
         if name == engine:
-            return kind
-    raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(PARAMS)}.")
+            return spec.params
+    raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(ENGINES)}.")
 
 
 def params_from(engine: object, values: dict[str, Any]) -> Params:
@@ -156,7 +148,7 @@ def params_from(engine: object, values: dict[str, Any]) -> Params:
 def fit(
     user_items: UserItems,
     params: Params,
-    on_iteration: Callable[[int, int], None] | None = None,
+    on_iteration: OnIteration | None = None,
     *,
     times: Times | None = None,
 ) -> Ranker:
@@ -169,23 +161,9 @@ def fit(
     With recency, the model multiplies scores by recent popularity. Raises DataError for an invalid matrix and too
     little memory.
     """
-    check_memory(estimate_fit_bytes(params, user_items), _MEMORY_ADVICE.get(engine_of(params), ""))
-    ranker: Ranker
-    match params:
-        case ALSParams():
-            ranker = als.fit(user_items, params, on_iteration)
-        case SparkParams():
-            from hotplate.offline.train import spark  # noqa: PLC0415 -- an extra
-
-            ranker = spark.fit(user_items, params, on_iteration)
-        case EASEParams():
-            ranker = fit_ease(user_items, params)
-        case NeighbourParams():
-            ranker = fit_neighbours(user_items, params)
-        case PopularityParams():
-            ranker = popularity.fit(user_items, params, times)
-    if on_iteration is not None and not isinstance(params, ALSParams | SparkParams):
-        on_iteration(1, 1)
+    spec = spec_of(params)
+    check_memory(spec.fit_bytes(params, user_items), spec.memory_advice)
+    ranker: Ranker = spec.fit(user_items, params, on_iteration, times)
     recency = recency_of(params)
     return ranker if recency is None else with_recency(ranker, recency.weights(user_items, times))
 
@@ -195,53 +173,19 @@ def with_recency(ranker: Ranker, weights: Floats) -> Ranker:
     return ranker if isinstance(ranker, Popularity) else replace(ranker, recent=weights)
 
 
-def estimate_fit_s(params: object, user_items: UserItems) -> float:
+def estimate_fit_s(params: Params, user_items: UserItems) -> float:
     """Estimate the seconds of a fit of *params* to *user_items* on one core; its factors were measured on a Xeon."""
-    users, items = map(float, user_items.shape)
-    pairs = float(user_items.nnz)
-    match params:
-        case ALSParams():
-            of_iteration = params.factors * (7.5e-11 * params.factors * (users + items) + 6.3e-9 * pairs)
-            return params.iterations * of_iteration
-        case EASEParams():
-            return 1.1e-11 * items**3 + 1.8e-8 * product_terms(user_items)
-        case NeighbourParams():
-            return 7e-9 * product_terms(user_items) + 1.5e-7 * min(params.neighbours, items) * items
-        case _:
-            return 1e-8 * pairs
+    return spec_of(params).fit_s(params, user_items)
 
 
-def product_terms(user_items: UserItems) -> float:
-    """Return the number of terms of a product of all items with all items."""
-    return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
-
-
-def estimate_ranking_s(params: object, rows: UserItems) -> float:
+def estimate_ranking_s(params: Params, rows: UserItems) -> float:
     """Estimate the core seconds to rank items for the users of *rows*, as `estimate_fit_s`."""
-    users, items = map(float, rows.shape)
-    of_pair = 5e-9
-    of_interaction = 0.0
-    if isinstance(params, ALSParams):
-        of_pair += 6e-11 * params.factors
-    elif isinstance(params, EASEParams):
-        of_interaction = 3e-10
-    return items * (users * of_pair + of_interaction * float(rows.nnz))
+    return spec_of(params).ranking_s(params, rows)
 
 
-def estimate_fit_bytes(params: object, user_items: UserItems) -> int:
+def estimate_fit_bytes(params: Params, user_items: UserItems) -> int:
     """Estimate the memory of a fit of *params* to *user_items* [users, items], besides this matrix, in bytes."""
-    users, items = user_items.shape
-    match params:
-        case ALSParams():
-            # Three copies of the matrix, measured with 22 million pairs.
-            matrix = user_items.nnz * (_NUMBER_BYTES + _INDEX_BYTES) + (users + 1) * _INDEX_BYTES
-            return int(3 * matrix + (users + items) * params.factors * _NUMBER_BYTES)
-        case EASEParams():
-            return int(4 * items**2 + 4096 * items)  # the item table, and one block in float64
-        case NeighbourParams():
-            return int(_NEIGHBOUR_BYTES * min(params.neighbours, items) * items)
-        case _:
-            return 0
+    return spec_of(params).fit_bytes(params, user_items)
 
 
 def check_memory(needed: int, instead: str, room: float | None = None) -> None:

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -28,6 +29,15 @@ from hotplate.offline.input.pairs import (
 )
 from hotplate.offline.train import ranking
 from hotplate.offline.train.popularity import Recency
+from hotplate.offline.train.spec import (
+    EngineSpec,
+    OnIteration,
+    StoredArray,
+    product_terms,
+    ranking_s,
+    report_once,
+    scales_past_edge,
+)
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine", "rp3beta"]
 RECOMMENDERS = {
@@ -44,6 +54,19 @@ _USER_POWER = -0.25
 _DROPOUT = 0.2
 # Rows; bounds memory.
 _ROWS_AT_ONCE = 512
+# Each won on some real data and split.
+_EASE_CELLS = (6.0, 20.0, 60.0)
+_NEIGHBOUR_CELLS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (
+    ("tfidf", (5, 10, 20, 100)),
+    ("bm25", (5, 100)),
+    ("rp3beta", (100,)),
+)
+_FEWEST_NEIGHBOURS = 5
+# implicit's coordinates and their conversion to rows, in 64 bits.
+_NEIGHBOUR_BYTES = 28
+# A fit takes _NEIGHBOUR_BYTES for each.
+_MOST_SIMILARITIES = 5_000_000
+_WALK_STEP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,3 +295,117 @@ def _mirror_upper_triangle(table: Floats) -> None:
 def _square_roots(user_items: UserItems) -> csr_matrix:
     """Return the square roots of weights: a hundred interactions are not a hundred times as certain as one."""
     return with_weights(user_items, np.sqrt(user_items.data, dtype=np.float64))
+
+
+def _fit_neighbours(
+    user_items: UserItems, params: NeighbourParams, on_iteration: OnIteration | None, _times: object
+) -> Neighbours:
+    ranker = fit_neighbours(user_items, params)
+    report_once(on_iteration)
+    return ranker
+
+
+def _neighbours_s(params: NeighbourParams, user_items: UserItems) -> float:
+    items = float(user_items.shape[1])
+    return 7e-9 * product_terms(user_items) + 1.5e-7 * min(params.neighbours, items) * items
+
+
+def _neighbours_bytes(params: NeighbourParams, user_items: UserItems) -> int:
+    items = user_items.shape[1]
+    return int(_NEIGHBOUR_BYTES * min(params.neighbours, items) * items)
+
+
+def _varied_of_neighbours(params: NeighbourParams) -> dict[str, Any]:
+    """Return weighting and neighbours, and the powers of random walks, which mean nothing for other weightings."""
+    values: dict[str, Any] = {"weighting": params.weighting, "neighbours": params.neighbours}
+    if params.weighting == "rp3beta":
+        values |= {"walk_alpha": params.walk_alpha, "walk_beta": params.walk_beta}
+    return values
+
+
+def _neighbour_cells(_first: NeighbourParams, items: int) -> Iterator[NeighbourParams]:
+    """Yield cells with no more neighbours than there are *items* in the catalogue, but for the fewest."""
+    for weighting, numbers in _NEIGHBOUR_CELLS:
+        for number in numbers:
+            if number <= max(items, _FEWEST_NEIGHBOURS):
+                yield NeighbourParams(weighting, number)
+
+
+def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> Iterator[NeighbourParams]:
+    """Yield the best of the parameters tried with more or fewer neighbours, if its number is at an edge.
+
+    The edge is that of trials with the same other parameters. A model of all *items* keeps at most 5 million
+    similarities, for its memory. The powers of rp3beta are always searched around its best cell.
+    """
+    best = best_first[0]
+    # Of parameters that differ from the best in the number of neighbours alone.
+    numbers = [params.neighbours for params in best_first if replace(params, neighbours=best.neighbours) == best]
+    most_neighbours = max(2, min(items, _MOST_SIMILARITIES // items))
+    for scale in scales_past_edge(numbers, 5, 0.5):
+        yield replace(best, neighbours=int(np.clip(scale * best.neighbours, 2, most_neighbours)))
+
+    walks = [params for params in best_first if params.weighting == "rp3beta"]
+    if walks:
+        yield from _powers_around(walks[0])
+
+
+def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
+    """Yield the neighbouring powers of a random walk."""
+    for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
+        alpha = round(walk.walk_alpha + alpha_step, 2)
+        beta = round(walk.walk_beta + beta_step, 2)
+        if alpha > 0 and beta >= 0:
+            yield replace(walk, walk_alpha=alpha, walk_beta=beta)
+
+
+def _fit_ease(user_items: UserItems, params: EASEParams, on_iteration: OnIteration | None, _times: object) -> EASE:
+    ranker = fit_ease(user_items, params)
+    report_once(on_iteration)
+    return ranker
+
+
+def _ease_s(_params: EASEParams, user_items: UserItems) -> float:
+    return 1.1e-11 * float(user_items.shape[1]) ** 3 + 1.8e-8 * product_terms(user_items)
+
+
+def _ease_bytes(_params: EASEParams, user_items: UserItems) -> int:
+    items = user_items.shape[1]
+    return int(4 * items**2 + 4096 * items)  # the item table, and one block in float64
+
+
+def _ease_past_edge(best_first: Sequence[EASEParams], _items: int) -> Iterator[EASEParams]:
+    """Yield a larger or smaller regularization, if the best one is at an edge."""
+    for scale in scales_past_edge([params.regularization for params in best_first], 3, 1 / 3):
+        yield EASEParams(float(f"{scale * best_first[0].regularization:.3g}"))
+
+
+NEIGHBOURS = EngineSpec(
+    params=NeighbourParams,
+    fit=_fit_neighbours,
+    arrays=(StoredArray("similarity", is_sparse=True),),
+    restored=lambda arrays, params, recent: Neighbours(**arrays, params=params, recent=recent),
+    fit_s=_neighbours_s,
+    fit_bytes=_neighbours_bytes,
+    ranking_s=lambda _params, rows: ranking_s(rows),
+    fit_price=lambda _params, user_items: 3e-8 * product_terms(user_items),
+    memory_advice="take fewer neighbours, or raise --min-per-item",
+    complexity=lambda params: params.neighbours,
+    varied=_varied_of_neighbours,
+    cells=_neighbour_cells,
+    past_edge=_neighbours_past_edge,
+)
+EASE_ENGINE = EngineSpec(
+    params=EASEParams,
+    fit=_fit_ease,
+    arrays=(StoredArray("weights"),),
+    restored=lambda arrays, _params, recent: EASE(**arrays, recent=recent),
+    fit_s=_ease_s,
+    fit_bytes=_ease_bytes,
+    ranking_s=lambda _params, rows: ranking_s(rows, of_interaction=3e-10),
+    fit_price=_ease_s,
+    memory_advice="raise --min-per-item, or learn with --engine als",
+    complexity=lambda params: -params.regularization,  # weights are smaller with more of it
+    varied=lambda params: {"regularization": params.regularization},
+    cells=lambda _first, _items: map(EASEParams, _EASE_CELLS),
+    past_edge=_ease_past_edge,
+)

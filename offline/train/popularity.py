@@ -22,6 +22,7 @@ from hotplate.offline.input.pairs import (
     items_per_user,
 )
 from hotplate.offline.train import ranking
+from hotplate.offline.train.spec import EngineSpec, OnIteration, StoredArray, ranking_s, report_once
 
 # Bounds memory.
 _RANKED_AT_ONCE = 4096
@@ -149,6 +150,14 @@ def fit(user_items: UserItems, params: PopularityParams, times: Times | None = N
     return Popularity(recent_popularity(user_items, times, params.half_life_days).astype(np.float32))
 
 
+def _fit(
+    user_items: UserItems, params: PopularityParams, on_iteration: OnIteration | None, times: Times | None
+) -> Popularity:
+    ranker = fit(user_items, params, times)
+    report_once(on_iteration)
+    return ranker
+
+
 def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
     """Return each user's list: the first *n* items of *best_first*, unless *keep_seen* without those the user has.
 
@@ -221,3 +230,28 @@ def _top_items(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
     """Return the *n* of *items* with the highest *counts*, both in the order of ids."""
     first = order_by_popularity(counts)[:n]
     return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))
+
+
+def _fit_s(_params: PopularityParams, user_items: UserItems) -> float:
+    return 1e-8 * float(user_items.nnz)
+
+
+def _varied(params: PopularityParams) -> dict[str, Any]:
+    return {} if params.half_life_days is None else {"half_life": f"{params.half_life_days:g}d"}
+
+
+POPULARITY = EngineSpec(
+    params=PopularityParams,
+    fit=_fit,
+    arrays=(StoredArray("counts"),),
+    restored=lambda arrays, _params, _recent: Popularity(**arrays),
+    fit_s=_fit_s,
+    fit_bytes=lambda _params, _user_items: 0,
+    ranking_s=lambda _params, rows: ranking_s(rows),
+    fit_price=_fit_s,
+    memory_advice="",
+    complexity=lambda _params: 0.0,
+    varied=_varied,
+    cells=lambda first, _items: (first,),
+    past_edge=lambda _best_first, _items: (),
+)

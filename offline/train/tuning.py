@@ -22,8 +22,16 @@ from hotplate.offline.input.pairs import UserItems, items_per_user, users_per_it
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.budget import BUDGET_BYTES, BUDGET_S, TRIAL_ITERATIONS, Budget, Cost, with_fewer_iterations
 from hotplate.offline.train.cells import HIGHEST_GAMMA, cells_past_edge, cells_with_recency, default_cells
-from hotplate.offline.train.engine import Engine, Params, engine_of, estimate_fit_bytes, estimate_fit_s, recency_of
-from hotplate.offline.train.item_based import EASEParams, NeighbourParams
+from hotplate.offline.train.engine import (
+    Engine,
+    Params,
+    engine_of,
+    estimate_fit_bytes,
+    estimate_fit_s,
+    recency_of,
+    spec_of,
+)
+from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
 from hotplate.offline.train.repeats import RepeatSearch, choose_repeats
 from hotplate.offline.train.trials import Trial, Trials, best_of_each_engine, digest_of_search, sort_by_ndcg
@@ -112,14 +120,7 @@ class Search:
         of recency, and for a half-life of recency nearer to that of the best popularity.
         """
         params = trial.params
-        complexity = 0.0
-        match params:
-            case ALSParams():
-                complexity = params.factors
-            case EASEParams():
-                complexity = -params.regularization  # weights are smaller with more of it
-            case NeighbourParams():
-                complexity = params.neighbours
+        complexity = spec_of(params).complexity(params)
         is_other_engine = float(not isinstance(params, ALSParams))
 
         recency = recency_of(params)

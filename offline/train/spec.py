@@ -1,0 +1,88 @@
+"""The declaration of an engine: what the search, the model folder and the budget know of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from hotplate.offline.input.history import Times
+from hotplate.offline.input.pairs import Floats, UserItems, items_per_user
+
+ParamsT = TypeVar("ParamsT")
+RankerT = TypeVar("RankerT")
+# Called with the iterations done and their total.
+OnIteration: TypeAlias = Callable[[int, int], None]
+
+
+class StoredArray(NamedTuple):
+    """An array of a fitted model, an attribute and a file of this *name*.
+
+    is_by_user  whether it has a row per user, else per item
+    is_sparse   whether it is a csr_matrix [items, items]
+    """
+
+    name: str
+    is_by_user: bool = False
+    is_sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec(Generic[ParamsT, RankerT]):
+    """An engine. *user_items* is a float32 csr_matrix [users, items], canonical, above zero.
+
+    fit            called with (user_items, params, on_iteration, times); without recency, which `engine.fit` adds
+    arrays         of a fitted model
+    restored       called with (arrays by name, params, recent); returns the fitted model
+    fit_s          estimated seconds of a fit on one core
+    fit_bytes      estimated memory of a fit, besides the matrix
+    ranking_s      estimated seconds of a core to rank items for the users of a matrix
+    fit_price      what a fit takes of a search's budget, about seconds of a core: coarser than *fit_s* on purpose, as
+                   the rules of the search were confirmed with the cells that these prices allow
+    memory_advice  what to do if memory does not suffice
+    complexity     of equally good cells, a search recommends the one with the least
+    varied         names and values of the parameters that a search varies, as the command reads them
+    cells          default ones of a search: called with (the first one, items)
+    past_edge      further cells: called with (cells tried, the best first, items)
+    """
+
+    params: type[ParamsT]
+    fit: Callable[[UserItems, ParamsT, OnIteration | None, Times | None], RankerT]
+    arrays: tuple[StoredArray, ...]
+    restored: Callable[[Mapping[str, Any], ParamsT, Floats | None], RankerT]
+    fit_s: Callable[[ParamsT, UserItems], float]
+    fit_bytes: Callable[[ParamsT, UserItems], int]
+    ranking_s: Callable[[ParamsT, UserItems], float]
+    fit_price: Callable[[ParamsT, UserItems], float]
+    memory_advice: str
+    complexity: Callable[[ParamsT], float]
+    varied: Callable[[ParamsT], dict[str, Any]]
+    cells: Callable[[ParamsT, int], Iterable[ParamsT]]
+    past_edge: Callable[[Sequence[ParamsT], int], Iterable[ParamsT]]
+
+
+def report_once(on_iteration: OnIteration | None) -> None:
+    """Report the end of a fit without iterations."""
+    if on_iteration is not None:
+        on_iteration(1, 1)
+
+
+def product_terms(user_items: UserItems) -> float:
+    """Return the number of terms of a product of all items with all items."""
+    return float((items_per_user(user_items).astype(np.float64) ** 2).sum())
+
+
+def ranking_s(rows: UserItems, *, of_pair: float = 5e-9, of_interaction: float = 0.0) -> float:
+    """Estimate the seconds of a core to rank all items for the users of *rows*; the factors were measured on a Xeon."""
+    users, items = map(float, rows.shape)
+    return items * (users * of_pair + of_interaction * float(rows.nnz))
+
+
+def scales_past_edge(values: Sequence[float], up: float, down: float) -> list[float]:
+    """Return *up* if the first of *values*, the best one, is the largest, and *down* if it is the smallest."""
+    scales = []
+    if values[0] == max(values):
+        scales.append(up)
+    if values[0] == min(values):
+        scales.append(down)
+    return scales
