@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from hotplate.offline.errors import SettingError, require_at_least
-from hotplate.offline.evaluate.evaluation import BASELINES, Evaluation, evaluate_parts
+from hotplate.offline.evaluate.evaluation import BASELINES, EvaluateOptions, Evaluation, evaluate_parts
 from hotplate.offline.evaluate.model_report import answer_in_words
 from hotplate.offline.evaluate.records import json_values
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
@@ -394,12 +394,10 @@ def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteratio
     return evaluate_parts(
         test.parts,
         choice.engine,
-        on_iteration=on_iteration,
-        k=settings.k,
+        EvaluateOptions(k=settings.k, popular=choice.popularity, similar=choice.similar),
         baselines=list(baselines.values()),
-        popular=choice.popularity,
-        similar=choice.similar,
         split=test.split,
+        on_iteration=on_iteration,
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from html import escape
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from hotplate.offline.train.item_based import NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams, most_popular, order_by_popularity, recent_popularity
 from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure_similar
 from hotplate.offline.train.similar import fit as fit_similar
+from hotplate.offline.train.spec import OnIteration
 from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
 from hotplate.stores.encoding import OVERALL
 
@@ -53,6 +53,33 @@ class EvaluatedLists(NamedTuple):
 
 # Returns the lists of a fitted model under the rules of a release.
 MakeLists = Callable[[Parts, Ranker, Similar | None], EvaluatedLists]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """How lists are measured.
+
+    k           their length
+    popular     half-life of the popular items that users without a list are served, if there are times; None counts
+                all users of an item alike
+    make_lists  computes the model's lists; by default the best items that users do not have in train, and popular ones
+    similar     parameters of similar items; with them, the lists' variety and the similar items are measured, too
+    new_days    days after its first interaction in which an item counts as new, for the variety
+    """
+
+    k: int = 10
+    popular: PopularityParams | None = None
+    make_lists: MakeLists | None = None
+    similar: SimilarParams | None = None
+    new_days: int = NEW_DAYS
+
+    def __post_init__(self) -> None:
+        check_length(self.k, "k")
+
+    @property
+    def of_baselines(self) -> "EvaluateOptions":
+        """Those of baselines: their own lists, without variety."""
+        return replace(self, make_lists=None, similar=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,52 +202,35 @@ def _formatted(metrics: ListMetrics) -> dict[str, str]:
 def evaluate_parts(
     parts: Parts,
     params: Params,
+    options: EvaluateOptions,
     *,
-    k: int = 10,
     baselines: Sequence[Params] = BASELINES,
-    popular: PopularityParams | None = None,
-    make_lists: MakeLists | None = None,
-    similar: SimilarParams | None = None,
-    new_days: int = NEW_DAYS,
     split: SplitOptions | None = None,
-    on_iteration: Callable[[int, int], None] | None = None,
+    on_iteration: OnIteration | None = None,
 ) -> Evaluation:
-    """Fit a model and baselines on the train part of *parts*, and measure lists of *k* items on the test part.
+    """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
-    params      engine of the model with its parameters
-    baselines   engines to compare with, but for the model's
-    popular     half-life of the popular items that users without a list are served
-    make_lists  computes the model's lists; by default the best items that users do not have in train
-    similar     parameters of similar items; with them, the lists' variety and the similar items are measured, too
-    new_days    days after its first interaction in which an item counts as new, for the variety
-    split       how *parts* were made, for the result; None if they were given
+    params     engine of the model with its parameters
+    baselines  engines to compare with, but for the model's
+    split      how *parts* were made, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
     """
-    check_length(k, "k")
     testable_users = len(parts.tested)
     parts = parts.sampled(most_tested_users(parts.test.shape[1]), seed=0)
+    similar = options.similar
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
-    model = evaluate_engine(
-        parts,
-        params,
-        k,
-        on_iteration,
-        popular=popular,
-        make_lists=make_lists,
-        similar=similar_items,
-        new_days=new_days,
-    )
+    model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
     similar_result = None
     if similar is not None and similar_items is not None:
-        similar_result = measure_similar(similar_items, similar, parts, k)
+        similar_result = measure_similar(similar_items, similar, parts, options.k)
     del similar_items  # releases memory for the baselines
 
     compared = [baseline for baseline in baselines if engine_of(baseline) != model.engine]
-    results = tuple(evaluate_engine(parts, baseline, k, popular=popular) for baseline in compared)
+    results = tuple(evaluate_engine(parts, baseline, options.of_baselines) for baseline in compared)
     return Evaluation(
         split=split,
-        k=k,
+        k=options.k,
         train_pairs=int(parts.train.nnz),
         test_pairs=int(parts.test.nnz),
         model=model,
@@ -229,7 +239,7 @@ def evaluate_parts(
         leads=tuple(_lead_over(model, baseline) for baseline in results),
         drawn_from=testable_users if testable_users > len(parts.tested) else None,
         similar=similar_result,
-        new_days=None if similar is None else new_days,
+        new_days=None if similar is None else options.new_days,
     )
 
 
@@ -253,35 +263,31 @@ def most_tested_users(items: int) -> int:
 def evaluate_engine(
     parts: Parts,
     params: Params,
-    k: int,
-    on_iteration: Callable[[int, int], None] | None = None,
+    options: EvaluateOptions,
+    on_iteration: OnIteration | None = None,
     *,
-    popular: PopularityParams | None = None,
-    make_lists: MakeLists | None = None,
     similar: Similar | None = None,
-    new_days: int = NEW_DAYS,
 ) -> EngineResult:
-    """Fit one engine with *params* on the train part of *parts*, and measure its lists of *k* items on the test part.
+    """Fit one engine with *params* on the train part of *parts*, and measure its lists on the test part.
 
     The lists are measured as they are, and as served: users without a list are served popular items.
 
     on_iteration  called with the iterations of the fit done and their total
-    popular       half-life of the popular items, if there are times; without, all users of an item count alike
-    make_lists    computes the lists, and those as served; by default the best items of each user, and popular ones
-    similar       similar items of train; with them, the variety of lists is measured: the similarity of a list's items,
-                  and the share of new items, those whose first interaction is in the last *new_days* of train
+    similar       similar items of train, of `options.similar`; with them, the variety of lists is measured: the
+                  similarity of a list's items, and the share of new items, those whose first interaction is in the last
+                  `options.new_days` of train
     """
     ranker = fit_parts(parts, params, on_iteration)
-    if make_lists is None:
-        lists = recommend_all(ranker, parts, k)
-        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, popular)))
+    if options.make_lists is None:
+        lists = recommend_all(ranker, parts, options.k)
+        evaluated = EvaluatedLists(lists, fill_empty_lists(lists, _popular_items(parts, options.popular)))
     else:
-        evaluated = make_lists(parts, ranker, similar)
+        evaluated = options.make_lists(parts, ranker, similar)
 
     personal = measure_users(evaluated.lists, parts.test)
     served = measure_users(evaluated.as_served, parts.test)
     tested_lists = evaluated.lists[personal.users]
-    variety = Variety() if similar is None else Variety.of(tested_lists, parts, similar, new_days)
+    variety = Variety() if similar is None else Variety.of(tested_lists, parts, similar, options.new_days)
     metrics = ListMetrics(
         **asdict(personal.metrics),
         coverage=coverage(tested_lists, parts.train.shape[1]),
@@ -305,7 +311,7 @@ def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
     return order_by_popularity(recent_popularity(parts.train, times, half_life))
 
 
-def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
+def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:
     """Fit an engine to the train part; users who are held out of it are folded in with the items they are known by."""
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
@@ -318,7 +324,7 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
 
 
 def evaluate_as_published(
-    model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: Callable[[int, int], None] | None = None
+    model: Model, rules: Rules, length: int, *, keep_seen: bool, on_iteration: OnIteration | None = None
 ) -> EvaluationRecord | None:
     """Return the evaluation of the lists of *model* as they are published; None if unknown.
 
@@ -337,62 +343,64 @@ def evaluate_as_published(
     if trained.split is None or isinstance(model.params, SparkParams):
         return None
 
-    options = replace(trained.split, piece=0, repeats=keep_seen and trained.split.in_time)
-    parts = split_pairs(model.matrix.user_items, model.matrix.history, options)
+    split = replace(trained.split, piece=0, repeats=keep_seen and trained.split.in_time)
+    parts = split_pairs(model.matrix.user_items, model.matrix.history, split)
     if parts.is_empty:
         return None
 
-    evaluation = evaluate_parts(
-        parts,
-        model.params,
-        split=options,
+    published = _PublishedLists(model, rules, k=trained.k, length=length, keep_seen=keep_seen)
+    options = EvaluateOptions(
         k=trained.k,
-        baselines=(),
-        make_lists=partial(_lists_as_published, model, rules, k=trained.k, length=length, keep_seen=keep_seen),
+        make_lists=published.of_parts,
         similar=SimilarParams() if trained.similar is None else trained.similar.params,
         new_days=NEW_DAYS if rules.explore is None else rules.explore.days,
-        on_iteration=on_iteration,
     )
+    evaluation = evaluate_parts(parts, model.params, options, baselines=(), split=split, on_iteration=on_iteration)
     return msgspec.structs.replace(evaluation.record, similar=trained.similar, as_trained=trained.result)
 
 
-def _lists_as_published(
-    model: Model,
-    rules: Rules,
-    parts: Parts,
-    ranker: Ranker,
-    similar: Similar | None,
-    *,
-    k: int,
-    length: int,
-    keep_seen: bool,
-) -> EvaluatedLists:
-    """Return the lists of users with test items as they would have been published when the train part ended.
+@dataclass(frozen=True, slots=True)
+class _PublishedLists:
+    """Lists of *length* items as they are published, of which the first *k* are measured.
 
-    *rules* (pinned items, boosts and the like) apply to them, but nothing is known of the test part: *ranker* and
-    *similar* are fitted to the train part, and impressions after its end are left out. The lists have *length* items,
-    of which the first *k* are returned. Only with *keep_seen* may they hold items that the user has.
+    *rules* (pinned items, boosts and the like) apply to them. Only with *keep_seen* may they hold items that the user
+    has.
     """
-    if rules.showings is not None and parts.history is not None:
-        train_end = int(parts.history.times.max())
-        rules = replace(rules, showings=rules.showings.until(train_end))
 
-    train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
-    train_model = replace(
-        model,
-        ranker=ranker,
-        matrix=train_matrix,
-        popular=most_popular(train_matrix, len(model.popular.items), model.popular_half_life_days),
-        segments={},
-        similar=similar or model.similar,
-    )
-    lists_of_train = RuledLists.of(train_model, rules, length, keep_seen=keep_seen)
-    popular_items = lists_of_train.popular()[OVERALL].items
+    model: Model
+    rules: Rules
+    k: int
+    length: int
+    keep_seen: bool
 
-    lists_of_users = lists_of_train
-    if parts.seen is not parts.train:
-        # Held-out users are not in train. Their lists are made for the items that they are known to have.
-        seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
-        lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
-    lists = lists_of_tested(parts, k, lambda users: lists_of_users.personal(users).items)
-    return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))
+    def of_parts(self, parts: Parts, ranker: Ranker, similar: Similar | None) -> EvaluatedLists:
+        """Return the lists of users with test items as they would have been published when the train part ended.
+
+        Nothing is known of the test part: *ranker* and *similar* are fitted to the train part, and impressions after
+        its end are left out.
+        """
+        model = self.model
+        rules = self.rules
+        if rules.showings is not None and parts.history is not None:
+            train_end = int(parts.history.times.max())
+            rules = replace(rules, showings=rules.showings.until(train_end))
+
+        train_matrix = replace(model.matrix, user_items=parts.train, history=parts.history)
+        train_model = replace(
+            model,
+            ranker=ranker,
+            matrix=train_matrix,
+            popular=most_popular(train_matrix, len(model.popular.items), model.popular_half_life_days),
+            segments={},
+            similar=similar or model.similar,
+        )
+        lists_of_train = RuledLists.of(train_model, rules, self.length, keep_seen=self.keep_seen)
+        popular_items = lists_of_train.popular()[OVERALL].items
+
+        lists_of_users = lists_of_train
+        if parts.seen is not parts.train:
+            # Held-out users are not in train. Their lists are made for the items that they are known to have.
+            seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
+            lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
+        lists = lists_of_tested(parts, self.k, lambda users: lists_of_users.personal(users).items)
+        return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))

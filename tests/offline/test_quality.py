@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from hotplate.offline.evaluate.evaluation import evaluate_engine
+from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine
 from hotplate.offline.evaluate.splits import SplitOptions, split
 from hotplate.offline.input.history import Weighing
 from hotplate.offline.input.interactions import read_interactions
@@ -154,7 +154,7 @@ def test_the_search_chooses_the_better_lists_with_drift_and_without(drift: float
         (trial for trial in search.trials if not needs_times(trial.params)), key=lambda trial: trial.ndcg
     ).params
     metrics = {
-        params: evaluate_engine(parts, params, 10, popular=search.popular).as_served.ndcg
+        params: evaluate_engine(parts, params, EvaluateOptions(popular=search.popular)).as_served.ndcg
         for params in (chosen, taste, search.popular)
     }
     assert metrics[chosen] > 0.98 * max(metrics.values()), metrics

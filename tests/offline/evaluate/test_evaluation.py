@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hotplate.offline.evaluate.evaluation import evaluate_engine, evaluate_parts, recommend_all
+from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, evaluate_parts, recommend_all
 from hotplate.offline.evaluate.metrics import RANKING, fill_empty_lists, measure_users
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, split
@@ -43,7 +43,7 @@ def test_a_report_holds_each_engine_with_intervals_and_leads() -> None:
     evaluation = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
     parts = split(matrix.user_items, matrix.history, SplitOptions("by-user", 0.3))
     for result in (evaluation.model, *evaluation.baselines):
-        assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
+        assert result.metrics == evaluate_engine(parts, result.params, EvaluateOptions(k=5)).metrics
         low, high = result.metrics.intervals["ndcg"]
         assert low <= result.metrics.ndcg <= high
         assert result.metrics.intervals.keys() == set(RANKING)
@@ -81,7 +81,10 @@ def test_users_without_a_list_get_recent_popular_items_on_request() -> None:
     )
     days = np.array([0, 1, 0, 1, 2, 2, 50, 51]) * 86_400_000_000
     parts = Parts.of(train, test, History.of(train, days))
-    evaluations = {days: evaluate_engine(parts, PARAMS, 2, popular=PopularityParams(days)) for days in (None, 3.0)}
+    evaluations = {
+        days: evaluate_engine(parts, PARAMS, EvaluateOptions(k=2, popular=PopularityParams(days)))
+        for days in (None, 3.0)
+    }
     assert [evaluation.metrics.ndcg for evaluation in evaluations.values()] == [0, 0]
     assert evaluations[None].as_served.ndcg == 0, "items 0 and 1 have been chosen most"
     assert evaluations[3.0].as_served.ndcg == 1, "item 3 was chosen last"
@@ -93,7 +96,7 @@ def test_users_without_a_list_score_zero_and_are_served_popular_items() -> None:
     train = csr_matrix(np.where(cold, 0, whole))
     test = csr_matrix(np.where(cold, whole, 0))
     parts = Parts.of(train, test)
-    evaluation = evaluate_parts(parts, PARAMS, k=5)
+    evaluation = evaluate_parts(parts, PARAMS, EvaluateOptions(k=5))
     assert evaluation.split is None
     assert evaluation.record.to_json()["split"] == {"kind": "given"}
     assert evaluation.model.metrics.users == 10
@@ -113,7 +116,7 @@ def test_item_pairs_without_users_are_counted() -> None:
     train[:, 3] = train[0, 4] = 0
     test[:7, 3] = test[0, 4] = 1
     parts = Parts.of(csr_matrix(train), csr_matrix(test))
-    assert evaluate_parts(parts, PopularityParams(), k=5).cold_pairs == 7
+    assert evaluate_parts(parts, PopularityParams(), EvaluateOptions(k=5)).cold_pairs == 7
 
 
 def test_large_tests_use_a_reported_draw_of_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,12 @@ PERSONAL: list[Params] = [ALS, EASEParams(), *NEIGHBOURS]
 ENGINES: list[Params] = [*PERSONAL, PopularityParams()]
 
 
+def test_each_engine_is_declared() -> None:
+    assert engine.ENGINES.keys() == set(get_args(engine.Engine))
+    for name, spec in engine.ENGINES.items():
+        assert engine_of(spec.params()) == name
+
+
 @pytest.fixture(scope="module")
 def board() -> UserItems:
     return checkerboard(SIZE)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from hotplate.offline.errors import DataError, SettingError
-from hotplate.offline.evaluate.evaluation import evaluate_engine, fit_parts
+from hotplate.offline.evaluate.evaluation import EvaluateOptions, evaluate_engine, fit_parts
 from hotplate.offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from hotplate.offline.input.matrix import Matrix, to_matrix
 from hotplate.offline.input.sample import sample
@@ -58,7 +58,7 @@ def test_trial_metrics_match_an_evaluation(kind: SplitKind, matrix: Matrix) -> N
     assert [trial.iterations for trial in tuned.trials] == [3, 3, None, None]
     parts = split(matrix.user_items, matrix.history, tuned.split)
     for tried in tuned.trials:
-        measured = evaluate_engine(parts, tried.params, 5).per_user
+        measured = evaluate_engine(parts, tried.params, EvaluateOptions(k=5)).per_user
         assert measured is not None
         assert tried.ndcg == pytest.approx(measured.mean(), abs=1e-6)
         assert tried.se == pytest.approx(measured.std() / len(measured) ** 0.5, rel=1e-4)
@@ -151,7 +151,7 @@ def test_recency_is_tuned_on_time_splits_for_each_best_engine_and_saved(
     assert recency_of(tuned.trials[tuned.recommended].params) is not None
     assert best.ndcg > 1.2 * plain
     drawn = [split(fashions.user_items, fashions.history, cell) for cell in tuned.split.by_piece]
-    metrics = [evaluate_engine(parts, best.params, 5).metrics for parts in drawn]
+    metrics = [evaluate_engine(parts, best.params, EvaluateOptions(k=5)).metrics for parts in drawn]
     ndcg = np.average([measured.ndcg for measured in metrics], weights=[measured.users for measured in metrics])
     assert best.ndcg == pytest.approx(ndcg, abs=1e-6)
     monkeypatch.setattr("hotplate.offline.train.trials.fit_parts", fit_of(()))
