@@ -17,28 +17,36 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from hotplate.offline.errors import DataError, SettingError, read_toml
-from hotplate.offline.evaluate.records import EvaluationRecord, read_evaluation
-from hotplate.offline.list_encoder import MAX_LENGTH, POPULAR_LENGTH
-from hotplate.offline.measurement import COMPARED_USERS, SAMPLED_USERS, LiveLists, Measurement, overlap, read_live
-from hotplate.stores.catalogue import ReleaseRef
-from hotplate.stores.errors import ReleaseCorrupt, ReleaseNotFound, did_you_mean
-from hotplate.stores.manifest import Manifest
-from hotplate.stores.origin import GateVerdict, Origin
-from hotplate.stores.store import Reader
-from hotplate.stores.verification import load_manifest
+from hotplate.offline.errors import SettingError, read_toml
+from hotplate.offline.list_encoder import MAX_LENGTH
+from hotplate.stores.errors import did_you_mean
+from hotplate.stores.origin import GateVerdict
 
-_METRIC = "metric"
-_DROP = "drop"
-_COVERAGE = "coverage"
-_USERS = "users_with_lists"
-_SHORTEST = "shortest_list"
-_OVERLAP = "overlap"
-_POPULAR = "popular_share"
-_OF_LISTS = (_COVERAGE, _USERS, _SHORTEST, _OVERLAP, _POPULAR)
+
+class Subject(StrEnum):
+    """What a gate measures; the names in LEAST_KEPT are subjects, too."""
+
+    METRIC = "metric"
+    DROP = "drop"
+    COVERAGE = "coverage"
+    USERS_WITH_LISTS = "users_with_lists"
+    SHORTEST_LIST = "shortest_list"
+    OVERLAP = "overlap"
+    POPULAR_SHARE = "popular_share"
+
+
+_OF_LISTS = (
+    Subject.COVERAGE,
+    Subject.USERS_WITH_LISTS,
+    Subject.SHORTEST_LIST,
+    Subject.OVERLAP,
+    Subject.POPULAR_SHARE,
+)
+
 # Compared items of a list by default: the number served by default.
 DEPTH = 10
 
@@ -52,10 +60,6 @@ LEAST_KEPT = {
     "popular_length_kept": 0.5,  # the length of the overall popular list
     "popular_kept": 0.0,  # share of its popular items that are still popular
 }
-# Shares of fewer users or items are not judged.
-LEAST_COMPARED = 50
-# Of a larger release, the sample may hardly meet live users, even if all are kept.
-_LEAST_MET = 20
 
 # What to do about a failed comparison with the live release, before it is forced.
 _REMEDIES = {
@@ -82,8 +86,7 @@ AS_KEYS = {
     "kind": "attribute in [publish]",
     "gate": "{name} = 0.1 in [gates]",
 }
-
-_AT_A_DEPTH = re.compile(rf"({_OVERLAP}|{_POPULAR})(?:@(\d{{1,4}}))?")
+_AT_A_DEPTH = re.compile(rf"({Subject.OVERLAP}|{Subject.POPULAR_SHARE})(?:@(\d{{1,4}}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Gate:
     @property
     def at_most(self) -> bool:
         """Whether the bound is a maximum."""
-        return self.subject in (_DROP, _POPULAR)
+        return self.subject in (Subject.DROP, Subject.POPULAR_SHARE)
 
     def verdict(self, measured: float | None, note: str = "", *, passed: bool = False) -> GateVerdict:
         """Judge *measured*; if None, *note* is the reason, and *passed* the verdict."""
@@ -125,7 +128,7 @@ class Gate:
 
 DEFAULTS = (
     *(Gate(name=name, bound=bound, subject=name) for name, bound in LEAST_KEPT.items()),
-    Gate(name=f"{_OVERLAP}@{DEPTH}", bound=0.0, subject=_OVERLAP, depth=DEPTH),
+    Gate(name=f"{Subject.OVERLAP}@{DEPTH}", bound=0.0, subject=Subject.OVERLAP, depth=DEPTH),
 )
 
 
@@ -164,11 +167,11 @@ def check(gates: Sequence[Gate], metrics: Collection[str], *, knows_catalogue: b
     one. The gate of coverage needs the number of all items: *knows_catalogue*.
     """
     for gate in gates:
-        if gate.subject == _COVERAGE and not knows_catalogue:
+        if gate.subject == Subject.COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
         if gate.metric and gate.metric not in metrics and f"model.{gate.metric}" not in metrics:
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in metrics)]
-            hint = f"known are {', '.join(names)}, and {_DROP}. before a metric"
+            hint = f"known are {', '.join(names)}, and {Subject.DROP}. before a metric"
             lacking = "" if metrics else "; these lists have no evaluation, and other gates need its metrics"
             advice = did_you_mean(gate.metric, names) or f"{hint}{lacking}."
             raise SettingError(f"There is no gate {gate.full_name} ({gate.bound:g}); {advice}")
@@ -189,73 +192,9 @@ def gates_of(gates: Sequence[Gate], name: str) -> list[Gate]:
     return [*own, *(gate for gate in gates if gate.list_name is None and gate.name not in known)]
 
 
-async def judge(
-    gates: Sequence[Gate],
-    origin: Origin,
-    lists: Measurement,
-    reader: Reader,
-    live: ReleaseRef | None,
-    *,
-    name: str = "",
-    is_default: bool = True,
-) -> list[GateVerdict]:
-    """Judge the gates of the list *name*, and return a verdict for each, in order.
-
-    The name of a verdict is that of its gate, after the list's name and a colon if the list is not the default one.
-    Gates on the list alone are judged by its evaluation, in *origin*, and by *lists*, the counts of its items. Others
-    compare it with the list of the same name in the release *live*, read from *reader*. They pass if nothing is live.
-    If the live release is damaged, only DEFAULTS of these pass. Raises StoreError.
-    """
-    compared = [gate for gate in gates if gate.subject in (_DROP, _OVERLAP, *LEAST_KEPT)]
-    evaluation = evaluation_of(origin)
-    verdicts = {gate: _judge_alone(gate, evaluation, lists) for gate in gates if gate not in compared}
-    if live is None:
-        verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
-    elif compared:
-        try:
-            verdicts |= await _compare_with_live(
-                compared, origin, lists, reader, live, name=name, is_default=is_default
-            )
-        except (ReleaseCorrupt, ReleaseNotFound) as error:
-            note = f"the live release {live.id} cannot be read ({error})"
-            verdicts |= {gate: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
-    prefix = "" if is_default else f"{name}:"
-    return [replace(verdicts[gate], gate=f"{prefix}{gate.name}") for gate in gates]
-
-
-async def compare_names(
-    list_names: Collection[str], columns: Mapping[str, str], reader: Reader, live: ReleaseRef
-) -> list[GateVerdict]:
-    """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
-
-    A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`
-    or `text`) changed. *columns* are the kinds of the new release's attributes by name.
-    """
-    try:
-        manifest = await load_manifest(reader, live)
-    except (ReleaseCorrupt, ReleaseNotFound):
-        return []
-    live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
-    live_columns = manifest.origin.item_attributes.columns
-    common = live_columns.keys() & columns.keys()
-    changed = {name for name in common if columns[name] != live_columns[name]}
-    listed = ", ".join(f"{name} is {columns[name]}" for name in sorted(changed))
-    previous = ", ".join(dict.fromkeys(live_columns[name] for name in sorted(changed)))
-    return [
-        *_lost_verdict("lists_kept", live_lists, live_lists - {*list_names}, live),
-        *_lost_verdict("attributes_kept", live_columns, live_columns.keys() - columns.keys(), live),
-        *_failed_verdict(
-            "attribute_kinds",
-            of=common,
-            failed=changed,
-            note=f"{listed}, and {previous} in {live.id}",
-        ),
-    ]
-
-
 def depth_of(gates: Sequence[Gate]) -> int:
     """Return the compared items per list."""
-    return max((gate.depth for gate in gates if gate.subject == _OVERLAP), default=0)
+    return max((gate.depth for gate in gates if gate.subject == Subject.OVERLAP), default=0)
 
 
 def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str:
@@ -271,214 +210,6 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
         option_names = {option: text.format(name=verdict.gate) for option, text in options.items()}
         sentences[remedy.format(**option_names)] = None
     return "".join(f"{sentence}; " for sentence in sentences)
-
-
-def _lost_verdict(gate: str, names: Collection[str], lost: Collection[str], live: ReleaseRef) -> list[GateVerdict]:
-    """Return a failed verdict if some *names* of the live release are *lost*."""
-    return _failed_verdict(gate, of=names, failed=lost, note=f"without {', '.join(sorted(lost))} of {live.id}")
-
-
-def _failed_verdict(gate: str, *, of: Collection[str], failed: Collection[str], note: str) -> list[GateVerdict]:
-    """Return a failed verdict if some names have *failed*."""
-    if not failed:
-        return []
-    return [GateVerdict(gate, 1 - len(failed) / len(of), 1.0, at_most=False, passed=False, note=note)]
-
-
-def evaluation_of(origin: Origin) -> EvaluationRecord | None:
-    """Return the evaluation of lists; None without one, or if another program wrote it."""
-    try:
-        return read_evaluation(origin.metrics)
-    except DataError:
-        return None
-
-
-def _judge_alone(gate: Gate, evaluation: EvaluationRecord | None, lists: Measurement) -> GateVerdict:
-    """Judge a gate that needs no live release: by the *evaluation*, or by the new *lists*."""
-    if gate.subject == _METRIC:
-        measured = None if evaluation is None else evaluation.metric(gate.metric)
-        as_trained = None if evaluation is None else evaluation.as_trained
-        trained = None if as_trained is None else as_trained.metric(gate.metric)
-        note = "" if trained is None else f"as published; {trained:.4g} in training"
-        return gate.verdict(measured, note)
-    if lists.shortest is None:
-        return gate.verdict(None, "no user has a list")
-    if gate.subject == _POPULAR:
-        return gate.verdict(lists.popular_share(gate.depth))
-    figures = {_COVERAGE: lists.coverage, _USERS: lists.users_with_lists / lists.users, _SHORTEST: lists.shortest}
-    return gate.verdict(figures[gate.subject])
-
-
-async def _compare_with_live(
-    gates: Sequence[Gate],
-    origin: Origin,
-    lists: Measurement,
-    reader: Reader,
-    live: ReleaseRef,
-    *,
-    name: str,
-    is_default: bool,
-) -> dict[Gate, GateVerdict]:
-    """Judge gates that compare the new *lists* with those of the release *live*: all pass if it has no such list.
-
-    The default list is compared with the live default list if the live release has none of its *name*. Raises
-    ReleaseCorrupt, ReleaseNotFound and StoreError.
-    """
-    manifest = await load_manifest(reader, live)
-    stored = manifest.stored_name(name)  # the list's name in keys: empty for the default list, None if there is none
-    if stored is None and is_default:
-        stored = ""
-    if stored is None:
-        note = f"the live release {live.id} has no list {name}"
-        return {gate: gate.verdict(None, note, passed=True) for gate in gates}
-
-    verdicts = dict[Gate, GateVerdict]()
-    gates_on_lists = list[Gate]()
-    for gate in gates:
-        if gate.subject == _DROP:
-            verdicts[gate] = _judge_metric_loss(gate, evaluation_of(origin), manifest, stored)
-        else:
-            gates_on_lists.append(gate)
-    if not gates_on_lists:
-        return verdicts
-
-    # A bound on the overlap needs a more precise estimate than a report of it.
-    is_overlap_bound = any(gate.subject == _OVERLAP and gate.bound for gate in gates_on_lists)
-    sampled_lists = lists.sample(SAMPLED_USERS if is_overlap_bound else COMPARED_USERS)
-    live_lists = await read_live(reader, live, manifest, sampled_lists, stored)
-    kept_shares = _kept_share_by_subject(lists, len(sampled_lists), live_lists, origin.list_length or MAX_LENGTH)
-    for gate in gates_on_lists:
-        if gate.subject == _OVERLAP:
-            verdicts[gate] = _judge_overlap(gate, sampled_lists, live_lists, live)
-        else:
-            verdicts[gate] = kept_shares[gate.subject].verdict(gate)
-    return verdicts
-
-
-def _judge_overlap(
-    gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef
-) -> GateVerdict:
-    """Judge how many items the sampled lists have in common with those of the live release."""
-    users = live_lists.by_user
-    if not users:
-        note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
-        return gate.verdict(None, note, passed=not gate.bound)
-    return gate.verdict(overlap(sample, users, gate.depth), f"of {len(users):,} users, with {live.id}")
-
-
-class _KeptShare(NamedTuple):
-    """How much of an amount *before*, in the live release, is *kept* in the new lists.
-
-    Amounts are numbers of users, items or lists, or a length. *compared* is the number of users or items that the share
-    is measured on.
-    """
-
-    kept: float
-    before: float
-    compared: int
-    note: str
-
-    def verdict(self, gate: Gate) -> GateVerdict:
-        """Judge the share; if it is measured on fewer than LEAST_COMPARED, it passes."""
-        if not self.before or self.compared < LEAST_COMPARED:
-            return gate.verdict(None, f"too little to judge: {self.note}", passed=True)
-        return gate.verdict(self.kept / self.before, self.note)
-
-
-def _kept_share_by_subject(
-    lists: Measurement, sampled: int, live: LiveLists, list_length: int
-) -> dict[str, _KeptShare]:
-    """Return how much of the *live* release the new *lists* keep: a share for each name in LEAST_KEPT.
-
-    sampled      number of users with a new list who were looked up; `live.by_user` has the live lists of some of them
-    list_length  most items of a new list; where it is lower than before, shorter lists are no loss
-    """
-    live_lengths = [len(items) for items in live.by_user.values()]
-    live_mean_length = sum(live_lengths) / max(len(live_lengths), 1)
-    length_before = min(live_mean_length, list_length)
-
-    live_items = set(live.popular).union(*live.by_user.values())
-    items_kept = len(lists.known(live_items))
-    segments_kept = len(live.segments & lists.segments)
-    popular_kept = len(set(lists.popular).intersection(live.popular))
-    return {
-        "users_kept": _kept_users(lists, sampled, live),
-        "items_kept": _KeptShare(
-            kept=items_kept,
-            before=len(live_items),
-            compared=len(live_items),
-            note=f"{items_kept:,} of {len(live_items):,} items in live lists",
-        ),
-        "length_kept": _KeptShare(
-            kept=lists.mean_length,
-            before=length_before,
-            compared=len(live_lengths),
-            note=f"{lists.mean_length:.1f} items in a list after {length_before:.1f}",
-        ),
-        "similar_kept": _KeptShare(
-            kept=min(lists.similar_lists, live.similar_lists),
-            before=live.similar_lists,
-            compared=live.similar_lists,
-            note=f"{lists.similar_lists:,} lists of similar items after {live.similar_lists:,}",
-        ),
-        # The next three are not judged if the live release is small, which its number of items tells.
-        "segments_kept": _KeptShare(
-            kept=segments_kept,
-            before=len(live.segments),
-            compared=len(live_items),
-            note=f"{segments_kept:,} of {len(live.segments):,} segments",
-        ),
-        "popular_length_kept": _KeptShare(
-            kept=len(lists.popular),
-            before=min(len(live.popular), max(list_length, POPULAR_LENGTH)),
-            compared=len(live_items),
-            note=f"{len(lists.popular)} popular items after {len(live.popular)}",
-        ),
-        "popular_kept": _KeptShare(
-            kept=popular_kept,
-            before=len(live.popular),
-            compared=len(live_items),
-            note=f"{popular_kept} of {len(live.popular)} items",
-        ),
-    }
-
-
-def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare:
-    """Estimate how many users of the *live* release still have a list.
-
-    All users with a new list are taken to have had a live list as often as the *sampled* ones.
-    """
-    share_with_live_list = len(live.by_user) / max(sampled, 1)
-    kept = min(live.users_with_lists, round(share_with_live_list * lists.users_with_lists))
-
-    # If all live users are kept, the sample has `sampled / users_with_lists` of them.
-    is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
-    return _KeptShare(
-        kept=kept,
-        before=live.users_with_lists,
-        compared=live.users_with_lists if is_sample_enough else 0,
-        note=f"about {kept:,} of {live.users_with_lists:,} users with a list",
-    )
-
-
-def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Manifest, stored: str) -> GateVerdict:
-    """Judge how much of a metric is lost, as a share of that of the live release; 0.1 is a tenth less.
-
-    *evaluation* is that of the new list, and *live* the manifest of the live release, in which the list has the name
-    *stored*. Fails if either lacks the metric, or they were evaluated differently.
-    """
-    live_evaluation = evaluation_of(live.origin_of(stored))
-    now = None if evaluation is None else evaluation.metric(gate.metric)
-    before = None if live_evaluation is None else live_evaluation.metric(gate.metric)
-    if evaluation is None or live_evaluation is None or now is None or before is None:
-        return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
-    live_protocol = _protocol_of(live_evaluation)
-    for name, setting in _protocol_of(evaluation).items():
-        if setting != live_protocol[name]:
-            difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
-            return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
-    loss = (before - now) / abs(before) if before else float(now < before)
-    return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
 
 class _ListedName(NamedTuple):
@@ -504,8 +235,8 @@ def _parse_gate(name: str, bound: object, where: str) -> Gate:
     gate = _gate_named(listed.name, bound, where)
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
-    low, high = (1, MAX_LENGTH) if gate.subject == _SHORTEST else (0, 1)
-    if gate.subject != _METRIC and not low <= bound <= high:
+    low, high = (1, MAX_LENGTH) if gate.subject == Subject.SHORTEST_LIST else (0, 1)
+    if gate.subject != Subject.METRIC and not low <= bound <= high:
         raise SettingError(f"{where}: the bound of {listed.name} is {bound}; it must lie between {low} and {high}.")
     return replace(gate, list_name=listed.list_name)
 
@@ -516,8 +247,8 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
     Any other name is taken for a metric. Raises SettingError, which begins with *where*, for an N out of range.
     """
     first, _, metric = name.partition(".")
-    if first == _DROP and metric:
-        return Gate(name=name, bound=bound, subject=_DROP, metric=metric)
+    if first == Subject.DROP and metric:
+        return Gate(name=name, bound=bound, subject=Subject.DROP, metric=metric)
     if at_a_depth := _AT_A_DEPTH.fullmatch(name):
         subject = at_a_depth[1]
         depth = int(at_a_depth[2] or DEPTH)
@@ -526,7 +257,7 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
         return Gate(name=f"{subject}@{depth}", bound=bound, subject=subject, depth=depth)
     if name in (*_OF_LISTS, *LEAST_KEPT):
         return Gate(name=name, bound=bound, subject=name)
-    return Gate(name=name, bound=bound, subject=_METRIC, metric=name)
+    return Gate(name=name, bound=bound, subject=Subject.METRIC, metric=name)
 
 
 def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
@@ -536,12 +267,6 @@ def _by_dotted_name(table: Mapping[str, object], before: str = "") -> Iterator[t
             yield from _by_dotted_name(value, f"{before}{name}.")
         else:
             yield before + name, value
-
-
-def _protocol_of(evaluation: EvaluationRecord) -> dict[str, object]:
-    """Return the settings of an evaluation, its split and list length k, that metrics must share to be comparable."""
-    split = {name: value for name, value in evaluation.split_json.items() if name != "seed"}
-    return {"split": split, "k": evaluation.k}
 
 
 def _is_number(value: object) -> TypeGuard[float]:

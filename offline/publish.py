@@ -14,11 +14,8 @@ from hotplate.offline.gates import (
     Gate,
     check,
     check_names,
-    compare_names,
     depth_of,
-    evaluation_of,
     gates_of,
-    judge,
     parse_gates,
     remedies,
     with_defaults,
@@ -39,6 +36,7 @@ from hotplate.offline.sources import (
 )
 from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
+from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
 from hotplate.stores import publication
 from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
 from hotplate.stores.compression import default_encoding
@@ -353,8 +351,8 @@ class _GateCheck:
         """
         review = self._reviews[name]
         gates = review.gates if live is None else with_defaults(review.gates)
-        lists = self.lists[name]
-        return await judge(gates, review.origin, lists, self._reader, live, name=name, is_default=not stored)
+        new = NewList(name=name, is_default=not stored, origin=review.origin, counts=self.lists[name])
+        return await judge(gates, new, self._reader, live)
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
