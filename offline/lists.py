@@ -20,7 +20,8 @@ from hotplate.offline.input.pairs import Indices
 from hotplate.offline.list_encoder import ListEncoder, RankedLists, check_length
 from hotplate.offline.measurement import Items, Observe, ignore
 from hotplate.offline.model import Model, Users
-from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.ruled_lists import RuledLists
+from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import Factors, SparkParams
 from hotplate.offline.train.engine import engine_of
 from hotplate.offline.train.popularity import Popular, Popularity

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from hotplate.offline.errors import DataError
+from hotplate.offline.exploration import read_explore
 from hotplate.offline.input.faults import data_errors
 from hotplate.offline.input.files import input_files, named_paths
 from hotplate.offline.input.rows import read_text
@@ -14,7 +15,6 @@ from hotplate.offline.input.showings import read_showings
 from hotplate.offline.input.tables import open_tables
 from hotplate.offline.options import Format, RuleFiles
 from hotplate.offline.rules import MAX_BOOST, Rules
-from hotplate.offline.variety import read_explore
 
 _STOCK_NAME = re.compile(r"(?i)stock|in[ _-]?stock|quantity|qty|available|availability|inventory")
 _IN_STOCK = ["true", "yes", "in stock", "instock"]

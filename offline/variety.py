@@ -1,23 +1,15 @@
-"""The order of users' lists: variety, rotation, and places for new items.
+"""The order of users' lists: variety, and rotation of items that were shown.
 
-All three rearrange the first candidates of a ranking, and shorten no list.
+Both rearrange the first candidates of a ranking, and shorten no list.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
-from xxhash import xxh3_64_intdigest
 
-from hotplate.offline.errors import SettingError, require_at_least
-from hotplate.offline.input.columns import named_values
-from hotplate.offline.input.history import DAY_US, NO_TIME, Times
-from hotplate.offline.input.pairs import Floats, Indices, Mask, UserItems, pair_numbers, users_per_item
-from hotplate.offline.model import Model, Users
-from hotplate.offline.train.popularity import order_by_popularity
-from hotplate.offline.train.ranking import Ranked
+from hotplate.offline.input.pairs import Floats, Indices, UserItems, pair_numbers
 from hotplate.offline.train.similar import Similar
 
 # The first places of a list are rearranged, with so many candidates for each.
@@ -32,14 +24,6 @@ _ENTRIES_AT_ONCE = 4096
 _ENTRIES_IN_TABLE = 800
 # Below the relevance and diversity of any candidate.
 _NOT_LISTED = -2.0
-_TEN = 10
-_MOST_NEW_PER_TEN = 5
-NEW_DAYS = 7
-# Those with the most users.
-_MOST_NEW_ITEMS = 1_000
-_CELLS_AT_ONCE = 1 << 20
-
-Hashes = npt.NDArray[np.uint64]
 
 
 def pool_size(length: int) -> int:
@@ -61,7 +45,7 @@ class ItemSimilarity:
         """Return the similarity of each two entries of a list [lists, n, n]; 0 for missing entries, -1."""
         count, n = lists.shape
         within = np.empty((count, n, n), dtype=np.float32)
-        for rows in _slices(count, _ENTRIES_IN_TABLE // n):
+        for rows in row_slices(count, _ENTRIES_IN_TABLE // n):
             within[rows] = self._look_up_within(lists[rows])
         return within
 
@@ -86,7 +70,7 @@ class ItemSimilarity:
         """Return the mean similarity of two items of a list, over *lists* [lists, n]; None without two items."""
         total = 0.0
         count = 0
-        for rows in _slices(len(lists), _ENTRIES_AT_ONCE // lists.shape[1]):
+        for rows in row_slices(len(lists), _ENTRIES_AT_ONCE // lists.shape[1]):
             part = lists[rows]
             lengths = (part >= 0).sum(axis=1)
             pairs = lengths * (lengths - 1)
@@ -119,7 +103,7 @@ def order_for_variety(
         return np.argsort(-relevance, axis=1, kind="stable").astype(np.int32)
 
     order = np.empty((rows, n), dtype=np.int32)
-    for part in _slices(rows, _ENTRIES_AT_ONCE // n):
+    for part in row_slices(rows, _ENTRIES_AT_ONCE // n):
         order[part] = order_by_marginal_relevance(relevance[part], similarity.within(items[part]), diversity)
     return order
 
@@ -141,170 +125,6 @@ def order_by_marginal_relevance(relevance: Floats, similarity: Floats, diversity
         gain[every_row, best] = -np.inf
         np.maximum(nearest, similarity[every_row, best], out=nearest)
     return order
-
-
-@dataclass(frozen=True, slots=True)
-class Explore:
-    """Places for new items; raises SettingError for invalid ones.
-
-    new   of each ten places
-    days  an item is new if its first interaction is at most so many days before the newest one
-    seed  of the draw
-    """
-
-    new: int = 1
-    days: int = NEW_DAYS
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.new <= _MOST_NEW_PER_TEN:
-            raise SettingError(f"--explore: new is {self.new}; it must lie between 1 and {_MOST_NEW_PER_TEN}.")
-        require_at_least("--explore: days", self.days)
-        require_at_least("--explore: seed", self.seed, 0)
-
-
-def read_explore(text: str) -> Explore:
-    """Read `new=1,days=7`; raises SettingError."""
-    values = dict(named_values(text))
-    known = [field.name for field in fields(Explore)]
-    if "new" not in values or values.keys() - known:
-        raise SettingError(f"--explore: {text!r} is not like new=1,days=7; it may have {', '.join(known)}.")
-    try:
-        return msgspec.convert(values, Explore, strict=False)
-    except msgspec.ValidationError as error:
-        raise SettingError(f"--explore: {text!r} cannot be read: {error}.") from error
-
-
-def are_new(user_items: UserItems, times: Times, days: int) -> Mask:
-    """Return which items had their first interaction in the last *days* [items]; *times* are those of the pairs."""
-    first = np.full(user_items.shape[1], np.iinfo(np.int64).max)
-    np.minimum.at(first, user_items.indices, times)
-    newest = int(times.max(initial=NO_TIME))
-    is_present = users_per_item(user_items) > 0
-    new: Mask = is_present & (first > newest - days * DAY_US) & (first != NO_TIME)
-    return new
-
-
-class NewItems:
-    """Draws new items for users' lists.
-
-    A user draws without replacement, each item with a weight of 1 plus the number of users of their segment who have
-    it. Hashes of seed, user and item decide (Efraimidis and Spirakis, 2006), so a draw depends on no other user.
-    """
-
-    def __init__(self, explore: Explore, model: Model, new: Mask, *, keep_seen: bool) -> None:
-        """*new* are the items that may be drawn [items], unless a user has them and not *keep_seen*."""
-        counts = users_per_item(model.matrix.user_items)
-        by_users = order_by_popularity(np.where(new, counts, -1))
-        self.items = np.sort(by_users[: min(int(new.sum()), _MOST_NEW_ITEMS)])
-        self.explore = explore
-        self._keep_seen = keep_seen
-        self._number_of = np.full(len(new), -1, dtype=np.int32)
-        self._number_of[self.items] = np.arange(len(self.items), dtype=np.int32)
-        self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
-        self._segments, self._weights = self._draw_weights(model)
-
-    def insert_new_items(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
-        """Insert new items into the lists of *users*: `explore.new` at drawn places of each ten, with a score of -inf.
-
-        *items* and *scores* are [users, n], the result is wider; -1 stands at places without an item. The items behind
-        an inserted one move back, and the first of ten places keeps its item. Items in the first *length* places are
-        not drawn, but an item further down may then be listed twice. Empty lists stay empty.
-        """
-        tens = -(-length // _TEN)
-        drawn = self._draw_items(users, items[:, :length], tens * self.explore.new)
-        is_empty = items[:, 0] < 0
-        drawn[is_empty] = -1
-
-        width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
-        is_inserted = np.zeros((len(items), width), dtype=np.bool_)
-        is_inserted[:, : tens * _TEN] = self._draw_places(users.ids, tens)
-        padding = ((0, 0), (0, width - drawn.shape[1] - items.shape[1]))
-
-        # A mask is filled row by row, and each row has as many places as items.
-        lists = np.empty((len(items), width), dtype=np.int32)
-        lists[is_inserted] = drawn.ravel()
-        lists[~is_inserted] = np.pad(items, padding, constant_values=-1).ravel()
-        values = np.full((len(items), width), -np.inf, dtype=np.float32)
-        values[~is_inserted] = np.pad(scores, padding).ravel()
-        return Ranked(lists, values)
-
-    def _draw_items(self, users: Users, listed: Indices, n: int) -> Indices:
-        """Draw *n* new items for each user [users, n], -1 if there are fewer.
-
-        The items with the highest keys are drawn. *listed* items [users, any] have a key of -inf, as have those that
-        the user has, unless seen items are kept.
-        """
-        drawn = np.full((len(listed), n), -1, dtype=np.int32)
-        for rows in _slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
-            segments = None if users.segments is None else users.segments[rows]
-            keys = self._draw_keys(users.ids[rows], segments)
-            self._exclude_from_draw(keys, users.user_items[rows], listed[rows])
-            best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
-            is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
-            drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
-        return drawn
-
-    def _exclude_from_draw(self, keys: npt.NDArray[np.float64], user_items: UserItems, listed: Indices) -> None:
-        """Set the *keys* of a draw [users, new items] to -inf, in place, for items not to be drawn.
-
-        These are *listed* items [users, any], -1 for none, and, unless seen items are kept, those in *user_items*.
-        `_number_of` has the column in *keys* of each item of the model, -1 for items that are not new.
-        """
-        if not self._keep_seen:
-            keys[user_items[:, self.items].toarray() > 0] = -np.inf
-        columns = np.where(listed < 0, -1, self._number_of[listed])
-        rows, places = np.nonzero(columns >= 0)
-        keys[rows, columns[rows, places]] = -np.inf
-
-    def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
-        """Return the keys of a weighted draw without replacement [users, new items]; each user gets the highest.
-
-        A key is log(u) / weight, where u is uniform in (0, 1), from the hashes of *users* (ids) and of the new items
-        (Efraimidis and Spirakis, 2006). `_weights` [segments + 1, new items] has a row for each segment, numbered by
-        `_segments`, and a last one for users without a known segment. *segments* are those of the users, if known.
-        """
-        user_hashes = _hashes(users, self.explore.seed)
-        uniform = _uniform(user_hashes[:, None] ^ self._hashes)
-
-        last_row = len(self._segments)
-        rows = [last_row] * len(users)
-        if segments is not None:
-            rows = [self._segments.get(segment or "", last_row) for segment in segments]
-        keys: npt.NDArray[np.float64] = np.log(uniform) / self._weights[rows]
-        return keys
-
-    def _draw_places(self, users: Sequence[str], tens: int) -> Mask:
-        """Draw places for new items: True for `explore.new` of each ten places [users, 10 * tens].
-
-        Each place has a uniform key, by hashes of the user's id and the place; those with the lowest keys are drawn.
-        """
-        places = np.arange(tens * _TEN, dtype=np.uint64)
-        hashes = _hashes(users, self.explore.seed)[:, None] + places
-        keys = _uniform(hashes).reshape(len(users), tens, _TEN)
-        keys[:, :, 0] = 1  # above all others: the first place is not drawn
-        drawn = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
-        is_drawn = np.zeros(keys.shape, dtype=np.bool_)
-        np.put_along_axis(is_drawn, drawn, values=True, axis=2)
-        return is_drawn.reshape(len(users), tens * _TEN)
-
-    def _draw_weights(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
-        """Return the row of each segment, and the weights of new items in a draw [segments + 1, new items].
-
-        A weight is 1 plus the number of the segment's users who have the item. The last row counts all users, also
-        those without a segment.
-        """
-        segments = model.user_segments or []
-        numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}
-        pairs = model.matrix.user_items[:, self.items].tocoo()
-        weights = np.ones((len(numbers) + 1, len(self.items)))
-        weights[-1] += np.bincount(pairs.col, minlength=len(self.items))
-        if numbers:
-            user_rows = np.array([numbers.get(segment or "", -1) for segment in segments])
-            pair_rows = user_rows[pairs.row]
-            has_segment = pair_rows >= 0
-            np.add.at(weights, (pair_rows[has_segment], pairs.col[has_segment]), 1)
-        return numbers, weights
 
 
 def level_scores(items: Indices, scores: Floats) -> Floats:
@@ -333,23 +153,8 @@ def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
     return np.where(is_known, pairs.data.take(places, mode="clip"), np.float32(0))
 
 
-def _hashes(ids: Sequence[str], seed: int) -> Hashes:
-    """Return a hash of each id."""
-    return np.array([xxh3_64_intdigest(name.encode(), seed) for name in ids], dtype=np.uint64)
-
-
-def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
-    """Return numbers above 0 and below 1, from hashes mixed by SplitMix64's finalizer."""
-    mixed = hashes.copy()
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed *= np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def _slices(count: int, at_once: int) -> Iterator[slice]:
-    """Yield slices of *at_once* of *count* rows, or of one row if that is 0."""
+def row_slices(count: int, at_once: int) -> Iterator[slice]:
+    """Yield row_slices of *at_once* of *count* rows, or of one row if that is 0."""
     step = max(1, at_once)
     for start in range(0, count, step):
         yield slice(start, start + step)

@@ -22,10 +22,12 @@ from hotplate.offline.evaluate.metrics import (
 from hotplate.offline.evaluate.records import BaselineRecord, EvaluationRecord, Lead
 from hotplate.offline.evaluate.splits import Parts, SplitOptions, lists_of_tested
 from hotplate.offline.evaluate.splits import split as split_pairs
+from hotplate.offline.exploration import NEW_DAYS, are_new
 from hotplate.offline.input.pairs import Indices, users_per_item
 from hotplate.offline.list_encoder import check_length
 from hotplate.offline.model import Model
-from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.ruled_lists import RuledLists
+from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import Engine, Params, Ranker, engine_of, fit, name_of, needs_times
 from hotplate.offline.train.item_based import NeighbourParams
@@ -33,7 +35,7 @@ from hotplate.offline.train.popularity import PopularityParams, most_popular, or
 from hotplate.offline.train.similar import Similar, SimilarParams, SimilarResult, measure_similar
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.train.spec import OnIteration
-from hotplate.offline.variety import NEW_DAYS, ItemSimilarity, are_new
+from hotplate.offline.variety import ItemSimilarity
 from hotplate.stores.encoding import OVERALL
 
 # More users would cost more than the fit. Each is ranked against all items, so these pairs are bounded, too, but never

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from hotplate.offline import lists as offline_lists
+from hotplate.offline.exploration import Explore
 from hotplate.offline.input.history import History
 from hotplate.offline.input.showings import Showings
 from hotplate.offline.lists import Block, ListSettings, ModelLists, blocks_of, rows_of
@@ -16,7 +17,6 @@ from hotplate.offline.rules import Rules
 from hotplate.offline.train.engine import Params, fit
 from hotplate.offline.train.item_based import EASEParams, NeighbourParams
 from hotplate.offline.train.popularity import PopularityParams
-from hotplate.offline.variety import Explore
 from hotplate.stores.store import Row
 from tests.support.interactions import checkerboard_model
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of

@@ -12,7 +12,8 @@ from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import Model
 from hotplate.offline.options import RuleFiles
 from hotplate.offline.rule_files import read_rules
-from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.ruled_lists import RuledLists
+from hotplate.offline.rules import Rules
 from hotplate.offline.train.item_based import NeighbourParams, fit_neighbours
 from hotplate.offline.train.popularity import Popularity, PopularityParams
 from hotplate.stores.encoding import OFFSET_BYTES, decode

@@ -12,7 +12,8 @@ from hotplate.offline.evaluate.records import json_values
 from hotplate.offline.evaluate.splits import SplitKind, SplitOptions, split
 from hotplate.offline.input.sample import sample
 from hotplate.offline.model import load
-from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.ruled_lists import RuledLists
+from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.train.engine import Params
 from hotplate.offline.train.item_based import NeighbourParams

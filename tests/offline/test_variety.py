@@ -18,18 +18,20 @@ from xxhash import xxh3_64_intdigest
 from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.evaluate.evaluation import Variety, evaluate_as_published
 from hotplate.offline.evaluate.splits import Parts, SplitOptions
+from hotplate.offline.exploration import Explore, read_explore
 from hotplate.offline.input.history import DAY_US, History
 from hotplate.offline.input.matrix import Matrix
 from hotplate.offline.input.showings import Showings, read_showings
 from hotplate.offline.model import Model, load
 from hotplate.offline.options import Columns
-from hotplate.offline.rules import RuledLists, Rules
+from hotplate.offline.ruled_lists import RuledLists
+from hotplate.offline.rules import Rules
 from hotplate.offline.train.als import ALSParams, Factors
 from hotplate.offline.train.popularity import Popularity, PopularityParams, most_popular
 from hotplate.offline.train.similar import SimilarParams
 from hotplate.offline.train.similar import fit as fit_similar
 from hotplate.offline.training import TrainSettings, train
-from hotplate.offline.variety import Explore, ItemSimilarity, read_explore
+from hotplate.offline.variety import ItemSimilarity
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.interactions import DATA, evaluate
 from tests.support.property import depths

@@ -1,0 +1,431 @@
+"""The lists of a model under business rules.
+
+Users and items are rows and columns of a model's matrix. Items -1 with score 0 stand after the end of a list.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hotplate.offline.errors import SettingError
+from hotplate.offline.exploration import Explore, NewItems, are_new
+from hotplate.offline.input.pairs import Allowed, Floats, Indices, Mask, UserItems, items_per_user
+from hotplate.offline.model import Model, Users
+from hotplate.offline.rules import Rules
+from hotplate.offline.train.engine import with_recency
+from hotplate.offline.train.popularity import Popular, Popularity, order_by_popularity, recent_popularity
+from hotplate.offline.train.ranking import Ranked, are_first_of_kind, fill_lists, recommend, take_kept, without_repeats
+from hotplate.offline.variety import (
+    ItemSimilarity,
+    level_scores,
+    look_up_values,
+    order_for_variety,
+    pool_size,
+)
+from hotplate.stores.encoding import OVERALL
+
+# In list lengths; short lists are ranked again, deeper.
+_FIRST_DEPTH = 2
+_DEEPER = 4
+# Ranked items in memory at once.
+_CELLS = 1 << 22
+# Items without a category are not capped.
+_NO_CATEGORY = -1
+
+
+class UserContext(NamedTuple):
+    """Facts about the users of a model that rules use.
+
+    history  number of interactions [users]
+    own      counts of their own interactions [users, items], None unless lists keep seen items
+    shown    days on which an item was shown without a click [users, items], None without showings
+    """
+
+    history: Indices
+    own: UserItems | None
+    shown: UserItems | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuledLists:
+    """Ranks the items of one model under rules: lists [rows, length], best first.
+
+    Popular items fill lists that rules shorten.
+
+    model       scores items with their boosts
+    boosts      factors of scores [items], None if all are 1
+    allowed     the mask of items that may be recommended, None for all
+    categories  numbers by item, negative for uncategorized; None without a cap
+    similarity  of items, None without diversity
+    new         draws new items, None unless they are explored
+    popularity  fills lists
+    pins        items at the head of lists
+    context     facts about the model's users
+    """
+
+    model: Model
+    rules: Rules
+    length: int
+    keep_seen: bool
+    boosts: Floats | None
+    allowed: Allowed
+    categories: Indices | None
+    similarity: ItemSimilarity | None
+    new: NewItems | None
+    popularity: Popularity
+    pins: Indices
+    context: UserContext
+
+    @classmethod
+    def of(cls, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> "RuledLists":
+        """Apply *rules* to a model; raises SettingError for new items without times."""
+        matrix = model.matrix
+        ids = matrix.item_ids
+        boosts = _score_factors(rules, ids)
+        allowed = _allowed_items(rules, ids)
+        counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
+        if boosts is not None:
+            counts = counts * boosts
+        new = None
+        if rules.explore is not None:
+            new = _new_items(model, rules.explore, allowed, keep_seen=keep_seen)
+        return cls(
+            model=_boosted(model, boosts),
+            rules=rules,
+            length=length,
+            keep_seen=keep_seen,
+            boosts=boosts,
+            allowed=allowed,
+            categories=None if rules.max_per_category is None else _category_numbers(rules.categories, ids),
+            similarity=ItemSimilarity(model.similar) if rules.diversity else None,
+            new=new,
+            popularity=Popularity(counts.astype(np.float32)),
+            pins=_pins(rules, ids, allowed),
+            context=UserContext(
+                history=items_per_user(matrix.user_items),
+                own=_own_counts(model, boosts) if keep_seen else None,
+                shown=None if rules.showings is None else rules.showings.days_without_click(matrix),
+            ),
+        )
+
+    def users(self, start: int, stop: int) -> Users:
+        """Return a range of the model's users, with the facts that rules use."""
+        rows = slice(start, stop)
+        own = None if self.context.own is None else self.context.own[rows]
+        shown = None if self.context.shown is None else self.context.shown[rows]
+        return self.model.users(start, stop)._replace(own=own, shown=shown)
+
+    def for_users(self, model: Model, users: Users | None = None) -> "RuledLists":
+        """Return the same rules for the users of *model*, with the facts in *users*, if given."""
+        context = UserContext(
+            history=items_per_user(model.matrix.user_items),
+            own=None if users is None else users.own,
+            shown=None if users is None else users.shown,
+        )
+        return replace(self, model=_boosted(model, self.boosts), context=context)
+
+    @property
+    def multipliers(self) -> Floats | None:
+        """Factors of users' scores by item, from recency and boosts."""
+        return self.model.ranker.recent
+
+    @property
+    def available_count(self) -> int:
+        """Number of available items."""
+        ids = self.model.matrix.item_ids
+        available = self.rules.available
+        return len(ids) if available is None else sum(item in available for item in ids)
+
+    @property
+    def allowed_count(self) -> int:
+        """Number of items that all rules allow."""
+        return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
+
+    def personal(self, users: Indices) -> Ranked:
+        """Return the lists [users, length] of the users in rows *users*, by all rules; -1 after the end of a list.
+
+        Users with fewer than `min_history` items get an empty list.
+        """
+        width = min(self.length, len(self.model.matrix.item_ids))
+        items = np.full((len(users), width), -1, dtype=np.int32)
+        scores = np.zeros((len(users), width), dtype=np.float32)
+        enough = self.context.history[users] >= self.rules.min_history
+        items[enough], scores[enough] = self._ranked_under_cap(self._recommend, users[enough], self._depth)
+        return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
+
+    def similar(self, items: Indices) -> Ranked:
+        """Rank items similar to the columns *items*; short lists are not filled."""
+        similar = self.model.similar
+        return self._ranked_under_cap(
+            lambda batch, depth: similar.similar_items(batch, depth, allowed=self.allowed), items, self.length
+        )
+
+    def popular(self) -> dict[str, Popular]:
+        """Return the popular list of each segment of users, and the overall one, by the rules.
+
+        If rules change them, lists of segments are filled with overall popular items, whose score is 0.
+        """
+        model = self.model
+        if not self._changes_popular:
+            return {OVERALL: model.popular, **model.segments}
+        counts = self.popularity.counts
+        order = order_by_popularity(counts)
+        lists = {OVERALL: self._ruled_popular_list(order, counts, len(model.popular.items))}
+        for segment, popular in model.segments.items():
+            scores = np.zeros_like(counts)
+            scores[popular.items] = popular.scores
+            if self.boosts is not None:
+                scores *= self.boosts
+
+            # Boosts may change the order of the segment's items.
+            fillers = order[~np.isin(order, popular.items)]
+            items = np.concatenate([popular.items, fillers])
+            items = items[order_by_popularity(scores[items])]
+            lists[segment] = self._ruled_popular_list(items, scores, len(popular.items))
+        return lists
+
+    @property
+    def _changes_popular(self) -> bool:
+        """Whether a rule removes, pins or boosts items, which changes popular lists, too."""
+        return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the rules, by name: numbers of items and users, and settings.
+
+        `unknown` counts the items of a rule that the model does not know.
+        """
+        rules = self.rules
+        known = set(self.model.matrix.item_ids)
+        ids_by_rule = {
+            "available": rules.available or (),
+            "excluded": rules.excluded,
+            "boosted": rules.boosts,
+            "pinned": set(rules.pinned),
+        }
+        facts = dict[str, Any]()
+        for name, ids in ids_by_rule.items():
+            if ids:
+                facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
+        if rules.max_per_category is not None:
+            without = len(known - rules.categories.keys())
+            facts["categories"] = {"max": rules.max_per_category, "items_without": without}
+        if rules.min_history > 1:
+            users = int((self.context.history < rules.min_history).sum())
+            facts["min_history"] = {"items": rules.min_history, "users_without": users}
+        if rules.diversity:
+            facts["diversity"] = {"weight": rules.diversity}
+        shown = self.context.shown
+        if shown is not None:
+            users = int((items_per_user(shown) > 0).sum())
+            facts["rotate"] = {"users": users, "items_shown": int(shown.nnz)}
+        if self.new is not None:
+            facts["explore"] = {**asdict(self.new.explore), "items": len(self.new.items)}
+        return facts
+
+    @property
+    def _depth(self) -> int:
+        """The number of candidates for a list."""
+        needs_pool = self.similarity is not None or self.context.shown is not None
+        return max(self.length, pool_size(self.length)) if needs_pool else self.length
+
+    def _recommend(self, users: Indices, depth: int) -> Ranked:
+        """Return lists [users, n] of the users in rows *users*, by all rules but the cap per category.
+
+        n is *depth*, or the number of items if that is lower.
+        """
+        ranker = self.model.ranker
+        rank = ranker.recommend
+        if self.context.own is not None:
+            rank = partial(recommend, ranker, own=self.context.own)  # adds users' own counts to the scores
+        lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
+        if self.rules.shortens:
+            lists = self._fill_with_popular(users, lists)
+        if self.similarity is not None or self.context.shown is not None:
+            lists = self._reorder_candidates(users, lists)
+        if self.new is not None:
+            lists = self._insert_new_items(self.new, users, lists)
+        if len(self.pins):
+            lists = self._put_pins_first(users, lists)
+        return lists
+
+    def _fill_with_popular(self, users: Indices, lists: Ranked) -> Ranked:
+        """Fill the *lists* of *users* that end early with popular items."""
+        short = np.flatnonzero(lists.items[:, -1] < 0)
+        if not len(short):
+            return lists
+        width = lists.items.shape[1]
+        popular = self.popularity.recommend(
+            self.model.matrix.user_items, users[short], width, keep_seen=self.keep_seen, allowed=self.allowed
+        )
+        filled = fill_lists(Ranked(lists.items[short], lists.scores[short]), popular.items)
+        lists.items[short] = filled.items
+        lists.scores[short] = filled.scores
+        return lists
+
+    def _reorder_candidates(self, users: Indices, lists: Ranked) -> Ranked:
+        """Reorder the first items of the *lists* of *users*, by diversity and by the days on which they were shown.
+
+        Only the pool, the first `pool_size` items, is reordered; those behind keep their place.
+        """
+        pool = lists.items[:, : pool_size(self.length)]
+        shown_days = None if self.context.shown is None else look_up_values(self.context.shown[users], pool)
+        pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
+
+        rows, width = lists.items.shape
+        order = np.tile(np.arange(width, dtype=pool_order.dtype), (rows, 1))
+        order[:, : pool.shape[1]] = pool_order
+        return Ranked(np.take_along_axis(lists.items, order, axis=1), np.take_along_axis(lists.scores, order, axis=1))
+
+    def _insert_new_items(self, new: NewItems, users: Indices, lists: Ranked) -> Ranked:
+        """Insert new items into the *lists* of *users*, of the same width as before, and remove later duplicates."""
+        matrix = self.model.matrix
+        segments = self.model.user_segments
+        chosen = Users(
+            ids=[matrix.user_ids[user] for user in users.tolist()],
+            user_items=matrix.user_items[users],
+            factors=None,
+            segments=None if segments is None else [segments[user] for user in users.tolist()],
+        )
+        wider = new.insert_new_items(chosen, lists.items, lists.scores, self.length)
+        return without_repeats(wider.items, wider.scores, lists.items.shape[1])
+
+    def _put_pins_first(self, users: Indices, lists: Ranked) -> Ranked:
+        """Put the items that the operator has pinned at the head of the *lists* of *users*, with the best score.
+
+        A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty.
+        """
+        pins = np.tile(self.pins, (len(users), 1))
+        is_empty = lists.items[:, 0] < 0
+        pins[is_empty] = -1
+        if not self.keep_seen:
+            pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
+        best_scores = np.broadcast_to(lists.scores[:, :1], pins.shape)
+
+        items = np.concatenate([pins, lists.items], axis=1)
+        scores = np.concatenate([best_scores, lists.scores], axis=1)
+        return without_repeats(items, scores, lists.items.shape[1])
+
+    def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
+        """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
+
+        *rank* is called with some of the *rows* (users or items) and with the number of items to rank for each: *depth*
+        or more at first, and several times as many for lists that the cap leaves short. A list ends with -1 and scores
+        of 0 if the ranking has too few items.
+        """
+        # Without a cap, one ranking gives the lists, unless the rules need more candidates than places.
+        if self.categories is None and depth == self.length:
+            return rank(rows, self.length)
+        if self.categories is not None:
+            depth = max(depth, self.length * _FIRST_DEPTH)
+
+        total = len(self.model.matrix.item_ids)
+        width = min(self.length, total)
+        items = np.full((len(rows), width), -1, dtype=np.int32)
+        scores = np.zeros((len(rows), width), dtype=np.float32)
+
+        # Indices into *rows*: at first all, then those of short lists, which are ranked again, deeper.
+        pending = np.arange(len(rows))
+        while len(pending):
+            still_short = list[Indices]()
+            batches = -(-len(pending) * min(depth, total) // _CELLS)  # bounds memory; rounded up
+            for batch in np.array_split(pending, batches):
+                ranked = rank(rows[batch], depth)
+                lists = take_kept(ranked.items, ranked.scores, self._are_under_cap(ranked.items), width)
+                items[batch, : lists.items.shape[1]] = lists.items
+                scores[batch, : lists.items.shape[1]] = lists.scores
+
+                is_short = items[batch, -1] < 0
+                has_more = ranked.items[:, -1] >= 0  # the ranking did not end before *depth*
+                still_short.append(batch[is_short & has_more])
+
+            if depth >= total:
+                break
+            pending = np.concatenate(still_short)
+            depth *= _DEEPER
+        return Ranked(items, scores)
+
+    def _are_under_cap(self, items: Indices) -> Mask:
+        """Return which *items* [rows, depth] the cap per category leaves in their list; False for -1."""
+        most = self.rules.max_per_category
+        if self.categories is None or most is None:
+            return items >= 0
+        categories = np.where(items >= 0, self.categories[items], _NO_CATEGORY)
+        return (items >= 0) & are_first_of_kind(categories, most)
+
+    def _ruled_popular_list(self, items: Indices, scores: Floats, n: int) -> Popular:
+        """Return a popular list of *n* items, or fewer: the pinned ones, then the first of *items* that rules allow.
+
+        *items* are numbers of items, best first; *scores* has the score of every item of the model, by number.
+        """
+        scores = scores.copy()
+        best_score = scores[items[0]]
+        scores[self.pins] = best_score
+
+        items = np.concatenate([self.pins, items[~np.isin(items, self.pins)]])
+        if self.allowed is not None:
+            items = items[self.allowed[items]]
+        are_under_cap = self._are_under_cap(items[np.newaxis, :])[0]  # of the only list
+        items = items[are_under_cap][:n]
+        return Popular(items, scores[items])
+
+
+def _boosted(model: Model, boosts: Floats | None) -> Model:
+    """Return *model* with scores multiplied by *boosts* [items]."""
+    ranker = model.ranker
+    if boosts is None:
+        return model
+    if isinstance(ranker, Popularity):
+        return replace(model, ranker=Popularity(ranker.counts * boosts))
+    weights = boosts if ranker.recent is None else ranker.recent * boosts
+    return replace(model, ranker=with_recency(ranker, weights))
+
+
+def _own_counts(model: Model, boosts: Floats | None) -> UserItems | None:
+    """Return `Model.own_counts`, multiplied by *boosts* [items]."""
+    own = model.own_counts()
+    if own is not None and boosts is not None:
+        own.data *= boosts[own.indices]
+    return own
+
+
+def _pins(rules: Rules, ids: list[str], allowed: Allowed) -> Indices:
+    """Return the pinned items that are known and *allowed*, in order."""
+    columns = {item: column for column, item in enumerate(ids)}
+    pinned = [columns[item] for item in dict.fromkeys(rules.pinned) if item in columns]
+    pins = np.array(pinned, dtype=np.int32)
+    return pins if allowed is None else pins[allowed[pins]]
+
+
+def _new_items(model: Model, explore: Explore, allowed: Allowed, *, keep_seen: bool) -> NewItems:
+    """Return the *allowed* new items of a model; SettingError without times."""
+    times = model.matrix.times
+    if times is None:
+        raise SettingError("New items need times, and the data have none; name their column with --time-column.")
+    new = are_new(model.matrix.user_items, times, explore.days)
+    if allowed is not None:
+        new &= allowed
+    return NewItems(explore, model, new, keep_seen=keep_seen)
+
+
+def _allowed_items(rules: Rules, ids: list[str]) -> Allowed:
+    """Return the mask of items that are available and not excluded [items], None without such rules."""
+    if rules.available is None and not rules.excluded:
+        return None
+    allowed = set(ids if rules.available is None else rules.available) - rules.excluded
+    return np.array([item in allowed for item in ids], dtype=np.bool_)
+
+
+def _score_factors(rules: Rules, ids: list[str]) -> Floats | None:
+    """Return factors of scores [items], None if all are 1."""
+    if not rules.boosts:
+        return None
+    return np.array([rules.boosts.get(item, 1.0) for item in ids], dtype=np.float32)
+
+
+def _category_numbers(categories: Mapping[str, str], ids: list[str]) -> Indices:
+    """Return the number of each item's category [items], the same in each attempt to publish."""
+    numbers = {name: number for number, name in enumerate(sorted({*categories.values()}))}
+    return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)
