@@ -209,7 +209,9 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
         rows, about = encode_attributes(ids.to_list(), values, texts)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
-    notes = [note for column in columns.values() for note in column.notes]
+    notes = list[str]()
+    for column in columns.values():
+        notes += column.notes
     if notes:
         about[ABOUT]["notes"] = notes
     return Attributes(rows, about)

@@ -197,7 +197,9 @@ class ImportedLists:
         self.left_out = dict(first.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        self._notes = [note for rows in sources.rows for note in rows.notes]
+        self._notes = list[str]()
+        for rows in sources.rows:
+            self._notes += rows.notes
         self._fingerprint = sources.fingerprint
 
         self._items = numbers.ids()
@@ -371,18 +373,27 @@ def sort_lists(
     if scored is None:
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
     folder.mkdir()
-    total = 2 * scored.facts["rows"]
+    rows = scored.facts["rows"]
+    on_progress(0, 2 * rows)
+    _divide_rows(scored, numbers, folder, lambda done: on_progress(done, 2 * rows))
+    return _sort_partitions(folder, numbers.ranks(), length, lambda done: on_progress(rows + done, 2 * rows))
+
+
+def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
+    """Divide rows into partitions, a subfolder of *folder* for each; *on_done* is called with the rows done."""
     done = 0
-    on_progress(done, total)
     with data_errors(folder):
         bounds = _partition_bounds(scored)
         rows = scored.kept.select("owner", "item", "score")
         for batch in rows.collect_batches(chunk_size=PARTITION_ROWS, maintain_order=False):
             _append_to_partitions(batch, numbers, bounds, folder, f"{done}.arrow")
             done += batch.height
-            on_progress(done, total)
+            on_done(done)
 
-    ranks = numbers.ranks()
+
+def _sort_partitions(folder: Path, ranks: pl.Series, length: int, on_done: Callable[[int], None]) -> SortedLists:
+    """Replace each partition in *folder* by a file of its lists, see `rank_rows`; *on_done* gets the rows done."""
+    done = 0
     partitions = list[Path]()
     list_counts = np.zeros(len(ranks), dtype=np.int64)
     owners = 0
@@ -399,7 +410,7 @@ def sort_lists(
         items = ranked.lists.get_column("item").explode().to_numpy()
         list_counts += np.bincount(items, minlength=len(ranks))
         done += partition.height
-        on_progress(done, total)
+        on_done(done)
     return SortedLists(partitions=partitions, list_counts=list_counts, owners=owners, duplicates=duplicates)
 
 

@@ -141,7 +141,10 @@ class Measurement:
         """Return the first items of sampled lists; the sample depends on user ids alone."""
         self._trim()
         ids = self._items.ids
-        return {drawn.user: [ids[item] for item in drawn.items.tolist()] for drawn in self._sampled[:at_most]}
+        items_by_user = dict[str, list[str]]()
+        for drawn in self._sampled[:at_most]:
+            items_by_user[drawn.user] = [ids[item] for item in drawn.items.tolist()]
+        return items_by_user
 
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
         """Keep the lists of users with the lowest hashes of their ids, a uniform sample.

@@ -507,9 +507,12 @@ def _read_history(arrays: Arrays, user_items: UserItems, data: DataDescription) 
 def _popular_frame(model: Model) -> pl.DataFrame:
     """Return all popular lists as rows [segment, item, score]; the overall one has no segment."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
+    segments = list[str | None]()
+    for segment, popular in lists:
+        segments += [segment] * len(popular.items)
     return pl.DataFrame(
         {
-            "segment": pl.Series([name for name, popular in lists for _ in popular.items], dtype=pl.String),
+            "segment": pl.Series(segments, dtype=pl.String),
             "item": np.concatenate([popular.items for _, popular in lists]),
             "score": np.concatenate([popular.scores for _, popular in lists]),
         }

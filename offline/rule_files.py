@@ -49,8 +49,11 @@ def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
     with input_files([path]) as files, data_errors(named_paths([path]), files):
-        lines = [line.strip() for file in files for line in file.path.read_text("utf-8-sig").splitlines()]
-    return [*filter(None, lines)]
+        lines = list[str]()
+        for file in files:
+            lines += file.path.read_text("utf-8-sig").splitlines()
+    stripped = [line.strip() for line in lines]
+    return [*filter(None, stripped)]
 
 
 def _read_available(path: Path) -> list[str]:

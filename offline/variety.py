@@ -154,7 +154,7 @@ def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
 
 
 def row_slices(count: int, at_once: int) -> Iterator[slice]:
-    """Yield row_slices of *at_once* of *count* rows, or of one row if that is 0."""
+    """Yield slices of *at_once* of *count* rows, or of one row if that is 0."""
     step = max(1, at_once)
     for start in range(0, count, step):
         yield slice(start, start + step)

@@ -107,10 +107,14 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
     Case, spaces and punctuation do not count, and ids may end in `id`: `User-ID` is a user.
     """
-    plain = {_letters_and_digits(column): column for column in reversed(available)}
+    column_by_name = {_letters_and_digits(column): column for column in reversed(available)}
     endings = ("", "id") if role in _ID_ROLES else ("",)
-    names = (name + ending for name in _COMMON_NAMES[role].split() for ending in endings)
-    return next((plain[name] for name in names if name in plain), None)
+    for name in _COMMON_NAMES[role].split():
+        for ending in endings:
+            column = column_by_name.get(name + ending)
+            if column is not None:
+                return column
+    return None
 
 
 def time_format(sample: pl.Series) -> str:

@@ -28,6 +28,17 @@ class LeftOut:
     items_left_out: int = 0
     pairs_left_out: int = 0
 
+    @classmethod
+    def between(cls, all_pairs: UserItems, kept: UserItems) -> "LeftOut":
+        """Return how much *all_pairs* [users, items] has more than *kept*, a part of it in the same shape."""
+        before = _present_users_and_items(all_pairs)
+        after = _present_users_and_items(kept)
+        return cls(
+            users_left_out=int(before.users.sum() - after.users.sum()),
+            items_left_out=int(before.items.sum() - after.items.sum()),
+            pairs_left_out=int(all_pairs.nnz - kept.nnz),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -111,18 +122,13 @@ def to_matrix(
     if history.ended is not None:
         pairs_ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
 
-    before = _present_users_and_items(all_pairs)
     has_times = "time" in log.columns and log.get_column("time").count() > 0
     matrix = Matrix(
         user_ids=users.names.to_list(),
         item_ids=items.names.to_list(),
         user_items=user_items,
         history=history if has_times else None,
-        left_out=LeftOut(
-            users_left_out=int(before.users.sum() - present.users.sum()),
-            items_left_out=int(before.items.sum() - present.items.sum()),
-            pairs_left_out=int(all_pairs.nnz - user_items.nnz),
-        ),
+        left_out=LeftOut.between(all_pairs, user_items),
     )
     return matrix.only_present_in(pairs_ever)
 

@@ -86,6 +86,14 @@ class RowSchema:
             self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
 
 
+def _number_reasons(schemas: Sequence[RowSchema]) -> dict[str, int]:
+    """Return a number for each reason to leave a row out, in the order in which they apply."""
+    reasons = {_MALFORMED_ROW: None}
+    for schema in schemas:
+        reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
+    return {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
+
+
 class Rows:
     """The rows of several tables.
 
@@ -99,10 +107,7 @@ class Rows:
     ) -> None:
         """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
         self._schemas = schemas
-        reasons = {_MALFORMED_ROW: None}
-        for schema in schemas:
-            reasons |= dict.fromkeys([*schema.filters, *schema.left_out])
-        self._numbers = {reason: number for number, reason in enumerate(reasons, start=_KEPT_ROW + 1)}
+        self._numbers = _number_reasons(schemas)
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
         with data_errors(source, [schema.table.file for schema in schemas]):
