@@ -1,34 +1,21 @@
 """Publishing lists as a release; a thread computes the next batch."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 from hotplate.offline.errors import GateFailed, SettingError
-from hotplate.offline.gates import (
-    AS_FLAGS,
-    Gate,
-    check,
-    check_names,
-    depth_of,
-    gates_of,
-    parse_gates,
-    remedies,
-    with_defaults,
-)
+from hotplate.offline.gate_check import GateCheck
 from hotplate.offline.lists import ListSettings, ModelLists
-from hotplate.offline.measurement import Measurement
 from hotplate.offline.model import Model, load
 from hotplate.offline.options import PublishSettings
 from hotplate.offline.sources import (
     ListSource,
     NamedLists,
     PartedSource,
-    Source,
     merged_by_key,
     source_of_lists,
     sources_by_name,
@@ -36,44 +23,19 @@ from hotplate.offline.sources import (
 )
 from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
-from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
 from hotplate.stores import publication
-from hotplate.stores.catalogue import Arm, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.connect import run_on
-from hotplate.stores.encoding import ITEM, POPULAR, prefix_of
 from hotplate.stores.errors import HeldBack
 from hotplate.stores.lifecycle import prune, wait_for_probation
-from hotplate.stores.manifest import Manifest, Tally
 from hotplate.stores.options import parse_seconds
-from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord, failures
 from hotplate.stores.publication import ParallelWriters, WrittenRelease
 from hotplate.stores.store import Observer, Reader, Row, Store
 from hotplate.stores.verification import OnProgress, unreported
 
 # A trained model, or its folder.
 AnyModel = Model | Path | str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a published release becomes: its *name* in messages, and the *option* of `releases activate` for it."""
-
-    name: str
-    option: str
-
-    def activation(self, release: ReleaseId, *, force: bool = False) -> str:
-        """Return the command that makes a release this."""
-        flag = " --force" if force else ""
-        return f"hotplate releases activate{flag} {release}{self.option}"
-
-
-PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
-
-
-def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
-    """Return the gates; raises SettingError."""
-    return parse_gates(settings.gates, "gates") if isinstance(settings.gates, Mapping) else settings.gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +119,7 @@ async def publish_source(
     started = perf_counter()
     steps = dict[str, float]()
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
-    gate_check = _GateCheck(source, settings, compared, steps)
+    gate_check = GateCheck(source, settings, compared, steps)
 
     result = await _write(source, store, settings, gate_check, steps, observer=observer, on_progress=on_progress)
     steps |= result.seconds
@@ -189,7 +151,7 @@ async def _write(
     source: ListSource | PartedSource | NamedLists,
     store: Store,
     settings: PublishSettings,
-    gate_check: "_GateCheck",
+    gate_check: GateCheck,
     steps: dict[str, float],
     *,
     observer: Observer | None,
@@ -205,13 +167,13 @@ async def _write(
         rows = source.own_rows()
         sample = [] if encoding == "json" else source.sample_rows()
         write_parts = partial(
-            source.write_parts, lists=gate_check.lists[""], observer=observer, on_progress=on_progress
+            source.write_parts, lists=gate_check.lists[""].counts, observer=observer, on_progress=on_progress
         )
         other_writers = ParallelWriters(sample, write_parts)
     else:
         batches = list[Iterator[list[Row]]]()
         for name, named_source in sources_by_name(source).items():
-            batches.append(named_source.batches(gate_check.lists[name].add))
+            batches.append(named_source.batches(gate_check.lists[name].counts.add))
         rows = merged_by_key(batches)
 
     draft = settings.resume
@@ -232,127 +194,6 @@ async def _write(
         others=other_writers,
         on_progress=on_progress,
     )
-
-
-class _Review(NamedTuple):
-    """The gates of one list, and the origin of the list."""
-
-    gates: list[Gate]
-    origin: Origin
-
-
-class _Judged(NamedTuple):
-    """The release that lists were compared with, and the verdicts."""
-
-    live: ReleaseRef | None
-    verdicts: list[GateVerdict]
-
-
-class _GateCheck:
-    """Measures the lists of a release, and judges them by their gates, once.
-
-    `lists` are the measurements by name, filled while the lists are written. *reader* has the live release to compare
-    with. *steps* gets the seconds of judging.
-    """
-
-    def __init__(
-        self,
-        source: Source | NamedLists,
-        settings: PublishSettings,
-        reader: Reader,
-        steps: dict[str, float],
-    ) -> None:
-        self._settings = settings
-        self._about = source.about()
-        self._reader = reader
-        self._steps = steps
-        self.lists = dict[str, Measurement]()
-        self._reviews = dict[str, _Review]()
-        sources = sources_by_name(source)
-        check_names(bounds_of(settings), sources)
-        for name, of_list in sources.items():
-            gates = gates_of(bounds_of(settings), name)
-            items = of_list.items()
-            origin = Origin.of(of_list.about())
-            evaluation = evaluation_of(origin)
-            metrics = () if evaluation is None else evaluation.metrics
-            check(gates, metrics, knows_catalogue=items.catalogue is not None)
-            self.lists[name] = Measurement(items, depth_of(with_defaults(gates)))
-            self._reviews[name] = _Review(gates, origin)
-        self._judged: _Judged | None = None
-
-    async def about(self, tally: Tally) -> OriginRecord:
-        """Return origin and verdicts, once lists are measured."""
-        live, verdicts = await self._judge_once(tally.counts, tally.popular)
-        if not verdicts:
-            return self._about
-        against = None if live is None else live.id
-        gates = GateRecord(forced=self._settings.force, against=against, verdicts=tuple(verdicts))
-        about = self._about.copy()
-        about["gates"] = gates.to_record()
-        return about
-
-    async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the gates that failed, by name, now or when the draft was begun."""
-        failed = list[str]()
-        if not self._is_forced(manifest):
-            judged = await self._judge_once(manifest.counts, manifest.popular_keys)
-            failed = [verdict.gate for verdict in judged.verdicts if not verdict.passed]
-        return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
-
-    async def refusal(self, manifest: Manifest) -> str:
-        """Return why the release may not go live, and what to do; empty if it may."""
-        live, verdicts = await self._judge_once(manifest.counts, manifest.popular_keys)
-        failed = failures(verdicts)
-        if not failed or self._is_forced(manifest):
-            return ""
-        place = PLACES[self._settings.arm]
-        stays = "" if live is None else f", and {live.id} still is"
-        return (
-            f"{failed}; release {manifest.release} was written and is not {place.name}{stays}; "
-            f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
-            f"it: {place.activation(manifest.release, force=True)}"
-        )
-
-    def _is_forced(self, manifest: Manifest) -> bool:
-        """Whether this publish, and the one that began the draft, go live despite failed gates."""
-        return self._settings.force and manifest.origin.gates.forced
-
-    async def _judge_once(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
-        """Return the verdicts of all gates on all lists, judged once; later calls return those of the first.
-
-        *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
-        """
-        if self._judged is None:
-            with timed(self._steps, "gates"):
-                live = (await self._reader.catalogue()).ref_of(self._settings.arm)
-                verdicts = list[GateVerdict]()
-                for name, stored in stored_names(self._reviews).items():
-                    self._count_rows(name, stored, counts, popular_keys)
-                    verdicts += await self._judge_list(name, stored, live)
-                if live is not None:
-                    columns = Origin.of(self._about).item_attributes.columns
-                    verdicts += await compare_names(self.lists, columns, self._reader, live)
-                self._judged = _Judged(live, verdicts)
-        return self._judged
-
-    def _count_rows(self, name: str, stored: str, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
-        """Add the numbers of a list's similar items and segments to its measurement."""
-        prefix = prefix_of(POPULAR, stored)
-        measured = self.lists[name]
-        measured.similar_lists = counts.get(prefix_of(ITEM, stored)[:-1], 0)
-        measured.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}
-
-    async def _judge_list(self, name: str, stored: str, live: ReleaseRef | None) -> list[GateVerdict]:
-        """Judge the gates of the list *name*, by comparison with the release *live*, if there is one.
-
-        *stored* is the list's name in keys, empty for the default one. If a release is live, gates by default are
-        added.
-        """
-        review = self._reviews[name]
-        gates = review.gates if live is None else with_defaults(review.gates)
-        new = NewList(name=name, is_default=not stored, origin=review.origin, counts=self.lists[name])
-        return await judge(gates, new, self._reader, live)
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:

@@ -1,12 +1,29 @@
-"""What the release of a run has become in its store, and what to do if it is not what the job wants."""
+"""What a written release has become in its store, and what to do if it is not what its writer wants."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from hotplate.offline.gates import AS_KEYS, remedies
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import PLACES
 from hotplate.stores.catalogue import Arm, Catalogue, Release, ReleaseId, State
 from hotplate.stores.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a published release becomes: its *name* in messages, and the *option* of `releases activate` for it."""
+
+    name: str
+    option: str
+
+    def activation(self, release: ReleaseId, *, force: bool = False) -> str:
+        """Return the command that makes a release this."""
+        flag = " --force" if force else ""
+        return f"hotplate releases activate{flag} {release}{self.option}"
+
+
+PLACES: Mapping[Arm, Place] = {"A": Place("live", ""), "B": Place("arm B", " --arm B")}
 
 
 class Standing(Enum):

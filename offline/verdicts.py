@@ -25,16 +25,21 @@ _LEAST_MET = 20
 class NewList(NamedTuple):
     """A list that is to be published.
 
-    name        its name; empty for the default list, unless that has one
-    is_default  whether it is stored without a name
-    origin      of its model or files, with the metrics of its evaluation
-    counts      of its items and users, filled while it was written
+    name         its name; empty for the default list, unless that has one
+    stored_name  the name in keys; empty for the default list
+    origin       of its model or files, with the metrics of its evaluation
+    counts       of its items and users, filled while it is written
     """
 
     name: str
-    is_default: bool
+    stored_name: str
     origin: Origin
     counts: Measurement
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the default list."""
+        return not self.stored_name
 
 
 async def judge(gates: Sequence[Gate], new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:

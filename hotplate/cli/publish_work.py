@@ -33,9 +33,10 @@ from hotplate.offline.input.files import named_paths
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
-from hotplate.offline.publish import PLACES, Written, publish_source
+from hotplate.offline.publish import Written, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import ListSource, NamedLists, PartedSource, source_of_lists, stored_names
+from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.compression import default_encoding

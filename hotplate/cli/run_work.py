@@ -26,11 +26,12 @@ from hotplate.exit_codes import REFUSED
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
 from hotplate.offline.evaluate.splits import SplitOptions
+from hotplate.offline.gate_check import bounds_of
 from hotplate.offline.gates import Gate, check, check_names, parse_gates
 from hotplate.offline.job import Attempt, Job, NamedList
 from hotplate.offline.lists import ModelLists
 from hotplate.offline.options import PublishSettings, RuleFiles
-from hotplate.offline.publish import Written, bounds_of, publish_source
+from hotplate.offline.publish import Written, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.rules import require_both
 from hotplate.offline.run_folder import Outcome, Summary

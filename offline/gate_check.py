@@ -1,0 +1,141 @@
+"""The gates of a release: its lists are measured while they are written, and judged once."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from hotplate.offline.gates import (
+    AS_FLAGS,
+    Gate,
+    check,
+    check_names,
+    depth_of,
+    gates_of,
+    parse_gates,
+    remedies,
+    with_defaults,
+)
+from hotplate.offline.measurement import Measurement
+from hotplate.offline.options import PublishSettings
+from hotplate.offline.sources import NamedLists, Source, sources_by_name, stored_names
+from hotplate.offline.standing import PLACES
+from hotplate.offline.steps import timed
+from hotplate.offline.verdicts import NewList, compare_names, evaluation_of, judge
+from hotplate.stores.catalogue import ReleaseRef
+from hotplate.stores.encoding import ITEM, POPULAR, prefix_of
+from hotplate.stores.manifest import Manifest, Tally
+from hotplate.stores.origin import GateRecord, GateVerdict, Origin, OriginRecord, failures
+from hotplate.stores.store import Reader
+
+
+def bounds_of(settings: PublishSettings) -> Sequence[Gate]:
+    """Return the gates; raises SettingError."""
+    return parse_gates(settings.gates, "gates") if isinstance(settings.gates, Mapping) else settings.gates
+
+
+class _Judged(NamedTuple):
+    """The release that lists were compared with, and the verdicts."""
+
+    live: ReleaseRef | None
+    verdicts: list[GateVerdict]
+
+
+class GateCheck:
+    """Measures the lists of a release, and judges them by their gates, once.
+
+    `lists` are the new lists by name, whose counts are filled while the lists are written. *reader* has the live
+    release to compare with. *steps* gets the seconds of judging.
+    """
+
+    def __init__(
+        self,
+        source: Source | NamedLists,
+        settings: PublishSettings,
+        reader: Reader,
+        steps: dict[str, float],
+    ) -> None:
+        """Read the gates of each list; raises SettingError for one that cannot be judged."""
+        self._settings = settings
+        self._about = source.about()
+        self._reader = reader
+        self._steps = steps
+        self.lists = dict[str, NewList]()
+        self._gates = dict[str, list[Gate]]()  # by list
+        self._judged: _Judged | None = None
+        bounds = bounds_of(settings)
+        sources = sources_by_name(source)
+        check_names(bounds, sources)
+        for name, stored_name in stored_names(sources).items():
+            list_source = sources[name]
+            gates = gates_of(bounds, name)
+            items = list_source.items()
+            origin = Origin.of(list_source.about())
+            evaluation = evaluation_of(origin)
+            metrics = () if evaluation is None else evaluation.metrics
+            check(gates, metrics, knows_catalogue=items.catalogue is not None)
+            self._gates[name] = gates
+            counts = Measurement(items, depth_of(with_defaults(gates)))
+            self.lists[name] = NewList(name=name, stored_name=stored_name, origin=origin, counts=counts)
+
+    async def about(self, tally: Tally) -> OriginRecord:
+        """Return origin and verdicts, once lists are measured."""
+        live, verdicts = await self._judge_once(tally.counts, tally.popular)
+        if not verdicts:
+            return self._about
+        against = None if live is None else live.id
+        gates = GateRecord(forced=self._settings.force, against=against, verdicts=tuple(verdicts))
+        about = self._about.copy()
+        about["gates"] = gates.to_record()
+        return about
+
+    async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the gates that failed, by name, now or when the draft was begun."""
+        failed = list[str]()
+        if not self._is_forced(manifest):
+            judged = await self._judge_once(manifest.counts, manifest.popular_keys)
+            failed = [verdict.gate for verdict in judged.verdicts if not verdict.passed]
+        return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
+
+    async def refusal(self, manifest: Manifest) -> str:
+        """Return why the release may not go live, and what to do; empty if it may."""
+        live, verdicts = await self._judge_once(manifest.counts, manifest.popular_keys)
+        failed = failures(verdicts)
+        if not failed or self._is_forced(manifest):
+            return ""
+        place = PLACES[self._settings.arm]
+        stays = "" if live is None else f", and {live.id} still is"
+        return (
+            f"{failed}; release {manifest.release} was written and is not {place.name}{stays}; "
+            f"{remedies(verdicts, AS_FLAGS)}only if it may go live as it is, publish again with --force, or activate "
+            f"it: {place.activation(manifest.release, force=True)}"
+        )
+
+    def _is_forced(self, manifest: Manifest) -> bool:
+        """Whether this publish, and the one that began the draft, go live despite failed gates."""
+        return self._settings.force and manifest.origin.gates.forced
+
+    async def _judge_once(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
+        """Return the verdicts of all gates on all lists, judged once; later calls return those of the first.
+
+        *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
+        """
+        if self._judged is None:
+            with timed(self._steps, "gates"):
+                live = (await self._reader.catalogue()).ref_of(self._settings.arm)
+                verdicts = list[GateVerdict]()
+                for name, new in self.lists.items():
+                    _count_rows(new, counts, popular_keys)
+                    # Gates by default compare with the live release.
+                    gates = self._gates[name] if live is None else with_defaults(self._gates[name])
+                    verdicts += await judge(gates, new, self._reader, live)
+                if live is not None:
+                    columns = Origin.of(self._about).item_attributes.columns
+                    verdicts += await compare_names(self.lists, columns, self._reader, live)
+                self._judged = _Judged(live, verdicts)
+        return self._judged
+
+
+def _count_rows(new: NewList, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
+    """Add the numbers of a list's similar items and segments to its counts; see `GateCheck`."""
+    prefix = prefix_of(POPULAR, new.stored_name)
+    new.counts.similar_lists = counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0)
+    new.counts.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}
