@@ -197,9 +197,9 @@ def train(
 ) -> TrainReport:
     """Train on the interactions of *settings* and write the model folder *out*, replacing an existing model.
 
-    The stages of *on_progress* are read, matrix, tune, evaluate, fit and save; *on_notice* gets sentences on cost and
-    choices. A killed search resumes, from the folder .NAME.kept beside *out*. Raises DataError or SettingError, without
-    writing a model.
+    The stages of *on_progress* are read, matrix, tune, choose (popularity, similar items and repeats), evaluate, fit
+    and save; *on_notice* gets sentences on cost and choices. A killed search resumes, from the folder .NAME.kept beside
+    *out*. Raises DataError or SettingError, without writing a model.
     """
     out = Path(out)
     check_target(out)
@@ -366,15 +366,16 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
         with progress.stage("tune") as on_trial:
             search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
     engine = settings.params if search is None else search.trials[search.recommended].params
-    popularity = _choose_popularity(data, settings, search, trials)
-    half_life_days = popularity.half_life_days
-    similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
-    repeats = None
-    if settings.tuning is not None and data.evaluation is not None:
-        inner_splits = data.inner_splits()
-        if inner_splits:
-            similar = choose_similar_params(inner_splits, half_life_days, settings.k)
-        repeats = search_repeats(data, engine, k=settings.k, popular=popularity)
+    with progress.stage("choose"):
+        popularity = _choose_popularity(data, settings, search, trials)
+        half_life_days = popularity.half_life_days
+        similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
+        repeats = None
+        if settings.tuning is not None and data.evaluation is not None:
+            inner_splits = data.inner_splits()
+            if inner_splits:
+                similar = choose_similar_params(inner_splits, half_life_days, settings.k)
+            repeats = search_repeats(data, engine, k=settings.k, popular=popularity)
     return _Choice(engine=engine, popularity=popularity, similar=similar, repeats=repeats, search=search)
 
 

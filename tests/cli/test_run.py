@@ -82,7 +82,7 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     pipeline = write_pipeline(tmp_path, url)
     first = summary_of(hotplate("run", pipeline))
     assert (first["outcome"], catalogue_of(url).live) == ("published", first["release"])
-    of_training = {"read", "matrix", "fit", "save", "train"}
+    of_training = {"read", "matrix", "choose", "fit", "save", "train"}
     of_publishing = {"measure", "load", "lists", "gates", "activate", "publish"}
     assert set(first["seconds"]) == of_training | of_publishing | {"prune"}
     again = summary_of(hotplate("run", pipeline))

@@ -142,4 +142,4 @@ def test_without_a_terminal_slow_stages_print_a_line_each(tmp_path: Path, monkey
     monkeypatch.setattr("hotplate.cli.train_work.LARGE_BYTES", 0)
     first, *stages = [line for line in hotplate(*arguments).stderr.splitlines() if line.startswith("hotplate: ")]
     assert first.startswith("hotplate: reading 0 MB, which takes about")
-    assert [line.split()[1] for line in stages] == ["read", "matrix", "evaluate", "fit", "save"]
+    assert [line.split()[1] for line in stages] == ["read", "matrix", "choose", "evaluate", "fit", "save"]

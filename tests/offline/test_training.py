@@ -32,7 +32,8 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
         tmp_path / "sample.csv", where=["weight<9"], min_per_user=3, min_per_item=3, params=PARAMS, popular_length=7
     )
     report = train(settings, tmp_path / "model", lambda *step: reports.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == ["read", "matrix", "evaluate", "fit", "save"]
+    stages = list(dict.fromkeys(stage for stage, _, _ in reports))
+    assert stages == ["read", "matrix", "choose", "evaluate", "fit", "save"]
     assert ("fit", 5, 5) in reports
     assert report.note is None
     assert report.evaluation is not None
@@ -40,7 +41,7 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["users"] == 400
     assert facts["evaluation"]["model"]["k"] == 10
-    assert set(facts["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
+    assert set(facts["seconds"]) == {"read", "matrix", "choose", "evaluate", "fit", "save"}
     model = load(tmp_path / "model")
     assert model.evaluation == report.model.evaluation
     assert model.evaluation is not None
