@@ -138,7 +138,10 @@ class StoresOptions(Options):
     repeat: Annotated[
         int | None, Flag("Number of rounds; else as many as fit into --budget. Verdicts need 5.", HOW)
     ] = None
-    budget: Annotated[str, Flag("The time for all rounds, besides the start of stores and services.", HOW)] = "130s"
+    budget: Annotated[
+        str | None,
+        Flag("The time for all rounds, besides the start of stores and services; 130s without --repeat.", HOW),
+    ] = None
     warmup: Annotated[str, Flag("Uncounted load before the first round.", HOW)] = "2s"
     cpu_hour: Annotated[
         float | None,

@@ -290,7 +290,10 @@ def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Ma
     *evaluation* is that of the new list, and *live* the manifest of the live release, in which the list has the name
     *stored*. Fails if either lacks the metric, or they were evaluated differently.
     """
-    live_evaluation = evaluation_of(live.origin_of(stored))
+    live_origin = live.origin_of(stored)
+    live_evaluation = evaluation_of(live_origin)
+    if live_evaluation is None and live_origin.metrics:
+        return gate.verdict(None, f"the evaluation of the live release {live.release} cannot be read")
     now = None if evaluation is None else evaluation.metric(gate.metric)
     before = None if live_evaluation is None else live_evaluation.metric(gate.metric)
     if evaluation is None or live_evaluation is None or now is None or before is None:

@@ -69,6 +69,14 @@ def redacted(url: str) -> str:
     return start + (END_BEHIND_AT if at else END).split(shown, maxsplit=1)[0]
 
 
+def without_password(url: str) -> str:
+    """Return *url* without its password; StoreMisused as `split`."""
+    parts = split(url)
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    user = userinfo.partition(":")[0]
+    return parts._replace(netloc=f"{user}{at}{hosts}").geturl()
+
+
 def split(url: str) -> SplitResult:
     """Split a URL; StoreMisused if a password or parameter is not percent-encoded."""
     try:

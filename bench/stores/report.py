@@ -61,6 +61,8 @@ CPU = "CPU a request"
 COST = "cost of a billion reads"
 UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
 BILLION = 1e9
+# Of all rounds, if neither --budget nor --repeat is given.
+BUDGET_S = 130.0
 ASSUMED = "assumed"
 ASSUMED_MARK = "*"
 LATENCY_COLUMNS = tuple(Column(name, f"{name}\nms", "ms") for name in PERCENTILES)
@@ -91,7 +93,7 @@ ELSE_DECIDES = "regions, failover and replica lag decide, too: docs/stores.md"
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
     """Compare stores. Raises BenchMisused for invalid options, BenchFailed and StoreError."""
     settings = parse_settings(options)
-    extent = f"{options.budget} of measuring" if options.repeat is None else f"{options.repeat} rounds"
+    extent = f"{_budget_of(options):.0f} s of measuring" if options.repeat is None else f"{options.repeat} rounds"
     display.say(f"comparing {len(options.urls) or 'files, Redis and Cosmos DB'} stores: {extent}")
     try:
         if options.urls:
@@ -147,9 +149,16 @@ def parse_settings(options: StoresOptions) -> RoundSettings:
         warmup_s=parse_seconds(options.warmup),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         rounds=math.inf if options.repeat is None else options.repeat,
-        budget_s=parse_seconds(options.budget) if options.repeat is None else math.inf,
+        budget_s=_budget_of(options),
         full_s=FULL_S,
     )
+
+
+def _budget_of(options: StoresOptions) -> float:
+    """Return the seconds for all rounds; unlimited if only their number is given."""
+    if options.budget is not None:
+        return parse_seconds(options.budget)
+    return BUDGET_S if options.repeat is None else math.inf
 
 
 class Cost(NamedTuple):
@@ -367,6 +376,8 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
         return failures
     if not rounds:
         return [*failures, "no round was made"]
+    if options.repeat is not None and rounds < options.repeat:
+        failures.append(f"{rounds} of {options.repeat} rounds fit into --budget {options.budget}")
     if rounds < MIN_ROUNDS and options.repeat is None:
         failures.append(
             f"{rounds} rounds were made in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is "
@@ -422,7 +433,7 @@ def _too_few_answers(stores: Sequence[Summary]) -> Iterator[str]:
     names = {name for store in usual for name, figure in store.latencies.items() if figure.note == TOO_FEW_ANSWERS}
     few = [name for name in PERCENTILES if name in names]
     if few:
-        yield f"{' and '.join(few)}: too few answers; a longer --budget gives more."
+        yield f"{' and '.join(few)}: too few answers; a longer --budget or more rounds (--repeat) give more."
 
 
 class SpeedVerdict(NamedTuple):

@@ -161,8 +161,7 @@ def _write_and_print(
         from hotplate import report_page  # an extra
 
         report_page.save(planned, flags.report)
-    replaces_failed_plan = planned.exit_code and flags.save is not None and flags.save == flags.check
-    if replaces_failed_plan:
+    if planned.exit_code and _is_same_file(flags.save, flags.check):
         err.print(f"{flags.save} is kept: the plan fails the check against it; --save another file to replace it")
     elif flags.save is not None:
         bound_percent = BOUND_PERCENT
@@ -176,6 +175,10 @@ def _write_and_print(
         show_report(in_full(planned) if flags.in_full else planned, as_json=flags.as_json)
     if planned.exit_code:
         raise typer.Exit(planned.exit_code)
+
+
+def _is_same_file(saved: Path | None, checked: Path | None) -> bool:
+    return saved is not None and checked is not None and saved.exists() and saved.samefile(checked)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:

@@ -39,7 +39,7 @@ from hotplate.offline.sources import NamedLists
 from hotplate.offline.train.als import ALSParams
 from hotplate.offline.training import TrainSettings
 from hotplate.stores.store import Store
-from hotplate.stores.urls import default_url, redacted
+from hotplate.stores.urls import default_url, redacted, without_password
 
 DAY_S = 86_400
 PUSH_TIMEOUT_S = 10.0
@@ -176,8 +176,14 @@ def read_job(pipeline: PipelineFile) -> Job:
 
     store_url = store_url_or_default(checked_flags.store)
     # The store's URL without its password, whose renewal is no reason to train again.
-    lists = [replace(flags, store=None) for flags in (publish_flags, *flags_by_list.values())]
-    options = [train_flags, lists, [*flags_by_list], gates, redacted(store_url)]
+    flags_without_store = {name: replace(flags, store=None) for name, flags in flags_by_list.items()}
+    options = [
+        train_flags,
+        replace(publish_flags, store=None),
+        flags_without_store,
+        gates,
+        without_password(store_url),
+    ]
     return Job(
         name=pipeline.name,
         store=store_url,

@@ -279,11 +279,15 @@ def test_invalid_comparison_options_are_refused(arguments: list[str], words: str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_repeat_is_not_cut_by_the_budget() -> None:
-    settings = parse_settings(StoresOptions(repeat=40, budget="6s"))
-    assert (settings.rounds, settings.budget_s) == (40, math.inf)
-    settings = parse_settings(StoresOptions(budget="6s"))
-    assert (settings.rounds, settings.budget_s) == (math.inf, 6.0)
+def test_repeat_is_cut_only_by_a_budget_that_is_given() -> None:
+    def limits(repeat: int | None = None, budget: str | None = None) -> tuple[float, float]:
+        settings = parse_settings(StoresOptions(repeat=repeat, budget=budget))
+        return settings.rounds, settings.budget_s
+
+    assert limits(repeat=40) == (40, math.inf)
+    assert limits(repeat=40, budget="6s") == (40, 6.0)
+    assert limits(budget="6s") == (math.inf, 6.0)
+    assert limits() == (math.inf, 130.0)
 
 
 @pytest.mark.soak

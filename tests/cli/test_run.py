@@ -431,7 +431,17 @@ def test_new_password_of_the_store_is_no_other_option(tmp_path: Path) -> None:
 
     first = options("redis://user:old@127.0.0.1:6379/0")
     assert options("redis://user:new@127.0.0.1:6379/0") == first
-    assert options("redis://user:new@127.0.0.2:6379/0") != first
+    others = (
+        "redis://user:old@127.0.0.2:6379/0",
+        "redis://user:old@127.0.0.1:6379/0?prefix=b",
+        "redis://127.0.0.1:6379/0",
+    )
+    assert first not in map(options, others)
+    pipeline = read_pipeline(
+        write_pipeline(tmp_path, "redis://u:p@127.0.0.1/0", '[lists.a]\nmodel = "m"\n[lists.b]\nmodel = "n"\n')
+    )
+    swapped = replace(pipeline, tables=pipeline.tables | {"lists": dict(reversed(pipeline.tables["lists"].items()))})
+    assert read_job(swapped).options == read_job(pipeline).options
 
 
 def test_check_reads_options_of_all_kinds_and_runs_nothing(folder_url: str, tmp_path: Path) -> None:
