@@ -217,17 +217,11 @@ def _past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[ALSParam
         yield replace(best, regularization=scale * best.regularization, alpha=scale * best.alpha)
 
 
-def _fit_on_spark(user_items: UserItems, params: SparkParams, on_iteration: OnIteration | None) -> Factors:
-    from hotplate.offline.train import spark  # noqa: PLC0415 -- an extra
-
-    return spark.fit(user_items, params, on_iteration)
-
-
-_ARRAYS = (StoredArray("user_factors", is_by_user=True), StoredArray("item_factors"))
+FACTOR_ARRAYS = (StoredArray("user_factors", is_by_user=True), StoredArray("item_factors"))
 ALS = EngineSpec(
     params=ALSParams,
     fit=lambda user_items, params, on_iteration, _times: fit(user_items, params, on_iteration),
-    arrays=_ARRAYS,
+    arrays=FACTOR_ARRAYS,
     restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
     fit_s=_fit_s,
     fit_bytes=_fit_bytes,
@@ -242,20 +236,4 @@ ALS = EngineSpec(
     },
     cells=_cells,
     past_edge=_past_edge,
-)
-# The work and the memory are those of the cluster; it is not searched.
-SPARK = EngineSpec(
-    params=SparkParams,
-    fit=lambda user_items, params, on_iteration, _times: _fit_on_spark(user_items, params, on_iteration),
-    arrays=_ARRAYS,
-    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
-    fit_s=lambda _params, user_items: 1e-8 * float(user_items.nnz),
-    fit_bytes=lambda _params, _user_items: 0,
-    ranking_s=lambda _params, rows: ranking_s(rows),
-    fit_price=lambda _params, user_items: 1e-8 * float(user_items.nnz),
-    memory_advice="",
-    complexity=lambda params: params.factors,
-    varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
-    cells=lambda _first, _items: (),
-    past_edge=lambda _best_first, _items: (),
 )

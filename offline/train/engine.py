@@ -12,7 +12,7 @@ from hotplate.offline.errors import DataError, SettingError
 from hotplate.offline.input.columns import named_values, parse_half_life
 from hotplate.offline.input.history import Times
 from hotplate.offline.input.pairs import Floats, UserItems
-from hotplate.offline.train.als import ALS, SPARK, ALSParams, Factors, SparkParams
+from hotplate.offline.train.als import ALS, FACTOR_ARRAYS, ALSParams, Factors, SparkParams
 from hotplate.offline.train.item_based import (
     EASE,
     EASE_ENGINE,
@@ -22,7 +22,7 @@ from hotplate.offline.train.item_based import (
     Neighbours,
 )
 from hotplate.offline.train.popularity import POPULARITY, Popularity, PopularityParams, Recency
-from hotplate.offline.train.spec import EngineSpec, OnIteration
+from hotplate.offline.train.spec import EngineSpec, OnIteration, ranking_s
 from hotplate.stores.folders import room_bytes
 
 Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
@@ -30,6 +30,31 @@ Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | Pop
 # A fitted model; its users and items are those of its matrix.
 Ranker: TypeAlias = Factors | EASE | Neighbours | Popularity
 
+
+def _fit_on_spark(
+    user_items: UserItems, params: SparkParams, on_iteration: OnIteration | None, _times: object
+) -> Factors:
+    from hotplate.offline.train import spark  # noqa: PLC0415 -- an extra
+
+    return spark.fit(user_items, params, on_iteration)
+
+
+# Here, as its module needs an extra. The work and the memory are those of the cluster; it is not searched.
+SPARK = EngineSpec(
+    params=SparkParams,
+    fit=_fit_on_spark,
+    arrays=FACTOR_ARRAYS,
+    restored=lambda arrays, params, recent: Factors(**arrays, params=params, recent=recent),
+    fit_s=lambda _params, user_items: 1e-8 * float(user_items.nnz),
+    fit_bytes=lambda _params, _user_items: 0,
+    ranking_s=lambda _params, rows: ranking_s(rows),
+    fit_price=lambda _params, user_items: 1e-8 * float(user_items.nnz),
+    memory_advice="",
+    complexity=lambda params: params.factors,
+    varied=lambda params: {"factors": params.factors, "reg_param": params.reg_param, "alpha": params.alpha},
+    cells=lambda _first, _items: (),
+    past_edge=lambda _best_first, _items: (),
+)
 # The specs are of different types, so they are not checked where they are called.
 ENGINES: dict[Engine, EngineSpec[Any, Any]] = {
     "als": ALS,
