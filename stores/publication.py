@@ -43,6 +43,12 @@ DRAFT_POLL_S = 1.0
 # A lease that ends earlier is not renewed again.
 LAST_RENEWAL_S = 1.0
 
+# Time for a renewal in a process that was suspended beyond its lease.
+RENEWAL_GRACE_S = LEASE_S / 3
+
+# Raises an error if a writer has lost its lease.
+CheckLease = Callable[[], Awaitable[None]]
+
 # From the sums over all rows: returns the manifest, or that of an earlier attempt (None: there is none) if it matches.
 Finish = Callable[[Tally, Manifest | None], Awaitable[Manifest]]
 
@@ -307,14 +313,14 @@ async def write_draft(
     try:
         async with lease(store, draft) as check_lease:
             encoded = await encode()
-            check_lease()
+            await check_lease()
             result = await _write_rows(store, draft, encoded, finish=finish, others=others, check_lease=check_lease)
             await store.seal(draft)
             await _verify(store, draft, result)
             if prepare:
                 await store.prepare(draft.release)
             refusing = result.manifest.refused_by if refused_by is None else await refused_by(result.manifest)
-            check_lease()
+            await check_lease()
             await update_catalogue(store, partial(changes.commit, draft=draft, refused_by=refusing))
     except (StoreUnavailable, _AttemptRefused) as error:
         with suppress(StoreError):  # unavailable: the lease will lapse
@@ -340,7 +346,7 @@ async def _write_rows(
     *,
     finish: Finish,
     others: ParallelWriters | None,
-    check_lease: Callable[[], None],
+    check_lease: CheckLease,
 ) -> WrittenRelease:
     """Write the rows of a draft that earlier attempts have not written, the manifest last.
 
@@ -411,7 +417,7 @@ async def put_part(
     context: PartContext,
     batches: AsyncIterable[Sequence[Row]],
     part: int = 0,
-    check: Callable[[], None] = lambda: None,
+    check: CheckLease | None = None,
 ) -> WrittenPart:
     """Put the rows of a part that are not acknowledged yet, and sum up all of them; without those of erased users.
 
@@ -425,7 +431,8 @@ async def put_part(
     tally = Tally()
     rows_put = 0
     async for batch in batches:
-        check()
+        if check is not None:
+            await check()
         rows = batch
         if erased:
             rows = [row for row in batch if not erased.covers(row.key)]
@@ -489,45 +496,64 @@ async def _reported(batches: AsyncIterator[list[Row]], total: int, on_progress: 
 
 
 @asynccontextmanager
-async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
+async def lease(store: Store, draft: DraftRef) -> AsyncIterator[CheckLease]:
     """Renew a draft's lease in the background, at each third of it, until the end of the context.
 
     Yields a function that raises an error if the lease is lost: that of the renewal, or StoreUnavailable once the lease
-    has run out by the local clock. The writer calls it before each step.
+    has run out by the local clock. The writer calls it before each step. In a process that was suspended beyond the
+    lease, it waits for the renewal that is due.
     """
     clock = asyncio.get_running_loop().time
     ends_at = clock() + LEASE_S
+    renewed = asyncio.Event()
 
-    async def renew() -> None:
+    async def keep_renewed() -> None:
         nonlocal ends_at
         while True:
             await asyncio.sleep((ends_at - clock()) / 3)
-            began_at = clock()
-            # Time for a renewal even if the process was suspended: nobody else may have taken the draft.
-            limit_s = max(ends_at - began_at, LEASE_S / 3)
-            try:
-                async with asyncio.timeout(limit_s):
-                    await update_catalogue(store, partial(changes.renew, draft=draft))
-                ends_at = began_at + LEASE_S
-            except TimeoutError as error:
-                raise _lapsed(draft) from error
-            except StoreUnavailable:  # again after a third of what is left
-                if ends_at - clock() < LAST_RENEWAL_S:
-                    raise
+            ends_at = await _renew(store, draft, until=max(ends_at, clock() + RENEWAL_GRACE_S))
+            renewed.set()
 
-    renewal = asyncio.create_task(renew())
+    renewal = asyncio.create_task(keep_renewed())
+    renewal.add_done_callback(lambda _: renewed.set())
 
-    def check() -> None:
+    async def check() -> None:
+        while clock() >= ends_at and not renewal.done():
+            renewed.clear()
+            await renewed.wait()
         if renewal.done():
             renewal.result()
-        if clock() >= ends_at:
-            raise _lapsed(draft)
 
     try:
         yield check
     finally:
         renewal.cancel()
         await asyncio.gather(renewal, return_exceptions=True)  # `check` has raised its error
+
+
+async def _renew(store: Store, draft: DraftRef, until: float) -> float:
+    """Renew a draft's lease, and return its new end; both times are by the loop's clock.
+
+    Attempts that fail with StoreUnavailable are repeated, up to *until*. If the process is suspended beyond that, it
+    has RENEWAL_GRACE_S from then on, because nobody else may have taken the draft.
+    """
+    clock = asyncio.get_running_loop().time
+    while True:
+        began_at = clock()
+        try:
+            async with asyncio.timeout_at(until):
+                await update_catalogue(store, partial(changes.renew, draft=draft))
+            return began_at + LEASE_S
+        except TimeoutError as error:
+            if clock() - until < LAST_RENEWAL_S:
+                raise _lapsed(draft) from error
+        except StoreUnavailable:
+            if abs(clock() - until) < LAST_RENEWAL_S:
+                raise
+        if clock() >= until:  # suspended meanwhile
+            until = clock() + RENEWAL_GRACE_S
+        else:
+            await asyncio.sleep((until - clock()) / 3)
 
 
 def _lapsed(draft: DraftRef) -> StoreUnavailable:
