@@ -372,7 +372,8 @@ async def revise_catalogue(
     A swap that fails with StoreUnavailable is unclear: it may have taken place, or still take place. If the catalogue
     then has its token, it has; if the catalogue is unchanged, a second swap can be sent, as only one of both can
     succeed. If others have changed it, the result is unknown: a *repeatable* change, which may be applied twice, is
-    applied again, for others StoreUnavailable is raised. So it is after UNCLEAR_SWAPS unclear swaps.
+    applied again. For others StoreUnavailable is raised, unless they would change nothing any more. So it is after
+    UNCLEAR_SWAPS unclear swaps.
 
     Raises CatalogueUnreadable if the store holds releases and its catalogue is gone.
     """
@@ -385,7 +386,7 @@ async def revise_catalogue(
             return sent.new_by_token[old.token]
         is_last = len(sent.unclear_errors) == UNCLEAR_SWAPS
         if known is _Known.OVERTAKEN and (is_last or not repeatable):
-            raise _unknown_result(sent.unclear_errors[-1])
+            return await _confirmed(revise, old, sent.unclear_errors[-1])
         if is_last:
             raise StoreUnavailable(
                 f"{sent.unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
@@ -408,6 +409,22 @@ async def revise_catalogue(
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
+
+
+async def _confirmed(
+    revise: Callable[[Catalogue], Awaitable[Revision]], read: Catalogue, unclear: StoreUnavailable
+) -> Catalogue:
+    """Return *read*, the catalogue after an unclear swap and those of others, if *revise* changes nothing in it.
+
+    Otherwise raises StoreUnavailable, which says that the result of the swap is unknown.
+    """
+    try:
+        revised, _ = await revise(read)
+    except (ReleaseConflict, ReleaseNotFound) as error:  # as for a second rollback
+        raise _unknown_result(unclear) from error
+    if revised != read:
+        raise _unknown_result(unclear)
+    return read
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:

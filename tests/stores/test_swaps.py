@@ -9,6 +9,7 @@ from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
 from hotplate.stores.errors import StoreThrottled, StoreUnavailable
+from hotplate.stores.publication import begin
 from hotplate.stores.store import ProvisionedStore, RecordChange, Store
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -155,6 +156,24 @@ async def test_overtaken_activation_does_not_undo_later_changes(monkeypatch: pyt
         await life.activate(store, first)
     catalogue = await store.catalogue()
     assert ([entry.id for entry in catalogue.releases], catalogue.live) == ([third, first, second], second)
+
+
+async def test_activation_overtaken_by_a_draft_has_taken_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await publish(store)
+    ready = await publish(store, live=False)
+    overtake(store, monkeypatch, lambda: begin(store, ReleaseId("draft")))
+    assert await life.activate(store, ready)
+    assert (await store.catalogue()).live == ready
+
+
+async def test_rollback_overtaken_by_a_draft_has_an_unknown_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    first, _ = [await publish(store) for _ in range(2)]
+    overtake(store, monkeypatch, lambda: begin(store, ReleaseId("draft")))
+    with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
+        await life.rollback(store)
+    assert (await store.catalogue()).live == first
 
 
 class Provisioned(MemoryStore, ProvisionedStore):
