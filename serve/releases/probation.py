@@ -118,8 +118,8 @@ class Probation:
         """Set *probation* to the state at the activation of *live*, a release that workers serve already.
 
         It is on probation if a rollback leads to the release that was live before it. A release that was withdrawn
-        earlier is not. *counted* has the counts of all workers. Returns False,
-        and changes nothing, while the tier's catalogue cannot be read or does not name the release as live.
+        earlier is not. *counted* has the counts of all workers. Returns False, and changes nothing, while the tier's
+        catalogue cannot be read or does not name the release as live.
         """
         catalogue = await self._read_catalogue(probation.tier)
         if catalogue is None or catalogue.live_ref != live:
