@@ -190,6 +190,5 @@ def share_of(url: str, writers: int) -> str:
     with extra_installed("cosmos"):
         from hotplate.stores.cosmos.url import parse  # noqa: PLC0415 -- as above
 
-    address = parse(url)
-    most = address.max_ru or (None if address.writing is None else address.writing.ru)
+    most = parse(url).writing_ru
     return url if most is None else with_max_ru(url, max(1, most // writers))
