@@ -178,10 +178,10 @@ class SendingReader(Reader, ABC):
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating.
 
-    What else a store can do is a base class of its own, found by `isinstance`: LocalReader, ReplicatedReader,
-    SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
-    base classes of that store; without them it is served, but slower, is neither scaled nor examined, and keeps the
-    rows of erased users.
+    What else a store can do is a base class of its own, found by `isinstance`: LocalReader, PollingReader,
+    ReplicatedReader, SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store
+    must inherit the base classes of that store; without them it is served, but slower and with the age of its catalogue
+    unknown, is neither scaled nor examined, and keeps the rows of erased users.
     """
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

@@ -41,6 +41,27 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+# Follows an empty store, stands still between two polls, and prints the age of the catalogue then.
+AGE = """
+import asyncio, sys, time
+from hotplate.serve.releases.follower import Follower
+from hotplate_store_sqlite import open_url
+
+async def main():
+    store = open_url(sys.argv[1])
+    follower = Follower(store)
+    following = asyncio.create_task(follower.run())
+    await follower.attempted.wait()
+    time.sleep(float(sys.argv[2]))
+    print(follower.catalogue_age_s)
+    following.cancel()
+    await asyncio.wait([following])
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source") / "example"
@@ -77,3 +98,10 @@ def test_command_finds_the_store_by_its_url(installed: Path, tmp_path: Path) -> 
     done = run(installed, "-c", VERBS, json.dumps([[*verb, "--store", url] for verb in verbs]))
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert ("is live" in done.stdout, '"a"' in done.stdout) == (True, True)
+
+
+def test_age_of_the_catalogue_is_the_time_since_the_last_poll(installed: Path, tmp_path: Path) -> None:
+    stood_still_s = 0.2
+    done = run(installed, "-c", AGE, f"sqlite://{tmp_path}/lists.db", str(stood_still_s))
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) >= stood_still_s

@@ -20,6 +20,7 @@ from hotplate import (
     Diagnosed,
     DraftRef,
     Plan,
+    PollingReader,
     ReadResult,
     RecordChange,
     ReleaseConflict,
@@ -39,7 +40,7 @@ POLL_S = 0.1
 LOCK_TIMEOUT_S = 5.0
 
 
-class SqliteStore(Diagnosed):
+class SqliteStore(Diagnosed, PollingReader):
     """One file of releases; one instance per process."""
 
     batch = coalesce = 64
@@ -67,6 +68,7 @@ class SqliteStore(Diagnosed):
         seen: Catalogue | None = None
         while True:
             catalogue = await self.catalogue()
+            self.polled_at = time.monotonic()
             if catalogue != seen:
                 seen = catalogue
                 yield catalogue
