@@ -143,18 +143,17 @@ def replace_durably(
     """Replace the file *path* by one with *data*, which a power failure leaves whole; its owner, group and mode stay.
 
     The data are written to a file beside it, which is then renamed, so readers see the old content or the new. Writers
-    must exclude each other. A new file has *mode*, less the umask. *before_rename* may still raise, as when a lock was
-    lost; after any error the old file stays. Raises OSError.
+    must exclude each other. A new file has *mode*, less the umask. An owner or group that this process may not give
+    away is not kept. *before_rename* may still raise, as when a lock was lost; after any error the old file stays.
+    Raises OSError.
     """
     draft = path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)  # left by a killed process, perhaps with other rights
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            with suppress(FileNotFoundError, PermissionError):
-                old_status = path.stat()
-                os.fchown(descriptor, old_status.st_uid, old_status.st_gid)
-                os.fchmod(descriptor, old_status.st_mode & 0o777)
+            with suppress(FileNotFoundError):
+                _copy_rights(path.stat(), descriptor)
             write_all(descriptor, data, 0)
             os.fsync(descriptor)
         except OSError as error:
@@ -168,6 +167,16 @@ def replace_durably(
     finally:
         os.close(descriptor)
     flush(path.parent)
+
+
+def _copy_rights(status: os.stat_result, descriptor: int) -> None:
+    """Give an open file the owner, group and mode in *status*, each as far as the system allows."""
+    with suppress(PermissionError):
+        os.fchown(descriptor, -1, status.st_gid)
+    with suppress(PermissionError):
+        os.fchmod(descriptor, status.st_mode & 0o777)
+    with suppress(PermissionError):
+        os.fchown(descriptor, status.st_uid, -1)  # last: only the owner may change the mode
 
 
 def _new(parent: Path, prefix: str) -> Path:
