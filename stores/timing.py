@@ -220,7 +220,7 @@ class RateLimiter:
 class Retrier:
     """Repeats steps while their store is unavailable, for *for_s*, or throttled, for *throttled_for_s* (0: the same).
 
-    0 s is one attempt.
+    0 s is one attempt. Steps on parts that are throttled separately, such as containers, need a Retrier each.
     """
 
     def __init__(self, clock: Callable[[], float], *, for_s: float, throttled_for_s: float = 0.0) -> None:
@@ -233,8 +233,8 @@ class Retrier:
         """Call an idempotent step until it succeeds, and return its result.
 
         The step makes one attempt: it must not repeat others, whose time limits would multiply. Throttling is timed
-        from the start of this call, or from a later success of any step, as a throttled store lets some through. Raises
-        the last error.
+        from the start of this call, or from a later success of any step of this Retrier, as a throttled store lets some
+        through. Raises the last error.
         """
         began_at = self._clock()
         failing_since = None

@@ -104,13 +104,22 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         self._clock = clock
         self._charges = charges.load()
         self._new_containers = NewContainers(clock)
-        self._retrier = Retrier(clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
+        self._control_retrier = self._retrier()
+        self._containers_retrier = self._retrier()
+        self._rows_retrier = self._retrier()
         self._control = ControlContainer(address.shown, client, self._paced(None), clock)
         writing_items = self._paced(address.writing_ru)
         self._states = ReleaseStates(writing_items)
-        self._rows = ReleaseRows(writing_items, self._retrier)
-        self._rows_while_live = ReleaseRows(self._paced(address.scanning_ru), self._retrier)
+        self._rows = ReleaseRows(writing_items, self._rows_retrier)
+        self._rows_while_live = ReleaseRows(self._paced(address.scanning_ru), self._retrier())
         """The same within a share of the throughput, to spare lookups."""
+
+    def _retrier(self) -> Retrier:
+        """Return a Retrier for the control container, the control plane or rows, which are throttled separately.
+
+        A lease that is renewed meanwhile must not prolong the time for which throttled rows are repeated.
+        """
+        return Retrier(self._clock, for_s=UNAVAILABLE_S, throttled_for_s=THROTTLED_S)
 
     def _paced(self, rate_ru: float | None) -> PacedItems:
         """Return access to items within *rate_ru* RU/s."""
@@ -148,7 +157,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         """Read one key; without a timeout, repeated like a write."""
         try:
             if timeout_s is None:
-                item = await self._retrier.call(self._look_up, container, name)
+                item = await self._rows_retrier.call(self._look_up, container, name)
             else:
                 item = await self._lookups.read(container, name, timeout_s)
             return None if item is None else value_of(item)
@@ -176,11 +185,11 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         return [None if item is None else value_of(item) for item in await asyncio.gather(*reads)]
 
     async def catalogue(self) -> Catalogue:
-        return await self._retrier.call(self._control.catalogue)
+        return await self._control_retrier.call(self._control.catalogue)
 
     async def records(self, names: Sequence[str]) -> list[bytes | None]:
         """Read items beside the catalogue; None for absent ones."""
-        reads = (self._retrier.call(self._control.record, name) for name in names)
+        reads = (self._control_retrier.call(self._control.record, name) for name in names)
         return list(await asyncio.gather(*reads))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
@@ -217,12 +226,12 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # containers grow
-        await self._retrier.call(self._control.check_single_write_region)
+        await self._control_retrier.call(self._control.check_single_write_region)
         await self._create_container(container_of(draft), self._address.writing)
         await self._rows.claim(draft, partial(self._confirm_writer, draft))
 
     async def _create_container(self, container: str, throughput: Throughput | None) -> None:
-        await self._retrier.call(create_container, self._containers, container, throughput)
+        await self._containers_retrier.call(create_container, self._containers, container, throughput)
         self._new_containers.add(container)
 
     async def _confirm_writer(self, draft: DraftRef) -> None:
@@ -242,7 +251,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
     async def is_sealed(self, release: ReleaseRef) -> bool:
         try:
-            state = await self._retrier.call(self._states.read, release)
+            state = await self._rows_retrier.call(self._states.read, release)
         except ReleaseNotFound:
             return False
         except ReleaseCorrupt:  # a state that cannot be decoded: the rows may be whole
@@ -266,14 +275,14 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
 
         Serverless accounts, and URLs without a throughput, need nothing. Raises StoreUnavailable after SCALING_S.
         """
-        await self._retrier.call(self._states.read, release)  # raises ReleaseNotFound
+        await self._rows_retrier.call(self._states.read, release)  # raises ReleaseNotFound
         wanted = self._address.throughput
         if wanted is None:
             return
         container = container_of(release)
         give_up_at = self._clock() + SCALING_S
         while True:
-            unfinished = await self._retrier.call(scale_to_serve, self._containers, container, wanted)
+            unfinished = await self._containers_retrier.call(scale_to_serve, self._containers, container, wanted)
             if unfinished is None:
                 return
             if self._clock() > give_up_at:
@@ -298,20 +307,20 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             return
         container = container_of(release)
         try:
-            await self._retrier.call(scale_to_minimum, self._containers, container)
+            await self._containers_retrier.call(scale_to_minimum, self._containers, container)
         except ContainerMissing as error:
             raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
         try:
-            await self._retrier.call(self._control.swap, old, new, records)
+            await self._control_retrier.call(self._control.swap, old, new, records)
         except ContainerMissing:  # of the first catalogue
             throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
             await self._create_container(CONTROL, throughput)
-            await self._retrier.call(self._control.swap, old, new, records)
+            await self._control_retrier.call(self._control.swap, old, new, records)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        await self._retrier.call(self._control.replace_unreadable, record, new, records)
+        await self._control_retrier.call(self._control.replace_unreadable, record, new, records)
 
     async def erase(self, release: ReleaseRef, check: CheckCatalogue) -> None:
         """Delete the container of a release, if *check* accepts the catalogue; see `Store.erase`.
@@ -323,7 +332,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
         container = container_of(release)
         token = secrets.token_hex(8)
         self._new_containers.discard(container)
-        is_marked = await self._retrier.call(self._states.mark_dropping, release, token)
+        is_marked = await self._rows_retrier.call(self._states.mark_dropping, release, token)
 
         async def delete() -> None:
             check(await self._control.catalogue())
@@ -331,7 +340,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
                 await self._states.check_dropping(release, token)
             await self._containers.delete_container(container)
 
-        await self._retrier.call(delete)
+        await self._containers_retrier.call(delete)
 
     async def erase_rows(self, release: ReleaseRef, keys: Sequence[str], check: CheckCatalogue) -> int:
         check(await self.catalogue())
@@ -340,7 +349,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
     async def incarnations(self) -> list[str]:
         """See `Store.incarnations`; StoreMisused without a control plane."""
         try:
-            names = await self._retrier.call(self._containers.list_containers)
+            names = await self._containers_retrier.call(self._containers.list_containers)
         except ContainerMissing:
             return []
         return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
@@ -351,7 +360,7 @@ class CosmosStore(Diagnosed, PollingReader, ProvisionedStore, RowEraser, Replica
             return False
         if DRAWN.fullmatch(container.removeprefix(CONTAINER)):
             return True
-        return await self._retrier.call(self._states.is_in, container)
+        return await self._rows_retrier.call(self._states.is_in, container)
 
 
 def open_url(url: str, observer: Observer | None = None) -> CosmosStore:

@@ -6,8 +6,10 @@ from functools import partial
 
 import pytest
 
+from hotplate.stores import catalogue as changes
+from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.catalogue import LEASE_S, ReleaseId
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of
 from hotplate.stores.cosmos.paced_items import CONTAINER_VISIBLE_S
@@ -19,7 +21,7 @@ from hotplate.stores.verification import verify
 from tests.support.cosmos_simulation import ROWS, SimulatedAccount, simulated, with_simulation
 from tests.support.memory_store import MemoryStore
 from tests.support.soak import scaled
-from tests.support.stores import as_bodies, batches, draft_of, publish, published_rows, ref_of, release_ref
+from tests.support.stores import as_bodies, batches, begin_draft, draft_of, publish, published_rows, ref_of, release_ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
@@ -102,6 +104,31 @@ async def test_persistent_fault_raises_its_cause_and_keeps_acknowledged_rows(
     await store.put(draft_of(R), ROWS[100:600])
     await store.seal(draft_of(R))
     assert await scanned(account, R) == ROWS[:600]
+
+
+@simulated
+async def test_throttled_rows_are_given_up_while_the_lease_is_renewed(account: SimulatedAccount) -> None:
+    store = account.store(ru=4000)
+    loop = asyncio.get_running_loop()
+    await begin_draft(store, R)
+    draft = draft_of(R)
+    await store.create(draft, Plan(1, 1))
+
+    async def renew_lease() -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            await life.update_catalogue(store, partial(changes.renew, draft=draft))
+
+    account.inject_faults({"kind": "throttle", "operation": "create item"})
+    began = loop.time()
+    renewing = asyncio.create_task(renew_lease())
+    with pytest.raises(CosmosThrottled):
+        async with asyncio.timeout(10 * THROTTLED_S):
+            await store.put(draft, ROWS[:100])
+    renewing.cancel()
+    await asyncio.gather(renewing, return_exceptions=True)
+    assert renewing.cancelled()
+    assert THROTTLED_S <= loop.time() - began < 1.5 * THROTTLED_S  # attempts that wait for each other end later
 
 
 @simulated
