@@ -51,9 +51,10 @@ class RotatingProvider(StreamingCredentialProvider):
         assert self._listener is not None
         now_ms = time.time() * 1000
         self._listener(SimpleToken(self.password, now_ms + 3_600_000, now_ms, {"oid": self.user}))
-        async with asyncio.timeout(SOON_S):
-            while any(former in connection for server in self.servers for connection in self._users_of(server)):
-                await asyncio.sleep(0.05)
+        deadline_s = time.monotonic() + SOON_S
+        while connections := [client for server in self.servers for client in _clients_of(server, former)]:
+            assert time.monotonic() < deadline_s, f"connections of the former user: {connections}"
+            await asyncio.sleep(0.05)
         for server in self.servers:
             server.execute_command("ACL", "DELUSER", former)
 
@@ -63,10 +64,13 @@ class RotatingProvider(StreamingCredentialProvider):
         for server in self.servers:
             server.execute_command("ACL", "SETUSER", self.user, "on", f">{self.password}", "~*", "&*", "+@all")
 
-    def _users_of(self, server: RedisServer) -> list[str]:
-        if server.process is None:
-            return []
-        return [client["user"] for client in server.execute_command("CLIENT LIST")]
+
+def _clients_of(server: RedisServer, user: str) -> list[dict[str, str]]:
+    """Return the connections of *user*, as CLIENT LIST shows them."""
+    if server.process is None:
+        return []
+    clients: list[dict[str, str]] = server.execute_command("CLIENT LIST")
+    return [client for client in clients if client["user"] == user]
 
 
 @dataclass
