@@ -5,8 +5,8 @@ command of a pool, and so perhaps over another connection than the command that 
 refused, so it may be sent again.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
@@ -22,6 +22,17 @@ MAX_REDIRECTIONS = 8
 
 AfterCommands = Callable[[Session], Awaitable[object]]
 """Called with the session of a server after the commands to it."""
+
+
+class _Target(NamedTuple):
+    """A server to send commands to; with *is_asking*, each after ASKING."""
+
+    node: RedisNode
+    is_asking: bool = False
+
+
+_Batches = dict[_Target, list[int]]
+"""The positions of the commands to each server."""
 
 
 def evaluation(script: str, names: Sequence[str | bytes], *args: str | bytes | int) -> Command:
@@ -52,83 +63,101 @@ class CommandRouter:
         """
         await self.deployment.load()
         slot = _slot_of(key)
-        node = self.deployment.primary_of(slot)
-        is_asking = False
+        target = self._primary_of(slot)
         for _ in range(MAX_REDIRECTIONS):
-            if node is None:
-                shown = self.deployment.shown
-                raise PartUnavailable(f"no node of {shown} serves slot {slot}; see hotplate store doctor")
             try:
-                return await self._run_at(node, work, asking=is_asking)
-            except MovedError as moved:
-                node = await self.deployment.follow_moved(moved, node)
-                is_asking = False
-            except AskError as ask:
-                node = RedisNode(ask.host or node.host, ask.port)
-                is_asking = True
-        raise PartUnavailable(f"the nodes of {self.deployment.shown} disagree about slot {slot}")
+                return await self._run_at(target, work)
+            except AskError as error:
+                target = await self._redirected(error, target.node)
+        raise self._disagreement(slot)
 
     async def execute_each(self, commands: Sequence[Command], after: AfterCommands | None = None) -> list[Any]:
         """Send commands, each to the primary that has its key; return their replies in order.
 
         All nodes are asked at once, each for all its commands. A node that does not have a key, or is moving it,
-        refuses the command with AskError (MovedError is one). Such commands, and those for whose slot no node is known,
-        are then sent one by one, and follow redirections. *after* is called with the session of a node after the
-        commands to it, for example to wait for its replicas. Raises the first StoreError among the replies, or that of
-        a node, once no node works on a command any more: the caller may send them all again.
+        refuses the command with AskError (MovedError is one). Such commands are sent to the nodes that these errors
+        name, again to all at once. *after* is called with the session of a node after the commands to it, for example
+        to wait for its replicas. Raises the first StoreError among the replies, or that of a node, once no node works
+        on a command any more: the caller may send them all again. Raises PartUnavailable as `run` does.
         """
         await self.deployment.load()
         slots = [_slot_of(_key_of(command)) for command in commands]
         by_primary = self.deployment.positions_by_primary(slots)
         unsent = by_primary.pop(None, [])
+        batches = {_Target(node): positions for node, positions in by_primary.items() if node is not None}
         replies = dict[int, Any]()  # by position
 
-        sent = await all_done(
-            *(
-                self._send(node, [commands[position] for position in positions], after)
-                for node, positions in by_primary.items()
-                if node is not None
-            )
-        )
-        for positions, received in zip(by_primary.values(), sent, strict=True):
+        for _ in range(MAX_REDIRECTIONS):
+            received = await self._send_batches(commands, batches, after)
+            replies.update(received)
+            batches = await self._redirected_batches(batches, received)
+            for position in unsent:
+                primary = self._primary_of(slots[position])  # perhaps known by now
+                batches.setdefault(primary, []).append(position)
+            unsent = []
+            if not batches:
+                ordered = [replies[position] for position in range(len(commands))]
+                raise_first_error(ordered)
+                return ordered
+        first_position = next(iter(batches.values()))[0]
+        raise self._disagreement(slots[first_position])
+
+    async def _send_batches(
+        self, commands: Sequence[Command], batches: _Batches, after: AfterCommands | None
+    ) -> dict[int, Any]:
+        """Send batches at once, call *after* for each, and return the replies by position, errors among them."""
+
+        async def send(target: _Target, positions: Sequence[int]) -> list[Any]:
+            batch = [commands[position] for position in positions]
+
+            async def send_batch(session: Session) -> list[Any]:
+                replies = await session.replies(*batch)
+                if after is not None:
+                    await after(session)
+                return replies
+
+            return await self._run_at(target, send_batch)
+
+        sent = await all_done(*(send(target, positions) for target, positions in batches.items()))
+        replies = dict[int, Any]()
+        for positions, received in zip(batches.values(), sent, strict=True):
             replies.update(zip(positions, received, strict=True))
+        return replies
 
-        left = [*unsent, *(position for position, reply in replies.items() if isinstance(reply, AskError))]
-        followed = await all_done(*(self._send_following_redirections(commands[position], after) for position in left))
-        replies.update(zip(left, followed, strict=True))
+    async def _redirected_batches(self, batches: _Batches, replies: Mapping[int, Any]) -> _Batches:
+        """Return batches of the commands that were redirected, by the server to send them to."""
+        redirected: _Batches = {}
+        for sender, positions in batches.items():
+            for position in positions:
+                reply = replies[position]
+                if isinstance(reply, AskError):
+                    target = await self._redirected(reply, sender.node)
+                    redirected.setdefault(target, []).append(position)
+        return redirected
 
-        ordered = [replies[position] for position in range(len(commands))]
-        raise_first_error(ordered)
-        return ordered
+    def _primary_of(self, slot: int) -> _Target:
+        """Return the primary that has a slot; raises PartUnavailable if it is unknown."""
+        node = self.deployment.primary_of(slot)
+        if node is None:
+            shown = self.deployment.shown
+            raise PartUnavailable(f"no node of {shown} serves slot {slot}; see hotplate store doctor")
+        return _Target(node)
 
-    async def _send(self, node: RedisNode, commands: Sequence[Command], after: AfterCommands | None) -> list[Any]:
-        """Send commands to a node, call *after*, and return the replies, errors among them."""
+    async def _redirected(self, error: AskError, sender: RedisNode) -> _Target:
+        """Return the server that *sender* names in a redirection."""
+        if isinstance(error, MovedError):
+            return _Target(await self.deployment.follow_moved(error, sender))
+        return _Target(RedisNode(error.host or sender.host, error.port), is_asking=True)
 
-        async def send(session: Session) -> list[Any]:
-            replies = await session.replies(*commands)
-            if after is not None:
-                await after(session)
-            return replies
+    def _disagreement(self, slot: int) -> PartUnavailable:
+        """Return the error of a command that was redirected too often."""
+        return PartUnavailable(f"the nodes of {self.deployment.shown} disagree about slot {slot}")
 
-        return await self._run_at(node, send)
-
-    async def _send_following_redirections(self, command: Command, after: AfterCommands | None) -> Any:  # noqa: ANN401 -- any reply
-        """Send a command to the node that turns out to have its key, call *after*, and return the reply or an error."""
-
-        async def send(session: Session) -> Any:  # noqa: ANN401 -- as above
-            (reply,) = await session.replies(command)
-            if isinstance(reply, AskError):
-                raise reply
-            if after is not None:
-                await after(session)
-            return reply
-
-        return await self.run(_key_of(command), send)
-
-    async def _run_at(self, node: RedisNode, work: Callable[[Session], Awaitable[T]], *, asking: bool = False) -> T:
-        """Return the result of *work* with a session at *node*; a failure schedules a discovery."""
+    async def _run_at(self, target: _Target, work: Callable[[Session], Awaitable[T]]) -> T:
+        """Return the result of *work* with a session at *target*; a failure schedules a discovery."""
+        server = self.deployment.server(target.node)
         try:
-            async with self.deployment.server(node).session(asking=asking) as session:
+            async with server.session(asking=target.is_asking) as session:
                 return await work(session)
         except StoreUnavailable:
             self.deployment.schedule_refresh()

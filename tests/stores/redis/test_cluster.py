@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 
 import pytest
+from redis.crc import key_slot
 
 from hotplate.serve.breaker import FAILURES
 from hotplate.stores.catalogue import DraftRef
@@ -21,6 +22,7 @@ from hotplate.stores.errors import (
     StoreError,
     StoreUnavailable,
 )
+from hotplate.stores.redis.client import MAX_SESSIONS, Session
 from hotplate.stores.redis.cluster import Cluster
 from hotplate.stores.redis.keys import BUCKETS, Keys
 from hotplate.stores.redis.routing import CommandRouter
@@ -250,6 +252,43 @@ async def test_moved_and_migrating_slots_are_followed(
     assert all(slots == [*read.values(), None] for slots in half_way)
     assert await store.get_many(release_ref(FIRST), list(read)) == list(read.values())
     assert await scan_rows(store, FIRST) == USERS
+
+
+@pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "migrating"])
+async def test_redirected_commands_are_sent_at_once_to_each_node(
+    redis_cluster: RedisCluster, prefix: str, *, is_moved: bool
+) -> None:
+    source, target, _ = redis_cluster.primaries
+    names = {key_slot(name.encode()): name for name in (f"{prefix}:{number}" for number in range(200))}
+    owners = redis_cluster.owners(list(names.values()))
+    redirected = [name for name, owner in zip(names.values(), owners, strict=True) if owner is source]
+    redirected = redirected[: 2 * MAX_SESSIONS + 1]
+    assert len(redirected) > 2 * MAX_SESSIONS
+    deployment = Cluster(parse_cluster(redis_cluster.url()))
+    await deployment.load()
+    sessions = Counter[int]()
+
+    async def count(session: Session) -> None:
+        _, port = session.node
+        sessions[port] += 1
+
+    for name in redirected:
+        slot = str(key_slot(name.encode()))
+        if is_moved:
+            redis_cluster.migrate(name, target)
+        else:
+            target.server.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+            source.server.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+    try:
+        commands = [("SET", name, name) for name in redirected]
+        await CommandRouter(deployment).execute_each(commands, after=count)
+    finally:
+        await deployment.close()
+        if not is_moved:
+            for name in redirected:
+                redis_cluster.migrate(name, target)
+    assert sessions == {source.port: 1, target.port: 1}
+    assert [target.server.execute_command("GET", name) for name in redirected] == redirected
 
 
 async def test_erase_continues_after_a_slot_moved(store: RedisStore, redis_cluster: RedisCluster, prefix: str) -> None:
