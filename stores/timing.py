@@ -1,4 +1,4 @@
-"""Deadlines, calls that callers share, event loops, pacing, backoff, rate limits and retries.
+"""Deadlines, calls that callers share, event loops, pacing, backoff, rate limits, outages and retries.
 
 Many short waits share one timer per tick: a timer per wait (`asyncio.timeout`) costs 3 µs.
 """
@@ -17,6 +17,7 @@ TICK_S = 0.002  # the most that a deadline is late
 
 BURST_S = 0.1
 RETRY_PAUSES_S = (0.05, 2.0)
+TOLERATED_S = 2.0  # outages that services need not know of
 MIN_PAUSE_S = 0.002  # shorter ones accumulate: event loops sleep with millisecond resolution
 
 
@@ -215,6 +216,32 @@ class RateLimiter:
     def pause(self, seconds: float) -> None:
         """Send nothing for *seconds*, without saving up budget."""
         self._paid_at = max(self._paid_at, self._clock() + seconds)
+
+
+class Outage:
+    """Consecutive failures of a call that is repeated with pauses; those of the first TOLERATED_S are tolerated."""
+
+    def __init__(self, first_pause_s: float, max_pause_s: float) -> None:
+        self._backoff = Backoff(first_pause_s, max_pause_s)
+        self._began_at: float | None = None
+        """By the loop's clock; None while calls succeed."""
+
+    def tolerates(self, error: Exception) -> bool:
+        """Note a failure; return whether the outage is short so far, and may end by itself."""
+        now = asyncio.get_running_loop().time()
+        if self._began_at is None:
+            self._began_at = now
+        is_transient = isinstance(error, StoreUnavailable) and not error.permanent
+        return is_transient and now - self._began_at < TOLERATED_S
+
+    def next_pause_s(self) -> float:
+        """Return the next pause before a retry."""
+        return self._backoff.next_s()
+
+    def end(self) -> None:
+        """Note a success."""
+        self._backoff.reset()
+        self._began_at = None
 
 
 class Retrier:

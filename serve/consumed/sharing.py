@@ -30,7 +30,8 @@ from hotplate.stores.connect import open_stream, opened
 from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import StoreError
-from hotplate.stores.timing import Backoff
+from hotplate.stores.store import Reader
+from hotplate.stores.timing import Backoff, Outage
 
 if TYPE_CHECKING:
     from hotplate.stores.redis.stream import Entry
@@ -290,19 +291,32 @@ class ConsumedSharing:
             has_more_events = await self._send_events(at_once=True)
 
     async def _follow_erased(self, url: str) -> None:
-        """Learn of the users who are erased from a store, whose failures the workers report."""
-        backoff = Backoff(*ERASED_PAUSES_S)
+        """Learn of the users who are erased from a store, whose failures the workers report.
+
+        After an outage that is not short, the store is opened again.
+        """
+        outage = Outage(*ERASED_PAUSES_S)
         while True:
             with suppress(StoreError):
                 async with opened(url) as store:
-                    seen = None
-                    async for catalogue in store.changes():
-                        if catalogue.erased != seen:
-                            self._forget_erased(await read_erased(store, catalogue))
-                            seen = catalogue.erased
-                        self._unread_stores.discard(url)
-                        backoff.reset()
-            await asyncio.sleep(backoff.next_s())
+                    await self._learn_erased(store, url, outage)
+            await asyncio.sleep(outage.next_pause_s())
+
+    async def _learn_erased(self, store: Reader, url: str, outage: Outage) -> None:
+        """Learn of the erased users of an open store. Raises StoreError if an outage is not short."""
+        seen = None
+        while True:
+            try:
+                async for catalogue in store.changes():
+                    if catalogue.erased != seen:
+                        self._forget_erased(await read_erased(store, catalogue))
+                        seen = catalogue.erased
+                    self._unread_stores.discard(url)
+                    outage.end()
+            except StoreError as error:
+                if not outage.tolerates(error):
+                    raise
+            await asyncio.sleep(outage.next_pause_s())
 
     def _forget_erased(self, users: ErasedUsers) -> None:
         """Read the stream and all events again if more users are erased."""

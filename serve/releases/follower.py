@@ -28,7 +28,7 @@ from hotplate.stores.erasure import NOBODY, ErasedUsers
 from hotplate.stores.erasure_log import lost_sentence, read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, PollingReader, Reader, read_one
-from hotplate.stores.timing import Backoff, SharedCall
+from hotplate.stores.timing import Outage, SharedCall
 from hotplate.stores.verification import counted
 
 if TYPE_CHECKING:
@@ -184,8 +184,11 @@ class Follower:
         await self._refreshing.result()
 
     async def _follow_changes(self, *, warm: bool) -> None:
-        """Take each catalogue that the store reports; after an error, begin again with a pause."""
-        backoff = Backoff(*RETRY_S)
+        """Take each catalogue that the store reports; after an error, begin again with a pause.
+
+        Once a catalogue is followed, a short outage is not reported.
+        """
+        outage = Outage(*RETRY_S)
         while True:
             try:
                 async for catalogue in self._reader.changes():
@@ -193,11 +196,12 @@ class Follower:
                     async with self._switching:
                         await self._handle_catalogue(catalogue, is_requested=False)
                     self.attempted.set()
-                    backoff.reset()
+                    outage.end()
             except Exception as error:  # noqa: BLE001 -- must not end this task
-                self._report(error)
+                if self._followed is None or not outage.tolerates(error):
+                    self._report(error)
                 self.attempted.set()
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(outage.next_pause_s())
 
     async def _read_while_unsettled(self) -> None:
         while True:

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,20 @@ from hypothesis import strategies as st
 from hotplate.serve.consumed.entries import MAX_PAIRS, decode_pairs, encode_pairs, parts_of
 from hotplate.serve.consumed.segment_tail import SegmentTail
 from hotplate.serve.consumed.sender import ConsumedSender, SharingState, stream_url
+from hotplate.serve.consumed.sharing import ConsumedSharing
 from hotplate.serve.consumed.stored_events import restore
 from hotplate.serve.consumed.table import ConsumedPairs
 from hotplate.serve.errors import ServiceMisused
 from hotplate.serve.events.shipment import ship
 from hotplate.serve.metrics import TOKEN_FAILURES, Metrics
 from hotplate.serve.settings import ServiceSettings
+from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.connect import open_stream
-from hotplate.stores.errors import StoreMisused
+from hotplate.stores.errors import StoreMisused, StoreUnavailable
 from hotplate.stores.event_log import LogSegment, line_of
 from tests.support.command import json_of
 from tests.support.limited_service import counted
+from tests.support.memory_store import MemoryStore
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer, running, users_of_the_guide
 from tests.support.rotation import RotatingProvider
@@ -200,6 +203,47 @@ async def test_workers_wait_until_the_stream_was_read() -> None:
     assert not waiting.done()
     state.note_started()
     await waiting
+
+
+class FlakyStore(MemoryStore):
+    """A store of which every second poll for changes fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.polls = 0
+        self.opened = 0
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        self.polls += 1
+        yield await self.catalogue()
+        raise StoreUnavailable("503")
+
+    @asynccontextmanager
+    async def open(self, _url: str) -> AsyncIterator["FlakyStore"]:
+        self.opened += 1
+        yield self
+
+
+async def test_store_is_kept_open_during_short_outages(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FlakyStore()
+    monkeypatch.setattr("hotplate.serve.consumed.sharing.opened", store.open)
+    sharing = ConsumedSharing(
+        redis_server.url(prefix="shop"),
+        stores=["memory"],
+        folder=tmp_path,
+        consumed=consumed_items("buy=24"),
+        state=SharingState(memoryview(bytearray(8 * SharingState.CELLS)).cast("d")),
+        metrics=Metrics(1, ["memory"]),
+    )
+    running_sharing = asyncio.create_task(sharing.run())
+    async with asyncio.timeout(60):
+        while store.polls < 3:
+            await asyncio.sleep(0.01)
+    running_sharing.cancel()
+    await asyncio.wait([running_sharing])
+    assert store.opened == 1
 
 
 def test_items_sold_by_one_service_are_hidden_by_the_other(shop: Shop) -> None:

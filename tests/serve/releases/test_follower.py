@@ -13,10 +13,11 @@ from hotplate.serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S,
 from hotplate.serve.releases.served import ServedRelease
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import ReleaseId, ReleaseRef
+from hotplate.stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, OFFSET_BYTES, Checksum, body_of
-from hotplate.stores.errors import ReleaseNotFound
+from hotplate.stores.errors import ReleaseNotFound, StoreMisused, StoreUnavailable
 from hotplate.stores.store import Reader, ReadResult
+from hotplate.stores.timing import TOLERATED_S
 from hotplate.stores.users import erase_users
 from tests.support.clock import FakeClock
 from tests.support.memory_store import MemoryStore
@@ -355,6 +356,76 @@ async def test_follower_survives_and_reports_any_reader_error(
         remote.failure = None
         await until(follower, second)
         assert follower.last_error is None
+
+
+class PolledStore(RemoteStore):
+    """A store over a network whose changes are polled; the first failed poll ends them."""
+
+    poll_s = 0.5
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        seen = None
+        while True:
+            catalogue = await self.catalogue()
+            if catalogue.version != seen:
+                seen = catalogue.version
+                yield catalogue
+            await asyncio.sleep(self.poll_s)
+
+
+@virtual
+async def test_short_outages_of_the_store_are_not_reported(
+    memory: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "hotplate.serve.releases.follower")
+    store = PolledStore(memory)
+    async with following(store) as follower:
+        await followed(memory, follower)
+        caplog.clear()
+        for _ in range(5):
+            store.failure = StoreUnavailable("503")
+            await asyncio.sleep(TOLERATED_S / 2)
+            assert (follower.findings, follower.catalogue_age_s < 1) == ([], True)
+            store.failure = None
+            await asyncio.sleep(2 * TOLERATED_S)
+        assert caplog.messages == []
+        second = await publish(memory, "second")
+        await until(follower, second)
+
+
+@virtual
+async def test_outage_that_is_not_short_is_reported_once(memory: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hotplate.serve.releases.follower")
+    store = PolledStore(memory)
+    async with following(store) as follower:
+        await followed(memory, follower)
+        caplog.clear()
+        store.failure = StoreUnavailable("503")
+        await asyncio.sleep(10 * TOLERATED_S)
+        assert [finding.sentence for finding in follower.findings] == ["503"]
+        store.failure = None
+        await asyncio.sleep(10 * TOLERATED_S)
+        assert follower.findings == []
+        assert caplog.messages == ["503", "the store can be read again"]
+
+
+def refused_for_good() -> StoreUnavailable:
+    refusal = StoreUnavailable("401")
+    refusal.permanent = True
+    return refusal
+
+
+@pytest.mark.parametrize("failure", [StoreMisused("no database"), refused_for_good()])
+@virtual
+async def test_failure_that_a_retry_cannot_mend_is_reported_at_once(
+    memory: MemoryStore, failure: StoreUnavailable | StoreMisused
+) -> None:
+    store = PolledStore(memory)
+    async with following(store) as follower:
+        await followed(memory, follower)
+        store.failure = failure
+        await asyncio.sleep(store.poll_s)
+        assert [finding.sentence for finding in follower.findings] == [str(failure)]
 
 
 class Warmed(MemoryStore):
