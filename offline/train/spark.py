@@ -34,6 +34,7 @@ _BLOCKS_RANGE = (2, 1000)
 # about 15.
 _CHECKPOINT_INTERVAL = 5
 _OVERFLOW = "StackOverflowError"
+_SHUT_DOWN = "SparkContext was shut down"
 _MORE_STACK = (
     "on a cluster, set spark.checkpoint.dir to a folder that all of its machines reach, or give driver and executors a "
     "larger stack (-Xss16m)"
@@ -81,22 +82,37 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             context.setCheckpointDir(checkpoints)
         try:
             yield session
-        finally:
-            with suppress(Py4JNetworkError, ConnectionError):  # Java has ended; what failed says so
+        except BaseException:
+            with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 session.stop()
+            raise
+        with suppress(Py4JNetworkError, ConnectionError):  # Java has ended
+            session.stop()
 
 
 def cause_of(error: Exception) -> str:
-    """Return the first line of the error, or of its Java exception, and advice on ended and overflowed Java."""
+    """Return the first line of the error, or of its Java exception, and advice on ended and overflowed Java.
+
+    A stack that overflows also ends Spark's context, and then Java, so any of the three may be reported first.
+    """
     text = str(error)
-    if isinstance(error, Py4JNetworkError | ConnectionError):
-        return f"its Java process has ended ({text}), perhaps for lack of memory or stack; {_MORE_STACK}"
+    has_ended = isinstance(error, Py4JNetworkError | ConnectionError)
     if isinstance(error, Py4JJavaError):
-        text = str(error.java_exception.getMessage() or error.java_exception)
+        try:
+            text = str(error.java_exception.getMessage() or error.java_exception)
+        except (Py4JError, ConnectionError) as ended:  # the message is requested from Java
+            text = str(ended)
+            has_ended = True
+    if has_ended or _SHUT_DOWN in text:
+        return f"its Java process has ended ({_first_line(text)}), perhaps for lack of memory or stack; {_MORE_STACK}"
     if _OVERFLOW in text:
         return (
             f"Java's stack overflowed ({_OVERFLOW}), as tasks carry all iterations without a checkpoint; {_MORE_STACK}"
         )
+    return _first_line(text)
+
+
+def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0].rstrip(".")
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
 from hotplate.offline.model import load, save
 from hotplate.offline.train.als import SparkParams
 from hotplate.offline.train.engine import fit
-from hotplate.offline.train.spark import check_master, spark_session
+from hotplate.offline.train.spark import cause_of, check_master, spark_session
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard, checkerboard_model
 from tests.support.paths import ROOT
@@ -65,6 +66,12 @@ def test_without_checkpoints_the_error_names_the_setting_for_them(tmp_path: Path
     assert "Spark could not learn" in done.stderr
     assert "set spark.checkpoint.dir" in done.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_ended_spark_context_is_explained_with_the_setting() -> None:
+    cause = cause_of(PySparkException("Job 42 cancelled because SparkContext was shut down"))
+    assert "SparkContext was shut down" in cause
+    assert "set spark.checkpoint.dir" in cause
 
 
 def checkerboard_lines(size: int) -> list[str]:
