@@ -134,7 +134,17 @@ class Router:
         preflight requests. *on_problem* is called with each problem that becomes an answer.
         """
         self._fixed = {path: route for path, route in routes.items() if "{" not in path}
-        self._with_id = {_around_id(path): route for path, route in routes.items() if "{" in path}
+        self._with_last_id = dict[str, Route]()
+        """By what precedes the id."""
+        self._with_inner_id = dict[tuple[str, str], Route]()
+        """By what precedes the id, and the segment after it."""
+        for path, route in routes.items():
+            before, brace, following = path.partition("/{")
+            segment = following.partition("}/")[2]
+            if segment:
+                self._with_inner_id[before, segment] = route
+            elif brace:
+                self._with_last_id[before] = route
         self._guard = guard
         self._problem_of = problem_of
         self._no_route = no_route
@@ -156,11 +166,11 @@ class Router:
 
     def _find_with_id(self, path: str) -> RouteMatch:
         before, _, last = path.rpartition("/")
-        route = self._with_id.get((before, ""))
+        route = self._with_last_id.get(before)
         if route is not None:
             return RouteMatch(route, last)
         before, _, raw_id = before.rpartition("/")
-        route = self._with_id.get((before, last))
+        route = self._with_inner_id.get((before, last))
         if route is not None and raw_id:
             return RouteMatch(route, raw_id)
         return RouteMatch(self._no_route)
@@ -230,9 +240,3 @@ class Router:
 def problem_for(route: Route, problem: Problem) -> Problem:
     """Return *problem* in the form that callers of a route expect."""
     return scoring_refusal(problem) if route.scoring else problem
-
-
-def _around_id(path: str) -> tuple[str, str]:
-    """Return what precedes the segment of the id in the path of a route, and the segment after it, or an empty text."""
-    before, _, following = path.partition("/{")
-    return before, following.partition("}")[2].removeprefix("/")

@@ -30,6 +30,7 @@ ROUTER = Router(by_template(USER, MANY, CHANGE, ROLLBACK), None, problem_of=lamb
         ("POST", "/v1/releases//activate", NO_ROUTE, ""),
         ("GET", "/v1/releases/rollback", ROLLBACK, ""),
         ("GET", "/v1/users/a/b", NO_ROUTE, ""),
+        ("GET", "/v1/users/a/", NO_ROUTE, ""),
         ("GET", "/v1/users", NO_ROUTE, ""),
         ("GET", "*", NO_ROUTE, ""),
     ],
