@@ -157,12 +157,13 @@ class Router:
         A user may have the id `fold-in`: if a path has a route both with an id and without, *method* matters.
         """
         fixed = self._fixed.get(path)
-        if fixed is not None and fixed.find_handler(method) is not None:
-            return RouteMatch(fixed)
-        match = self._find_with_id(path)
-        if fixed is not None and match.route.find_handler(method) is None:
-            return RouteMatch(fixed)
-        return match
+        if fixed is None:
+            return self._find_with_id(path)
+        if fixed.find_handler(method) is None:
+            match = self._find_with_id(path)
+            if match.route.find_handler(method) is not None:
+                return match
+        return RouteMatch(fixed)
 
     def _find_with_id(self, path: str) -> RouteMatch:
         before, _, last = path.rpartition("/")
