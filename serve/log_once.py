@@ -1,4 +1,4 @@
-"""Logs conditions that are met again and again once, and once more when they change."""
+"""Keeps recurring conditions from filling the log."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ LOG_EVERY_S = 60.0
 
 
 class LogOnce:
-    """Decides when to log one condition, as that a server cannot be reached: when it begins or changes.
+    """Decides when to log a recurring condition, such as an unreachable server: when it begins, and when it changes.
 
-    One that lasts is logged again after *again_s* seconds, if that is given.
+    While it lasts, it is logged again every *again_s* seconds, by default never.
     """
 
     def __init__(self, *, again_s: float = inf, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,9 +23,9 @@ class LogOnce:
         self._unlogged = 0
 
     def met(self, kind: object = None) -> int:
-        """Note that the condition is met; return how often since its last log if it is to be logged now, else 0.
+        """Count an occurrence; return how many there were since the last log if it is time to log, otherwise 0.
 
-        It has changed if *kind* is another one than before.
+        The condition has changed if *kind* differs from that of the last occurrence.
         """
         self._unlogged += 1
         now = self._clock()
@@ -39,7 +39,7 @@ class LogOnce:
         return number
 
     def end(self) -> bool:
-        """Note that the condition is over: the next one is logged at once. Return whether it was met."""
+        """End the condition, so that its next occurrence is logged at once; return whether there was one."""
         was_met = self._is_met
         self._is_met = False
         self._unlogged = 0

@@ -1,4 +1,4 @@
-"""What the metrics count of one tier: reads of its store, lookups, and both by role during a canary."""
+"""Metrics of one tier: reads of its store and lookups, during a canary also by role."""
 
 import logging
 

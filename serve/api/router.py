@@ -1,7 +1,4 @@
-"""Routes requests to handlers: which one a path names, which key it takes, and how errors are answered.
-
-The listeners of workers and of the admin process both answer through it.
-"""
+"""Routes requests to handlers, checks the keys of callers, and answers errors, for workers and the admin process."""
 
 import itertools
 import logging
@@ -59,10 +56,10 @@ class Route:
 
     template: str
     methods: Mapping[str, RouteHandler]
-    """Empty for a path without a route."""
+    """Empty for unknown paths."""
 
     scope: str | None = READ
-    """Which a caller's key must have; None if the route is public."""
+    """The scope that a caller's key must have; None for a public route."""
 
     scoring: bool = False
     """Whether its callers expect the scoring contract."""

@@ -56,7 +56,7 @@ REFUSALS_S = 1.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # A further one replaces the longest idle one, which cannot lock out operators.
 CONNECTIONS = 64
-# Of other paths: without a key, they cannot be told from those with a route.
+# Unknown paths need a key, too: without one, callers cannot find out which paths exist.
 NO_ROUTE = Route(OTHER, {}, scope=ADMIN)
 
 
@@ -165,7 +165,7 @@ async def _judge_new_releases(context: ProcessContext) -> None:
 
 
 class WorkerStates:
-    """What monitoring reads of the workers."""
+    """Liveness, readiness and metrics, for monitoring."""
 
     def __init__(self, memory: ServiceMemory) -> None:
         self._states = memory.states

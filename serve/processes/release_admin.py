@@ -45,7 +45,7 @@ class _Activate(Struct, frozen=True):
 
     @property
     def override(self) -> Override:
-        """What is accepted: over HTTP, nobody may activate a damaged release."""
+        """What is overridden: over HTTP, a refusal at most, never damage."""
         return Override.REFUSAL if self.force == "true" else Override.NOTHING
 
 

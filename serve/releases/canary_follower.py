@@ -26,7 +26,7 @@ class CanaryFollower:
     """
 
     canary = Policy[ServedCanary | None]()
-    """What is served of it, while it is loaded."""
+    """The loaded canary; None while its users get the live release."""
 
     def __init__(self, reader: Reader, counts: Callable[[], BothCounts], fold_in: "FoldIn | None") -> None:
         """*counts* returns those of all workers; *fold_in* loads item factors."""
@@ -123,7 +123,7 @@ class CanaryFollower:
             self.use(self._followed.stopped(reason))
 
     def reload(self) -> None:
-        """Load a stopped canary again, the next time that the follower looks for one that is missing."""
+        """Have the follower load a stopped canary again, at its next check."""
         if self._followed.state is CanaryState.STOPPED:
             reason = "it was stopped, and is to be loaded again"
             self.use(FollowedCanary(CanaryState.UNLOADED, self._followed.entry, reason=reason))

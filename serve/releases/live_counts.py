@@ -1,4 +1,4 @@
-"""What the workers count of the live releases, for the admin process, which judges new ones by it.
+"""Workers count the answers of live releases; the admin process judges new releases by these counts.
 
 Failures of the store are not held against a release. Lookups that fail because a store is away do not count, and on
 probation a list counts as missing only if the release before has it.

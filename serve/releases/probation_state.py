@@ -1,4 +1,4 @@
-"""The probation of a tier's live release: its states, and what they change by.
+"""The probation of a tier's live release: its states, and the events that change them.
 
 The admin process keeps it in shared memory, for its successor and for workers, which count what is compared.
 """
@@ -32,7 +32,7 @@ class ProbationState(Enum):
 
 
 class ProbationEvent(Enum):
-    """What changes the state."""
+    """Events that change the state."""
 
     BEGAN = "another release went live, and is compared with the one before"
     EXEMPTED = "another release went live that is not to be compared"
@@ -42,7 +42,7 @@ class ProbationEvent(Enum):
     ENDED = "the time of the probation is over"
 
 
-# The next state, by what happened and the state before.
+# The next state, by event and current state.
 TRANSITIONS = {
     ProbationEvent.BEGAN: dict.fromkeys(ProbationState, ProbationState.ON_PROBATION),
     ProbationEvent.EXEMPTED: dict.fromkeys(ProbationState, ProbationState.SETTLED),
@@ -96,7 +96,7 @@ class TierProbation(msgspec.Struct):
     """Why the last withdrawal of the live release failed."""
 
     def record(self, event: ProbationEvent) -> None:
-        """Change the state by what happened."""
+        """Move to the state that *event* leads to."""
         self.state = TRANSITIONS[event][self.state]
 
     @property
