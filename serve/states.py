@@ -236,7 +236,7 @@ def _tier_state(tier: Tier) -> TierState:
         cache_bytes=tier.cache_bytes,
         canary=None if canary is None else canary.served.id,
         canary_counts=tier.follower.canary_follower.counts,
-        stopped_canary=tier.follower.stopped_canary,
+        stopped_canary=tier.follower.canary_follower.stopped,
     )
 
 

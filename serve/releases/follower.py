@@ -21,7 +21,7 @@ from hotplate.serve.releases.agreement import ReadOutcome, StoreAgreement
 from hotplate.serve.releases.canary import BothCounts, ServedCanary
 from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.served import ServedRelease, load
-from hotplate.stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
+from hotplate.stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from hotplate.stores.connect import never_published
 from hotplate.stores.encoding import MANIFEST, RowKey
 from hotplate.stores.erasure import NOBODY, ErasedUsers
@@ -119,11 +119,6 @@ class Follower:
     def canary(self) -> ServedCanary | None:
         """The canary, while it is loaded."""
         return self.canary_follower.canary
-
-    @property
-    def stopped_canary(self) -> ReleaseId | None:
-        """The canary that this process uses no more, because it is worse than the live release."""
-        return self.canary_follower.stopped
 
     @property
     def catalogue_age_s(self) -> float:

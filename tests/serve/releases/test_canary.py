@@ -184,11 +184,11 @@ async def test_stopped_canary_stays_stopped_if_restarted_between_two_reads(memor
         for _ in range(10):
             await reader.personal_many(NAMES)
         await asyncio.sleep(2 * CANARY_S)
-        assert tier.follower.stopped_canary == canary
+        assert tier.follower.canary_follower.stopped == canary
         assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
         await publish(memory, "later", live=False)
         await tier.follower.refresh()
-        assert tier.follower.stopped_canary == canary
+        assert tier.follower.canary_follower.stopped == canary
         assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
 
 
