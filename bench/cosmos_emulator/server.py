@@ -181,11 +181,16 @@ async def serve(settings: EmulatorSettings, on_ready: Callable[[RunningEmulator]
     """Run an emulator until SIGINT or SIGTERM."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    stops = (signal.SIGINT, signal.SIGTERM)
+    for number in stops:
         loop.add_signal_handler(number, stopped.set)
-    async with running(settings) as emulator:
-        on_ready(emulator)
-        await stopped.wait()
+    try:
+        async with running(settings) as emulator:
+            on_ready(emulator)
+            await stopped.wait()
+    finally:
+        for number in stops:  # a uvloop that is closed leaves them, and Ctrl-C does nothing then
+            loop.remove_signal_handler(number)
 
 
 def _tls_context(settings: EmulatorSettings) -> ssl.SSLContext | None:

@@ -1,7 +1,9 @@
 """The service in process: errors, regions, throttling, queries, faults and latency."""
 
 import re
+import signal
 import sys
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
@@ -168,6 +170,14 @@ def test_data_plane_answers_and_refusals_are_delayed() -> None:
     assert direct.item("GET", "nobody").status == 404
     assert all(direct.item(method, "u", {"id": "u"}).delay_s > 0 for method in ("GET", "POST", "PUT", "DELETE"))
     assert direct.query("SELECT * FROM c").delay_s > 0
+
+
+def test_failed_start_leaves_no_signal_handlers(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    done = hotplate("cosmos-emulator", "--port", "0", "--certificate", tmp_path / "server.pem")
+    failed(done, "--certificate needs --tls", code=2)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_tls_without_cryptography_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
