@@ -68,15 +68,6 @@ def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
         yield running_one
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c() -> Iterator[None]:
-    """Restore the handler of SIGINT, which some of the commands that run within a test's process replace."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    if signal.getsignal(signal.SIGINT) is not handler:
-        signal.signal(signal.SIGINT, handler)
-
-
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The DevTools of a browser shared by all tests of pages."""
