@@ -42,7 +42,7 @@ class _Judged(NamedTuple):
 class GateCheck:
     """Measures the lists of a release, and judges them by their gates, once.
 
-    `lists` are the new lists by name, whose counts are filled while the lists are written. *reader* has the live
+    `lists` are the new lists by name; their counts are filled while the lists are written. *reader* has the live
     release to compare with. *steps* gets the seconds of judging.
     """
 
@@ -56,6 +56,7 @@ class GateCheck:
         """Read the gates of each list; raises SettingError for one that cannot be judged."""
         self._settings = settings
         self._about = source.about()
+        self._origin = Origin.of(self._about)
         self._reader = reader
         self._steps = steps
         self.lists = dict[str, NewList]()
@@ -65,16 +66,20 @@ class GateCheck:
         sources = sources_by_name(source)
         check_names(bounds, sources)
         for name, stored_name in stored_names(sources).items():
-            list_source = sources[name]
             gates = gates_of(bounds, name)
-            items = list_source.items()
-            origin = Origin.of(list_source.about())
+            items = sources[name].items()
+            origin = self._origin.lists[name] if stored_name else self._origin
             evaluation = evaluation_of(origin)
             metrics = () if evaluation is None else evaluation.metrics
             check(gates, metrics, knows_catalogue=items.catalogue is not None)
             self._gates[name] = gates
-            counts = Measurement(items, depth_of(with_defaults(gates)))
-            self.lists[name] = NewList(name=name, stored_name=stored_name, origin=origin, counts=counts)
+            self.lists[name] = NewList(
+                name=name,
+                stored_name=stored_name,
+                evaluation=evaluation,
+                list_length=origin.list_length,
+                counts=Measurement(items, depth_of(with_defaults(gates))),
+            )
 
     async def about(self, tally: Tally) -> OriginRecord:
         """Return origin and verdicts, once lists are measured."""
@@ -128,7 +133,7 @@ class GateCheck:
                     gates = self._gates[name] if live is None else with_defaults(self._gates[name])
                     verdicts += await judge(gates, new, self._reader, live)
                 if live is not None:
-                    columns = Origin.of(self._about).item_attributes.columns
+                    columns = self._origin.item_attributes.columns
                     verdicts += await compare_names(self.lists, columns, self._reader, live)
                 self._judged = _Judged(live, verdicts)
         return self._judged

@@ -27,13 +27,15 @@ class NewList(NamedTuple):
 
     name         its name; empty for the default list, unless that has one
     stored_name  the name in keys; empty for the default list
-    origin       of its model or files, with the metrics of its evaluation
+    evaluation   of the list; None without one
+    list_length  most items per user; None if unknown
     counts       of its items and users, filled while it is written
     """
 
     name: str
     stored_name: str
-    origin: Origin
+    evaluation: EvaluationRecord | None
+    list_length: int | None
     counts: Measurement
 
     @property
@@ -117,7 +119,7 @@ def evaluation_of(origin: Origin) -> EvaluationRecord | None:
 def _judge_alone(gate: Gate, new: NewList) -> GateVerdict:
     """Judge a gate that needs no live release: by the metrics of an evaluation, or by the counts of the list."""
     if gate.subject == Subject.METRIC:
-        evaluation = evaluation_of(new.origin)
+        evaluation = new.evaluation
         measured = None if evaluation is None else evaluation.metric(gate.metric)
         as_trained = None if evaluation is None else evaluation.as_trained
         trained = None if as_trained is None else as_trained.metric(gate.metric)
@@ -158,7 +160,7 @@ async def _compare_with_live(
     gates_on_lists = list[Gate]()
     for gate in gates:
         if gate.subject == Subject.DROP:
-            verdicts[gate] = _judge_metric_loss(gate, evaluation_of(new.origin), manifest, stored_name)
+            verdicts[gate] = _judge_metric_loss(gate, new.evaluation, manifest, stored_name)
         else:
             gates_on_lists.append(gate)
     if not gates_on_lists:
@@ -168,7 +170,7 @@ async def _compare_with_live(
     is_overlap_bound = any(gate.subject == Subject.OVERLAP and gate.bound for gate in gates_on_lists)
     sampled_lists = new.counts.sample(SAMPLED_USERS if is_overlap_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sampled_lists, stored_name)
-    list_length = new.origin.list_length or MAX_LENGTH
+    list_length = new.list_length or MAX_LENGTH
     kept_shares = _kept_share_by_subject(new.counts, len(sampled_lists), live_lists, list_length)
     for gate in gates_on_lists:
         if gate.subject == Subject.OVERLAP:
