@@ -89,8 +89,9 @@ def read_interactions(
     half_life      of weights, before the newest row; it needs times
 
     A negative quantity cancels earlier purchases of the same user and item. Raises DataError, and SettingError for
-    contradictory options.
+    invalid or contradictory options.
     """
+    weighing = Weighing(weighting, half_life)
     source = named_paths(paths)
     title_paths = [] if titles is None else [titles]
     named = columns or Columns()
@@ -136,7 +137,7 @@ def read_interactions(
         ]
         return Interactions(
             log=log,
-            weighing=Weighing(weighting, half_life),
+            weighing=weighing,
             titles=most_frequent_titles(title_rows, source),
             segments=segments,
             user_segments=user_segments,

@@ -195,6 +195,14 @@ def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
     assert named.left_out == {"weight zero or less": 1}
 
 
+def test_invalid_weighting_is_refused_before_reading(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.csv"
+    with pytest.raises(SettingError, match="weighting is 'Log'"):
+        read_interactions(missing, weighting="Log")  # type: ignore[arg-type]  # as a caller without types
+    with pytest.raises(SettingError, match="half_life is 0:00:00"):
+        read_interactions(missing, half_life=timedelta(0))
+
+
 def test_segment_with_too_many_values_is_ignored_unless_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,segment\n" + "".join(f"u{n},i,{n}\n" for n in range(1001)))
     read = read_interactions(file)
