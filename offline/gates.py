@@ -163,8 +163,8 @@ def with_defaults(gates: Sequence[Gate]) -> tuple[Gate, ...]:
 def check(gates: Sequence[Gate], metrics: Collection[str], *, knows_catalogue: bool) -> None:
     """Raise SettingError for gates that cannot be judged, before any list is made.
 
-    *metrics* are the names of those in the evaluation, none without one, such as `model.ndcg`, of which a gate may name
-    one. The gate of coverage needs the number of all items: *knows_catalogue*.
+    *metrics* are the names of the evaluation's metrics, such as `model.ndcg`; a gate on a metric must name one of them.
+    Without an evaluation, there are none. The gate of coverage needs the number of all items: *knows_catalogue*.
     """
     for gate in gates:
         if gate.subject == Subject.COVERAGE and not knows_catalogue:

@@ -79,7 +79,7 @@ class Job:
 
 
 class _ChosenRun(NamedTuple):
-    """The run of an attempt, the last one or a new one, and the store's catalogue before it."""
+    """The run to continue or to begin, and the store's catalogue before it."""
 
     run: Run
     catalogue: Catalogue
@@ -204,8 +204,8 @@ class Attempt:
     def _finish_run(self, folder: RunFolder) -> None:
         """Do the steps of the run that earlier attempts have not done: train, log to MLflow, measure, publish, prune.
 
-        The store is open while it is read and written only, and not during the training and the measuring. A run whose
-        release is ready and may still go live, as after a canary, is not finished: the next attempt continues it.
+        The store is closed during the training and the measuring. A run whose release is ready and may still go live,
+        as after a canary, is not finished: the next attempt continues it.
         """
         store_url = self._job.store
         run = folder.run
@@ -255,7 +255,7 @@ class Attempt:
             return source_of_lists({name: self._measure(model_lists) for name, model_lists in lists.items()})
 
     def _load_lists(self, model_folder: Path) -> dict[str, ModelLists]:
-        """Return the lists by name, "" for the default one, of the run's model and of those that lists name."""
+        """Load the lists by name, "" for the default one; a named list may have another model than the run's."""
         job = self._job
         model = load(model_folder)
         lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}
@@ -271,8 +271,8 @@ class Attempt:
     async def _publish(self, folder: RunFolder, lists: ModelLists | NamedLists | None, store: Store) -> _Published:
         """Write the *lists* as the run's release and make it live, as far as no attempt has done that, then prune.
 
-        A release that an earlier attempt has written has None as lists. It is only activated, if it may go live. Raises
-        StoreError.
+        *lists* is None if an earlier attempt has written the release; it is then only activated, if it may go live.
+        Raises StoreError.
         """
         erased = list[ReleaseId]()
         reason = ""

@@ -47,8 +47,6 @@ from hotplate.stores.urls import local_path
 FORMAT = 3
 _DESCRIPTION = "model.json"
 _SIMILAR = "similar.npz"
-
-
 _VERSIONED = ("hotplate", "implicit", "numpy", "polars", "scipy")
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -59,12 +57,12 @@ Arrays: TypeAlias = dict[str, Array]
 class Model:
     """A trained model with its interactions.
 
-    evaluation  None if it was not evaluated
-    data      description of the interactions
-    titles    by item id, as far as known
-    search    None if its parameters were not searched
-    similar   source of similar items
-    repeats   how users' own interactions count in lists that keep seen items
+    evaluation     None if it was not evaluated
+    data           description of the interactions
+    titles         by item id, as far as known
+    search         None if its parameters were not searched
+    similar        source of similar items
+    repeats        how users' own interactions count in lists that keep seen items
     user_segments  the segment of each user, None where unknown; None without segments
     popular_half_life_days  of popularity; None counts all users alike
     """
@@ -410,7 +408,7 @@ def _description(model: Model, folder: Path) -> Description:
 def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
     """Write the arrays that an engine learned to a model's folder, each as a file of its name.
 
-    *recent*, if any, has the times by which the ranker prefers recent items.
+    With recency, *recent* has the factors of scores, by item.
     """
     for array in spec_of(params).arrays:
         values = getattr(ranker, array.name)

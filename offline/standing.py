@@ -1,4 +1,4 @@
-"""What a written release has become in its store, and what to do if it is not what its writer wants."""
+"""The standing of a written release in its store, and advice if it was refused or withdrawn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ class EvaluateOptions:
 
     @property
     def of_baselines(self) -> "EvaluateOptions":
-        """Those of baselines: their own lists, without variety."""
+        """The options for baselines: default lists, measured without variety."""
         return replace(self, make_lists=None, similar=None)
 
 
@@ -213,8 +213,8 @@ def evaluate_parts(
     """Fit a model and baselines on the train part of *parts*, and measure their lists on the test part.
 
     params     engine of the model with its parameters
-    baselines  engines to compare with, but for the model's
-    split      how *parts* were made, for the result; None if they were given
+    baselines  engines to compare with; the model's engine is skipped
+    split      options that made *parts*, for the result; None if they were given
 
     Neither part may be empty. At most 20,000 users are tested, drawn at random, fewer with more than 10,000 items.
     """

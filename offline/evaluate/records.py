@@ -49,7 +49,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
     cold_pairs        test pairs of items not in train
     users_drawn_from  number of testable users, if sampled
     new_days          within which an item's first interaction makes it new; None if variety was not measured
-    model             of personal lists; their *intervals* are a table of their own
+    model             metrics of personal lists; their intervals are in *intervals*
     """
 
     split: SplitOptions | None
@@ -77,7 +77,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
         return dict(self._metrics())
 
     def metric(self, name: str) -> float | None:
-        """Return one of `metrics` by its name; those of the model need no `model.` before it."""
+        """Return one of `metrics` by name, None if it is missing; the prefix `model.` may be left out."""
         metrics = self.metrics
         return metrics.get(f"model.{name}", metrics.get(name))
 
@@ -98,7 +98,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EvaluationRecord(ResultRecord, frozen=True, kw_only=True):
-    """The result of a model, and of baselines by engine; *as_trained* is that of training, if rules changed it."""
+    """The result of a model, and baselines by engine; *as_trained* is the result in training if rules changed it."""
 
     baselines: dict[str, BaselineRecord]
     as_trained: ResultRecord | None = None

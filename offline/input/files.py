@@ -30,7 +30,6 @@ class Frame(Protocol):
 # A path, an fsspec URL, or a data frame.
 DataSource: TypeAlias = Path | str | Frame
 
-
 _FRAME = "the data frame"
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv", ".txt", ".data", ".dat", ".jsonl", ".ndjson", ".json"), "text"),

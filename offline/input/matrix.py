@@ -30,7 +30,7 @@ class LeftOut:
 
     @classmethod
     def between(cls, all_pairs: UserItems, kept: UserItems) -> "LeftOut":
-        """Return how much *all_pairs* [users, items] has more than *kept*, a part of it in the same shape."""
+        """Count what is in *all_pairs* and not in *kept*, a subset of it; both are [users, items]."""
         before = _present_users_and_items(all_pairs)
         after = _present_users_and_items(kept)
         return cls(

@@ -39,7 +39,7 @@ def _fit_on_spark(
     return spark.fit(user_items, params, on_iteration)
 
 
-# Here, as its module needs an extra. The work and the memory are those of the cluster; it is not searched.
+# Declared here because the module needs an extra. The cluster has the work and the memory; it is not searched.
 SPARK = EngineSpec(
     params=SparkParams,
     fit=_fit_on_spark,

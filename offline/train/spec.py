@@ -37,8 +37,8 @@ class EngineSpec(Generic[ParamsT, RankerT]):
     fit_s          estimated seconds of a fit on one core
     fit_bytes      estimated memory of a fit, besides the matrix
     ranking_s      estimated seconds of a core to rank items for the users of a matrix
-    fit_price      what a fit takes of a search's budget, about seconds of a core: coarser than *fit_s* on purpose, as
-                   the rules of the search were confirmed with the cells that these prices allow
+    fit_price      price of a fit in the budget of a search, in rough seconds of a core; not *fit_s*, because the rules
+                   of the search were validated with the cells that these prices allow
     memory_advice  what to do if memory does not suffice
     complexity     of equally good cells, a search recommends the one with the least
     varied         names and values of the parameters that a search varies, as the command reads them
