@@ -80,12 +80,7 @@ def copy(
     *on_progress* is called with (rows, rows in all). Raises ReleaseConflict if the target has other rows under that id,
     ReleaseCorrupt if the source is damaged, StoreMisused if both stores are the same.
     """
-
-    async def find_and_copy(source_store: Store, target_store: Store) -> WrittenRelease:
-        chosen = await find_release(source_store, release)
-        return await transfer.copy(source_store, target_store, chosen.id, live=live, on_progress=on_progress)
-
-    return run_between(source, target, find_and_copy)
+    return run_between(source, target, partial(find_and_copy, release=release, live=live, on_progress=on_progress))
 
 
 def verify(
@@ -114,6 +109,14 @@ async def find_release(store: Store, release: str | None) -> ReleaseRef:
     if release_id is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
     return catalogue.find(release_id).ref
+
+
+async def find_and_copy(
+    source: Store, target: Store, *, release: str | None, live: bool, on_progress: OnProgress
+) -> WrittenRelease:
+    """Copy a release between open stores, as `copy`."""
+    chosen = await find_release(source, release)
+    return await transfer.copy(source, target, chosen.id, live=live, on_progress=on_progress)
 
 
 async def find_manifest(store: Store, release: str | None) -> Manifest:

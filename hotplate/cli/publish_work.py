@@ -76,15 +76,11 @@ def list_settings(flags: PublishFlags, *, is_default: bool = True) -> ListSettin
         keep_seen=flags.keep_seen,
         rules=read_rules(flags.rules),
         force=flags.settings.force,
-    )
-    if not is_default:
-        return settings
-    return replace(
-        settings,
         fold_in=flags.fold_in,
         attributes=flags.item_attributes,
         attribute_kinds=parse_kinds(flags.attribute),
     )
+    return settings if is_default else settings.for_named_list()
 
 
 def read_flags_by_list(flags: F) -> dict[str, F]:

@@ -266,27 +266,17 @@ def copy(
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
     """
+    from hotplate.releases import find_and_copy
     from hotplate.stores.connect import run_between
 
     target = limit_ru(target, max_ru) or target
     meter = RequestUnitMeter()
     with progress_bars(meter.progress) as on_progress:
-        find_and_copy = partial(_copy, release=release, live=activate, on_progress=partial(on_progress, "copy"))
-        result = run_between(store_url_or_default(source), store_url_or_default(target), find_and_copy, meter)
+        copy_release = partial(find_and_copy, release=release, live=activate, on_progress=partial(on_progress, "copy"))
+        result = run_between(store_url_or_default(source), store_url_or_default(target), copy_release, meter)
     _print_copied(result, target, meter, is_live=activate and result.held_back is None, as_json=as_json)
     if result.held_back is not None:
         raise result.held_back
-
-
-async def _copy(
-    source: Store, target: Store, *, release: str | None, live: bool, on_progress: "OnProgress"
-) -> "WrittenRelease":
-    """Copy a release, by default the live one, and make it live if wanted."""
-    from hotplate.releases import find_release
-    from hotplate.stores.transfer import copy as copy_release
-
-    entry = await find_release(source, release)
-    return await copy_release(source, target, entry.id, live=live, on_progress=on_progress)
 
 
 def _print_copied(
