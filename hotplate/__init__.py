@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from hotplate.serve.encoded_lists import NotReady, UnknownList
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-    from hotplate.stores.catalogue import dump as dump_catalogue
-    from hotplate.stores.catalogue import parse as parse_catalogue
+    from hotplate.stores.catalogue_record import dump as dump_catalogue
+    from hotplate.stores.catalogue_record import parse as parse_catalogue
     from hotplate.stores.connect import connect
     from hotplate.stores.encoding import META, Item
     from hotplate.stores.errors import (
@@ -164,7 +164,7 @@ _HOMES = {
     "DataError": "hotplate.offline.errors:DataError",
     "Diagnosed": "hotplate.stores.store:Diagnosed",
     "DraftRef": "hotplate.stores.catalogue:DraftRef",
-    "dump_catalogue": "hotplate.stores.catalogue:dump",
+    "dump_catalogue": "hotplate.stores.catalogue_record:dump",
     "EASEParams": "hotplate.offline.train.item_based:EASEParams",
     "Finding": "hotplate.stores.store:Finding",
     "GateFailed": "hotplate.offline.errors:GateFailed",
@@ -181,7 +181,7 @@ _HOMES = {
     "Observer": "hotplate.stores.store:Observer",
     "open": "hotplate.serve.embedded:open_lists",
     "open_sync": "hotplate.serve.embedded:open_sync",
-    "parse_catalogue": "hotplate.stores.catalogue:parse",
+    "parse_catalogue": "hotplate.stores.catalogue_record:parse",
     "PartUnavailable": "hotplate.stores.errors:PartUnavailable",
     "Plan": "hotplate.stores.store:Plan",
     "PollingReader": "hotplate.stores.store:PollingReader",

@@ -21,7 +21,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from hotplate.stores import catalogue as catalogue_changes
+from hotplate.stores import transitions as catalogue_changes
 from hotplate.stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
 from hotplate.stores.encoding import body_of
 from hotplate.stores.erasure_log import erased_from

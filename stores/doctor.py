@@ -14,16 +14,8 @@ from importlib.metadata import version
 from statistics import median
 from typing import NamedTuple
 
-from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import (
-    Catalogue,
-    DraftRef,
-    Release,
-    ReleaseId,
-    ReleaseRef,
-    State,
-    unnamed_release,
-)
+from hotplate.stores import transitions as changes
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log

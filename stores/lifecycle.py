@@ -1,7 +1,7 @@
 """The life of written releases in any store: activate, canary, roll back, prune.
 
 Each verb reads the catalogue, checks that the release may and can be served, and applies a pure function of
-`hotplate.stores.catalogue` by compare-and-set (`update_catalogue`).
+`hotplate.stores.transitions` by compare-and-set (`update_catalogue`).
 """
 
 import asyncio
@@ -15,17 +15,8 @@ from enum import Enum, auto
 from functools import partial
 from typing import NamedTuple, Self
 
-from hotplate.stores import catalogue as changes
-from hotplate.stores.catalogue import (
-    GRACE_S,
-    Arm,
-    Catalogue,
-    Release,
-    ReleaseId,
-    ReleaseRef,
-    State,
-    unnamed_release,
-)
+from hotplate.stores import transitions as changes
+from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
 from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -83,7 +74,7 @@ async def activate(
     """Prepare a committed release and make it live, or that of arm B; return whether it was not before.
 
     What *override* does not accept raises RefusedByGates or ReleaseCorrupt. A refusal during the call always raises
-    RefusedByGates. Raises errors of `catalogue.activate`, too.
+    RefusedByGates. Raises errors of `transitions.activate`, too.
     """
     seen = await store.catalogue()
     entry = seen.find(release)
@@ -221,7 +212,7 @@ async def start_canary(
     """Prepare a committed release and show it to *percent* of the users, or change the canary's share.
 
     With *days*, start an experiment. Raises StoreMisused for an invalid share; ReleaseNotFound and ReleaseConflict as
-    `catalogue.start_canary`; RefusedByGates and ReleaseCorrupt as `activate`.
+    `transitions.start_canary`; RefusedByGates and ReleaseCorrupt as `activate`.
     """
     if not 0 < percent < 100:
         raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
@@ -275,7 +266,7 @@ async def prune(
     keep_ready_s: float | None = None,
     on_progress: OnProgress = unreported,
 ) -> list[ReleaseId]:
-    """Erase the releases that `catalogue.prune` marks, with the same options, and return their ids.
+    """Erase the releases that `transitions.prune` marks, with the same options, and return their ids.
 
     Kept releases past their grace are scaled down.
     """

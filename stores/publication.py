@@ -18,7 +18,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, Arm, Catalogue, DraftRef, ReleaseId
 from hotplate.stores.compression import EncodedRows, Encoder, encode_rows
 from hotplate.stores.encoding import META, Checksum

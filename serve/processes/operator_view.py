@@ -12,9 +12,10 @@ from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
-from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State, rollback
+from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
 from hotplate.stores.encoding import Item
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
+from hotplate.stores.transitions import rollback
 
 
 class RoleView(Struct):

@@ -17,7 +17,7 @@ from hotplate.serve.releases.live_counts import CountedRelease, SharedCounts
 from hotplate.serve.releases.probation_state import ProbationEvent, Sample, TierProbation
 from hotplate.serve.states import SharedStates
 from hotplate.serve.tasks import repeat
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, ReleaseRef, State
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import orjson
 
-from hotplate.stores import catalogue as catalogue_record
+from hotplate.stores import catalogue_record
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.cosmos.errors import DEADLINE_S, ContainerMissing
 from hotplate.stores.cosmos.items import CATALOGUE, CONTROL, CosmosItem, to_item, value_of

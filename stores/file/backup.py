@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, State, abort
+from hotplate.stores.catalogue import Catalogue, Erased, Release, ReleaseId, State
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import NAMES, find_erased, read_erased, read_log
 from hotplate.stores.errors import (
@@ -28,6 +28,7 @@ from hotplate.stores.file.release import check_whole, translating_errors
 from hotplate.stores.file.store import RESTORED, CatalogueFile, LmdbStore
 from hotplate.stores.folders import LOCK, flush, scratch_folder, write_all
 from hotplate.stores.store import RecordChange
+from hotplate.stores.transitions import abort
 from hotplate.stores.verification import OnProgress, unreported
 
 T = TypeVar("T")

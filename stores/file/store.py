@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef, dump, parse
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from hotplate.stores.file.draft import DraftFile, check_room, check_unsealed, file_bytes, lock_path, open_draft
 from hotplate.stores.file.release import (

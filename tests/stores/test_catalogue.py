@@ -5,7 +5,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import (
     GRACE_S,
     LEASE_S,
@@ -16,11 +16,10 @@ from hotplate.stores.catalogue import (
     Erased,
     ReleaseId,
     State,
-    dump,
     follows,
     is_bookkeeping,
-    parse,
 )
+from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.errors import CatalogueUnreadable, HeldBack, RefusedByGates, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
@@ -313,3 +312,9 @@ def test_first_format_record_is_distinguished_from_damage() -> None:
     with pytest.raises(CatalogueUnreadable, match="new store") as caught:
         parse(orjson.dumps(orjson.loads(dump(evolved())) | {"format": 1}), now=0, where="here")
     assert "rebuild" not in str(caught.value)
+
+
+def test_each_state_can_end_as_dropping_except_that_of_a_served_release() -> None:
+    ends = {state for state, following in changes.TRANSITIONS.items() if State.DROPPING in following}
+    assert ends == {*State} - {State.LIVE, State.DROPPING}
+    assert changes.TRANSITIONS[State.DROPPING] == ()

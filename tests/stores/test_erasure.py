@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from hotplate.stores.catalogue import DraftRef, Erased, ReleaseId, ReleaseRef, dump
+from hotplate.stores.catalogue import DraftRef, Erased, ReleaseId, ReleaseRef
+from hotplate.stores.catalogue_record import dump
 from hotplate.stores.doctor import examine
 from hotplate.stores.encoding import NO_OFFSET, Checksum
 from hotplate.stores.erasure import MAX_ROWS, ErasedUsers

@@ -17,9 +17,10 @@ import msgspec
 import orjson
 import pytest
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.attributes import ItemAttributes
-from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId, dump, parse
+from hotplate.stores.catalogue import Catalogue, DraftRef, Erased, ReleaseId
+from hotplate.stores.catalogue_record import FORMAT, dump, parse
 from hotplate.stores.doctor import survey
 from hotplate.stores.encoding import MANIFEST, NO_OFFSET, Checksum
 from hotplate.stores.erasure_log import ID, KEY, parse_first_format
@@ -135,7 +136,7 @@ def test_a_catalogue_has_the_oldest_format_that_expresses_it(kind: str, format_:
 
 
 def test_a_catalogue_of_a_newer_format_is_refused_and_not_rebuilt() -> None:
-    newer = orjson.dumps({"format": changes.FORMAT + 1, "releases": {"in": "another form"}})
+    newer = orjson.dumps({"format": FORMAT + 1, "releases": {"in": "another form"}})
     with pytest.raises(CatalogueUnreadable, match="upgrade hotplate, services before publishers") as caught:
         parse(newer, now=0.0, where="here")
     assert caught.value.record is None, "`store rebuild` would replace it"
@@ -148,7 +149,7 @@ async def test_a_restore_over_a_catalogue_of_a_newer_format_is_refused(tmp_path:
     await publish(target)
     await backup(source, tmp_path / "backup")
     path = tmp_path / "target" / "catalogue.json"
-    newer = orjson.dumps(orjson.loads(path.read_bytes()) | {"format": changes.FORMAT + 1})
+    newer = orjson.dumps(orjson.loads(path.read_bytes()) | {"format": FORMAT + 1})
     path.write_bytes(newer)
     with pytest.raises(CatalogueUnreadable, match="upgrade hotplate"):
         await restore(tmp_path / "backup", target, over=True)

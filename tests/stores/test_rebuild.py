@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores import transitions as changes
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State, follows
 from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.errors import (
@@ -63,7 +63,7 @@ async def test_releases_are_found_without_a_catalogue_and_one_is_made_live(open_
     assert (after.live_ref, after.find(second).state) == (before.find(first).ref, State.READY)
     assert after.find(second).refused_by == ("ndcg",)
     assert after.store_id != before.store_id
-    assert changes.follows(after, before)
+    assert follows(after, before)
     assert await published_rows(store, second) == rows("second")
     await life.activate(store, second, override=life.Override.REFUSAL)
     assert await life.rollback(store) == first

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, verification
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, ReleaseId, State
 from hotplate.stores.encoding import Checksum, body_of
 from hotplate.stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound

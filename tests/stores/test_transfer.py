@@ -103,7 +103,7 @@ async def test_interrupted_publish_resumes_without_rewriting(clock: FakeClock, c
 
 
 @on_every_store
-@pytest.mark.parametrize("step", ["hotplate.stores.publication.verify", "hotplate.stores.catalogue.commit"])
+@pytest.mark.parametrize("step", ["hotplate.stores.publication.verify", "hotplate.stores.transitions.commit"])
 async def test_publish_killed_after_its_last_row_resumes_without_rows(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication, users
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State, dump, parse
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, State
+from hotplate.stores.catalogue_record import dump, parse
 from hotplate.stores.doctor import rebuild, survey
 from hotplate.stores.erasure import MAX_ERASED, ErasedUsers
 from hotplate.stores.erasure_log import ErasureLog, erased_from, read_log

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound

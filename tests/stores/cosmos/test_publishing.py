@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
 from hotplate.stores import publication
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import LEASE_S, ReleaseId
 from hotplate.stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from hotplate.stores.cosmos.items import container_of, name_of

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.cosmos.errors import CosmosUnavailable
 from hotplate.stores.cosmos.store import UNAVAILABLE_S

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from hotplate.stores.connect import connect
 from hotplate.stores.cosmos.items import CONTROL

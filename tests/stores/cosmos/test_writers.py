@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from hotplate.stores import catalogue as changes
 from hotplate.stores import lifecycle as life
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import DraftRef, ReleaseId
 from hotplate.stores.cosmos.store import CosmosStore
 from hotplate.stores.errors import ReleaseConflict, StoreUnavailable

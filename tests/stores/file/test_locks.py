@@ -10,7 +10,7 @@ import pytest
 from hotplate.offline.errors import DataError
 from hotplate.offline.run_folder import Run, locked_folder
 from hotplate.serve.access import keys as client_keys
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue
 from hotplate.stores.errors import StoreUnavailable
 from hotplate.stores.file.store import LmdbStore

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State, succeed
+from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
 from hotplate.stores.errors import ReleaseConflict, StoreError
 from hotplate.stores.file.store import CatalogueFile, LmdbStore
 from hotplate.stores.store import Plan, RecordChange
+from hotplate.stores.transitions import succeed
 from tests.support.system_calls import Killed, Process, Schedule, finish, patch_calls, run, schedules
 
 DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "one")

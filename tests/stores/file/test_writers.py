@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, succeed
+from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound
 from hotplate.stores.file.store import LmdbStore
 from hotplate.stores.store import Plan, Row
+from hotplate.stores.transitions import succeed
 from tests.support.stores import allow_erasure
 
 ID = ReleaseId("20261120T064200Z-aaaa")

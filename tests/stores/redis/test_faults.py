@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 import uvloop
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
 from hotplate.stores.lifecycle import activate, prune, rollback
 from hotplate.stores.publication import publish_release

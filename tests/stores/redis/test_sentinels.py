@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from hotplate.stores.catalogue import ReleaseId, commit
+from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.doctor import examine
 from hotplate.stores.erasure_log import read_erased
 from hotplate.stores.errors import ReleaseNotFound, StoreUnavailable
@@ -17,6 +17,7 @@ from hotplate.stores.redis.sentinels import Sentinels
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.redis.url import parse_sentinel
 from hotplate.stores.store import Finding, Level, Row
+from hotplate.stores.transitions import commit
 from hotplate.stores.users import erase_users
 from hotplate.testing import StoreContract
 from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment

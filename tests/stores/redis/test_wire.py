@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.stores import catalogue as changes
+from hotplate.stores import transitions as changes
 from hotplate.stores.errors import PartUnavailable, StoreUnavailable
 from hotplate.stores.redis.keys import Keys
 from hotplate.stores.redis.store import RedisStore, open_url
