@@ -376,8 +376,9 @@ def _failures(options: StoresOptions, measured: Measured) -> list[str]:
         return failures
     if not rounds:
         return [*failures, "no round was made"]
-    if options.repeat is not None and rounds < options.repeat:
-        failures.append(f"{rounds} of {options.repeat} rounds fit into --budget {options.budget}")
+    made = rounds + measured.disturbed
+    if options.repeat is not None and made < options.repeat:
+        failures.append(f"{made} of {options.repeat} rounds fit into --budget {options.budget}")
     if rounds < MIN_ROUNDS and options.repeat is None:
         failures.append(
             f"{rounds} rounds were made in {measured.took_s:.0f} s, and a verdict needs {MIN_ROUNDS}: this machine is "

@@ -150,8 +150,7 @@ def _write_and_print(
     """Write the files that *flags* name, print the report, or one figure's formulas, and exit by the report's code.
 
     *checked_plan* is the saved plan of `--check`, whose bound a saved plan keeps, and whose file is not replaced by a
-    plan that fails the check. Raises PlanMisused for an
-    unknown figure, and typer.Exit for a code other than 0.
+    plan that fails the check. Raises PlanMisused for an unknown figure, and typer.Exit for a code other than 0.
     """
     if flags.why is not None and flags.why not in capacity_plan.figures:
         raise inputs.PlanMisused(

@@ -223,12 +223,12 @@ def _read_gates(pipeline: PipelineFile, settings: PublishSettings) -> tuple[Gate
     return tuple(gates.values())
 
 
-def _check_training(trained: TrainFlags, path: Path) -> None:
-    """Raise SettingError if a run cannot train so; DataError for an invalid name of a model."""
-    if trained.engine == "spark":
+def _check_training(flags: TrainFlags, path: Path) -> None:
+    """Raise SettingError for flags that a run cannot train with; DataError for an invalid name of a model."""
+    if flags.engine == "spark":
         raise SettingError(f"{path}: a run trains on this machine; use train and publish for Spark.")
-    if trained.register is not None or trained.track:
-        train_work.check_registered_name(trained.register)
+    if flags.register is not None or flags.track:
+        train_work.check_registered_name(flags.register)
 
 
 def _check_gates(gates: Iterable[Gate], settings: TrainSettings) -> None:

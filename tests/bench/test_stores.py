@@ -86,9 +86,11 @@ def store_runs(name: str, url: str, runs: list[Result], cpu_us: float = 50.0, wr
     return StoreRuns(candidate, tuple(service_runs), CheckResult(5, wrong, 0, ()))
 
 
-def summary(*stores: StoreRuns, interrupted: bool = False, cpu_hour: float | None = None) -> Report:
+def summary(
+    *stores: StoreRuns, interrupted: bool = False, disturbed: int = 0, options: StoresOptions | None = None
+) -> Report:
     setup = Setup(tuple(store.candidate for store in stores), ("1",))
-    return report(StoresOptions(cpu_hour=cpu_hour), setup, Measured(stores, interrupted))
+    return report(options or StoresOptions(), setup, Measured(stores, interrupted, disturbed))
 
 
 def steady(answer_s: float, rounds: int = 6) -> list[Result]:
@@ -160,6 +162,14 @@ def test_rounds_in_which_the_generator_was_late_are_left_out() -> None:
     assert [*undisturbed(rounds[-3:])] == rounds[-3:]  # too few are left: the report explains it
 
 
+@pytest.mark.parametrize(("disturbed", "failures"), [(1, []), (0, ["6 of 7 rounds fit into --budget 9s"])])
+def test_rounds_that_are_left_out_were_made(disturbed: int, failures: list[str]) -> None:
+    """One disturbed round of `--repeat 7` was said not to fit into --budget, and gave exit code 1."""
+    options = StoresOptions(repeat=7, budget="9s")
+    compared = summary(store_runs("files", "file:///a", steady(0.002)), disturbed=disturbed, options=options)
+    assert [*compared.failures] == failures
+
+
 @pytest.mark.parametrize(
     ("seen", "cpu_us", "note"),
     [({"personal": 1_000}, 20, ""), ({"personal": 980, "popular": 20}, 50, "at 2000/s")],
@@ -213,7 +223,8 @@ def test_wrong_lists_errors_and_a_late_generator_break_a_store() -> None:
 
 def test_reads_are_priced_by_cpu_and_by_what_the_store_is_paid_for() -> None:
     def cost(url: str, cpu_hour: float | None = None) -> float:
-        row = summary(store_runs("x", url, [a_run(0.002)] * 5, 100.0), cpu_hour=cpu_hour).row("x", FIGURES[-1])
+        store = store_runs("x", url, [a_run(0.002)] * 5, 100.0)
+        row = summary(store, options=StoresOptions(cpu_hour=cpu_hour)).row("x", FIGURES[-1])
         assert row is not None
         assert row.value is not None
         return row.value
