@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what `_HOMES` says, for type checkers
     from hotplate.releases import activate, copy, prune, rollback, verify
     from hotplate.serve.embedded import Lists, SyncLists, open_sync
     from hotplate.serve.embedded import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
-    from hotplate.serve.encoded_lists import NotReady, UnknownList
+    from hotplate.serve.errors import NotReady, UnknownList
     from hotplate.stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from hotplate.stores.catalogue_record import dump as dump_catalogue
     from hotplate.stores.catalogue_record import parse as parse_catalogue
@@ -177,7 +177,7 @@ _HOMES = {
     "META": "hotplate.stores.encoding:META",
     "Model": "hotplate.offline.model:Model",
     "NeighbourParams": "hotplate.offline.train.item_based:NeighbourParams",
-    "NotReady": "hotplate.serve.encoded_lists:NotReady",
+    "NotReady": "hotplate.serve.errors:NotReady",
     "Observer": "hotplate.stores.store:Observer",
     "open": "hotplate.serve.embedded:open_lists",
     "open_sync": "hotplate.serve.embedded:open_sync",
@@ -220,7 +220,7 @@ _HOMES = {
     "TrainReport": "hotplate.offline.training:TrainReport",
     "TrainSettings": "hotplate.offline.training:TrainSettings",
     "TuneOptions": "hotplate.offline.train.tuning:TuneOptions",
-    "UnknownList": "hotplate.serve.encoded_lists:UnknownList",
+    "UnknownList": "hotplate.serve.errors:UnknownList",
     "verify": "hotplate.releases:verify",
     "Written": "hotplate.offline.publish:Written",
     "WrittenByNewer": "hotplate.stores.errors:WrittenByNewer",

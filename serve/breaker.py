@@ -1,8 +1,14 @@
 """The circuit breaker of a store: after failures in a row, only probes are sent to it."""
 
+import logging
 from collections.abc import Callable
+from enum import Enum, auto
 
+from hotplate.serve.errors import StoreDefect
+from hotplate.stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from hotplate.stores.timing import Backoff
+
+log = logging.getLogger(__name__)
 
 # Consecutive failures that open a breaker.
 FAILURES = 5
@@ -13,51 +19,101 @@ FAILURES_OF_PARTS = 50
 PROBE_PAUSES_S = (0.1, 1.0)
 
 
-class Breaker:
-    """A circuit breaker: closed, open, or half open with one probe.
+class BreakerState(Enum):
+    """Which reads a breaker allows."""
 
-    *clock* returns seconds. The pause doubles after each probe, with jitter from *min_jitter* to 1.
+    CLOSED = auto()
+    """All."""
+
+    OPEN = auto()
+    """None until the end of a pause, then one, the probe."""
+
+    PROBING = auto()
+    """None: the outcome of the probe is awaited."""
+
+
+class Breaker:
+    """The circuit breaker of one store, which logs when it opens and closes.
+
+    Ask `allows` before each read, and report the outcome of each read that it allows by one call of `succeeded`,
+    `failed` or `timed_out`, or of `probe_cancelled`.
     """
 
-    def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
+    def __init__(self, store: str, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
+        """*store* is its name in the log. *clock* returns seconds.
+
+        The pause before a probe doubles after each one that fails, with jitter from *min_jitter* to 1.
+        """
+        self.open_because = ""
+        """A sentence on the failure that opened the breaker last."""
+
+        self._store = store
         self._clock = clock
-        self._backoff = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
+        self._state = BreakerState.CLOSED
         self._failures = 0
-        self._retry_at: float | None = None
-        self._probing = False
+        """Since the last success."""
+
+        self._pauses = Backoff(*PROBE_PAUSES_S, min_jitter=min_jitter)
+        self._probe_at = 0.0
+        """While open, the end of the pause."""
+
+        self._fails_by_part = False
+        """Whether a part of the store has failed by itself, as one shard or one partition does."""
 
     @property
     def is_open(self) -> bool:
-        """Whether only probes are sent."""
-        return self._retry_at is not None
+        """Whether at most probes are sent."""
+        return self._state is not BreakerState.CLOSED
 
     def allows(self) -> bool:
-        """Return whether to send a request, or a probe; then call `succeeded`, `failed`, or for a probe `undecided`."""
-        if self._retry_at is None:
+        """Return whether to send a read now; if the breaker is open, it is the probe."""
+        if self._state is BreakerState.CLOSED:
             return True
-        if self._probing or self._clock() < self._retry_at:
+        if self._state is BreakerState.PROBING or self._clock() < self._probe_at:
             return False
-        self._probing = True
+        self._state = BreakerState.PROBING
         return True
 
     def succeeded(self) -> None:
         """Close the breaker."""
         if self._failures == 0:
             return  # fast path
+        if self.is_open:
+            log.warning("%s: circuit closed, the store answers", self._store)
+        self._state = BreakerState.CLOSED
         self._failures = 0
-        self._backoff.reset()
-        self._retry_at = None
-        self._probing = False
+        self._pauses.reset()
 
-    def undecided(self) -> None:
-        """Allow another probe after one without an outcome."""
-        self._probing = False
-
-    def failed(self, threshold: int = FAILURES) -> None:
-        """Count a failure; open after *threshold* in a row, or after a failed probe."""
+    def failed(self, error: StoreError) -> None:
+        """Open the breaker if the read was a probe, or if there were too many failures in a row."""
+        by_part = isinstance(error, PartUnavailable)
+        self._fails_by_part = self._fails_by_part or by_part
         self._failures += 1
-        if self._retry_at is not None and not self._probing:
-            return  # sent before the breaker opened
-        if self._probing or self._failures >= threshold:
-            self._retry_at = self._clock() + self._backoff.next_s()
-            self._probing = False
+        if self._state is BreakerState.OPEN:
+            return  # the read was sent before
+        if self._state is BreakerState.CLOSED:
+            if self._failures < (FAILURES_OF_PARTS if by_part else FAILURES):
+                return
+            self._log_opening(error)
+        self._state = BreakerState.OPEN
+        self._probe_at = self._clock() + self._pauses.next_s()
+
+    def timed_out(self, timeout_s: float) -> StoreUnavailable:
+        """Count a read that did not end in time as failed; return its error.
+
+        A store whose parts fail by themselves may be late because of one part.
+        """
+        kind = PartUnavailable if self._fails_by_part else StoreUnavailable
+        late = kind(f"{self._store} did not answer in {timeout_s * 1000:.0f} ms")
+        self.failed(late)
+        return late
+
+    def probe_cancelled(self) -> None:
+        """Allow another probe at once, after one without an outcome."""
+        if self._state is BreakerState.PROBING:
+            self._state = BreakerState.OPEN
+
+    def _log_opening(self, error: StoreError) -> None:
+        self.open_because = f"circuit open after repeated failures: {error}"
+        cause = error.__cause__ if isinstance(error, StoreDefect) else None
+        log.warning("%s: %s", self._store, self.open_because, exc_info=cause)

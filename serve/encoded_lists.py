@@ -5,24 +5,17 @@ from typing import Literal
 
 import msgspec
 
+from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.metrics import ERROR, HIT, MISS
 from hotplate.serve.releases.served import ServedRelease, TierRelease
 from hotplate.serve.tiers import Origin, Tier
 from hotplate.stores.encoding import EVERYBODY, NO_OFFSET, POPULAR, RowKey, is_empty
-from hotplate.stores.errors import StoreError, StoreMisused
+from hotplate.stores.errors import StoreError
 from hotplate.stores.store import ReadResult
 
 # Read, absent, or unreadable.
 Status = Literal["ok", "unknown", "error"]
 OUTCOMES: dict[Status, int] = {"ok": HIT, "unknown": MISS, "error": ERROR}
-
-
-class NotReady(StoreError):
-    """No tier serves a release yet."""
-
-
-class UnknownList(StoreMisused):
-    """No served release has a list of this name."""
 
 
 class EncodedList(msgspec.Struct, frozen=True):

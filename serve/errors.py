@@ -1,15 +1,27 @@
-"""Errors that an operator must correct.
+"""Errors of the service and of its lists.
+
+An operator must correct:
 
 ServiceMisused              options or files that cannot be used
 └── KeysUnreadable          a file of keys that cannot be read or parsed
 EventsFailed                events could not be shipped or read; nothing is lost
+
+Lookups raise, as errors of stores so that callers of the library handle one base class:
+
+StoreError
+├── NotReady                no tier serves a release yet
+├── StoreMisused
+│   └── UnknownList         no served release has a list of this name
+├── ReleaseMoved            a tier's release is gone, and another one is followed; handled in `tier_reads`
+└── StoreUnavailable
+    └── StoreDefect         a store raised something other than StoreError
 """
 
 from typing import Literal, NamedTuple
 
-# Findings of ERRORS mean that lists cannot be read.
+from hotplate.stores.errors import StoreError, StoreMisused, StoreUnavailable
+
 FindingSource = Literal["store", "circuit", "damage", "restored", "canary", "erased users", "rows", "file", "events"]
-ERRORS = frozenset[FindingSource]({"store", "circuit", "damage"})
 
 
 class ServiceFinding(NamedTuple):
@@ -17,6 +29,11 @@ class ServiceFinding(NamedTuple):
 
     source: FindingSource
     sentence: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether some or all lists cannot be read."""
+        return self.source in {"store", "circuit", "damage"}
 
 
 class ServiceMisused(Exception):
@@ -29,3 +46,19 @@ class KeysUnreadable(ServiceMisused):
 
 class EventsFailed(Exception):
     """Segments could not be copied or read, at either end."""
+
+
+class NotReady(StoreError):
+    """No tier serves a release yet."""
+
+
+class UnknownList(StoreMisused):
+    """No served release has a list of this name."""
+
+
+class ReleaseMoved(StoreError):
+    """A release is gone, and another one is followed."""
+
+
+class StoreDefect(StoreUnavailable):
+    """A store raised something other than StoreError, its cause."""

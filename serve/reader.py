@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol, Self, TypedDict, Unpack
 
 from hotplate.serve.baskets import Basket, BasketItem, Baskets
 from hotplate.serve.deny_list import DenyListFile
-from hotplate.serve.encoded_lists import EncodedList, Fallbacks, UnknownList, unknown_list
+from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
+from hotplate.serve.errors import UnknownList
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics

@@ -9,7 +9,7 @@ from operator import add
 
 import msgspec
 
-from hotplate.serve.errors import ERRORS, ServiceFinding
+from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
@@ -60,12 +60,12 @@ class TierState(msgspec.Struct, frozen=True):
     @property
     def detail(self) -> str | None:
         """Why lists cannot be read."""
-        return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
+        return next((finding.sentence for finding in self.findings if finding.is_error), None)
 
     @property
     def warnings(self) -> list[str]:
         """The other findings."""
-        return [finding.sentence for finding in self.findings if finding.source not in ERRORS]
+        return [finding.sentence for finding in self.findings if not finding.is_error]
 
 
 class ProcessState(msgspec.Struct, frozen=True):
@@ -242,7 +242,7 @@ def _tier_state(tier: Tier) -> TierState:
 
 def short(findings: Sequence[ServiceFinding]) -> list[ServiceFinding]:
     """Return the findings that fit into a state."""
-    errors = [finding for finding in findings if finding.source in ERRORS][:1]  # only one is shown
-    warnings = [finding for finding in findings if finding.source not in ERRORS]
+    errors = [finding for finding in findings if finding.is_error][:1]  # only one is shown
+    warnings = [finding for finding in findings if not finding.is_error]
     shown = (errors + warnings)[:FINDINGS]
     return [ServiceFinding(finding.source, finding.sentence[:SENTENCE_CHARS]) for finding in shown]

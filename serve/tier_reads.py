@@ -40,8 +40,9 @@ from typing import Any
 
 import msgspec
 
+from hotplate.serve.errors import ReleaseMoved
 from hotplate.serve.releases.follower import RowsOfRelease
-from hotplate.serve.tiers import Origin, ReleaseMoved, Tier, loop_time
+from hotplate.serve.tiers import Origin, Tier, loop_time
 from hotplate.stores.encoding import RowKey, is_empty
 from hotplate.stores.errors import ReleaseCorrupt, StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult

@@ -6,7 +6,7 @@ The result of reading a key is bytes (decoded: the opened list), None if the sto
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from time import perf_counter
@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from hotplate.serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
+from hotplate.serve.breaker import Breaker
 from hotplate.serve.cache import NOT_CACHED, Cache
-from hotplate.serve.errors import ERRORS, ServiceFinding
+from hotplate.serve.errors import ReleaseMoved, ServiceFinding, StoreDefect
 from hotplate.serve.fold_in import FoldIn
 from hotplate.serve.hedging import Hedge
 from hotplate.serve.metrics import LOOKUP_OUTCOMES, Metrics
@@ -26,7 +26,7 @@ from hotplate.serve.telemetry.spans import sampled_requests, traced
 from hotplate.serve.tier_metrics import TierMetrics
 from hotplate.stores.catalogue import ReleaseId, ReleaseRef
 from hotplate.stores.encoding import USER
-from hotplate.stores.errors import HEAL, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.errors import HEAL, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from hotplate.stores.store import LocalReader, LocalRows, Reader, ReadResult, ReplicatedReader, SendingReader
 from hotplate.stores.timing import Deadlines, TaskDeadlines
 from hotplate.stores.urls import scheme_of
@@ -57,53 +57,6 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
-class ReleaseMoved(StoreError):
-    """A release is gone, and another one is followed."""
-
-
-class _Defect(StoreUnavailable):
-    """A store raised something other than StoreError."""
-
-
-class Circuit(Breaker):
-    """The circuit breaker of a named store, which logs when it opens and closes."""
-
-    def __init__(self, store: str, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
-        self._store = store
-        self.open_because = ""
-        """A sentence on the failure that opened the circuit last."""
-        self._fails_by_part = False
-        """Whether a part of the store has failed by itself, as one shard or one partition does."""
-
-    def read_succeeded(self) -> None:
-        """Count a read that succeeded."""
-        if self.is_open:
-            log.warning("%s: circuit closed, the store answers", self._store)
-        self.succeeded()
-
-    def read_failed(self, error: StoreError) -> None:
-        """Count a failed read, and log it if that opens the circuit."""
-        was_open = self.is_open
-        by_part = isinstance(error, PartUnavailable)
-        self._fails_by_part = self._fails_by_part or by_part
-        self.failed(FAILURES_OF_PARTS if by_part else FAILURES)
-        if self.is_open and not was_open:
-            self.open_because = f"circuit open after repeated failures: {error}"
-            cause = error.__cause__ if isinstance(error, _Defect) else None
-            log.warning("%s: %s", self._store, self.open_because, exc_info=cause)
-
-    def read_timed_out(self, timeout_s: float) -> StoreUnavailable:
-        """Count a read that was not done in time; return its error.
-
-        A store whose parts fail by themselves may be late because of one part.
-        """
-        kind = PartUnavailable if self._fails_by_part else StoreUnavailable
-        late = kind(f"{self._store} did not answer in {timeout_s * 1000:.0f} ms")
-        self.read_failed(late)
-        return late
-
-
 class SentRead(msgspec.Struct, frozen=True, eq=False):
     """A read that a store has sent."""
 
@@ -131,17 +84,15 @@ class Tier:
         *fold_in* loads the item factors of each release.
         """
         self.name = name
-        self._counters = TierMetrics(name, metrics)
-        self.follower = Follower(reader, self._counters.canary_counts, fold_in=fold_in)
-        self.breaker = Circuit(name, loop_time)
+        self.counters = TierMetrics(name, metrics)
+        self.follower = Follower(reader, self.counters.canary_counts, fold_in=fold_in)
+        self.breaker = Breaker(name, loop_time)
         self.reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self._sender = reader if isinstance(reader, SendingReader) else None
         self.keys_a_call = reader.coalesce
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
-        self._hedge = Hedge(reader, self._counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
-        self.read_cell = self._counters.read_cell
-        """The histogram of reads of a local store, for the fast lane."""
+        self._hedge = Hedge(reader, self.counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
         self._deadlines = TaskDeadlines()
         self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
         self._damaged = set[ReleaseRef]()
@@ -149,19 +100,19 @@ class Tier:
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """All findings, ERRORS first."""
+        """All findings, first those because of which lists cannot be read."""
         findings = self.follower.findings
         if self.breaker.is_open:
             findings.append(ServiceFinding("circuit", self.breaker.open_because))
         for served in self.follower.all_served:
             if served.ref in self._damaged:
                 findings.append(ServiceFinding("damage", _damage_of(served.id)))
-        return sorted(findings, key=lambda finding: finding.source not in ERRORS)
+        return sorted(findings, key=lambda finding: not finding.is_error)
 
     @property
     def error(self) -> str | None:
         """Why some or all lists cannot be read; None while all can."""
-        return next((finding.sentence for finding in self.findings if finding.source in ERRORS), None)
+        return next((finding.sentence for finding in self.findings if finding.is_error), None)
 
     @property
     def cache_bytes(self) -> int | None:
@@ -194,7 +145,7 @@ class Tier:
             return NOT_CACHED
         result = self._cache.get(served, key)
         if result is not NOT_CACHED:
-            self._counters.count_cached()
+            self.counters.count_cached()
         return result
 
     def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> ReadResult:
@@ -203,7 +154,7 @@ class Tier:
         try:
             value = reader.get(served.ref, key)
             took_s = perf_counter() - started
-            self._counters.observe_local_read(took_s, self.follower.role_of(served))
+            self.counters.observe_local_read(took_s, self.follower.role_of(served))
             return None if value is None else served.decode(key, value)
         except StoreError as error:
             return error
@@ -243,7 +194,7 @@ class Tier:
         try:
             replies = self._sender.send(served.ref, keys)
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
-            self._counters.count_failed_attempt(error)
+            self.counters.count_failed_attempt(error)
             return None
         if replies is None:
             return None
@@ -265,16 +216,16 @@ class Tier:
         read.expiring.discard(read.replies)
         if read.replies.cancelled():  # by `_sent_deadlines`
             self._observe_call(read.served, read.sent_at, "error")
-            raise self.breaker.read_timed_out(read.timeout_s)
+            raise self.breaker.timed_out(read.timeout_s)
         try:
             results = read.sender.received(read.served.ref, read.replies.result())
         except ReleaseNotFound:  # no failure of the store
             return None
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
-            self._counters.count_failed_attempt(error)
+            self.counters.count_failed_attempt(error)
             return None
         self._observe_call(read.served, read.sent_at, "ok")
-        self.breaker.read_succeeded()
+        self.breaker.succeeded()
         return self._decode_and_cache(read.served, read.keys, results)
 
     async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
@@ -290,17 +241,17 @@ class Tier:
             results = await self._deadlines.until(deadline, self._read_or_follow(served, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
             if is_probe:
-                self.breaker.undecided()
+                self.breaker.probe_cancelled()
             raise
         except TimeoutError:
-            raise self.breaker.read_timed_out(timeout_s) from None
+            raise self.breaker.timed_out(timeout_s) from None
         except ReleaseMoved:
             self.breaker.succeeded()
             raise
         except StoreError as error:
-            self.breaker.read_failed(error)
+            self.breaker.failed(error)
             raise
-        self.breaker.read_succeeded()
+        self.breaker.succeeded()
         return results
 
     async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
@@ -365,7 +316,7 @@ class Tier:
         except Exception as error:
             # A local store also raises other exceptions for a damaged value; of a remote one, they are defects.
             if self._local is None and not isinstance(error, StoreError):
-                raise _Defect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
+                raise StoreDefect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
             raise self._result_of_error(served, error) from error.__cause__
         finally:
             self._observe_call(served, started, outcome)
@@ -373,7 +324,7 @@ class Tier:
 
     def _observe_call(self, served: ServedRelease, started: float, outcome: str) -> None:
         """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
-        self._counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(served))
+        self.counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(served))
 
     def _decode_and_cache(
         self, served: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]
@@ -382,7 +333,7 @@ class Tier:
         results = self._decode_results(served, keys, values)
         if self._cache is not None:
             self._cache.put(served, keys, results)
-            self._counters.count_uncached(len(keys))
+            self.counters.count_uncached(len(keys))
         return results
 
     def _call(
@@ -433,7 +384,7 @@ class Tier:
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
 
-        self._counters.count_damage()
+        self.counters.count_damage()
         served.tally.damaged += 1
         damage = ReleaseCorrupt(_damage_of(served.id))
         if served.ref not in self._damaged:
@@ -450,7 +401,7 @@ class Tier:
         """
         served.tally.lookups[outcome] += lists
         role = self.follower.role_of(served) if kind == USER else None
-        self._counters.count_lookups(source, LOOKUP_OUTCOMES[outcome], lists, role)
+        self.counters.count_lookups(source, LOOKUP_OUTCOMES[outcome], lists, role)
 
 
 class Origin(msgspec.Struct, frozen=True, eq=False):

@@ -18,7 +18,7 @@ from hotplate.serve.api.parameters import FOLD_IN
 from hotplate.serve.api.router import CALLER, Gate, RequestIds, Route, RouteMatch, Router, by_template, problem_for
 from hotplate.serve.api.scoring import Scoring
 from hotplate.serve.consumed.table import Consumed
-from hotplate.serve.encoded_lists import NotReady, UnknownList
+from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.metrics import request_cell
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.reader import TieredReader

@@ -53,7 +53,8 @@ from hotplate.serve.api.parameters import ListQuery
 from hotplate.serve.connections.answers import header_lines
 from hotplate.serve.connections.headers import IGNORED
 from hotplate.serve.connections.headers import READ as READ_HEADERS
-from hotplate.serve.encoded_lists import EncodedList, NotReady, UnknownList
+from hotplate.serve.encoded_lists import EncodedList
+from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, HIT, LOOKUPS, request_cell
 from hotplate.serve.problems import Problem, internal_error
@@ -664,7 +665,7 @@ cdef class _Source:
         self.rows = rows
         self.seed = Checksum(served.manifest.release).seed
         self.lookups = served.tally.lookups
-        self.read_cell = tier.read_cell
+        self.read_cell = tier.counters.read_cell
 
 
 @cython.final

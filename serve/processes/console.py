@@ -19,8 +19,7 @@ from hotplate.serve.api.openapi import page_response
 from hotplate.serve.api.parameters import Id, ListName, QueryParser
 from hotplate.serve.api.router import Route, by_template
 from hotplate.serve.connections.fast_lane import lane_state
-from hotplate.serve.encoded_lists import NotReady, UnknownList
-from hotplate.serve.errors import KeysUnreadable
+from hotplate.serve.errors import KeysUnreadable, NotReady, UnknownList
 from hotplate.serve.list_requests import ListRequest, answer_list
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.processes.context import ProcessContext

@@ -20,7 +20,7 @@ from hotplate.serve.connections.connection import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
 from hotplate.serve.consumed.sender import ConsumedSender, stream_url
-from hotplate.serve.encoded_lists import NotReady
+from hotplate.serve.errors import NotReady
 from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory

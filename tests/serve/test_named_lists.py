@@ -9,7 +9,7 @@ import pytest
 
 import hotplate
 from hotplate.client import Client, RequestRefused
-from hotplate.serve.encoded_lists import UnknownList
+from hotplate.serve.errors import UnknownList
 from hotplate.serve.filters import filter_of
 from hotplate.serve.metrics import LOOKUPS
 from hotplate.serve.reader import TieredReader

@@ -90,7 +90,7 @@ async def test_circuit_opens_for_a_store_that_never_answers(
         await reader.personal_many(["0", "1", "2", "3"])
     assert tier.breaker.is_open
     assert tier.error == "circuit open after repeated failures: this one could not be read"
-    assert [record.levelname for record in caplog.records if record.name == "hotplate.serve.tiers"] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if record.name == "hotplate.serve.breaker"] == ["WARNING"]
 
 
 @virtual
@@ -110,7 +110,7 @@ async def test_cancelled_calls_leave_the_circuit_closed(store: KeyByKeyStore) ->
 async def test_a_cancelled_probe_lets_the_next_request_probe(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     for _ in range(FAILURES):
-        tier.breaker.failed()
+        tier.breaker.failed(StoreUnavailable("away"))
     await asyncio.sleep(PROBE_PAUSES_S[1])
     store.slow_keys = {"user:0", "user:1"}
     with pytest.raises(TimeoutError):

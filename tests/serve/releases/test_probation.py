@@ -164,7 +164,7 @@ class Rehearsal:
     async def read(self, times: int, *, seconds: float) -> None:
         """Count reads of the store that took a time."""
         for _ in range(times):
-            self.reader.metrics.observe(self.tier.read_cell, seconds)
+            self.reader.metrics.observe(self.tier.counters.read_cell, seconds)
         await self.look()
 
     def state(self) -> TierProbation:
