@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from py4j.protocol import Py4JError
 from pyspark import AccumulatorParam, Broadcast
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from hotplate.offline.errors import SettingError
@@ -109,7 +110,7 @@ class SparkLists(PartedSource):
                 on_progress(min(progress.value.rows, total), total)
                 if running.done():
                     return self._sum_parts(running.result(), len(blocks), lists, observer)
-        except Py4JError as error:
+        except (Py4JError, PySparkException, ConnectionError) as error:
             where = redacted(self._url)
             raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
         finally:

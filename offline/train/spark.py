@@ -82,12 +82,9 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
             context.setCheckpointDir(checkpoints)
         try:
             yield session
-        except BaseException:
+        finally:
             with suppress(Py4JError, ConnectionError):  # Java or its context has ended; what failed says so
                 session.stop()
-            raise
-        with suppress(Py4JNetworkError, ConnectionError):  # Java has ended
-            session.stop()
 
 
 def cause_of(error: Exception) -> str:
@@ -96,7 +93,7 @@ def cause_of(error: Exception) -> str:
     A stack that overflows also ends Spark's context, and then Java, so any of the three may be reported first.
     """
     text = str(error)
-    has_ended = isinstance(error, Py4JNetworkError | ConnectionError)
+    has_ended = _is_connection_error(error)
     if isinstance(error, Py4JJavaError):
         try:
             text = str(error.java_exception.getMessage() or error.java_exception)
@@ -110,6 +107,16 @@ def cause_of(error: Exception) -> str:
             f"Java's stack overflowed ({_OVERFLOW}), as tasks carry all iterations without a checkpoint; {_MORE_STACK}"
         )
     return _first_line(text)
+
+
+def _is_connection_error(error: Exception) -> bool:
+    """Return whether Java could not be reached.
+
+    If a connection breaks during a call, Py4J raises a plain Py4JError, and only in this case one without a trace.
+    """
+    if isinstance(error, Py4JNetworkError | ConnectionError):
+        return True
+    return type(error) is Py4JError and "Trace:" not in str(error)
 
 
 def _first_line(text: str) -> str:
@@ -145,7 +152,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         users, items = user_items.shape
         user_factors = _collect_factors(model.userFactors, users, params)
         item_factors = _collect_factors(model.itemFactors, items, params)
-    except (Py4JJavaError, Py4JNetworkError, ConnectionError) as error:
+    except (Py4JError, PySparkException, ConnectionError) as error:
         raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
     if not (np.isfinite(user_factors).all() and np.isfinite(item_factors).all()):
         raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -72,6 +73,17 @@ def test_ended_spark_context_is_explained_with_the_setting() -> None:
     cause = cause_of(PySparkException("Job 42 cancelled because SparkContext was shut down"))
     assert "SparkContext was shut down" in cause
     assert "set spark.checkpoint.dir" in cause
+
+
+def test_connection_that_breaks_during_a_call_is_explained_with_the_setting() -> None:
+    cause = cause_of(Py4JError("An error occurred while calling o42.fit"))
+    assert "its Java process has ended (An error occurred while calling o42.fit)" in cause
+    assert "set spark.checkpoint.dir" in cause
+
+
+def test_exception_that_java_answers_is_not_taken_for_its_end() -> None:
+    cause = cause_of(Py4JError("An error occurred while calling o42.fit. Trace:\nMethod fit([]) does not exist\n"))
+    assert "has ended" not in cause
 
 
 def checkerboard_lines(size: int) -> list[str]:
