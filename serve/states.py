@@ -10,19 +10,13 @@ from operator import add
 import msgspec
 
 from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.readiness import Status, status_of_tiers
 from hotplate.serve.releases.canary import BothCounts
 from hotplate.serve.shared_table import Records, RecordTooLarge
 from hotplate.serve.tiers import Tier
 
 log = logging.getLogger(__name__)
 
-STARTING = "starting"
-READY = "ready"
-DEGRADED = "degraded"
-NOT_READY = "not ready"
-DRAINING = "draining"
-SILENT = "silent"
-ANSWERING = (READY, DEGRADED)
 REPORT_S = 1.0
 # Lag measurements per report.
 SAMPLES = 4
@@ -72,7 +66,7 @@ class ProcessState(msgspec.Struct, frozen=True):
     """The state of a worker or of the admin process."""
 
     pid: int
-    status: str
+    status: Status
     started_at: float
     """As Unix time."""
     reported_at: float
@@ -96,17 +90,17 @@ class ProcessState(msgspec.Struct, frozen=True):
         return max(0.0, time.monotonic() - self.reported_at)
 
 
-def status_now(state: ProcessState | None) -> str:
+def status_now(state: ProcessState | None) -> Status:
     """Return a process's status; SILENT after SILENT_S without a report."""
-    return SILENT if state is None or state.silent_s > SILENT_S else state.status
+    return Status.SILENT if state is None or state.silent_s > SILENT_S else state.status
 
 
-def service_status(states: Sequence[ProcessState | None]) -> str:
+def service_status(states: Sequence[ProcessState | None]) -> Status:
     """Return the status of all workers together."""
     statuses = {status_now(state) for state in states}
-    if not statuses & set(ANSWERING):
-        return statuses.pop() if len(statuses) == 1 else NOT_READY
-    return READY if statuses == {READY} else DEGRADED
+    if len(statuses) == 1:
+        return statuses.pop()
+    return Status.DEGRADED if any(status.can_answer for status in statuses) else Status.NOT_READY
 
 
 def state_bytes(tiers: int) -> int:
@@ -144,7 +138,7 @@ class SharedStates:
 
     def is_another_answering(self, worker: int) -> bool:
         """Return whether another worker can answer."""
-        return any(status_now(self.read(number)) in ANSWERING for number in range(self.workers) if number != worker)
+        return any(status_now(self.read(number)).can_answer for number in range(self.workers) if number != worker)
 
 
 class Reporter:
@@ -174,7 +168,7 @@ class Reporter:
         """Return the current state."""
         reported = ProcessState(
             pid=os.getpid(),
-            status=status_of(self._tiers),
+            status=status_of_tiers(self._tiers),
             started_at=self._started_at,
             reported_at=time.monotonic(),
             lag_s=lag_s,
@@ -207,14 +201,6 @@ class Reporter:
                     total = lists.get(name, [0] * len(lookups))
                     lists[name] = list(map(add, total, lookups))
         return totals
-
-
-def status_of(tiers: Sequence[Tier]) -> str:
-    """Return the status of these tiers."""
-    if not any(tier.follower.served for tier in tiers):
-        return NOT_READY
-    whole = all(tier.follower.served and tier.error is None for tier in tiers)
-    return READY if whole else DEGRADED
 
 
 def _tier_state(tier: Tier) -> TierState:

@@ -22,6 +22,7 @@ from hotplate.serve.errors import NotReady, UnknownList
 from hotplate.serve.metrics import request_cell
 from hotplate.serve.problems import Problem, bad_parameter, not_ready, unknown_list
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog, report
 from hotplate.serve.telemetry.spans import RequestRecord, RequestSpan, Tracer, use_span
@@ -119,13 +120,8 @@ class Dispatcher:
         self.consumed = consumed
         self.shaper = Shaper(reader.deny_list, consumed)
         self.guard = guard or Guard()
-        self.handlers = Handlers(
-            reader,
-            self.shaper,
-            take_a_key=self.guard.reads_take_a_key,
-            watched=watched,
-            writer=None if events is None else events.writer,
-        )
+        self.readiness = WorkerReadiness(reader, watched=watched, writer=None if events is None else events.writer)
+        self.handlers = Handlers(reader, self.shaper, self.readiness, take_a_key=self.guard.reads_take_a_key)
         self.access_log = access_log
         self.tracer = tracer
         self.metrics = reader.metrics
@@ -137,7 +133,7 @@ class Dispatcher:
 
     def drain(self) -> None:
         """Report not ready, and close connections after their next answer."""
-        self.handlers.drain()
+        self.readiness.drain()
 
     def refuse_unread(
         self, message: RawRequestMessage, refusal: Callable[[], Problem], took_s: float
@@ -153,7 +149,7 @@ class Dispatcher:
         route = self._router.find(message.path, message.method).route
         if route.find_handler(message.method) is None:
             return None
-        if self.handlers.draining or hdrs.ORIGIN in message.headers:
+        if self.readiness.draining or hdrs.ORIGIN in message.headers:
             return None
 
         problem = problem_for(route, refusal())
@@ -211,5 +207,5 @@ class Dispatcher:
         response.headers["Server-Timing"] = f"app;dur={record.took_s * 1000:.3f}"
         if self.cors is not None:
             self.cors.admit(request, response)
-        if self.handlers.draining:
+        if self.readiness.draining:
             response.force_close()

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import msgspec
 import orjson
@@ -27,22 +26,16 @@ from hotplate.serve.api.parameters import (
     read_body,
 )
 from hotplate.serve.encoded_lists import EncodedList
-from hotplate.serve.errors import ServiceFinding
 from hotplate.serve.filters import filter_of
-from hotplate.serve.generation import Policy
 from hotplate.serve.list_requests import ListAnswer, ListRequest, answer_list, read_lists, shape_list
 from hotplate.serve.paging import parse_cursor
 from hotplate.serve.problems import overloaded
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import FILTERED, Selection, Shaper
-from hotplate.serve.states import ANSWERING, DEGRADED, DRAINING, NOT_READY, READY, status_of
 from hotplate.serve.telemetry.spans import ListOrigin
-from hotplate.serve.watched import WatchedFiles
 from hotplate.stores.encoding import ITEM, OVERALL, POPULAR, USER
 from hotplate.stores.errors import StoreThrottled
-
-if TYPE_CHECKING:
-    from hotplate.serve.events.writer import EventWriter
 
 PRIVATE = "private, no-cache"
 # For lists that everybody shares; a CDN sees a new release a minute late.
@@ -72,29 +65,15 @@ LIST_ORIGIN = web.RequestKey("list origin", ListOrigin)
 class Handlers:
     """Each handler takes a request, an encoded id, and a query."""
 
-    draining = Policy[bool]()
-
     def __init__(
-        self,
-        reader: TieredReader,
-        shaper: Shaper,
-        *,
-        take_a_key: bool = False,
-        watched: Sequence[WatchedFiles] = (),
-        writer: "EventWriter | None" = None,
+        self, reader: TieredReader, shaper: Shaper, readiness: WorkerReadiness, *, take_a_key: bool = False
     ) -> None:
-        """*take_a_key*: whether reads need a key; *watched*: followed files; *writer*: of events."""
+        """*take_a_key*: whether reads need a key."""
         self._reader = reader
         self._shaper = shaper
-        self._watched = watched
-        self._writer = writer
+        self._readiness = readiness
         self.shared_cache = UNSHARED if take_a_key else SHARED
         """The Cache-Control of lists that everybody shares."""
-        self.draining = False
-
-    def drain(self) -> None:
-        """Report not ready from now on."""
-        self.draining = True
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&where=&fields=&segment=&list=&after=`."""
@@ -176,30 +155,12 @@ class Handlers:
 
     async def live(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /livez`: the process answers."""
-        return _status(200, {"status": "alive"})
+        return _status(200, "alive")
 
     async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: lists can be answered."""
-        status = self.status
-        return _status(200 if status in ANSWERING else 503, {"status": status})
-
-    @property
-    def status(self) -> str:
-        """READY, DEGRADED, NOT_READY or DRAINING."""
-        if self.draining:
-            return DRAINING
-        status = status_of(self._reader.tiers)
-        if status == NOT_READY and self._reader.kept is not None:
-            return DEGRADED
-        return DEGRADED if status == READY and self.findings else status
-
-    @property
-    def findings(self) -> list[ServiceFinding]:
-        """Problems of watched files and of event logging."""
-        findings = [ServiceFinding("file", files.warning) for files in self._watched if files.warning]
-        if self._writer is not None and self._writer.warning:
-            findings.append(ServiceFinding("events", self._writer.warning))
-        return findings
+        status = self._readiness.check().status
+        return _status(status.probe_code, status)
 
     async def _answer(
         self, request: web.BaseRequest, wanted: ListRequest, *, subject: bytes, cache: str
@@ -372,6 +333,6 @@ def _packed(results: list[bytes]) -> bytes:
     return b"".join(map(msgspec.msgpack.encode, orjson.loads(b"[" + b",".join(results) + b"]")))
 
 
-def _status(status: int, fields: dict[str, object]) -> web.Response:
+def _status(code: int, status: str) -> web.Response:
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-    return web.Response(status=status, body=orjson.dumps(fields), headers=headers)
+    return web.Response(status=code, body=orjson.dumps({"status": status}), headers=headers)

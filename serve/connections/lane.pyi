@@ -2,10 +2,10 @@ from collections.abc import Callable
 from typing import final
 
 from hotplate.serve.access.auth import Guard
-from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.answers import AnswerWriter
 from hotplate.serve.consumed.table import Consumed
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.shaping import Shaper
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -22,7 +22,8 @@ class Lane:
         guard: Guard,
         shaper: Shaper,
         consumed: Consumed | None,
-        handlers: Handlers,
+        readiness: WorkerReadiness,
+        shared_cache: str,
         writer: AnswerWriter,
         access_log: AccessLog | None,
         tracer: Tracer | None,

@@ -713,7 +713,7 @@ cdef class _Delivery:
 cdef class Lane:
     """The fast lane of one worker, on its loop."""
 
-    cdef object _handlers
+    cdef object _readiness
     cdef object _guard
     cdef object _reader
     cdef object _turns
@@ -750,9 +750,9 @@ cdef class Lane:
     cdef bytes _date
     cdef double _date_until
 
-    def __init__(self, *, reader, guard, shaper, consumed, handlers, writer, access_log, tracer):
+    def __init__(self, *, reader, guard, shaper, consumed, readiness, shared_cache, writer, access_log, tracer):
         """Share objects with the aiohttp handlers. What is kept of them must be constant or a `generation.Policy`."""
-        self._handlers = handlers
+        self._readiness = readiness
         self._guard = guard
         self._reader = reader
         self._turns = reader.turns
@@ -762,11 +762,10 @@ cdef class Lane:
         self._access_log = access_log
         self._tracer = tracer
         self._writer = writer
-        shared = handlers.shared_cache
         self._routes = (
             _Route(RECOMMENDATIONS, "/v1/recommendations/{user}", "personal", USER, b'{"user":"', PRIVATE),
-            _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared),
-            _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared),
+            _Route(SIMILAR_ITEMS, "/v1/similar/{item}", "similar", ITEM, b'{"item":"', shared_cache),
+            _Route(POPULAR, "/v1/popular", "popular", "", b"{", shared_cache),
         )
         self._vary = writer.vary.encode()
         self._generation = None
@@ -805,7 +804,7 @@ cdef class Lane:
         self._generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
         denied = self._deny_list.current
         hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
-        self._is_draining = self._handlers.draining
+        self._is_draining = self._readiness.draining
         self._has_canary = any(tier.follower.canary is not None for tier in tiers)
         self._denies_items = bool(denied.items)
         self._by_key = {}

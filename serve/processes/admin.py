@@ -33,7 +33,7 @@ from hotplate.serve.processes.operator_view import ReadyView, json_of
 from hotplate.serve.processes.release_admin import ReleaseAdmin
 from hotplate.serve.processes.worker import BACKLOG, WATCHED
 from hotplate.serve.releases.probation import Probation
-from hotplate.serve.states import ANSWERING, Reporter
+from hotplate.serve.states import Reporter
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.exposition import Exposition
 from hotplate.serve.tiers import tier_names
@@ -186,7 +186,7 @@ class WorkerStates:
     async def ready(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /readyz`: the state of each worker."""
         view = ReadyView.of(self._states.all())
-        return json_of(view, 200 if view.status in ANSWERING else 503)
+        return json_of(view, view.status.probe_code)
 
     async def metrics_text(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
         """`GET /metrics`: Prometheus text for all workers."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import orjson
 
-from hotplate.serve.states import ANSWERING, DRAINING, SILENT_S, SharedStates, service_status
+from hotplate.serve.readiness import Status
+from hotplate.serve.states import SILENT_S, SharedStates, service_status
 
 # Open connections, and length of the accept queue.
 CONNECTIONS = 16
@@ -96,8 +97,8 @@ class Health:
 
     def ready(self) -> ProbeResult:
         """Answer 200 if the workers together can answer."""
-        status = DRAINING if self._is_draining else service_status(self._states.all())
-        return ProbeResult(200 if status in ANSWERING else 503, status)
+        status = Status.DRAINING if self._is_draining else service_status(self._states.all())
+        return ProbeResult(status.probe_code, status)
 
 
 class HealthListener:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from hotplate.serve.api.router import CALLER
 from hotplate.serve.processes.logs import LogLine
+from hotplate.serve.readiness import Status
 from hotplate.serve.releases.canary import BothCounts, ReleaseCounts, click_interval
 from hotplate.serve.states import ProcessState, TierState, service_status, status_now
 from hotplate.stores.catalogue import Catalogue, Experiment, ReleaseId, State
@@ -93,7 +94,7 @@ class WorkerView(Struct, omit_defaults=True):
     """A worker; most fields are unset until it reports."""
 
     worker: int
-    status: str
+    status: Status
     tiers: list[TierView]
     pid: int | UnsetType = UNSET
     started_at: float | UnsetType = UNSET
@@ -123,7 +124,7 @@ class WorkerView(Struct, omit_defaults=True):
 class ReadyView(Struct):
     """`GET /readyz`."""
 
-    status: str
+    status: Status
     workers: list[WorkerView]
 
     @classmethod

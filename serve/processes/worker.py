@@ -15,7 +15,6 @@ import msgspec
 
 from hotplate.serve.api.app import Dispatcher
 from hotplate.serve.api.events import EventsHandler
-from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.connection import ConnectionRegistry
 from hotplate.serve.connections.listeners import Acceptor
 from hotplate.serve.connections.server import HttpServer, server_of
@@ -25,9 +24,10 @@ from hotplate.serve.events.writer import EventWriter
 from hotplate.serve.metrics import CANARY, DROPPED_LINES, LIVE, OTHER_RELEASE, ReleaseRole
 from hotplate.serve.processes.context import ProcessContext, ServiceMemory
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.readiness import Status, WorkerReadiness
 from hotplate.serve.releases.live_counts import ReleaseCounter
 from hotplate.serve.settings import ServiceSettings
-from hotplate.serve.states import STARTING, ProcessState, Reporter, short
+from hotplate.serve.states import ProcessState, Reporter, short
 from hotplate.serve.tasks import background
 from hotplate.serve.telemetry.access_log import AccessLog
 from hotplate.serve.telemetry.spans import Tracer
@@ -102,7 +102,7 @@ async def run_worker(
         await stack.enter_async_context(background(follow(context.watched)))
         dispatcher = _create_dispatcher(context, reader, tracer, stack)
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
-        reports = _StateReports(context, number, reader, dispatcher.handlers, server.registry)
+        reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
             counter = ReleaseCounter(memory.releases, number, reader.tiers, memory.metrics)
@@ -143,14 +143,14 @@ class _StateReports:
         context: ProcessContext,
         number: int,
         reader: TieredReader,
-        handlers: Handlers,
+        readiness: WorkerReadiness,
         connections: ConnectionRegistry,
     ) -> None:
         self._is_listening = False
         self._context = context
         self._number = number
         self._reader = reader
-        self._handlers = handlers
+        self._readiness = readiness
         self._connections = connections
         self._reporter = Reporter(reader.tiers, self._with_service_state)
 
@@ -169,13 +169,14 @@ class _StateReports:
 
     def _with_service_state(self, state: ProcessState) -> ProcessState:
         """Complete the state of the stores, which the reporter knows, with that of the service."""
+        readiness = self._readiness.check()
         certificate = self._context.certificate
         sharing = self._context.memory.sharing
         return msgspec.structs.replace(
             state,
-            status=self._handlers.status if self._is_listening else STARTING,
+            status=readiness.status if self._is_listening else Status.STARTING,
             connections=len(self._connections),
-            findings=short(self._handlers.findings),
+            findings=short(readiness.findings),
             certificate_expires_at=certificate.expires_at if certificate else None,
             consumed_lag_s=None if sharing is None else sharing.lag_s,
         )

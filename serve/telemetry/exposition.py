@@ -12,8 +12,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from hotplate.serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES, TABLE, CountsByLabels, Labels, Metric, Metrics
+from hotplate.serve.readiness import Status
 from hotplate.serve.releases.probation_state import TierProbation
-from hotplate.serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, ProcessState, TierState
+from hotplate.serve.states import REPORT_S, SILENT_S, ProcessState, TierState
 
 # Field of /proc/PID/stat, counted after the process name.
 _MAJOR_FAULTS = 9
@@ -57,7 +58,7 @@ def _is_up(state: ProcessState | None) -> bool:
 
 
 def _is_degraded(state: ProcessState | None) -> bool:
-    return state is None or not _is_up(state) or state.status in (DEGRADED, NOT_READY)
+    return state is None or not _is_up(state) or state.status in {Status.DEGRADED, Status.NOT_READY}
 
 
 def _lookups(state: ProcessState | None) -> Values:

@@ -4,6 +4,7 @@ import os
 import signal
 
 from hotplate.serve.errors import ServiceFinding
+from hotplate.serve.readiness import Status
 from hotplate.serve.states import FINDINGS, SENTENCE_CHARS, ProcessState, TierState
 from tests.support.shared import shared_states
 
@@ -13,7 +14,7 @@ def state_of(text: str, tiers: int = 1, findings: int = FINDINGS) -> ProcessStat
     finding = ServiceFinding("restored", text[:SENTENCE_CHARS])
     tier = TierState("file", text[:40], [finding] * findings, False, 1.0, 2.0)
     return ProcessState(
-        os.getpid(), "ready", 1.0, 2.0, 0.0, [tier] * tiers, {text[:40]: [1, 2, 3]}, 3, [finding] * FINDINGS
+        os.getpid(), Status.READY, 1.0, 2.0, 0.0, [tier] * tiers, {text[:40]: [1, 2, 3]}, 3, [finding] * FINDINGS
     )
 
 

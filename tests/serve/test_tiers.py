@@ -150,3 +150,20 @@ async def test_scrape_shows_request_units_throttles_and_failures_once_reported(s
     assert 'hotplate_store_token_failures_total{store="cosmos"} 0.0' in text
     store.observer.failed(TOKEN)
     assert 'hotplate_store_token_failures_total{store="cosmos"} 1.0' in exposed(reader)
+
+
+@virtual
+async def test_answer_about_a_gone_release_closes_the_circuit_and_logs_it(
+    store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, tier = await opened(store)
+    for _ in range(FAILURES):
+        tier.breaker.failed(StoreUnavailable("away"))
+    await asyncio.sleep(PROBE_PAUSES_S[1])
+    caplog.clear()
+    await publish(store.inner, "second")
+    store.inner.releases.pop(next(iter(store.inner.releases)))  # the first one is gone
+    await reader.personal_many(["0"])
+    assert [record.message for record in caplog.records if "circuit" in record.message] == [
+        "cosmos: circuit closed, the store answers"
+    ]

@@ -14,13 +14,13 @@ import orjson
 import pytest
 
 from hotplate.serve.access.keys import create, revoke
-from hotplate.serve.api.handlers import Handlers
 from hotplate.serve.connections.connection import Connection, State
 from hotplate.serve.connections.server import HttpServer
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.generation import Policy
 from hotplate.serve.metrics import REQUEST_TIMES
 from hotplate.serve.reader import TieredReader
+from hotplate.serve.readiness import WorkerReadiness
 from hotplate.serve.releases.canary_follower import CanaryFollower
 from hotplate.serve.releases.follower import Follower
 from hotplate.serve.settings import Limits
@@ -281,7 +281,7 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     body = source.partition("cdef int _renew(self)")[2].partition("    cdef object _answer(")[0]
     attributes = set(re.findall(r"\.([a-z]\w*)", body))
     policies = {
-        "draining": Handlers,
+        "draining": WorkerReadiness,
         "current": DenyListFile,
         "served": Follower,
         "canary": CanaryFollower,

@@ -11,6 +11,7 @@ import pytest
 
 from hotplate.serve.access.keys import create
 from hotplate.serve.processes.health import LOOK_S, START_S, Health
+from hotplate.serve.readiness import Status
 from hotplate.serve.states import ProcessState
 from tests.support.clock import FakeClock
 from tests.support.limited_service import counted
@@ -169,7 +170,7 @@ def test_silence_counts_only_while_the_parent_listens(clock: FakeClock) -> None:
         return health.live()[0] == 200
 
     def report(worker: int) -> None:
-        states.write(worker, ProcessState(1, "ready", 0.0, clock.now, 0.0, [], {}))
+        states.write(worker, ProcessState(1, Status.READY, 0.0, clock.now, 0.0, [], {}))
 
     def passes(seconds: int, *, of: int | None = None) -> None:
         for _ in range(seconds):
