@@ -91,9 +91,10 @@ class Admission:
             self._count_ended_batch()
 
     async def _wait_until_admitted(self) -> None:
-        """Wait in the queue until a batch may run, and count it as running.
+        """Wait until this worker may start a batch, a POST for many lists, and count it as running.
 
-        Raises Problem (503) at once if it would wait too long, or later if it has.
+        Batches wait in the order of their arrival. Raises Problem (503): at once if the queue is too long, or after
+        the batch has waited for too long. A caller that returns from here calls `_count_ended_batch` at the end.
         """
         if self._has_room and not self._waiting:
             self._count_started_batch()
@@ -104,13 +105,15 @@ class Admission:
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        admitted = asyncio.get_running_loop().create_future()  # its setter counts the batch as running
+        # `_admit_waiting_batches` sets its result, and counts the batch as running, or sets the refusal.
+        admitted = asyncio.get_running_loop().create_future()
         self._waiting.append(_WaitingBatch(now, admitted))
         try:
             await admitted
         except asyncio.CancelledError:
+            # It may have been admitted and cancelled in the same iteration of the loop: then it is counted already.
             was_admitted = admitted.done() and not admitted.cancelled() and admitted.exception() is None
-            if was_admitted:  # in the same iteration of the loop
+            if was_admitted:
                 self._count_ended_batch()
             raise
 
@@ -140,21 +143,26 @@ class Admission:
         return INTERVAL_S
 
     def _admit_waiting_batches(self) -> None:
-        """Start waiting batches while more may run, the oldest first, and refuse those that waited too long."""
+        """Start waiting batches while more may run, the oldest first, and refuse those that waited too long.
+
+        Each waits for its future `admitted`: a result starts it, an exception refuses it.
+        """
         now = monotonic()
         allowed_s = self._allowed_s(now)
         while self._waiting:
-            batch = self._waiting[0]
-            is_late = now > batch.since + allowed_s
-            if batch.admitted.done():
+            oldest = self._waiting[0]
+            is_late = now > oldest.since + allowed_s
+
+            if oldest.admitted.done():
                 pass  # its request was cancelled
             elif not self._running or (self._has_room and not is_late):  # if none runs, even a late one may
                 self._count_started_batch()
-                batch.admitted.set_result(None)
+                oldest.admitted.set_result(None)
             elif is_late:
-                batch.admitted.set_exception(self.refuse())
+                oldest.admitted.set_exception(self.refuse())
             else:
-                return
+                return  # the oldest waits on, and so do all others
+
             self._waiting.popleft()
 
     def _counted_refusal(self, reason: str, detail: str) -> Problem:
@@ -167,12 +175,14 @@ class Admission:
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        """Lower the limit of running batches if the event loop was busy since the timer started, else raise it by one.
+        """Adapt `self._limit`, the number of batches that may run at once, to the load of the event loop.
 
-        Called TICK_S after that, or later if the loop was busy. It is raised only if batches wait.
+        A timer calls this TICK_S after it started, or later if the loop was busy. If the loop worked for most of this
+        time, the limit falls by a quarter; otherwise, if batches wait, it rises by one. The timer runs while a batch
+        does.
         """
         late_s = monotonic() - self._due
-        worked_s = thread_time() - self._cpu_s
+        worked_s = thread_time() - self._cpu_s  # CPU time of the loop's thread since the timer started
         self._is_late = min(late_s, worked_s) > TICK_S  # a loop that waited for the CPU is not overloaded by batches
 
         passed_s = TICK_S + late_s

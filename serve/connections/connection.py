@@ -386,16 +386,18 @@ class Connection(BaseProtocol):
         return self.transport
 
     def _read_headers(self) -> None:
-        """Start the requests whose headers are complete in the buffer, until one is not answered at once.
+        """Start the requests in the buffer that have complete headers, one after the other.
 
-        A client may send several requests at once (pipelining). The fast lane answers up to MAX_PIPELINED of them
-        here, and aiohttp the others. The last one is not offered to the lane: `data_received` has done that, or it
-        arrived in parts.
+        Stops at a request that is not answered at once; called again after its answer. A client may send several
+        requests at once (pipelining). The fast lane, a compiled handler of plain GETs, answers up to MAX_PIPELINED of
+        them here, and aiohttp the others. The last one is not offered to the lane: `data_received` has done that, or
+        it arrived in parts.
         """
         lane_answers = 0
         while self._buffer and self.state in (IDLE, HEADER):
             if self.state is IDLE:
                 self._change_state(HEADER)
+
             header = self._take_header()
             if header is None:
                 return
@@ -403,16 +405,21 @@ class Connection(BaseProtocol):
             is_last = not self._buffer
             if not is_last and lane_answers < MAX_PIPELINED and self._answer_in_lane(header):
                 lane_answers += 1
-                is_answered = self.state is not STORE
+                is_answered = self.state is not STORE  # in which the lane waits for a store
                 if is_answered:
                     self._wait_for_request()
             else:
                 self._parse_header(header)
 
     def _take_header(self) -> bytes | None:
-        """Take a complete header out of the buffer; None if it is incomplete, or is refused here."""
+        """Remove the first header from the buffer and return it, with the empty line at its end.
+
+        Returns None if it is incomplete; also if it is not HTTP or too large: then it is refused and the connection
+        closes. The buffer is not empty.
+        """
+        # A request begins with a method, or with empty lines, which are skipped. A TLS handshake does not.
         if not self._buffer[:1].isalpha() and self._buffer[0] not in b"\r\n":
-            self._refuse(unreadable(400, None))  # not HTTP, such as a TLS handshake
+            self._refuse(unreadable(400, None))
             return None
 
         end = self._buffer.find(HEADER_END)
@@ -429,7 +436,7 @@ class Connection(BaseProtocol):
         return header
 
     def _parse_header(self, header: bytes) -> None:
-        """Parse the complete header of a request by aiohttp, and start the request; answer a malformed one with 400."""
+        """Parse a complete header by aiohttp's parser, and start its request; answer a malformed one with 400."""
         if self._parser is None:
             self._parser = HttpRequestParser(
                 self,
@@ -440,19 +447,23 @@ class Connection(BaseProtocol):
                 payload_exception=web.RequestPayloadError,
                 auto_decompress=False,  # small bodies may be large uncompressed
             )
+
         try:
             messages, _, _ = self._parser.feed_data(header)
         except HttpProcessingError as error:
             self._refuse(unreadable(400, error.message))
             return
+
         if messages:  # none for empty lines before a request
+            # A pair of the parsed header and the stream of its body.
             self._start_request(*messages[0])
 
     def _start_request(self, message: RawRequestMessage, payload: StreamReader) -> None:
         """Start the task that answers a request, and give it the part of the body that has arrived.
 
-        *message* is the parsed header, and *payload* the stream of the body, which may still be empty. Requests of
-        other versions of HTTP are refused, and batches while too many wait.
+        *message* is the parsed header. *payload* is the stream of the body, to which the parser will add what arrives;
+        it is at its end already if the request has no body. Other versions of HTTP are refused, and so are batches,
+        POSTs for many lists, while too many of them wait.
         """
         version = message.version
         if version not in (HttpVersion11, HttpVersion10):
@@ -468,11 +479,12 @@ class Connection(BaseProtocol):
         if message.upgrade and payload.is_eof():
             self._parser = None  # after an offer to upgrade, it expects another protocol
 
+        # A refused request's body is read and discarded, so that the connection can take the next request.
         refusal = self._refusal_when_overloaded(message)
         if refusal is not None:
             self._open_transport.write(refusal)
             self._payload = EMPTY_PAYLOAD
-            self._parser = None  # it expects the body, which is discarded
+            self._parser = None  # it expects the body
             self._change_state(REFUSED)
             self._discard_body(self._take_buffer())
             return
@@ -510,7 +522,11 @@ class Connection(BaseProtocol):
             self._continue_after_answer()
 
     def _feed_body(self, data: bytes) -> None:
-        """Give a part of a body to its request; keep the bytes after the body, the next request, in the buffer."""
+        """Give a part of a body, as it arrived, to the request that is being answered.
+
+        The parser adds it to `self._payload`, which the handler reads. Bytes after the body belong to the next request,
+        and stay in the buffer. A malformed body fails with 400. `self._body_bytes_left` is inf for a chunked body.
+        """
         if self._is_body_failed or self._parser is None:
             return
 
@@ -535,8 +551,8 @@ class Connection(BaseProtocol):
     def _feed_chunked(self, parser: HttpRequestParser, data: bytes) -> bytes:
         """Feed a part of a chunked body to aiohttp's parser; return the bytes after the body, if it ends in *data*.
 
-        The parser does not tell where a body ends. A body ends with an empty line, so the parser gets the bytes up to
-        the next one at a time. If a body ends elsewhere, the connection closes.
+        The parser does not tell at which byte a body ends. It can end only with an empty line, so *data* is fed in
+        pieces that end with one, and after each piece the parser is asked whether the body is complete.
         """
         # An empty line may be divided between two parts, so each part is searched with the end of the one before.
         joined = self._chunked_tail + data
@@ -548,7 +564,9 @@ class Connection(BaseProtocol):
             fed_size = line_end
             if self._payload.is_eof():
                 return joined[line_end:]
+
         parser.feed_data(joined[fed_size:])
+        # If the parser accepts another end, bytes of the next request may be lost in it.
         self._must_close |= self._payload.is_eof()
         return b""
 
@@ -560,14 +578,17 @@ class Connection(BaseProtocol):
     async def _respond(self, message: RawRequestMessage) -> None:
         """Answer a request with aiohttp's classes, then wait for the next one, or close the connection.
 
-        An unexpected exception is answered with 500.
+        *message* is the parsed header. The connection closes if the client wants that, or bytes of the request's body
+        were not read. An unexpected exception is answered with 500, unless a part of the answer is written.
         """
         writer_type = StreamWriter if self.ssl_context is None else _TlsWriter
         writer = writer_type(self, asyncio.get_running_loop())
         request = self._request_of(message, writer)
+
         try:
             await writer.drain()  # until the client has read earlier answers
             response = await self._registry.answer(request, self.since)
+
             is_body_unread = request.can_read_body
             if self._must_close or is_body_unread:
                 response.force_close()
@@ -675,13 +696,15 @@ class Connection(BaseProtocol):
                 self._cut_slow_reader()
 
     def check(self, now: float) -> None:
-        """Refuse, close or cut the connection if its state has lasted longer than its limit in `Limits`.
+        """Close the connection if its state has lasted longer than the limit for this state.
 
-        Called about once a second, with the time by `time.monotonic`.
+        Called about once a second, with the time by `time.monotonic`. A slow header or body is answered with 408
+        first. In the state REFUSED, the answer is written and the body is discarded: then the connection is cut.
         """
         age_s = now - self.since
         limits = self._registry.limits
-        if self._unread_bytes:  # in any state
+
+        if self._unread_bytes:  # the client reads an answer slowly, in any state
             self._check_reader(now)
         elif self.state is CLOSING:
             self._check_closing(age_s)

@@ -146,17 +146,18 @@ class HttpServer:
             return await self._answer(request, path, query, gate=self, refusal=refusal)
 
     async def admit(self, request: web.BaseRequest, work: Callable[[], Awaitable[T]]) -> T:
-        """Read the body of a POST, wait until this worker may start a further batch, and return what *work* answers.
+        """Call *work*, the handler of a POST, when its body was read and this worker may start a further batch.
 
-        *work*, the handler of the route, reads the same body again from *request*. Raises Problem if the body or the
-        time-out is invalid or the worker overloaded, and ClientGone if the client disconnects during the wait.
+        Returns the answer of *work*, which reads the same body again from *request*. Raises Problem if the body or the
+        time-out (X-Request-Timeout-Ms) is invalid or the worker overloaded, and ClientGone if the client disconnects
+        during the wait.
         """
         connection = cast("Connection", request.protocol)
         try:
             deadline = deadline_of(request, connection.since)
             body = await self._read_body_when_ready(request)
         except Problem as problem:
-            raise problem.closing() from None
+            raise problem.closing() from None  # the rest of the body may be unread
 
         # The answer counts as memory in use before its size is known.
         estimated_bytes = min(len(body) * ANSWER_RATIO, MOST_ANSWER_BYTES)
@@ -169,16 +170,20 @@ class HttpServer:
     async def _work_within_memory(
         self, work: Callable[[], Awaitable[T]], connection: Connection, estimated_bytes: int, deadline: float
     ) -> T:
-        """Return what *work* answers, and count the answer's bytes as in flight; raises Problem if there are too many.
+        """Return what *work* answers, and count the answer's bytes as in flight: held in memory until they are sent.
 
-        Reads of stores end before *deadline*, by `time.monotonic`.
+        *estimated_bytes* count while *work* runs, then the actual size. Raises Problem if the bytes in flight of all
+        connections exceed their limit. *deadline* is when the caller's time-out ends, by `time.monotonic`; reads of
+        stores get READ_SHARE of the time left.
         """
         if self.registry.is_full:
             raise self.writer.no_room()
+
         connection.add_in_flight(estimated_bytes)
         with read_within(READ_SHARE * (deadline - monotonic())):
             response = await work()
-        actual_bytes = 0  # of a response that takes a further wait
+
+        actual_bytes = 0  # of a deferred response, which has no body yet
         if isinstance(response, web.Response):
             actual_bytes = response.content_length or 0
         connection.add_in_flight(actual_bytes - estimated_bytes)
