@@ -157,6 +157,13 @@ def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
         while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        with redis.Redis(
+            port=server.port, single_connection_client=True, socket_timeout=None, driver_info=_DRIVER
+        ) as client:
+            # The primary may send the first writes a second later, and WAIT waits for those of its connection only.
+            client.set("replicated", "")
+            client.delete("replicated")
+            assert client.execute_command("WAIT", "1", "60000") == 1
         yield replica
 
 

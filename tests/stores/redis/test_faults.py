@@ -262,10 +262,10 @@ async def test_what_no_replica_has_is_reported(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(replication, "OFFSETS_WAIT_S", RECOVERS_WITHIN_S)
     for _ in range(2):
         await publish_rows(redis, TEN)
     with replica_of(server, tmp_path / "replica") as replica:
-        server.execute_command("WAIT", "1", "30000")
         complete = await erase_users(redis, ["000001"])
         assert complete.warning is not None
         assert "replicas" not in complete.warning
