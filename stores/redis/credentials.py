@@ -9,6 +9,7 @@ because azure-identity blocks. `redis-entraid` renews no more after a renewal th
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import cast
 
 from redis.credentials import CredentialProvider, StreamingCredentialProvider
@@ -38,6 +39,7 @@ class Credentials(CredentialProvider):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fetching = SharedCall(self._fetch, lambda: StoreUnavailable("the store was closed"))
         self._renewals = set[asyncio.Task[None]]()
+        self._renewal_turn = asyncio.Lock()
 
     def on_renewal(self, renew: Renew) -> None:
         """Call *renew* when there are new credentials, to replace open connections.
@@ -95,16 +97,20 @@ class Credentials(CredentialProvider):
         task.add_done_callback(self._renewals.discard)
 
     async def _renew_connections(self) -> None:
-        """Replace open connections, until that succeeds or the store is closed."""
-        while self._renew is not None:
-            try:
-                await self._renew()
-            except StoreUnavailable as error:
-                log.warning("open connections keep their former credentials: %s", error)
-                self._count_failure()
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
+        """Replace open connections, until that succeeds or the store is closed; one renewal after the other."""
+        if self._fetching.is_running:
+            with suppress(ConnectionError, StoreUnavailable):
+                await self._fetching.result()  # it began earlier, so it may return the former credentials
+        async with self._renewal_turn:  # else an earlier renewal could replace connections of a later one
+            while self._renew is not None:
+                try:
+                    await self._renew()
+                except StoreUnavailable as error:
+                    log.warning("open connections keep their former credentials: %s", error)
+                    self._count_failure()
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    return
 
     def _count_failure(self) -> None:
         if self._observer is not None:

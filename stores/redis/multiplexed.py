@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -311,6 +312,9 @@ class Reconnector:
 
     async def renew(self) -> None:
         """Open a connection with new credentials in the place of an open one; raises StoreUnavailable."""
+        if self._opening.is_running:
+            with suppress(StoreUnavailable):
+                await self._opening.result()  # perhaps with the former credentials
         if self.current is None or self._is_closed:
             return
         connection = self._new_connection()

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,19 +45,27 @@ class RotatingProvider(StreamingCredentialProvider):
     def create(self) -> StreamingCredentialProvider:
         return self
 
-    async def rotate(self) -> None:
-        """Replace the user, wait until no connection is the former's, and delete that, which would cut them."""
-        former = self.user
+    def replace_user(self) -> None:
+        """Create another user, and tell the store."""
         self._create_user()
         assert self._listener is not None
         now_ms = time.time() * 1000
         self._listener(SimpleToken(self.password, now_ms + 3_600_000, now_ms, {"oid": self.user}))
-        deadline_s = time.monotonic() + SOON_S
-        while connections := [client for server in self.servers for client in _clients_of(server, former)]:
-            assert time.monotonic() < deadline_s, f"connections of the former user: {connections}"
-            await asyncio.sleep(0.05)
+
+    async def rotate(self) -> None:
+        """Replace the user, wait until no connection is the former's, and delete that, which would cut them."""
+        former = self.user
+        self.replace_user()
+        await self.wait_until_unused(former)
         for server in self.servers:
             server.execute_command("ACL", "DELUSER", former)
+
+    async def wait_until_unused(self, user: str) -> None:
+        """Wait until no connection is a user's."""
+        deadline_s = time.monotonic() + SOON_S
+        while connections := [client for server in self.servers for client in _clients_of(server, user)]:
+            assert time.monotonic() < deadline_s, f"connections of the former user: {connections}"
+            await asyncio.sleep(0.05)
 
     def _create_user(self) -> None:
         self.user = f"user-{secrets.token_hex(4)}"
@@ -71,6 +80,20 @@ def _clients_of(server: RedisServer, user: str) -> list[dict[str, str]]:
         return []
     clients: list[dict[str, str]] = server.execute_command("CLIENT LIST")
     return [client for client in clients if client["user"] == user]
+
+
+class SlowProvider(RotatingProvider):
+    """Looks credentials up at once, but returns them only while *may_return* is set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.may_return = threading.Event()
+        self.may_return.set()
+
+    def get_credentials(self) -> tuple[str, str]:
+        credentials = super().get_credentials()
+        assert self.may_return.wait(SOON_S)
+        return credentials
 
 
 @dataclass

@@ -12,15 +12,15 @@ import jwt
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
-from hotplate.stores.redis.credentials import CreateProvider
+from hotplate.stores.redis.credentials import CreateProvider, Credentials
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import TOKEN, ChargeCounter, Row
 from tests.support.redis_cluster import running_cluster
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
-from tests.support.rotation import FakeIdentity, RotatingProvider
+from tests.support.rotation import FakeIdentity, RotatingProvider, SlowProvider
 from tests.support.soak import MINUTES
-from tests.support.stores import FIRST, publish, ref_of, release_ref, write_release
+from tests.support.stores import FIRST, publish, ref_of, release_ref, scan_rows, write_release
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"list of %d" % n) for n in range(300))]
 ROTATIONS = 5
@@ -120,6 +120,50 @@ async def test_lookups_by_redis_py_alone_survive_rotations(place: Place) -> None
         assert await rotated(by_redis_py, store, pause_s=0.2) > ROTATIONS
     finally:
         await store.close()
+
+
+async def test_connection_opened_during_a_rotation_is_replaced(redis_server: RedisServer, prefix: str) -> None:
+    provider = SlowProvider([redis_server])
+    store = open_url(redis_server.url(prefix=prefix), provider=provider.create)
+    try:
+        await write_release(store, FIRST, ROWS)
+        assert await store.get_many(release_ref(FIRST), [ROWS[1].key]) == [ROWS[1].value]
+        former = provider.user
+        asked = provider.asked
+        provider.may_return.clear()
+        scanning = asyncio.create_task(scan_rows(store, FIRST))  # over a connection that is not open yet
+        await eventually(lambda: provider.asked > asked)
+        provider.replace_user()
+        for _ in range(10):  # in which the store begins to replace its connections
+            await asyncio.sleep(0)
+        provider.may_return.set()
+        assert await scanning == ROWS
+        await provider.wait_until_unused(former)
+    finally:
+        await store.close()
+
+
+async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
+    provider = RotatingProvider([redis_server])
+    credentials = Credentials(provider.create)
+    begun = 0
+    may_end = asyncio.Event()
+
+    async def renew() -> None:
+        nonlocal begun
+        begun += 1
+        await may_end.wait()
+
+    credentials.on_renewal(renew)
+    await credentials.get_credentials_async()
+    for _ in range(2):
+        provider.replace_user()
+        for _ in range(10):
+            await asyncio.sleep(0)
+    assert begun == 1
+    may_end.set()
+    await eventually(lambda: begun == 2)
+    await credentials.close()
 
 
 async def test_entra_id_tokens_replace_user_and_password(
