@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from redis.asyncio import Connection, RedisCluster
@@ -36,6 +38,8 @@ class Cluster(DiscoveredDeployment):
         super().__init__(cluster.node, credentials)
         self._cluster = cluster
         self._client = self._new_client()
+        self._calls = Counter[RedisCluster]()
+        """Number of calls in progress of each client."""
 
     def primary_of(self, slot: int) -> RedisNode | None:
         nodes = self._client.nodes_manager.slots_cache.get(slot)
@@ -77,17 +81,18 @@ class Cluster(DiscoveredDeployment):
         """Read values by redis-py's pipeline until a time of the loop's clock; a value may be a StoreError."""
         self.loop.check()
         await self.load()
-        pipeline = self._client.pipeline()
-        for name in names:
-            pipeline.get(name)
         replies: list[Any]
-        try:
-            async with asyncio.timeout_at(until_s):
-                replies = await pipeline.execute(raise_on_error=False)
-        except TimeoutError:
-            replies = [late(self)] * len(names)
-        except (RedisError, RedisClusterException) as error:
-            replies = [translated(error, self.shown)] * len(names)
+        async with self._client_in_use() as client:
+            pipeline = client.pipeline()
+            for name in names:
+                pipeline.get(name)
+            try:
+                async with asyncio.timeout_at(until_s):
+                    replies = await pipeline.execute(raise_on_error=False)
+            except TimeoutError:
+                replies = [late(self)] * len(names)
+            except (RedisError, RedisClusterException) as error:
+                replies = [translated(error, self.shown)] * len(names)
         values = [translated(reply, self.shown) if isinstance(reply, RedisError) else reply for reply in replies]
         return [part_of(self, value) for value in values]
 
@@ -102,14 +107,15 @@ class Cluster(DiscoveredDeployment):
 
     async def ask(self) -> None:
         """Ask the nodes, one after the other until one answers, for the slots. Raises StoreError."""
-        manager = self._client.nodes_manager
-        try:
-            await _load_slots(self._client)
-        except RedisClusterException as error:
-            manager.startup_nodes = self._seeds() | manager.startup_nodes  # for the next attempt
-            raise self._unreachable(error) from error
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise StoreUnavailable(f"a node of {self.shown} described its slots in an unknown format") from error
+        async with self._client_in_use() as client:
+            manager = client.nodes_manager
+            try:
+                await _load_slots(client)
+            except RedisClusterException as error:
+                manager.startup_nodes = self._seeds() | manager.startup_nodes  # for the next attempt
+                raise self._unreachable(error) from error
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                raise StoreUnavailable(f"a node of {self.shown} described its slots in an unknown format") from error
         self._note_nodes()
 
     async def renew(self) -> None:
@@ -127,9 +133,24 @@ class Cluster(DiscoveredDeployment):
             client = await self._new_loaded_client()
         former = self._client
         self._client = client
+        await self._close_if_unused(former)
+
+    @asynccontextmanager
+    async def _client_in_use(self) -> AsyncIterator[RedisCluster]:
+        """Use the client for a call; if it is replaced meanwhile, the end of its last call closes it."""
+        client = self._client
+        self._calls[client] += 1
         try:
-            await asyncio.sleep(DISCOVERY_TIMEOUT_S)  # in which the calls of the former client end
+            yield client
         finally:
+            self._calls[client] -= 1
+            if client is not self._client:
+                await self._close_if_unused(client)
+
+    async def _close_if_unused(self, former: RedisCluster) -> None:
+        """Close a client that was replaced, unless a call still uses it, which may also open connections."""
+        if not self._calls[former]:
+            del self._calls[former]
             await _close_client(former)
 
     async def _new_loaded_client(self) -> RedisCluster | None:

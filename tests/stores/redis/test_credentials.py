@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -12,10 +13,11 @@ import jwt
 import pytest
 
 from hotplate.stores.errors import StoreMisused, StoreUnavailable
+from hotplate.stores.redis import cluster
 from hotplate.stores.redis.credentials import CreateProvider, Credentials
 from hotplate.stores.redis.store import RedisStore, open_url
 from hotplate.stores.store import TOKEN, ChargeCounter, Row
-from tests.support.redis_cluster import running_cluster
+from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_sentinel import sentinel_deployment
 from tests.support.redis_server import SOON_S, RedisServer, running
 from tests.support.rotation import FakeIdentity, RotatingProvider, SlowProvider
@@ -164,6 +166,40 @@ async def test_renewals_follow_one_another(redis_server: RedisServer) -> None:
     may_end.set()
     await eventually(lambda: begun == 2)
     await credentials.close()
+
+
+async def test_slow_read_by_redis_py_survives_a_rotation(
+    redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "DISCOVERY_TIMEOUT_S", SOON_S)
+    slow = redis_cluster.primaries[-1].server
+    servers = [node.server for node in redis_cluster.nodes]
+    provider = RotatingProvider(servers)
+    url = f"{redis_cluster.url(prefix=prefix, seeds=1)}&client=redis-py"
+    store = open_url(url, provider=provider.create)
+    try:
+        await write_release(store, FIRST, ROWS)
+        keys = [row.key for row in ROWS]
+        values = [row.value for row in ROWS]
+        assert await store.get_many(release_ref(FIRST), keys) == values
+        slow.send_signal(signal.SIGSTOP)
+        try:
+            reading = asyncio.create_task(store.get_many(release_ref(FIRST), keys))
+            await asyncio.sleep(0.05)  # in which the read is sent
+            monkeypatch.setattr(cluster, "DISCOVERY_TIMEOUT_S", 0.2)
+            provider.servers = [server for server in servers if server is not slow]
+            former = provider.user
+            asked = provider.asked
+            provider.replace_user()
+            await eventually(lambda: provider.asked > asked)
+            await asyncio.sleep(0.5)  # in which the client would be replaced under the read
+        finally:
+            slow.send_signal(signal.SIGCONT)
+            provider.servers = servers
+        assert await reading == values
+        await provider.wait_until_unused(former)
+    finally:
+        await store.close()
 
 
 async def test_entra_id_tokens_replace_user_and_password(
