@@ -399,7 +399,8 @@ class TieredReader:
         live = self.row_of(POPULAR, segment, name)
         rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
         # A list may be stored under another name in the canary than in the live release.
-        fallbacks = {row.list: RowKey(POPULAR, segment, row.list) for row in rows}
+        stored_names = {row.list for row in rows}
+        fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         hidden = {row for row in rows if self._is_hidden(row)}
         shown = [row for row in rows if row not in hidden] if hidden else rows
 

@@ -219,11 +219,14 @@ def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
 
 def list_headers(encoded: EncodedList, source: str, cache: str) -> dict[str, str]:
     """Return the headers of a list answer; *cache* applies to lists of the requested *source*."""
-    return {
+    headers = {
         "Content-Type": JSON,
         "Cache-Control": cache if encoded.source == source else NO_STORE,
-        **releases((encoded,)),
+        RELEASE: encoded.served.id,
     }
+    if encoded.served.is_canary:
+        headers[CANARY] = encoded.served.id
+    return headers
 
 
 def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
