@@ -37,7 +37,11 @@ USER_ROUTE = "/v1/recommendations/{user}"
 def routes_of(
     handlers: Handlers, scoring: Scoring, documents: Documents, events: EventsHandler | None = None
 ) -> dict[str, Route]:
-    """Return the routes of a worker by path."""
+    """Return the routes of a worker by path, in which `{user}` or the like stands for an id.
+
+    *scoring* answers in the form of Azure ML endpoints, and *documents* with the OpenAPI document and its page. Without
+    *events*, the service accepts none. A route without a scope takes no key; the scope of most is that of reads.
+    """
     routes = by_template(
         Route(USER_ROUTE, {"GET": handlers.recommend}),
         Route("/v1/recommendations", {"POST": handlers.recommend_many}),
@@ -52,19 +56,17 @@ def routes_of(
         Route("/openapi.json", {"GET": documents.openapi}, scope=None),
         Route("/docs", {"GET": documents.page}, scope=None),
     )
-    routes["/docs/{file}"] = Route("/docs", {"GET": documents.file}, scope=None)
+    routes["/docs/{file}"] = Route("/docs", {"GET": documents.file}, scope=None)  # counted as "/docs" in metrics
     routes["/health/live"] = routes["/livez"]
     routes["/health/ready"] = routes["/readyz"]
+
     if events is not None:
         routes["/v1/events"] = Route("/v1/events", {"POST": events.report}, scope=EVENTS)
     return routes
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """Return the problem that answers an error of a handler; None for a defect.
-
-    Other answers are a wrong parameter, or a release or its item attributes that cannot be read.
-    """
+    """Return the problem that answers an error of a handler; None for a defect."""
     match error:
         case Problem():
             return error
@@ -80,13 +82,18 @@ def problem_of(error: Exception) -> Problem | None:
 def _record_of(
     request: web.BaseRequest, response: web.Response, match: RouteMatch, *, request_id: str, took_s: float
 ) -> RequestRecord:
-    """Return the record of an answered request; router and handlers have left the caller and the list in *request*."""
+    """Return what metrics, the access log and traces need of an answered request, which took *took_s* seconds.
+
+    *request* is a mapping, too: the router has stored the caller in it, and the handler the origin of the list.
+    """
     template = match.route.template
     caller = request.get(CALLER)
-    list_origin = request.get(LIST_ORIGIN)
+    list_origin = request.get(LIST_ORIGIN)  # release, source, tier and items; None for other answers
+
     user = None
     if template == USER_ROUTE and list_origin is not None:
         user = unquote(match.raw_id)
+
     return RequestRecord(
         route=template,
         method=request.method,
@@ -140,9 +147,10 @@ class Dispatcher:
     ) -> tuple[Problem, str] | None:
         """Refuse a POST by its header, before its body is read, and report that.
 
-        *refusal* makes and counts the problem, and *took_s* is the time since the request began, in seconds. Returns
-        the problem in the form of the route, and the request's id. None if the request has to be answered by
-        `answer`: other methods and routes, while draining, and pages of other origins, which need headers of CORS.
+        *refusal* makes and counts the problem; *took_s* is the time since the request began, in seconds. Returns the
+        problem in the form of the route, and the request's id. Returns None, and refuses nothing, if `answer` has to
+        answer the request: other methods and unknown routes, all requests while the worker drains (stops), and those
+        of pages of other sites, because their answers need headers of CORS.
         """
         if message.method != "POST":
             return None
@@ -152,7 +160,7 @@ class Dispatcher:
         if self.readiness.draining or hdrs.ORIGIN in message.headers:
             return None
 
-        problem = problem_for(route, refusal())
+        problem = problem_for(route, refusal())  # routes of scoring have another form
         headers = message.headers
         request_id = self.request_ids.of(headers)
         record = RequestRecord(
@@ -183,13 +191,14 @@ class Dispatcher:
     ) -> web.Response:
         """Answer a request, then report it to the metrics, the access log and its span.
 
-        *path* and *query* are percent-encoded; *gate* admits POSTs. *refusal* is the answer if it is already known.
-        Problems become answers, as do unexpected exceptions, with 500. Preflight requests of CORS are answered here.
+        *path* and *query* are percent-encoded. *gate* delays or refuses POSTs while the worker is busy. *refusal* is
+        the answer to a request that is refused already. Problems become answers, as do unexpected exceptions, with 500.
         """
         started = perf_counter()
         match = self._router.find(path, request.method)
         request_id = self.request_ids.of(request.headers)
-        span = self._begin_span(request.headers)
+        span = self._begin_span(request.headers)  # None if the request is not traced
+
         responding = self._router.respond(request, match, query, request_id=request_id, gate=gate, refusal=refusal)
         if span is None:
             response = await responding

@@ -30,9 +30,10 @@ class Cors:
         self._origins = frozenset(origins)
 
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
-        """Answer the request that a browser sends to ask what another site's page may send; None for any other.
+        """Answer a preflight request, by which a browser asks what a page of another site may send.
 
-        *methods* are those of the route.
+        *methods* are those of the route. Returns None for any other request, and for pages of sites that are not
+        allowed.
         """
         if (
             request.method != hdrs.METH_OPTIONS
@@ -40,6 +41,7 @@ class Cors:
             or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers
         ):
             return None
+
         headers = {
             "Access-Control-Allow-Methods": ", ".join(methods),
             "Access-Control-Allow-Headers": REQUEST_HEADERS,

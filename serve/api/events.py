@@ -151,14 +151,18 @@ class EventsHandler:
     async def report(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> DeferredResponse:
         """`POST /v1/events`: queue impressions and clicks, and answer when they are on disk.
 
-        The answer is deferred, so that waiting for the disk holds no place of a batch.
+        Returns a deferred response: the router awaits it outside of the limit of running POSTs, so that waiting for
+        the disk delays no other request. Raises a Problem (503) if the queue is full.
         """
-        QUERY.parse(raw_query)
+        QUERY.parse(raw_query)  # refuses any parameter
         if not self._with_keys or credential_of(request.headers) is None:
-            _refuse_unasked(request, self._origins)
+            _refuse_unasked(request, self._origins)  # a page of another site, unless that is allowed
         events = parse_events(await read_body(request))
+
+        # The role of each release now, live, canary or other: it may have changed when the events are read.
         roles = {release: self._role_of(release) for release in {event.release for event in events}}
         lines = b"".join(self._encode_lines(events, roles))
+
         try:
             durable = self.writer.append(lines)  # a future, done when they are on disk
         except QueueFull:
@@ -169,10 +173,10 @@ class EventsHandler:
     async def _answer_when_durable(
         self, durable: asyncio.Future[None], events: Sequence[Event], roles: dict[str, ReleaseRole]
     ) -> web.Response:
-        """Wait until events are on disk, hide consumed items, count what happened, and answer.
+        """Wait until events are on disk; then hide consumed items, count the events, and answer with their number.
 
-        *durable* is done when they are, and *roles* has the role of each event's release: live, canary or other.
-        Raises a Problem (503) if the disk fails, or takes longer than COMMIT_S.
+        *durable* is done when they are on disk. *roles* has the role of each release that events name: live, canary or
+        other. Raises a Problem (503) if the disk fails, or takes longer than COMMIT_S.
         """
         try:
             async with asyncio.timeout(COMMIT_S):
@@ -196,23 +200,29 @@ class EventsHandler:
         return web.Response(body=_encode(EventsAnswer(len(events))), headers=HEADERS)
 
     async def _hide_consumed(self, events: Sequence[Event]) -> None:
-        """Hide items that users have consumed from their lists, if configured, and tell other services."""
+        """Hide items that users have consumed, such as bought, from their lists, and tell other services.
+
+        Does nothing unless the service is configured to. Events of other types hide nothing.
+        """
         if self._consumed is None:
             return
+
         all_pairs = list[ConsumedPairs]()  # of users and consumed items
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
             if pairs is not None:
                 self._consumed.hide(pairs)
                 all_pairs.append(pairs)
-                await asyncio.sleep(0)  # 1000 items take 6 ms
+                await asyncio.sleep(0)  # other requests run: 1000 items take 6 ms
+
         if self._sender is not None:
             await self._sender.send(all_pairs)
 
     def _encode_lines(self, events: Sequence[Event], roles: dict[str, ReleaseRole]) -> Iterator[bytes]:
-        """Yield a line of the log for each event, with an id and a time if the client sent none.
+        """Yield a line of the log for each event, in JSON, with an id and a time if the client sent none.
 
-        A time in the future becomes the present. *roles* are those of the releases: live, canary or other.
+        A time in the future becomes the present. *roles* has the role of each release that events name: live, canary
+        or other.
         """
         now = round(time.time(), 3)
         for event in events:

@@ -83,27 +83,30 @@ class Handlers:
         return await self._answer(request, wanted, subject=b'"user":%b,' % orjson.dumps(user), cache=PRIVATE)
 
     async def recommend_many(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations`: answer the lists of many users, as JSON or, by the Accept header, msgpack.
+        """`POST /v1/recommendations`: answer with the lists of many users, as JSON or, by the Accept header, msgpack.
 
-        Between pieces of the answer, each of about PIECE_ITEMS items, other requests run. Users without a list get
-        the popular one. Headers name the release.
+        The body has the users and the parameters for all of them. The answer is an object with the release and a
+        result per user, in their order; a user without a list gets the popular one. It is made in pieces of about
+        PIECE_ITEMS items, and other requests run between them.
         """
-        BATCH.parse(raw_query)
+        BATCH.parse(raw_query)  # refuses any parameter
         batch = parse_batch(await read_body(request), request.content_type)
         requests = _requests_of(batch)
         lists = await read_lists(self._reader, requests)
+
         release_headers = releases(lists)
-        if not lists:  # an empty batch, whose parameters are checked all the same
+        if not lists:  # an empty batch: check its list name and find the release all the same
             self._reader.row_of(POPULAR, batch.segment, batch.list)  # raises UnknownList
             release_headers = {RELEASE: self._reader.served_id()}
         release = release_headers[RELEASE]
 
-        elements = results(requests, lists, self._shaper)
+        elements = results(requests, lists, self._shaper)  # JSON objects, made when they are iterated over
         is_paged = any(user_request.after is not None for user_request in requests)
         items_per_user = batch.n
         if batch.where or is_paged:  # more items are examined than answered
             items_per_user = max(batch.n, FILTERED)
         users_per_piece = max(1, PIECE_ITEMS // items_per_user)
+
         if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
             media = MSGPACK
             body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
@@ -111,18 +114,22 @@ class Handlers:
             media = JSON
             joined = b",\n".join(await in_pieces(elements, users_per_piece))
             body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
+
         return web.Response(
             body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
         )
 
     async def fold_in(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations/fold-in`: answer a list for a basket of items, computed from the item factors.
+        """`POST /v1/recommendations/fold-in`: answer with a list for a basket of items, as of a visitor without an id.
 
-        The answer tells how many items of the basket the model knows. Raises a Problem (503) while too many lists are
-        being computed.
+        The list is computed from the item factors of the release; it is the popular list if no item of the basket is
+        known. The answer has the numbers of items that are known and unknown. Raises a Problem (503) while too many
+        lists are being computed.
         """
-        FOLDED_IN.parse(raw_query)
+        FOLDED_IN.parse(raw_query)  # refuses any parameter
         body = parse_fold_in(await read_body(request))
+
+        # Pairs of an item's id and its weight; None is the default weight.
         basket = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
         item_filter = filter_of(body.exclude, body.where)
         try:
@@ -133,10 +140,12 @@ class Handlers:
             self._reader.metrics.count_shed("fold_in")
             raise overloaded(str(error)) from None
 
+        # Filter and cut the list; items of the basket are not recommended.
         encoded = result.encoded
         basket_items = [item for item, _ in basket]
         items = self._shaper.shape(encoded, _selection(body), beside=basket_items)
-        request[LIST_ORIGIN] = origin_of(encoded, items)
+        request[LIST_ORIGIN] = origin_of(encoded, items)  # for the access log and traces
+
         counts = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
         response_body = list_body(counts, list_head(encoded), items)
         return web.Response(body=response_body, headers=list_headers(encoded, "fold-in", NO_STORE))
@@ -167,12 +176,14 @@ class Handlers:
     ) -> web.Response:
         """Read the list that is *wanted*, and answer with it, or with 304 if the client has it (`If-None-Match`).
 
-        *subject* has the first members of the JSON object, such as the user. *cache* is the Cache-Control header of the
-        requested list. A fallback is not to be cached, nor a first page again, because the release was replaced.
+        *subject* has the first members of the JSON object, such as `"user":"42",`. *cache* is the Cache-Control header
+        if the answer is the requested list. A fallback must not be cached, nor a first page that answers a request for
+        a later one, because the release of that was replaced.
         """
         answer = await answer_list(self._reader, self._shaper, wanted)
-        request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)
-        if answer.restarted:
+        request[LIST_ORIGIN] = origin_of(answer.encoded, answer.items)  # for the access log and traces
+
+        if answer.restarted:  # a first page instead of the requested one
             cache = NO_STORE
         headers = list_headers(answer.encoded, wanted.source, cache)
         body = list_body(subject + _paging_members(answer), list_head(answer.encoded), answer.items)
@@ -235,9 +246,11 @@ def list_body(subject: bytes, head: bytes, items: bytes) -> bytes:
 
 
 def list_head(encoded: EncodedList) -> bytes:
-    """Return the members of a list answer between its subject and its items, as JSON: release, source and tier.
+    """Return the members of a list answer between its subject and its items, as JSON.
 
-    The canary, the name of a named list, and the segment of a popular list are members only where they apply.
+    They tell where the list is from: the release, the source (such as `personal` or `popular`), and the tier, the store
+    that it was read from. The canary, the name of a named list, and the segment of a popular list are members only
+    where they apply. Ends with the start of the items: `"release":"…","source":"personal","tier":"redis","items":[`.
     """
     release = encoded.served.id.encode()
     source = encoded.source.encode()
@@ -272,19 +285,21 @@ def results(requests: Sequence[ListRequest], lists: Sequence[EncodedList], shape
     """Yield the answer for each user of a batch as a JSON object: the user's id, the origin of the list, and its items.
 
     *lists* are those that were read for *requests*, in the same order. *shaper* removes the items that a request
-    excludes or that its user has consumed, and cuts the list.
+    excludes or that its user has consumed, and cuts the list. Parts that are equal for several users are made once.
     """
     shared = _SharedParts(shaper)
     for request, encoded in zip(requests, lists, strict=True):
         members = b'"user":%b,' % orjson.dumps(request.id)
+
         if request.after is not None:  # a page of a list
             page = shape_list(shaper, request, encoded)
             members += _paging_members(page)
             items = page.items
         elif encoded.status == "ok" or shaper.consumed_by(request.id) is not None:
             items = shaper.shape(encoded, request.selection, user=request.id)
-        else:  # a user without an own list, from whom no items are hidden
+        else:  # the popular list, of which nothing is hidden from this user
             items = shared.popular_items(encoded, request.selection)
+
         yield list_body(members, shared.head(encoded), items)
 
 

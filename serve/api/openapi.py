@@ -152,8 +152,10 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
 
     *takes_key* tells whether reads need a key, and *takes_events* whether the service accepts events.
     """
-    schemas = Schema()  # of all types that are referred to, by name
+    schemas = Schema()  # by the name of the type; the functions below add the types that they refer to
     paths = dict[str, Schema]()
+
+    # An operation is one method of a path. They are described in groups: a tag is the name of a group.
     tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
     for tag, operations in tags.items():
         for operation in operations:
@@ -166,6 +168,7 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     security: list[Schema] = [{name: []} for name in KEYS]
     if not takes_key:
         security.insert(0, {})  # an empty requirement makes keys optional
+
     return {
         "openapi": "3.1.0",
         "info": {"title": "hotplate", "version": version("hotplate"), "description": DESCRIPTION},
@@ -181,9 +184,13 @@ def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
 
 
 def _shared_responses(schemas: Schema) -> Schema:
-    """Return the responses that operations refer to, by status; add the type of errors to *schemas*."""
+    """Return the response objects of OpenAPI to which operations refer, by status: 304, and the errors.
+
+    The type of an error's body, a problem, is added to *schemas*.
+    """
     problem = {CONTENT_TYPE: {"schema": _schema(ProblemAnswer, schemas)}}
     retry_after = {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}
+
     responses = Schema()
     for status, text in STATUSES.items():
         response: Schema = {"description": text}
@@ -202,7 +209,11 @@ def _schema(kind: object, components: Schema) -> Schema:
 
 
 def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
-    """Return the operation object of OpenAPI for one method of a path; add the types it refers to to *schemas*."""
+    """Return the operation object of OpenAPI for one method of a path.
+
+    The types of its body and its answer are added to *schemas*. The id is made of method and path, such as
+    `get_v1_recommendations_user`.
+    """
     words = re.findall(r"\w+", operation.path)
     described: Schema = {
         "operationId": "_".join([operation.method.lower(), *words]),
@@ -228,7 +239,10 @@ def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
 
 
 def _responses(operation: Operation, schemas: Schema) -> Schema:
-    """Return the responses of an operation by status: its answer where it succeeds, else a reference to an error."""
+    """Return the responses of an operation by status: its answer for 200, and references to shared responses.
+
+    503 of a health route is no error, but has the same body as 200. The answer's type is added to *schemas*.
+    """
     statuses = {*operation.statuses, 431}
     if operation.path in KEYED:
         statuses |= {401, 403}
@@ -236,6 +250,7 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
         statuses.add(429)
     described_here = {200, 503} if operation.answer is StatusAnswer else {200}
 
+    # By media type; a schema is for JSON and text, not for others such as msgpack.
     content = dict[str, Schema]()
     for media_type in operation.media:
         content[media_type] = {}
@@ -252,8 +267,9 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
 
 
 def _query_parameters(operation: Operation) -> list[Schema]:
-    """Return the parameter objects of OpenAPI for the fields of an operation's query type."""
-    _, components = msgspec.json.schema_components([operation.query])
+    """Return the parameter objects of OpenAPI for the query string of an operation, one per field of its query type."""
+    _, components = msgspec.json.schema_components([operation.query])  # JSON schemas by the name of the type
+
     parameters = list[Schema]()
     for name, schema in components[operation.query.__name__]["properties"].items():
         parameter = {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}

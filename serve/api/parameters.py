@@ -322,14 +322,15 @@ class QueryParser(Generic[AnyStruct]):
         return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
 
     def _parse(self, raw: str) -> AnyStruct:
-        """Parse a raw query string, as `n=10&exclude=a,b`; raises a Problem (400) for an invalid one.
+        """Parse a raw query string, as `n=10&exclude=a,b`, into the record of the route's parameters.
 
-        `n` is converted to a number here, because msgspec takes no text as a number; `exclude` is a list of ids.
+        Raises a Problem (400) for a parameter that is unknown, repeated or invalid. `exclude` becomes a list of ids.
         """
         values = dict[str, object]()
         for pair in filter(None, raw.split("&")):
             raw_name, _, raw_value = pair.partition("=")
             name = _decoded(raw_name, "the name of a parameter")
+
             if name not in self._query.__struct_fields__:
                 raise bad_parameter(
                     _with_known_fields(f"unknown field `{name[:SHOWN_CHARS]}`", self._route, self._query)
@@ -337,9 +338,12 @@ class QueryParser(Generic[AnyStruct]):
             if name in values:
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
             values[name] = _split_ids(raw_value) if name == "exclude" else _decoded(raw_value, name)
+
+        # msgspec does not convert text to a number; it refuses any other text as a value of `n`.
         n = values.get("n")
         if isinstance(n, str) and n.isascii() and n.isdecimal() and len(n) <= MAX_DIGITS:
             values["n"] = int(n)
+
         try:
             query = msgspec.convert(values, self._query)
         except msgspec.ValidationError as error:
@@ -420,10 +424,15 @@ def parse_body(body: bytes, kind: type[AnyStruct], route: str, media: str = JSON
 def _decode_with_whole_n(
     body: bytes, kind: type[AnyStruct], decode: Callable[..., Any], encode: Callable[[Any], bytes]
 ) -> AnyStruct:
-    """Decode a body; 10.0 as its `n` is the integer 10, as in JSON. Raises the errors of msgspec."""
+    """Decode a body as the type *kind*. A whole float as its `n`, such as 10.0, counts as an integer.
+
+    JSON does not distinguish them, but msgspec does. *decode* and *encode* are those of msgspec for the content type.
+    Raises the errors of *decode*.
+    """
     try:
         decoded: AnyStruct = decode(body, type=kind)
     except msgspec.ValidationError:
+        # Decode without a type, convert `n`, and decode again; if `n` is not the reason, the error stands.
         fields = decode(body)
         n = fields.get("n") if isinstance(fields, dict) else None
         if not (isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N):
@@ -452,8 +461,9 @@ def _decoded(raw: str, what: str) -> str:
 def _split_ids(raw: str) -> tuple[str, ...]:
     """Return the ids in a percent-encoded value, which are separated by commas, each once.
 
-    An encoded comma may belong to an id, or be a separator of a client that encodes the whole value, as many do.
-    So both readings are returned: the piece as an id, unless it is too long for one, and its parts.
+    An encoded comma, `%2C`, may belong to an id, or be a separator of a client that encodes the whole value, as many
+    do. So both readings are returned: `a%2Cb,c` has the ids `a,b`, `c`, `a` and `b`. A piece that is too long for an id
+    is only divided.
     """
     pieces = [_decoded(piece, "exclude") for piece in raw.split(",")]
     if len(pieces) > MAX_EXCLUDED:

@@ -183,21 +183,22 @@ class Router:
         gate: Gate | None = None,
         refusal: Problem | None = None,
     ) -> web.Response:
-        """Return the answer to a request: of the handler of its route, or a problem.
+        """Return the answer to a request: that of the handler of its route, or a problem.
 
-        A POST is called through *gate*, if there is one, which reads its body and delays or refuses it if the worker
-        is busy. *refusal* is the answer if it is already known. Problems become answers, as do unexpected exceptions,
-        with 500. The caller is left in *request*, as CALLER.
+        *query* is percent-encoded. *gate* reads the body of a POST, and delays or refuses it while the worker is busy.
+        *refusal* is the answer to a request that is refused already. Problems become answers, as do unexpected
+        exceptions, with 500. The caller whom a key names is stored in *request*, as CALLER.
         """
         if refusal is None:
             try:
                 response = await self._call_handler(request, match, query, gate)
             except ClientGone:
-                response = web.Response(status=CLIENT_GONE)  # not sent
+                response = web.Response(status=CLIENT_GONE)  # for logs and metrics; it is not sent
             except Exception as error:  # noqa: BLE001 -- logged if it is a defect
                 response = self._answer_error(request, match.route, error, request_id)
         else:
             response = self._answer_problem(request, match.route, refusal)
+
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         return response
@@ -217,20 +218,28 @@ class Router:
     async def _call_handler(
         self, request: web.BaseRequest, match: RouteMatch, query: str, gate: Gate | None
     ) -> web.Response:
-        """Check the key of a request, and call the handler of its route; raises a Problem, and errors of handlers."""
+        """Check the key of a request, and call the handler of its route.
+
+        A preflight request, by which a browser asks what a page of another site may send, is answered here: it has no
+        key. *gate*, if any, decides when a POST runs. Raises a Problem, and errors of the handler.
+        """
         route = match.route
         if self._cors is not None and route.methods:
             preflight = self._cors.preflight(request, route.methods)
             if preflight is not None:
                 return preflight
+
         if self._guard is not None and route.scope is not None:
             request[CALLER] = await self._guard.admit(request.headers, route.scope)
+
         handler = route.handler_of(request.method)
         if gate is None or request.method != "POST":
             response = await handler(request, match.raw_id, query)
         else:
             response = await gate.admit(request, partial(handler, request, match.raw_id, query))
-        if isinstance(response, DeferredResponse):  # the gate is left before its wait
+
+        # A deferred response waits out here, where it holds no place that the gate grants.
+        if isinstance(response, DeferredResponse):
             return await response.resolve()
         return response
 

@@ -123,21 +123,26 @@ class Scoring:
         self._shaper = shaper
 
     async def score(self, request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
-        """`POST /score`: answer a batch of rows as an Azure ML endpoint does, with a JSON array in the order of rows.
+        """`POST /score`: answer a batch of rows as an Azure ML endpoint does.
 
-        A row that is invalid gets an error as its element, without failing the others.
+        A row has a user, and the number of items. The answer is a JSON array with an element per row, in their order:
+        the user's list or, for an invalid row, an error, which does not fail the others.
         """
         rows = _parse_rows(await read_body(request))
         valid_rows = [row for row in rows if isinstance(row, ScoreRow)]
-        release = self._reader.served_id()  # raises NotReady
+
+        release = self._reader.served_id()  # raises NotReady, also if no row is valid
         requests = [ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N)) for row in valid_rows]
         try:
             lists = await self._reader.personal_many([wanted.id for wanted in requests], must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
+
+        # Merge the elements of valid and invalid rows. All are made when they are iterated over.
         valid_elements = results(requests, lists, self._shaper)
         elements = (row.element if isinstance(row, InvalidRow) else next(valid_elements) for row in rows)
         body = b"[%b]" % b",\n".join(await in_pieces(elements, ROWS_A_PIECE))
+
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(lists)}
         return web.Response(body=body, headers=headers)
 
@@ -181,17 +186,21 @@ def _parse_rows(body: bytes) -> list[ScoreRow | InvalidRow]:
 
 
 def _row_of(raw: Raw) -> ScoreRow | InvalidRow:
-    """Parse a row: an object, an array or a user alone."""
+    """Parse a row in JSON: `{"user": "42", "n": 5}`, `["42", 5]`, or `"42"` alone.
+
+    An invalid row becomes an InvalidRow, with the reason as its element of the answer.
+    """
     try:
-        first = memoryview(raw)[0]
-        if first == _OBJECT:
+        first_byte = memoryview(raw)[0]
+        if first_byte == _OBJECT:
             row = _decode_row(raw)
-        elif first == _ARRAY:
+        elif first_byte == _ARRAY:
             row = _decode_columns(raw)
         else:
             row = ScoreRow(_decode_user(raw))
+
         user = str(row.user)
-        if len(user) * 4 > MAX_ID_BYTES:  # it may have too many bytes
+        if len(user) * 4 > MAX_ID_BYTES:  # a character has up to 4 bytes, so shorter ids need no check
             check_id(user)
     except (ValueError, RecursionError, StoreMisused) as error:
         reason = orjson.dumps(f"the row is invalid: {error}")
