@@ -125,38 +125,43 @@ class _Comparison(NamedTuple):
     def is_worse(self, factor: float) -> bool:
         """Return whether the judged release has more bad outcomes than the reference, and not by chance.
 
-        At least the bound must be lost, less WITHIN standard deviations, and the likelihood ratio must exceed *factor*
-        divided by `self.errs`, the share of good releases that may be called worse.
+        Two conditions must hold. The difference of the shares of bad outcomes is at least the bound, or not more than
+        WITHIN standard deviations below it. And the likelihood ratio of `evidence` exceeds *factor* / `self.errs`,
+        where `errs` is the share of good releases that may be called worse.
         """
         if self.judged.total < MIN_LOOKUPS or not self.reference.total:
             return False
 
-        lost = self.judged.share - self.reference.share
-        bound = self.bound * (1 - self.reference.share)  # of what the reference answers well
+        loss = self.judged.share - self.reference.share
+        bound = self.bound * (1 - self.reference.share)  # a share of what the reference answers well
         deviation: float = (self.bound * (1 - self.bound) / self.judged.total) ** 0.5
-        if lost <= 0 or lost < bound - WITHIN * deviation:
+        if loss <= 0 or loss < bound - WITHIN * deviation:
             return False
+
         needed_evidence = log(factor / self.errs)
         return self.evidence > needed_evidence
 
     @property
     def evidence(self) -> float:
-        """The logarithm of a likelihood ratio: of the judged release being worse than the reference, to being alike.
+        """The logarithm of the likelihood that the judged release is worse, divided by the one that it is alike.
 
-        If p is the share of bad outcomes of the reference, an alike release has the same, and a worse one
+        If p is the share of bad outcomes of the reference, an alike release has the share p, and a worse one
         p + loss (1 - p). The loss is a multiple of the bound; ALTERNATIVES has the multiples and their probabilities.
 
         As p is known only by the outcomes of the reference, both likelihoods are averages over p, weighted by how well
-        it explains these. They are sums over equidistant _NODES of its logit, in standard deviations from the estimate.
-        Half an outcome is added to each kind (Jeffreys' prior).
+        it explains these. The integral over p is a sum over _NODES of its logit, log(p / (1 - p)), at equal distances:
+        they are in standard deviations from the estimate. Half an outcome is added to each kind (Jeffreys' prior).
         """
         bad = self.judged.bad
         good = self.judged.total - bad
         reference_bad = self.reference.bad + 0.5
         reference_good = self.reference.total - self.reference.bad + 0.5
+
+        # The estimate of the logit, and its standard deviation.
         center = log(reference_bad / reference_good)
         deviation: float = (1 / reference_bad + 1 / reference_good) ** 0.5
 
+        # Logarithms of the terms of both sums.
         alike = list[float]()
         worse = list[float]()
         for node in _NODES:
@@ -164,6 +169,8 @@ class _Comparison(NamedTuple):
             # The logarithms of p and 1 - p: `exp` does not overflow for either sign.
             log_bad = -log1p(exp(-logit)) if logit > 0 else logit - log1p(exp(logit))
             log_good = log_bad - logit
+
+            # How well this p explains the outcomes of the reference; then, times that, those of the judged release.
             log_weight = reference_bad * log_bad + reference_good * log_good
             alike.append(log_weight + bad * log_bad + good * log_good)
 
@@ -195,11 +202,13 @@ def find_regression(
 ) -> str | None:
     """Return a sentence on how a release is worse than the reference, by a bound and not by chance; None if it is not.
 
-    Called any number of times while the counts grow, it errs in one of 1,000 good releases at most; *factor* multiplies
-    the required evidence, which divides that rate. *baseline* names the release of the counts *reference* in the
-    sentence.
+    *reference* and *judged* are the counts of both releases: of lookups by outcome, and of reads by their time. Called
+    any number of times while the counts grow, this calls at most one of 1,000 good releases worse, or one of
+    1,000 times *factor*, which multiplies the required evidence. *baseline* names the reference in the sentence.
     """
-    slow_from = _slow_from(reference.reads)
+    slow_from = _slow_from(reference.reads)  # the first bucket of reads that count as slow
+
+    # A bad outcome, how often each release had it, the smallest difference to detect, and the rate of false alarms.
     comparisons = (
         _Comparison(
             "lookups could not be read",
@@ -223,6 +232,7 @@ def find_regression(
             errs=ERRS_BY_SLOW,
         ),
     )
+
     for comparison in comparisons:
         if comparison.is_worse(factor):
             return comparison.sentence(baseline)
@@ -235,16 +245,18 @@ def slow_s(reads: tuple[float, ...]) -> float:
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
-    """Return the first bucket of slow reads: they take over SLOW_S seconds, and twice the 95th percentile.
+    """Return the first bucket of slow reads: they take over SLOW_S seconds, and over twice the 95th percentile.
 
-    *reads* has the number of reads in each bucket of their time: BUCKETS_S are the upper bounds, in seconds, and a last
-    bucket has all slower reads. The result is an index of *reads*.
+    *reads* is a histogram: the number of reads in each bucket of their time. BUCKETS_S are the upper bounds of the
+    buckets, in seconds, and a last bucket has all slower reads. The result is an index of *reads*.
     """
     total = sum(reads)
-    percentile_bucket = next((n for n, below in enumerate(accumulate(reads)) if below >= USUAL * total), 0)
+    percentile_bucket = next((bucket for bucket, count in enumerate(accumulate(reads)) if count >= USUAL * total), 0)
     percentile_s = BUCKETS_S[min(percentile_bucket, len(BUCKETS_S) - 1)]
-    bound_s = max(SLOW_S, 2 * percentile_s)
-    return next((n + 1 for n, bound in enumerate(BUCKETS_S) if bound >= bound_s), len(BUCKETS_S))
+
+    # Reads of the bucket whose upper bound reaches this time are not all slow, so the next one is the first.
+    slow_after_s = max(SLOW_S, 2 * percentile_s)
+    return next((bucket + 1 for bucket, bound in enumerate(BUCKETS_S) if bound >= slow_after_s), len(BUCKETS_S))
 
 
 class ServedCanary:

@@ -66,10 +66,11 @@ class CanaryFollower:
         return self._followed.is_stopped(entry)
 
     async def load(self, catalogue: Catalogue) -> FollowedCanary:
-        """Return the canary that a catalogue names, loaded unless this process stopped it or serves it already.
+        """Return the canary that a catalogue names: the release that a share of the users gets.
 
-        If only its share has changed, it is judged anew, and its counts since the start go on. If it cannot be loaded,
-        the reason becomes its problem; the live release is not affected.
+        It is loaded unless this process has stopped it or serves it already. If only its share has changed, it is
+        judged anew, and its counts since the start go on. If it cannot be loaded, the result says why: the live release
+        is not affected. The result does not take effect before `use`.
         """
         record = catalogue.canary
         entry = catalogue.canary_entry
@@ -79,7 +80,7 @@ class CanaryFollower:
             return self._followed
 
         before = self.canary
-        began_with = None
+        began_with = None  # the counts at its start; None for the present ones
         if before is None or not before.served.is_of(entry):
             try:
                 release = replace(await load(self._reader, entry, self._fold_in), is_canary=True)
@@ -87,9 +88,10 @@ class CanaryFollower:
                 return self._report_unloadable(entry, error)
         elif before.record == record:
             return replace(self._followed, entry=entry)
-        else:
+        else:  # the same release with another share
             release = before.served
             began_with = before.began_with
+
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
         now = asyncio.get_running_loop().time()
         served = ServedCanary(record, release, now, self._counts(), began_with)

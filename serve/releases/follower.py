@@ -101,7 +101,11 @@ class Follower:
 
     @property
     def findings(self) -> list[ServiceFinding]:
-        """Problems of the store and the served release."""
+        """Problems of the store and the served release, each with the part that it concerns and a sentence.
+
+        They are: the store cannot be read, it was restored from an older copy, its canary (the release that a share of
+        the users gets) is not served, it lost records of erased users, and rows of the release are damaged.
+        """
         findings = list[ServiceFinding]()
         if self.last_error is not None:
             findings.append(ServiceFinding("store", self.last_error))
@@ -163,12 +167,17 @@ class Follower:
         return CANARY if served.is_canary else LIVE
 
     def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
-        """Return the releases to read *rows* in: the canary for its users, the live one; none while none is served."""
+        """Divide the keys *rows* among the releases that they are to be read in.
+
+        Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
+        result is empty while no release is served.
+        """
         if self.served is None or not rows:
             return []
         canary = self.canary_follower.canary
         if canary is None:
             return [RowsOfRelease(self.served, rows)]
+
         live_rows = [row for row in rows if not canary.includes(row)]
         canary_rows = [row for row in rows if canary.includes(row)]
         groups = (RowsOfRelease(self.served, live_rows), RowsOfRelease(canary.served, canary_rows))
@@ -179,14 +188,15 @@ class Follower:
         await self._refreshing.result()
 
     async def _follow_changes(self, *, warm: bool) -> None:
-        """Take each catalogue that the store reports; after an error, begin again with a pause.
+        """Handle each catalogue, the record of a store's releases, that the store reports, until cancelled.
 
-        Once a catalogue is followed, a short outage is not reported.
+        After an error, begin again with a pause. Once a catalogue is followed, a short outage is not reported. *warm*
+        says to read releases of a local store into memory before they are served.
         """
         outage = Outage(*RETRY_S)
         while True:
             try:
-                async for catalogue in self._reader.changes():
+                async for catalogue in self._reader.changes():  # the present one first
                     await self._prepare(catalogue, warm=warm)
                     async with self._switching:
                         await self._handle_catalogue(catalogue, is_requested=False)
@@ -258,50 +268,52 @@ class Follower:
             self._report(error)
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
-        """Prepare the switch to a newer *catalogue*, before `_handle_catalogue` follows it.
+        """Do what may take long before the switch to a newer *catalogue* by `_handle_catalogue`.
 
-        Releases of a local store that are not served yet are read into memory, if *warm*. With a remote store, waits
-        for a random time, at most SPREAD_S, so that not all processes read a new release at once.
+        If *warm*, the new releases of a local store, live and canary, are read into memory. With a remote store, this
+        waits for a random time, at most SPREAD_S, so that not all processes read a new release at once.
         """
         live = catalogue.live_entry
         if live is None or not follows(catalogue, self._followed):
             return
+
         entries = [live]
         canary = catalogue.canary_entry
         if canary is not None and not self.canary_follower.is_stopped(canary):
             entries.append(canary)
-        new = [entry for entry in entries if not any(served.is_of(entry) for served in self.all_served)]
+        new_entries = [entry for entry in entries if not any(served.is_of(entry) for served in self.all_served)]
 
         if isinstance(self._reader, LocalReader):
             if warm:
-                for entry in new:
+                for entry in new_entries:
                     await _warm(self._reader, entry.ref)
-        elif new and self.served is not None:
+        elif new_entries and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
     async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
-        """Follow *catalogue*, as the store has it now, if it is newer, or if the store was restored.
+        """Follow *catalogue*, as it was just read from the store, if it is newer, or if the store was restored.
 
-        Otherwise only record in `self._agreement` whether this read agrees with the catalogue that is followed.
-        *is_requested* says that it was read because of a problem: then the live release is checked, too. Called while
-        `self._switching` is held. Raises StoreError if the live release cannot be loaded: then the one that is served
-        stays, and so does the catalogue that is followed.
+        Otherwise only record in `self._agreement` whether this read agrees with the catalogue that is followed, whose
+        releases are served. *is_requested* says that it was read because of a problem: then the live release is
+        checked, too, and an older catalogue may be followed. Called while `self._switching` is held. Raises StoreError
+        if the live release cannot be loaded: then the served release and the followed catalogue stay.
         """
         self._handled += 1
         followed = self._followed
+
         if self._may_lag_behind_restore(catalogue):
             self._agreement.record_read(ReadOutcome.ANOTHER)
-        elif follows(catalogue, followed):
+        elif follows(catalogue, followed):  # it is newer, or the first one that was read
             await self._follow(catalogue)
             self._set_error(_nothing_live() if catalogue.live is None else None)
-        elif followed is None:
+        elif followed is None:  # the store is empty
             self._agreement.record_read(ReadOutcome.CONFIRMED)
             self._set_error(never_published())
         elif catalogue.version == followed.version:
             await self._confirm(catalogue, check=is_requested or self._agreement.is_unsettled)
         elif is_requested:
             await self._handle_older_catalogue(catalogue, followed)
-        else:
+        else:  # perhaps an outdated read, from a replica or a cache: `_read_while_unsettled` reads it again
             self._agreement.record_read(ReadOutcome.ANOTHER)
 
     def _may_lag_behind_restore(self, catalogue: Catalogue) -> bool:
@@ -330,6 +342,7 @@ class Follower:
         its item factors. Raises StoreError if the live release cannot be loaded, and switches to neither; newly erased
         users are hidden in any case.
         """
+        # First of all: an erasure must take effect even if a release cannot be loaded.
         followed_erased = None if self._followed is None else self._followed.erased
         if catalogue.erased != followed_erased:
             await self._follow_erased(catalogue)
@@ -376,10 +389,11 @@ class Follower:
         return await load(self._reader, live, self._fold_in)
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
-        """Follow an older catalogue if the store was restored; otherwise report it.
+        """Follow a catalogue of a lower generation than *followed* if the store was restored from an older copy.
 
-        It was restored if the live release that is served is gone, or if the primary names older catalogues for
-        RESTORED_S. A replica proves nothing.
+        Otherwise report it as an error, and go on with *followed*. The store counts as restored if it lacks the
+        release that is served, or if its primary has answered with older catalogues for RESTORED_S. An answer of a
+        replica, which may lag behind, proves nothing. A catalogue's generation is the number of its changes.
         """
         if not catalogue.primary:
             self._agreement.record_read(ReadOutcome.UNPROVEN)

@@ -40,12 +40,14 @@ class KeptReleases:
     def keep(self, worker: int, release: TierRelease) -> None:
         """Write the popular lists of a release that this worker serves to its record in shared memory.
 
-        *worker* is its number. Lists that are too large are not kept, which is logged.
+        *worker* is its number. The record outlives the worker, and new workers answer with these lists until they can
+        read a store. Lists that are too large are not kept, which is logged.
         """
         served = release.served
-        if served is self._keeping:
+        if served is self._keeping:  # its lists were written by an earlier call
             return
         self._keeping = served
+
         record = _Record(
             at=time.monotonic(),
             tier=release.tier,
@@ -60,21 +62,22 @@ class KeptReleases:
             log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
 
     def last(self) -> TierRelease | None:
-        """Return the release that any worker has written last; None if none has.
+        """Return the newest release in the records of all workers; None if there is none.
 
         A new worker serves its popular lists until a store can be read. It has no other lists: decoding one raises
         ReleaseCorrupt.
         """
-        records = list[_Record]()
+        records = list[_Record]()  # of each worker that has written one
         for worker in range(self._records.rows):
             payload = self._records.read(worker)
             if payload is not None:
                 records.append(msgspec.msgpack.decode(payload, type=_Record))
         if not records:
             return None
-        last = max(records, key=lambda record: record.at)
-        served = ServedRelease(last.ref, last.writer, last.manifest, last.popular, decode=_refuse_to_decode)
-        return TierRelease(last.tier, served)
+
+        newest = max(records, key=lambda record: record.at)
+        served = ServedRelease(newest.ref, newest.writer, newest.manifest, newest.popular, decode=_refuse_to_decode)
+        return TierRelease(newest.tier, served)
 
 
 def _refuse_to_decode(key: str, _: bytes) -> bytes:

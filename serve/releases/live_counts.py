@@ -108,17 +108,18 @@ class ReleaseCounter:
         self._shared.write(self._worker, self._counted)
 
     async def _count_tier(self, tier: Tier, probation: TierProbation | None) -> None:
-        """Add what a tier's live release has answered since the last call to its shared counts.
+        """Add what the live release of a tier has answered since the last call to its counts, which processes share.
 
-        A miss, the lookup of an absent list, counts only on probation, and only if the release before has the list.
-        `self._unexamined` has the number of misses that were not looked up there yet.
+        A tier is a store that the service reads. A new live release is on probation: the admin process compares it with
+        the release before. A miss, the lookup of an absent list, counts only on probation, and only if the release
+        before has the list. `self._unexamined` has the number of misses that were not looked up there yet.
         """
         served = tier.follower.served
         if served is None:
             return
 
         totals = self._read_totals(tier, served)
-        last = self._seen.get(tier.name)
+        last = self._seen.get(tier.name)  # the release and the totals of the last call
         self._seen[tier.name] = _Seen(served, totals)
         entry = self._live_entry(tier.name, served.ref)
         if last is None or last.served is not served:  # counts begin with the first call for a release
@@ -127,6 +128,7 @@ class ReleaseCounter:
 
         answered = totals.since(last.counts)
         self._unexamined[tier.name] += answered.miss
+
         before = None if probation is None else probation.before_of(served.ref)
         lost = 0.0
         if before is not None:
@@ -134,26 +136,29 @@ class ReleaseCounter:
         entry.counts = entry.counts.plus(answered._replace(miss=lost))
 
     def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
-        """Return the counts of a tier's live release, which begin with 0 for a new one.
+        """Return the counts of *release*, the live one of a tier. For a new one, begin them with 0.
 
-        `self._counted` has two entries per tier, in this order: for the release before the live one, and for this.
+        `self._counted` has at most two entries per tier, in this order: of the release before, and of the live one.
         """
-        others = [counted for counted in self._counted if counted.tier != tier]
+        other_tiers = [counted for counted in self._counted if counted.tier != tier]
         own = [counted for counted in self._counted if counted.tier == tier]
         if not own or own[-1].release != release:
-            own = [*own[-1:], CountedRelease(tier, release, time.monotonic())]
-            self._counted = [*others, *own]
+            own = [*own[-1:], CountedRelease(tier, release, time.monotonic())]  # the entry before the last is dropped
+            self._counted = [*other_tiers, *own]
         return own[-1]
 
     def _read_totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
-        """Return the lookups of a release, and the successful reads of its store, since this worker started.
+        """Return the totals of a release: the lookups that it answered, and the successful reads of its store.
 
-        Reads are counted by buckets of their time, without those of a canary.
+        Reads are counted by buckets of their time, since this worker started, without those of a canary (a release
+        that a share of the users gets).
         """
-        # A histogram has a cell for each bucket from its first cell on, then one for the sum.
+        # Metrics are cells of an array. A histogram has a cell for each bucket from its first cell on, then one for the
+        # sum of the values.
         cells = self._metrics.own_cells
         first_cells = [self._metrics.store[tier.name, operation, "ok"] for operation in OPERATIONS]
         first_canary_cell = self._metrics.canary_reads[tier.name, CANARY]
+
         reads = list[float]()
         for bucket in range(HISTOGRAM_CELLS - 1):
             all_reads = sum(cells[first_cell + bucket] for first_cell in first_cells)
@@ -164,10 +169,11 @@ class ReleaseCounter:
         return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, tuple(reads))
 
     async def _count_lost_lists(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
-        """Return how many of the unexamined misses are of lists that the release before has: an estimate.
+        """Estimate how many of the unexamined misses are of lists that *before*, the release before, has.
 
-        It is their number times the share in a sample of the missed keys, `served.tally.missed`. If the release before
-        cannot be read, returns 0, and the misses stay unexamined.
+        `served.tally.missed` has the keys of the last misses, a sample of all. The estimate is the number of misses
+        times the share of these keys that the release before has. If it cannot be read, returns 0, and the misses stay
+        unexamined.
         """
         misses = self._unexamined[tier.name]
         if not misses:
@@ -175,19 +181,21 @@ class ReleaseCounter:
         previous = await tier.follower.release_before(before)
         if previous is None:
             return 0.0
+
         keys = served.tally.take_missed()
         share = await share_present(tier.reader, previous, keys)
         if share is None:
             served.tally.missed.extend(keys)  # examined later
             return 0.0
+
         self._unexamined[tier.name] = 0.0
         return misses * share
 
 
 async def share_present(reader: Reader, served: ServedRelease, keys: Sequence[str]) -> float | None:
-    """Return the share of *keys* (0 to 1) with a list in a release; None if it cannot be read.
+    """Return the share of *keys* (0 to 1) that have a list in a release; None if it cannot be read in PRESENT_S.
 
-    This read is not a request's: it is neither counted nor cached.
+    The lists are read from the store directly, in batches, so that this is neither counted as requests nor cached.
     """
     present = 0
     try:

@@ -83,18 +83,19 @@ class Probation:
             self._shared.keep(self._probations)
 
     async def _examine_tier(self, probation: TierProbation) -> None:
-        """Update the state of a tier's live release, *probation*, from the counts of all workers, and judge it.
+        """Update *probation*, the state of the live release of a tier, from the counts of all workers, and judge it.
 
-        The newest release in the counts is live; another one than before begins a new state. The sum of its counts is
-        added to the history, with a sample per SAMPLE_S seconds of the last hour.
+        A tier is a store that the service reads. A release is on probation after it went live: it is compared with the
+        release before. Workers count what each release answers, so the newest release in the counts is the live one.
+        The sum of its counts becomes a sample of its history.
         """
-        counted = self._shared.counted(probation.tier)
+        counted = self._shared.counted(probation.tier)  # an entry per worker and release
         if not counted:
             return
         newest = max(counted, key=lambda entry: entry.since).release
         if newest != probation.live:
             has_begun = await self._begin_release(probation, newest, counted)
-            if not has_begun:
+            if not has_begun:  # the catalogue does not name it as live: look again later
                 return
 
         counts = _sum_of(counted, newest)
@@ -103,11 +104,15 @@ class Probation:
             await self._judge(probation, counts)
 
     def _add_sample(self, probation: TierProbation, counts: ReleaseCounts) -> None:
-        """Add *counts* to the history of the live release, if the last sample is old enough."""
+        """Add *counts* of the live release to its history, with a sample per SAMPLE_S seconds of the last hour.
+
+        The history is never empty: its first sample has the counts at the start.
+        """
         now = self._clock()
         if counts.lookups < probation.history[-1].counts.lookups:
             # Counts began again: since the last call, the release was replaced and activated again.
             probation.history = [Sample(now, ReleaseCounts())]
+
         if now >= probation.history[-1].at + SAMPLE_S:
             recent = [sample for sample in probation.history if sample.at >= now - HOUR_S]
             probation.history = [*recent, Sample(now, counts)]
@@ -115,11 +120,12 @@ class Probation:
     async def _begin_release(
         self, probation: TierProbation, live: ReleaseRef, counted: Sequence[CountedRelease]
     ) -> bool:
-        """Set *probation* to the state at the activation of *live*, a release that workers serve already.
+        """Set *probation* to the state at the start of *live*, a release that workers serve already.
 
-        It is on probation if a rollback leads to the release that was live before it. A release that was withdrawn
-        earlier is not. *counted* has the counts of all workers. Returns False, and changes nothing, while the tier's
-        catalogue cannot be read or does not name the release as live.
+        It is on probation if a rollback would return to the release that was live before it here, whose counts of the
+        last hour it is compared with. A release that was withdrawn earlier, and then activated again by an operator, is
+        not. *counted* has the counts of all workers. Returns False, and changes nothing, while the store's catalogue
+        cannot be read or does not name the release as live.
         """
         catalogue = await self._read_catalogue(probation.tier)
         if catalogue is None or catalogue.live_ref != live:
@@ -127,9 +133,10 @@ class Probation:
 
         _remember_withdrawn(probation, catalogue)
         previous = probation.live
-        was_withdrawn = live.incarnation in probation.withdrawn_incarnations  # and was activated again by an operator
+        # An incarnation is the unique name of one write of a release; an id may be written again.
+        was_withdrawn = live.incarnation in probation.withdrawn_incarnations
         if previous is not None and _rollback_target(catalogue) == previous and not was_withdrawn:
-            counts_an_hour_ago = probation.history[0].counts
+            counts_an_hour_ago = probation.history[0].counts  # the oldest sample
             last_hour = _sum_of(counted, previous).since(counts_an_hour_ago)
             probation.compared_with = previous
             probation.expected = expected_of(last_hour)
@@ -152,15 +159,16 @@ class Probation:
             return None
 
     async def _judge(self, probation: TierProbation, counts: ReleaseCounts) -> None:
-        """Withdraw a release on probation if its *counts* are worse than expected from the release before.
+        """Withdraw the release on probation if its *counts* are worse than expected from the release before.
 
-        *counts* are from its activation on. The probation lasts for `self._probation_s` seconds at least, and longer,
-        for an hour at most, until there were LOOKUPS lookups. Nothing is judged while a circuit breaker is open: then
-        the store fails.
+        *counts* are from its activation on. The probation ends after `self._probation_s` seconds, but not before there
+        were LOOKUPS lookups, or an hour has passed. Nothing is judged while a circuit breaker is open: then the store
+        fails, and the release may be good.
         """
         if self._is_circuit_open(probation.tier):
             return
-        finding = find_regression(probation.expected, counts, baseline=BASELINE)
+
+        finding = find_regression(probation.expected, counts, baseline=BASELINE)  # a sentence, None if it is good
         passed_s = self._clock() - probation.began
         is_over = passed_s >= self._probation_s and (counts.lookups >= LOOKUPS or passed_s >= HOUR_S)
 
@@ -177,31 +185,36 @@ class Probation:
         return any(own.breaker_open for state in workers for own in state.tiers if own.tier == tier)
 
     async def _withdraw(self, probation: TierProbation, counts: ReleaseCounts, finding: str) -> None:
-        """Roll back a tier's live release to the one before, and end the probation.
+        """Roll back a store's live release to the one before, and end the probation.
 
         *finding* is the sentence on how it is worse by its *counts*. The live release stays if the one before is
         damaged, and if the only difference is slow reads and the one before is as slow now. Why a rollback fails is
-        logged once, and kept in `probation.blocked`; the caller tries again later.
+        logged once, and kept as `probation.failure`; the caller tries again later.
         """
         live = probation.live
         before = probation.before
         if live is None or before is None:
             return
+
         reason = f"probation: {finding}"
         try:
             async with asyncio.timeout(WITHDRAW_S), self._writable(probation.tier) as store:
                 await _check_whole(store, before)
+
+                # If reads are slow, the cause may be the store, so both releases are read now.
                 without_reads = counts._replace(reads=NO_READS)
                 is_only_slow = find_regression(probation.expected, without_reads) is None
                 if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
                     probation.record(ProbationEvent.FINE)
                     return
+
                 await rollback(store, live.id, reason=reason)
         except ReleaseConflict as error:  # an operator or another service has changed the live release
             log.info("release %s is not withdrawn here: %s", live.id, error)
             return
         except (TimeoutError, StoreError) as error:
+            # The rollback may have taken place, and only its answer failed.
             if not await self._is_withdrawn(probation.tier, live, reason):
                 obstacle = str(error) or f"the store did not answer in {WITHDRAW_S:.0f} s"
                 if not probation.blocked:
@@ -210,6 +223,7 @@ class Probation:
                 probation.failure = obstacle
                 probation.record(ProbationEvent.FAILED)
                 return
+
         log.warning("release %s was withdrawn, and release %s is live again: %s", live.id, before.id, finding)
         probation.withdrawn += 1
         probation.record(ProbationEvent.WITHDRAWN)
@@ -234,7 +248,7 @@ class Probation:
 
 def _remember_withdrawn(probation: TierProbation, catalogue: Catalogue) -> None:
     """Add the withdrawn releases of a catalogue to those of *probation*, which keeps the newest REMEMBERED."""
-    # An incarnation names the data of a release: another one is drawn if it is published again.
+    # An incarnation is the unique name of one write of a release: another one is drawn if it is published again.
     withdrawn = [entry.incarnation for entry in catalogue.releases if entry.state is State.WITHDRAWN]
     others = [incarnation for incarnation in probation.withdrawn_incarnations if incarnation not in withdrawn]
     probation.withdrawn_incarnations = [*others, *withdrawn][-REMEMBERED:]
@@ -273,15 +287,17 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
 
 
 async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:
-    """Read the same rows in both releases, in turn; return whether *release* has more reads that take over *over_s*.
+    """Return whether *release* has more slow reads, over *over_s* seconds, than *before*; reads both now, in turn.
 
-    That is if they exceed twice those of *before* by a share MORE_SLOW of the rows, because a few are slow by chance.
+    The rows are the sample of keys in the manifest of *before*. As a few reads are slow by chance, the slow ones of
+    *release* must exceed twice those of *before* by a share MORE_SLOW of the rows.
     """
-    slow = dict.fromkeys((release, before), 0)
+    slow_reads = dict.fromkeys((release, before), 0)
     sample = (await read_servable(reader, before)).manifest.sample
     for key in sample:
-        for read in (before, release):
+        for ref in (before, release):
             started = time.perf_counter()
-            await reader.get_many(read, [key])
-            slow[read] += time.perf_counter() - started > over_s
-    return slow[release] > 2 * slow[before] + MORE_SLOW * len(sample)
+            await reader.get_many(ref, [key])
+            slow_reads[ref] += time.perf_counter() - started > over_s
+
+    return slow_reads[release] > 2 * slow_reads[before] + MORE_SLOW * len(sample)

@@ -99,7 +99,11 @@ class TierRelease:
 
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
-    """Load a release, and its item factors with *fold_in*; raises StoreError."""
+    """Load what a worker keeps of a release: its manifest, popular lists and item attributes.
+
+    *live* is its entry in the catalogue; other lists are read when they are requested. With *fold_in*, the item factors
+    are loaded, too, from which lists for visitors are computed. Raises StoreError.
+    """
     servable = await read_servable(reader, live.ref)
     return ServedRelease(
         ref=live.ref,
