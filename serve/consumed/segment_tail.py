@@ -67,10 +67,11 @@ class SegmentTail:
         return events
 
     def _list_segments(self) -> None:
-        """Add new segments of the folder to `self._unfinished`, those to be read, by their names once closed.
+        """Add new segments, log files of events, to those that are to be read, `self._unfinished`.
 
-        A segment that was removed before it was read to its end was shipped away, and its events are in KEPT: then all
-        segments are to be read again.
+        An open segment has a dot before its name, and loses it when its writer closes it; here both have the name
+        without the dot. A segment that was removed before it was read to its end was shipped away, and its events
+        are in the file KEPT: then all segments are to be read again.
         """
         if not self._may_have_changed():
             return
@@ -78,7 +79,7 @@ class SegmentTail:
         files = {path.name for path in self._folder.iterdir()}
         names = {name.removeprefix(".") for name in files if is_segment(name) or is_open_segment(name)}
         shipped = self._unfinished.keys() - {KEPT} - names
-        if self._wants_all or shipped:
+        if self._wants_all or shipped:  # begin again
             self._wants_all = False
             self._events = iter(())
             self._finished.clear()
@@ -87,6 +88,7 @@ class SegmentTail:
                 self._unfinished[KEPT] = _Segment(KEPT)
             return
 
+        # Add new ones. A finished segment was read to its end, or needs not be read.
         self._finished &= names
         for name in names - self._finished - self._unfinished.keys():
             if is_local(name):
@@ -108,15 +110,17 @@ class SegmentTail:
         return True  # closed
 
     def _read_segment(self, segment: _Segment) -> Iterator[ConsumedEvent]:
-        """Yield the events that were appended to a segment since the last call.
+        """Yield the events that were appended to a segment, a log file of events, since the last call.
 
-        A segment of this machine that is open, which a dot before its name says, stays unfinished, to be read again.
-        Another process may close it meanwhile, or ship it away. An unreadable one is logged and skipped.
+        An open segment, which a writer may append to, has a dot before its name; one of this machine stays unfinished,
+        to be read again. Another process may close it meanwhile, or ship it away (copy it to another place and remove
+        it). An unreadable one is logged and skipped.
         """
         path = self._folder / f".{segment.name}"
         is_open = path.exists()
         if not is_open:
             path = self._folder / segment.name
+
         try:
             data = self._new_bytes(segment, path)
         except FileNotFoundError:
@@ -140,6 +144,7 @@ class SegmentTail:
             self._finish(segment)
             return
 
+        # Bytes after the last whole frame are of one that is being written: the next call reads it from its start.
         segment.position += reader.whole_bytes
         if not is_open or not is_local(segment.name):
             self._finish(segment)

@@ -123,13 +123,16 @@ class ConsumedSender:
         self._is_erased = is_erased
 
     async def send(self, hidden: Sequence[ConsumedPairs]) -> None:
-        """Send pairs, other than those of erased users.
+        """Append the items that events hide to the Redis stream that the services of a shop share.
 
-        If they are too many, the sharing lags, or Redis does not answer in SEND_S, `ConsumedSharing` sends them later.
+        *hidden* has a user, and hashes of user and items, per event. Those of erased users are not sent. Nothing is
+        sent if they are too many, if the admin process lags behind the stream, or if Redis does not answer in SEND_S:
+        the admin process (`ConsumedSharing`) sends them later, from the events on disk.
         """
         parts = [part for pairs in hidden if not self._is_erased(pairs.user) for part in parts_of(pairs)]
         if not 0 < len(parts) <= BATCH or self._state.lag_s > HEALTHY_S:
             return
+
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(SEND_S):
                 await append(

@@ -136,10 +136,11 @@ class ConsumedSharing:
             log.warning("consumed items are not shared with other services: %s", error)
 
     async def _take_turn(self) -> None:
-        """Read entries of the stream that other services write, and send the events of this one.
+        """Read some entries of the Redis stream that other services write, and send some events of this one.
 
-        Older entries are read first, a page in each turn. For new ones, this waits WAIT_MS if there is nothing else to
-        do. Events are sent once all older entries were read.
+        Called again and again. An entry has items that a user has consumed, such as bought, which all services hide.
+        Entries that are older than this process are read first, a page in each turn, before any event is sent. If there
+        is nothing else to do, this waits up to WAIT_MS for new entries.
         """
         if self._phase is SharingPhase.REWINDING:
             self._in_stream.clear()
@@ -147,16 +148,18 @@ class ConsumedSharing:
             self._phase = SharingPhase.READING
         if self._phase is SharingPhase.READING:
             await self._read_older_page()
-        if self._phase is SharingPhase.WAITING and self._may_send:
+        if self._phase is SharingPhase.WAITING and self._may_send:  # the erased users of all stores are known
             self._enter(SharingPhase.CATCHING_UP)
 
+        # Entries of other services.
         is_idle = self._phase in (SharingPhase.WAITING, SharingPhase.FOLLOWING)
         entries = await self._stream.newer(WAIT_MS if is_idle else 0)
-        if entries is None:  # the stream has lost entries
+        if entries is None:  # Redis has lost entries, which this service may have to send again
             self._phase = SharingPhase.REWINDING
             return
         await self._apply_entries(entries)
 
+        # Events of this service.
         if self._phase in (SharingPhase.CATCHING_UP, SharingPhase.FOLLOWING):
             has_more_events = await self._send_events()
             self._enter(SharingPhase.CATCHING_UP if has_more_events else SharingPhase.FOLLOWING)
@@ -176,30 +179,31 @@ class ConsumedSharing:
             self._enter(SharingPhase.WAITING)
 
     async def _apply_entries(self, entries: "Sequence[Entry]") -> None:
-        """Hide the items of entries of the stream, or show them again if an entry says so (`until` is FORGOTTEN).
+        """Hide the items of entries of the stream, or show them again if the time of an entry is FORGOTTEN.
 
-        Entries of erased users are replaced; raises StoreError if that fails.
+        An entry is for one user, and has hashes of user and item, and the time until which the items are hidden.
+        Entries of erased users are replaced by ones that show the items again; raises StoreError if that fails.
         """
-        erased = list["Entry"]()
-        forgotten = list[ConsumedPairs]()
+        erased_entries = list["Entry"]()
+        replacements = list[ConsumedPairs]()
         for entry in entries:
             pairs = None if entry.value is None else decode_pairs(entry.value)
-            if pairs is None:
+            if pairs is None:  # damaged, or of another format
                 self._metrics.count_in(CONSUMED_PAIRS, DROPPED)
             elif pairs.until == FORGOTTEN:
                 self._forget(pairs)
             elif self._erased.covers_user(pairs.user):
                 self._forget(pairs)
-                erased.append(entry)
-                forgotten.append(ConsumedPairs(NOBODY_NAMED, pairs.pairs, FORGOTTEN))
+                erased_entries.append(entry)
+                replacements.append(ConsumedPairs(NOBODY_NAMED, pairs.pairs, FORGOTTEN))
             else:
-                self._consumed.hide(pairs)
-                self._in_stream.hide(pairs)
+                self._consumed.hide(pairs)  # from users of this service
+                self._in_stream.hide(pairs)  # known to be in the stream, so not sent again
                 self._state.note_window(pairs.until - entry.added_at)  # the hours of the service that has sent it
                 self._metrics.count_in(CONSUMED_PAIRS, RECEIVED, number=len(pairs.pairs))
 
-        if erased:
-            await self._replace_entries(erased, forgotten)
+        if erased_entries:
+            await self._replace_entries(erased_entries, replacements)
 
     async def _replace_entries(self, erased: "Sequence[Entry]", forgotten: Sequence[ConsumedPairs]) -> None:
         """Append entries without the user, by which all services show the items again, and erase those of the user.
@@ -267,16 +271,17 @@ class ConsumedSharing:
         return events
 
     def _unsent_parts(self, events: Sequence[ConsumedEvent]) -> list[ConsumedPairs]:
-        """Return what *events* hide and the stream lacks, in parts of the size of an entry.
+        """Return what *events* hide and the stream lacks, in parts that fit into an entry of the stream.
 
-        Items that were consumed by erased users are shown again instead. `self._in_stream` is a table of what the
-        entries of the stream hide.
+        A part has a user, hashes of user and item, and a time. `self._in_stream` is a table of what the entries of the
+        stream hide. Items that were consumed by erased users are shown again instead.
         """
         parts = list[ConsumedPairs]()
         for event in events:
             pairs = self._consumed.pairs_of(event.type, event.user, event.items, event.time)
-            if pairs is None:
+            if pairs is None:  # it hides nothing, or nothing any more
                 continue
+
             if self._erased.covers_user(event.user):
                 self._consumed.forget(pairs)
             else:
@@ -303,15 +308,18 @@ class ConsumedSharing:
             await asyncio.sleep(outage.next_pause_s())
 
     async def _learn_erased(self, store: Reader, url: str, outage: Outage) -> None:
-        """Learn of the erased users of an open store. Raises StoreError if an outage is not short."""
-        seen = None
+        """Forget what users have consumed who are erased from a store, now and after each change, until cancelled.
+
+        *store* is open, and *url* names it. Raises StoreError if an outage is not short.
+        """
+        followed = None  # of the catalogue, which says whether there are further erased users
         while True:
             try:
                 async for catalogue in store.changes():
-                    if catalogue.erased != seen:
+                    if catalogue.erased != followed:
                         self._forget_erased(await read_erased(store, catalogue))
-                        seen = catalogue.erased
-                    self._unread_stores.discard(url)
+                        followed = catalogue.erased
+                    self._unread_stores.discard(url)  # events may be sent once no store is left in it
                     outage.end()
             except StoreError as error:
                 if not outage.tolerates(error):

@@ -58,6 +58,7 @@ def restore(consumed: Consumed, folder: Path) -> None:
     """
     _keep_hours(folder, consumed.hours)
 
+    # The name of a segment begins with its time; that of an open one has a dot before it.
     deadline = time.monotonic() + RESTORE_S
     paths = list[Path]()
     for path in folder.iterdir():
@@ -90,7 +91,10 @@ def _restore_segment(consumed: Consumed, path: Path) -> None:
 
 
 def remove_segments(paths: Sequence[Path], folder: Path) -> None:
-    """Remove segments of *folder*, and keep those of their events that may still hide items. Raises OSError."""
+    """Remove segments, log files of events, from *folder*, because they were shipped away. Raises OSError.
+
+    Those of their events that may still hide items are kept in the file KEPT.
+    """
     with _locked(folder):
         hours = _read_hours(folder)
         if hours:
@@ -108,7 +112,7 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
 def _kept_segment(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
     """Return a segment, a compressed log file, of the events in other segments that may still hide items.
 
-    *hours* has how long events of each type hide their items. Missing files are skipped.
+    *hours* has for how many hours events of each type hide their items. Missing files are skipped.
     """
     now = time.time()
     lines = list[bytes]()
@@ -117,7 +121,8 @@ def _kept_segment(paths: Sequence[Path], hours: Mapping[str, float]) -> bytes:
             for line, event in hiding_events(SegmentReader(path.read_bytes()), hours):
                 if event.time + HOUR_S * hours[event.type] > now:
                     lines.append(line_of(line))
-    # An event is there twice if a removal was interrupted.
+
+    # After an interrupted removal, events are both in KEPT and in their segment.
     return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(dict.fromkeys(lines)))
 
 
@@ -127,15 +132,15 @@ def _remove(paths: Sequence[Path]) -> None:
 
 
 def _keep_hours(folder: Path, hours: Mapping[str, float]) -> None:
-    """Write to *folder* for how many hours events of each type hide items: the longest of all services that use it.
+    """Add the hours of this service to those in *folder*: for how many hours events of each type hide items.
 
-    *hours* are those of this service. A failure is logged.
+    Several services may use the folder: the file has the longest time of each type. A failure is logged.
     """
     try:
         with _locked(folder):
-            known = _read_hours(folder)
-            longest = {kind: max(known.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*known, *hours}}
-            if longest != known:
+            stored = _read_hours(folder)
+            longest = {kind: max(stored.get(kind, 0.0), hours.get(kind, 0.0)) for kind in {*stored, *hours}}
+            if longest != stored:
                 replace_durably(folder / HOURS, msgspec.json.encode(longest))
     except (OSError, msgspec.DecodeError) as error:
         log.warning(

@@ -90,7 +90,10 @@ class Consumed:
 
     @property
     def hidden_until(self) -> "memoryview[int]":
-        """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden. For the lane."""
+        """When the last item is shown again, by the hash of a user modulo USERS; 0 if none is hidden.
+
+        For the fast lane, the compiled handler of plain GETs, which looks up most users here.
+        """
         return self._users
 
     @property
@@ -108,6 +111,7 @@ class Consumed:
         now = time.time()
         if happened_at is None or happened_at > now:
             happened_at = now
+
         until = int(happened_at + HOUR_S * self.hours.get(kind, 0))
         if until <= now:
             return None
@@ -156,12 +160,14 @@ class Consumed:
         """Hide the item of a pair until a Unix time in seconds; an entry that hides it for longer stays.
 
         *pair* is a 64-bit hash of user and item: modulo BUCKETS, it chooses a bucket of WAYS entries in the table
-        `self._pairs`. An entry has a tag, the upper 32 bits of the hash, above the 32 bits of its time. Without an
-        entry of the same tag, the one that expires first is overwritten; free entries are 0, and so come first.
+        `self._pairs`. An entry is a 64-bit number: its upper half is a tag, the upper 32 bits of the hash, and its
+        lower half the time. An entry of the same tag is replaced, or else the one that expires first; free entries are
+        0, and so expire before all others.
         """
         tag = pair >> TIME_BITS
         start = pair % BUCKETS * WAYS
-        chosen = start
+
+        target = start
         earliest = TIME_MASK
         for place in range(start, start + WAYS):
             entry = self._pairs[place]
@@ -169,13 +175,13 @@ class Consumed:
             if entry >> TIME_BITS == tag:
                 if expires_at >= until:
                     return
-                chosen = place
+                target = place
                 break
             if expires_at < earliest:
-                chosen = place
+                target = place
                 earliest = expires_at
 
-        self._pairs[chosen] = tag << TIME_BITS | until
+        self._pairs[target] = tag << TIME_BITS | until
 
 
 def _hash_of(user: str) -> int:

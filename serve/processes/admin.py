@@ -63,9 +63,9 @@ NO_ROUTE = Route(OTHER, {}, scope=ADMIN)
 async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: int) -> None:
     """Run the admin process: metrics, the console, changes of releases, and work that is done once for all workers.
 
-    *listener* is the bound socket of the admin address; except on loopback, its clients need a key with the scope
-    admin, and TLS if the service uses it. *lifeline* is a pipe that becomes readable when the parent process dies.
-    Returns after that, or after SIGTERM.
+    *context* has what the processes of a service share. *listener* is the bound socket of the admin address; except on
+    loopback, its clients need a key with the scope admin, and TLS if the service uses it. *lifeline* is a pipe that
+    becomes readable when the parent process dies. Returns after that, or after SIGTERM.
     """
     host = listener.getsockname()[0]
     is_local = is_loopback(host)
@@ -84,6 +84,7 @@ async def run_admin(context: ProcessContext, listener: socket.socket, lifeline: 
     not_counted = Metrics(1, ())  # only requests to workers count
     server = HttpServer(admin.answer, AnswerWriter(not_counted, admin.request_ids, varies=False), limits)
 
+    # Background tasks, which end with the block.
     async with (
         background(follow(context.watched, leads=True)),
         background(_judge_new_releases(context)),
@@ -214,7 +215,8 @@ class AdminDispatcher:
     ) -> web.Response:
         """Answer a request of an operator, after checking its origin and its key; errors become answers.
 
-        *refusal* is the answer to a request that could not be parsed.
+        *path* and *query* are percent-encoded. *refusal* is the answer to a request that is refused already. Requests
+        that a page of another site made a browser send are refused here.
         """
         match = self._router.find(path, request.method)
         response = await self._router.respond(

@@ -86,13 +86,15 @@ class UserLists:
         """
         reader = await self._ready_reader()
         shaper = Shaper(self._context.deny_list, self._context.memory.consumed)
-        wanted = ListRequest(USER, user, selection=Selection(), name=list_name)
+        request = ListRequest(USER, user, selection=Selection(), name=list_name)
+
         started = time.perf_counter()
         try:
-            answer = await answer_list(reader, shaper, wanted)
+            answer = await answer_list(reader, shaper, request)
         except UnknownList as error:
             raise unknown_list(str(error)) from None
         took_ms = round((time.perf_counter() - started) * 1000, 3)
+
         encoded = answer.encoded
         return UserView(
             source=encoded.source,
@@ -105,9 +107,11 @@ class UserLists:
         )
 
     async def _ready_reader(self) -> TieredReader:
-        """Return the reader of the stores, whose canaries are stopped while a worker says that it has stopped them.
+        """Open the stores at the first call, and return their reader.
 
-        Raises a Problem (503) if no store has a release.
+        A canary is a release that a share of the users gets. Workers stop one that is worse than the live release; it
+        is stopped here, too, so that the console shows the lists that they answer. Raises a Problem (503) if no store
+        has a release.
         """
         async with self._opening:
             if self._reader is None:
@@ -121,8 +125,10 @@ class UserLists:
             except NotReady as error:
                 raise not_ready(str(error)) from None
 
+        # Pairs of a store and the canary that a worker has stopped in it, which may be None.
         worker_states = [state for state in self._context.memory.states.all() if state is not None]
         stopped = {(own.tier, own.stopped_canary) for state in worker_states for own in state.tiers}
+
         for tier in self._reader.tiers:
             canary = tier.follower.canary_follower
             if (tier.name, canary.release) in stopped:
@@ -146,9 +152,13 @@ class Console:
         await self._user_lists.aclose()
 
     def routes(self) -> dict[str, Route]:
-        """Return the routes by path. Those of the page take no key: a browser sends none when it opens a page."""
+        """Return the routes by path: those of the page and its files, and those that the page calls.
+
+        The files take no key, because a browser sends none when it opens a page. The others take one of an operator.
+        """
         page_paths = ("/", "/console", *(f"/console/{name}" for name in self._files))
         pages = (Route(path, {"GET": self.file}, scope=None) for path in page_paths)
+
         return by_template(
             *pages,
             Route("/console/state", {"GET": self.state}, scope=ADMIN),
@@ -163,7 +173,7 @@ class Console:
         return page_response(request, file.read_bytes(), MEDIA[Path(file.name).suffix])
 
     async def state(self, _request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
-        """`GET /console/state?after=`: the service, and log lines after a Unix time."""
+        """`GET /console/state?after=`: the state of the service and its workers, and log lines after a Unix time."""
         after = float(STATE.parse(raw_query).after)
         ready = ReadyView.of(self._context.memory.states.all())
         view = ServiceView(

@@ -31,10 +31,11 @@ _FILES_BYTES = MAX_BYTES + 1024
 
 
 def regions(workers: int, tiers: Sequence[str]) -> tuple[Region, ...]:
-    """Declare the memory that the processes of a service share: name, type of cells, cells per row, rows.
+    """Declare the memory that the processes of a service share: the name, type, cells per row, and rows of each region.
 
-    Where each process has a row, those of the workers come first, by number, then that of the admin process. *tiers*
-    are the names of the stores. A further region takes a line here, and its user a field of `ServiceMemory`.
+    A cell is a number; a row of the type RECORD is bytes, of the given size at most. Where each process has a row,
+    those of the workers come first, by number, then that of the admin process. *tiers* are the names of the stores. To
+    add a region, add a line here, and a field to `ServiceMemory`.
     """
     admin = 1
     return (
@@ -71,10 +72,12 @@ class ServiceMemory:
 def create_memory(settings: ServiceSettings) -> ServiceMemory:
     """Create the memory that the processes of a service share, before any is forked.
 
-    Raises ServiceMisused if there is too little, or for settings of consumed items that contradict each other.
+    Each field of the result gives access to one region of a table (see `regions`). Raises ServiceMisused if there is
+    too little memory, or for settings of consumed items that contradict each other.
     """
     tiers = tier_names(settings.stores)
     table = _reserve_table(settings.workers, tiers)
+
     return ServiceMemory(
         metrics=Metrics(settings.workers + 1, tiers, table.floats("metrics")),  # the last slot is the admin process's
         states=SharedStates(table.records("states")),

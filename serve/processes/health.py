@@ -58,26 +58,29 @@ class Health:
         self._is_draining = True
 
     def look(self) -> None:
-        """Update for how many seconds each process has not reported; called in each tick of the parent.
+        """Update for how many seconds each process has not reported its state; called in each tick of the parent.
 
-        At most LOOK_S count since the last call: more means that this process itself was suspended.
+        At most LOOK_S count since the last call: if more time has passed, this process itself was suspended, and the
+        others perhaps with it. A process reports by writing the time to its record in shared memory.
         """
         now = self._clock()
         passed_s = min(now - self._looked_at, LOOK_S)
         self._looked_at = now
         self._workers_silent_s += passed_s
+
         for number in range(len(self._reported_at)):
             self.silent_s[number] += passed_s
             state = self._states.read(number)
             if state is None or state.reported_at == self._reported_at[number]:
                 continue
 
+            # It has reported since the last call.
             self._reported_at[number] = state.reported_at
             self.silent_s[number] = 0.0
             is_worker = number < self._states.workers
             if is_worker:
                 self._workers_silent_s = 0.0
-                self._allowed_s = SILENT_S
+                self._allowed_s = SILENT_S  # until now START_S, for the start of the first worker
 
     def started(self, number: int) -> None:
         """Reset the silence of a new process."""
@@ -134,13 +137,18 @@ class HealthListener:
             self._selector.register(accepted, selectors.EVENT_READ, partial(self._read, accepted))
 
     def _read(self, connection: socket.socket) -> None:
-        """Receive a part of a request; once its header is complete or too large, answer and close the connection."""
+        """Receive a part of a probe's request; once its header is complete or too large, answer it and close.
+
+        Called when *connection*, which does not block, can be read. `self._open` has the bytes that were received so
+        far, a bytearray per connection.
+        """
         if connection not in self._open:
-            return  # closed for a new connection in the same wait
+            return  # closed to make room for a new connection, after the selector had returned both
+
         try:
             data = connection.recv(REQUEST_BYTES)
             received = self._open[connection]
-            received += data
+            received += data  # in place
             is_complete = b"\r\n\r\n" in received or len(received) >= REQUEST_BYTES
             if data and not is_complete:
                 return
@@ -154,21 +162,23 @@ class HealthListener:
         self._close(connection)
 
     def _answer(self, request: bytes) -> bytes:
-        """Return the whole HTTP answer to a probe's request: GET or HEAD of one of the routes."""
+        """Return the whole HTTP answer to the bytes of a probe's request: GET or HEAD of one of the routes."""
         words = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or b"\r\n\r\n" not in request:
             return _http_response(400, "bad request")
+
         method, target, _ = words
         probe = self._routes.get(target.partition("?")[0])
         if probe is None:
             return _http_response(404, "no such route")
         if method not in {"GET", "HEAD"}:
             return _http_response(405, "no such method", "Allow: GET, HEAD\r\n")
+
         result = probe()
         response = _http_response(result.code, result.status)
         if method == "GET":
             return response
-        header, separator, _ = response.partition(b"\r\n\r\n")
+        header, separator, _ = response.partition(b"\r\n\r\n")  # without the body
         return header + separator
 
     def _close(self, connection: socket.socket) -> None:

@@ -101,20 +101,24 @@ class LogStream(io.TextIOBase):
 
 
 def _writer(descriptor: int) -> Callable[[bytes], int]:
-    """Return a function that writes bytes to a descriptor without blocking, and returns their number, as `os.write`.
+    """Return a function that writes bytes to *descriptor* without blocking.
 
-    The descriptor itself stays blocking: O_NONBLOCK would also affect programs that share it, such as the shell.
+    Like `os.write`, the function returns how many bytes it has written. The descriptor itself stays blocking:
+    O_NONBLOCK would also affect programs that share it, such as the shell.
     """
     with suppress(OSError):
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
             return partial(_send, descriptor)
-        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            with suppress(OSError):  # it may belong to another user
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # a pipe or a terminal
+            # Opened anew, it has flags that other programs do not share. It may belong to another user, and then cannot
+            # be opened.
+            with suppress(OSError):
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 return partial(os.write, os.open(f"/proc/self/fd/{descriptor}", flags))
             return partial(_write_if_ready, descriptor)
-    return partial(os.write, descriptor)
+
+    return partial(os.write, descriptor)  # a file
 
 
 def _send(descriptor: int, data: bytes) -> int:
@@ -160,7 +164,10 @@ class SharedLog(logging.Handler):
         self._lines = deque[LogLine](maxlen=LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record to the admin process, unless the socket is full."""
+        """Send a record to the admin process, whose console shows it; drop it if the socket is full.
+
+        Messages and errors are shortened, and text in them that looks like a secret is replaced.
+        """
         try:
             error = record.exc_info[1] if record.exc_info else None
             line = LogLine(

@@ -105,9 +105,10 @@ class WorkerView(Struct, omit_defaults=True):
 
     @classmethod
     def of(cls, number: int, state: ProcessState | None) -> Self:
-        """Return the view of a worker's state."""
+        """Return the view of a worker's state for operators; None is the state of one that has not reported."""
         if state is None:
             return cls(number, status_now(None), tiers=[])
+
         return cls(
             worker=number,
             status=status_now(state),
@@ -185,8 +186,12 @@ class CatalogueView(Struct):
 
     @classmethod
     def of(cls, tier: str, store: str, catalogue: Catalogue, *, changeable: bool) -> Self:
-        """Return the view of a catalogue."""
-        canary = catalogue.canary
+        """Return the view of a store's catalogue, the record of its releases, for operators.
+
+        *tier* is the name of the store, *store* its URL without secrets, and *changeable* tells whether the service may
+        change its releases.
+        """
+        canary = catalogue.canary  # the release that a share of the users gets
         return cls(
             tier,
             store,

@@ -113,13 +113,15 @@ class ReleaseAdmin:
         return by_template(*routes)
 
     async def releases(self, _request: web.BaseRequest, _raw_id: str, _raw_query: str) -> web.Response:
-        """`GET /v1/releases`: the catalogue of each store, or why it cannot be read.
+        """`GET /v1/releases`: the releases of each store, or why they cannot be read.
 
-        A store is changeable if the service may write to it: it is the admin store, by its id, not by its URL.
+        A store is changeable if it is the admin store, which the service may write to. They are compared by their ids,
+        because one store may have several URLs.
         """
         urls = self._settings.stores
-        reading = asyncio.gather(*map(_read_catalogue, urls))
+        reading = asyncio.gather(*map(_read_catalogue, urls))  # each a catalogue, or a sentence why there is none
         admin_store_id, outcomes = await asyncio.gather(self._admin_store_id(), reading)
+
         tiers = list[CatalogueView]()
         for name, url, outcome in zip(tier_names(urls), urls, outcomes, strict=True):
             if isinstance(outcome, Catalogue):
@@ -141,8 +143,9 @@ class ReleaseAdmin:
     ) -> web.Response:
         """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
 
-        *raw_id* is the release's id in the path, percent-encoded; empty for changes that find the release themselves.
-        Raises a Problem: 403 without an admin store, 504 after CHANGE_S.
+        *change* has the function that does it, and a verb for the log. *raw_id* is the release's id in the path,
+        percent-encoded; it is empty for changes that find the release themselves. Raises a Problem: 403 without an
+        admin store, 504 after CHANGE_S.
         """
         parameters = query.parse(raw_query)
         if self._settings.admin_store is None:
@@ -151,6 +154,7 @@ class ReleaseAdmin:
                 "no-admin-store",
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
+
         try:
             async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
                 changed = await change.act(store, ReleaseId(unquote(raw_id)), parameters)
@@ -168,6 +172,7 @@ class ReleaseAdmin:
                 "GET /v1/releases shows whether it took place; if not, repeat it, or use `hotplate releases`, "
                 "which waits",
             ) from None
+
         log.warning("%s %s, release %s, over HTTP", operator_of(request), change.done, changed)
         return json_of({"release": changed})
 

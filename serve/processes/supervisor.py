@@ -95,9 +95,9 @@ class _Child:
 def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> None:
     """Run a service: check its settings, reserve its addresses, and supervise its processes until a signal.
 
-    Returns after SIGTERM, SIGHUP or SIGINT. *announce* is called with the addresses when the first worker answers.
-    Raises CannotListen, ServiceMisused for invalid settings or files, and StoreMisused for an invalid store URL or a
-    missing package.
+    The processes are workers, which answer requests, and the admin process. Returns after SIGTERM, SIGHUP or SIGINT.
+    *announce* is called with the addresses when the first worker answers. Raises CannotListen, ServiceMisused for
+    invalid settings or files, and StoreMisused for an invalid store URL or a missing package.
     """
     _check_early(settings)
     deny_list = DenyListFile(settings.deny_list, settings.overrides)
@@ -128,8 +128,9 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
         url=addresses.service,
     )
 
-    for row, watched in enumerate(context.watched):
+    for row, watched in enumerate(context.watched):  # files of keys, certificates and deny-lists
         watched.share(memory.files, row)
+
     context.stderr.take_over(logging.getLogger(), sys.stderr)
     logging.getLogger().addHandler(context.log)
     if lane_state(off=settings.no_fast_lane) == "missing":
@@ -138,12 +139,15 @@ def serve(settings: ServiceSettings, announce: Callable[[Addresses], None]) -> N
 
 
 def _check_early(settings: ServiceSettings) -> None:
-    """Raise the errors of processes that will be started, such as ServiceMisused, before any is.
+    """Raise the errors that processes would raise at their start, such as ServiceMisused, before any is started.
 
-    The objects created here are thrown away. Their modules stay loaded, in memory that all processes share.
+    The objects created here are thrown away: their constructors check the settings. Their modules stay loaded, in
+    memory that all processes share.
     """
     Cors(settings.cors_origins)
     _ = settings.probation_s  # a property that checks its options
+
+    # Stores, which are not connected yet.
     for url in settings.stores:
         connect(url)
     if settings.admin_store is not None:
@@ -153,6 +157,7 @@ def _check_early(settings: ServiceSettings) -> None:
         open_stream(consumed_stream, STREAM)
     if settings.fold_in:
         load_numpy()
+
     if settings.events:
         try:
             settings.events.mkdir(parents=True, exist_ok=True)
@@ -161,6 +166,7 @@ def _check_early(settings: ServiceSettings) -> None:
             raise ServiceMisused(
                 f"events cannot be written to {settings.events}: {error.strerror}; name another folder with --events"
             ) from error
+
     if settings.telemetry is not None:
         with extra_installed("telemetry"):
             from hotplate.serve.telemetry.export import exporters_for  # noqa: PLC0415 -- an extra
@@ -243,9 +249,10 @@ class _Supervisor:
         self._signals.leave()  # children that were killed still send SIGCHLD
 
     def _supervise_once(self) -> signal.Signals | None:
-        """Start children that are due, wait for an event, and plan restarts of children that have ended.
+        """Start child processes that are due, wait for an event, and plan restarts of children that have ended.
 
-        Each TICK_S, also end children that have stopped reporting. Returns the signal if one requests to stop.
+        An event is a health probe, a signal, the next start of a child, or a tick. In each tick, every TICK_S, a child
+        that has stopped reporting is ended. Returns the signal if one requests to stop.
         """
         for child in self._children:
             if not child.pid and child.due <= time.monotonic():
@@ -253,6 +260,7 @@ class _Supervisor:
 
         next_starts = [child.due for child in self._children if not child.pid]
         self._answer_probes(until=min([self._tick_due, *next_starts]))
+
         stop = self._signals.caught_stop()
         for child, code in self._reap_ended_children():
             self._plan_restart(child, code)
@@ -274,9 +282,11 @@ class _Supervisor:
             key.data()
 
     def _fork_child(self, child: _Child) -> None:
-        """Start a child process; if that fails, plan another attempt after a pause."""
+        """Start a child process, a worker or the admin process; if that fails, plan another attempt after a pause."""
         self._health.started(child.number)
-        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)  # until the child has handlers, or the parent goes on
+
+        # The child inherits the blocked signals, and unblocks them when it has handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
             pid = os.fork()
             if pid == 0:
@@ -295,14 +305,18 @@ class _Supervisor:
             self._announce = None  # the first worker has it, and announces the service
 
     def _run_child(self, child: _Child) -> NoReturn:
-        """Do the work of a child in the forked process, then exit: with 1 after an exception, which is logged."""
+        """Do the work of *child*, a worker or the admin process, in the forked process, then exit.
+
+        The exit code is 1 after an exception, which is logged.
+        """
         code = 1
         try:
             self._close_parents_files(keep_admin=child is self._admin)
             faulthandler.enable()  # logs the stack when the child is aborted or reads a cut file
             with suppress(OSError):  # the name in `ps` and `top`
                 Path("/proc/self/comm").write_text(f"hp {child.name}")
-            context = self._context.in_slot(child.number)
+
+            context = self._context.in_slot(child.number)  # it counts in its own slot of the metrics
             if child is self._admin:
                 work = run_admin(context, self._listeners.admin, self._lifeline)
             else:
@@ -337,15 +351,15 @@ class _Supervisor:
         log.warning("%s ended with %d; another starts in %.1f s", child.name, code, pause_s)
 
     def _end_silent_child(self) -> None:
-        """Abort the child that has not reported for longest, if that is too long; kill it if it was aborted before.
+        """Abort the child process that has not reported for longest, if that is too long; kill it if it was aborted.
 
-        SIGABRT makes a child log its stack and end. A suspended process is not continued for that: it would accept
-        connections before it handles the signal. One child ends in each tick, and no worker while another one
-        starts, because all may wait for the same resource.
+        SIGABRT makes a child log its stack and end. A suspended process does not handle it and is killed in a later
+        tick; SIGCONT is not sent, because the process would accept connections before it handles the signal. At most
+        one child ends in each tick, and no worker while another one starts, because all may wait for the same resource.
         """
         silent = self._silent_children()
         aborted = [child for child in silent if child.is_aborted]  # in an earlier tick
-        silent_s = self._health.silent_s  # seconds since the last report, by number
+        silent_s = self._health.silent_s  # seconds since the last report, by the child's number
         child = max(aborted or silent, key=lambda child: silent_s[child.number], default=None)
         if child is None:
             return
@@ -364,11 +378,15 @@ class _Supervisor:
         os.kill(child.pid, signal.SIGABRT)
 
     def _silent_children(self) -> list[_Child]:
-        """Return the children that may be ended because they have not reported for too long."""
+        """Return the child processes that have not reported for too long, and may be ended.
+
+        While a worker starts, within its time for that, no worker may be ended: only the admin process.
+        """
         silent = list[_Child]()
         for child in self._children:
             if child.pid and self._health.silent_s[child.number] > self._patience_s(child):
                 silent.append(child)
+
         starting = [worker for worker in self._workers if not self._health.has_reported(worker.number)]
         if any(worker not in silent for worker in starting):
             return [child for child in silent if child is self._admin]
@@ -401,27 +419,31 @@ class _Supervisor:
     def _stop(self, caught: signal.Signals) -> None:
         """Stop the workers, then the admin process, and kill those that have not ended in time.
 
-        SIGINT, Ctrl-C on a terminal, skips the delay in which load balancers stop sending requests.
+        Workers answer for a delay, in which load balancers stop sending requests, then finish those that they have.
+        SIGINT, Ctrl-C on a terminal, skips the delay. *caught* is the signal that requested the stop.
         """
         self._health.drain()
         self._listeners.workers.close()  # each worker closes its copy when it stops accepting
+
         if caught is signal.SIGINT:
             delay_s = 0.0
             self._send_signal(self._workers, signal.SIGINT)
         else:
-            delay_s = self._settings.drain_delay_s  # in which workers go on
+            delay_s = self._settings.drain_delay_s
             self._send_signal(self._workers, signal.SIGTERM)
         deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
 
         while any(child.pid for child in self._children) and time.monotonic() < deadline:
-            if not any(worker.pid for worker in self._workers):
+            if not any(worker.pid for worker in self._workers):  # in each turn, in case it had no handler yet
                 self._send_signal([self._admin], signal.SIGTERM)
+
             self._answer_probes(until=min(deadline, time.monotonic() + TICK_S))
             if self._signals.caught_stop() is not None:
                 break  # a second signal stops at once
             for child, code in self._reap_ended_children():
                 log.info("%s ended with %d", child.name, code)
-        self._send_signal([*self._workers, self._admin], signal.SIGKILL)
+
+        self._send_signal([*self._workers, self._admin], signal.SIGKILL)  # those that still run
 
     def _send_signal(self, children: Sequence[_Child], number: signal.Signals) -> None:
         for child in children:

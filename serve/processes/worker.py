@@ -89,12 +89,13 @@ async def run_worker(
 
     *number* is the worker's, from 0: its row in shared memory. *listener* is the bound socket that all workers share,
     and *announce* is called once this one accepts connections. *lifeline* is a pipe that becomes readable when the
-    parent process dies; then the worker ends within ORPHAN_DRAIN_S. Raises what has ended the task that follows new
-    releases, if that has failed.
+    parent process dies; then the worker ends within ORPHAN_DRAIN_S. If the task that follows new releases fails, the
+    worker stops and raises its exception, and another worker replaces it.
     """
     settings = context.settings
     memory = context.memory
     stop = _ShutdownSignals(lifeline)
+
     async with AsyncExitStack() as stack:
         tracer = _create_tracer(settings, stack, stop)
         reader = await _open_reader(context, stack, stop)
@@ -102,6 +103,8 @@ async def run_worker(
         await stack.enter_async_context(background(follow(context.watched)))
         dispatcher = _create_dispatcher(context, reader, tracer, stack)
         server = server_of(dispatcher, settings.limits, fast_lane=not settings.no_fast_lane)
+
+        # Reports for the parent and the admin process, in shared memory.
         reports = _StateReports(context, number, reader, dispatcher.readiness, server.registry)
         await stack.enter_async_context(background(reports.write_repeatedly()))
         if settings.probation_s:  # the admin process judges new releases by these counts
@@ -123,6 +126,7 @@ async def run_worker(
         dispatcher.drain()
         reports.write_now()
         await _drain(settings, server, acceptor, stop, partial(memory.balance.leave, number))
+
         for task in reader.following:
             if task.done():
                 task.result()  # raises the defect that has ended it
@@ -168,7 +172,7 @@ class _StateReports:
         self._write(self._reporter.state())
 
     def _with_service_state(self, state: ProcessState) -> ProcessState:
-        """Complete the state of the stores, which the reporter knows, with that of the service."""
+        """Return *state*, in which the reporter has the state of the stores, with that of the service added."""
         readiness = self._readiness.check()
         certificate = self._context.certificate
         sharing = self._context.memory.sharing
@@ -193,7 +197,10 @@ class _StateReports:
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:
-    """Open the stores; *stack* closes them when the worker ends."""
+    """Open the stores; *stack* closes them when the worker ends.
+
+    Tasks of the reader follow new releases. If one fails, *stop* ends the worker.
+    """
     settings = context.settings
     reader = TieredReader.from_urls(
         settings.stores,
@@ -217,9 +224,10 @@ def _create_dispatcher(
 ) -> Dispatcher:
     """Create the dispatcher, which answers requests, with the access log and the events that the settings ask for.
 
-    *stack* closes the files of events when the worker ends.
+    *stack* closes the files of events, and the connection to Redis, when the worker ends.
     """
     settings = context.settings
+
     access_log = None
     if settings.access_log_share:
         access_log = AccessLog(
@@ -228,8 +236,10 @@ def _create_dispatcher(
             secret=context.log_secret,
             write=context.stderr.write,
         )
+
     events = None
     if settings.events:
+        # Shares items that users have consumed with other services; None unless the settings ask for that.
         sender = _consumed_sender(context, reader)
         if sender is not None:
             stack.push_async_callback(sender.close)
@@ -244,6 +254,7 @@ def _create_dispatcher(
             sender=sender,
             with_keys=context.guard.knows_clients,
         )
+
     return Dispatcher(
         reader,
         context.guard,
@@ -320,13 +331,14 @@ async def _drain(
     stop: _ShutdownSignals,
     leave_balance: Callable[[], None],
 ) -> None:
-    """Accept connections for `settings.drain_delay_s` more, then finish requests and close, in `settings.drain_s`.
+    """Go on for `settings.drain_delay_s` seconds, then finish requests and close, in `settings.drain_s` seconds.
 
     A load balancer stops sending requests during the delay, which SIGINT and a dead parent end at once.
-    *leave_balance* lets the other workers ignore this one when they share new connections evenly.
+    *leave_balance* makes the other workers ignore this one when they divide new connections evenly.
     """
-    with suppress(TimeoutError):
+    with suppress(TimeoutError):  # the delay has passed
         await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
+
     acceptor.close()
     leave_balance()
 
