@@ -159,11 +159,11 @@ class ClusterLookups(Lookups):
         rows = names.located(keys)
         values = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
         if None in values:
-            incomplete_buckets = {bucket for bucket, value in zip(rows.buckets, values, strict=True) if value is None}
-            states = await self._read_bucket_states(names, sorted(incomplete_buckets), until_s)
-            for position, bucket in enumerate(rows.buckets):
-                if values[position] is None:
-                    values[position] = _absence_or_error(release, states[bucket])
+            missing = [position for position, value in enumerate(values) if value is None]
+            incomplete_buckets = sorted({rows.buckets[position] for position in missing})
+            states = await self._read_bucket_states(names, incomplete_buckets, until_s)
+            for position in missing:
+                values[position] = _absence_or_error(release, states[rows.buckets[position]])
 
         if values and all(isinstance(value, StoreError) for value in values):
             error = next((value for value in values if isinstance(value, ReleaseNotFound)), values[0])
@@ -321,26 +321,24 @@ async def get_from_replicas(
     `ReplicatedReader.get_many_elsewhere`.
     """
     deployment = connections.deployment
-    names = keys.release(release)
-    rows = names.located(row_keys)
-    by_replica = dict[RedisNode, list[int]]()
-    for position, bucket in enumerate(rows.buckets):
-        slot = names.slots[bucket]
+    release_keys = keys.release(release)
+    rows = release_keys.located(row_keys)
+    names_by_replica = dict[RedisNode, list[bytes]]()
+    for name, bucket in zip(rows.names, rows.buckets, strict=True):
+        slot = release_keys.slots[bucket]
         replica = deployment.replica_of(slot)
         if replica is None:
             raise StoreUnavailable(f"no replica of {deployment.shown} has slot {slot}")
-        by_replica.setdefault(replica, []).append(position)
+        names_by_replica.setdefault(replica, []).append(name)
 
-    async def read(node: RedisNode, positions: list[int]) -> list[ReadResult]:
-        connection = await connections.at(node).connection()
-        return await connection.get_each([rows.names[position] for position in positions])
+    values = dict[bytes, ReadResult]()
 
-    replies = await all_done(*(read(node, positions) for node, positions in by_replica.items()))
-    values = list[ReadResult]([None]) * len(row_keys)
-    for positions, received in zip(by_replica.values(), replies, strict=True):
-        for position, value in zip(positions, received, strict=True):
-            values[position] = value
-    return values
+    async def read(replica: RedisNode, names: Sequence[bytes]) -> None:
+        connection = await connections.at(replica).connection()
+        values.update(zip(names, await connection.get_each(names), strict=True))
+
+    await all_done(*(read(replica, names) for replica, names in names_by_replica.items()))
+    return [values[name] for name in rows.names]
 
 
 def lookups_for(keys: Keys, connections: ReadConnections, router: CommandRouter, *, by_redis_py: bool) -> Lookups:
