@@ -167,27 +167,18 @@ async def encode_rows(
     *sample* (rows to train on if other processes write most of the release), and is itself the first row. `meta` rows,
     which hold no lists, are not compressed.
 
-    *plan* has the expected rows, and bytes of keys and lists. The returned plan adds a header for each row and, with
-    `zstd`, the dictionary, and scales the lists' bytes by the compression ratio measured on these rows.
+    *plan* has the expected rows, and bytes of keys and lists; that of the result has the bytes of the encoded rows.
     """
     plan = replace(plan, payload_bytes=plan.payload_bytes + plan.rows * HEADER_BYTES)
     if encoding == PLAIN:
         plain = Encoder(checksum, None)
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
 
-    # Train the dictionary on the first batches, which are kept until they are encoded.
     remaining = aiter(batches)
-    first = await _first_batches(remaining)
-    rows_at_hand = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
-    lists = (row.value[OFFSET_BYTES:] for row in rows_at_hand if not is_empty(row.value))
+    first = await _first_batches(remaining)  # kept until they are encoded
+    training_rows = [row for rows in (*first, sample) for row in rows if not row.key.startswith(META)]
+    lists = (row.value[OFFSET_BYTES:] for row in training_rows if not is_empty(row.value))
     dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
-
-    list_bytes = plan.payload_bytes - plan.meta_bytes
-    compressed_bytes = int(list_bytes * _compression_ratio(rows_at_hand, Encoder(checksum, dictionary)))
-    dictionary_bytes = len(DICTIONARY) + HEADER_BYTES + len(dictionary)
-    compressed_plan = replace(
-        plan, rows=plan.rows + 1, payload_bytes=plan.meta_bytes + compressed_bytes + dictionary_bytes
-    )
     encoder = Encoder(checksum, dictionary)
 
     async def encoded() -> AsyncIterator[list[Row]]:
@@ -197,7 +188,16 @@ async def encode_rows(
         async for rows in remaining:
             yield encoder.rows(rows)
 
-    return EncodedRows(compressed_plan, encoded(), dictionary)
+    ratio = _compression_ratio(training_rows, Encoder(checksum, dictionary))
+    return EncodedRows(_compressed_plan(plan, ratio, dictionary), encoded(), dictionary)
+
+
+def _compressed_plan(plan: Plan, ratio: float, dictionary: bytes) -> Plan:
+    """Return the plan of a compressed release; *ratio* is that of its lists, *dictionary* one more row."""
+    list_bytes = plan.payload_bytes - plan.meta_bytes
+    dictionary_bytes = len(DICTIONARY) + HEADER_BYTES + len(dictionary)
+    payload_bytes = plan.meta_bytes + int(list_bytes * ratio) + dictionary_bytes
+    return replace(plan, rows=plan.rows + 1, payload_bytes=payload_bytes)
 
 
 def _compression_ratio(rows: Sequence[Row], encoder: Encoder) -> float:

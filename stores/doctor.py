@@ -342,16 +342,8 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     if its gates refused it. Raises ReleaseConflict if another process has written a catalogue since.
     """
     chosen = survey.find(live)
-    advice = "name another release with --live; only if there is none, --force makes it live as it is"
-    if chosen.damage is not None and not force:
-        raise ReleaseCorrupt(f"{chosen.damage}; {advice}")
-    if (refused_by := chosen.manifest.refused_by) and not force:
-        raise RefusedByGates(f"release {live} was refused by {', '.join(refused_by)} when it was published; {advice}")
-    if survey.erasures.damage is not None and not force:
-        raise ReleaseCorrupt(
-            f"{survey.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
-            f"left: erase the others again"
-        )
+    if not force:
+        _check_rebuildable(survey, chosen)
     await store.prepare(chosen.ref)
     rebuilt = Catalogue(releases=tuple(_entries(survey, chosen)), now=survey.now)
     records = list[RecordChange]()
@@ -371,6 +363,21 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
     for release in new.served:
         await store.prepare(release)  # a node of a cluster may have lost it meanwhile
     return new
+
+
+def _check_rebuildable(survey: Survey, live: FoundRelease) -> None:
+    """Raise ReleaseCorrupt or RefusedByGates if *live* should not be live, or erased users would be shown again."""
+    advice = "name another release with --live; only if there is none, --force makes it live as it is"
+    if live.damage is not None:
+        raise ReleaseCorrupt(f"{live.damage}; {advice}")
+    if refused_by := live.manifest.refused_by:
+        gates = ", ".join(refused_by)
+        raise RefusedByGates(f"release {live.ref.id} was refused by {gates} when it was published; {advice}")
+    if survey.erasures.damage is not None:
+        raise ReleaseCorrupt(
+            f"{survey.erasures.damage}, so erased users would be shown again; --force rebuilds with those that are "
+            f"left: erase the others again"
+        )
 
 
 async def _unreadable_record(store: Store) -> tuple[bytes | None, float]:

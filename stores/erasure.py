@@ -184,6 +184,11 @@ class ErasedUsers:
         identifier = key.encode("utf-8", "surrogatepass")
         return any(_hash(salt, identifier) in missing.key_hashes for salt in self.hashes_by_salt)
 
+    def renamed(self, new_names: Mapping[str, str]) -> "ErasedUsers":
+        """Return a copy for releases with other incarnations, the *new_names* by the old ones."""
+        renamed = {new_names.get(name, name): missing for name, missing in self.missing_by_release.items()}
+        return replace(self, missing_by_release=renamed)
+
     def restricted_to(self, entries: Iterable[Release]) -> "ErasedUsers":
         """Return a copy with the missing rows of the releases *entries* alone; the users stay."""
         names = {name for entry in entries for name in entry.ref}

@@ -4,7 +4,7 @@ import asyncio
 import struct
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -317,20 +317,28 @@ async def _read_servable(reader: Reader, release: ReleaseRef, erased: ErasedUser
         lost_ids = erased.lost
     _check_sample(manifest, damaged, lost_ids)
 
-    popular = dict[str, bytes]()
-    for key in manifest.popular_keys:
-        body = opened.bodies.get(key)
-        if body is not None and not is_empty(body):
-            popular[key] = body
-    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
-        raise ReleaseCorrupt(f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
-    for key in essential:
-        if key not in popular:
-            raise ReleaseCorrupt(
-                f"release {release.id} has an empty popular list for everybody, {key!r}; publish again"
-            )
+    popular = _popular_lists(manifest, opened.bodies, essential)
     attributes = await _read_attributes(reader, release, manifest)
     return Servable(manifest=manifest, decode=decode, popular=popular, damaged=tuple(damaged), attributes=attributes)
+
+
+def _popular_lists(manifest: Manifest, bodies: Mapping[str, bytes], essential: Sequence[str]) -> dict[str, bytes]:
+    """Return the popular lists that are not empty, by key; ReleaseCorrupt without an *essential* one, or if too large.
+
+    *bodies* are opened rows by key. A popular list whose row is missing or damaged is left out.
+    """
+    popular = dict[str, bytes]()
+    for key in manifest.popular_keys:
+        body = bodies.get(key)
+        if body is not None and not is_empty(body):
+            popular[key] = body
+    release = manifest.release
+    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
+        raise ReleaseCorrupt(f"release {release} has popular lists of over {MAX_POPULAR_BYTES} bytes; publish again")
+    for key in essential:
+        if key not in popular:
+            raise ReleaseCorrupt(f"release {release} has an empty popular list for everybody, {key!r}; publish again")
+    return popular
 
 
 def _check_sample(manifest: Manifest, damaged: Sequence[str], lost_ids: int) -> None:

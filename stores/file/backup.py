@@ -90,16 +90,14 @@ async def restore(
     catalogue_file = CatalogueFile(store.folder)
     if _read_or_empty(catalogue_file, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
-    backup = LmdbStore(source, store.clock)
-    async with _held_open(backup) as (saved, files):
-        erased_in_backup = await read_erased(backup, saved)
-        await backup.close()
+    saved_store = LmdbStore(source, store.clock)
+    async with _held_open(saved_store) as (saved, files):
+        erased_in_backup = await read_erased(saved_store, saved)
+        await saved_store.close()
 
         # Incarnations, which name the files, are new, so that a process that is erasing an old one cannot delete it.
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
-        entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
-        missing = {new_names.get(name, name): rows for name, rows in erased_in_backup.missing_by_release.items()}
-        erased_in_backup = replace(erased_in_backup, missing_by_release=missing)
+        erased_in_backup = erased_in_backup.renamed(new_names)
 
         # In `releases`, maybe a separate disk, so that files can be renamed; `prune` removes it after a killed restore.
         releases = store.folder / "releases"
@@ -108,6 +106,7 @@ async def restore(
             with catalogue_file.locked() as lock:  # no erasure or prune in between
                 present = _read_or_empty(catalogue_file, saved.now)
                 erased, record_changes = await _join_erasures(store, present, erased_in_backup)
+                entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
                 restored = replace(saved, releases=entries, erased=erased)
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
