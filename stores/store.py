@@ -182,6 +182,14 @@ class Store(Reader, Protocol):
     ReplicatedReader, SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store
     must inherit the base classes of that store; without them it is served, but slower and with the age of its catalogue
     unknown, is neither scaled nor examined, and keeps the rows of erased users.
+
+    Each failure is repeated in one place. Requests that may be sent twice are repeated by the store, up to a limit of
+    its own, after which it raises StoreUnavailable. Repeated by callers, who have to decide something, are
+
+        get_many with *timeout_s*, changes    by the tiers of a service, within the time of a request, and by a follower
+        swap                                  by `lifecycle.revise_catalogue`, after a lost race or a lost reply
+        renewals of a draft's lease           by `publication.lease`, until the lease lapses
+        erasures of users                     by `users.erase_users`, if a failover or a publish brought rows back
     """
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
