@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import zstandard
@@ -131,19 +131,19 @@ class SegmentReader:
         start = 0
         is_gap_open = False
         while start >= 0:
-            content, end = _frame(self._data, start)
-            if content is None:
+            frame = _frame_at(start, self._data)
+            if frame is None:
                 is_gap_open = True
                 start = self._data.find(_FRAME_BEGINS, start + 1)  # -1 without another frame
                 continue
             if is_gap_open:
                 self.damaged += 1
                 is_gap_open = False
-            self.whole_bytes = end
-            yield content
-            if end == len(self._data):
+            self.whole_bytes = frame.end
+            yield frame.content
+            if frame.end == len(self._data):
                 return
-            start = end
+            start = frame.end
         self.damaged += 1
 
 
@@ -202,7 +202,9 @@ def recover(folder: Path) -> list[Path]:
                 reader = SegmentReader(path.read_bytes())
                 for _ in reader:  # which finds `whole_bytes`
                     pass
-                closed += _close(descriptor, path, reader.whole_bytes)
+                closed_path = _close(descriptor, path, reader.whole_bytes)
+                if closed_path is not None:
+                    closed.append(closed_path)
         finally:
             os.close(descriptor)
     return closed
@@ -213,28 +215,35 @@ def _host() -> str:
     return xxh32_hexdigest(gethostname().encode())
 
 
-def _close(descriptor: int, path: Path, whole_bytes: int) -> list[Path]:
-    """Cut a locked segment after its whole frames, and rename it to that of a closed one; an empty one is removed.
+def _close(descriptor: int, path: Path, whole_bytes: int) -> Path | None:
+    """Cut a locked segment after its whole frames, and give it the name of a closed one; an empty one is removed.
 
-    Returns the closed segment, or nothing if it was empty or closed by another process.
+    Returns the closed segment; None if it was empty, or another process has closed it.
     """
     if not is_at(descriptor, path):
-        return []  # closed by another process
+        return None  # closed by another process
     if whole_bytes == 0:
         path.unlink()
-        return []
+        return None
     if os.fstat(descriptor).st_size != whole_bytes:
         os.ftruncate(descriptor, whole_bytes)
         os.fsync(descriptor)
     closed = path.rename(path.with_name(path.name[1:]))
     flush(path.parent)
-    return [closed]
+    return closed
 
 
-def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
-    """Return the content of the zstd frame that begins at *start* in *data*, and the position after its end.
+class _Frame(NamedTuple):
+    """The content of a zstd frame, and the position after its end."""
 
-    None and *start* if the frame is damaged or torn. It is decompressed in chunks, as its size is not known before.
+    content: bytes
+    end: int
+
+
+def _frame_at(start: int, data: bytes) -> _Frame | None:
+    """Decompress the zstd frame that begins at *start* in *data*; None if it is damaged or torn.
+
+    It is decompressed in chunks, as its size is not known before.
     """
     decoder = zstandard.ZstdDecompressor().decompressobj()
     pieces = list[bytes]()
@@ -245,8 +254,9 @@ def _frame(data: bytes, start: int) -> tuple[bytes | None, int]:
         except zstandard.ZstdError:
             break
         if decoder.eof:
-            return b"".join(pieces), min(position + _CHUNK_BYTES, len(data)) - len(decoder.unused_data)
-    return None, start
+            end = min(position + _CHUNK_BYTES, len(data)) - len(decoder.unused_data)
+            return _Frame(b"".join(pieces), end)
+    return None
 
 
 def _locked(descriptor: int) -> bool:

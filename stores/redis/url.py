@@ -113,12 +113,14 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
 
     User and password in the URL are those of the servers; the sentinels have their own. StoreMisused if it is invalid.
     """
-    parts, options, server = _read(url, environment)
+    parsed = _read(url, environment)
+    parts = parsed.parts
+    server = parsed.common
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
     password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
-    login = replace(server, user=options.get("sentinel_user"), password=password)
+    login = replace(server, user=parsed.options.get("sentinel_user"), password=password)
     sentinels = tuple(
         replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
         for host, port in _hosts(parts, SENTINEL_PORT, server.shown)
