@@ -322,34 +322,35 @@ class Revision(NamedTuple):
     records: Sequence[RecordChange] = ()
 
 
-class _Known(Enum):
-    """What a catalogue tells about the swaps that were sent before it was read."""
+class _Outcome(Enum):
+    """What became of the swaps that were sent, as the catalogue shows that was read after them."""
 
     NOT_MADE = auto()
-    """It is the one that they were to replace, or none of them is unclear: another can be sent."""
+    """No swap was made: the catalogue is unchanged, or each swap was refused."""
 
     MADE = auto()
-    """It is that of one of them."""
+    """A swap was made: the catalogue is the new one."""
 
-    OVERTAKEN = auto()
-    """Others have changed it, before or after an unclear one."""
+    UNKNOWN = auto()
+    """Other processes have changed the catalogue, before or after a swap without a reply."""
 
 
 @dataclass(slots=True)
 class _SentSwaps:
-    """The swaps that were sent for one change of the catalogue."""
+    """The swaps that were sent for one change of the catalogue; those without a reply are unclear."""
 
     new_by_token: dict[str, Catalogue] = field(default_factory=dict)
     unclear_errors: list[StoreUnavailable] = field(default_factory=list)
     token_before_unclear: str = ""
+    """Of the catalogue that the last unclear swap was to replace."""
 
-    def known_from(self, read: Catalogue) -> _Known:
-        """Compare *read*, the catalogue after the swaps, with theirs."""
-        if read.token in self.new_by_token:
-            return _Known.MADE
-        if self.unclear_errors and read.token != self.token_before_unclear:
-            return _Known.OVERTAKEN
-        return _Known.NOT_MADE
+    def outcome_in(self, catalogue: Catalogue) -> _Outcome:
+        """Return the outcome that a *catalogue* shows, which was read after the swaps."""
+        if catalogue.token in self.new_by_token:
+            return _Outcome.MADE
+        if self.unclear_errors and catalogue.token != self.token_before_unclear:
+            return _Outcome.UNKNOWN
+        return _Outcome.NOT_MADE
 
 
 async def revise_catalogue(
@@ -372,13 +373,14 @@ async def revise_catalogue(
     sent = _SentSwaps()
     for _ in range(SWAP_ATTEMPTS):
         old = await _read_after(store, sent.unclear_errors)
-        known = sent.known_from(old)
-        if known is _Known.MADE:
+        outcome = sent.outcome_in(old)
+        if outcome is _Outcome.MADE:
             return sent.new_by_token[old.token]
-        is_last = len(sent.unclear_errors) == UNCLEAR_SWAPS
-        if known is _Known.OVERTAKEN and (is_last or not repeatable):
-            return await _confirmed(revise, old, sent.unclear_errors[-1])
-        if is_last:
+        is_exhausted = len(sent.unclear_errors) == UNCLEAR_SWAPS
+        if outcome is _Outcome.UNKNOWN and (is_exhausted or not repeatable):
+            await _check_nothing_to_change(revise, old, sent.unclear_errors[-1])
+            return old
+        if is_exhausted:
             raise StoreUnavailable(
                 f"{sent.unclear_errors[-1]}; the catalogue has not changed so far: see `hotplate releases list`"
             )
@@ -402,20 +404,20 @@ async def revise_catalogue(
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
 
 
-async def _confirmed(
-    revise: Callable[[Catalogue], Awaitable[Revision]], read: Catalogue, unclear: StoreUnavailable
-) -> Catalogue:
-    """Return *read*, the catalogue after an unclear swap and those of others, if *revise* changes nothing in it.
+async def _check_nothing_to_change(
+    revise: Callable[[Catalogue], Awaitable[Revision]], catalogue: Catalogue, unclear: StoreUnavailable
+) -> None:
+    """Raise StoreUnavailable, saying that the result of an *unclear* swap is unknown, if *revise* has anything to do.
 
-    Otherwise raises StoreUnavailable, which says that the result of the swap is unknown.
+    *catalogue* was read after that swap and those of others. If *revise* changes nothing in it, the swap was made, or
+    is not needed any more.
     """
     try:
-        revised, _ = await revise(read)
+        revised, _ = await revise(catalogue)
     except (ReleaseConflict, ReleaseNotFound) as error:  # as for a second rollback
         raise _unknown_result(unclear) from error
-    if revised != read:
+    if revised != catalogue:
         raise _unknown_result(unclear)
-    return read
 
 
 async def check_nothing_to_rebuild(store: Store) -> None:
