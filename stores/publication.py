@@ -427,7 +427,7 @@ async def put_part(
     erased = await erased_from(store)
     if erased.lost and part == 0:
         log.warning("%s", lost_sentence(erased.lost))
-    resume_point = await store.resume_point(context.draft, part) if context.puts else None
+    resume = _Resume(await store.resume_point(context.draft, part) if context.puts else None)
     tally = Tally()
     rows_put = 0
     async for batch in batches:
@@ -437,9 +437,7 @@ async def put_part(
         if erased:
             rows = [row for row in batch if not erased.covers(row.key)]
         if context.puts:
-            new_rows = rows
-            if resume_point is not None:
-                new_rows, resume_point = _unacknowledged(resume_point, rows)
+            new_rows = resume.unacknowledged(rows)
             if new_rows:
                 await store.put(context.draft, new_rows, part)
             rows_put += len(new_rows)
@@ -458,21 +456,29 @@ async def write_part(
     return await put_part(store, context, batches, part)
 
 
-def _unacknowledged(resume_point: str, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    """Return those of *rows* after the resume point, and the point for the rows that follow: None once it is passed.
+class _Resume:
+    """Skips the rows that an earlier attempt put, up to the resume point, the last acknowledged key.
 
-    The resume point is the last acknowledged key. Puts are acknowledged in order: all rows before it, `meta` too, are
-    written.
+    Puts are acknowledged in order: all rows before it, `meta` too, are written.
     """
-    last = resume_point.encode()
-    for index, (key, _) in enumerate(rows):
-        if key.startswith(META):  # not in the order of the others, and no resume point
-            continue
-        raw = key.encode()
-        if raw >= last:
-            first_new = index + 1 if raw == last else index
-            return rows[first_new:], None
-    return (), resume_point
+
+    def __init__(self, resume_point: str | None) -> None:
+        """*resume_point* is None if nothing was acknowledged."""
+        self._last = None if resume_point is None else resume_point.encode()
+
+    def unacknowledged(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Return those of the next *rows* that come after the resume point; all of them once it is passed."""
+        if self._last is None:
+            return rows
+        for index, (key, _) in enumerate(rows):
+            if key.startswith(META):  # not in the order of the others, and no resume point
+                continue
+            raw = key.encode()
+            if raw >= self._last:
+                first_new = index + 1 if raw == self._last else index
+                self._last = None
+                return rows[first_new:]
+        return ()
 
 
 def _check_same(manifest: Manifest, tally: Tally) -> Manifest:
