@@ -199,7 +199,7 @@ class Catalogue:
 
     @property
     def distinct(self) -> tuple[Release, ...]:
-        """Releases without incarnations that another entry of their id replaced."""
+        """The releases, without withdrawn and dropping entries of an id that also has a committed, current entry."""
         replaced = (State.WITHDRAWN, State.DROPPING)
         current = {entry.id for entry in self.releases if entry.state not in (*replaced, State.DRAFT)}
         return tuple(entry for entry in self.releases if entry.state not in replaced or entry.id not in current)

@@ -33,6 +33,9 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.DROPPING: (),
 }
 
+# A new draft of the same id repairs a release in one of these states.
+REPAIRABLE = (State.READY, State.LIVE, State.SUPERSEDED)
+
 
 def _moved(entry: Release, state: State) -> Release:
     """Return a release's entry with its next state; RuntimeError if TRANSITIONS does not allow it."""
@@ -52,7 +55,7 @@ def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) 
         if entry.state is State.DRAFT and (entry.id, entry.writer) == (draft.id, draft.writer):
             return renew(catalogue, draft._replace(incarnation=entry.incarnation))
 
-    releases = _with_lapsed_dropping(catalogue)
+    releases = _with_lapsed_drafts_dropping(catalogue)
     reusable_states = [State.DROPPING]
     if repairs is not None:
         reusable_states.append(State.WITHDRAWN)  # left by earlier repairs
@@ -111,18 +114,21 @@ def commit(catalogue: Catalogue, draft: DraftRef, refused_by: tuple[str, ...] = 
 
     ready = replace(_moved(_owned_draft(catalogue, draft), State.READY), lease_until=None, refused_by=refused_by)
     others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
-    for index, other in enumerate(others):
-        is_repaired = other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN)
-        if is_repaired:
-            damaged = replace(_moved(other, State.WITHDRAWN), superseded_at=catalogue.now)
-            repaired = replace(
-                other,
-                incarnation=ready.incarnation,
-                created_at=ready.created_at,
-                writer=ready.writer,
-            )
-            return replace(catalogue, releases=(*others[:index], damaged, repaired, *others[index + 1 :]))
-    return replace(catalogue, releases=(*others, ready))
+    damaged = next((other for other in others if other.id == draft.id and other.state in REPAIRABLE), None)
+    if damaged is None:
+        return replace(catalogue, releases=(*others, ready))
+
+    withdrawn = replace(_moved(damaged, State.WITHDRAWN), superseded_at=catalogue.now)
+    repaired = replace(
+        damaged,
+        incarnation=ready.incarnation,
+        created_at=ready.created_at,
+        writer=ready.writer,
+    )
+    releases = list[Release]()
+    for other in others:
+        releases += [withdrawn, repaired] if other is damaged else [other]
+    return replace(catalogue, releases=tuple(releases))
 
 
 def activate(
@@ -264,7 +270,7 @@ def prune(
         return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
 
     entries = list[Release]()
-    for entry in _with_lapsed_dropping(catalogue):
+    for entry in _with_lapsed_drafts_dropping(catalogue):
         entries.append(_moved(entry, State.DROPPING) if is_unneeded(entry) else entry)
     for incarnation in sorted(set(present) - catalogue.incarnations):
         unnamed = unnamed_release(incarnation)
@@ -317,7 +323,7 @@ def _superseded_before_live(catalogue: Catalogue) -> list[Release]:
     return []
 
 
-def _with_lapsed_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
+def _with_lapsed_drafts_dropping(catalogue: Catalogue) -> tuple[Release, ...]:
     """Return all releases, with lapsed drafts as `dropping`."""
     return tuple(
         replace(_moved(entry, State.DROPPING), lease_until=None)
