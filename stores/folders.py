@@ -259,34 +259,38 @@ def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     Page cache counts as free.
     """
     room = _numbers(proc / "meminfo").get("MemAvailable:", inf) * 1024
-    group_path = next((name[4:] for name in _numbers(proc / "self" / "cgroup") if name.startswith("0::/")), "")
+    memberships = _lines(proc / "self" / "cgroup")
+    group_path = next((line.removeprefix("0::/") for line in memberships if line.startswith("0::/")), "")
     innermost = cgroups / group_path
     for group in (innermost, *innermost.parents):  # each may have a limit
-        limit = _first_word(group / "memory.max")
-        if limit is None or not limit.isdecimal():  # "max"
+        limit = _first_line(group / "memory.max")
+        if not limit.isdecimal():  # "max", or no such file
             continue
-        used = int(_first_word(group / "memory.current") or 0)
+        used = int(_first_line(group / "memory.current") or 0)
         stat = _numbers(group / "memory.stat")
         cached = stat.get("active_file", 0) + stat.get("inactive_file", 0)
         room = min(room, int(limit) - used + cached)
     return max(0.0, room * SHARE_OF_ROOM)
 
 
-def _first_word(path: Path) -> str | None:
-    """Return the first word of a file; None if it has none or cannot be read."""
-    return next(iter(_numbers(path)), None)
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file; none if it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file; empty if it cannot be read."""
+    return next(iter(_lines(path)), "")
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Return the number, or 0, after the first word of each line; empty if the file cannot be read."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
+    """Return the numbers in a file of lines such as `MemAvailable: 1024 kB`, by the word before."""
     numbers = dict[str, int]()
-    for line in lines:
+    for line in _lines(path):
         words = line.split()
-        if words:
-            has_number = len(words) > 1 and words[1].isdecimal()
-            numbers[words[0]] = int(words[1]) if has_number else 0
+        if len(words) > 1 and words[1].isdecimal():
+            numbers[words[0]] = int(words[1])
     return numbers
