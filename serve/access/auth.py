@@ -48,16 +48,17 @@ class SharedRates:
     def buckets(self, clients: Iterable[KeyHolder]) -> dict[str, "Bucket"]:
         """Return the token buckets of the clients that have a rate limit, by name.
 
-        A bucket is a cell of shared memory, an index below CELLS: the hash of name and rate, or the next free cell.
-        So every process finds the same cells, without agreeing on them.
+        A bucket is a cell of shared memory, at an index below CELLS: the hash of name and rate, or the next free one.
+        As clients are taken in the order of their names, every process finds the same cells. A client with a new rate
+        has another cell, and so begins with a full bucket.
         """
         buckets = dict[str, Bucket]()
-        taken = set[int]()
+        taken_cells = set[int]()
         for name, rate in sorted((client.name, client.rate) for client in clients if client.rate is not None):
-            cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS  # a new rate begins with a full bucket
-            while cell in taken:
+            cell = xxh3_64_intdigest(f"{name} {rate}".encode()) % CELLS
+            while cell in taken_cells:
                 cell = (cell + 1) % CELLS
-            taken.add(cell)
+            taken_cells.add(cell)
             buckets[name] = Bucket(self._full_at, cell, rate)
         return buckets
 
@@ -127,9 +128,14 @@ class Guard:
             self.watched.append(WatchedFiles([keys], load, if_missing=IF_MISSING))
 
     def _load(self, keys: Path, rates: SharedRates, contents: Sequence[bytes]) -> None:
+        """Use the clients in the file of keys from now on; raises KeysUnreadable if it cannot be parsed.
+
+        *contents* is the content of one file, which is at *keys*. *rates* has the rate limits of all processes.
+        """
         clients = parse(keys, contents[0])
         buckets = rates.buckets(clients)
-        callers = dict[bytes, Caller]()
+
+        callers = dict[bytes, Caller]()  # by the digest of each key; a client may have two
         for client in clients:
             caller = Caller(client.name, frozenset(client.scopes), buckets.get(client.name))
             callers |= dict.fromkeys(client.digests(), caller)
@@ -165,7 +171,7 @@ class Guard:
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
 
     def charge(self, caller: Caller, scope: str) -> None:
-        """Check that a caller may use *scope*, and count the request against its rate limit.
+        """Check that a caller may use *scope*, such as "read", and count the request against its rate limit.
 
         Raises a Problem: 401 if a key is needed, 403 if the key lacks the scope, 429 beyond the rate.
         """
@@ -186,9 +192,10 @@ class Guard:
 def guard_of(settings: ServiceSettings, verify_token: VerifyToken | None, rates: SharedRates | None = None) -> Guard:
     """Create the guard, which checks keys, tokens, scopes and rates; *verify_token* verifies tokens of OIDC.
 
-    Without keys and tokens, requests may do everything on a loopback address, and read elsewhere, if --anonymous
-    allows that; otherwise ServiceMisused is raised.
+    The setting --anonymous allows requests without a key or token to read. If the service has neither, such requests
+    may do everything on a loopback address; on another one, ServiceMisused is raised unless --anonymous is set.
     """
+    # The scopes of requests without a key or token.
     if settings.keys is not None or verify_token is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
     elif is_loopback(settings.host):

@@ -101,9 +101,10 @@ def load(path: Path) -> tuple[KeyHolder, ...]:
 
 
 def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
-    """Parse the content of a file of keys; raises KeysUnreadable, which never quotes it.
+    """Parse *text*, the content of a file of keys, into the clients with the digests of their keys.
 
-    *path* is named in errors. A content longer than MAX_FILE_BYTES may be cut there by the caller.
+    Raises KeysUnreadable, which names *path* and never quotes the content. The caller may have cut the content of a
+    file that is longer than MAX_FILE_BYTES.
     """
     problem = None
     clients: tuple[KeyHolder, ...] = ()
@@ -111,14 +112,15 @@ def parse(path: Path, text: bytes) -> tuple[KeyHolder, ...]:
         clients = msgspec.json.decode(text, type=_File).clients
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         problem = _decoding_problem(text, error)
-    if problem is not None:  # raised here, because msgspec's error may quote the file, and would be its context
+    # Not raised above, where msgspec's error, which may quote the file, would become its context.
+    if problem is not None:
         raise _unusable(path, problem)
 
     names = {client.name for client in clients}
     digests = [digest for client in clients for digest in client.digests()]
     if len(names) < len(clients) or len(set(digests)) < len(digests):
         raise _unusable(path, "it has a client or a key twice")
-    if len(text) > MAX_FILE_BYTES:  # of a content that was cut, but can be decoded
+    if len(text) > MAX_FILE_BYTES:  # it could be decoded, but may be cut
         raise _unusable(path, TOO_LARGE)
     return clients
 
@@ -194,17 +196,22 @@ def _new_client(name: str, scopes: Sequence[str], rate: float | None, primary: S
 
 
 def _check_second_key(path: Path, client: KeyHolder, scopes: Sequence[str], rate: float | None) -> None:
-    """Raise ServiceMisused if a client has two keys, or if *scopes* or *rate* are given and are not its own."""
+    """Raise ServiceMisused if a client cannot get a second key with these scopes and this rate.
+
+    It cannot if it has two keys, or if *scopes* is not empty, or *rate* not None, and differs from the client's.
+    """
     name = client.name
     has_other_scopes = bool(scopes) and set(scopes) != set(client.scopes)
     has_other_rate = rate is not None and rate != client.rate
     if has_other_scopes or has_other_rate:
+        # A name for another client, such as shop-events for the scope events of the client shop.
         new_scopes = sorted(set(scopes) - set(client.scopes))
         other_name = f"{name}-{new_scopes[0]}" if new_scopes else f"{name}-2"
         raise ServiceMisused(
             f"the client {name} exists with the scope {' and '.join(client.scopes)}; for another scope or rate "
             f"create another client, such as {other_name}; for a second key leave out --scope and --rate"
         )
+
     if client.secondary is not None:
         raise ServiceMisused(
             f"the client {name} has two keys; to revoke the old one, run "
@@ -241,11 +248,12 @@ def revoke(path: Path, name: str, kind: str | None = None) -> KeyHolder | None:
 def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
     """Change the file of keys at *path*, one process at a time, and return the result of *change*.
 
-    *change* edits the clients that the file holds, in place. It is called twice: the first time without the lock, so
-    that a change that it refuses, by an exception, creates neither a folder nor a lock.
+    *change* gets the clients that the file holds, by name, and edits them in place. It is called twice: the first time
+    without the lock, so that a change that it refuses, by an exception, creates neither a folder nor a lock file.
     """
     path = Path(os.path.realpath(path))  # keep a symlink in place
-    _content_after(path, change)
+    _content_after(path, change)  # may raise
+
     path.parent.mkdir(parents=True, exist_ok=True)
     lock_file = path.with_name(path.name + ".lock")
     lock = take_lock(lock_file, 0o600, LOCK_TIMEOUT_S)
@@ -258,9 +266,13 @@ def _change_clients(path: Path, change: Callable[[ClientsByName], T]) -> T:
 
 
 def _content_after(path: Path, change: Callable[[ClientsByName], T]) -> tuple[T, bytes]:
-    """Return the result of *change*, and the content that the file would have after it, as JSON; writes nothing."""
+    """Return the result of *change*, and the content of the file of keys after it, as JSON; writes nothing.
+
+    *change* gets the clients in the file at *path*, by name, and edits them in place. A missing file has no clients.
+    """
     clients = {client.name: client for client in load(path)} if path.exists() else {}
     result = change(clients)
+
     encoded = msgspec.json.encode(_File(FORMAT, tuple(clients.values())))
     text = msgspec.json.format(encoded, indent=2) + b"\n"
     parse(path, text)  # raises for what could not be read again, such as too many clients

@@ -70,22 +70,27 @@ class TokenVerifier:
         self._verdicts = dict[bytes, _TokenVerdict]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
-        """Return the client that a token names; raises a Problem, 401 or, without the issuer's keys, 503.
+        """Verify a token, a JWT, and return the client that it names; raises a Problem: 401, or 503 without keys.
 
-        Verified tokens are kept until they expire, by *digest*, their SHA-256: up to MAX_VERDICTS.
+        *digest* is the SHA-256 of the token: the results for up to MAX_VERDICTS tokens are cached by it until they
+        expire, the oldest ones are evicted.
         """
         verdict = self._verdicts.get(digest)
         if verdict is not None and time.time() < verdict.until:
             return verdict.caller
+
         verdict = await self._verify_token(token)
         if len(self._verdicts) >= MAX_VERDICTS:
             del self._verdicts[next(iter(self._verdicts))]
-        self._verdicts.pop(digest, None)  # re-insert last: the first is evicted
+        self._verdicts.pop(digest, None)  # insert it last: the first is evicted
         self._verdicts[digest] = verdict
         return verdict.caller
 
     async def _verify_token(self, token: str) -> _TokenVerdict:
-        """Check the signature, issuer, audience and times of a token; raises a Problem, 401 if it is refused."""
+        """Check the signature, issuer, audience and times of a token, and return the caller that its claims name.
+
+        Raises a Problem: 401 if the token is refused, 503 if the issuer's keys could not be fetched.
+        """
         import jwt  # noqa: PLC0415 -- an extra
 
         try:
@@ -93,6 +98,7 @@ class TokenVerifier:
             key = await self._signing_key(str(header.get("kid")))
             if header.get("alg") != key.algorithm_name:
                 raise jwt.InvalidAlgorithmError
+
             claims = jwt.decode(
                 token,
                 key.key,
@@ -103,20 +109,22 @@ class TokenVerifier:
                 options={"require": ["exp", "iss", "aud"]},
             )
             return _verdict_from_claims(claims)
+        # These errors help the owner of a valid token, and tell an attacker nothing.
         except (
             jwt.ExpiredSignatureError, jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError,
         ) as error:  # fmt: skip
             raise _invalid_token(f"the token is refused: {error}") from None
-        # TypeError or ValueError: a key of another algorithm; the last two: odd claims.
+        # TypeError or ValueError: a key of another algorithm; the last two: claims of other types.
         except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError):
             raise _invalid_token("the token is not a valid one for this service") from None
 
     async def _signing_key(self, identifier: str) -> "PyJWK":
-        """Return the issuer's public key with this identifier (`kid`), after fetching the keys if it is needed.
+        """Return the issuer's public key with this identifier (`kid`), after fetching the keys if needed.
 
-        Stale keys are used while another request fetches new ones. An unknown key is waited for, but not fetched
-        again too soon: anyone may send tokens with invented identifiers. Raises a Problem: 401 if the issuer does
-        not publish the key, 503 if no keys could be fetched yet.
+        Stale keys are used while another request fetches new ones. For an unknown key, this waits for a fetch, but
+        does not begin one too soon after the last: anyone may send tokens with invented identifiers. Concurrent
+        requests share a fetch. Raises a Problem: 401 if the issuer does not publish the key, 503 if no keys could be
+        fetched yet.
         """
         if identifier in self._keys:
             is_stale = time.monotonic() >= self._fetched_at + FRESH_S
@@ -128,6 +136,7 @@ class TokenVerifier:
         key = self._keys.get(identifier)
         if key is not None:
             return key
+
         if not self._keys:
             detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
             raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
@@ -140,7 +149,10 @@ class TokenVerifier:
         return time.monotonic() >= self._tried_at + pause_s
 
     async def _refresh_keys(self) -> None:
-        """Replace the keys by those that the issuer publishes; log the reason once if they cannot be fetched."""
+        """Replace the keys by those that the issuer publishes. If they cannot be fetched, keep them, and log it once.
+
+        Cached results of verified tokens are dropped if the keys have changed.
+        """
         try:
             keys = await self._fetch_published_keys()
         except IssuerUnreadable as error:
@@ -158,7 +170,10 @@ class TokenVerifier:
             self._tried_at = time.monotonic()
 
     async def _fetch_published_keys(self) -> "dict[str, PyJWK]":
-        """Fetch the issuer's public keys for signatures, by their identifiers; raises IssuerUnreadable."""
+        """Fetch the issuer's public keys for signatures, by their identifiers (`kid`); raises IssuerUnreadable.
+
+        By OpenID Connect Discovery: the issuer's configuration has the URL of a JSON Web Key Set.
+        """
         import jwt  # noqa: PLC0415 -- an extra
 
         try:
@@ -172,6 +187,8 @@ class TokenVerifier:
             published = jwt.PyJWKSet.from_dict(keys).keys
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
+
+        # Others are for encryption, or of a type without a public key.
         usable = (key for key in published if key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig"))
         return {key.key_id: key for key in usable if key.key_id}
 
@@ -192,6 +209,7 @@ async def _fetch_json_object(session: ClientSession, url: str) -> dict[str, Any]
     """
     if not _is_trusted(url):
         raise IssuerUnreadable("its configuration names keys that are not at an https:// URL")
+
     proxy = proxy_for(url)
     proxy_url = None
     proxy_auth = None
@@ -199,6 +217,7 @@ async def _fetch_json_object(session: ClientSession, url: str) -> dict[str, Any]
         proxy_url = proxy.url
         if proxy.credentials is not None:
             proxy_auth = BasicAuth(*proxy.credentials)
+
     async with session.get(
         url, allow_redirects=False, raise_for_status=True, proxy=proxy_url, proxy_auth=proxy_auth
     ) as response:
@@ -207,6 +226,7 @@ async def _fetch_json_object(session: ClientSession, url: str) -> dict[str, Any]
             body += chunk
             if len(body) > MAX_DOCUMENT_BYTES:
                 raise IssuerUnreadable(f"a document has more than {MAX_DOCUMENT_BYTES} bytes")
+
     document = orjson.loads(body)
     if not isinstance(document, dict):
         raise IssuerUnreadable("a document is not a JSON object")
@@ -226,15 +246,17 @@ def _is_trusted(url: str) -> bool:
 
 
 def _verdict_from_claims(claims: dict[str, Any]) -> _TokenVerdict:
-    """Return the caller of a verified token, and until when it is valid.
+    """Return the caller of a verified token, from its *claims* by name, and until when the token is valid.
 
-    Scopes are words of any of SCOPE_CLAIMS. Raises TypeError and OverflowError for odd claims.
+    Scopes are in any of SCOPE_CLAIMS, as a text with spaces or as a list; those of other services are ignored. The
+    caller's name is that of the application. Raises TypeError and OverflowError for claims of other types.
     """
     granted = set[str]()
     for claim in SCOPE_CLAIMS:
-        words = claims.get(claim, "")
-        granted.update(words.split() if isinstance(words, str) else words)
+        scopes = claims.get(claim, "")
+        granted.update(scopes.split() if isinstance(scopes, str) else scopes)
+
     name = next((claims[claim] for claim in ("azp", "appid", "client_id") if claim in claims), "")
-    known = isinstance(name, str) and NAME.fullmatch(name)
-    caller = Caller(name if known else "token", frozenset(SCOPES) & granted)
+    is_valid_name = isinstance(name, str) and NAME.fullmatch(name)
+    caller = Caller(name if is_valid_name else "token", frozenset(SCOPES) & granted)
     return _TokenVerdict(caller, float(claims["exp"]) + LEEWAY_S)

@@ -35,14 +35,16 @@ class Certificate:
     def _load(self, contents: Sequence[bytes]) -> None:
         """Use a new certificate and its key for connections from now on; raises ServiceMisused if they are invalid.
 
-        *contents* are the files of both, in PEM: the certificate, then the key.
+        *contents* are the contents of two files in PEM: the certificate, perhaps with its chain, then the key.
         """
         certificate, key = contents
-        pem = key + b"\n" + certificate  # the key first: it must not be taken from a certificate's file
-        # The old context would keep its certificates of other key types.
+        pem = key + b"\n" + certificate  # the first key counts: one in the certificate's file must not
+
+        # Not loaded into the present context, which would keep its certificates of other key types.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+
         try:
             _load_pem(context, pem)
             expires_at = expiry(pem)
@@ -51,6 +53,7 @@ class Certificate:
             raise ServiceMisused(
                 f"{self._names} are not a certificate and its key, in PEM without a password: {reason}"
             ) from None
+
         self.context = context
         self.expires_at = expires_at
 

@@ -104,7 +104,7 @@ def remove_segments(paths: Sequence[Path], folder: Path) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                _remove(paths)  # first, as there is no other room
+                _remove(paths)  # first, to make room on a full disk
                 replace_durably(folder / KEPT, kept)
         _remove(paths)
 

@@ -39,17 +39,18 @@ class PositionCounts(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the rate (Wilson, for independent items).
+        """The bounds of the 95 % interval of the click rate, by Wilson's score, as if items were independent.
 
         None without impressions, or with more clicks than those.
         """
-        shown = self.impressions
-        if not 0 <= self.clicks <= shown or not shown:
+        impressions = self.impressions
+        if not 0 <= self.clicks <= impressions or not impressions:
             return None
-        share = self.clicks / shown
-        weight = Z * Z / shown
-        center = (share + weight / 2) / (1 + weight)
-        half_width = Z * sqrt(share * (1 - share) / shown + weight / (4 * shown)) / (1 + weight)
+
+        rate = self.clicks / impressions
+        weight = Z * Z / impressions
+        center = (rate + weight / 2) / (1 + weight)
+        half_width = Z * sqrt(rate * (1 - rate) / impressions + weight / (4 * impressions)) / (1 + weight)
         return center - half_width, center + half_width
 
 
@@ -103,12 +104,17 @@ class _EventCounter:
         return True
 
     def _count_items(self, event: WrittenEvent, counts: dict[_Place, int]) -> None:
-        """Count each item at its position, and at ALL; the first item is at the position of the event."""
-        for number in range(len(event.items)):
+        """Add the items of an event to *counts*: each at its position in the list, and at ALL.
+
+        The first item is at the position of the event, which begins with 1, and the others follow it. POSITIONS are the
+        counted positions, then one for all after them, and one for unknown ones.
+        """
+        for offset in range(len(event.items)):
             if event.position is None:
-                position = POSITIONS[-1]  # unknown
+                position = POSITIONS[-1]
             else:
-                position = POSITIONS[min(event.position + number, COUNTED_POSITIONS + 1) - 1]
+                position = POSITIONS[min(event.position + offset, COUNTED_POSITIONS + 1) - 1]
+
             counts[_Place(event.release, event.role, ALL)] += 1
             counts[_Place(event.release, event.role, position)] += 1
 
@@ -118,12 +124,16 @@ class _EventCounter:
         return len(self._ids)
 
     def rows(self) -> list[PositionCounts]:
-        """Return impressions and clicks by release and role, in the order of positions after ALL."""
+        """Return a row with impressions and clicks per release, role of the release, and position in the list.
+
+        They are in this order; of the positions, ALL is the first. The role is live, canary or other.
+        """
         order = (ALL, *POSITIONS)
         places = sorted(
             self._impressions.keys() | self._clicks.keys(),
             key=lambda place: (place.release, place.role, order.index(place.position)),
         )
+
         return [
             PositionCounts(*place, impressions=self._impressions.get(place, 0), clicks=self._clicks.get(place, 0))
             for place in places
@@ -142,6 +152,7 @@ def report(
     folder = SegmentFolder(url)
     files = folder.names()
     names = segment_names(files)
+
     counter = _EventCounter()
     damaged = 0
     for number, name in enumerate(names, start=1):

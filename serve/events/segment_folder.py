@@ -45,25 +45,28 @@ class SegmentFolder:
         return data
 
     def take(self, path: Path) -> int:
-        """Copy the file at *path* to this folder, and return its size in bytes.
+        """Copy the local file at *path* to this folder, which may be remote, and return its size in bytes.
 
-        The copy has a temporary name until it is complete. A file here of the same name and size counts as copied.
-        Raises EventsFailed if the copy cannot be written, or lacks bytes afterwards.
+        The copy has a temporary name until it is complete. A file of the same name and size in the folder counts as
+        copied. Raises EventsFailed if the copy cannot be written, or lacks bytes afterwards.
         """
-        draft = f"{self._root}/.{path.name}.part"
-        full = f"{self._root}/{path.name}"
+        temporary_path = f"{self._root}/.{path.name}.part"
+        final_path = f"{self._root}/{path.name}"
         size = path.stat().st_size
+
         with self._errors(path.name):
-            if self._files.exists(full) and self._files.size(full) == size:
+            if self._files.exists(final_path) and self._files.size(final_path) == size:
                 return size
+
             self._files.makedirs(self._root, exist_ok=True)
-            self._files.put_file(str(path), draft)
-            if self._local is not None:
-                flush(Path(draft))
-            self._files.mv(draft, full)
+            self._files.put_file(str(path), temporary_path)
+            if self._local is not None:  # the folder, if it is on this machine
+                flush(Path(temporary_path))
+            self._files.mv(temporary_path, final_path)
             if self._local is not None:
                 flush(self._local)
-            is_whole = self._files.size(full) == size
+
+            is_whole = self._files.size(final_path) == size
         if not is_whole:
             raise EventsFailed(f"{path.name} is not whole in {self.shown}; it is kept here")
         return size

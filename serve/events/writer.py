@@ -114,10 +114,10 @@ class EventWriter:
         return commits, True
 
     def _write(self, commits: Sequence[_Commit]) -> None:
-        """Append the lines of *commits*, the requests that wait, to the open segment, and settle them.
+        """Append the lines of *commits*, one per waiting request, to the open segment, a log file, and settle them.
 
-        After an error all get DiskFailed, and the next call begins a new segment. Only the first of a row of errors is
-        logged, and the end of it.
+        To settle a request is to end its wait. After an error, all get DiskFailed, and the next call begins a new
+        segment. Of consecutive errors only the first is logged, and then that events are written again.
         """
         try:
             if self._segment is None:
@@ -128,6 +128,7 @@ class EventWriter:
             self._settle(commits, DiskFailed())
             self._close_segment()
             return
+
         if self.warning is not None:
             self.warning = None
             log.info("events are written to %s again", self._folder)

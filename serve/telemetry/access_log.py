@@ -38,9 +38,10 @@ class AccessLog:
         return self if random.random() < self._share else None  # noqa: S311 -- not cryptographic
 
     def write(self, record: RequestRecord, span: RequestSpan | None) -> None:
-        """Write a line of JSON about a request, with the trace's ids if it has a *span*.
+        """Write a line of JSON about an answered request, with the ids of its trace if it has a *span*.
 
-        The user's id is left out, hashed or plain, by the setting.
+        The line of a list has its release, its source (such as `personal`), its tier (the store that it was read from),
+        and the number of its items. The user's id is left out, hashed or plain, by the setting.
         """
         fields: dict[str, object] = {
             "time": timestamp(time.time()),
@@ -55,6 +56,7 @@ class AccessLog:
             "bytes": record.size,
             "request_id": record.request_id,
         }
+
         if record.client is not None:
             fields["client"] = record.client
         if record.list_origin is not None:
@@ -67,6 +69,7 @@ class AccessLog:
             fields["user"] = record.user if self._users == "plain" else self._hash_of(record.user)
         if span is not None:
             fields |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+
         self._write_line(orjson.dumps(fields).decode() + "\n")
 
     def _hash_of(self, user: str) -> str:

@@ -68,30 +68,35 @@ class Exporters(NamedTuple):
 
 
 def exporters_for(settings: TelemetrySettings) -> Exporters:
-    """Return factories of the exporters for a destination, OTLP or Azure Monitor, after a check of its settings.
+    """Check the settings of telemetry, and return functions that create the exporters: of spans and of metrics.
 
-    Raises ServiceMisused for an invalid connection string, and StoreMisused if the packages are not installed.
+    The destination is OTLP, configured by OpenTelemetry's environment variables, or Azure Monitor. Raises
+    ServiceMisused for an invalid connection string, and StoreMisused if the packages are not installed.
     """
     if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
+
+    # Azure's exporters must not send statistics on themselves, nor log the connection string.
     for name in AZURE_MONITOR_OFF:
         os.environ.setdefault(name, "true")  # read at import
     for name in AZURE_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with extra_installed("azure-monitor"):
         from azure.monitor.opentelemetry import exporter  # noqa: PLC0415 -- a separate extra
+
     options: dict[str, Any] = {
         "connection_string": settings.connection_string,
         "disable_offline_storage": True,
         "retry_total": 0,
     }
     try:
-        exporter.AzureMonitorTraceExporter(**options).shutdown()
+        exporter.AzureMonitorTraceExporter(**options).shutdown()  # its constructor checks the connection string
     except ValueError:
         raise ServiceMisused(
             f"{CONNECTION_STRING} is not a connection string of Application Insights, as "
             "InstrumentationKey=…;IngestionEndpoint=https://…/"
         ) from None
+
     return Exporters(
         partial(exporter.AzureMonitorTraceExporter, **options),
         cast("Callable[[], MetricExporter]", partial(exporter.AzureMonitorMetricExporter, **options)),
@@ -143,9 +148,12 @@ class SpanQueue(SpanExporter):
         self._exporter.shutdown()
 
     def _readable_span(self, span: Span) -> ReadableSpan:
+        """Convert a span of ours, of a request or of a call of a store, to one of OpenTelemetry's SDK."""
         parent = None
         if span.parent_id is not None:
+            # The parent of a request's span is the caller's; that of a call of a store is the request's.
             parent = _context(span.trace_id, span.parent_id, is_remote=span.is_server)
+
         return ReadableSpan(
             span.name,
             context=_context(span.trace_id, span.span_id, span.tracestate),
@@ -205,30 +213,33 @@ class MetricReport:
         self._exporter.export(self.data())
 
     def data(self) -> MetricsData:
-        """Return the metrics that are exported, as histograms; those that have counted nothing are left out.
+        """Return the metrics that are exported, as histograms of OpenTelemetry; those without counts are left out.
 
         Values are totals since the start or, if the destination takes deltas, differences from the last call.
         """
         totals = take_snapshot(self._metrics)
         now_ns = time.time_ns()
+
         metrics = list[ExportedMetric]()
         for metric in totals:
-            if not metric.otel:
+            if not metric.otel:  # name and unit in OpenTelemetry; empty if it is not exported
                 continue
             points = self._points(metric, totals[metric], now_ns)
             if points:
                 name, unit = metric.otel.split()
                 metrics.append(ExportedMetric(name, "", unit, Histogram(points, self._temporality)))
+
         if self._settings.delta:
             self._before = totals
             self._started_ns = now_ns
         return MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(SCOPE, metrics, "")], "")])
 
     def _points(self, metric: Metric, totals: CountsByLabels, now_ns: int) -> list[HistogramDataPoint]:
-        """Return a point of a histogram for each combination of labels that has counted something.
+        """Return a data point of the histogram *metric* for each combination of labels that has counted something.
 
-        *totals* has, by the values of the labels, the number of observations in each bucket, then their sum. Those of
-        the last report, `self._before`, are subtracted; it is empty unless the destination takes deltas.
+        *totals* has, by the values of the labels, the number of observations in each bucket, then the sum of the
+        observed values. `self._before` has those of the last report, which are subtracted; it is empty unless the
+        destination takes deltas.
         """
         unknown: Any = None  # optional in the protocol, but not in the SDK's type
         before = self._before.get(metric, {})
@@ -239,6 +250,7 @@ class MetricReport:
             *bucket_counts, value_sum = differences
             if not any(bucket_counts):
                 continue
+
             points.append(
                 HistogramDataPoint(
                     attributes=self._attributes(metric, labels),
@@ -255,9 +267,10 @@ class MetricReport:
         return points
 
     def _attributes(self, metric: Metric, labels: Labels) -> dict[str, Attribute]:
-        """Return the attributes of a point, by OpenTelemetry's conventions for HTTP servers or databases.
+        """Return the attributes of a data point, by OpenTelemetry's conventions for HTTP servers or databases.
 
-        *labels* are the values of the metric's labels; those that say nothing, "ok" and OTHER, are left out.
+        *labels* are the values of the metric's labels, in their order; "ok" and OTHER, which have no attribute, are
+        left out. The metric is that of requests, or one of a store.
         """
         attributes: dict[str, Attribute] = {
             ATTRIBUTES[name]: value

@@ -191,14 +191,15 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield the metrics of the service in the form of prometheus_client, with their values at this moment.
 
-        They are those that workers count, those of the state of each process, with its number as label "worker",
-        and those of releases on probation, with the store as label.
+        They are those that workers count; those of the state of each process, with its number as label "worker"; and
+        those of new releases on probation, which are compared with the releases before, with the store as label.
         """
         totals = take_snapshot(self._metrics)
         for metric in TABLE:
             if metric.shown != "none":
                 yield _family(metric, _shown_series(metric, totals))
 
+        # A row of a table has the name of a metric, and a function that reads its values from a state.
         states = self._states()
         for state_metric in STATE_TABLE:
             family = _empty_family(state_metric, "worker", *state_metric.labels.split())
@@ -219,10 +220,10 @@ class Exposition(Collector):
 
 
 def _shown_series(metric: Metric, totals: Snapshot) -> CountsByLabels:
-    """Return the values of a metric by its labels, without the series that are not to be shown.
+    """Return the series of a metric that are shown: values, by the values of the metric's labels.
 
-    `metric.shown` is "all", "counted" (series that are not zero), or the name of a group of metrics, whose first
-    label is the store: then each store is shown that any metric of the group has counted.
+    `metric.shown` is "all", "counted" (series that are not zero), or the name of a group of metrics. The first label
+    of these is the store: all series of a store are shown if any metric of the group has counted something of it.
     """
     if metric.shown == "all":
         return totals[metric]
@@ -242,9 +243,10 @@ def _empty_family(metric: StateMetric | ProbationMetric, *labels: str) -> Counte
 
 
 def _family(metric: Metric, series: CountsByLabels) -> Family:
-    """Return a histogram of prometheus_client if the metric has buckets, else a counter.
+    """Return a metric and its values as prometheus_client has them: a histogram if it has buckets, else a counter.
 
-    *series* has, by the values of the labels, the count of a counter, or that of each bucket and the sum of values.
+    *series* has numbers by the values of the labels: one for a counter; for a histogram, the number of observations in
+    each bucket, then the sum of the observed values.
     """
     names = [*metric.labels]
     if not metric.buckets:
@@ -256,6 +258,6 @@ def _family(metric: Metric, series: CountsByLabels) -> Family:
     histogram = HistogramMetricFamily(metric.name, metric.help, labels=names)
     bounds = [*map(str, metric.buckets), "+Inf"]
     for labels, (*bucket_counts, value_sum) in series.items():
-        cumulative_counts = accumulate(bucket_counts)
+        cumulative_counts = accumulate(bucket_counts)  # Prometheus counts an observation in all larger buckets, too
         histogram.add_metric(labels, list(zip(bounds, cumulative_counts, strict=True)), value_sum)
     return histogram

@@ -106,24 +106,28 @@ class Tracer:
         self._bound = round(sampling.share * (HALF + 1))
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
-        """Start the span of a request; None if the request is not sampled.
+        """Start the span of a request, its part of a trace; None if the request is not sampled.
 
         *traceparent* and *tracestate* are the values of its headers of W3C Trace Context, None if it has none.
         A request with a valid traceparent continues its caller's trace, others begin a trace with a random id. A trace
         is sampled if the lower half of its id is below a bound, the share of sampled requests times 2**64. If sampling
         is parent-based, the caller's flag decides instead.
         """
+        # A new trace is decided first, so that most requests need no parsing.
         new_half = getrandbits(64)
         is_new_sampled = new_half < self._bound
         parent = None
         if traceparent is not None:
-            # Most requests are decided here, without parsing: valid or not, this header starts no span.
+            # Whether this header is valid or not, the request is not sampled.
             if not is_new_sampled and self._parent_based and traceparent[FLAGS_AT : FLAGS_AT + 1] not in SAMPLED:
                 return None
             parent = _match_traceparent(traceparent)
 
+        # Begin a trace.
         if parent is None:
             return RequestSpan(self, trace_id=getrandbits(64) << 64 | new_half) if is_new_sampled else None
+
+        # Continue the caller's trace.
         trace_id = int(parent["trace_id"], 16)
         is_sampled = parent["flags"] in SAMPLED if self._parent_based else trace_id & HALF < self._bound
         if not is_sampled:
@@ -149,7 +153,10 @@ class RequestSpan:
         self._started_ns = time_ns()
 
     def end(self, record: RequestRecord) -> None:
-        """Record the span of a request that is answered, with attributes by OpenTelemetry's conventions for HTTP."""
+        """Record the span of an answered request, with attributes by OpenTelemetry's conventions for HTTP.
+
+        The name of the span is the method and the route's path, such as `GET /v1/recommendations/{user}`.
+        """
         method = record.method if record.method in METHODS else "_OTHER"
         attributes: dict[str, Attribute] = {
             "http.request.method": method,
@@ -169,6 +176,7 @@ class RequestSpan:
             attributes["hotplate.release"] = record.list_origin.release
             attributes["hotplate.source"] = record.list_origin.source
             attributes["hotplate.tier"] = record.list_origin.tier
+
         failed = record.status >= 500
         if failed:
             attributes["error.type"] = str(record.status)
@@ -196,14 +204,16 @@ class RequestSpan:
     def record_store_call(
         self, call: TracedCall, *, span_id: int, started_ns: int, took_ns: int, others: "Sequence[RequestSpan]"
     ) -> None:
-        """Record a call of a store as a child span of this one.
+        """Record a call of a store as a child span of this one, with attributes that the store may have added to.
 
-        The call also read keys for the requests of *others*, to whose spans it is linked. *span_id* is the child's.
+        *span_id* is that of the child; times are in nanoseconds, *started_ns* since 1970. The call also read keys for
+        other requests: the child is linked to their spans, *others*.
         """
         attributes = call.attributes
         name = str(attributes["db.operation.name"])
         if "db.collection.name" in attributes:
             name = f"{name} {attributes['db.collection.name']}"
+
         self._tracer.record(
             Span(
                 name=name,
@@ -242,6 +252,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     the number of keys to read. During the read, the store may add attributes to the context variable `traced_call`.
     """
     first, *others = spans
+
     span_id = getrandbits(64) or 1  # 0 is invalid
     attributes: dict[str, Attribute] = {
         "db.system.name": database_system_of(tier),
@@ -258,7 +269,7 @@ async def traced(reading: Awaitable[T], spans: Sequence[RequestSpan], tier: str,
     try:
         return await reading
     except BaseException as error:
-        is_timeout = isinstance(error, asyncio.CancelledError)  # reads are cancelled by deadlines alone
+        is_timeout = isinstance(error, asyncio.CancelledError)  # only deadlines cancel a read
         call.attributes.setdefault("error.type", "timeout" if is_timeout else type(error).__name__)
         raise
     finally:
