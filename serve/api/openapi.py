@@ -211,8 +211,8 @@ def _schema(kind: object, components: Schema) -> Schema:
 def _describe_operation(operation: Operation, schemas: Schema) -> Schema:
     """Return the operation object of OpenAPI for one method of a path.
 
-    The types of its body and its answer are added to *schemas*. The id is made of method and path, such as
-    `get_v1_recommendations_user`.
+    The types of its body and its answer are added to *schemas*. The id is made of method and path:
+    get_v1_recommendations_user is that of "GET /v1/recommendations/{user}".
     """
     words = re.findall(r"\w+", operation.path)
     described: Schema = {
