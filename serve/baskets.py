@@ -71,10 +71,10 @@ class Baskets:
         """
         if self._fold_in is not None and not basket.list:
             for tier in self._tiers:
-                served = tier.follower.served
-                if served is not None and served.factors is not None:
-                    origin = Origin(tier, served)
-                    return await _compute_by_factors(basket, origin, served.factors, fold_in=self._fold_in)
+                release = tier.follower.live
+                if release is not None and release.factors is not None:
+                    origin = Origin(tier, release)
+                    return await _compute_by_factors(basket, origin, release.factors, fold_in=self._fold_in)
         return await self._compute_by_similar(basket)
 
     async def _compute_by_similar(self, basket: Basket) -> ComputedList:

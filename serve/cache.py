@@ -33,9 +33,9 @@ class Cache:
         """The size of all entries."""
         return sum(shard.bytes for shard in self._shards)
 
-    def get(self, served: ServedRelease, key: str) -> ReadResult:
+    def get(self, release: ServedRelease, key: str) -> ReadResult:
         """Return the list of *key*, None if it is known to be absent, or NOT_CACHED."""
-        entry = served.load_id + key  # unlike a tuple, no work for the garbage collector
+        entry = release.load_id + key  # unlike a tuple, no work for the garbage collector
         value = self._shard_of(entry).get(entry)
         if value is None:
             return NOT_CACHED
@@ -43,12 +43,12 @@ class Cache:
             return value
         return None if value > self._clock() else NOT_CACHED
 
-    def put(self, served: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> None:
+    def put(self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> None:
         """Store the results of *keys* that were read from a release, other than errors."""
         absent_until = self._clock() + ABSENT_S
         for key, result in zip(keys, results, strict=True):
             if not isinstance(result, StoreError):
-                entry = served.load_id + key
+                entry = release.load_id + key
                 self._shard_of(entry).put(entry, absent_until if result is None else result)
 
     def _shard_of(self, entry: str) -> "_Shard":

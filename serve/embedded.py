@@ -200,9 +200,9 @@ def recommendations_of(answer: ListAnswer) -> Recommendations:
     return Recommendations(
         items=decode(answer.items),
         source=encoded.source,
-        release=encoded.served.id,
+        release=encoded.release.id,
         tier=encoded.tier,
-        canary=encoded.served.is_canary,
+        canary=encoded.release.is_canary,
         segment=encoded.segment if encoded.source == "popular" else None,
         list=encoded.name,
         next=answer.next,

@@ -25,7 +25,7 @@ class EncodedList(msgspec.Struct, frozen=True):
     """
 
     tier: str
-    served: ServedRelease
+    release: ServedRelease
     source: str
     body: bytes
     """An opened value."""
@@ -42,7 +42,7 @@ class EncodedList(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """The name of the list in its release; empty for a default list without one."""
-        return self.fallback.list or self.served.manifest.default_list
+        return self.fallback.list or self.release.manifest.default_list
 
 
 class Fallbacks:
@@ -56,11 +56,11 @@ class Fallbacks:
     def first(self, fallback: RowKey, row: RowKey = EVERYBODY, status: Status = "ok") -> EncodedList:
         """Return the popular list of the first tier with a release for *row*; raises NotReady."""
         for tier in self._tiers:
-            served = tier.follower.served_for(row)
-            if served is not None:
-                return self.of_release(tier.name, served, fallback, status)
+            release = tier.follower.release_for(row)
+            if release is not None:
+                return self.of_release(tier.name, release, fallback, status)
         if self._kept is not None:
-            return self.of_release(self._kept.tier, self._kept.served, fallback, status)
+            return self.of_release(self._kept.tier, self._kept.release, fallback, status)
         raise self.not_ready()
 
     def not_ready(self) -> NotReady:
@@ -72,33 +72,33 @@ class Fallbacks:
         """Return the popular list of the release that lacks *row*, or has an error in its *result*, and count it."""
         is_error = isinstance(result, StoreError)
         if not is_error:
-            origin.served.tally.missed.append(row.text)
-        origin.tier.count_lookup(origin.served, "popular", ERROR if is_error else MISS, row.kind)
-        return self.of_release(origin.tier.name, origin.served, fallback, "error" if is_error else "unknown")
+            origin.release.tally.missed.append(row.text)
+        origin.tier.count_lookup(origin.release, "popular", ERROR if is_error else MISS, row.kind)
+        return self.of_release(origin.tier.name, origin.release, fallback, "error" if is_error else "unknown")
 
     def unread(self, row: RowKey, fallback: RowKey) -> EncodedList:
         """Return a popular list after all tiers failed, and count it; raises NotReady."""
         encoded = self.first(fallback, row, "error")
         tier = next(tier for tier in self._tiers if tier.name == encoded.tier)
-        tier.count_lookup(encoded.served, "popular", ERROR, row.kind)
+        tier.count_lookup(encoded.release, "popular", ERROR, row.kind)
         return encoded
 
-    def of_release(self, tier: str, served: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
-        """Return the popular list of *served*, a release in a tier, in the place of another list.
+    def of_release(self, tier: str, release: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
+        """Return the popular list of *release*, in the tier *tier*, in the place of another list.
 
         *fallback* is its key, of a segment of users and a list name. Without a list of the segment, it is that for
         everybody; without both, that of any other served release, with status `error`; an empty list if all lack it.
         """
         overall = fallback.popular()
         for key in (fallback, overall):
-            if key.text in served.popular:
-                return _popular_list(tier, served, key, status)
-        for other in self._all_served():
-            popular = other.served.popular
+            if key.text in release.popular:
+                return _popular_list(tier, release, key, status)
+        for other in self._all_releases():
+            popular = other.release.popular
             if overall.text in popular:
                 key = fallback if fallback.text in popular else overall
-                return _popular_list(other.tier, other.served, key, "error")
-        return _popular_list(tier, served, overall, status)
+                return _popular_list(other.tier, other.release, key, "error")
+        return _popular_list(tier, release, overall, status)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
         """Return a list that was requested by *name*, and count it by that name; it may be empty.
@@ -108,30 +108,30 @@ class Fallbacks:
         """
         if encoded.name != name or is_empty(encoded.body):
             encoded = self._popular_named(name, encoded)
-        encoded.served.tally.count_named(name, OUTCOMES[encoded.status])
+        encoded.release.tally.count_named(name, OUTCOMES[encoded.status])
         return encoded
 
     def _popular_named(self, name: str, encoded: EncodedList) -> EncodedList:
-        for release in self._all_served():
-            stored = release.served.manifest.stored_name(name)
+        for other in self._all_releases():
+            stored = other.release.manifest.stored_name(name)
             if stored is not None:
                 popular = RowKey(POPULAR, encoded.segment, stored)
-                return self.of_release(release.tier, release.served, popular, "error")
-        raise unknown_list(name, encoded.served)
+                return self.of_release(other.tier, other.release, popular, "error")
+        raise unknown_list(name, encoded.release)
 
-    def _all_served(self) -> Iterator[TierRelease]:
+    def _all_releases(self) -> Iterator[TierRelease]:
         for tier in self._tiers:
-            for served in tier.follower.all_served:
-                yield TierRelease(tier.name, served)
+            for release in tier.follower.releases:
+                yield TierRelease(tier.name, release)
 
 
-def _popular_list(tier: str, served: ServedRelease, key: RowKey, status: Status) -> EncodedList:
+def _popular_list(tier: str, release: ServedRelease, key: RowKey, status: Status) -> EncodedList:
     """Return the popular list *key* of a release; an empty one if the release lacks it."""
-    body = served.popular.get(key.text, NO_OFFSET)
-    return EncodedList(tier=tier, served=served, source="popular", body=body, status=status, fallback=key)
+    body = release.popular.get(key.text, NO_OFFSET)
+    return EncodedList(tier=tier, release=release, source="popular", body=body, status=status, fallback=key)
 
 
-def unknown_list(name: str, served: ServedRelease) -> UnknownList:
+def unknown_list(name: str, release: ServedRelease) -> UnknownList:
     """Return the error for a list that a release lacks."""
-    names = filter(None, [served.manifest.default_list, *served.manifest.named])
-    return UnknownList(f"release {served.id} has no list {name!r}; it has {', '.join(names) or 'no named lists'}")
+    names = filter(None, [release.manifest.default_list, *release.manifest.named])
+    return UnknownList(f"release {release.id} has no list {name!r}; it has {', '.join(names) or 'no named lists'}")

@@ -35,7 +35,7 @@ class Cursor(NamedTuple):
     def of(cls, encoded: EncodedList) -> "Cursor":
         """Return the cursor before the first item of a list."""
         named = f"{encoded.fallback.list}\0{encoded.source}\0{encoded.segment}"
-        return cls(_BEGINNING, encoded.served.id, xxh3_64_hexdigest(named.encode()))
+        return cls(_BEGINNING, encoded.release.id, xxh3_64_hexdigest(named.encode()))
 
     def encoded(self) -> str:
         """Return the text for a URL."""
@@ -89,7 +89,7 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
 
 def _places(encoded: EncodedList) -> dict[bytes, int]:
     """Return the places of items by their ids: from 0 in the list, then in the popular lists that may follow it."""
-    popular = encoded.served.popular
+    popular = encoded.release.popular
     bodies = [encoded.body]
     bodies += [popular.get(key.text, NO_OFFSET) for key in (encoded.fallback, encoded.fallback.popular())]
     places = dict[bytes, int]()

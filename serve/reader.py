@@ -188,21 +188,21 @@ class TieredReader:
         await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
         ready = [tier.follower.ready for tier in self.tiers]
         await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
-        if self.first_served is None:
+        if self.first_live is None:
             raise self._fallbacks.not_ready()
 
     @property
-    def first_served(self) -> TierRelease | None:
+    def first_live(self) -> TierRelease | None:
         """The live release of the first tier with one."""
         for tier in self.tiers:
-            served = tier.follower.served
-            if served is not None:
-                return TierRelease(tier.name, served)
+            release = tier.follower.live
+            if release is not None:
+                return TierRelease(tier.name, release)
         return None
 
-    def served_id(self) -> ReleaseId:
+    def live_id(self) -> ReleaseId:
         """Return the id of the first release that is served, or the kept one; raises NotReady."""
-        return self._fallbacks.first(EVERYBODY).served.id
+        return self._fallbacks.first(EVERYBODY).release.id
 
     def row_of(self, kind: str, identifier: str, name: str = "") -> RowKey:
         """Return the key of a row in the list *name*, by default the default one; raises UnknownList and NotReady.
@@ -212,10 +212,10 @@ class TieredReader:
         row = RowKey(kind, identifier)
         if not name:
             return row
-        served = self._fallbacks.first(EVERYBODY, row).served
-        stored = served.manifest.stored_name(name)
+        release = self._fallbacks.first(EVERYBODY, row).release
+        stored = release.manifest.stored_name(name)
         if stored is None:
-            raise unknown_list(name, served)
+            raise unknown_list(name, release)
         return RowKey(kind, identifier, stored)
 
     # One list
@@ -253,7 +253,7 @@ class TieredReader:
             return [None] * len(rows)
 
         first = origins[0]
-        stored = first.served.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
+        stored = first.release.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
         fallback = RowKey(POPULAR, segment, stored)
         wanted = [RowKey(row.kind, row.id, stored) for row in dict.fromkeys(rows)]
         hidden = [row for row in wanted if self._is_hidden(row)]
@@ -266,7 +266,7 @@ class TieredReader:
 
         for row in hidden:
             self.metrics.count_lookup("popular", "miss")
-            lists[row.id] = self._fallbacks.of_release(first.tier.name, first.served, fallback, "unknown")
+            lists[row.id] = self._fallbacks.of_release(first.tier.name, first.release, fallback, "unknown")
         if name:
             lists = {identifier: self.named(name, encoded) for identifier, encoded in lists.items()}
         return [lists.get(row.id) for row in rows]
@@ -280,19 +280,19 @@ class TieredReader:
         if not origins:
             return None
         origin = origins[0]
-        stored = origin.served.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
+        stored = origin.release.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
         row = RowKey(POPULAR, segment, stored)
         self.metrics.count_lookup("popular", "hit")
-        encoded = self._fallbacks.of_release(origin.tier.name, origin.served, row, "ok")
+        encoded = self._fallbacks.of_release(origin.tier.name, origin.release, row, "ok")
         return self.named(name, encoded)
 
-    def _with_release(self, release: str, name: str) -> list[Origin]:
-        """Return where a release, by its id, can be read, if it has the list *name*."""
+    def _with_release(self, release_id: str, name: str) -> list[Origin]:
+        """Return where a release can be read, if it has the list *name*."""
         origins = list[Origin]()
         for tier in self.tiers:
-            served = tier.follower.find(release)
-            if served is not None and served.manifest.stored_name(name) is not None:
-                origins.append(Origin(tier, served))
+            release = tier.follower.find(release_id)
+            if release is not None and release.manifest.stored_name(name) is not None:
+                origins.append(Origin(tier, release))
         return origins
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:
@@ -316,9 +316,9 @@ class TieredReader:
     def hit(self, origin: Origin, row: RowKey, body: bytes, fallback: RowKey) -> EncodedList:
         """Return a list that was read, and count it."""
         source = SOURCES[row.kind]
-        origin.tier.count_lookup(origin.served, source, HIT, row.kind)
+        origin.tier.count_lookup(origin.release, source, HIT, row.kind)
         return EncodedList(
-            tier=origin.tier.name, served=origin.served, source=source, body=body, status="ok", fallback=fallback
+            tier=origin.tier.name, release=origin.release, source=source, body=body, status="ok", fallback=fallback
         )
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
@@ -433,8 +433,8 @@ class TieredReader:
         if len(lists) == len(rows):
             return lists
 
-        self.served_id()  # raises NotReady
-        if must_read and (batch.failure is not None or self.first_served is None):
+        self.live_id()  # raises NotReady
+        if must_read and (batch.failure is not None or self.first_live is None):
             raise StoreUnavailable("no store can be read for now") from batch.failure
         for part in self._batches.cached([row for row in rows if row.id not in lists]):
             self._add_lists(lists, part, fallbacks)
@@ -451,7 +451,7 @@ class TieredReader:
         if not part.rows:
             return
         tier = part.origin.tier
-        served = part.origin.served
+        release = part.origin.release
         kind = part.rows[0].kind
         source = SOURCES[kind]
         hits = 0
@@ -459,20 +459,20 @@ class TieredReader:
             fallback = fallbacks[row.list]
             if isinstance(result, bytes) and not is_empty(result):
                 lists[row.id] = EncodedList(
-                    tier=tier.name, served=served, source=source, body=result, status="ok", fallback=fallback
+                    tier=tier.name, release=release, source=source, body=result, status="ok", fallback=fallback
                 )
                 hits += 1
             else:
                 lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)
-        tier.count_lookup(served, source, HIT, kind, hits)
+        tier.count_lookup(release, source, HIT, kind, hits)
 
     def _hidden_in_batch(self, row: RowKey, fallback: RowKey, batch: BatchRead) -> EncodedList:
         """Return the popular list for a hidden user, of the release that was read for the other users."""
         self.metrics.count_lookup("popular", "miss")
         encoded = self._fallbacks.first(fallback, row, "unknown")
         for part in batch.parts:
-            if part.origin.served.is_canary == encoded.served.is_canary:
-                return self._fallbacks.of_release(part.origin.tier.name, part.origin.served, fallback, "unknown")
+            if part.origin.release.is_canary == encoded.release.is_canary:
+                return self._fallbacks.of_release(part.origin.tier.name, part.origin.release, fallback, "unknown")
         return encoded
 
     # Lists for baskets
@@ -514,11 +514,11 @@ class TieredReader:
             encoded = self._fallbacks.missed(computed.origin, row, computed.failure, fallback)
         else:
             tier = computed.origin.tier
-            served = computed.origin.served
-            tier.count_lookup(served, "fold-in", HIT, ITEM)
+            release = computed.origin.release
+            tier.count_lookup(release, "fold-in", HIT, ITEM)
             encoded = EncodedList(
                 tier=tier.name,
-                served=served,
+                release=release,
                 source="fold-in",
                 body=encode(computed.items),
                 status="ok",

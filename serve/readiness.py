@@ -82,7 +82,7 @@ class WorkerReadiness:
 
 def status_of_tiers(tiers: Sequence[Tier]) -> Status:
     """Return READY if all tiers can be read, DEGRADED if some serve a release, and otherwise NOT_READY."""
-    if not any(tier.follower.served for tier in tiers):
+    if not any(tier.follower.live for tier in tiers):
         return Status.NOT_READY
-    are_whole = all(tier.follower.served and tier.error is None for tier in tiers)
+    are_whole = all(tier.follower.live and tier.error is None for tier in tiers)
     return Status.READY if are_whole else Status.DEGRADED

@@ -110,11 +110,11 @@ class Shaper:
         """Return the first items of the list itself that are in none of *left_out* and meet `where`."""
         where = selection.only.where
         if encoded.source == "popular":  # which is kept under each `where`
-            popular = self._popular(encoded.served, encoded.fallback, where)
+            popular = self._popular(encoded.release, encoded.fallback, where)
             return cut_without(popular, selection.n, *left_out)
         if not where:
             return cut_without(encoded.body, selection.n, *left_out)
-        rejected = _filters_of(encoded.served).rejected(where, self._deny_list.current.overrides)
+        rejected = _filters_of(encoded.release).rejected(where, self._deny_list.current.overrides)
         return cut_without(encoded.body, selection.n, *left_out, rejected)
 
     def _popular_filling(
@@ -129,25 +129,25 @@ class Shaper:
         shown = frozenset(ids_of(items))
         filling = b""
         for fallback in dict.fromkeys((of_segment, of_everybody)):  # which may be the same
-            popular = self._popular(encoded.served, fallback, selection.only.where)
+            popular = self._popular(encoded.release, fallback, selection.only.where)
             more = cut_without(popular, selection.n - len(shown), shown, *left_out)
             filling = SEPARATOR.join(filter(None, [filling, more]))
             shown = shown.union(ids_of(more))
         return filling
 
-    def _popular(self, served: ServedRelease, fallback: RowKey, where: str) -> bytes:
+    def _popular(self, release: ServedRelease, fallback: RowKey, where: str) -> bytes:
         """Return the popular list of a key, without items that do not meet *where*; empty if the release has none."""
-        body = served.popular.get(fallback.text, NO_OFFSET)
+        body = release.popular.get(fallback.text, NO_OFFSET)
         if not where:
             return body
-        return _filters_of(served).popular(fallback, body, where, self._deny_list.current.overrides)
+        return _filters_of(release).popular(fallback, body, where, self._deny_list.current.overrides)
 
 
-def _filters_of(served: ServedRelease) -> ReleaseFilters:
+def _filters_of(release: ServedRelease) -> ReleaseFilters:
     """Return the filters of a release; raises StoreUnavailable if it has attributes that could not be read."""
-    if served.filters is NO_FILTERS and served.manifest.origin.item_attributes.pieces:
-        raise StoreUnavailable(f"the item attributes of release {served.id} cannot be read for now")
-    return served.filters
+    if release.filters is NO_FILTERS and release.manifest.origin.item_attributes.pieces:
+        raise StoreUnavailable(f"the item attributes of release {release.id} cannot be read for now")
+    return release.filters
 
 
 def _marked(items: bytes) -> bytes:

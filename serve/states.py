@@ -182,22 +182,22 @@ class Reporter:
         """Return numbers of lookups, in the order of LOOKUP_OUTCOMES, by the id of the release, over all tiers."""
         totals = dict[str, list[int]]()
         for tier in self._tiers:
-            for served in tier.follower.all_served:
-                lookups = served.tally.lookups
-                total = totals.get(served.id, [0] * len(lookups))
-                totals[served.id] = list(map(add, total, lookups))
+            for release in tier.follower.releases:
+                lookups = release.tally.lookups
+                total = totals.get(release.id, [0] * len(lookups))
+                totals[release.id] = list(map(add, total, lookups))
         return totals
 
     def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
         """Return the lookups of named lists by the id of the release and the name of the list, summed over the tiers.
 
-        There is one number per outcome: hits, misses, errors. `served.tally.by_list` has those of one tier.
+        There is one number per outcome: hits, misses, errors. `release.tally.by_list` has those of one tier.
         """
         totals = dict[str, dict[str, list[int]]]()
         for tier in self._tiers:
-            for served in tier.follower.all_served:
-                for name, lookups in served.tally.by_list.items():
-                    lists = totals.setdefault(served.id, {})
+            for release in tier.follower.releases:
+                for name, lookups in release.tally.by_list.items():
+                    lists = totals.setdefault(release.id, {})
                     total = lists.get(name, [0] * len(lookups))
                     lists[name] = list(map(add, total, lookups))
         return totals
@@ -205,22 +205,22 @@ class Reporter:
 
 def _tier_state(tier: Tier) -> TierState:
     """Return what a tier serves, and its findings, sentences on problems of the store or the release."""
-    served = tier.follower.served
+    release = tier.follower.live
     canary = tier.follower.canary
     findings = tier.findings
-    if served is None and tier.error is None:
+    if release is None and tier.error is None:
         findings.insert(0, ServiceFinding("store", "the live release is being loaded"))
     return TierState(
         tier=tier.name,
-        release=None if served is None else served.id,
+        release=None if release is None else release.id,
         findings=short(findings),
         breaker_open=tier.breaker.is_open,
-        written_at=None if served is None else served.manifest.created_at,
-        learnt_until=None if served is None else served.manifest.learnt_until,
-        rules=() if served is None else served.manifest.rules,
+        written_at=None if release is None else release.manifest.created_at,
+        learnt_until=None if release is None else release.manifest.learnt_until,
+        rules=() if release is None else release.manifest.rules,
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
-        canary=None if canary is None else canary.served.id,
+        canary=None if canary is None else canary.release.id,
         canary_counts=tier.follower.canary_follower.counts,
         stopped_canary=tier.follower.canary_follower.stopped,
     )

@@ -95,22 +95,22 @@ def get_nowait(
     in its release. If the row is absent everywhere, the origin of the result is the first tier that lacks it.
     """
     first_missed = missed
-    lacking = [] if missed is None else [missed.served.id]
+    lacking = [] if missed is None else [missed.release.id]
     """Ids of releases without the row."""
 
     for tier in tiers:
-        served = tier.follower.served_for(row)
-        if served is None or (lacking and served.id in lacking):
+        release = tier.follower.release_for(row)
+        if release is None or (lacking and release.id in lacking):
             continue
-        result = tier.get(served, row.text)
+        result = tier.get(release, row.text)
         if isinstance(result, StoreError):
             if late:
                 continue
             return None
-        origin = Origin(tier, served)
+        origin = Origin(tier, release)
         if result is not None and not is_empty(result):
             return RowRead(origin, result)
-        lacking.append(served.id)
+        lacking.append(release.id)
         if first_missed is None:
             first_missed = origin
     return RowRead(first_missed, None)
@@ -174,7 +174,7 @@ class TierWalk(ABC):
         """
         tier = self.tiers[tier_index]
         keys = [row.text for row in group.rows]
-        reading = tier.read(group.served, keys, self.share_s(tier_index))
+        reading = tier.read(group.release, keys, self.share_s(tier_index))
         if self.caller_deadline is not None:
             caller_share_s = _share_s(self.caller_deadline, len(self.tiers) - tier_index)
             reading = _within(caller_share_s, reading)
@@ -186,7 +186,7 @@ class TierWalk(ABC):
             if not isinstance(error, ReleaseCorrupt):  # damaged rows do not mean that the store cannot be read
                 self.failure = error
             return group.rows
-        return self.settle(RowsRead(Origin(tier, group.served), group.rows, results))
+        return self.settle(RowsRead(Origin(tier, group.release), group.rows, results))
 
     def share_s(self, tier_index: int) -> float:
         """Return the time for the tier at *tier_index*."""
@@ -218,8 +218,8 @@ class ReleaseRead(BatchRead):
 
     def groups(self, tier: Tier, rows: Sequence[RowKey]) -> Sequence[RowsOfRelease]:
         """Return the release if the tier serves it, or has served it before the live one."""
-        served = tier.follower.find(self.release)
-        return [] if served is None else [RowsOfRelease(served, rows)]
+        release = tier.follower.find(self.release)
+        return [] if release is None else [RowsOfRelease(release, rows)]
 
     async def read_group(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows like `read_tier`; those of a release that is gone are to be read in the tiers after it."""
@@ -285,8 +285,8 @@ def _share_s(until: float, tiers: int) -> float:
 
 def read_nowait(tier: Tier, group: RowsOfRelease) -> RowsRead:
     """Read rows of one release without I/O: the results of those that need it are errors."""
-    results = [tier.get(group.served, row.text) for row in group.rows]
-    return RowsRead(Origin(tier, group.served), group.rows, results)
+    results = [tier.get(group.release, row.text) for row in group.rows]
+    return RowsRead(Origin(tier, group.release), group.rows, results)
 
 
 async def _within(timeout_s: float, reading: Coroutine[Any, Any, list[ReadResult]]) -> list[ReadResult]:

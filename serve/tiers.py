@@ -61,7 +61,7 @@ class SentRead(msgspec.Struct, frozen=True, eq=False):
     """A read that a store has sent."""
 
     sender: SendingReader
-    served: ServedRelease
+    release: ServedRelease
     keys: Sequence[str]
     replies: asyncio.Future[list[ReadResult]]
     expiring: set[asyncio.Future[list[ReadResult]]]
@@ -104,9 +104,9 @@ class Tier:
         findings = self.follower.findings
         if self.breaker.is_open:
             findings.append(ServiceFinding("circuit", self.breaker.open_because))
-        for served in self.follower.all_served:
-            if served.ref in self._damaged:
-                findings.append(ServiceFinding("damage", _damage_of(served.id)))
+        for release in self.follower.releases:
+            if release.ref in self._damaged:
+                findings.append(ServiceFinding("damage", _damage_of(release.id)))
         return sorted(findings, key=lambda finding: not finding.is_error)
 
     @property
@@ -128,58 +128,58 @@ class Tier:
         """Whether no row can be read at once."""
         return self._local is None and self._cache is None
 
-    def local_rows(self, served: ServedRelease) -> LocalRows | None:
+    def local_rows(self, release: ServedRelease) -> LocalRows | None:
         """Return the rows of a release for the fast lane; None if they are to be read by `get`."""
         if self._local is None:
             return None
         try:
-            return self._local.rows_of(served.ref)
+            return self._local.rows_of(release.ref)
         except StoreError:
             return None
 
-    def get(self, served: ServedRelease, key: str) -> ReadResult:
+    def get(self, release: ServedRelease, key: str) -> ReadResult:
         """Read one key without I/O; returns a StoreError if that is impossible."""
         if self._local is not None:
-            return self._get_local(self._local, served, key)
+            return self._get_local(self._local, release, key)
         if self._cache is None:
             return NOT_CACHED
-        result = self._cache.get(served, key)
+        result = self._cache.get(release, key)
         if result is not NOT_CACHED:
             self.counters.count_cached()
         return result
 
-    def _get_local(self, reader: LocalReader, served: ServedRelease, key: str) -> ReadResult:
+    def _get_local(self, reader: LocalReader, release: ServedRelease, key: str) -> ReadResult:
         """Read, time and decode one key of a store in this process; damage is a StoreError."""
         started = perf_counter()
         try:
-            value = reader.get(served.ref, key)
+            value = reader.get(release.ref, key)
             took_s = perf_counter() - started
-            self.counters.observe_local_read(took_s, self.follower.role_of(served))
-            return None if value is None else served.decode(key, value)
+            self.counters.observe_local_read(took_s, self.follower.role_of(release))
+            return None if value is None else release.decode(key, value)
         except StoreError as error:
             return error
         except Exception:  # noqa: BLE001 -- an unreadable page must not become a 500
             return _UNREADABLE
 
-    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
-        """Read *keys* in *served*, from the cache where it has them: one decoded result per key.
+    async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* in *release*, from the cache where it has them: one decoded result per key.
 
         The time limit is for remote stores, and for reading the catalogue. Raises ReleaseMoved, and StoreError if
         nothing could be read in time or the circuit is open.
         """
         if self._local is not None:
-            return await self._read_or_follow(served, keys, loop_time() + timeout_s)
+            return await self._read_or_follow(release, keys, loop_time() + timeout_s)
         if self._cache is None:
-            return await self._read_in_time(served, keys, timeout_s)
-        results = [self.get(served, key) for key in keys]
+            return await self._read_in_time(release, keys, timeout_s)
+        results = [self.get(release, key) for key in keys]
         uncached = [place for place, result in enumerate(results) if result is NOT_CACHED]
         if uncached:
-            uncached_results = await self._read_in_time(served, [keys[place] for place in uncached], timeout_s)
+            uncached_results = await self._read_in_time(release, [keys[place] for place in uncached], timeout_s)
             for place, result in zip(uncached, uncached_results, strict=True):
                 results[place] = result
         return results
 
-    def send(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
+    def send(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
         """Send a read of *keys*, which are not cached, so that no task has to wait for it.
 
         `SentRead.replies` is done once the store has answered or the time is over; then `received` returns the results.
@@ -192,7 +192,7 @@ class Tier:
             return None
         sent_at = perf_counter()
         try:
-            replies = self._sender.send(served.ref, keys)
+            replies = self._sender.send(release.ref, keys)
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
             self.counters.count_failed_attempt(error)
             return None
@@ -200,7 +200,7 @@ class Tier:
             return None
         return SentRead(
             sender=self._sender,
-            served=served,
+            release=release,
             keys=keys,
             replies=replies,
             expiring=self._sent_deadlines.add(replies, loop_time() + timeout_s),
@@ -215,20 +215,20 @@ class Tier:
         """
         read.expiring.discard(read.replies)
         if read.replies.cancelled():  # by `_sent_deadlines`
-            self._observe_call(read.served, read.sent_at, "error")
+            self._observe_call(read.release, read.sent_at, "error")
             raise self.breaker.timed_out(read.timeout_s)
         try:
-            results = read.sender.received(read.served.ref, read.replies.result())
+            results = read.sender.received(read.release.ref, read.replies.result())
         except ReleaseNotFound:  # no failure of the store
             return None
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
             self.counters.count_failed_attempt(error)
             return None
-        self._observe_call(read.served, read.sent_at, "ok")
+        self._observe_call(read.release, read.sent_at, "ok")
         self.breaker.succeeded()
-        return self._decode_and_cache(read.served, read.keys, results)
+        return self._decode_and_cache(read.release, read.keys, results)
 
-    async def _read_in_time(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+    async def _read_in_time(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
         """Read *keys* of a remote store within a time limit, if the circuit breaker allows it, and tell it the outcome.
 
         Raises StoreUnavailable if the circuit is open or the time is over, and as `_read_or_follow`.
@@ -238,7 +238,7 @@ class Tier:
         is_probe = self.breaker.is_open
         deadline = loop_time() + timeout_s
         try:
-            results = await self._deadlines.until(deadline, self._read_or_follow(served, keys, deadline))
+            results = await self._deadlines.until(deadline, self._read_or_follow(release, keys, deadline))
         except asyncio.CancelledError:  # says nothing about the store
             if is_probe:
                 self.breaker.probe_cancelled()
@@ -254,7 +254,7 @@ class Tier:
         self.breaker.succeeded()
         return results
 
-    async def _read_or_follow(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
+    async def _read_or_follow(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read *keys* in calls of the store's size.
 
         If the release is gone, reads the catalogue: raises ReleaseMoved if another release is followed then, in which
@@ -262,53 +262,55 @@ class Tier:
         """
         try:
             if self._local is not None:
-                return await self._read_local(served, keys)
+                return await self._read_local(release, keys)
             if len(keys) > self.reader.batch:
-                return await self._read_batches(served, keys, deadline)
-            return await self._read_batch(served, keys, deadline)
+                return await self._read_batches(release, keys, deadline)
+            return await self._read_batch(release, keys, deadline)
         except ReleaseNotFound:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):  # that of a local store, too
                     await self.follower.refresh()
             # There is always another one for a canary, the live one, and none is needed for the release before.
-            self.follower.canary_follower.drop(served)
-            self.follower.drop_previous(served)
-            if any(followed is served for followed in self.follower.all_served):
+            self.follower.canary_follower.drop(release)
+            self.follower.drop_previous(release)
+            if any(followed is release for followed in self.follower.releases):
                 raise
-            raise ReleaseMoved(f"release {served.id} is gone") from None
+            raise ReleaseMoved(f"release {release.id} is gone") from None
 
-    async def _read_local(self, served: ServedRelease, keys: Sequence[str]) -> list[ReadResult]:
+    async def _read_local(self, release: ServedRelease, keys: Sequence[str]) -> list[ReadResult]:
         """Read batches in turn; other requests run between them."""
         results = list[ReadResult]()
         for batch in batches_of(keys, KEYS_AT_ONCE):
             if results:
                 await asyncio.sleep(0)
-            results += await self._read_part(served, batch, None)
+            results += await self._read_part(release, batch, None)
         return _unless_all_failed(results)
 
-    async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
+    async def _read_batches(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
         """Read batches at once."""
-        parts = [self._read_part(served, batch, deadline) for batch in batches_of(keys, self.reader.batch)]
+        parts = [self._read_part(release, batch, deadline) for batch in batches_of(keys, self.reader.batch)]
         return _unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
-    async def _read_part(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
+    async def _read_part(self, release: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
         """Read one of several batches; its failure becomes the result of each of its keys.
 
         ReleaseNotFound is raised at once, to leave time for the next release.
         """
         try:
-            return await self._read_batch(served, keys, deadline)
+            return await self._read_batch(release, keys, deadline)
         except ReleaseNotFound:
             raise
         except StoreError as error:
             return [error] * len(keys)
 
-    async def _read_batch(self, served: ServedRelease, keys: Sequence[str], deadline: float | None) -> list[ReadResult]:
+    async def _read_batch(
+        self, release: ServedRelease, keys: Sequence[str], deadline: float | None
+    ) -> list[ReadResult]:
         """Read *keys* by one call of the store, which is counted, timed and traced; without a *deadline* if local."""
         started = perf_counter()
         outcome = "error"
         try:
-            results = await self._call(served, keys, deadline)
+            results = await self._call(release, keys, deadline)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
@@ -317,27 +319,27 @@ class Tier:
             # A local store also raises other exceptions for a damaged value; of a remote one, they are defects.
             if self._local is None and not isinstance(error, StoreError):
                 raise StoreDefect(f"{self.name} failed with {type(error).__name__}; the log says where") from error
-            raise self._result_of_error(served, error) from error.__cause__
+            raise self._result_of_error(release, error) from error.__cause__
         finally:
-            self._observe_call(served, started, outcome)
-        return self._decode_and_cache(served, keys, results)
+            self._observe_call(release, started, outcome)
+        return self._decode_and_cache(release, keys, results)
 
-    def _observe_call(self, served: ServedRelease, started: float, outcome: str) -> None:
+    def _observe_call(self, release: ServedRelease, started: float, outcome: str) -> None:
         """Count a call of the store that began at *started* (`perf_counter`); *outcome* is one of OUTCOMES."""
-        self.counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(served))
+        self.counters.observe_call(outcome, perf_counter() - started, self.follower.role_of(release))
 
     def _decode_and_cache(
-        self, served: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]
+        self, release: ServedRelease, keys: Sequence[str], values: Sequence[ReadResult]
     ) -> list[ReadResult]:
         """Decode the results of a store, and cache them."""
-        results = self._decode_results(served, keys, values)
+        results = self._decode_results(release, keys, values)
         if self._cache is not None:
-            self._cache.put(served, keys, results)
+            self._cache.put(release, keys, results)
             self.counters.count_uncached(len(keys))
         return results
 
     def _call(
-        self, served: ServedRelease, keys: Sequence[str], deadline: float | None
+        self, release: ServedRelease, keys: Sequence[str], deadline: float | None
     ) -> Coroutine[Any, Any, list[ReadResult]]:
         """Return the call of the store for *keys*, to be awaited.
 
@@ -345,37 +347,37 @@ class Tier:
         local stores, it has no time limit.
         """
         if deadline is None:
-            return self.reader.get_many(served.ref, keys)
+            return self.reader.get_many(release.ref, keys)
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
         if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
-            call = hedge.get_many(served.ref, keys, served.decode, timeout_s=timeout_s)
+            call = hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
         else:
-            call = self.reader.get_many(served.ref, keys, timeout_s=timeout_s)
+            call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
 
     def _decode_results(
-        self, served: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
+        self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
     ) -> list[ReadResult]:
         """Decode the values of *keys*; a damaged value becomes an error, which is counted.
 
         The result of a key is its bytes, None if it is absent, or an error. In one loop, because a call per result
         doubles the time.
         """
-        decode = served.decode
+        decode = release.decode
         decoded: list[ReadResult] = []
         for key, result in zip(keys, results, strict=True):
             if isinstance(result, bytes):
                 try:
                     decoded.append(decode(key, result))
                 except Exception as error:  # noqa: BLE001 -- damage must not become a 500
-                    decoded.append(self._result_of_error(served, error))
+                    decoded.append(self._result_of_error(release, error))
             else:
-                decoded.append(self._result_of_error(served, result) if isinstance(result, StoreError) else result)
+                decoded.append(self._result_of_error(release, result) if isinstance(result, StoreError) else result)
         return decoded
 
-    def _result_of_error(self, served: ServedRelease, error: Exception) -> StoreError:
+    def _result_of_error(self, release: ServedRelease, error: Exception) -> StoreError:
         """Return the error that is the result of a key, whose read or decoding raised *error*.
 
         A StoreError is returned as it is, but for ReleaseCorrupt. This and any other exception mean that the value is
@@ -385,22 +387,22 @@ class Tier:
             return error
 
         self.counters.count_damage()
-        served.tally.damaged += 1
-        damage = ReleaseCorrupt(_damage_of(served.id))
-        if served.ref not in self._damaged:
-            followed = {release.ref for release in self.follower.all_served}
+        release.tally.damaged += 1
+        damage = ReleaseCorrupt(_damage_of(release.id))
+        if release.ref not in self._damaged:
+            followed = {served.ref for served in self.follower.releases}
             self._damaged &= followed
-            self._damaged.add(served.ref)
+            self._damaged.add(release.ref)
             log.error("%s: %s", self.name, damage, exc_info=None if isinstance(error, ReleaseCorrupt) else error)
         return damage
 
-    def count_lookup(self, served: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
+    def count_lookup(self, release: ServedRelease, source: str, outcome: int, kind: str, lists: int = 1) -> None:
         """Count *lists* from a *source*, one of SOURCES; *outcome* is an index of LOOKUP_OUTCOMES, *kind* of the rows.
 
         During a canary, lists of users are also counted by role, for its judgement.
         """
-        served.tally.lookups[outcome] += lists
-        role = self.follower.role_of(served) if kind == USER else None
+        release.tally.lookups[outcome] += lists
+        role = self.follower.role_of(release) if kind == USER else None
         self.counters.count_lookups(source, LOOKUP_OUTCOMES[outcome], lists, role)
 
 
@@ -408,7 +410,7 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
     """The tier and the release that a row was read from."""
 
     tier: Tier
-    served: ServedRelease
+    release: ServedRelease
 
 
 def _cancel(replies: asyncio.Future[list[ReadResult]]) -> None:

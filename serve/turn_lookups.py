@@ -78,20 +78,20 @@ class _Turn(TierWalk, Generic[Waiter]):
         absent = list[RowKey]()
         unread = group.rows
         if self.missed:
-            absent = [row for row in group.rows if self._is_absent(row, group.served)]
-            unread = [row for row in group.rows if not self._is_absent(row, group.served)]
+            absent = [row for row in group.rows if self._is_absent(row, group.release)]
+            unread = [row for row in group.rows if not self._is_absent(row, group.release)]
         if not unread:
             return absent
 
         if self.spans:
             spans = [span for row in unread for span in self.spans.get(row, ())]
             sampled_requests.set(tuple(spans))  # of this task only
-        unsettled = await super().read_once(tier_index, RowsOfRelease(group.served, unread))
+        unsettled = await super().read_once(tier_index, RowsOfRelease(group.release, unread))
         return [*absent, *unsettled]
 
-    def _is_absent(self, row: RowKey, served: ServedRelease) -> bool:
+    def _is_absent(self, row: RowKey, release: ServedRelease) -> bool:
         """Return whether a tier has been read that lacks a row in this release."""
-        return any(origin.served.id == served.id for origin in self.missed.get(row, ()))
+        return any(origin.release.id == release.id for origin in self.missed.get(row, ()))
 
 
 class TurnLookups(Generic[Waiter]):
@@ -186,7 +186,7 @@ class TurnLookups(Generic[Waiter]):
         groups = turn.groups(tier, rows)
         if len(groups) != 1 or turn.spans:
             return False
-        read = tier.send(groups[0].served, [row.text for row in rows], turn.share_s(0))
+        read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(0))
         if read is None:
             return False
         self._reads.add(read.replies)
@@ -208,7 +208,7 @@ class TurnLookups(Generic[Waiter]):
             if results is None:  # failed
                 next_tier = 0
             else:
-                unsettled = turn.settle(RowsRead(Origin(tier, read.served), rows, results))
+                unsettled = turn.settle(RowsRead(Origin(tier, read.release), rows, results))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:

@@ -97,7 +97,7 @@ class Handlers:
         release_headers = releases(lists)
         if not lists:  # an empty batch: check its list name and find the release all the same
             self._reader.row_of(POPULAR, batch.segment, batch.list)  # raises UnknownList
-            release_headers = {RELEASE: self._reader.served_id()}
+            release_headers = {RELEASE: self._reader.live_id()}
         release = release_headers[RELEASE]
 
         elements = results(requests, lists, self._shaper)  # JSON objects, made when they are iterated over
@@ -223,8 +223,8 @@ def _paging_members(answer: ListAnswer) -> bytes:
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
     """Return headers with the live release and the canary; without live lists, RELEASE is the canary."""
-    canary = next((encoded.served.id for encoded in answers if encoded.served.is_canary), None)
-    live = next((encoded.served.id for encoded in answers if not encoded.served.is_canary), canary)
+    canary = next((encoded.release.id for encoded in answers if encoded.release.is_canary), None)
+    live = next((encoded.release.id for encoded in answers if not encoded.release.is_canary), canary)
     return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}
 
 
@@ -233,10 +233,10 @@ def list_headers(encoded: EncodedList, source: str, cache: str) -> dict[str, str
     headers = {
         "Content-Type": JSON,
         "Cache-Control": cache if encoded.source == source else NO_STORE,
-        RELEASE: encoded.served.id,
+        RELEASE: encoded.release.id,
     }
-    if encoded.served.is_canary:
-        headers[CANARY] = encoded.served.id
+    if encoded.release.is_canary:
+        headers[CANARY] = encoded.release.id
     return headers
 
 
@@ -252,10 +252,10 @@ def list_head(encoded: EncodedList) -> bytes:
     that it was read from. The canary, the name of a named list, and the segment of a popular list are members only
     where they apply. Ends with the start of the items: `"release":"…","source":"personal","tier":"redis","items":[`.
     """
-    release = encoded.served.id.encode()
+    release = encoded.release.id.encode()
     source = encoded.source.encode()
     tier = encoded.tier.encode()
-    canary = b'"canary":true,' if encoded.served.is_canary else b""
+    canary = b'"canary":true,' if encoded.release.is_canary else b""
     name = b'"list":"%b",' % encoded.name.encode() if encoded.name else b""
     segment = b'"segment":%b,' % orjson.dumps(encoded.segment) if encoded.source == "popular" else b""
     return b'"release":"%b",%b%b"source":"%b",%b"tier":"%b","items":[' % (release, canary, name, source, segment, tier)
@@ -263,7 +263,7 @@ def list_head(encoded: EncodedList) -> bytes:
 
 def origin_of(encoded: EncodedList, items: bytes) -> ListOrigin:
     """Return the origin of a list, for logs and spans."""
-    return ListOrigin(encoded.served.id, encoded.source, encoded.tier, items, encoded.name)
+    return ListOrigin(encoded.release.id, encoded.source, encoded.tier, items, encoded.name)
 
 
 def conditional(request: web.BaseRequest, body: bytes, headers: dict[str, str]) -> web.Response:
@@ -313,7 +313,7 @@ class _SharedParts:
 
     def head(self, encoded: EncodedList) -> bytes:
         """Return the members between a user and their items, which depend on the status and the release."""
-        key = encoded.status, id(encoded.served)
+        key = encoded.status, id(encoded.release)
         head = self._heads.get(key)
         if head is None:
             head = b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
@@ -322,7 +322,7 @@ class _SharedParts:
 
     def popular_items(self, encoded: EncodedList, selection: Selection) -> bytes:
         """Return the items of a popular list in the form that was requested."""
-        key = encoded.status, id(encoded.served), selection
+        key = encoded.status, id(encoded.release), selection
         items = self._popular_items.get(key)
         if items is None:
             items = self._shaper.shape(encoded, selection)

@@ -131,7 +131,7 @@ class Scoring:
         rows = _parse_rows(await read_body(request))
         valid_rows = [row for row in rows if isinstance(row, ScoreRow)]
 
-        release = self._reader.served_id()  # raises NotReady, also if no row is valid
+        release = self._reader.live_id()  # raises NotReady, also if no row is valid
         requests = [ListRequest(USER, str(row.user), selection=Selection(row.n or DEFAULT_N)) for row in valid_rows]
         try:
             lists = await self._reader.personal_many([wanted.id for wanted in requests], must_read=True)

@@ -18,7 +18,7 @@ The lane reads three kinds of memory and writes one:
 
     request     a Py_buffer of the caller, held for the length of `answer`
     row         a Py_buffer of the stored value, held until its items are copied
-    header      bytes objects that `_Frame`, `_Source` and `Lane` own
+    header      bytes objects that `_Template`, `_LocalRelease` and `Lane` own
     answer      a new bytes object of the exact size, which nobody else has seen yet
 
 A `Span` is a part of such a buffer: its start and its end. Only functions below "Reading" advance a start, and each
@@ -110,7 +110,7 @@ if (ROW_CHECKSUM, ROW_HEADER) != (CHECKSUM_BYTES, CHECKSUM_BYTES + OFFSET_BYTES)
 
 # Entries of each table of remembered credentials, queries and heads, which are emptied when full.
 cdef Py_ssize_t MAX_REMEMBERED = 1024
-cdef Py_ssize_t MAX_FRAMES = 64
+cdef Py_ssize_t MAX_TEMPLATES = 64
 
 ctypedef const unsigned char* Bytes
 
@@ -129,8 +129,8 @@ cdef struct Parsed:
     Span values[8]  # of READ_HEADERS
 
 
-cdef struct Room:
-    # Memory of a new bytes object: from the next byte to write to its end.
+cdef struct Output:
+    # The part of a new bytes object that is not written yet.
     unsigned char* next
     unsigned char* end
 
@@ -402,14 +402,14 @@ cdef bint _is_whole(bytes key, Span row, object seed) except -1:
     cdef Py_ssize_t body_size = _size(row) - ROW_CHECKSUM
     cdef bytes hashed
     cdef uint64_t expected
-    cdef Room room
+    cdef Output output
     cdef int place
     if body_size < ROW_HEADER - ROW_CHECKSUM:
         return False
     hashed = PyBytes_FromStringAndSize(NULL, key_size + body_size)
-    room = _room(hashed)
-    _put_bytes(&room, key)
-    _put(&room, row.start + ROW_CHECKSUM, body_size)
+    output = _output(hashed)
+    _put_bytes(&output, key)
+    _put(&output, row.start + ROW_CHECKSUM, body_size)
     expected = xxh3_64_intdigest(hashed, seed)
     for place in range(ROW_CHECKSUM):
         if row.start[place] != <unsigned char>_base64[expected >> (58 - 6 * place) & 63]:
@@ -474,31 +474,31 @@ cdef Py_ssize_t _LENGTH_LINE_SIZE = 16
 cdef const char* _DATE_LINE = b"Date: "
 cdef Py_ssize_t _DATE_LINE_SIZE = 6
 
-cdef inline Room _room(bytes new):
+cdef inline Output _output(bytes new):
     """Return the memory of a new bytes object, which only the caller has."""
-    cdef Room room
-    room.next = <unsigned char*>PyBytes_AS_STRING(new)
-    room.end = room.next + PyBytes_GET_SIZE(new)
-    return room
+    cdef Output output
+    output.next = <unsigned char*>PyBytes_AS_STRING(new)
+    output.end = output.next + PyBytes_GET_SIZE(new)
+    return output
 
 
-cdef inline int _put(Room* room, const void* source, Py_ssize_t size) except -1:
-    """Copy *size* bytes of *source* to the next bytes of *room*; raise SystemError if they do not fit."""
-    if size < 0 or size > room.end - room.next:
+cdef inline int _put(Output* output, const void* source, Py_ssize_t size) except -1:
+    """Copy *size* bytes of *source* to the next bytes of *output*; raise SystemError if they do not fit."""
+    if size < 0 or size > output.end - output.next:
         raise SystemError("an answer is larger than was computed")
     if size:
-        memcpy(room.next, source, size)
-    room.next += size
+        memcpy(output.next, source, size)
+    output.next += size
     return 0
 
 
-cdef inline int _put_bytes(Room* room, bytes source) except -1:
-    return _put(room, PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source))
+cdef inline int _put_bytes(Output* output, bytes source) except -1:
+    return _put(output, PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source))
 
 
-cdef inline int _check_full(Room* room) except -1:
+cdef inline int _check_full(Output* output) except -1:
     """Raise SystemError if a byte of a new object was not written."""
-    if room.next != room.end:
+    if output.next != output.end:
         raise SystemError("an answer is smaller than was computed")
     return 0
 
@@ -548,10 +548,10 @@ cdef inline double _monotonic() noexcept nogil:
 cdef inline bytes _joined(bytes first, bytes second):
     """Return `first + second`, which takes 200 instructions more by the operator."""
     cdef bytes joined = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(first) + PyBytes_GET_SIZE(second))
-    cdef Room room = _room(joined)
-    _put_bytes(&room, first)
-    _put_bytes(&room, second)
-    _check_full(&room)
+    cdef Output output = _output(joined)
+    _put_bytes(&output, first)
+    _put_bytes(&output, second)
+    _check_full(&output)
     return joined
 
 
@@ -571,8 +571,8 @@ cdef class _Route:
     cdef Py_ssize_t ok_cell
     cdef Py_ssize_t known_cell
     cdef Py_ssize_t hit_cell
-    # That of the last answer, which mostly is that of the next one, too.
-    cdef _Frame frame
+    # That of the last answer; mostly the next one has the same.
+    cdef _Template template
 
     def __init__(self, place, name, source, kind, subject, cache):
         """*kind* begins the keys of its rows; *cache* is the Cache-Control of a list from *source*."""
@@ -601,48 +601,50 @@ cdef class _Query:
 
 
 @cython.final
-cdef class _Verdict:
-    """The caller of a credential; *is_free* if it may read, without a rate."""
+cdef class _KnownCaller:
+    """The caller of a credential that was seen before; *may_read_freely* if it may read, without a rate limit."""
 
     cdef object caller
     cdef str name
-    cdef bint is_free
+    cdef bint may_read_freely
 
     def __init__(self, caller):
         self.caller = caller
         self.name = caller.name
-        self.is_free = READ in caller.scopes and caller.bucket is None
+        self.may_read_freely = READ in caller.scopes and caller.bucket is None
 
 
 @cython.final
-cdef class _Frame:
-    """Heads of answers up to the ETag, and the body between subject and items, for lists of one origin."""
+cdef class _Template:
+    """The constant bytes of answers with lists of one origin: release, source and tier."""
 
-    cdef object served
+    cdef object release
     cdef str source
     cdef str tier
     cdef object fallback
     cdef str list_name
+    # Of status 200 and of 304, up to the ETag.
     cdef bytes head
-    cdef bytes not_modified
-    cdef bytes middle
+    cdef bytes head_not_modified
+    # The members of the body between its subject, such as the user, and its items.
+    cdef bytes list_head
 
     def __init__(self, encoded, str source, str cache):
         content, *others = list_headers(encoded, source, cache).items()
         first = header_lines(dict([content]))
         lines = header_lines(dict(others)) + 'ETag: "'
-        self.served = encoded.served
+        self.release = encoded.release
         self.source = encoded.source
         self.tier = encoded.tier
         self.fallback = encoded.fallback
         self.list_name = encoded.name
         self.head = f"HTTP/1.1 200 OK\r\n{first}{lines}".encode()
-        self.not_modified = f"HTTP/1.1 304 Not Modified\r\n{lines}".encode()
-        self.middle = list_head(encoded)
+        self.head_not_modified = f"HTTP/1.1 304 Not Modified\r\n{lines}".encode()
+        self.list_head = list_head(encoded)
 
 
 @cython.final
-cdef class _Source:
+cdef class _LocalRelease:
     """The release from which rows are read without I/O and without Python code of ours in between.
 
     There is one while the first tier is local, its release is not compressed, no tier has a canary, and no user is
@@ -651,20 +653,20 @@ cdef class _Source:
 
     cdef object tier
     cdef str tier_name
-    cdef object served
+    cdef object release
     cdef object rows
     cdef object seed
     cdef list lookups
     cdef Py_ssize_t read_cell
 
-    def __init__(self, tier, served, rows):
+    def __init__(self, tier, release, rows):
         """*rows* has the attribute `read`, which is loaded for each row: it changes when the file is damaged."""
         self.tier = tier
         self.tier_name = tier.name
-        self.served = served
+        self.release = release
         self.rows = rows
-        self.seed = Checksum(served.manifest.release).seed
-        self.lookups = served.tally.lookups
+        self.seed = Checksum(release.manifest.release).seed
+        self.lookups = release.tally.lookups
         self.read_cell = tier.counters.read_cell
 
 
@@ -726,7 +728,7 @@ cdef class Lane:
     cdef object _writer
     cdef tuple _routes
     cdef bytes _vary
-    # The generation of policies of which the attributes until `_frames` are; `_renew` sets them all.
+    # The generation of policies of which the attributes until `_templates` are; `_renew` sets them all.
     cdef object _generation
     cdef bint _is_draining
     # Whether a tier has a canary, whose lookups are counted by role.
@@ -734,14 +736,14 @@ cdef class Lane:
     # Whether a list may lose denied items.
     cdef bint _denies_items
     # Where rows are read without the reader; None if it must read them.
-    cdef _Source _source
+    cdef _LocalRelease _local
     # Whether each row of the default list needs I/O, so that the reader need not be asked before.
     cdef bint _needs_io
     # Callers by the value of X-API-Key and of Authorization.
     cdef dict _by_key
     cdef dict _by_authorization
-    cdef _Verdict _anonymous
-    cdef dict _frames
+    cdef _KnownCaller _anonymous
+    cdef dict _templates
     cdef dict _queries
     # Counters of this worker, in memory that all share.
     cdef double[::1] _cells
@@ -809,26 +811,26 @@ cdef class Lane:
         self._denies_items = bool(denied.items)
         self._by_key = {}
         self._by_authorization = {}
-        self._anonymous = _Verdict(self._guard.anonymous)
-        self._frames = {}
+        self._anonymous = _KnownCaller(self._guard.anonymous)
+        self._templates = {}
         for route in self._routes:
-            (<_Route>route).frame = None
-        self._source = None
+            (<_Route>route).template = None
+        self._local = None
         self._needs_io = False
         first = tiers[0]
-        served = first.follower.served
-        if served is None or self._has_canary or hides_users:
+        release = first.follower.live
+        if release is None or self._has_canary or hides_users:
             return 0
-        rows = first.local_rows(served)
-        if rows is not None and served.manifest.encoding == PLAIN:
-            self._source = _Source(first, served, rows)
+        rows = first.local_rows(release)
+        if rows is not None and release.manifest.encoding == PLAIN:
+            self._local = _LocalRelease(first, release, rows)
         self._needs_io = first.needs_io
         return 0
 
     cdef object _answer(self, Parsed* parsed, double now, object deliver):
         """Answer a plain request like `answer`: check its query and its caller, then read the list."""
         cdef _Request request
-        cdef _Verdict verdict
+        cdef _KnownCaller caller
         cdef object answer
         cdef _Query query = self._query(parsed.query)
         if query is None:
@@ -844,17 +846,17 @@ cdef class Lane:
         if self._tracer is not None:
             request.span = self._tracer.begin(_text(parsed.values[TRACEPARENT]), _text(parsed.values[TRACESTATE]))
         try:
-            verdict = self._verdict(parsed.values[API_KEY], parsed.values[AUTHORIZATION])
-            if verdict is None:
+            caller = self._caller_of(parsed.values[API_KEY], parsed.values[AUTHORIZATION])
+            if caller is None:
                 return None
-            if not verdict.is_free:
-                self._guard.charge(verdict.caller, READ)
+            if not caller.may_read_freely:
+                self._guard.charge(caller.caller, READ)
         except Problem as problem:
             return self._refuse(request, problem)
-        request.client = verdict.name
+        request.client = caller.name
         try:
-            if self._source is not None and parsed.route != POPULAR and not request.list_name:
-                answer = self._answer_from_source(request)
+            if self._local is not None and parsed.route != POPULAR and not request.list_name:
+                answer = self._answer_from_local(request)
                 if answer is not None:
                     return answer
             return self._answer_by_reader(request, deliver)
@@ -883,9 +885,9 @@ cdef class Lane:
         self._queries[raw] = query
         return <_Query>query
 
-    cdef _Verdict _verdict(self, Span key, Span authorization):
-        """Return the caller; None for a token that must be verified. Raises Problem."""
-        cdef object verdict
+    cdef _KnownCaller _caller_of(self, Span key, Span authorization):
+        """Return the caller by its credential; None for a token that must be verified. Raises Problem."""
+        cdef object known
         cdef dict table
         cdef bytes raw
         if key.start != NULL:
@@ -896,60 +898,60 @@ cdef class Lane:
             table = self._by_authorization
         else:
             return self._anonymous
-        verdict = table.get(raw)
-        if verdict is not None:
-            return <_Verdict>verdict
+        known = table.get(raw)
+        if known is not None:
+            return <_KnownCaller>known
         credential = raw.decode("ascii") if key.start != NULL else bearer(raw.decode("ascii"))
         caller = self._guard.caller(credential)
         if not isinstance(caller, Caller):
             return None
         if len(table) >= MAX_REMEMBERED:
             table.clear()
-        verdict = _Verdict(caller)
-        table[raw] = verdict
-        return <_Verdict>verdict
+        known = _KnownCaller(caller)
+        table[raw] = known
+        return <_KnownCaller>known
 
     # Lists that this module reads, or finishes, itself: of the default list, without a canary --------------------------
 
-    cdef object _answer_from_source(self, _Request request):
-        """Answer from a row of `_source`, or with the fallback; None if the row cannot be read in this way."""
-        cdef _Source source = self._source
+    cdef object _answer_from_local(self, _Request request):
+        """Answer from a row of `_local`, or with the fallback; None if the row cannot be read in this way."""
+        cdef _LocalRelease local = self._local
         cdef Py_buffer view
         cdef Span row
         cdef double started = _monotonic()
         cdef bytes key = _joined(request.route.prefix, request.identifier)
         cdef object value
         try:
-            value = source.rows.read(key)
+            value = local.rows.read(key)
         except Exception:
             log.debug("a row could not be read, and is read again by the reader", exc_info=True)
             return None
         if value is None:
-            return self._answer_missed(request, source, started)
+            return self._answer_missed(request, local, started)
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         try:
             row.start = <Bytes>view.buf
             row.end = row.start + view.len
-            if not _is_whole(key, row, source.seed):
+            if not _is_whole(key, row, local.seed):
                 return None
             if _size(row) == ROW_HEADER:
-                return self._answer_missed(request, source, started)
+                return self._answer_missed(request, local, started)
             row.start += ROW_CHECKSUM
-            self._observe(source.read_cell, _monotonic() - started)
-            return self._answer_hit(request, source.tier_name, source.served, source.lookups, row)
+            self._observe(local.read_cell, _monotonic() - started)
+            return self._answer_hit(request, local.tier_name, local.release, local.lookups, row)
         finally:
             PyBuffer_Release(&view)
 
-    cdef object _answer_missed(self, _Request request, _Source source, double started):
-        """Answer from the tiers after `_source`, which lacks the row or has an empty list; None if they need I/O."""
-        self._observe(source.read_cell, _monotonic() - started)
-        encoded = self._reader.get_nowait(request.row(), missed=Origin(source.tier, source.served))
+    cdef object _answer_missed(self, _Request request, _LocalRelease local, double started):
+        """Answer from the tiers after `_local`, which lacks the row or has an empty list; None if they need I/O."""
+        self._observe(local.read_cell, _monotonic() - started)
+        encoded = self._reader.get_nowait(request.row(), missed=Origin(local.tier, local.release))
         return None if encoded is None else self._finish(request, encoded)
 
-    cdef object _answer_hit(self, _Request request, str tier, object served, list lookups, Span opened):
+    cdef object _answer_hit(self, _Request request, str tier, object release, list lookups, Span opened):
         """Count a list that was read for a user or an item, and answer with it.
 
-        *lookups* are those of the tally of *served*, and *opened* the list as it is after its checksum. None if its
+        *lookups* are those of the tally of *release*, and *opened* the list as it is after its checksum. None if its
         offset is damaged.
         """
         cdef _Route route = request.route
@@ -959,8 +961,8 @@ cdef class Lane:
         self._cells[route.hit_cell] += 1
         lookups[HIT] += 1
         if self._must_shape(request):
-            return self._finish(request, EncodedList(tier, served, route.source, _bytes(opened), "ok", EVERYBODY))
-        return self._write(request, self._frame(route, served, route.source, tier, EVERYBODY), items)
+            return self._finish(request, EncodedList(tier, release, route.source, _bytes(opened), "ok", EVERYBODY))
+        return self._write(request, self._template(route, release, route.source, tier, EVERYBODY), items)
 
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
 
@@ -997,7 +999,7 @@ cdef class Lane:
         cdef _Request request = delivery.request
         cdef Py_buffer view
         cdef Span opened
-        cdef object served = origin.served
+        cdef object release = origin.release
         cdef object answer
         if POLICIES.number is not self._generation:
             self._renew()
@@ -1007,7 +1009,7 @@ cdef class Lane:
         try:
             opened.start = <Bytes>view.buf
             opened.end = opened.start + view.len
-            answer = self._answer_hit(request, origin.tier.name, served, served.tally.lookups, opened)
+            answer = self._answer_hit(request, origin.tier.name, release, release.tally.lookups, opened)
         finally:
             PyBuffer_Release(&view)
         if answer is None:
@@ -1036,7 +1038,7 @@ cdef class Lane:
         cdef _Route route = request.route
         cdef Py_buffer view
         cdef Span items
-        cdef _Frame frame = self._frame(route, encoded.served, encoded.source, encoded.tier, encoded.fallback)
+        cdef _Template template = self._template(route, encoded.release, encoded.source, encoded.tier, encoded.fallback)
         cdef object selection = Selection(request.n)
         if route.place == RECOMMENDATIONS:
             body = self._shaper.shape(encoded, selection, user=request.text_id())
@@ -1048,40 +1050,41 @@ cdef class Lane:
         try:
             items.start = <Bytes>view.buf
             items.end = items.start + view.len
-            return self._write(request, frame, items)
+            return self._write(request, template, items)
         finally:
             PyBuffer_Release(&view)
 
-    cdef _Frame _frame(self, _Route route, object served, str source, str tier, object fallback):
-        """Return the frame of lists of this origin."""
-        cdef _Frame last = route.frame
+    cdef _Template _template(self, _Route route, object release, str source, str tier, object fallback):
+        """Return the template of answers with lists of this origin."""
+        cdef _Template last = route.template
         cdef object key
-        cdef object frame
+        cdef object template
         if (
             last is not None
-            and last.served is served
+            and last.release is release
             and last.source is source
             and last.tier is tier
             and last.fallback is fallback
         ):
             return last
-        key = (route.place, served.load_id, served.is_canary, source, tier, fallback)
-        frame = self._frames.get(key)
-        if frame is None:
-            if len(self._frames) >= MAX_FRAMES:
-                self._frames.clear()
-            frame = _Frame(EncodedList(tier, served, source, NO_OFFSET, "ok", fallback), route.source, route.cache)
-            self._frames[key] = frame
-        route.frame = <_Frame>frame
-        return <_Frame>frame
+        key = (route.place, release.load_id, release.is_canary, source, tier, fallback)
+        template = self._templates.get(key)
+        if template is None:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            encoded = EncodedList(tier, release, source, NO_OFFSET, "ok", fallback)
+            template = _Template(encoded, route.source, route.cache)
+            self._templates[key] = template
+        route.template = <_Template>template
+        return <_Template>template
 
     # Answers -------------------------------------------------------------------------------------------------------
 
-    cdef object _write(self, _Request request, _Frame frame, Span items):
+    cdef object _write(self, _Request request, _Template template, Span items):
         """Return the answer with these items, or that the caller knows it already, and count it."""
         cdef _Route route = request.route
-        cdef bytes body = self._body(request, frame, items)
-        cdef bytes head = frame.head
+        cdef bytes body = self._body(request, template, items)
+        cdef bytes head = template.head
         cdef Py_ssize_t cell = route.ok_cell
         cdef int status = 200
         cdef double took_s
@@ -1092,18 +1095,18 @@ cdef class Lane:
             if is_known(f'"{tag}"', request.known):
                 status = 304
                 cell = route.known_cell
-                head = frame.not_modified
+                head = template.head_not_modified
                 body = None
-        took_s = self._report(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), frame, items)
+        took_s = self._report(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), template, items)
         return self._join(head, etag, request.request_id, took_s, body)
 
     cdef double _report(
-        self, _Request request, int status, Py_ssize_t cell, Py_ssize_t size, _Frame frame, Span items
+        self, _Request request, int status, Py_ssize_t cell, Py_ssize_t size, _Template template, Span items
     ) except? -1:
         """Count an answer, log it, and end its span; return the seconds since the request arrived.
 
-        *cell* is its histogram, *size* that of its body. *frame* and *items* are those of its list; a refusal has the
-        frame None. Gives the request an id if it has none.
+        *cell* is its histogram, *size* that of its body. *template* and *items* are those of its list; a refusal has
+        the template None. Gives the request an id if it has none.
         """
         cdef double took_s = _monotonic() - request.started
         cdef object sampled_log = None
@@ -1115,8 +1118,9 @@ cdef class Lane:
         if self._access_log is not None:
             sampled_log = self._access_log.sampled()
         if sampled_log is not None or request.span is not None:
-            if frame is not None:
-                origin = ListOrigin(frame.served.id, frame.source, frame.tier, _bytes(items), frame.list_name)
+            if template is not None:
+                release = template.release.id
+                origin = ListOrigin(release, template.source, template.tier, _bytes(items), template.list_name)
                 if request.route.place == RECOMMENDATIONS:
                     user = request.text_id()
             record = RequestRecord(
@@ -1133,8 +1137,8 @@ cdef class Lane:
             report(record, sampled_log, request.span)
         return took_s
 
-    cdef bytes _body(self, _Request request, _Frame frame, Span items):
-        """Return the body of an answer: an object with the subject, what the frame says of the list, and its items."""
+    cdef bytes _body(self, _Request request, _Template template, Span items):
+        """Return the body of an answer: an object with the subject, the members of the template, and the items."""
         cdef bytes subject = request.route.subject
         cdef bytes identifier = request.identifier
         cdef Py_ssize_t quote = 2 if identifier else 0
@@ -1143,18 +1147,18 @@ cdef class Lane:
             PyBytes_GET_SIZE(subject)
             + PyBytes_GET_SIZE(identifier)
             + quote
-            + PyBytes_GET_SIZE(frame.middle)
+            + PyBytes_GET_SIZE(template.list_head)
             + _size(items)
             + 2,
         )
-        cdef Room room = _room(body)
-        _put_bytes(&room, subject)
-        _put_bytes(&room, identifier)
-        _put(&room, b'",', quote)
-        _put_bytes(&room, frame.middle)
-        _put(&room, items.start, _size(items))
-        _put(&room, b"]}", 2)
-        _check_full(&room)
+        cdef Output output = _output(body)
+        _put_bytes(&output, subject)
+        _put_bytes(&output, identifier)
+        _put(&output, b'",', quote)
+        _put_bytes(&output, template.list_head)
+        _put(&output, items.start, _size(items))
+        _put(&output, b"]}", 2)
+        _check_full(&output)
         return body
 
     cdef bytes _join(self, bytes head, char* etag, bytes request_id, double took_s, bytes body):
@@ -1166,7 +1170,7 @@ cdef class Lane:
         cdef Py_ssize_t body_size = 0
         cdef bytes date = self._date_now()
         cdef bytes answer
-        cdef Room room
+        cdef Output output
         if body is not None:
             body_size = PyBytes_GET_SIZE(body)
             length_size = _decimal(length, body_size)
@@ -1176,25 +1180,25 @@ cdef class Lane:
             + 2 + PyBytes_GET_SIZE(self._vary) + (0 if body is None else _LENGTH_LINE_SIZE + length_size + 2)
             + _DATE_LINE_SIZE + PyBytes_GET_SIZE(date) + 4 + body_size,
         )
-        room = _room(answer)
-        _put_bytes(&room, head)
-        _put(&room, etag, ETAG)
-        _put(&room, _ID_LINE, _ID_LINE_SIZE)
-        _put_bytes(&room, request_id)
-        _put(&room, _TIMING_LINE, _TIMING_LINE_SIZE)
-        _put(&room, duration, duration_size)
-        _put(&room, b"\r\n", 2)
-        _put_bytes(&room, self._vary)
+        output = _output(answer)
+        _put_bytes(&output, head)
+        _put(&output, etag, ETAG)
+        _put(&output, _ID_LINE, _ID_LINE_SIZE)
+        _put_bytes(&output, request_id)
+        _put(&output, _TIMING_LINE, _TIMING_LINE_SIZE)
+        _put(&output, duration, duration_size)
+        _put(&output, b"\r\n", 2)
+        _put_bytes(&output, self._vary)
         if body is not None:
-            _put(&room, _LENGTH_LINE, _LENGTH_LINE_SIZE)
-            _put(&room, length, length_size)
-            _put(&room, b"\r\n", 2)
-        _put(&room, _DATE_LINE, _DATE_LINE_SIZE)
-        _put_bytes(&room, date)
-        _put(&room, b"\r\n\r\n", 4)
+            _put(&output, _LENGTH_LINE, _LENGTH_LINE_SIZE)
+            _put(&output, length, length_size)
+            _put(&output, b"\r\n", 2)
+        _put(&output, _DATE_LINE, _DATE_LINE_SIZE)
+        _put_bytes(&output, date)
+        _put(&output, b"\r\n\r\n", 4)
         if body is not None:
-            _put_bytes(&room, body)
-        _check_full(&room)
+            _put_bytes(&output, body)
+        _check_full(&output)
         return answer
 
     cdef bytes _date_now(self):

@@ -99,7 +99,7 @@ class UserLists:
         return UserView(
             source=encoded.source,
             status=encoded.status,
-            release=encoded.served.id,
+            release=encoded.release.id,
             tier=encoded.tier,
             took_ms=took_ms,
             items=decode(answer.items),

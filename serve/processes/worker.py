@@ -191,9 +191,9 @@ class _StateReports:
         memory.states.write(self._number, state)
         memory.balance.update(self._number, state.connections)
         memory.metrics.count_in(DROPPED_LINES, number=self._context.stderr.take_dropped())
-        first_served = self._reader.first_served
-        if first_served is not None:
-            memory.kept.keep(self._number, first_served)
+        first_live = self._reader.first_live
+        if first_live is not None:
+            memory.kept.keep(self._number, first_live)
 
 
 async def _open_reader(context: ProcessContext, stack: AsyncExitStack, stop: _ShutdownSignals) -> TieredReader:
@@ -291,9 +291,9 @@ def _consumed_sender(context: ProcessContext, reader: TieredReader) -> ConsumedS
 
 def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
     followers = [tier.follower for tier in reader.tiers]
-    if any(follower.served is not None and follower.served.id == release for follower in followers):
+    if any(follower.live is not None and follower.live.id == release for follower in followers):
         return LIVE
-    is_canary = any(follower.canary is not None and follower.canary.served.id == release for follower in followers)
+    is_canary = any(follower.canary is not None and follower.canary.release.id == release for follower in followers)
     return CANARY if is_canary else OTHER_RELEASE
 
 

@@ -262,19 +262,19 @@ def _slow_from(reads: tuple[float, ...]) -> int:
 class ServedCanary:
     """The canary of one tier at one share."""
 
-    __slots__ = ("_before", "_share", "_window", "_window_ends", "began_with", "record", "served")
+    __slots__ = ("_before", "_share", "_window", "_window_ends", "began_with", "record", "release")
 
     def __init__(
         self,
         record: Canary,
-        served: ServedRelease,
+        release: ServedRelease,
         now: float,
         counts: BothCounts = BothCounts(),  # noqa: B008 -- immutable
         began_with: BothCounts | None = None,
     ) -> None:
         """*counts* are of *now* (seconds), *began_with* of the canary's start if its share has changed."""
         self.record = record
-        self.served = served
+        self.release = release
         self.began_with = began_with or counts
         self._share = UserShare.of(record.percent, record.salt)
         self._window = 1
@@ -317,7 +317,7 @@ class FollowedCanary:
     entry: Release | None = None
     """None only if there is no canary."""
 
-    served: ServedCanary | None = None
+    loaded: ServedCanary | None = None
     """While it is loaded."""
 
     reason: str = ""

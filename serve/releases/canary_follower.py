@@ -81,7 +81,7 @@ class CanaryFollower:
 
         before = self.canary
         began_with = None  # the counts at its start; None for the present ones
-        if before is None or not before.served.is_of(entry):
+        if before is None or not before.release.is_of(entry):
             try:
                 release = replace(await load(self._reader, entry, self._fold_in), is_canary=True)
             except Exception as error:  # noqa: BLE001 -- must not harm the live release
@@ -89,13 +89,13 @@ class CanaryFollower:
         elif before.record == record:
             return replace(self._followed, entry=entry)
         else:  # the same release with another share
-            release = before.served
+            release = before.release
             began_with = before.began_with
 
         log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
         now = asyncio.get_running_loop().time()
-        served = ServedCanary(record, release, now, self._counts(), began_with)
-        return FollowedCanary(CanaryState.LOADED, entry, served)
+        loaded = ServedCanary(record, release, now, self._counts(), began_with)
+        return FollowedCanary(CanaryState.LOADED, entry, loaded)
 
     def _report_unloadable(self, entry: Release, error: Exception) -> FollowedCanary:
         """Return a canary that cannot be loaded, and log the reason if it is another one than before."""
@@ -108,7 +108,7 @@ class CanaryFollower:
     def use(self, followed: FollowedCanary) -> None:
         """Serve the canary to its users, or the live release if it is not loaded."""
         self._followed = followed
-        self.canary = followed.served
+        self.canary = followed.loaded
 
     def judge(self) -> None:
         """Stop the canary if it is worse than the live release."""
@@ -132,6 +132,6 @@ class CanaryFollower:
 
     def drop(self, gone: ServedRelease) -> None:
         """Serve the live release to all users while the canary is gone."""
-        if self.canary is not None and self.canary.served is gone:
+        if self.canary is not None and self.canary.release is gone:
             self.use(self._followed.gone())
             log.warning("%s", self.problem, extra={"release": gone.id})

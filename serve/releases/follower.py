@@ -53,26 +53,26 @@ WARM_S = 120.0
 class RowsOfRelease(msgspec.Struct, frozen=True):
     """Rows that are read from one release."""
 
-    served: ServedRelease
+    release: ServedRelease
     rows: Sequence[RowKey]
 
 
 class Follower:
-    """Keeps `served` and `canary` of a tier current; both stay if the store cannot be read.
+    """Keeps `live` and `canary` of a tier current; both stay if the store cannot be read.
 
     Three tasks of `run` change them: one follows the store's changes, one reads the catalogue again while the store
     disagrees with the followed one (`agreement`), and one loads and judges the canary (`canary_follower`). `_switching`
     lets one of them at a time load and switch. Loading the release before the live one does not hold it.
     """
 
-    served = Policy[ServedRelease | None]()
+    live = Policy[ServedRelease | None]()
     erased = Policy[ErasedUsers]()
 
     def __init__(
         self, reader: Reader, canary_counts: Callable[[], BothCounts] = BothCounts, *, fold_in: "FoldIn | None" = None
     ) -> None:
         """*canary_counts* returns the counts of all workers; *fold_in* loads item factors."""
-        self.served = None
+        self.live = None
         self.canary_follower = CanaryFollower(reader, canary_counts, fold_in)
         self.previous: ServedRelease | None = None
         """The release that was live before, for pages of its lists; without item factors."""
@@ -115,8 +115,8 @@ class Follower:
             findings.append(ServiceFinding("canary", self.canary_follower.problem))
         if self._lost_erased:
             findings.append(ServiceFinding("erased users", lost_sentence(self._lost_erased)))
-        if self.served is not None and self.served.damaged:
-            findings.append(ServiceFinding("rows", counted(self.served.damaged)))
+        if self.live is not None and self.live.damaged:
+            findings.append(ServiceFinding("rows", counted(self.live.damaged)))
         return findings
 
     @property
@@ -141,30 +141,30 @@ class Follower:
             group.create_task(self._watch_canary())
 
     @property
-    def all_served(self) -> list[ServedRelease]:
+    def releases(self) -> list[ServedRelease]:
         """The live release and the canary."""
         followed = list[ServedRelease]()
-        if self.served is not None:
-            followed.append(self.served)
+        if self.live is not None:
+            followed.append(self.live)
         if self.canary is not None:
-            followed.append(self.canary.served)
+            followed.append(self.canary.release)
         return followed
 
-    def find(self, release: str) -> ServedRelease | None:
+    def find(self, release_id: str) -> ServedRelease | None:
         """Return the live release, the canary or the release before, by its id."""
-        known = self.all_served if self.previous is None else [*self.all_served, self.previous]
-        return next((served for served in known if served.id == release), None)
+        known = self.releases if self.previous is None else [*self.releases, self.previous]
+        return next((release for release in known if release.id == release_id), None)
 
-    def served_for(self, row: RowKey) -> ServedRelease | None:
+    def release_for(self, row: RowKey) -> ServedRelease | None:
         """Return the release for a row: the canary for its users, otherwise the live one."""
         canary = self.canary_follower.canary
-        return canary.served if canary is not None and canary.includes(row) else self.served
+        return canary.release if canary is not None and canary.includes(row) else self.live
 
-    def role_of(self, served: ServedRelease) -> ReleaseRole | None:
+    def role_of(self, release: ServedRelease) -> ReleaseRole | None:
         """Return the role of a release during a canary; None without a canary."""
         if self.canary_follower.canary is None:
             return None
-        return CANARY if served.is_canary else LIVE
+        return CANARY if release.is_canary else LIVE
 
     def grouped(self, rows: Sequence[RowKey]) -> list[RowsOfRelease]:
         """Divide the keys *rows* among the releases that they are to be read in.
@@ -172,15 +172,15 @@ class Follower:
         Rows of the canary's users, a share of all, are read in the canary, and all others in the live release. The
         result is empty while no release is served.
         """
-        if self.served is None or not rows:
+        if self.live is None or not rows:
             return []
         canary = self.canary_follower.canary
         if canary is None:
-            return [RowsOfRelease(self.served, rows)]
+            return [RowsOfRelease(self.live, rows)]
 
         live_rows = [row for row in rows if not canary.includes(row)]
         canary_rows = [row for row in rows if canary.includes(row)]
-        groups = (RowsOfRelease(self.served, live_rows), RowsOfRelease(canary.served, canary_rows))
+        groups = (RowsOfRelease(self.live, live_rows), RowsOfRelease(canary.release, canary_rows))
         return [group for group in groups if group.rows]
 
     async def refresh(self) -> None:
@@ -281,13 +281,13 @@ class Follower:
         canary = catalogue.canary_entry
         if canary is not None and not self.canary_follower.is_stopped(canary):
             entries.append(canary)
-        new_entries = [entry for entry in entries if not any(served.is_of(entry) for served in self.all_served)]
+        new_entries = [entry for entry in entries if not any(release.is_of(entry) for release in self.releases)]
 
         if isinstance(self._reader, LocalReader):
             if warm:
                 for entry in new_entries:
                     await _warm(self._reader, entry.ref)
-        elif new_entries and self.served is not None:
+        elif new_entries and self.live is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- not cryptographic
 
     async def _handle_catalogue(self, catalogue: Catalogue, *, is_requested: bool) -> None:
@@ -324,11 +324,11 @@ class Follower:
 
     async def _confirm(self, catalogue: Catalogue, *, check: bool) -> None:
         """Note that the store has the followed catalogue; with *check*, only if it has the live release, too."""
-        if check and self.served is not None and self.served.ref == catalogue.live_ref and await self._is_gone():
+        if check and self.live is not None and self.live.ref == catalogue.live_ref and await self._is_gone():
             self._agreement.record_read(ReadOutcome.UNPROVEN)
             self._set_error(
                 ReleaseNotFound(
-                    f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
+                    f"release {self.live.id} is live, and is not in this store any more; restore it, or publish again"
                 )
             )
             return
@@ -347,25 +347,25 @@ class Follower:
         if catalogue.erased != followed_erased:
             await self._follow_erased(catalogue)
 
-        before = self.served
-        served = before
+        before = self.live
+        release = before
         live = catalogue.live_entry
         if live is not None and self._is_new(live):
-            served = await self._load_live(live)
+            release = await self._load_live(live)
         canary = await self.canary_follower.load(catalogue)
 
-        is_new = served is not before
+        is_new = release is not before
         if is_new and before is not None:
             self.previous = replace(before, factors=None)
         # Without an await in between, so no user sees an older release.
-        self.served = served
+        self.live = release
         self.canary_follower.use(canary)
 
-        if served is not None and is_new:
+        if release is not None and is_new:
             self.ready.set()
-            log.info("release %s is live", served.id, extra={"release": served.id})
-            if served.damaged:
-                log.warning("release %s is %s", served.id, counted(served.damaged))
+            log.info("release %s is live", release.id, extra={"release": release.id})
+            if release.damaged:
+                log.warning("release %s is %s", release.id, counted(release.damaged))
 
         self._followed = catalogue
         self._restored = None
@@ -384,8 +384,8 @@ class Follower:
     async def _load_live(self, live: Release) -> ServedRelease:
         """Return a release that goes live; the canary is not loaded again."""
         canary = self.canary
-        if canary is not None and canary.served.is_of(live):
-            return replace(canary.served, is_canary=False)
+        if canary is not None and canary.release.is_of(live):
+            return replace(canary.release, is_canary=False)
         return await load(self._reader, live, self._fold_in)
 
     async def _handle_older_catalogue(self, catalogue: Catalogue, followed: Catalogue) -> None:
@@ -427,17 +427,17 @@ class Follower:
             self._set_error(_nothing_live())
 
     def _is_new(self, live: Release) -> bool:
-        return self.served is None or not self.served.is_of(live)
+        return self.live is None or not self.live.is_of(live)
 
     async def _is_gone(self) -> bool:
         """Return whether the store certainly lacks the live release."""
-        if self.served is not None:
+        if self.live is not None:
             try:
-                await read_one(self._reader, self.served.ref, MANIFEST)
+                await read_one(self._reader, self.live.ref, MANIFEST)
             except ReleaseNotFound:
                 return True
             except Exception:
-                log.debug("whether release %s is there cannot be known", self.served.id, exc_info=True)
+                log.debug("whether release %s is there cannot be known", self.live.id, exc_info=True)
         return False
 
     def _report(self, error: Exception) -> None:

@@ -37,29 +37,29 @@ class KeptReleases:
         self._records = records
         self._keeping: ServedRelease | None = None
 
-    def keep(self, worker: int, release: TierRelease) -> None:
+    def keep(self, worker: int, first_live: TierRelease) -> None:
         """Write the popular lists of a release that this worker serves to its record in shared memory.
 
         *worker* is its number. The record outlives the worker, and new workers answer with these lists until they can
         read a store. Lists that are too large are not kept, which is logged.
         """
-        served = release.served
-        if served is self._keeping:  # its lists were written by an earlier call
+        release = first_live.release
+        if release is self._keeping:  # its lists were written by an earlier call
             return
-        self._keeping = served
+        self._keeping = release
 
         record = _Record(
             at=time.monotonic(),
-            tier=release.tier,
-            ref=served.ref,
-            writer=served.writer,
-            manifest=served.manifest,
-            popular=served.popular,
+            tier=first_live.tier,
+            ref=release.ref,
+            writer=release.writer,
+            manifest=release.manifest,
+            popular=release.popular,
         )
         try:
             self._records.write(worker, msgspec.msgpack.encode(record))
         except RecordTooLarge as error:
-            log.error("the popular lists of release %s are not kept: %s", served.id, error)  # noqa: TRY400 -- expected
+            log.error("the popular lists of release %s are not kept: %s", release.id, error)  # noqa: TRY400 -- expected
 
     def last(self) -> TierRelease | None:
         """Return the newest release in the records of all workers; None if there is none.
@@ -76,8 +76,8 @@ class KeptReleases:
             return None
 
         newest = max(records, key=lambda record: record.at)
-        served = ServedRelease(newest.ref, newest.writer, newest.manifest, newest.popular, decode=_refuse_to_decode)
-        return TierRelease(newest.tier, served)
+        release = ServedRelease(newest.ref, newest.writer, newest.manifest, newest.popular, decode=_refuse_to_decode)
+        return TierRelease(newest.tier, release)
 
 
 def _refuse_to_decode(key: str, _: bytes) -> bytes:

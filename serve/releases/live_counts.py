@@ -78,7 +78,7 @@ class SharedCounts:
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    served: ServedRelease
+    release: ServedRelease
     counts: ReleaseCounts
 
 
@@ -114,25 +114,25 @@ class ReleaseCounter:
         the release before. A miss, the lookup of an absent list, counts only on probation, and only if the release
         before has the list. `self._unexamined` has the number of misses that were not looked up there yet.
         """
-        served = tier.follower.served
-        if served is None:
+        release = tier.follower.live
+        if release is None:
             return
 
-        totals = self._read_totals(tier, served)
+        totals = self._read_totals(tier, release)
         last = self._seen.get(tier.name)  # the release and the totals of the last call
-        self._seen[tier.name] = _Seen(served, totals)
-        entry = self._live_entry(tier.name, served.ref)
-        if last is None or last.served is not served:  # counts begin with the first call for a release
+        self._seen[tier.name] = _Seen(release, totals)
+        entry = self._live_entry(tier.name, release.ref)
+        if last is None or last.release is not release:  # counts begin with the first call for a release
             self._unexamined[tier.name] = 0.0
             return
 
         answered = totals.since(last.counts)
         self._unexamined[tier.name] += answered.miss
 
-        before = None if probation is None else probation.before_of(served.ref)
+        before = None if probation is None else probation.before_of(release.ref)
         lost = 0.0
         if before is not None:
-            lost = await self._count_lost_lists(tier, served, before)
+            lost = await self._count_lost_lists(tier, release, before)
         entry.counts = entry.counts.plus(answered._replace(miss=lost))
 
     def _live_entry(self, tier: str, release: ReleaseRef) -> CountedRelease:
@@ -147,7 +147,7 @@ class ReleaseCounter:
             self._counted = [*other_tiers, *own]
         return own[-1]
 
-    def _read_totals(self, tier: Tier, served: ServedRelease) -> ReleaseCounts:
+    def _read_totals(self, tier: Tier, release: ServedRelease) -> ReleaseCounts:
         """Return the totals of a release: the lookups that it answered, and the successful reads of its store.
 
         Reads are counted by buckets of their time, since this worker started, without those of a canary (a release
@@ -165,13 +165,13 @@ class ReleaseCounter:
             canary_reads = cells[first_canary_cell + bucket]
             reads.append(max(0.0, all_reads - canary_reads))
 
-        lookups = served.tally.lookups
-        return ReleaseCounts(lookups[HIT], lookups[MISS], served.tally.damaged, tuple(reads))
+        lookups = release.tally.lookups
+        return ReleaseCounts(lookups[HIT], lookups[MISS], release.tally.damaged, tuple(reads))
 
-    async def _count_lost_lists(self, tier: Tier, served: ServedRelease, before: ReleaseRef) -> float:
+    async def _count_lost_lists(self, tier: Tier, release: ServedRelease, before: ReleaseRef) -> float:
         """Estimate how many of the unexamined misses are of lists that *before*, the release before, has.
 
-        `served.tally.missed` has the keys of the last misses, a sample of all. The estimate is the number of misses
+        `release.tally.missed` has the keys of the last misses, a sample of all. The estimate is the number of misses
         times the share of these keys that the release before has. If it cannot be read, returns 0, and the misses stay
         unexamined.
         """
@@ -182,17 +182,17 @@ class ReleaseCounter:
         if previous is None:
             return 0.0
 
-        keys = served.tally.take_missed()
+        keys = release.tally.take_missed()
         share = await share_present(tier.reader, previous, keys)
         if share is None:
-            served.tally.missed.extend(keys)  # examined later
+            release.tally.missed.extend(keys)  # examined later
             return 0.0
 
         self._unexamined[tier.name] = 0.0
         return misses * share
 
 
-async def share_present(reader: Reader, served: ServedRelease, keys: Sequence[str]) -> float | None:
+async def share_present(reader: Reader, release: ServedRelease, keys: Sequence[str]) -> float | None:
     """Return the share of *keys* (0 to 1) that have a list in a release; None if it cannot be read in PRESENT_S.
 
     The lists are read from the store directly, in batches, so that this is neither counted as requests nor cached.
@@ -201,20 +201,20 @@ async def share_present(reader: Reader, served: ServedRelease, keys: Sequence[st
     try:
         async with asyncio.timeout(PRESENT_S):
             for batch in batches_of(keys, reader.batch):
-                results = await reader.get_many(served.ref, batch, timeout_s=PRESENT_STORE_S)
-                present += sum(_has_list(served, key, result) for key, result in zip(batch, results, strict=True))
+                results = await reader.get_many(release.ref, batch, timeout_s=PRESENT_STORE_S)
+                present += sum(_has_list(release, key, result) for key, result in zip(batch, results, strict=True))
     except (TimeoutError, StoreError):
         return None
     return present / max(1, len(keys))
 
 
-def _has_list(served: ServedRelease, key: str, result: ReadResult) -> bool:
+def _has_list(release: ServedRelease, key: str, result: ReadResult) -> bool:
     """Return whether a result has a list; raises StoreError if it could not be read."""
     if result is None or isinstance(result, ReleaseCorrupt):
         return False
     if isinstance(result, StoreError):
         raise result
     try:
-        return not is_empty(served.decode(key, result))
+        return not is_empty(release.decode(key, result))
     except ReleaseCorrupt:
         return False

@@ -95,7 +95,7 @@ class TierRelease:
     """A release, and the name of the tier that serves it."""
 
     tier: str
-    served: ServedRelease
+    release: ServedRelease
 
 
 async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:

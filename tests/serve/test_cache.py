@@ -161,7 +161,10 @@ async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(sto
     second = await publish(store.inner, "second")
     await store.inner.erase(await ref_of(store.inner, first), allow_erasure)
     many = await reader.personal_many(["0", "3"])
-    assert [(answer.served.id, text(answer)) for answer in many] == [(second, "second for 0"), (second, "second for 3")]
+    assert [(answer.release.id, text(answer)) for answer in many] == [
+        (second, "second for 0"),
+        (second, "second for 3"),
+    ]
 
 
 @virtual

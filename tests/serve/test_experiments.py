@@ -46,9 +46,9 @@ async def answers(reader: TieredReader) -> dict[str, tuple[ReleaseId, str]]:
     await reader.tiers[0].follower.refresh()
     alone = [await reader.personal(name) for name in NAMES]
     for batch in (alone, await reader.personal_many(NAMES)):
-        assert [answer.served.id for answer in batch] == [answer.served.id for answer in alone]
+        assert [answer.release.id for answer in batch] == [answer.release.id for answer in alone]
     items = [json.loads(answer.body[OFFSET_BYTES:].split(b"\n")[0])["id"] for answer in alone]
-    return {name: (answer.served.id, item) for name, answer, item in zip(NAMES, alone, items, strict=True)}
+    return {name: (answer.release.id, item) for name, answer, item in zip(NAMES, alone, items, strict=True)}
 
 
 @pytest.mark.parametrize("open_store", ["file", "redis"], indirect=True)
@@ -103,7 +103,7 @@ async def test_arm_a_answers_while_arm_b_is_unservable(open_store: OpenStore, tm
         file.unlink(missing_ok=True)
         second = await publish(open_store(), rows("A2"), activation=Activation(arm="A"))
         async with asyncio.timeout(20):
-            while reader.served_id() != second:
+            while reader.live_id() != second:
                 await asyncio.sleep(0.01)
         assert {*(await answers(reader)).values()} == {(second, "A2")}
         assert lost.id in reader.tiers[0].follower.findings[0].sentence

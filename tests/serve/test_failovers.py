@@ -50,8 +50,8 @@ class Watch:
 
         async def is_so() -> bool:
             last = self.answers[-USERS:]
-            releases = {answer.served.id for answer in last}
-            return {answer.source for answer in last} == {"personal"} and releases == {release or last[-1].served.id}
+            releases = {answer.release.id for answer in last}
+            return {answer.source for answer in last} == {"personal"} and releases == {release or last[-1].release.id}
 
         await until(is_so, f"no personal lists of {release or 'a release'}")
 
@@ -98,7 +98,7 @@ def others_than(slots: set[int], watch: Watch) -> set[int]:
     return {
         place % USERS
         for place, answer in enumerate(watch.answers)
-        if answer.source == "popular" and slot_of(place % USERS, answer.served.ref) not in slots
+        if answer.source == "popular" and slot_of(place % USERS, answer.release.ref) not in slots
     }
 
 

@@ -88,7 +88,7 @@ async def test_emptied_redis_leaves_popular_lists_until_next_publish(redis: Redi
         redis.execute_command("FLUSHALL")
         await until_read(reader, "redis", "popular")
         second = await publish_to(redis.url(), lists("r1"))
-        assert (await until_read(reader, "redis")).served.id == second
+        assert (await until_read(reader, "redis")).release.id == second
 
 
 async def test_redis_outage_at_start_or_later_is_reported_and_survived(tmp_path: Path, redis: RedisServer) -> None:

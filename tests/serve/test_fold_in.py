@@ -228,7 +228,12 @@ async def test_known_basket_gets_a_list_and_unknown_basket_the_popular_one(memor
     answer = await reader.fold_in(
         [("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, ItemFilter(frozenset([b'"i008"']))
     )
-    assert (answer.encoded.source, answer.encoded.served.id, answer.known, answer.unknown) == ("fold-in", release, 2, 1)
+    assert (answer.encoded.source, answer.encoded.release.id, answer.known, answer.unknown) == (
+        "fold-in",
+        release,
+        2,
+        1,
+    )
     assert ids(answer) == [item for item in everything if item not in {"i007", "i008"}][:5]
     assert decode(answer.encoded.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(answer)[0]}"
     for strangers in ([], [("who", None)]):
@@ -293,7 +298,7 @@ async def test_damaged_piece_disables_only_the_factors(memory: MemoryStore) -> N
 async def test_factors_of_the_live_release_are_in_memory_once(memory: MemoryStore) -> None:
     await publish_model(memory, model())
     reader = await opened(memory, RemoteStore(memory))
-    first, second = (tier.follower.served for tier in reader.tiers)
+    first, second = (tier.follower.live for tier in reader.tiers)
     assert first is not None
     assert second is not None
     assert first.factors is second.factors is not None

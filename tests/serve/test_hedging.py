@@ -141,13 +141,13 @@ async def test_cancelled_and_expired_reads_leave_nothing_running(store: TwoPlace
     reader = await opened(store)
     (tier,) = reader.tiers
     store.late, store.replica.delay_s = 100, 1.0
-    served = tier.follower.served
-    assert served is not None
+    release = tier.follower.live
+    assert release is not None
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(LATE_S / 2):
-            await tier.read(served, ["user:2"], BUDGET_S)
+            await tier.read(release, ["user:2"], BUDGET_S)
     with pytest.raises(StoreUnavailable, match="did not answer in 50 ms"):
-        await tier.read(served, ["user:2"], LATE_S / 2)
+        await tier.read(release, ["user:2"], LATE_S / 2)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0

@@ -247,7 +247,7 @@ async def next_page(world: World, request: Request, after: str, n: int) -> Shown
     return ShownPage(
         items=[item["id"] for item in decode(answer.items)],
         after=answer.next,
-        release=answer.encoded.served.id,
+        release=answer.encoded.release.id,
         restarted=answer.restarted,
     )
 

@@ -234,9 +234,9 @@ async def test_missing_release_is_replaced_by_the_live_one(
     second = await publish(memory, "second")
     await memory.erase(await ref_of(memory, first), allow_erasure)
     answer = await reader.personal("1")
-    assert (answer.served.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
+    assert (answer.release.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
     many = await reader.personal_many(["1", "2", "3"])
-    assert {answer.served.id for answer in many} == {second}
+    assert {answer.release.id for answer in many} == {second}
     await memory.erase(await ref_of(memory, second), allow_erasure)
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
 
@@ -255,7 +255,7 @@ async def test_next_tier_answers_if_the_first_is_slow_or_raises_and_is_named(
     for _ in range(FAILURES):
         answer = await reader.personal("1")
         assert brief(answer) == ("tier1", "personal", b"second for 1")
-        assert answer.served.id == reader.tiers[1].follower.served.id  # type: ignore[union-attr]  # it follows one
+        assert answer.release.id == reader.tiers[1].follower.live.id  # type: ignore[union-attr]  # it follows one
         assert {answer.tier for answer in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
     assert ("IndexError" if isinstance(failure, IndexError) else "gone") in str(reader.tiers[0].error)
 
@@ -296,7 +296,7 @@ async def test_an_answer_for_many_is_of_one_release(remote: RemoteStore, fallbac
         ("tier0", "personal", b"first for 1"),
         ("tier0", "popular", b"first"),
     ]
-    assert len({answer.served.id for answer in answers}) == 1
+    assert len({answer.release.id for answer in answers}) == 1
 
 
 @virtual
@@ -344,7 +344,7 @@ async def test_damaged_key_falls_through_without_affecting_others_and_logs_once(
     store.damaged = frozenset()
     third = await publish(store, "third")
     await reader.refresh()
-    assert (reader.served_id(), reader.tiers[0].error) == (third, None)
+    assert (reader.live_id(), reader.tiers[0].error) == (third, None)
 
 
 class SlowPoints(RemoteStore):
@@ -408,7 +408,7 @@ async def test_concurrent_lookups_of_a_key_share_one_read_across_loop_turns(stor
     answers = await asyncio.gather(*early, *late)
     assert texts(answers) == ["first for 1", "first for 1", "first", "first for 1", "0"]
     assert store.reads == [["user:1", "user:nobody"]]
-    assert [counts[:2] for counts in [answers[0].served.tally.lookups]] == [[3, 2]]
+    assert [counts[:2] for counts in [answers[0].release.tally.lookups]] == [[3, 2]]
 
 
 @virtual

@@ -22,7 +22,7 @@ async def test_kept_popular_lists_make_a_worker_without_a_release_degraded(memor
     await publish(memory, "first")
     before = TieredReader({"memory": memory})
     await before.tiers[0].follower.refresh()
-    reader = TieredReader({"memory": RemoteStore(MemoryStore())}, kept=before.first_served)
+    reader = TieredReader({"memory": RemoteStore(MemoryStore())}, kept=before.first_live)
     readiness = WorkerReadiness(reader)
     assert readiness.check().status is Status.DEGRADED
 

@@ -174,8 +174,8 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
         else:
             stored[DICTIONARY] = Checksum(second).seal(DICTIONARY, NO_OFFSET + damaged)
         await follower.refresh()
-        assert follower.served is not None
-        assert follower.served.id == first
+        assert follower.live is not None
+        assert follower.live.id == first
         assert "dictionary" in str(follower.last_error)
 
 

@@ -80,8 +80,8 @@ async def test_unreadable_file_is_not_made_live_and_later_workers_still_serve(
     later = LmdbStore(tmp_path)
     follower = Follower(later)
     await follower.refresh()
-    assert follower.served is not None
-    assert follower.served.id == live
+    assert follower.live is not None
+    assert follower.live.id == live
     await later.close()
 
 

@@ -367,21 +367,21 @@ class Interleaved(RuleBasedStateMachine):
         self.go_on(turns)
         process = self.processes[reader]
         follower = self.followers[reader]
-        if follower.served is not None and len(process.tasks) == 1:
+        if follower.live is not None and len(process.tasks) == 1:
             user = KEYS[1 + sum(turns) % 2]
             process.start(
-                self.request(process, follower, follower.served_for(RowKey.parse(user)) or follower.served, user)
+                self.request(process, follower, follower.release_for(RowKey.parse(user)) or follower.live, user)
             )
 
-    async def request(self, process: Process, follower: Follower, served: ServedRelease, user: str) -> None:
+    async def request(self, process: Process, follower: Follower, release: ServedRelease, user: str) -> None:
         """Read all lists as a tier does: of the served release, or of the live one if that is gone."""
         try:
-            results = await process.store.get_many(served.ref, KEYS)
+            results = await process.store.get_many(release.ref, KEYS)
         except ReleaseNotFound:
             await follower.refresh()
-            served = follower.served_for(RowKey.parse(user)) or served
-            results = await process.store.get_many(served.ref, KEYS)
-        self.check_lists(served, results)
+            release = follower.release_for(RowKey.parse(user)) or release
+            results = await process.store.get_many(release.ref, KEYS)
+        self.check_lists(release, results)
 
     @rule(turns=TURNS)
     def all_go_on(self, turns: bytes) -> None:
@@ -627,43 +627,43 @@ class Interleaved(RuleBasedStateMachine):
                 restored = seen.primary and self.restored_at >= 0
                 assert follows(seen, before) or restored, "a stale catalogue was followed"
             self.seen[reader] = seen
-        if follower.served is None:
+        if follower.live is None:
             assert seen is None or seen.live is None, "what was served is served no more"
             return
-        for served in follower.all_served:
+        for release in follower.releases:
             try:
-                results = self.finish(self.processes[reader].store.reads.get_many(served.ref, KEYS))
+                results = self.finish(self.processes[reader].store.reads.get_many(release.ref, KEYS))
             except ReleaseNotFound:
                 is_replica = self.processes[reader].store.reads is self.replica
-                assert is_replica or served.ref.incarnation in self.erased | self.lost or self.restored_at >= 0
+                assert is_replica or release.ref.incarnation in self.erased | self.lost or self.restored_at >= 0
                 results = []
-            self.check_lists(served, results)
-        assert len({served.ref for served in follower.all_served}) == len(follower.all_served), "one is served as both"
+            self.check_lists(release, results)
+        assert len({release.ref for release in follower.releases}) == len(follower.releases), "one is served as both"
 
-    def check_lists(self, served: ServedRelease, results: Sequence[ReadResult]) -> None:
+    def check_lists(self, release: ServedRelease, results: Sequence[ReadResult]) -> None:
         """Each list is the one that was published under its key in this very release."""
-        bodies = {"popular:": served.popular["popular:"]}
-        incarnation = served.ref.incarnation
+        bodies = {"popular:": release.popular["popular:"]}
+        incarnation = release.ref.incarnation
         for key, result in zip(KEYS[: len(results)], results, strict=True):
-            assert result is not None or incarnation in self.excused | self.lost, f"{key} is missing in {served.ref}"
+            assert result is not None or incarnation in self.excused | self.lost, f"{key} is missing in {release.ref}"
             if isinstance(result, bytes):
-                bodies[key] = served.decode(key, result)
+                bodies[key] = release.decode(key, result)
         assert self.source is not None
-        if incarnation in self.excused or (self.restored_at >= 0 and self.writers.get(incarnation) != served.writer):
+        if incarnation in self.excused or (self.restored_at >= 0 and self.writers.get(incarnation) != release.writer):
             return  # written by another since a restore: other lists, until this reader follows
         for key, body in bodies.items():
             content = content_of(key, body)
-            written = incarnation, served.writer
-            expected = self.source.contents.get(served.id) or self.content.setdefault(written, content)
-            assert content == expected, f"{served.ref} gave a list of {content} and not of {expected}"
+            written = incarnation, release.writer
+            expected = self.source.contents.get(release.id) or self.content.setdefault(written, content)
+            assert content == expected, f"{release.ref} gave a list of {content} and not of {expected}"
 
     def check_followed(self, reader: int) -> None:
         follower = self.followers[reader]
         live = self.truth.live_entry
         if live is None or live.incarnation in self.lost | self.excused:
             return
-        assert follower.served is not None, follower.last_error
-        assert (follower.served.ref, follower.served.writer) == (live.ref, live.writer), follower.last_error
+        assert follower.live is not None, follower.last_error
+        assert (follower.live.ref, follower.live.writer) == (live.ref, live.writer), follower.last_error
         assert follower._followed is not None
         assert follower._followed.version == self.truth.version
         canary = self.truth.canary_entry
@@ -709,7 +709,7 @@ class Interleaved(RuleBasedStateMachine):
         if second.reads is self.replica:
             self.lead_second_reader()
         self.run_readers()
-        assert self.followers[self.readers_at[0]].served is not None
+        assert self.followers[self.readers_at[0]].live is not None
 
 
 class InterleavedOnDisk(Interleaved):

@@ -191,7 +191,7 @@ async def test_delivery_without_a_release_is_not_ready(memory: MemoryStore, capl
         remote.broken_keys = {"user:1"}
         _, transport = connected(pair.lane)
         transport.feed(b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: a\r\n\r\n")
-        pair.reader.tiers[0].follower.served = None
+        pair.reader.tiers[0].follower.live = None
         await asyncio.sleep(2)
         assert transport.written.startswith(b"HTTP/1.1 503 ")
         assert b"urn:hotplate:problem:not-ready" in transport.written

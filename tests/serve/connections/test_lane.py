@@ -283,13 +283,13 @@ def test_lane_keeps_only_policies_and_constants() -> None:
     policies = {
         "draining": WorkerReadiness,
         "current": DenyListFile,
-        "served": Follower,
+        "live": Follower,
         "canary": CanaryFollower,
         "erased": Follower,
     }
     constants = {
         "tiers", "follower", "local_rows", "needs_io", "manifest", "encoding", "users", "items", "anonymous", "number",
-        "frame",
+        "template",
     }  # fmt: skip
     assert attributes == policies.keys() | constants
     for name, owner in policies.items():

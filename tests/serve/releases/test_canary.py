@@ -37,7 +37,7 @@ def texts(answers: Sequence[EncodedList]) -> dict[ReleaseId, set[str]]:
     """Return which publishes the lists of each release are of."""
     by_release = dict[ReleaseId, set[str]]()
     for answer in answers:
-        by_release.setdefault(answer.served.id, set()).add(answer.body[OFFSET_BYTES:].decode().partition(" ")[0])
+        by_release.setdefault(answer.release.id, set()).add(answer.body[OFFSET_BYTES:].decode().partition(" ")[0])
     return by_release
 
 
@@ -69,10 +69,10 @@ async def refreshed(reader: TieredReader) -> TieredReader:
 def test_canary_users_remain_at_larger_shares_and_canaries_are_independent(
     salts: list[str], low: float, more: float
 ) -> None:
-    served = "no lookup is made of it"
+    release = "no lookup is made of it"
 
     def seen(salt: str, percent: float) -> set[int]:
-        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), served, 0.0)  # type: ignore[arg-type]  # as it says
+        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), release, 0.0)  # type: ignore[arg-type]  # as it says
         assert not canary.includes(RowKey(ITEM, "1"))
         assert not canary.includes(EVERYBODY)
         return {user for user in range(1000) if canary.includes(RowKey(USER, str(user)))}
@@ -94,7 +94,7 @@ async def test_unknown_or_unreadable_user_gets_popular_list_of_assigned_release(
 
     def check(answers: Sequence[EncodedList], source: str) -> None:
         for name, answer in zip(NAMES, answers, strict=True):
-            assert (answer.served.id, answer.source) == ((canary, "popular") if name in chosen else (live, source))
+            assert (answer.release.id, answer.source) == ((canary, "popular") if name in chosen else (live, source))
 
     check(await reader.personal_many(NAMES), "personal")
     remote.failure = StoreUnavailable("gone")
@@ -117,11 +117,11 @@ async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
         await copy(memory, second, release, live=release == live)
     await life.start_canary(second, canary, 50)
     reader = await refreshed(TieredReader({"first": remote, "second": second}))
-    before = [answer.served.id for answer in await reader.personal_many(NAMES)]
+    before = [answer.release.id for answer in await reader.personal_many(NAMES)]
     remote.failure = StoreUnavailable("gone")
     for answers in (await reader.personal_many(NAMES), await asyncio.gather(*map(reader.personal, NAMES))):
         assert {answer.tier for answer in answers} == {"second"}
-        assert [answer.served.id for answer in answers] == before
+        assert [answer.release.id for answer in answers] == before
 
 
 @virtual
@@ -131,11 +131,11 @@ async def test_unloadable_canary_leaves_users_on_the_live_release_until_it_loads
     kept = memory.releases.pop(ref.incarnation)
     async with TieredReader({"tier": memory}) as reader:
         await reader.wait_until_ready(5)
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
         assert "cannot be loaded" in reader.tiers[0].follower.findings[0].sentence
         memory.releases[ref.incarnation] = kept
         await asyncio.sleep(2 * CANARY_S)
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, canary}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         assert reader.tiers[0].follower.findings == []
 
 
@@ -153,7 +153,7 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         with caplog.at_level(logging.WARNING):
             await asyncio.sleep(2 * CANARY_S)
         assert "lookups got the popular list, compared with 0.0% in the live release" in caplog.text
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
         text = Exposition(reader.metrics, lambda: [Reporter(reader.tiers).state()]).text().decode()
         assert 'hotplate_canary_stopped{store="tier",worker="0"} 1.0' in text
         assert 'role="canary"' in text
@@ -166,7 +166,7 @@ async def test_process_stops_using_a_worse_canary_until_another_one_is_set(
         good = await publish(memory, "good", live=False, users=range(USERS))
         await life.start_canary(memory, good, 50)
         await tier.follower.refresh()
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, good}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live, good}
 
 
 @virtual
@@ -185,11 +185,11 @@ async def test_stopped_canary_stays_stopped_if_restarted_between_two_reads(memor
             await reader.personal_many(NAMES)
         await asyncio.sleep(2 * CANARY_S)
         assert tier.follower.canary_follower.stopped == canary
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
         await publish(memory, "later", live=False)
         await tier.follower.refresh()
         assert tier.follower.canary_follower.stopped == canary
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
 
 
 def reads(fast: int, slow: int) -> ReleaseCounts:
@@ -283,13 +283,13 @@ async def test_a_canary_is_judged_by_the_lookups_of_all_workers_together(memory:
     async with TieredReader({"tier": memory}, metrics=metrics) as reader:
         await reader.wait_until_ready(5)
         await asyncio.sleep(2 * CANARY_S)
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live, canary}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live, canary}
         for worker in (1, 2):
             own = metrics.in_slot(worker)
             own.count(metrics.canary["tier", LIVE, "hit"], 600)
             own.count(metrics.canary["tier", CANARY, "miss"], 60)
         await asyncio.sleep(2 * CANARY_S)
-        assert {answer.served.id for answer in await reader.personal_many(NAMES)} == {live}
+        assert {answer.release.id for answer in await reader.personal_many(NAMES)} == {live}
 
 
 @virtual
@@ -300,7 +300,7 @@ async def test_vanished_canary_leaves_users_the_live_lists(memory: MemoryStore, 
         assert of_canary(reader)
         memory.releases.pop((await ref_of(memory, canary)).incarnation)
         answers = [await reader.personal(name) for name in NAMES]
-        assert {(answer.served.id, answer.source) for answer in answers} == {(live, "personal")}
+        assert {(answer.release.id, answer.source) for answer in answers} == {(live, "personal")}
         assert not reader.tiers[0].breaker.is_open
         assert {answer.source for answer in await reader.personal_many(NAMES)} == {"personal"}
         await asyncio.sleep(2 * CANARY_S)
@@ -322,4 +322,4 @@ async def test_users_of_a_missing_release_get_lists_of_the_live_one_or_canary(
     assert of_canary(first) == of_canary(other)
     for read in answers:
         assert texts(read) == {live: {"live"}, canary: {"canary"}}
-        assert [name for name, answer in zip(NAMES, read, strict=True) if answer.served.is_canary] == of_canary(first)
+        assert [name for name, answer in zip(NAMES, read, strict=True) if answer.release.is_canary] == of_canary(first)

@@ -118,9 +118,9 @@ class Canaries(RuleBasedStateMachine):
             self.followed[which].append(self.wait(self.store.catalogue()))
         for user, answer in zip(users, answers, strict=True):
             may = {seen_by(user, catalogue) for catalogue in self.followed[which]}
-            assert (answer.served.id, answer.served.is_canary) in may
+            assert (answer.release.id, answer.release.is_canary) in may
         for user, answer in zip(users, answers, strict=True):
-            name = self.names[answer.served.id]
+            name = self.names[answer.release.id]
             assert answer.body[OFFSET_BYTES:].decode() == (f"{name} for {user}" if user < USERS else name)
 
     async def each(self, reader: TieredReader, names: list[str]) -> list[EncodedList]:

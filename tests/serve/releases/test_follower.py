@@ -64,13 +64,13 @@ async def until_error(follower: Follower) -> str:
 
 
 def served(follower: Follower) -> ServedRelease:
-    assert follower.served is not None
-    return follower.served
+    assert follower.live is not None
+    return follower.live
 
 
 async def until(follower: Follower, release: ReleaseId) -> None:
     async with asyncio.timeout(60):
-        while follower.served is None or follower.served.id != release:
+        while follower.live is None or follower.live.id != release:
             await asyncio.sleep(0.005)
 
 
@@ -84,7 +84,7 @@ async def followed(memory: MemoryStore, follower: Follower) -> ReleaseId:
 @virtual
 async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: MemoryStore, remote: RemoteStore) -> None:
     async with following(remote) as follower:
-        assert (follower.served, "nothing was ever published to this store" in str(follower.last_error)) == (None, True)
+        assert (follower.live, "nothing was ever published to this store" in str(follower.last_error)) == (None, True)
         await until(follower, await publish(memory, "first", segments=5))
         assert follower.last_error is None
         lists = {key.removeprefix("popular:"): body[OFFSET_BYTES:] for key, body in served(follower).popular.items()}
@@ -231,7 +231,7 @@ async def test_service_without_the_record_of_erased_users_serves(memory: MemoryS
     await erase_users(memory, ["1"])
     memory.beside.clear()
     async with following(remote) as follower:
-        assert follower.served is not None
+        assert follower.live is not None
         sentences = {finding.source: finding.sentence for finding in follower.findings}
         assert "has lost 1 of them" in sentences["erased users"]
 

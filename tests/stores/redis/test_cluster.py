@@ -191,7 +191,7 @@ async def test_lost_part_of_a_release_does_not_open_the_circuit_for_other_users(
     url = redis_cluster.url(prefix=prefix)
     await publish_to(url, lists("r0"))
     async with reading(url, budget_s=SOON_S) as reader:
-        served = reader.tiers[0].follower.served
+        served = reader.tiers[0].follower.live
         assert served is not None
         name = Keys(prefix).release(served.ref).rows(["user:1"])[0]
         redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
