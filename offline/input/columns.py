@@ -70,16 +70,17 @@ def choose_columns(
     named      columns that the caller names, by role; None for the others
     available  the columns of the file
     source     the file, for messages
-    guessed    roles that get a column with a usual name, in this order, unless named
+    guessed    roles that get a column with a usual name, in this order, unless named; `UserID` is a usual name of user
     required   roles that need a column; in a file without a header, those not named get the free columns in order
 
-    Raises DataError if a column that is named, or one of a required role, is missing.
+    No column has two roles. Raises DataError if a column that is named, or one of a required role, is missing.
     """
     chosen = dict[str, str]()
     for role, name in named.items():
         if name is not None:
             chosen[role] = find_column(name, available, role, source)
 
+    # Without a header, the columns are called column_1, column_2 and so on.
     has_no_header = bool(available) and available[0].startswith(NUMBERED)
     if has_no_header:
         free = [column for column in available if column not in chosen.values()]
@@ -118,13 +119,17 @@ def usual_column(role: str, available: Sequence[str]) -> str | None:
 
 
 def time_format(sample: pl.Series) -> str:
-    """Return the format that reads most of the *sample* as times of 1971 to 2100: EPOCH or one of ISO 8601."""
+    """Return the format that reads most values of *sample* as times of 1971 to 2100.
+
+    It is EPOCH (numbers of seconds since 1970) or a format of strptime for ISO 8601.
+    """
     if sample.is_empty():
         return EPOCH
     column = sample.to_frame()
     name = sample.name
 
     def plausible(layout: str) -> int:
+        """Return how many values *layout* reads as a plausible time."""
         time = read_time(name, sample.dtype, layout)
         return int(column.select(time.is_between(EARLIEST, _LATEST).sum()).item())
 
@@ -132,10 +137,10 @@ def time_format(sample: pl.Series) -> str:
 
 
 def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
-    """Return an expression that reads the column *name* as times in µs, in UTC without a zone.
+    """Return an expression that reads the column *name* as times in UTC, in µs and without a zone.
 
-    Dates and times are converted. Texts and numbers are read in the format *layout*, EPOCH or one of strptime; what has
-    another format becomes null.
+    *dtype* is the column's type. Dates and times are converted. Texts and numbers are read in the format *layout*:
+    EPOCH (numbers of seconds since 1970) or a format of strptime. Values in another format become null.
     """
     column = pl.col(name)
     if dtype == pl.Date or isinstance(dtype, pl.Datetime):
@@ -150,6 +155,8 @@ def read_time(name: str, dtype: pl.DataType, layout: str) -> pl.Expr:
     if dtype.is_float():
         column = column.cast(pl.Int64, strict=False)  # 20260101.0
     time = column.cast(pl.String).str.strip_chars().str.to_datetime(layout, time_unit="us", strict=False)
+
+    # With a zone in the format, polars converts to UTC and marks the type with it.
     return time.dt.replace_time_zone(None) if "%z" in layout or "%#z" in layout else time
 
 
@@ -163,13 +170,14 @@ def number_in(text: str) -> float | None:
 
 
 def _time_since_1970(number: pl.Expr) -> pl.Expr:
-    """Return a time in µs for a number of seconds, milli-, micro- or nanoseconds since 1970, told by its size.
+    """Return the time in µs for a *number* of seconds, milli-, micro- or nanoseconds since 1970.
 
-    Null for numbers beyond all of them.
+    The unit is recognized by the size of the number. Null for numbers that are too large for any unit.
     """
     size = number.abs()
-    # 1e11 s is the year 5138; as ms it is 1973, so times of our days never overlap.
+    # 1e11 s is the year 5138, and 1e11 ms is 1973, so a time of our days is plausible in one unit only.
     us_per_unit = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
+
     # Larger numbers are beyond the year 8000; Python's times end in 9999.
     time_us = pl.when(size * us_per_unit < 2e17).then(number * us_per_unit)
     return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))

@@ -55,8 +55,9 @@ class Input(NamedTuple):
 def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, source: str) -> list[Input]:
     """Open *files*: a table for each log, then one for all events, each with its columns, weights and filters.
 
-    Logs are files of the user's, with the columns of the first. Events are files that the service recorded. *source*
-    names the files in messages. Raises DataError, and SettingError for events without weights.
+    A log is a file of the caller's; all have the columns of the first. Events are files that the service recorded, with
+    columns of known names. *options* are those of the caller. *source* names the files in messages. Raises DataError,
+    and SettingError for events without weights.
     """
     logs = [file for file in files if file.kind != "events"]
     event_files = [file for file in files if file.kind == "events"]
@@ -75,23 +76,27 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
     if event_files:
         events = read_events(event_files, form)
         columns = Columns(user="user", item="item", event="event", time="time" if reads_times else None)
+
         filters = list(options.filters)
         if logs:
             # A filter on a column that only the logs have does not apply to events. Without logs, it is an error.
             filters = [row_filter for row_filter in filters if row_filter.column in events.table.schema]
+
         inputs.append(Input(events.table, options._replace(columns=columns, filters=filters), events.notes))
     return inputs
 
 
 def _options_for_logs(names: Sequence[str], options: InputOptions, source: str, *, with_events: bool) -> InputOptions:
-    """Return *options* with the columns of a log: those that the caller named, and else those with usual names.
+    """Return *options* with the columns of a log by role, their meaning: those that the caller named, else usual names.
 
-    *names* are the columns that the log has. `guessed` roles are found by usual names, if the log has them; `required`
-    ones must exist. With event weights, it needs a column of events, such as `click` and `buy`. But if the input has
-    recorded events, too (*with_events*), a log without that column is read without event weights. Raises DataError for
-    a missing column, SettingError for contradictory weights.
+    User and time are roles; *names* are the columns that the log has. With event
+    weights, it needs a column of events, such as `click` and `buy`. But if the input also has events that the service
+    recorded (*with_events*), a log without that column is read without event weights. Raises DataError for a missing
+    column, SettingError for contradictory weights.
     """
     named = options.columns
+
+    # The weights may be meant for the recorded events alone.
     event_weights = options.event_weights
     has_events = named.event is not None or usual_column("event", names) is not None
     if with_events and not has_events:
@@ -102,6 +107,7 @@ def _options_for_logs(names: Sequence[str], options: InputOptions, source: str, 
     if event_weights is not None:
         required.append("event")
 
+    # Roles that get a column with a usual name unless the caller named one.
     guessed = [*required, "segment"]
     if named.time == NO_TIMES:
         named = replace(named, time=None)
@@ -144,34 +150,39 @@ def interaction_schema(table_input: Input) -> RowSchema:
 
 
 def _add_texts(schema: RowSchema, columns: Columns) -> None:
-    """Add user, item and other texts to the values of *schema*, by role: those that *columns* name.
+    """Add user, item and other texts to the values of *schema*, by role (the meaning of a column).
 
-    Rows without a user or item, with unusable ids, and header lines within the data are left out.
+    *columns* have the names of columns by role, None for those not read. Rows without a user or item, rows with an
+    unusable id, and header lines within the data are left out.
     """
     names = {role: name for role, name in asdict(columns).items() if role in TEXT_ROLES and name is not None}
     for role, name in names.items():
         schema.values[role] = schema.table.text(name)
+
     schema.leave_out_bad_ids({role: names[role] for role in _ID_ROLES if role in names})
+
+    # In a file that was joined from several, the other headers are rows with the columns' names as values.
     is_header = (pl.col("user") == names["user"]) & (pl.col("item") == names["item"])
     schema.left_out["header again"] = is_header.fill_null(value=False)
 
 
 def _add_weight(schema: RowSchema, options: InputOptions) -> None:
-    """Add the weight of a row to the values of *schema*: that of its event, its column of weights, or 1.
+    """Add the weight of a row to the values of *schema*: the weight of its kind of event, its number, or 1.
 
-    `left_out` are conditions over the values, in which `pl.col` names a value: rows without a weight, or with one of
-    zero or less, are left out, and with a count column, rows without a value to count. A weight that is not a number
-    makes a bad row.
+    Rows without a weight, or with one of zero or less, are left out. A weight that is not a number makes a bad row. If
+    *options* name a column to count, such as orders, rows without a value in it are left out, too. In the conditions
+    of `left_out`, `pl.col` names a value of the schema, not a column of the file.
     """
     columns = options.columns
     if columns.count is not None:
         schema.left_out[f"no {columns.count}"] = pl.col("count").is_null()
+
     if options.event_weights is not None:
         event = schema.table.text(columns.event)
         weight = event.replace_strict(options.event_weights, default=None, return_dtype=pl.Float64)
         schema.values["weight"] = weight
         schema.left_out[UNKNOWN_EVENT] = pl.col("weight").is_null()
-        schema.examples[UNKNOWN_EVENT] = "event"
+        schema.examples[UNKNOWN_EVENT] = "event"  # an error lists the most frequent of these events
     elif columns.weight is not None:
         schema.add_number("weight", columns.weight, missing="no weight", invalid=_BAD_WEIGHT)
         schema.left_out["weight zero or less"] = pl.col("weight") <= 0
@@ -182,28 +193,34 @@ def _add_weight(schema: RowSchema, options: InputOptions) -> None:
 def _add_quantity(schema: RowSchema, column: str) -> None:
     """Add the quantity of a row to the values of *schema*, from *column*: 1 if it is missing or 0.
 
-    A quantity that is not a number makes a bad row. A quantity below 0 cancels purchases, and its row needs no weight:
-    the weight, which is already among the values, becomes 1 in such rows, so they are not left out for it.
+    A quantity that is not a number makes a bad row. A row with a quantity below 0 cancels earlier purchases, and needs
+    no weight: its weight becomes 1, so that it is not left out for a missing one. The schema has the weight already.
     """
     quantity = schema.table.number_or_inf(column)
     schema.values["quantity"] = pl.when(quantity != 0).then(quantity).otherwise(1.0)
+
+    # Here `pl.col` names a value of the schema, which is infinite for other texts than numbers.
     is_no_number = ~pl.col("quantity").is_finite()
     schema.leave_out_bad(_BAD_QUANTITY, is_no_number, Fault(column, NOT_FINITE))
+
     schema.values["weight"] = pl.when(quantity < 0).then(1.0).otherwise(schema.values["weight"])
 
 
 def _add_time(schema: RowSchema, column: str) -> None:
-    """Add the time of a row, null if it is missing, and whether it is missing (`timeless`) to the values of *schema*.
+    """Add two values to *schema*: `time`, null if missing or unreadable, and `timeless`, whether it is missing.
 
-    *column* is that of the times. Exports write a missing time as 1970, so the start of 1970 is no time. An unreadable
-    time, one before 1971, and one in the future make a bad row; in these conditions, `pl.col` names a value.
+    Times are read from *column*. Exports write a missing time as the start of 1970, so it counts as missing, and the
+    row is kept. A time that cannot be read, one before 1971, and one in the future make a bad row, which is left out.
     """
     time = schema.table.time(column)
     schema.values["time"] = pl.when(time >= EARLIEST).then(time)
     schema.values["timeless"] = schema.table.is_absent(column) | (time == _START_OF_1970).fill_null(value=False)
+
+    # In conditions, `pl.col` names a value of the schema: here the two from above.
     layout = schema.table.form.time_format or _USUAL_TIMES
     is_unread = pl.col("time").is_null() & ~pl.col("timeless")
     schema.leave_out_bad(_BAD_TIME, is_unread, Fault(column, f"is not a time as {layout}"))
+
     # Ages count from the newest row. A day allows for time zones.
     latest = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
     schema.leave_out_bad(_FUTURE_TIME, pl.col("time") > latest, Fault(column, "lies in the future"))

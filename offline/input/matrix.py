@@ -73,8 +73,11 @@ class Matrix:
         users, items = _present_users_and_items(pairs)
         if users.all() and items.all():
             return self
+
+        # A selection of rows and columns stays sorted and free of duplicates, which scipy does not know.
         user_items = self.user_items[users][:, items]
         user_items.has_canonical_format = True
+
         return replace(
             self,
             user_ids=list(compress(self.user_ids, users)),
@@ -89,6 +92,8 @@ def to_matrix(
 ) -> Matrix:
     """Build the sparse matrix of users by items from the rows of *log*, in any order.
 
+    A pair is a user and an item with at least one row.
+
     log           [user, item, weight, perhaps time and ended (the time of a cancellation)]; ids are text or categorical
     min_per_user  pairs remain only if their user has at least this number of items
     min_per_item  the same for the users of an item; both apply again until all pairs remain (a k-core)
@@ -98,12 +103,14 @@ def to_matrix(
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
+
     users = _number_ids(log.get_column("user"))
     items = _number_ids(log.get_column("item"))
     shape = len(users.names), len(items.names)
 
-    numbers = users.numbers.astype(np.int64) * shape[1] + items.numbers
-    history = history_of_log(log, numbers, shape, weighing or Weighing())
+    # The pair of each row as one number, see `pairs`.
+    pair_of_row = users.numbers.astype(np.int64) * shape[1] + items.numbers
+    history = history_of_log(log, pair_of_row, shape, weighing or Weighing())
     all_pairs = history.matrix()
     user_items = history.k_core(all_pairs, min_per_user, min_per_item)
     if not user_items.nnz:
@@ -113,11 +120,13 @@ def to_matrix(
         )
     if not are_finite_above_zero(user_items.data):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
+
     present = _present_users_and_items(user_items)
     _check_at_least_two("user", users.names, present.users)
     _check_at_least_two("item", items.names, present.items)
 
-    # A split at a time before a cancellation learns from the pair, so its user and item remain in the matrix.
+    # An evaluation that splits the log at a time before a cancellation learns from the cancelled pair. So the matrix
+    # keeps its user and item, with the pair in the history only.
     pairs_ever = user_items
     if history.ended is not None:
         pairs_ever = k_core(replace(history, ended=None).matrix(), min_per_user, min_per_item)
@@ -161,8 +170,9 @@ class _NumberedIds(NamedTuple):
 
 
 def _number_ids(ids: pl.Series) -> _NumberedIds:
-    """Number the *ids* of rows, texts or categories, in the order of the ids: the first one is 0."""
-    # polars keeps a category as a code: codes are in the order of first occurrence, and may have gaps.
+    """Number the *ids* of rows, texts or categories, in ascending order of the ids: `b, a, b` becomes `1, 0, 1`."""
+    # polars stores a category as an integer, its code. Codes are in the order of first occurrence and may have gaps, so
+    # they are mapped to numbers without gaps by an array: number_of_code[code].
     categories = ids.cast(pl.Categorical)
     unique_categories = categories.unique()
     names = unique_categories.cast(pl.String)

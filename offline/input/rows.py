@@ -68,19 +68,24 @@ class RowSchema:
         self.bad[reason] = fault
 
     def leave_out_bad_ids(self, columns: Mapping[str, str], values: Mapping[str, str] | None = None) -> None:
-        """Leave out rows whose ids are missing, too long, or numbers that were rounded.
+        """Leave out rows with an id that is missing, too long, or a number that was rounded.
 
-        *columns* are the table's columns of ids by role, such as user or item, for messages. *values* are the names of
-        the ids in `values`, by role; by default the roles. A segment may be missing. Rounded ids make bad rows.
+        *columns* are the table's columns of ids by role (`user`, `item`, `segment`), for messages. *values* are the
+        names of the ids in `values`, by role; by default the roles. A segment may be missing. A rounded id, such as
+        `1.23457E+15`, may stand for several users or items, so its row is bad, as one that cannot be read.
         """
         value_names = values or {role: role for role in columns}
         ids = {role: pl.col(value_names[role]) for role in columns}
-        # A row counts for the first reason that applies: missing ids of all roles first.
+
+        # A row counts for the first reason that applies, in the order in which they are added here. So missing ids of
+        # all roles come first.
         for role, identifier in ids.items():
             if role != "segment":
                 self.left_out[f"no {role}"] = identifier.is_null()
+
         for role, identifier in ids.items():
             self.left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = identifier.str.len_bytes() > MAX_ID_BYTES
+
         for role, identifier in ids.items():
             fault = Fault(columns[role], _ROUNDED_FAULT)
             self.leave_out_bad(f"{role} id that was rounded", identifier.str.contains(_ROUNDED_PATTERN), fault)
@@ -105,18 +110,26 @@ class Rows:
     def __init__(
         self, schemas: Sequence[RowSchema], source: str, *facts: pl.Expr, repeated: Sequence[str] = ()
     ) -> None:
-        """Count rows, kept in memory with *repeated* texts as categories; DataError for too many bad rows, or none."""
+        """Read the tables of *schemas*, and count their rows by the reason to leave them out.
+
+        *source* names the data in messages. *facts* are aggregates over the rows kept. *repeated* are names of texts
+        that become categories; if there are any, all rows are kept in memory, else they are read again for each use.
+        Raises DataError if no row is kept, or too many rows are bad.
+        """
         self._schemas = schemas
         self._numbers = _number_reasons(schemas)
         marked = [self._mark_rows(schema, file, repeated) for file, schema in enumerate(schemas)]
         self._all = pl.concat(marked, how="diagonal")
+
         with data_errors(source, [schema.table.file for schema in schemas]):
             if repeated:
                 self._all = self._all.collect(engine="streaming").lazy()
             counted = self._all.group_by("reason").agg(pl.len().alias("rows"), *facts).collect(engine="streaming")
+
         groups = {group["reason"]: group for group in counted.iter_rows(named=True)}
         self.total = sum(group["rows"] for group in groups.values())
         self.left_out = {reason: groups[number]["rows"] for reason, number in self._numbers.items() if number in groups}
+
         bad_rows = self._check_bad_rows(source)
         self.notes = [f"bad rows are left out: {'; '.join(bad_rows)}"] if bad_rows else []
         if _KEPT_ROW not in groups:
@@ -134,10 +147,11 @@ class Rows:
         return counted.sort("len", "value", descending=[True, False]).collect(engine="streaming").get_column("value")
 
     def _nothing_left_error(self, source: str) -> DataError:
-        """Return the error for an input (*source*) without rows, or of which all were left out.
+        """Return the error for an input (*source*) that has no rows, or only rows that were left out.
 
-        It names the reasons with their numbers of rows (`left_out`). For some reasons, the schemas name a value as an
-        example, such as the event of rows with an unknown event: its most frequent values are named, too.
+        The message gives the number of rows for each reason (`left_out`), such as `10 no user, 5 unknown event`. For
+        some reasons, the schemas name the value that explains it (`examples`), such as the event for `unknown event`:
+        then the message also lists its most frequent values.
         """
         if not self.total:
             return DataError(f"{source} has no rows, or a header alone.")
@@ -152,11 +166,13 @@ class Rows:
         return DataError(f"Nothing is left of the {self.total:,} rows of {source}: {counts}{examples}.")
 
     def _check_bad_rows(self, source: str) -> list[str]:
-        """Return sentences on the first bad rows for each reason; DataError if their share of all rows is too large.
+        """Return sentences on the first bad rows of each reason; DataError if bad rows are too large a share of all.
 
-        `left_out` are the numbers of rows left out by reason. Bad rows are those that cannot be read: malformed ones,
-        and those for whose reason a schema has a fault. *source* names the input.
+        A bad row is one that cannot be read. Of the reasons to leave rows out (the keys of `left_out`, with their
+        numbers of rows), those of bad rows are malformed rows and the keys of a schema's `bad`. *source* names the
+        input in the error.
         """
+        # The fault of malformed rows differs by table.
         faults: dict[str, Fault | None] = {_MALFORMED_ROW: None}
         for schema in self._schemas:
             faults |= schema.bad
@@ -179,13 +195,16 @@ class Rows:
         return sentences
 
     def _describe_bad_rows(self, reason: str, fault: Fault | None) -> list[str]:
-        """Return sentences on the first rows left out for *reason*, with their file, row number, value and fault.
+        """Return a sentence on each of the first rows left out for *reason*: file, row number, value and fault.
 
-        A malformed row, which has no *fault*, has that of its table: too many fields, or no JSON object.
+        *fault* is None for malformed rows: each table then has its own, such as too many fields in CSV, or a line that
+        is not a JSON object.
         """
         sentences = list[str]()
-        first = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
-        for (file,), rows in first.group_by("file", maintain_order=True):
+        first_rows = self._rows_left_out(reason).select("file", ROW).head(_MOST_ROWS_SHOWN).collect()
+
+        # `file` is the number of the table in `_schemas`, and ROW the index of the row in it.
+        for (file,), rows in first_rows.group_by("file", maintain_order=True):
             table = self._schemas[file].table
             column, text = fault or Fault(EXTRA, table.malformed_fault)
             sentences += table.describe_rows(rows.get_column(ROW).to_list(), column, text)
@@ -196,22 +215,25 @@ class Rows:
         return self._all.filter(pl.col("reason") == self._numbers[reason])
 
     def _mark_rows(self, schema: RowSchema, file: int, repeated: Sequence[str]) -> pl.LazyFrame:
-        """Return the values of a table, the number of its *file*, and that of the first reason to leave the row out.
+        """Return the table of *schema* as a frame [ROW, its values, file, reason], one row for each of the table's.
 
-        `_numbers` are the numbers of the reasons; a row that is kept has 0. *repeated* are names of texts that become
-        categories, to save memory.
+        *file* is the number of the table. `reason` is the number (`_numbers`) of the first reason to leave the row out,
+        or 0 if it is kept. *repeated* are names of texts that become categories, to save memory.
         """
-        # Conditions over the table's columns are computed with the values, and are columns until the reason is known.
+        # Conditions over the table's columns: the result has the values only, so they become columns until the reason
+        # is known.
         is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
         for reason, is_met in schema.filters.items():
             is_left_out[reason] = ~is_met
         rows = schema.table.frame.select(ROW, **is_left_out, **schema.values)
 
-        # A separate step, as polars would compute the values again for each condition over them.
+        # Conditions over the values are a separate step, as polars would compute the values again for each of them.
         conditions = {reason: pl.col(reason) for reason in is_left_out} | schema.left_out
         numbers = list[pl.Expr]()
         for reason, condition in conditions.items():
             numbers.append(pl.when(condition).then(pl.lit(self._numbers[reason])))
+
+        # The conditions are in the order in which they apply, so the first number that is not null counts.
         first_number = pl.coalesce(*numbers, pl.lit(_KEPT_ROW)).cast(pl.UInt8)
         marked = rows.with_columns(file=pl.lit(file, pl.UInt16), reason=first_number)
 
@@ -236,23 +258,27 @@ def texts_by_role(
     *,
     may_be_empty: bool = False,
 ) -> pl.DataFrame:
-    """Read columns of *files* as texts, and return them under the names of their roles, such as item and title.
+    """Read columns of *files* as texts, and return them under the names of their roles, such as `item` and `title`.
 
-    *named* are columns by role; *roles* are required, and found by usual names unless named. A name for the item that
-    the files lack is ignored, as it may be that of another file. Rows without an item are left out. *source* names the
-    files in messages. Raises DataError for a missing role, a bad row, and no rows, unless the files *may_be_empty*.
+    A role is the meaning of a column. *roles* are required: their columns are those of *named*, by role, and else those
+    with usual names. *source* names the files in messages. Rows without an item are left out. Raises DataError for a
+    missing role, a bad row, and no rows, unless the files *may_be_empty*.
     """
     tables = open_tables(files, replace(form or Format(), max_bad_rows=0))
     available = list(tables[0].schema)
+
+    # The name for the item may be that of the interactions' files, and these files may call it otherwise.
     named_columns = dict(named or {})
     if named_columns.get("item") not in available:
         named_columns["item"] = None
+
     columns = choose_columns(named_columns, available, source, guessed=roles, required=roles)
     columns_in_order = {role: columns[role] for role in dict.fromkeys([*roles, *columns])}
 
     with data_errors(source, files):
         if may_be_empty and all(table.frame.head(1).collect().is_empty() for table in tables):
             return pl.DataFrame(schema=dict.fromkeys(columns_in_order, pl.String()))
+
         schemas = [_text_schema(table, columns_in_order) for table in tables]
         return Rows(schemas, source).kept.drop(ROW).collect(engine="streaming")
 
@@ -270,10 +296,12 @@ def most_frequent_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
     """
     if "title" not in rows.collect_schema():
         return {}
+
     with data_errors(source):
         counts = rows.group_by("item", "title").agg(rows=pl.len()).collect(engine="streaming")
 
-    # Categories become texts only now, as few are left; titles that differ by spaces are the same.
+    # Categories become texts only after the grouping, when few rows are left. Titles that differ only by spaces around
+    # them become equal, so their rows are added up once more.
     item = pl.col("item").cast(pl.String)
     title = pl.col("title").cast(pl.String).str.strip_chars()
     titles = counts.with_columns(item, title).filter(pl.col("title") != "")
