@@ -11,13 +11,16 @@ _QUANTITY_DECIMALS = 6
 
 
 def split_cancelled_purchases(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the purchases of *log*, divided into cancelled parts and the rest, without the rows of cancellations.
+    """Divide the purchases of *log* into cancelled and remaining parts, and drop the rows of cancellations.
 
-    A row [user, item, weight, quantity, perhaps time] with a negative quantity cancels the user's latest purchases of
-    the item up to its time; rows without a time come first. Returns [user, item, weight, and with times: time, ended]:
-    a cancelled part is a separate row with its share of the purchase's weight, *ended* at the time of the cancellation.
-    Without times, cancelled parts are left out.
+    log      [user, item, weight, quantity, perhaps time]; a row with a negative quantity cancels the user's latest
+             purchases of the item up to its time; rows without a time come first
+    returns  [user, item, weight, and with times: time, ended]; a cancelled part is a separate row with its share of the
+             purchase's weight, and `ended`, the time of the cancellation; without times, cancelled parts are left out
+
+    A purchase of 3 of which 1 is cancelled later becomes two rows, with 1/3 of the weight (ended) and with 2/3.
     """
+    # Only users and items with a cancellation are divided, as it is done row by row.
     cancelled_pairs = log.filter(pl.col("quantity") < 0).select(_USER_AND_ITEM).unique()
     order = [*_USER_AND_ITEM, "time"] if "time" in log.columns else _USER_AND_ITEM
     # At equal times purchases precede cancellations, which have the lower quantity.
@@ -49,9 +52,9 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
     """Divide purchases into cancelled parts, which end at the time of the cancellation, and remaining parts.
 
     *rows* [user, item, quantity, perhaps time] are purchases and, with a negative quantity, cancellations, sorted by
-    user, item and time. Each cancellation takes from the latest purchases of its user and item that remain; what it
-    exceeds them by has no effect. No part is returned for what was bought and cancelled at the same time, or for
-    cancelled purchases without times.
+    user, item and time. A cancellation takes its quantity from the latest earlier purchases of its user and item, as
+    far as they have any left; a surplus has no effect. Parts that were bought and cancelled at the same time are
+    dropped, and without times all cancelled parts.
     """
     quantities = rows.get_column("quantity").to_list()
     times = rows.get_column("time").to_list() if "time" in rows.columns else [None] * rows.height
@@ -65,6 +68,7 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
     for row, quantity in enumerate(quantities):
         if is_new_pair[row]:
             open_purchases.clear()
+
         if quantity > 0:
             remaining[row] = quantity
             open_purchases.append(row)
@@ -74,8 +78,10 @@ def _divide_purchases(rows: pl.DataFrame) -> list[_PurchasePart]:
         while to_cancel > 0 and open_purchases:
             purchase = open_purchases[-1]
             cancelled = min(remaining[purchase], to_cancel)
+            # Without times, both are None.
             if times[purchase] != times[row]:
                 cancelled_parts.append(_PurchasePart(purchase, cancelled, ended=times[row]))
+
             to_cancel = round(to_cancel - cancelled, _QUANTITY_DECIMALS)
             remaining[purchase] = round(remaining[purchase] - cancelled, _QUANTITY_DECIMALS)
             if remaining[purchase] <= 0:

@@ -80,7 +80,7 @@ def data_errors(source: object, files: Sequence[_File] = ()) -> Iterator[None]:
                 raise DataError(f"{file}{fault}.") from error
         raise DataError(f"{source} cannot be read or written: {_first_line(error)}.") from error
     except OSError as error:
-        # Decompression fails without a number of the operating system.
+        # An error of decompression is an OSError without errno.
         if error.errno is None and any(map(_is_compressed, (file.path for file in files))):
             raise DataError(f"{source} is cut or damaged ({_first_line(error)}); copy it again.") from error
         raise DataError(f"{source} cannot be read or written: {error.strerror or _first_line(error)}.") from error
@@ -107,24 +107,29 @@ def _is_compressed(path: Path) -> bool:
 
 
 def _faults_of_head(name: str, head: bytes) -> Iterator[str]:
-    """Yield what shows in the first bytes (*head*) of a file that it is not readable text: `is empty`.
+    """Yield reasons why a file cannot be read as CSV or JSON lines, found in its first bytes (*head*).
 
-    Each is the end of a sentence that begins with the file; *name* is for commands that convert it.
+    Each is the end of a sentence that begins with the file, such as `is empty`. *name* is the file's name in the
+    commands that a reason suggests.
     """
     if not head:
         yield "is empty"
+
     for magic, kind in _KINDS_BY_MAGIC.items():
         if head.startswith(magic):
             yield f"is {kind}"
+
     if encoding := _utf_16_encoding(head):
         yield f"is UTF-16, not UTF-8; convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"
     if _HTML_PATTERN.match(head):
         yield "is HTML or XML, perhaps the page of an error or a login; download the data again"
+
     if _JSON_ARRAY_PATTERN.match(head):
         yield f"is a JSON array; write one object a line: jq -c '.[]' {name} > lines.jsonl"
     first_line = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0]
     if _OPEN_BRACE_PATTERN.match(first_line):
         yield f"is JSON with objects over several lines; write one a line: jq -c . {name} > lines.jsonl"
+
     if b"\n" not in head and b"\r" in head.rstrip():
         yield f"ends its lines with CR alone; convert it: tr '\\r' '\\n' < {name} > lf-{name}"
 
@@ -165,9 +170,10 @@ def _fault_of_parquet(path: Path) -> str | None:
 
 
 def _fault_of_lines(lines: Iterable[bytes], name: str) -> str | None:
-    """Return a sentence on the first of *lines* that is not UTF-8, or else whose quote is never closed; or None.
+    """Find the first line that is not UTF-8, or else the first with a quote that is never closed.
 
-    It is to be put after the file; *name* is for a command that converts it.
+    Returns the rest of a sentence that begins with the file, such as `, line 7: … is not UTF-8; …`, or None.
+    *name* is the file's name in a command that converts it.
     """
     quotes = _Quotes()
     for number, line in enumerate(lines, start=1):
@@ -207,12 +213,13 @@ class _Quotes:
         return (self._first_number, self._record[0]) if self._record else None
 
     def add_line(self, number: int, text: str) -> None:
-        """Add the next line of a CSV file, whose *number* counts from 1.
+        """Add the next line of a CSV file; *number* counts from 1.
 
         A line with an odd number of quotes opens a quoted field, or closes the open one. `_record` are the lines from
         the opening quote to the closing one. The opening line is at fault (`_is_unclosed`) if these lines are not one
         record, or if there are too many; then further lines do not matter. JSON has no such faults.
         """
+        # The first line tells the kind of the file, the delimiter and the number of fields.
         if number == 1:
             self._is_json = text.lstrip("\ufeff").startswith("{")
             self._delimiter = max(_DELIMITERS, key=text.count)
@@ -227,6 +234,7 @@ class _Quotes:
                 self._first_number = number
             return
 
+        # A quoted field is open: the line continues it or closes it.
         self._record.append(text)
         if not has_odd_quotes:
             self._is_unclosed = len(self._record) > _MOST_FIELD_LINES

@@ -27,14 +27,17 @@ class Filter:
     value: str
 
     def condition(self, table: Table) -> pl.Expr:
-        """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*, never null.
+        """Return the filter (`column`, `operator` and `value`) as a condition over the columns of *table*.
 
-        `~` searches the text with a regular expression. `<`, `>` and the like compare sizes: with a number as numbers,
-        else as texts, of which only those that begin with a digit (dates) can match. `=` and `!=` compare numbers in
-        columns of floats, else texts; a missing value is an empty text. Raises DataError for a missing column.
+        `~`, `!~`    search the text with the value as a regular expression
+        `<`, `>=` …  compare numbers if the value is one, else texts that begin with a digit (dates)
+        `=`, `!=`    compare numbers in columns of floats, else texts, where a missing value is an empty text
+
+        It is never null, also for a missing value. Raises DataError for a missing column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text = table.text(name)
+
         if "~" in self.operator:
             matches = text.str.contains(self.value).fill_null(value=False)
             return matches if self.operator == "~" else ~matches
@@ -42,6 +45,7 @@ class Filter:
         compare = _COMPARISONS[self.operator]
         number = number_in(self.value)
         dtype = table.schema[name]
+
         if self.operator[0] in "<>":
             if number is not None:
                 is_met = compare(table.number(name), pl.lit(number))
@@ -61,8 +65,8 @@ class Filter:
 def parse_filter(text: str) -> Filter:
     """Parse a filter such as `quantity>0`: a column, one of `= != > >= < <= ~ !~`, and a value.
 
-    `~` searches with a regular expression. `<` and the like compare numbers, and texts that begin with a digit (dates).
-    Raises SettingError.
+    Raises SettingError if there is no operator, if `<`, `>` and the like compare with neither a number nor a date (a
+    text that begins with a digit), and if `~` has an invalid regular expression.
     """
     parts = _FILTER_PATTERN.fullmatch(text)
     if parts is None:
@@ -71,11 +75,14 @@ def parse_filter(text: str) -> Filter:
         )
     operator = parts[2]
     value = parts[3].strip()
+
     if operator[0] in "<>" and number_in(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     if "~" in operator:
+        # polars compiles the expression.
         try:
             pl.select(pl.lit("").str.contains(value))
         except pl.exceptions.ComputeError as error:
             raise SettingError(f"The filter {text!r} has a regular expression that cannot be read.") from error
+
     return Filter(text=text, column=parts[1], operator=operator, value=value)

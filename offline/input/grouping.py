@@ -15,9 +15,10 @@ def group_log(
 ) -> pl.DataFrame:
     """Group the rows *kept* by user, item and, if there are times, time: [user, item, weight, perhaps time].
 
-    For weights, see `_group_weights`. Cancellations are rows with a quantity below 0. What they cancel is in separate
-    rows, with the time of the cancellation as `ended`. *source* names the data in the DataError that is raised if all
-    purchases were cancelled.
+    The weight is the sum of the rows' weights, or the number of different values in a column to count. Rows with a
+    quantity below 0 cancel earlier purchases (*has_cancellations*). Cancelled parts of purchases become separate rows
+    with the time of the cancellation in a further column, `ended`. *source* names the data in the DataError that is
+    raised if all purchases were cancelled.
     """
     key = ["user", "item"]
     if columns.time is not None:
@@ -25,10 +26,13 @@ def group_log(
     if not has_cancellations:
         return _group_weights(kept, key, columns, weighting).collect(engine="streaming")
 
-    kept = kept.with_columns(pl.col("quantity").fill_null(1.0))  # events have none
+    # Events that the service recorded have no quantity.
+    kept = kept.with_columns(pl.col("quantity").fill_null(1.0))
     purchases = kept.filter(pl.col("quantity") > 0)
     bought = _group_weights(purchases, key, columns, weighting, with_quantity=True)
     cancelled = kept.filter(pl.col("quantity") < 0).group_by(key).agg(pl.col("quantity").sum())
+
+    # One frame of both; the rows of cancellations have no weight.
     frames = [frame.collect(engine="streaming") for frame in (bought, cancelled)]
     log = split_cancelled_purchases(pl.concat(frames, how="diagonal"))
     if log.is_empty():
@@ -39,14 +43,16 @@ def group_log(
 def _group_weights(
     rows: pl.LazyFrame, key: Sequence[str], columns: Columns, weighting: Weighting, *, with_quantity: bool = False
 ) -> pl.LazyFrame:
-    """Group *rows* by the columns *key* (user, item, perhaps time): their weight and, *with_quantity*, its sum.
+    """Group *rows* by the columns *key* (user, item, perhaps time), and return [key, weight, perhaps quantity].
 
-    The weight is the sum of the rows' weights. With a column of *columns* to count, such as orders, it is the number of
+    The weight is the sum of the rows' weights. If *columns* name one to count, such as orders, it is the number of
     different values in that column instead. A value that a user and an item have at several times counts once, at the
-    first of them.
+    first of them. *with_quantity* adds the sum of the quantities.
     """
     quantity = [pl.col("quantity").sum()] if with_quantity else []
+
     if columns.count is not None:
+        # One row for each value that is counted, then the number of these rows.
         first_time = [pl.col("time").min()] if "time" in key else []
         counted_values = rows.group_by("user", "item", "count").agg(*first_time, *quantity)
         number = pl.len().cast(pl.Float64)
@@ -59,11 +65,12 @@ def _group_weights(
 
 
 def count_users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.DataFrame:
-    """Count the users of each segment (a group, such as a country) who first had an item on a day.
+    """Count the users of each segment (a group of users, such as a country) by item and the day of their first row.
 
-    *kept* are the rows of the input [user, item, segment, perhaps time and quantity]. *log* is their grouped log if
-    there were cancellations, else None. With it, users count only for items of which a purchase was not cancelled: its
-    `ended` is null. Returns [segment, item, day since 1970 or null, weight: the number of users].
+    kept     the rows of the input [user, item, segment, perhaps time and quantity]
+    log      their grouped log if there were cancellations, else None; in it, `ended` is null for purchases that were
+             not cancelled: users count only for items of which they have such a purchase
+    returns  [segment, item, day since 1970 or null, weight: the number of users]
     """
     if log is not None:
         uncancelled = log.filter(pl.col("ended").is_null()) if "ended" in log.columns else log
@@ -73,6 +80,7 @@ def count_users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.D
     first_day = pl.lit(None)
     if "time" in kept.collect_schema():
         first_day = pl.col("time").min().dt.epoch("d")
+
     in_segment = kept.filter(pl.col("segment").is_not_null())
     users = in_segment.group_by("segment", "item", "user").agg(first_day.cast(pl.Int64).alias("day"))
     counts = users.group_by("segment", "item", "day").agg(pl.len().cast(pl.Float64).alias("weight"))
@@ -81,7 +89,11 @@ def count_users_by_segment(kept: pl.LazyFrame, log: pl.DataFrame | None) -> pl.D
 
 
 def most_frequent_segments(kept: pl.LazyFrame) -> pl.DataFrame:
-    """Return the segment of each user [user, segment]: the one of most of their rows, ties by alphabet."""
+    """Return the segment of each user [user, segment]: the most frequent one in their rows, ties by alphabet.
+
+    A segment is a group of users, such as a country. *kept* are the rows of the input [user, segment, …]; users without
+    any segment are left out.
+    """
     in_segment = kept.filter(pl.col("segment").is_not_null())
     rows = in_segment.group_by("user", "segment").agg(pl.len().alias("rows"))
     counts = rows.with_columns(pl.col("user", "segment").cast(pl.String)).collect(engine="streaming")

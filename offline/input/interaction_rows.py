@@ -89,10 +89,10 @@ def open_inputs(files: Sequence[DataFile], options: InputOptions, form: Format, 
 def _options_for_logs(names: Sequence[str], options: InputOptions, source: str, *, with_events: bool) -> InputOptions:
     """Return *options* with the columns of a log by role, their meaning: those that the caller named, else usual names.
 
-    User and time are roles; *names* are the columns that the log has. With event
-    weights, it needs a column of events, such as `click` and `buy`. But if the input also has events that the service
-    recorded (*with_events*), a log without that column is read without event weights. Raises DataError for a missing
-    column, SettingError for contradictory weights.
+    User and time are roles; *names* are the columns that the log has. With event weights, it needs a column of events,
+    such as `click` and `buy`. But if the input also has events that the service recorded (*with_events*), a log without
+    that column is read without event weights. Raises DataError for a missing column, SettingError for contradictory
+    weights.
     """
     named = options.columns
 

@@ -94,6 +94,7 @@ def read_interactions(
     weighing = Weighing(weighting, half_life)
     source = named_paths(paths)
     title_paths = [] if titles is None else [titles]
+
     named = columns or Columns()
     options = InputOptions(
         columns=named if titles is None else replace(named, title=None),
@@ -118,6 +119,7 @@ def read_interactions(
         chosen = _with_few_segments(columns_read, facts.segments, is_named=named.segment is not None)
         has_cancellations = facts.cancellations > 0
         log = group_log(rows.kept, chosen, weighting, source, has_cancellations=has_cancellations)
+
         segments = None
         user_segments = None
         if chosen.segment is not None:
@@ -127,6 +129,7 @@ def read_interactions(
         title_rows = rows.kept
         if titles is not None:
             title_rows = _read_titles(title_files, named_paths(title_paths), item=chosen.item, title=named.title)
+
         notes = [
             *_notes_of_inputs(inputs),
             *notes_of_segments(columns_read, facts),

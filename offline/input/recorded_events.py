@@ -44,9 +44,10 @@ class RecordedEvents(NamedTuple):
 
 
 def read_events(files: Sequence[DataFile], form: Format) -> RecordedEvents:
-    """Read *files* in which the service recorded events.
+    """Read *files* in which the service recorded events, such as clicks, as one table.
 
-    An event that a client sent again has the same id, and counts once.
+    The table has a row for each item of an event [user, item, event: its type, time, release, role, position]. An event
+    that a client sent again has the same id, and counts once. *form* has the tolerated share of bad rows.
     """
     frames = [pl.DataFrame(schema=_EVENT_SCHEMA)]
     damaged = 0
@@ -64,6 +65,7 @@ def read_events(files: Sequence[DataFile], form: Format) -> RecordedEvents:
     if damaged:
         notes.append(f"{damaged:,} events, or pieces of segments, are damaged and are left out")
 
+    # As in tables of files, ROW numbers the rows, and EXTRA is null unless a row is malformed.
     rows = events.explode("items").select("user", "time", "release", "role", "position", item="items", event="type")
     frame = rows.lazy().with_row_index(ROW).with_columns(pl.lit(None, pl.String).alias(EXTRA))
     table = Table(file=files[0], frame=frame, schema=dict(rows.schema), form=Format(max_bad_rows=form.max_bad_rows))

@@ -43,6 +43,8 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     item_tastes = rng.normal(size=(items, _TASTES)).astype(np.float32)
     # Popularity falls with the rank of an item by a power law.
     log_popularity = rng.permutation(-0.8 * np.log(np.arange(1, items + 1))).astype(np.float32)
+
+    # Blocks of users, as each needs the odds of all items in memory.
     blocks = list[_Choices]()
     for start in range(0, users, _USERS_PER_BLOCK):
         choices = _draw_choices(rng, min(_USERS_PER_BLOCK, users - start), item_tastes, log_popularity)
@@ -78,25 +80,31 @@ def _draw_choices(
 ) -> _Choices:
     """Draw the choices of *users* users, numbered from 0: 5 or more different items each.
 
-    The odds of an item are its popularity times exp(the product of its tastes, *item_tastes* [items, tastes], with the
-    user's, which are drawn). *log_popularity* is [items].
+    item_tastes     [items, tastes]; the users' tastes are drawn
+    log_popularity  [items]
+
+    The odds that a user chooses an item are the item's popularity times exp(user tastes · item tastes).
     """
     items = len(item_tastes)
     user_tastes = rng.normal(size=(users, _TASTES)).astype(np.float32)
     log_odds = user_tastes @ item_tastes.T + log_popularity
-    # With Gumbel noise, the first items are a sample without replacement by these odds.
+    # With Gumbel noise, a user's n items of highest value are a sample without replacement by these odds.
     log_odds += rng.gumbel(size=log_odds.shape).astype(np.float32)
 
     items_per_user = np.clip(rng.lognormal(3.2, 0.5, size=users).astype(np.int64), 5, max(5, items // 3))
     best_first = np.argsort(-log_odds, axis=1)
-    is_chosen = np.arange(items) < items_per_user[:, None]
+    is_chosen = np.arange(items) < items_per_user[:, None]  # [users, items], by place in best_first
     return _Choices(np.repeat(np.arange(users), items_per_user), best_first[is_chosen])
 
 
 def _draw_titles(rng: np.random.Generator, count: int) -> list[str]:
-    """Return *count* different titles such as `Amber Balcony Basket`, numbered as editions once all are used."""
+    """Return *count* different titles such as `Amber Balcony Basket`, in random order.
+
+    Once all combinations of words are used, they are repeated as `Amber Balcony Basket No. 2` and so on.
+    """
     names = [" ".join(words) for words in product(_STYLES.split(), _ROOMS.split(), _THINGS.split())]
     order = rng.permutation(len(names))
+
     titles = list[str]()
     for number in range(count):
         edition, place = divmod(number, len(names))

@@ -47,9 +47,11 @@ class Showings:
     def days_without_click(self, matrix: Matrix) -> UserItems:
         """Return the number of days on which an item was shown to a user without a click: sparse [users, items].
 
-        Users and items are those of *matrix*. Only days after the user's last click on the item, and after the last
-        interaction of both in *matrix*, count. `frame` has a row per user, item and day [user, item, day, clicked].
+        Users and items are those of *matrix*. Only days after the user's last click on the item, and after the user's
+        last interaction with it in *matrix*, count. `frame` has a row for each user, item and day on which the item was
+        shown or clicked [user, item, day, clicked].
         """
+        # A pair, a user and an item of the matrix, is the number user * number of items + item.
         rows = _with_pair_numbers(self.frame, matrix)
         last_clicks = rows.filter("clicked").group_by("pair").agg(last_click=pl.col("day").max())
         with_last_click = rows.join(last_clicks, on="pair", how="left")
@@ -61,17 +63,17 @@ class Showings:
             days = since_click.get_column("day").to_numpy()
             pairs = pairs[days > _last_days(matrix.history, pairs)]
 
-        # There is a row for each pair and day, so the rows of a pair are its days.
+        # There is one row for each pair and day, so the number of a pair's rows is its number of days.
         pairs, counts = np.unique(pairs, return_counts=True)
         users, items = np.divmod(pairs, matrix.user_items.shape[1])
         return csr_matrix((counts.astype(np.float32), (users, items)), shape=matrix.user_items.shape)
 
 
 def read_showings(source: DataSource) -> Showings:
-    """Read on which of the last 30 days which items were shown to which users, and clicked.
+    """Read from recorded events on which of the last 30 days items were shown to users, and whether they were clicked.
 
-    *source* is a file of events that the service recorded, or a folder of them. Takes about 30 bytes per user, item and
-    day. Raises DataError if there are no impressions, and SettingError for other files.
+    *source* is a file of events that the service recorded, or a folder of them. The result takes about 30 bytes per
+    user, item and day. Raises DataError if there are no impressions, and SettingError for other files.
     """
     with input_files([source]) as files:
         if any(file.kind != "events" for file in files):
@@ -79,6 +81,7 @@ def read_showings(source: DataSource) -> Showings:
                 f"{named_paths([source])} holds other files than events; name a folder of hotplate serve --events, or "
                 "one that hotplate events ship fills."
             )
+
         days = pl.DataFrame(schema=_DAYS_SCHEMA)
         # Many rows are of the same user, item and day: they are merged before they fill the memory.
         unmerged = list[pl.DataFrame]()
@@ -88,6 +91,7 @@ def read_showings(source: DataSource) -> Showings:
                 days = _one_row_a_day([days, *unmerged])
                 unmerged.clear()
         days = _one_row_a_day([days, *unmerged])
+
     if days.is_empty():
         raise DataError(f"{named_paths([source])} has no impressions; name the events that the service wrote.")
     return Showings(days)

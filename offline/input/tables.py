@@ -48,21 +48,25 @@ class Table:
     def text(self, name: str | None) -> pl.Expr:
         """Return an expression for the column *name* as text, null for a missing or blank value; null without a name.
 
-        Whole floats lose their point, as pandas writes integers with missing values as floats. Raises DataError for
-        nested and binary columns.
+        Whole numbers lose their point (`7.0` becomes `7`), as pandas writes integers as floats if values are missing.
+        Raises DataError for nested and binary columns.
         """
         if name is None:
             return pl.lit(None, dtype=pl.String)
+
         dtype = self.schema[name]
         column = pl.col(name)
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
             raise DataError(f"The column {name!r} of {self.file} holds {dtype}, which is not a text; name another.")
+
         if dtype.is_float():
             return _text_of_float(column)
         text = column.cast(pl.String)
         if isinstance(dtype, pl.Decimal) and dtype.scale:
             return text.str.replace(r"\.0+$", "")
-        # Blank texts sort before "!". Only texts that do are stripped, as stripping all takes as long as reading.
+
+        # "!" is the first character after the space, so a blank text sorts before it. Only the texts that sort before
+        # it are stripped to see if they are blank, as stripping all takes as long as reading.
         is_after_blanks = text >= "!"
         stripped = pl.when(~is_after_blanks).then(text).str.strip_chars()
         return pl.when(is_after_blanks | (stripped != "")).then(text)
@@ -88,7 +92,10 @@ class Table:
         return pl.when(~self.is_absent(name)).then(number)
 
     def time(self, name: str) -> pl.Expr:
-        """Return the column as a naive UTC time, null if not in the format of the first rows, or in the one given."""
+        """Return the column *name* as a time in UTC, without a zone; null if it is not in the expected format.
+
+        The format is the one given in `form`, or else the one that reads most of the first values.
+        """
         layout = self.form.time_format
         if layout is None:
             with data_errors(self.file, [self.file]):
@@ -99,8 +106,8 @@ class Table:
     def describe_rows(self, rows: Sequence[int], column: str, fault: str = "") -> list[str]:
         """Return a sentence for each of *rows*: file, row number, column, the value in it, and *fault*.
 
-        *rows* are indices from 0 in `frame`, as its column ROW; *fault* is the end of a sentence, such as `is not a
-        finite number`.
+        *rows* are indices from 0 in `frame` (its column ROW). *fault* is the end of a sentence: `is not a number` gives
+        `log.csv, row 7, column 'price': 'abc' is not a number`. For malformed rows, *column* is EXTRA.
         """
         place = "" if column == EXTRA else f", column {column!r}"
         values = self.frame.filter(pl.col(ROW).is_in(rows)).select(ROW, column).collect(engine="streaming").sort(ROW)
@@ -112,7 +119,10 @@ class Table:
 
 
 def _text_of_float(column: pl.Expr) -> pl.Expr:
-    """Return floats as texts, null for NaN; whole ones below 2**53, where floats hold every integer, have no point."""
+    """Return a column of floats as texts: `7.0` as `7`, `7.5` as `7.5`, NaN as null.
+
+    Numbers from 2**53 on keep their point, as a float does not hold every integer there.
+    """
     is_whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     text = pl.when(is_whole).then(whole).otherwise(column.cast(pl.String))
@@ -141,16 +151,19 @@ def open_tables(files: Sequence[DataFile], form: Format) -> list[Table]:
 def _open_table(file: DataFile, form: Format) -> Table:
     """Open one Parquet, JSON lines or CSV file as a table: its columns are known, its rows are read later.
 
-    The frame also has ROW, the index of a row, and EXTRA, null unless the row is malformed. Raises DataError for a file
-    of another kind, and one that cannot be read.
+    The frame also has ROW, the index of a row, and EXTRA, the malformed part of a row, null in other rows. Raises
+    DataError for a file of another kind, and one that cannot be read.
     """
     if file.kind == "text":
         check_text(file)
+
     with data_errors(file, [file]):
         scan = _scan_file(file, form)
+        # Names of folders such as date=2026-01-01 are columns, too.
         frame = _with_constants(scan.frame, {**file.keys, EXTRA: None})
         schema = {name: dtype for name, dtype in frame.collect_schema().items() if name not in (ROW, EXTRA)}
         _check_schema(file, schema)
+
         return Table(
             file=file,
             frame=frame,
@@ -190,17 +203,20 @@ class _Scan(NamedTuple):
 
 
 def _scan_file(file: DataFile, form: Format) -> _Scan:
-    """Scan Parquet, JSON lines or CSV; a text that begins with a brace is JSON.
+    """Scan a file as Parquet by its kind, and else as JSON lines if it begins with a brace, or CSV.
 
     Excel may write a first line such as `sep=;` to CSV: it names the delimiter, unless *form* has one, and is skipped.
+    *form* says how CSV is written.
     """
     if file.kind == "parquet":
         frame = pl.scan_parquet(file.path, glob=False, row_index_name=ROW)
         return _Scan(_decode_binary_columns(frame))
 
+    # The first two lines, empty texts if there are fewer.
     head = pl.scan_lines(file.path, glob=False).head(2).collect().to_series()
     first, second = [*head, "", ""][:2]
     first = first.removeprefix("\ufeff")
+
     if first.lstrip().startswith("{"):
         return _Scan(_scan_json(file), malformed_fault="is not a JSON object")
 
@@ -211,10 +227,14 @@ def _scan_file(file: DataFile, form: Format) -> _Scan:
 
 
 def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None, skipped: int) -> _Scan:
-    """Scan a CSV file whose *first* line, a header or data, comes after *skipped* ones; all columns are texts.
+    """Scan a CSV file, with all columns as texts.
 
-    Without a *delimiter*, it is the most frequent one of the first line. Without a header, columns are numbered. A line
-    with more fields than the header is malformed: the first surplus field is in EXTRA, which is null in other rows.
+    first      the text of the first line, a header or data
+    delimiter  None for the most frequent one of the first line
+    skipped    number of lines before the first line, which are not read
+
+    Without a header, columns are numbered. A line with more fields than the header is malformed: the first surplus
+    field is in the column EXTRA, which is null in other rows.
     """
     separator = _csv_separator(first, delimiter)
     has_quotes = separator != "\t" or _has_quoted_fields(file, first)
@@ -227,6 +247,7 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
         skip_lines=skipped,
         glob=False,
     )
+
     names = scan(infer_schema=False).collect_schema().names()
     rows_before_data = skipped
     if form.header:
@@ -246,14 +267,15 @@ def _scan_csv(file: DataFile, form: Format, *, first: str, delimiter: str | None
 
 
 def _decode_binary_columns(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Return *frame* with binary columns as texts if their first values are UTF-8 texts, or 16 bytes as in UUIDs.
+    """Return the *frame* of a Parquet file with binary columns that hold texts or UUIDs as texts.
 
-    Some writers do not mark texts in Parquet as such, and polars then reads bytes. Other binary columns stay; they are
-    an error only if they are used.
+    Some writers do not mark texts in Parquet as such, and polars then reads bytes. The first values decide: printable
+    UTF-8 is text, and 16 bytes are a UUID. Other binary columns stay; they are an error only if they are used.
     """
     names = [name for name, dtype in frame.collect_schema().items() if dtype == pl.Binary]
     if not names:
         return frame
+
     head = frame.select(names).head(_HEAD_ROWS).collect()
     texts = list[pl.Expr]()
     for name in names:
@@ -276,15 +298,18 @@ def _is_printable_text(value: bytes) -> bool:
 def _has_quoted_fields(file: DataFile, first: str) -> bool:
     """Return whether quotes in a tab-separated file enclose fields; else they are part of the text, as in 5" disk.
 
-    *first* is the first line. Doubtful lines are those with quotes that do not enclose whole fields. Such a line may be
-    a piece of a quoted field with line breaks, and then has fewer tabs than the first line. If most doubtful lines have
-    as many tabs, their quotes are text.
+    *first* is the first line. A line is doubtful if it has quotes that do not enclose whole fields. Either its quotes
+    are text, and it has as many tabs as the first line, or it is a piece of a record with line breaks in a quoted
+    field, and has fewer. Quotes are text if most doubtful lines have as many.
     """
     if first.startswith('"'):
         return True
+
     line = pl.col("line")
     is_doubtful = line.str.contains('"', literal=True) & ~line.str.contains(_QUOTED_LINE_PATTERN)
     is_complete = line.str.count_matches("\t", literal=True) == first.count("\t")
+
+    # Null without doubtful lines.
     doubtful_lines = pl.scan_lines(file.path, glob=False).filter(is_doubtful)
     complete_share = doubtful_lines.select(is_complete.mean()).collect(engine="streaming").item()
     return complete_share is None or complete_share <= 0.5
@@ -307,17 +332,20 @@ def _csv_separator(first: str, delimiter: str | None) -> str:
 def _scan_json(file: DataFile) -> pl.LazyFrame:
     """Scan a file with a JSON object per line; malformed lines become objects with the line as EXTRA.
 
-    polars refuses the whole file for a malformed line, and reads half a surrogate pair as NUL, which would merge ids.
-    In such files, each line is checked by orjson first, which takes longer.
+    polars refuses the whole file for a malformed line, and reads half a surrogate pair as NUL, so that different
+    ids would become one. In such files, each line is checked by orjson first, which takes longer.
     """
+    # Half pairs are the escapes that remain once whole pairs and escaped backslashes are removed.
     lines = pl.scan_lines(file.path, glob=False)
     without_whole_pairs = pl.col("line").str.replace_all(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", "")
     has_half_pair = without_whole_pairs.str.contains(r"\\u[dD][89a-fA-F]")
+
     if lines.filter(has_half_pair).head(1).collect(engine="streaming").is_empty():
         try:
             return _scan_objects(escape(str(file.path)))  # polars takes names with [, * and ? for patterns
         except pl.exceptions.PolarsError:
             pass  # a malformed line
+
     checked_lines = map(_checked_json_line, lines.collect().to_series())
     return _scan_objects(BytesIO(b"\n".join(checked_lines)))
 
