@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -97,6 +97,17 @@ def _parse_entry(line: str) -> tuple[str, str]:
     return kind + colon, check_id(identifier)
 
 
+class _Override(NamedTuple):
+    """A row of overrides."""
+
+    item: bytes
+    """Encoded by `encode_id`."""
+
+    is_denied: bool
+    values: dict[str, str]
+    """By attribute; none is empty."""
+
+
 def parse_overrides(content: bytes) -> DenyList:
     """Parse overrides, values that replace item attributes of the release until the next one.
 
@@ -104,51 +115,56 @@ def parse_overrides(content: bytes) -> DenyList:
     per attribute (an empty value overrides nothing), and perhaps `deny`, which denies the item. Raises DenyListInvalid,
     also for more than MAX_OVERRIDES rows or values.
     """
+    line_ends = max(content.count(b"\n"), content.count(b"\r"))
+    if line_ends > MAX_OVERRIDES + 1:  # a table has a header, too
+        raise _too_many_overrides()
+
     values = dict[str, dict[bytes, str]]()
-    """Overriding values, by attribute and by item as of `encode_id`."""
+    """Overriding values, by attribute and by item."""
 
     denied = set[bytes]()
     count = 0
     number = 0
-    header = 1
-    if max(content.count(b"\n"), content.count(b"\r")) > MAX_OVERRIDES + header:
-        raise _too_many_overrides()
-
     try:
-        text = content.decode("utf-8-sig")
-        is_json = text.lstrip().startswith("{")
-        lines = filter(str.strip, text.split("\n"))
-        table = csv.DictReader(StringIO(text, newline=""), strict=True)
-        if text.strip() and not is_json:
-            _check_header(table.fieldnames or ())
-
-        for number, row in _paced(lines if is_json else table):  # noqa: B007 -- for errors
-            fields = _decode_row(row) if is_json else row
-            cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
-            item = encode_id(check_id(cells.pop("item")))
-            if DENIED[cells.pop("deny", "").lower()]:
-                denied.add(item)
-            for name, value in cells.items():
-                if value:
-                    values.setdefault(name, {})[item] = sys.intern(value)
-                    count += 1
+        for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
+            override = _parse_override(row)
+            if override.is_denied:
+                denied.add(override.item)
+            for attribute, value in override.values.items():
+                values.setdefault(attribute, {})[override.item] = sys.intern(value)
+            count += len(override.values)
             if count > MAX_OVERRIDES:
-                break
-
+                raise _too_many_overrides()
     except (ValueError, LookupError, AttributeError, StoreMisused, csv.Error):
         where = f"row {number}" if number else "the header"
         raise DenyListInvalid(
             f"{where} cannot be read; a row has an item, attributes, and perhaps deny, which is true or false"
         ) from None
-    if count > MAX_OVERRIDES:
-        raise _too_many_overrides()
     return DenyList(items=frozenset(denied), overrides=values)
 
 
-def _check_header(columns: Iterable[str]) -> None:
-    """Raise ValueError for a table without a column of items, as which a JSON array is read."""
-    if "item" not in map(str.strip, columns):
+def _override_rows(content: bytes) -> Iterable[str | dict[str, str]]:
+    """Return the rows of overrides: JSON objects as text, or rows of a CSV table by column.
+
+    Raises ValueError for a table without a column of items, as which a JSON array is read.
+    """
+    text = content.decode("utf-8-sig")
+    if text.lstrip().startswith("{"):
+        return filter(str.strip, text.split("\n"))
+    table = csv.DictReader(StringIO(text, newline=""), strict=True)
+    if text.strip() and "item" not in map(str.strip, table.fieldnames or ()):
         raise ValueError("no column of items")
+    return table
+
+
+def _parse_override(row: str | dict[str, str]) -> _Override:
+    """Parse a row; raises ValueError, LookupError, AttributeError or StoreMisused."""
+    fields = _decode_row(row) if isinstance(row, str) else row
+    cells = {name.strip(): _text_of(cell) for name, cell in fields.items()}
+    item = encode_id(check_id(cells.pop("item")))
+    is_denied = DENIED[cells.pop("deny", "").lower()]
+    values = {attribute: value for attribute, value in cells.items() if value}
+    return _Override(item, is_denied, values)
 
 
 def _too_many_overrides() -> DenyListInvalid:

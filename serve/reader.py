@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, TypedDict, Unpack
 
-from hotplate.serve.baskets import Basket, BasketItem, Baskets
+from hotplate.serve.baskets import Basket, BasketItem, Baskets, ComputedList
 from hotplate.serve.deny_list import DenyListFile
 from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
@@ -256,8 +256,8 @@ class TieredReader:
         stored = first.release.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
         fallback = RowKey(POPULAR, segment, stored)
         wanted = [RowKey(row.kind, row.id, stored) for row in dict.fromkeys(rows)]
-        hidden = [row for row in wanted if self._is_hidden(row)]
-        shown = [row for row in wanted if row not in hidden] if hidden else wanted
+        hidden = self._hidden_among(wanted)
+        shown = [row for row in wanted if row not in hidden]
 
         read = await self._batches.read_release(release, shown, [origin.tier for origin in origins])
         lists = dict[str, EncodedList]()
@@ -378,6 +378,12 @@ class TieredReader:
             return False
         return row.id in self.deny_list.current.users or self.is_erased(row.id)
 
+    def _hidden_among(self, rows: Sequence[RowKey]) -> set[RowKey]:
+        """Return the rows of users who are denied or erased."""
+        if not self.deny_list.current.users and not any(tier.follower.erased for tier in self.tiers):
+            return set()
+        return {row for row in rows if self._is_hidden(row)}
+
     def is_erased(self, user: str) -> bool:
         """Return whether a user is erased from any tier, as others may be older."""
         for tier in self.tiers:
@@ -401,7 +407,7 @@ class TieredReader:
         # A list may be stored under another name in the canary than in the live release.
         stored_names = {row.list for row in rows}
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
-        hidden = {row for row in rows if self._is_hidden(row)}
+        hidden = self._hidden_among(rows)
         shown = [row for row in rows if row not in hidden] if hidden else rows
 
         batch = await self._batches.read(shown, users=len(users))
@@ -508,23 +514,21 @@ class TieredReader:
             excluded=only.exclude,
         )
         computed = await self._baskets.compute(basket)
-        if computed.origin is None:  # no tier could be read
-            encoded = self._fallbacks.unread(row, fallback)
-        elif not computed.items:
-            encoded = self._fallbacks.missed(computed.origin, row, computed.failure, fallback)
-        else:
-            tier = computed.origin.tier
-            release = computed.origin.release
-            tier.count_lookup(release, "fold-in", HIT, ITEM)
-            encoded = EncodedList(
-                tier=tier.name,
-                release=release,
-                source="fold-in",
-                body=encode(computed.items),
-                status="ok",
-                fallback=fallback,
-            )
+        encoded = self._encoded_basket(computed, row, fallback)
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
+
+    def _encoded_basket(self, computed: ComputedList, row: RowKey, fallback: RowKey) -> EncodedList:
+        """Return a list that was computed for a basket, or if it has no items the popular list, and count it."""
+        origin = computed.origin
+        if origin is None:  # no tier could be read
+            return self._fallbacks.unread(row, fallback)
+        if not computed.items:
+            return self._fallbacks.missed(origin, row, computed.failure, fallback)
+        origin.tier.count_lookup(origin.release, "fold-in", HIT, ITEM)
+        body = encode(computed.items)
+        return EncodedList(
+            tier=origin.tier.name, release=origin.release, source="fold-in", body=body, status="ok", fallback=fallback
+        )
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

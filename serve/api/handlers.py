@@ -101,12 +101,7 @@ class Handlers:
         release = release_headers[RELEASE]
 
         elements = results(requests, lists, self._shaper)  # JSON objects, made when they are iterated over
-        is_paged = any(user_request.after is not None for user_request in requests)
-        items_per_user = batch.n
-        if batch.where or is_paged:  # more items are examined than answered
-            items_per_user = max(batch.n, FILTERED)
-        users_per_piece = max(1, PIECE_ITEMS // items_per_user)
-
+        users_per_piece = _users_per_piece(batch, requests)
         if MSGPACK in request.headers.get(hdrs.ACCEPT, "").lower():
             media = MSGPACK
             body = _packed_head(release, len(lists)) + b"".join(await in_pieces(elements, users_per_piece, _packed))
@@ -114,10 +109,8 @@ class Handlers:
             media = JSON
             joined = b",\n".join(await in_pieces(elements, users_per_piece))
             body = b'{"release":"%b","results":[%b]}' % (release.encode(), joined)
-
-        return web.Response(
-            body=body, headers={"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
-        )
+        headers = {"Content-Type": media, "Cache-Control": NO_STORE, "Vary": "Accept", **release_headers}
+        return web.Response(body=body, headers=headers)
 
     async def fold_in(self, request: web.BaseRequest, _raw_id: str, raw_query: str) -> web.Response:
         """`POST /v1/recommendations/fold-in`: answer with a list for a basket of items, as of a visitor without an id.
@@ -219,6 +212,15 @@ def _paging_members(answer: ListAnswer) -> bytes:
     if answer.restarted:
         members += b'"restarted":true,'
     return members
+
+
+def _users_per_piece(batch: BatchBody, requests: Sequence[ListRequest]) -> int:
+    """Return for how many users about PIECE_ITEMS items are examined."""
+    items_per_user = batch.n
+    is_paged = any(request.after is not None for request in requests)
+    if batch.where or is_paged:  # more items are examined than answered
+        items_per_user = max(batch.n, FILTERED)
+    return max(1, PIECE_ITEMS // items_per_user)
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
