@@ -48,17 +48,19 @@ class RankedLists:
 
     def batches(self, most: int) -> Iterator["RankedLists"]:
         """Yield these lists in batches of at most *most* lists and _ITEMS_AT_ONCE items, but of one list at least."""
+        # List i has the items from item_ends[i] to item_ends[i + 1].
         item_ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):
             fitting = int(np.searchsorted(item_ends, item_ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
             stop = min(start + most, max(fitting, start + 1), len(self.owners))
-            span = slice(item_ends[start], item_ends[stop])
+
+            items_of_batch = slice(item_ends[start], item_ends[stop])
             yield RankedLists(
                 owners=self.owners[start:stop],
                 lengths=self.lengths[start:stop],
-                items=self.items[span],
-                scores=self.scores[span],
+                items=self.items[items_of_batch],
+                scores=self.scores[items_of_batch],
             )
             start = stop
 
@@ -83,10 +85,10 @@ class ListEncoder:
         ]
 
     def _encode_bodies(self, lists: RankedLists) -> list[bytes]:
-        """Return the value of each row: an offset, then the list's items as JSON lines.
+        """Return the value of each list's row: an offset of four hexadecimal digits, then the items as JSON lines.
 
-        The offset, in hexadecimal, is the end of the first USUAL_CUT items, where the service cuts most often; 0 if it
-        is too large.
+        Requests read the first items of a list, most often USUAL_CUT of them. The offset is the number of bytes of
+        these, so that the service can cut the list without a search; 0 if the digits cannot hold it.
         """
         # The lines of all lists are one text; each line ends with a separator.
         lines = self._encode_lines(lists.items, lists.scores)
@@ -103,6 +105,7 @@ class ListEncoder:
 
         cut_bytes = cut_ends - starts
         offsets = np.where(cut_bytes <= MAX_OFFSET, cut_bytes, 0)
+
         text = lines.str.join("").cast(pl.Binary).item()
         return [
             b"%04x%b" % (offset, text[start:end])
@@ -110,17 +113,20 @@ class ListEncoder:
         ]
 
     def _encode_lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
-        """Return a JSON line for each of *items*, numbers of items, with its score: the lines of all lists, in order.
+        """Return a JSON line such as `{"id":"p1","score":0.5,"title":"Mug"}` for each of *items*, in order.
 
-        Raises StoreMisused for a score that is not finite.
+        *items* are numbers of items, with their *scores*. Raises StoreMisused for a score that is not finite.
         """
         if not np.isfinite(scores).all():
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
         if not len(scores):
             return pl.Series(dtype=pl.String)
-        # A line is a head, up to the score, the score with orjson's digits, as in other JSON, and a tail: the title.
+
+        # orjson writes all scores at once, as `[0.5,0.25]`, with the same digits as in other JSON.
         array = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY).decode()
         digits = pl.Series([array[1:-1]]).str.split(",").explode()
+
+        # The parts of a line before and after the score were encoded once for each item.
         heads = self._heads.gather(items)
         tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
         return pl.select(pl.concat_str(heads, digits, tails)).to_series()

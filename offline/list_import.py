@@ -144,7 +144,7 @@ class _Sources(NamedTuple):
 def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
     """Yield the rows of the files that are imported: personal, similar and popular lists, and titles.
 
-    Files may be downloaded first, and stay open during the block. Kinds of lists without a file are None. Raises
+    Files at URLs are downloaded first, and deleted after the block. A kind of lists without a file is None. Raises
     DataError.
     """
     similar_paths = _optional(settings.similar)
@@ -158,12 +158,15 @@ def _opened_files(settings: ImportSettings) -> Iterator[_Sources]:
     ):
         columns = {**settings.columns, "title": None} if title_files else settings.columns
         form = settings.form
+
+        # Only the personal lists have the columns that were named.
         if files:
             lists = read_scored(files, named_paths(settings.paths), columns, form)
         if similar_files:
             similar = read_scored(similar_files, named_paths(similar_paths), {}, form, owner="item", item="other")
         if popular_files:
             popular = read_scored(popular_files, named_paths(popular_paths), {}, form, owner="segment")
+
         digest = fingerprint([*files, *popular_files, *similar_files, *title_files])
         yield _Sources(lists, similar, popular, title_files, digest)
 
@@ -184,10 +187,13 @@ class ImportedLists:
         self._name = name
         numbers = ItemNumbers()
         length = settings.length
+
         with _opened_files(settings) as sources:
             self._users = sort_lists(sources.lists, numbers, length, folder / "users", partial(on_progress, "sort"))
             on_similar = partial(on_progress, "similar")
             self._similar = sort_lists(sources.similar, numbers, length, folder / "similar", on_similar)
+
+            # Without a file of popular items, those in the most lists are popular.
             counted = self._similar if sources.lists is None else self._users
             self._popular_lists = _popular_lists(sources.popular, counted, numbers, max(length, POPULAR_LENGTH))
             titles = _titles(sources, settings)
@@ -197,6 +203,7 @@ class ImportedLists:
         self.left_out = dict(first.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
+
         self._notes = list[str]()
         for rows in sources.rows:
             self._notes += rows.notes
@@ -211,15 +218,18 @@ class ImportedLists:
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
 
-        Each item in a list takes the bytes of its id and title, and of a score.
+        Each item in a list takes the bytes of its id and title, and of a score. Rows of attributes are `meta` rows.
         """
-        titles = np.array([len((title or "").encode()) for title in self._titles])
-        item_bytes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
+        title_bytes = np.array([len((title or "").encode()) for title in self._titles])
+        item_bytes = self._items.str.len_bytes().to_numpy() + title_bytes + _SCORE_BYTES + _FRAME_BYTES
+
         rows = len(self._popular_lists.owners)
         payload = len(self._popular_lists.items) * int(item_bytes.max())
         for lists in (self._users, self._similar):
             rows += lists.owners
+            # The bytes of each item, times the number of lists that have it.
             payload += int(item_bytes[: len(lists.list_counts)] @ lists.list_counts)
+
         attributes = self._attributes.rows
         meta_bytes = sum(len(row.value) for row in attributes)
         return Plan(
@@ -275,10 +285,11 @@ def read_scored(
 ) -> Rows:
     """Read files of scored items: a row says that *item* is in the list of *owner*, with a score.
 
-    Returns rows [owner: str, item: str, score: f64, and title: str if present], which are checked and counted. *owner*
-    and *item* are roles of columns, such as `user` or `segment`; *named* are the names of columns by role, others are
-    guessed. *source* names the files in messages. Rows without an owner or item are left out, but a missing segment is
-    the overall one; a score that is not finite makes a bad row. Raises DataError.
+    *owner* and *item* are roles of columns, such as `user`, `segment` (a group of users) or `other` (a similar item).
+    *named* are names of columns by role; the others are found by usual names. *source* names the files in messages.
+    Returns rows [owner: str, item: str, score: f64, and title: str if present], which are checked and counted. Rows
+    without an owner or item are left out, but a row without a segment is of the overall list; a score that is not
+    finite makes a bad row. Raises DataError.
     """
     tables = open_tables(files, form)
     required = [role for role in (owner, item, "score") if role != "segment"]
@@ -291,9 +302,9 @@ def read_scored(
 def _score_schema(table: Table, columns: Mapping[str, str], owner: str, item: str) -> RowSchema:
     """Return how to read a table of scores: the values owner, item, score and perhaps title, and the rows to leave out.
 
-    *columns* are names of columns by role. *owner* is the role of who has the lists (`user`, `item` or `segment`; a row
-    without a segment is of the overall list), *item* that of the items in them. Rows with a missing or unusable id are
-    left out, and those with a missing or infinite score, as bad rows.
+    *columns* are names of columns by role (their meaning). *owner* is the role of the lists' owners: `user`, `item` or
+    `segment` (a group of users; a row without one is of the overall list). *item* is the role of the items in the
+    lists. Rows with a missing or unusable id are left out. A score that is missing or not finite makes a bad row.
     """
     owners = table.text(columns.get(owner))
     if owner == "segment":
@@ -322,6 +333,7 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
     """
     if not sources.title_files:
         return {} if sources.lists is None else most_frequent_titles(sources.lists.kept, named_paths(settings.paths))
+
     source = named_paths(_optional(settings.titles))
     named = {role: settings.columns.get(role) for role in ("item", "title")}
 
@@ -337,15 +349,16 @@ def _titles(sources: _Sources, settings: ImportSettings) -> dict[str, str]:
 
 
 def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
-    """Return a popular list for each segment, of at most *length* items.
+    """Return the overall popular list, and one for each segment (a group of users), of at most *length* items.
 
-    *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If none is of the
-    overall list, it is ranked by the number of personal *lists* that have an item: `lists.list_counts`, by the number
-    that *numbers* gives the item. Raises DataError for too many segments.
+    *scored* are rows [owner: segment, item, score] of popular items, None if no file was given. If they have no overall
+    list, items are ranked by the number of *lists* that have them (`list_counts`, by item number). *numbers* gives each
+    item its number. Raises DataError for too many segments.
     """
     list_counts = lists.list_counts.astype(np.float64)
     counts = pl.DataFrame({"item": numbers.ids().head(len(list_counts)), "score": list_counts})
     overall = counts.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
+
     if scored is None:
         rows = overall
     else:
@@ -357,6 +370,7 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
             )
         if not (rows.get_column("owner") == OVERALL).any():
             rows = pl.concat([overall, rows])
+
     numbered = rows.with_columns(numbers.number(rows.get_column("item")))
     return ranked_lists(rank_rows(numbered, numbers.ranks(), length).lists)
 
@@ -364,14 +378,19 @@ def _popular_lists(scored: Rows | None, lists: SortedLists, numbers: ItemNumbers
 def sort_lists(
     scored: Rows | None, numbers: ItemNumbers, length: int, folder: Path, on_progress: Callable[[int, int], None]
 ) -> SortedLists:
-    """Sort rows into files of a new *folder* by owner, highest score and item, at most *length* items per owner.
+    """Sort scored items into lists, by owner (a user or an item) and highest score, in files of a new *folder*.
 
-    Rows are first divided into partitions, ranges of owners that fit into memory, which are then sorted one by one.
-    *scored* are rows of `read_scored`, None for no lists. *on_progress* is called with (rows done, twice the rows), for
-    two passes. Raises DataError if the disk gets full.
+    scored       rows [owner, item, score] of `read_scored`, None for no lists
+    numbers      gives each item its number
+    length       the most items of a list
+    on_progress  called with (rows done, twice the rows), as there are two passes
+
+    Rows may exceed the memory. So the first pass divides them into partitions, ranges of owners that fit into it, and
+    the second sorts each partition. Raises DataError if the disk gets full.
     """
     if scored is None:
         return SortedLists(partitions=[], list_counts=np.zeros(0, dtype=np.int64), owners=0, duplicates=0)
+
     folder.mkdir()
     rows = scored.facts["rows"]
     on_progress(0, 2 * rows)
@@ -380,7 +399,11 @@ def sort_lists(
 
 
 def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Callable[[int], None]) -> None:
-    """Divide rows into partitions, a subfolder of *folder* for each; *on_done* is called with the rows done."""
+    """Divide rows [owner, item, score] into partitions, ranges of owners, with a subfolder of *folder* for each.
+
+    Rows are read in batches, and each batch adds a file to the partitions that it has rows of. *numbers* gives each
+    item its number. *on_done* is called with the rows done.
+    """
     done = 0
     with data_errors(folder):
         bounds = _partition_bounds(scored)
@@ -392,7 +415,11 @@ def _divide_rows(scored: Rows, numbers: ItemNumbers, folder: Path, on_done: Call
 
 
 def _sort_partitions(folder: Path, ranks: pl.Series, length: int, on_done: Callable[[int], None]) -> SortedLists:
-    """Replace each partition in *folder* by a file of its lists, see `rank_rows`; *on_done* gets the rows done."""
+    """Replace each partition, a subfolder of *folder* with rows in files, by one file of its lists, as of `rank_rows`.
+
+    *ranks* are the ranks of items by number, which order equal scores. *length* is the most items of a list. *on_done*
+    is called with the rows done.
+    """
     done = 0
     partitions = list[Path]()
     list_counts = np.zeros(len(ranks), dtype=np.int64)
@@ -405,6 +432,7 @@ def _sort_partitions(folder: Path, ranks: pl.Series, length: int, on_done: Calla
             ranked = rank_rows(partition, ranks, length)
             partitions.append(part.with_suffix(".arrow"))
             ranked.lists.write_ipc(partitions[-1])
+
         owners += ranked.lists.height
         duplicates += ranked.duplicates
         items = ranked.lists.get_column("item").explode().to_numpy()
@@ -422,9 +450,10 @@ class RankedRows(NamedTuple):
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
-    """Return the lists of *rows* [owner, item number, score], of at most *length* items with their highest score.
+    """Return the list of each owner in *rows* [owner, item: its number, score], of at most *length* items, best first.
 
-    Lists are sorted by descending score, equal scores by the rank of the item: *ranks* has it by item number.
+    An item that an owner has several times counts with its highest score. Equal scores are sorted by the rank of the
+    item; *ranks* has the rank of each item, by number.
     """
     names = rows.get_column("owner").unique().sort()
     owner = pl.col("owner").cast(pl.Enum(names))  # enums sort faster than strings
@@ -432,6 +461,7 @@ def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
     rank = ranks.gather(rows.get_column("item"))
     ranked = rows.select(owner, "item", score, rank=rank)
     ranked = ranked.sort("owner", "score", "rank", descending=[False, True, False])
+
     # The first row of an owner and an item has their highest score.
     pair = pl.col("owner").to_physical().cast(pl.UInt64) * len(ranks) + pl.col("item")
     best = ranked.filter(pair.is_first_distinct())
@@ -451,28 +481,34 @@ def ranked_lists(lists: pl.DataFrame) -> RankedLists:
 
 
 def _partition_bounds(scored: Rows) -> pl.Series:
-    """Return the bounds of partitions, into which rows are divided by owner: the least owner of each but the first.
+    """Return the owners at which to divide rows into partitions: the first owner of each partition but the first one.
 
-    They come from a sample of the rows, so that partitions have about PARTITION_ROWS rows. Empty for one partition.
+    Bounds `["g", "p"]` stand for three partitions: owners before g, from g to before p, and from p on. They are chosen
+    by a sample of the rows, so that partitions have about PARTITION_ROWS rows each. Empty for one partition.
     """
     count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
     if count == 1:
         return pl.Series(dtype=pl.String)
+
+    # Every step-th row is sampled.
     step = -(-scored.total // _SAMPLED_OWNERS)
     sampled = scored.kept.filter(pl.col(ROW) % step == 0).select("owner").collect(engine="streaming")
     owners = sampled.to_series().sort()
     if owners.is_empty():
         return owners
+
+    # Places in the sorted sample; an owner with more rows than a partition may be at several of them.
     starts = [len(owners) * number // count for number in range(1, count)]
     return owners.gather(starts).unique(maintain_order=True)
 
 
 def _append_to_partitions(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> None:
-    """Write *rows* [owner, item, score] to a folder for each partition, `0` to the number of *bounds*, as file *name*.
+    """Write a batch of *rows* [owner, item, score], with items as numbers, to the folders of their partitions.
 
-    Items are replaced by their numbers.
+    Partitions are ranges of owners between *bounds*. Their folders in *folder* are called `0`, `1` and so on; each that
+    rows fall into gets a file *name*.
     """
-    # Within a query this would load the whole file.
+    # The number of each row's partition. As part of a polars query, this would load the whole input.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
     numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
     for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():

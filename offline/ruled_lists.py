@@ -86,12 +86,15 @@ class RuledLists:
         ids = matrix.item_ids
         boosts = _score_factors(rules, ids)
         allowed = _allowed_items(rules, ids)
+
         counts = recent_popularity(matrix.user_items, matrix.times, model.popular_half_life_days)
         if boosts is not None:
             counts = counts * boosts
+
         new = None
         if rules.explore is not None:
             new = _new_items(model, rules.explore, allowed, keep_seen=keep_seen)
+
         return cls(
             model=_boosted(model, boosts),
             rules=rules,
@@ -145,15 +148,19 @@ class RuledLists:
         return len(self.model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Return the lists [users, length] of the users in rows *users*, by all rules; -1 after the end of a list.
+        """Return the lists of some users by all rules: items and scores [users, length], best first.
 
-        Users with fewer than `min_history` items get an empty list.
+        *users* are rows of the model's matrix. A list that is shorter than *length* ends with -1. Users with fewer than
+        `min_history` items get an empty list.
         """
         width = min(self.length, len(self.model.matrix.item_ids))
         items = np.full((len(users), width), -1, dtype=np.int32)
         scores = np.zeros((len(users), width), dtype=np.float32)
-        enough = self.context.history[users] >= self.rules.min_history
-        items[enough], scores[enough] = self._ranked_under_cap(self._recommend, users[enough], self._depth)
+
+        has_enough = self.context.history[users] >= self.rules.min_history
+        items[has_enough], scores[has_enough] = self._ranked_under_cap(self._recommend, users[has_enough], self._depth)
+
+        # Rearranged lists are no longer in the order of their scores.
         return Ranked(items, level_scores(items, scores) if self.rules.rearranges else scores)
 
     def similar(self, items: Indices) -> Ranked:
@@ -164,23 +171,27 @@ class RuledLists:
         )
 
     def popular(self) -> dict[str, Popular]:
-        """Return the popular list of each segment of users, and the overall one, by the rules.
+        """Return the popular list of each segment (a group of users, such as a country), and the overall one (OVERALL).
 
-        If rules change them, lists of segments are filled with overall popular items, whose score is 0.
+        Items that the rules remove from a segment's list are replaced by overall popular ones, with a score of 0.
         """
         model = self.model
         if not self._changes_popular:
             return {OVERALL: model.popular, **model.segments}
+
         counts = self.popularity.counts
         order = order_by_popularity(counts)
         lists = {OVERALL: self._ruled_popular_list(order, counts, len(model.popular.items))}
+
         for segment, popular in model.segments.items():
+            # The score of each item of the model in this segment [items].
             scores = np.zeros_like(counts)
             scores[popular.items] = popular.scores
             if self.boosts is not None:
                 scores *= self.boosts
 
-            # Boosts may change the order of the segment's items.
+            # The segment's items come first, then the others by overall popularity. Sorting by score keeps this order
+            # for equal scores; boosts may change that of the segment's items.
             fillers = order[~np.isin(order, popular.items)]
             items = np.concatenate([popular.items, fillers])
             items = items[order_by_popularity(scores[items])]
@@ -193,9 +204,10 @@ class RuledLists:
         return self.rules.shortens or len(self.pins) > 0 or self.boosts is not None
 
     def about(self) -> dict[str, Any]:
-        """Return what the manifest says of the rules, by name: numbers of items and users, and settings.
+        """Describe the rules for the manifest of a release, such as `{"pinned": {"items": 3, "unknown": 1}}`.
 
-        `unknown` counts the items of a rule that the model does not know.
+        Only rules in force have an entry, with their settings and the numbers of items and users that they concern.
+        `unknown` is the number of items of a rule that the model does not know.
         """
         rules = self.rules
         known = set(self.model.matrix.item_ids)
@@ -209,6 +221,7 @@ class RuledLists:
         for name, ids in ids_by_rule.items():
             if ids:
                 facts[name] = {"items": len(ids), "unknown": len(set(ids) - known)}
+
         if rules.max_per_category is not None:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
@@ -217,6 +230,7 @@ class RuledLists:
             facts["min_history"] = {"items": rules.min_history, "users_without": users}
         if rules.diversity:
             facts["diversity"] = {"weight": rules.diversity}
+
         shown = self.context.shown
         if shown is not None:
             users = int((items_per_user(shown) > 0).sum())
@@ -232,15 +246,17 @@ class RuledLists:
         return max(self.length, pool_size(self.length)) if needs_pool else self.length
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
-        """Return lists [users, n] of the users in rows *users*, by all rules but the cap per category.
+        """Return lists [users, n] of some users (rows of the matrix), by all rules but the cap per category.
 
-        n is *depth*, or the number of items if that is lower.
+        n is *depth*, or the number of items if that is lower. The order of the steps matters: pinned items come last,
+        so that no other rule moves them.
         """
         ranker = self.model.ranker
         rank = ranker.recommend
         if self.context.own is not None:
             rank = partial(recommend, ranker, own=self.context.own)  # adds users' own counts to the scores
         lists = rank(self.model.matrix.user_items, users, depth, keep_seen=self.keep_seen, allowed=self.allowed)
+
         if self.rules.shortens:
             lists = self._fill_with_popular(users, lists)
         if self.similarity is not None or self.context.shown is not None:
@@ -252,10 +268,11 @@ class RuledLists:
         return lists
 
     def _fill_with_popular(self, users: Indices, lists: Ranked) -> Ranked:
-        """Fill the *lists* of *users* that end early with popular items."""
+        """Fill those *lists* of *users* [users, n] that have fewer than n items with popular ones, in place."""
         short = np.flatnonzero(lists.items[:, -1] < 0)
         if not len(short):
             return lists
+
         width = lists.items.shape[1]
         popular = self.popularity.recommend(
             self.model.matrix.user_items, users[short], width, keep_seen=self.keep_seen, allowed=self.allowed
@@ -266,21 +283,26 @@ class RuledLists:
         return lists
 
     def _reorder_candidates(self, users: Indices, lists: Ranked) -> Ranked:
-        """Reorder the first items of the *lists* of *users*, by diversity and by the days on which they were shown.
+        """Reorder the first items of the *lists* of *users*, for diversity and rotation.
 
-        Only the pool, the first `pool_size` items, is reordered; those behind keep their place.
+        Diversity moves items down that are similar to those before them, rotation those that were shown on several days
+        without a click. Only the first `pool_size` items are reordered; those behind keep their place.
         """
         pool = lists.items[:, : pool_size(self.length)]
         shown_days = None if self.context.shown is None else look_up_values(self.context.shown[users], pool)
         pool_order = order_for_variety(pool, self.rules.diversity, self.similarity, shown_days)
 
+        # The places of whole lists, as they are but for the pool.
         rows, width = lists.items.shape
         order = np.tile(np.arange(width, dtype=pool_order.dtype), (rows, 1))
         order[:, : pool.shape[1]] = pool_order
         return Ranked(np.take_along_axis(lists.items, order, axis=1), np.take_along_axis(lists.scores, order, axis=1))
 
     def _insert_new_items(self, new: NewItems, users: Indices, lists: Ranked) -> Ranked:
-        """Insert new items into the *lists* of *users*, of the same width as before, and remove later duplicates."""
+        """Insert new items into the *lists* of *users* at random places, so that they become known.
+
+        Each item that is listed twice loses its later place, and lists are cut to their former width.
+        """
         matrix = self.model.matrix
         segments = self.model.user_segments
         chosen = Users(
@@ -297,11 +319,14 @@ class RuledLists:
 
         A pinned item that the user has is left out, unless seen items are kept. Empty lists stay empty.
         """
+        # The pins of each list [users, pins]; -1 for those left out, which `without_repeats` removes.
         pins = np.tile(self.pins, (len(users), 1))
         is_empty = lists.items[:, 0] < 0
         pins[is_empty] = -1
         if not self.keep_seen:
-            pins[self.model.matrix.user_items[users][:, self.pins].toarray() > 0] = -1
+            is_seen = self.model.matrix.user_items[users][:, self.pins].toarray() > 0
+            pins[is_seen] = -1
+
         best_scores = np.broadcast_to(lists.scores[:, :1], pins.shape)
 
         items = np.concatenate([pins, lists.items], axis=1)
@@ -360,6 +385,7 @@ class RuledLists:
 
         *items* are numbers of items, best first; *scores* has the score of every item of the model, by number.
         """
+        # Pinned items get the best score, so that scores descend in the list.
         scores = scores.copy()
         best_score = scores[items[0]]
         scores[self.pins] = best_score
@@ -373,12 +399,14 @@ class RuledLists:
 
 
 def _boosted(model: Model, boosts: Floats | None) -> Model:
-    """Return *model* with scores multiplied by *boosts* [items]."""
+    """Return *model* with its users' scores multiplied by *boosts* [items]; None changes nothing."""
     ranker = model.ranker
     if boosts is None:
         return model
     if isinstance(ranker, Popularity):
         return replace(model, ranker=Popularity(ranker.counts * boosts))
+
+    # Other engines multiply scores by factors of recency already, if any.
     weights = boosts if ranker.recent is None else ranker.recent * boosts
     return replace(model, ranker=with_recency(ranker, weights))
 
