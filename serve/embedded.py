@@ -60,13 +60,15 @@ class Lists:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
-        """Follow the stores, and wait until each was tried once, or for the time limit.
+        """Open the stores, follow their live releases, and wait until each was read once, or for the time limit.
 
-        The reader of the first block was given; `self._again` opens another one for a later block. Raises StoreMisused
-        if the lists are in a block already, or if they were closed and cannot be opened again.
+        The first block, `async with lists`, uses the reader that the constructor got; `self._again` creates one for a
+        later block. Raises StoreMisused if the lists are in a block already, or if they were closed and cannot be
+        opened again.
         """
         if self._loop is not None and not self._loop.is_closed():
             raise StoreMisused("these lists are in use; leave their block first, or open others by hotplate.open(…)")
+
         self._loop = asyncio.get_running_loop()
         if self._was_entered:
             if self._again is None:
@@ -106,21 +108,23 @@ class Lists:
     async def personal_many(
         self, users: Sequence[str] | Mapping[str, str], n: int = DEFAULT_N, **options: Unpack[ListOptions]
     ) -> list[Recommendations]:
-        """Return the lists of many users in order, of one release or its canary.
+        """Return the lists of many users in order, from one store: of its live release, or its canary.
 
-        From a mapping of users to their `after`, returns pages as of `personal`.
+        From a mapping of users to cursors, the `after` of `personal`, returns a page of each user's list.
         """
         selection = _selection(n, options)
         segment = str(options.get("segment", OVERALL))
         name = options.get("list", "")
         if not users:
-            self._here.row_of(POPULAR, segment, name)  # raises UnknownList
+            self._here.row_of(POPULAR, segment, name)  # raises UnknownList, as with users
+
         requests = list[ListRequest]()
         for user in users:
             cursor = parse_cursor(users[user]) if isinstance(users, Mapping) else None
             requests.append(
                 ListRequest(USER, check_id(user), selection=selection, segment=segment, name=name, after=cursor)
             )
+
         lists = await read_lists(self._here, requests)
         return [
             recommendations_of(shape_list(self._shaper, request, encoded))
@@ -143,15 +147,18 @@ class Lists:
     ) -> Recommendations:
         """Return a list for a visitor with *items*, perhaps with weights, or the popular list if none is known.
 
-        The newest item is the last; a weight counts times *recency* (above 0, at most 1) for each newer item. If the
-        release has no item factors, the list is made from the lists of similar items. Raises StoreThrottled if too many
-        visitors wait.
+        The newest item is the last. An item's weight is multiplied by *recency* (above 0, at most 1) for each newer
+        item. If the release has no item factors, the list is made from the lists of similar items. Raises
+        StoreThrottled if too many visitors wait.
         """
         selection = _selection(n, options)
         if not 0 < recency <= 1:
             raise StoreMisused(f"recency is a factor above 0 and at most 1, not {recency}")
+
+        # Pairs of an item's id and its weight; None is the default weight.
         weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
         basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
+
         result = await self._here.fold_in(
             basket,
             n,
@@ -160,6 +167,8 @@ class Lists:
             recency=recency,
             name=options.get("list", ""),
         )
+
+        # Filter and cut the list; items of the basket are not recommended.
         shown = self._shaper.shape(result.encoded, selection, beside=[item for item, _ in basket])
         return recommendations_of(ListAnswer(result.encoded, shown))
 
@@ -300,8 +309,9 @@ def open_lists(
     """Open lists in the stores at *urls*; each answers when those before it cannot.
 
     Use it as `async with hotplate.open(url) as lists:`, which waits *timeout_s* at most until each store was tried.
-    *budget_s* limits the reads of one call. *deny_list* is a watched file. *fold_in* keeps item factors in memory.
-    Raises StoreMisused for invalid arguments, and for *fold_in* without numpy.
+    *budget_s* limits the time of the reads of one call. *deny_list* is a file of items that are never shown and of
+    users who are treated as unknown; it is read again when it changes. *fold_in* keeps item factors in memory, for
+    lists for visitors. Raises StoreMisused for invalid arguments, and for *fold_in* without numpy.
     """
     if not urls:
         raise StoreMisused("no store is named; pass a URL such as file:///var/lib/hotplate")

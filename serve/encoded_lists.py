@@ -84,20 +84,23 @@ class Fallbacks:
         return encoded
 
     def of_release(self, tier: str, release: ServedRelease, fallback: RowKey, status: Status) -> EncodedList:
-        """Return the popular list of *release*, in the tier *tier*, in the place of another list.
+        """Return a popular list of *release*, which answers a request in the place of another list.
 
-        *fallback* is its key, of a segment of users and a list name. Without a list of the segment, it is that for
-        everybody; without both, that of any other served release, with status `error`; an empty list if all lack it.
+        *tier* names the store that has the release. *fallback* is the key of the popular list, of a segment (a group of
+        users) and a list name. If the release lacks it, the result is the popular list for everybody; without that,
+        one of any other served release, with the status `error`; an empty list if all lack it.
         """
-        overall = fallback.popular()
+        overall = fallback.popular()  # the key for everybody
         for key in (fallback, overall):
             if key.text in release.popular:
                 return _popular_list(tier, release, key, status)
+
         for other in self._all_releases():
             popular = other.release.popular
             if overall.text in popular:
                 key = fallback if fallback.text in popular else overall
                 return _popular_list(other.tier, other.release, key, "error")
+
         return _popular_list(tier, release, overall, status)
 
     def named(self, name: str, encoded: EncodedList) -> EncodedList:

@@ -66,19 +66,21 @@ async def from_similar(
     """Return the *n* items most similar to a visitor's items, the best first.
 
     *weights* are those of the visitor's items, and *lists* the similar items of each, as bodies of rows without their
-    checksums. The score of an item is the sum of its scores in the lists, times the weights; in a list without scores,
-    1 / rank. The visitor's items are left out, and those in any of *left_out*, sets of ids as by `encode_id`.
+    checksums. The score of an item is the sum of its scores in the lists, each times the weight of the list's item; in
+    a list without scores, a score is 1 / rank. The visitor's items are left out, and those in any of *left_out*, sets
+    of ids as by `encode_id`.
 
     At most MAX_ITEMS items are read, the first ones of each list, with a pause for other tasks after PIECE_ITEMS.
     """
     scores = defaultdict[str, float](float)
-    items = dict[str, Item]()
+    similar_items = dict[str, Item]()
     items_per_list = min(PIECE_ITEMS, MAX_ITEMS // max(1, len(lists)))
     items_since_pause = 0
     for item, body in lists.items():
-        for rank, other in enumerate(decode(cut(body, items_per_list)), 1):
-            scores[other["id"]] += weights[item] * other.get("score", 1 / rank)
-            items[other["id"]] = other
+        for rank, similar in enumerate(decode(cut(body, items_per_list)), 1):
+            scores[similar["id"]] += weights[item] * similar.get("score", 1 / rank)
+            similar_items[similar["id"]] = similar
+
         items_since_pause += items_per_list
         if items_since_pause >= PIECE_ITEMS:
             items_since_pause = 0
@@ -86,7 +88,10 @@ async def from_similar(
 
     ranked = sorted(scores.keys() - weights.keys(), key=lambda identifier: (-scores[identifier], identifier))
     kept = (identifier for identifier in ranked if not any(encode_id(identifier) in ids for ids in left_out))
-    return [{**items[identifier], "score": round(scores[identifier], SCORE_DECIMALS)} for identifier in islice(kept, n)]
+    return [
+        {**similar_items[identifier], "score": round(scores[identifier], SCORE_DECIMALS)}
+        for identifier in islice(kept, n)
+    ]
 
 
 class FoldIn:
@@ -105,14 +110,16 @@ class FoldIn:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> "ItemFactors | None":
-        """Return the item factors of a release, loaded unless another tier has loaded the same (the manifest's digest).
+        """Return the item factors of a release, from which lists for visitors are computed.
 
-        They are rows of the store: a description, and pieces with some hundred items each. None, with a warning, if
-        they are missing or damaged. Raises StoreError if they cannot be read.
+        They are rows of the store: a description, and pieces with some hundred items each. They are not loaded again if
+        another store has the same release, by the digest in its manifest. Returns None, with a warning, if they are
+        missing or damaged. Raises StoreError if they cannot be read.
         """
         loaded = self._loaded.get(manifest.digest)
         if loaded is not None:
             return loaded
+
         try:
             stored = await read_one(reader, release, FACTORS)
             if stored is None:
@@ -123,19 +130,25 @@ class FoldIn:
         except (ReleaseCorrupt, ValueError) as error:
             log.warning("release %s has no item factors that can be used: %s", release.id, error)
             return None
+
         await asyncio.to_thread(factors.finish)
-        return self._loaded.setdefault(manifest.digest, factors)  # another tier may have loaded them
+        return self._loaded.setdefault(manifest.digest, factors)  # meanwhile, they may have been loaded from another
 
     async def _load_pieces(self, reader: Reader, release: ReleaseRef, description: Description) -> "ItemFactors":
-        """Return the item factors of the pieces that *description* counts; raises ReleaseCorrupt and StoreError."""
+        """Read the item factors of a release, in pieces with some hundred items each.
+
+        *description* has the numbers of pieces, items and factors. Raises StoreError, and ReleaseCorrupt if they are
+        too large, damaged, or not as described.
+        """
         from hotplate.serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
 
         size = 4 * description.items * description.factors  # float32
         if size > MAX_BYTES:
             raise ReleaseCorrupt(f"they have {size} bytes, and at most {MAX_BYTES} are loaded")
+
         factors = ItemFactors(description)
         async for piece in read_pieces(reader, release, [piece_key(number) for number in range(description.pieces)]):
-            factors.add(*read_piece(piece, description.factors))
+            factors.add(*read_piece(piece, description.factors))  # the items, and their rows of factors
             await asyncio.sleep(0)  # a piece of 400 items takes 0.3 ms
         factors.check_whole()
         return factors
@@ -148,13 +161,14 @@ class FoldIn:
         denied: Container[bytes],
         excluded: Collection[bytes],
     ) -> list[Item]:
-        """Compute a list of *n* items in the thread.
+        """Compute a list of *n* items for a visitor from item *factors*, in the thread that this object has for it.
 
-        *basket* has the weights of known items by their row in the factors; *denied* and *excluded* are ids as by
-        `encode_id`. Raises StoreThrottled if too many visitors wait.
+        *basket* has the weights of the visitor's known items by their row in the factors. *denied* and *excluded* are
+        ids of items, as by `encode_id`, that the list must not have. Raises StoreThrottled if too many visitors wait.
         """
         if self._waiting >= MAX_WAITING:
             raise StoreThrottled("too many visitors wait to be folded in", 1.0)
+
         self._waiting += 1
         try:
             work = partial(factors.recommend, basket, n, denied, excluded)

@@ -46,10 +46,10 @@ class ItemFactors:
             raise ReleaseCorrupt(f"there are {len(self._rows)} of {self.description.items} items")
 
     def add(self, entries: Sequence[ItemEntry], rows: memoryview) -> None:
-        """Append the items of a piece, one of the rows in which a store keeps the factors.
+        """Append the items of a piece, one of the parts in which a store keeps the item factors of a release.
 
-        *rows* has a row of little-endian float32 factors for each of *entries*. Raises ValueError if they are more than
-        the release describes.
+        *entries* are the items, with their ids. *rows* has the matrix of their factors, little-endian float32, a row
+        per item. Raises ValueError if there are more items than the release describes.
         """
         start = len(self._entries)
         stop = start + len(entries)
@@ -60,21 +60,21 @@ class ItemFactors:
     def finish(self) -> None:
         """Compute what all visitors share, after the last `add`; takes 0.2 s for 27,000 items of 256 factors.
 
-        These are the Gram matrix YᵀY of the item factors, and arrays over the rows of Y, the items: the multiplier of
-        their scores, the rows that may not be recommended, and their categories, numbered from 1, with 0 for none.
+        These are the Gram matrix YᵀY of the item factors Y, and for the rows of Y, the items: the multipliers of their
+        scores, the numbers of rows that may not be recommended, and their categories, numbered from 1, with 0 for none.
         """
         size = self.description.factors
         self._gram = np.zeros((size, size))
-        for start in range(0, len(self._matrix), ROWS_AT_ONCE):
+        for start in range(0, len(self._matrix), ROWS_AT_ONCE):  # a copy of all as float64 would be large
             rows = self._matrix[start : start + ROWS_AT_ONCE].astype(np.float64)
             self._gram += rows.T @ rows
 
         self._multipliers = np.array([entry.multiplier for entry in self._entries], dtype=np.float32)
         self._banned = np.flatnonzero([not entry.allowed for entry in self._entries])
 
+        # `unique` numbers categories in their order: as the least of all, `missing` gets 0, also if no item lacks one.
         missing = -1
         categories = [missing if entry.category is None else entry.category for entry in self._entries]
-        # As the least of all, it gets the number 0, also if no item lacks a category.
         _, numbers = np.unique([missing, *categories], return_inverse=True)
         self._categories = numbers[1:]
 
@@ -95,6 +95,7 @@ class ItemFactors:
         visitor = self._solve_visitor_factors(own, weights)
         scores = self._matrix @ visitor * self._multipliers
 
+        # Leave out.
         scores[own] = -np.inf
         scores[self._banned] = -np.inf
         scores[self._denied_rows(denied)] = -np.inf
@@ -116,24 +117,26 @@ class ItemFactors:
         return rows
 
     def _best_rows(self, scores: npt.NDArray[np.float32], n: int) -> RowNumbers:
-        """Return the rows of at most *n* items with the highest scores, the best first.
+        """Return the numbers of the rows of at most *n* items with the highest scores, the best first.
 
-        *scores* has one per item; -inf leaves an item out. At most `max_per_category` items of a category are returned;
+        *scores* has one per row; -inf leaves an item out. At most `max_per_category` items of a category are returned;
         category 0, of items without one, has no such cap.
         """
         cap = self.description.max_per_category
         categories = self._categories
+
+        # How many items there are to return.
         items_by_category = np.bincount(categories[scores > -np.inf], minlength=1)
         if cap is not None:
             items_by_category[1:] = np.minimum(items_by_category[1:], cap)
         n = min(n, int(items_by_category.sum()))
 
-        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them. All items
-        # together have n.
+        # Only the best are sorted: first some more than n, then more if the cap leaves too few of them. The loop ends,
+        # as all items together have n.
         depth = min(max(FIRST_DEPTH, 2 * n), len(scores))
         while True:
             best = np.argpartition(scores, len(scores) - depth)[len(scores) - depth :]
-            best = best[np.lexsort((best, -scores[best]))]
+            best = best[np.lexsort((best, -scores[best]))]  # by score, then by row
             if cap is not None:
                 best = best[_are_first(categories[best], cap)]
             if len(best) >= n:
@@ -143,16 +146,18 @@ class ItemFactors:
     def _solve_visitor_factors(self, own: RowNumbers, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """Return the factors of a visitor with the items in rows *own*, by one step of alternating least squares.
 
-        Solves (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC for x, where Y are the item factors, YᵀY is `self._gram`, C is the
-        diagonal matrix of the items' confidences (alpha times weight), and λ the regularization, as in training.
+        Solves (YᵀY + Yᵀ(C - 1)Y + λ) x = YᵀC p for x. Y are the item factors, YᵀY is `self._gram`, C is the diagonal
+        matrix of the confidences (alpha times weight, 1 for other items), p is 1 for the visitor's items and else 0,
+        and λ is the regularization, as in training.
         """
         description = self.description
         confidence = description.alpha * weights
         regularization = description.regularization
-        if description.engine == "spark":
+        if description.engine == "spark":  # whose training does the same
             confidence = np.maximum(confidence, LEAST_CONFIDENCE)
             regularization *= len(own)
 
+        # Other items have C - 1 = 0 and p = 0, so only the visitor's rows of Y are needed.
         items = self._matrix[own].astype(np.float64)
         left = self._gram + (items.T * (confidence - 1)) @ items
         left.flat[:: len(left) + 1] += regularization

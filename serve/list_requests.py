@@ -69,21 +69,25 @@ class ListAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
-    """Return the answer to a request for one list: the list is read, filtered and cut.
+    """Return the answer to a request for one list: read it, filter it, and cut it or take a page of it.
 
-    A request that continues a page is read in the release of that page, if it can be read still. Raises as
-    `TieredReader.personal` and `Shaper.shape`.
+    A request with a cursor, `request.after`, continues a page: its list is read in the release of that page, if it
+    still can be. Raises as `TieredReader.personal` and `Shaper.shape`.
     """
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
+
     encoded: EncodedList | None = None
     if request.after is not None:
-        continued = await _read_continued(reader, [request])
+        continued = await _read_continued(reader, [request])  # by the index of the request
         encoded = continued.get(0)
+
+    # Otherwise in the live release, or the canary.
     if encoded is None and request.kind == USER:
         encoded = await reader.personal(request.id, request.segment, request.name)
     elif encoded is None:
         encoded = await reader.similar(request.id, request.name)
+
     return shape_list(shaper, request, encoded)
 
 
@@ -98,14 +102,15 @@ def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -
 
 
 def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer | None:
-    """Return the answer to a request if that needs no I/O; None if `answer_list` must be awaited.
+    """Return the answer to a request for one list if that needs no I/O; None if `answer_list` must be awaited.
 
-    Popular lists need none, nor lists of users and items that are in memory, unless the request continues a page.
+    Popular lists need none, nor lists of users and items that are in memory. Pages of the latter are not answered here.
     """
     if request.kind == POPULAR:
         return answer_popular(reader, shaper, request)
     if request.after is not None:
         return None
+
     row = reader.row_of(request.kind, request.id, request.name)
     fallback = row.popular(request.segment)  # the key of the popular list
     encoded = reader.get_nowait(row, fallback)
@@ -117,10 +122,10 @@ def answer_nowait(reader: TieredReader, shaper: Shaper, request: ListRequest) ->
 async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> list[EncodedList]:
     """Return a list for each of *requests*, in their order; all are of users, and of the same segment and list name.
 
-    Lists that continue a page are read in the release of that page, if it can be read still; all others are read
-    together in the live release.
+    A request with a cursor, `request.after`, continues a page: its list is read in the release of that page, if it
+    still can be. All others are read together in the live release, or the canary.
     """
-    continued = await _read_continued(reader, requests)
+    continued = await _read_continued(reader, requests)  # by the index of the request
     remaining = requests
     if continued:
         remaining = [request for index, request in enumerate(requests) if index not in continued]
@@ -129,7 +134,9 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
     if remaining:
         users = [request.id for request in remaining]
         lists = await reader.personal_many(users, remaining[0].segment, remaining[0].name)
-    for index in sorted(continued):  # so that all before it are in their places
+
+    # Merge both: in ascending order, all lists before an index are in their places when it is inserted.
+    for index in sorted(continued):
         lists.insert(index, continued[index])
     return lists
 
@@ -137,16 +144,19 @@ async def read_lists(reader: TieredReader, requests: Sequence[ListRequest]) -> l
 def shape_list(shaper: Shaper, request: ListRequest, encoded: EncodedList) -> ListAnswer:
     """Return the answer to a request from its list, *encoded*: the items that are shown, or a page of them.
 
-    A page begins after the item of the cursor `request.after`. If that is FIRST or of another list, it begins with the
-    first item, and the answer is `restarted` unless the cursor is FIRST. Raises as `Shaper.shape`.
+    A page begins after the place of the cursor `request.after`, the last item of the page before. If the cursor is
+    FIRST or of another list, it begins with the first item, and the answer is `restarted` unless the cursor is FIRST.
+    *shaper* filters and cuts the list. Raises as `Shaper.shape`.
     """
     selection = request.selection
     if request.after is None:
         items = shaper.shape(encoded, selection, user=request.user, beside=request.beside)
         return ListAnswer(encoded, items)
 
+    # The items of all pages, of which one is taken.
     all_pages = msgspec.structs.replace(selection, n=MAX_ITEMS)
     items = shaper.shape(encoded, all_pages, user=request.user, beside=request.beside)
+
     is_continued = request.after.continues(encoded)
     cursor = request.after if is_continued else Cursor.of(encoded)
     page = page_of(items, selection.n, cursor, encoded)

@@ -147,10 +147,15 @@ class TieredReader:
     def from_urls(
         cls, urls: Sequence[str], *, metrics: Metrics | None = None, **options: Unpack[ReaderOptions]
     ) -> Self:
-        """Connect to the stores at *urls*, in reading order; raises StoreMisused for an invalid URL, too."""
+        """Return a reader of the stores at *urls*, in reading order, which is not connected yet.
+
+        Each store gets a name, and counts its calls in *metrics*. *options* are those of the constructor. Raises
+        StoreMisused, for an invalid URL, too.
+        """
         names = tier_names(urls)
         if metrics is None:
             metrics = Metrics(1, names)
+
         stores = dict[str, Reader]()
         for name, url in zip(names, urls, strict=True):
             stores[name] = connect(url, StoreObserver(name, metrics))
@@ -242,8 +247,9 @@ class TieredReader:
     async def in_release(
         self, release: str, rows: Sequence[RowKey], segment: str = OVERALL, name: str = ""
     ) -> list[EncodedList | None]:
-        """Read lists, in the order of *rows*, in a release by its id: the live one, the canary, or the one before.
+        """Read lists, in the order of *rows*, in the release with the id *release*, for further pages of lists.
 
+        It is the live release, the canary, or the release before; a tier (a store that the service reads) may lack it.
         *rows* are all of users or all of items; *name* is that of their lists, and those of *rows* are ignored. A list
         that cannot be read in this release is None; an absent one is the popular list of *segment*. So is the list of a
         hidden user, who is denied or erased.
@@ -252,36 +258,42 @@ class TieredReader:
         if not origins:
             return [None] * len(rows)
 
+        # Keys have the name under which the release stores the list; its default list has none.
         first = origins[0]
-        stored = first.release.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
-        fallback = RowKey(POPULAR, segment, stored)
-        wanted = [RowKey(row.kind, row.id, stored) for row in dict.fromkeys(rows)]
-        hidden = self._hidden_among(wanted)
-        shown = [row for row in wanted if row not in hidden]
+        stored_name = first.release.manifest.stored_name(name) or ""
+        fallback = RowKey(POPULAR, segment, stored_name)
+        all_rows = [RowKey(row.kind, row.id, stored_name) for row in dict.fromkeys(rows)]
+        hidden = self._hidden_among(all_rows)
+        shown = [row for row in all_rows if row not in hidden]
 
         read = await self._batches.read_release(release, shown, [origin.tier for origin in origins])
-        lists = dict[str, EncodedList]()
+        lists = dict[str, EncodedList]()  # by the id of the user or the item
         for part in read.parts:
-            self._add_lists(lists, part, {stored: fallback})
+            self._add_lists(lists, part, {stored_name: fallback})
 
         for row in hidden:
             self.metrics.count_lookup("popular", "miss")
             lists[row.id] = self._fallbacks.of_release(first.tier.name, first.release, fallback, "unknown")
+
         if name:
             lists = {identifier: self.named(name, encoded) for identifier, encoded in lists.items()}
         return [lists.get(row.id) for row in rows]
 
     def popular_in_release(self, release: str, segment: str = OVERALL, name: str = "") -> EncodedList | None:
-        """Return the popular list of *segment* in a release by its id: the live one, the canary, or the one before.
+        """Return the popular list of *segment* in the release with the id *release*, for further pages of the list.
 
-        None if no tier serves the release, or if it lacks the list *name*.
+        It is the live release, the canary, or the release before. *name* is that of a named list. Returns None if no
+        store has the release, or if the release lacks the list.
         """
         origins = self._with_release(release, name)
         if not origins:
             return None
+
+        # Keys have the name under which the release stores the list; its default list has none.
         origin = origins[0]
-        stored = origin.release.manifest.stored_name(name) or ""  # as in keys, where the default list has no name
-        row = RowKey(POPULAR, segment, stored)
+        stored_name = origin.release.manifest.stored_name(name) or ""
+        row = RowKey(POPULAR, segment, stored_name)
+
         self.metrics.count_lookup("popular", "hit")
         encoded = self._fallbacks.of_release(origin.tier.name, origin.release, row, "ok")
         return self.named(name, encoded)
@@ -302,14 +314,16 @@ class TieredReader:
     def get_nowait(
         self, row: RowKey, fallback: RowKey = EVERYBODY, *, missed: Origin | None = None, late: bool = False
     ) -> EncodedList | None:
-        """Return the list of *row* or its popular list, and count it; None if that needs I/O. Raises NotReady.
+        """Return the list of *row* or, if it is absent, the popular list *fallback*; None if that needs I/O.
 
-        Local stores, cached rows, and users who are denied or erased need no I/O. *missed* is where the row is known to
-        be absent. With *late*, tiers that need I/O are skipped.
+        Local stores, cached rows, and users who are denied or erased need no I/O. *missed* is the store and the release
+        in which the row is known to be absent. With *late*, stores that need I/O are skipped. Counts the list. Raises
+        NotReady.
         """
         if self._is_hidden(row):
             self.metrics.count_lookup("popular", "miss")
             return self._fallbacks.first(fallback, row, "unknown")
+
         read = get_nowait(self.tiers, row, missed, late=late)
         return None if read is None else self._encoded(row, read, fallback)
 
@@ -322,18 +336,20 @@ class TieredReader:
         )
 
     async def _read(self, row: RowKey, fallback: RowKey) -> EncodedList:
-        """Return the list of *row*, from memory or read together with those of other requests of this loop iteration.
+        """Return the list with the key *row*, from memory or read from the stores.
 
-        *fallback* is the key of the popular list that is returned if no tier has the list. If the caller's deadline
-        passes meanwhile, returns what needs no I/O: the list in a later tier, or the popular list.
+        Rows that are requested in one iteration of the event loop are read together. *fallback* is the key of the
+        popular list that is returned if no store has the list. If the caller's deadline passes meanwhile, returns what
+        needs no I/O: the list in a later store, or the popular list.
         """
         encoded = self.get_nowait(row, fallback)
         if encoded is not None:
             return encoded
 
+        # `turns` reads the row, and completes the future by `_complete`.
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
         waiter = _FutureWaiter(self, fallback, future)
-        self.turns.add(row, waiter)  # completes the future by `_complete`
+        self.turns.add(row, waiter)
 
         deadline = caller_deadline()
         if deadline is None:
@@ -342,7 +358,8 @@ class TieredReader:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            self.turns.leave(row, waiter)
+            self.turns.leave(row, waiter)  # the read goes on for other requests
+
         encoded = self.get_nowait(row, fallback, late=True)
         if encoded is None:
             encoded = self._fallbacks.unread(row, fallback)
@@ -351,10 +368,12 @@ class TieredReader:
     def _complete(self, row: RowKey, waiters: Sequence[Waiter], origin: Origin | None, body: bytes | None) -> None:
         """Answer all requests that wait for a row, *waiters*: with its list, or each with its popular list.
 
-        *origin* is where the row was read, None if no tier could be read; *body* is None if the row is absent.
+        *origin* is the store and the release in which the row was read, None if no store could be read; *body* is the
+        list, None if the row is absent.
         """
-        if len(waiters) > 1 and origin is not None:
+        if len(waiters) > 1 and origin is not None:  # all but one had no read of their own
             self.metrics.count(self.metrics.cached[origin.tier.name, CACHE_SHARED], len(waiters) - 1)
+
         for waiter in waiters:
             try:
                 if origin is not None and body is not None:
@@ -397,14 +416,16 @@ class TieredReader:
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, name: str = "", *, must_read: bool = False
     ) -> list[EncodedList]:
-        """Read the lists of many users, in order, from one tier, in its live release or canary.
+        """Read the lists of many users, in the order of *users*, from the first store that can be read.
 
-        If no tier can be read, those that are not cached get the popular list of *segment*; *must_read* raises
+        They are of its live release or, for a share of the users, of its canary. *name* is that of a named list. If no
+        store can be read, users whose lists are not cached get the popular list of *segment*; *must_read* raises
         StoreUnavailable instead. Users who are denied or erased get the popular list, too.
         """
         live = self.row_of(POPULAR, segment, name)
         rows = [self._row_in_batch(user, name, live) for user in dict.fromkeys(users)]
-        # A list may be stored under another name in the canary than in the live release.
+
+        # Keys of the popular lists, by the name of the list in keys: the canary may store it under another name.
         stored_names = {row.list for row in rows}
         fallbacks = {stored: RowKey(POPULAR, segment, stored) for stored in stored_names}
         hidden = self._hidden_among(rows)
@@ -414,6 +435,7 @@ class TieredReader:
         lists = self._batch_lists(batch, shown, fallbacks, must_read=must_read)
         for row in hidden:
             lists[row.id] = self._hidden_in_batch(row, fallbacks[row.list], batch)
+
         if name:
             lists = {user: self.named(name, encoded) for user, encoded in lists.items()}
         return [lists[user] for user in users]
@@ -428,10 +450,11 @@ class TieredReader:
     def _batch_lists(
         self, batch: BatchRead, rows: Sequence[RowKey], fallbacks: Mapping[str, RowKey], *, must_read: bool
     ) -> dict[str, EncodedList]:
-        """Return the lists of a batch by user, also of *rows* that could not be read.
+        """Return the lists of *rows*, keys of users' lists, by user, from what *batch* has read in the stores.
 
-        Those are taken from the cache, or else are the popular lists in *fallbacks*, by the name of the list in keys.
-        *must_read* raises StoreUnavailable instead. Raises NotReady while no release is served.
+        Rows that could not be read are taken from the cache, or else are the popular lists in *fallbacks*: keys, by the
+        name of the list. With *must_read*, they raise StoreUnavailable instead. Raises NotReady while no release is
+        served.
         """
         lists = dict[str, EncodedList]()
         for part in batch.parts:
@@ -442,6 +465,7 @@ class TieredReader:
         self.live_id()  # raises NotReady
         if must_read and (batch.failure is not None or self.first_live is None):
             raise StoreUnavailable("no store can be read for now") from batch.failure
+
         for part in self._batches.cached([row for row in rows if row.id not in lists]):
             self._add_lists(lists, part, fallbacks)
         for row in rows:
@@ -450,9 +474,10 @@ class TieredReader:
         return lists
 
     def _add_lists(self, lists: dict[str, EncodedList], part: RowsRead, fallbacks: Mapping[str, RowKey]) -> None:
-        """Add the lists of rows that one tier returned, by their id, and count them.
+        """Add to *lists* what one store returned for the rows of *part*, by the id of the user or item; count it.
 
-        All rows are of one kind. *fallbacks* are by the name of the list in keys.
+        A result is the bytes of a list, None if the row is absent, or an error. The last two become popular lists:
+        *fallbacks* has their keys, by the name of the list. All rows are of users, or all of items.
         """
         if not part.rows:
             return
@@ -460,6 +485,7 @@ class TieredReader:
         release = part.origin.release
         kind = part.rows[0].kind
         source = SOURCES[kind]
+
         hits = 0
         for row, result in zip(part.rows, part.results, strict=True):
             fallback = fallbacks[row.list]
@@ -469,7 +495,8 @@ class TieredReader:
                 )
                 hits += 1
             else:
-                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)
+                lists[row.id] = self._fallbacks.missed(part.origin, row, result, fallback)  # counted there
+
         tier.count_lookup(release, source, HIT, kind, hits)
 
     def _hidden_in_batch(self, row: RowKey, fallback: RowKey, batch: BatchRead) -> EncodedList:
@@ -493,17 +520,18 @@ class TieredReader:
         recency: float = RECENCY,
         name: str = "",
     ) -> FoldedIn:
-        """Compute a list of *n* items for a visitor with *items*, the newest last.
+        """Compute a list of *n* items for a visitor with a basket of *items*, pairs of an id and a weight, newest last.
 
-        A weight counts times *recency* for each newer item, and those of a repeated item are added up. The list lacks
-        the visitor's, denied and excluded items. It is computed from item factors, or without them, as for a named
-        list, from the lists of similar items. With a `where`, which shaping applies, it has at least FILTERED items. If
-        nothing is left, or no tier could be read, it is the popular list of *segment*. Raises NotReady, and
-        StoreThrottled if too many visitors wait.
+        An item's weight (None for the default one) is multiplied by *recency* for each newer item, and the weights of a
+        repeated item are added up. The list lacks the items of the basket, and denied and excluded ones. It is computed
+        from item factors, or without them, as for a named list, from the lists of similar items. With a `where` in
+        *only*, which the caller applies, it has at least FILTERED items. If nothing is left, or no store could be read,
+        it is the popular list of *segment*. Raises NotReady, and StoreThrottled if too many visitors wait.
         """
         if not items:
             return FoldedIn(self.popular(segment, name), 0, 0)
-        row = self.row_of(ITEM, "", name)
+
+        row = self.row_of(ITEM, "", name)  # for the name under which the release stores the list
         fallback = row.popular(segment)
         basket = Basket(
             items=items,

@@ -58,22 +58,24 @@ class Shaper:
     def shape(
         self, encoded: EncodedList, selection: Selection, *, user: str = "", beside: Collection[str] = ()
     ) -> bytes:
-        """Return the first items of a list that are not denied, not hidden, and pass the filter: JSON with commas.
+        """Return the first items of a list that are not denied, not hidden, and pass the filter of *selection*.
 
-        Hidden are the items that *user* consumed, if the list is a user's, or those that it is listed *beside*, as of a
-        basket. If too few are left, popular items, marked by their source, follow: up to the length of the list, or
+        The result is JSON objects with commas between them. The deny-list has items that are never shown. Hidden are
+        the items that *user* has consumed, such as bought, or those that the list is shown *beside*, as of a basket.
+        If too few are left, popular items with the member `"source":"popular"` follow: up to the length of the list, or
         under a filter up to *n*.
 
         Raises StoreMisused for an invalid `where`, and StoreUnavailable if the attributes of items cannot be read.
         """
         denied = self._deny_list.current.items
+
         hidden: IdSet | None = None
         if beside:
             hidden = self._listed_beside(encoded, selection, beside)
         elif user and self._consumed is not None:
             hidden = self._consumed.hidden_from(user)
 
-        # Mostly nothing is left out.
+        # The usual case: nothing is left out.
         if selection.only is NO_FILTER and hidden is None:
             items = cut(encoded.body, selection.n)
             if not denied or denied.isdisjoint(ids_of(items)):
@@ -81,10 +83,10 @@ class Shaper:
 
         left_out = [ids for ids in (denied, selection.only.exclude, hidden) if ids]
         items = self._filtered(encoded, selection, left_out)
-        wanted = selection.n
+        length = selection.n
         if selection.only is NO_FILTER:  # popular items only replace those that were left out
-            wanted = min(selection.n, length_of(encoded.body))
-        if length_of(items) >= wanted:
+            length = min(selection.n, length_of(encoded.body))
+        if length_of(items) >= length:
             return selection.shortened(items)
 
         filling = selection.shortened(self._popular_filling(encoded, selection, left_out, items))

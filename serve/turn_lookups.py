@@ -45,23 +45,25 @@ class _Turn(TierWalk, Generic[Waiter]):
     """Releases that lack a row, which is not read in them again."""
 
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Complete the rows that have a list, and return the others, to be read in the next tier.
+        """Complete the rows of *read* that have a list, and return the others, to be read in the next tier.
 
-        Completing a row answers all requests that wait for it, its waiters in `self.waiting`. A row that is absent in
-        the release, other than one that could not be read, is noted in `self.missed`.
+        *read* has what a tier, a store, returned. Completing a row answers all requests that wait for it, its waiters
+        in `self.waiting`. A row that is absent in the release, not one that could not be read, is added to
+        `self.missed`.
         """
         complete = self.complete
         waiting = self.waiting
         origin = read.origin
-        unsettled: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
+
+        remaining: list[RowKey] = []  # twice for each turn, a call of `list[RowKey]` takes 0.4 µs more
         for row, result in zip(read.rows, read.results, strict=True):
             if isinstance(result, bytes) and not is_empty(result):
                 complete(row, waiting.pop(row, ()), origin, result)
             else:
-                unsettled.append(row)
+                remaining.append(row)
                 if not isinstance(result, StoreError):
                     self.missed.setdefault(row, []).append(origin)
-        return unsettled
+        return remaining
 
     def complete_unread(self, rows: Sequence[RowKey]) -> None:
         """Complete rows that no tier has, with the first release that lacks them, if any was read."""
@@ -72,8 +74,9 @@ class _Turn(TierWalk, Generic[Waiter]):
     async def read_once(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows of one release in the tier at *tier_index*; return those to be read in the tiers after it.
 
-        A row that is absent in the same release of an earlier tier is not read again. The read is traced for the
-        sampled requests among those that wait for the rows. Raises ReleaseMoved if the release is gone.
+        Tiers are stores in reading order. A row that is absent in the same release of an earlier tier is not read
+        again. The read is traced for the sampled requests among those that wait for the rows. Raises ReleaseMoved if
+        the release is gone.
         """
         absent = list[RowKey]()
         unread = group.rows
@@ -85,9 +88,9 @@ class _Turn(TierWalk, Generic[Waiter]):
 
         if self.spans:
             spans = [span for row in unread for span in self.spans.get(row, ())]
-            sampled_requests.set(tuple(spans))  # of this task only
-        unsettled = await super().read_once(tier_index, RowsOfRelease(group.release, unread))
-        return [*absent, *unsettled]
+            sampled_requests.set(tuple(spans))  # a context variable: for the read by this task
+        remaining = await super().read_once(tier_index, RowsOfRelease(group.release, unread))
+        return [*absent, *remaining]
 
     def _is_absent(self, row: RowKey, release: ServedRelease) -> bool:
         """Return whether a tier has been read that lacks a row in this release."""
@@ -117,16 +120,16 @@ class TurnLookups(Generic[Waiter]):
         self._reads = set[asyncio.Future[Any]]()
 
     def add(self, row: RowKey, waiter: Waiter) -> None:
-        """Read *row* together with the others of this iteration of the event loop, a turn; completes *waiter* later.
+        """Read *row* together with the others of this iteration of the event loop, a turn; complete *waiter* later.
 
-        `self._turn` has the rows of the turn, and `self._waiting` the waiters of each row that is being read. A waiter
-        joins the read of an earlier turn if there is one for its row, unless another release went live since: that
-        changes the number of POLICIES. Its span, if its request is traced, joins a read that has not been sent.
+        `self._turn` has the rows of the turn, and `self._waiting` the waiters of each row that is being read: requests
+        that are answered when the row is read. A waiter joins the read of an earlier turn if there is one for its row,
+        unless another release went live since: that changes the number of POLICIES.
         """
         is_first_of_turn = not self._turn
         if is_first_of_turn and self._generation != POLICIES.number:
             self._generation = POLICIES.number
-            self._waiting = {}
+            self._waiting = {}  # earlier turns have the former dict, and complete its waiters
 
         waiters = self._waiting.get(row)
         if waiters is None:
@@ -137,9 +140,9 @@ class TurnLookups(Generic[Waiter]):
         else:
             waiters.append(waiter)
             if is_first_of_turn:
-                return  # an earlier turn has sent the read
+                return  # an earlier turn has sent the read, without the span of this request
 
-        spans = sampled_requests.get()
+        spans = sampled_requests.get()  # of this request, if it is traced
         if spans:
             self._turn_spans.setdefault(row, []).extend(spans)
 
@@ -157,7 +160,10 @@ class TurnLookups(Generic[Waiter]):
                 await asyncio.wait(self._reads)
 
     def _read_turn(self) -> None:
-        """Send the rows of this loop iteration, or read them in a task."""
+        """Read the rows that were added in this iteration of the event loop: without a task, or else in one.
+
+        The time of the reads is limited by `self._budget_s` from now on.
+        """
         turn = _Turn(
             tiers=self._tiers,
             deadline=loop_time() + self._budget_s,
@@ -168,6 +174,7 @@ class TurnLookups(Generic[Waiter]):
         rows = self._turn
         self._turn = []
         self._turn_spans = {}
+
         try:
             is_sent = self._send(turn, rows)
         except Exception:
@@ -177,44 +184,49 @@ class TurnLookups(Generic[Waiter]):
             self._spawn(self._read_rows(turn, rows))
 
     def _send(self, turn: _Turn[Waiter], rows: Sequence[RowKey]) -> bool:
-        """Send one read of *rows* to the first tier without a task; return whether it was sent.
+        """Send one read of *rows* to the first store without a task; return whether it was sent.
 
         `_receive` is called with the replies. Nothing is sent if the rows are of several releases, if a request is
         traced, or if the store does not support it now: then the caller reads the rows in a task.
         """
         tier = self._tiers[0]
-        groups = turn.groups(tier, rows)
+        groups = turn.groups(tier, rows)  # by release
         if len(groups) != 1 or turn.spans:
             return False
+
         read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(0))
         if read is None:
             return False
-        self._reads.add(read.replies)
+
+        self._reads.add(read.replies)  # for `close`
         read.replies.add_done_callback(partial(self._receive, turn, rows, read))
         return True
 
     def _receive(self, turn: _Turn[Waiter], rows: Sequence[RowKey], read: SentRead, replies: Replies) -> None:
-        """Complete the rows that a read sent to the first tier has returned; a task reads the others.
+        """Complete the rows that the read sent to the first store has returned; a task reads the others.
 
-        The task begins with the second tier if the first one lacks these rows or was late. If the read failed in
-        another way, the task reads all rows in the first tier again.
+        Called when *replies* are done. The task begins with the second store if the first one lacks these rows or was
+        late. If the read failed in another way, such as by a closed connection, the task reads all rows in the first
+        store again.
         """
         self._reads.discard(replies)
         tier = self._tiers[0]
-        unsettled = rows
+
+        remaining = rows
         next_tier = 1
         try:
             results = tier.received(read)
             if results is None:  # failed
                 next_tier = 0
             else:
-                unsettled = turn.settle(RowsRead(Origin(tier, read.release), rows, results))
+                remaining = turn.settle(RowsRead(Origin(tier, read.release), rows, results))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:
             log.exception("a lookup failed")
-        if unsettled:
-            self._spawn(self._read_rows(turn, unsettled, next_tier))
+
+        if remaining:
+            self._spawn(self._read_rows(turn, remaining, next_tier))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -235,10 +247,11 @@ class TurnLookups(Generic[Waiter]):
             turn.complete_unread(rows)
 
     def _spawn_all_but_one_call(self, turn: _Turn[Waiter], rows: Sequence[RowKey], tier_index: int) -> Sequence[RowKey]:
-        """Return the rows that this task reads by one call of the tier at *tier_index*; start tasks for the rest.
+        """Return the rows that this task reads by one call of the store at *tier_index*; start tasks for the rest.
 
-        A call takes `tier.keys_a_call` rows. While the circuit breaker is open, because the store fails, rows in the
-        cache are completed, and a call is one row that probes the store; the next tier is read for the others.
+        A call takes at most `tier.keys_a_call` rows, and calls run at once. While the circuit breaker is open, because
+        the store fails, rows in the cache are completed, and a call is one row that probes the store; other rows of the
+        call are read in the next store.
         """
         tier = self._tiers[tier_index]
         uncached = _settle_cached(turn, rows, tier) if tier.breaker.is_open else rows
@@ -259,7 +272,7 @@ def _settle_cached(turn: _Turn[Waiter], rows: Sequence[RowKey], tier: Tier) -> S
     groups = turn.groups(tier, rows)
     if not groups:
         return rows
-    unsettled = list[RowKey]()
+    remaining = list[RowKey]()
     for group in groups:
-        unsettled += turn.settle(read_nowait(tier, group))
-    return unsettled
+        remaining += turn.settle(read_nowait(tier, group))
+    return remaining
