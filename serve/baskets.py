@@ -78,13 +78,14 @@ class Baskets:
         return await self._compute_by_similar(basket)
 
     async def _compute_by_similar(self, basket: Basket) -> ComputedList:
-        """Compute a list from the lists of similar items of the basket's items, which are read in one release.
+        """Compute a list for a visitor from the lists of similar items of the basket's items.
 
-        The items of the basket that have such a list are known.
+        All are read in one release. Items of the basket that have such a list count as known, the others as unknown.
+        An error of a list is kept in the result, which is computed from the other lists.
         """
-        weights = summed_weights(basket.items, 1.0, basket.recency)
+        weights = summed_weights(basket.items, 1.0, basket.recency)  # by the id of the item
         batch = await self._batches.read([RowKey(ITEM, item, basket.list) for item in weights])
-        if not batch.parts:
+        if not batch.parts:  # no store could be read
             return ComputedList(origin=None, items=[], known=0, unknown=len(weights))
 
         (part,) = batch.parts  # one tier and, as canaries are of users, one release
@@ -95,6 +96,7 @@ class Baskets:
                 failure = failure or result
             elif result is not None and not is_empty(result):
                 lists[row.id] = result
+
         items = await from_similar(lists, weights, basket.n, basket.denied, basket.excluded)
         return ComputedList(
             origin=part.origin, items=items, known=len(lists), unknown=len(weights) - len(lists), failure=failure
@@ -104,10 +106,14 @@ class Baskets:
 async def _compute_by_factors(
     basket: Basket, origin: Origin, factors: "ItemFactors", *, fold_in: FoldIn
 ) -> ComputedList:
-    """Compute a list by the item factors of the release at *origin*; without items if it knows none of the basket's."""
-    weights = summed_weights(basket.items, factors.description.weight, basket.recency)
-    known = factors.known(weights)
+    """Compute a list for a visitor from the item factors of a release; an empty one if it has no item of the basket.
+
+    *origin* is the store and the release. *fold_in* computes lists in a thread.
+    """
+    weights = summed_weights(basket.items, factors.description.weight, basket.recency)  # by the id of the item
+    known_weights = factors.known(weights)  # by the row of the item in the factors
+
     items = list[Item]()
-    if known:
-        items = await fold_in.recommend(factors, known, basket.n, basket.denied, basket.excluded)
-    return ComputedList(origin=origin, items=items, known=len(known), unknown=len(weights) - len(known))
+    if known_weights:
+        items = await fold_in.recommend(factors, known_weights, basket.n, basket.denied, basket.excluded)
+    return ComputedList(origin=origin, items=items, known=len(known_weights), unknown=len(weights) - len(known_weights))

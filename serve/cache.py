@@ -72,15 +72,20 @@ class _Shard:
         return value
 
     def put(self, entry: str, value: bytes | float) -> None:
-        """Store an entry, and drop the least recently used ones that exceed the bound."""
+        """Store *value* under the key *entry*, and drop the least recently used entries that exceed the bound.
+
+        The value is a list or, for an absent one, the time until which it counts as absent.
+        """
         size = _size(entry, value)
         if size > self._max_bytes:
             return
+
         self.bytes += size
-        replaced = self._entries.pop(entry, None)
+        replaced = self._entries.pop(entry, None)  # so that the new value is the last, the most recent one
         if replaced is not None:
             self.bytes -= _size(entry, replaced)
         self._entries[entry] = value
+
         while self.bytes > self._max_bytes:
             oldest, dropped = self._entries.popitem(last=False)
             self.bytes -= _size(oldest, dropped)

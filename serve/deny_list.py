@@ -66,9 +66,9 @@ def parse(content: bytes) -> DenyList:
     users = set[str]()
     items = set[bytes]()
     content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    for number, raw in _paced(BytesIO(content)):
+    for number, raw_line in _paced(BytesIO(content)):
         try:
-            line = raw.decode().strip()
+            line = raw_line.decode().strip()
             if not line or line.startswith("#"):
                 continue
             kind, identifier = _parse_entry(line)
@@ -76,6 +76,7 @@ def parse(content: bytes) -> DenyList:
             raise DenyListInvalid(
                 f"line {number} is not an entry; an entry is item:ID or user:ID, of at most 256 bytes of UTF-8"
             ) from None
+
         if kind == USER:
             users.add(identifier)
         else:
@@ -109,11 +110,11 @@ class _Override(NamedTuple):
 
 
 def parse_overrides(content: bytes) -> DenyList:
-    """Parse overrides, values that replace item attributes of the release until the next one.
+    """Parse overrides: values that replace item attributes of the release, such as a price that has changed.
 
     *content* is UTF-8: a CSV table with a header, or a JSON object per line. A row has the id of an `item`, a column
-    per attribute (an empty value overrides nothing), and perhaps `deny`, which denies the item. Raises DenyListInvalid,
-    also for more than MAX_OVERRIDES rows or values.
+    per attribute (an empty value overrides nothing), and perhaps `deny`, which denies the item: `item,price,deny`, then
+    `7,9.99,` and `8,,true`. Raises DenyListInvalid, also for more than MAX_OVERRIDES rows or values.
     """
     line_ends = max(content.count(b"\n"), content.count(b"\r"))
     if line_ends > MAX_OVERRIDES + 1:  # a table has a header, too
@@ -123,15 +124,17 @@ def parse_overrides(content: bytes) -> DenyList:
     """Overriding values, by attribute and by item."""
 
     denied = set[bytes]()
-    count = 0
-    number = 0
+    count = 0  # of values
+    number = 0  # of the row, for errors
     try:
         for number, row in _paced(_override_rows(content)):  # noqa: B007 -- for errors
             override = _parse_override(row)
+
             if override.is_denied:
                 denied.add(override.item)
             for attribute, value in override.values.items():
                 values.setdefault(attribute, {})[override.item] = sys.intern(value)
+
             count += len(override.values)
             if count > MAX_OVERRIDES:
                 raise _too_many_overrides()

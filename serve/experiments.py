@@ -47,24 +47,28 @@ class Sample(NamedTuple):
 
 
 def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of means, B minus A.
+    """Return the bounds of the 95 % interval of the difference of means, B minus A, by Welch's t-test (1947).
 
-    Welch 1947, with Student's quantile by Abramowitz and Stegun 26.7.5.
+    A sample has the number of users, and the mean and the variance of their values.
     """
+    # Squared standard errors: of both means, and of their difference.
     error_a = a.variance / max(1, a.users)
     error_b = b.variance / max(1, b.users)
     error = error_a + error_b
-    """Squared standard errors: of both means, and of their difference."""
 
+    # The degrees of freedom by Welch and Satterthwaite: their inverse, which is 0 if all values are equal.
     spread = error_a**2 / max(1, a.users - 1) + error_b**2 / max(1, b.users - 1)
     inverse = 0.0
     if spread:
-        inverse = spread / error**2  # 1 / degrees of freedom
+        inverse = spread / error**2
+
+    # Student's quantile from the normal one, by Abramowitz and Stegun 26.7.5.
     z = Z_INTERVAL
     quantile = z + (z**3 + z) / 4 * inverse + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * inverse**2
+
     difference = b.mean - a.mean
-    half = quantile * sqrt(error)
-    return difference - half, difference + half
+    half_width = quantile * sqrt(error)
+    return difference - half_width, difference + half_width
 
 
 def skewness(a: Sample, b: Sample) -> float:
@@ -118,12 +122,13 @@ class ArmEvents:
     def add(self, kind: str, user: str, time: float, value: float | None) -> None:
         """Count an event of a user for an experiment, if its Unix time is between the start and the planned end.
 
-        *kind* is the type of the event. Events of the goal's type (`self._kind`) add 1 to the user's sum, or their
-        value if the goal is one. The first impression assigns the user to an arm, one of the variants A and B; only
-        users with an arm are reported. Erased users have none.
+        *kind* is the type of the event. Events of the goal's type (`self._kind`) add 1 to the user's sum or, if the
+        goal is a value, their *value*. The first impression assigns the user to an arm, one of the variants A and B;
+        only users with an arm are reported. Erased users have none.
         """
         if not self._experiment.started_at <= time < self._experiment.ends_at:
             return
+
         if kind == self._kind:
             self._sums[user] += (value or 0.0) if self._is_value else 1.0
         if kind == IMPRESSION and user not in self._arms and not self._erased.covers(USER + user):
@@ -132,16 +137,19 @@ class ArmEvents:
     def report(self, min_effect: float) -> ArmReport:
         """Compare the means of the goal per user in both arms, the variants A and B of the experiment.
 
-        The interval is that of the difference of means, and None if there is no verdict, with the reason as its text.
-        *min_effect*, a share of A's mean, is the smallest difference for which the needed users are computed.
+        The report has the interval of the difference of means, and a verdict as text. If there can be no verdict, the
+        interval is None, and the text says why. *min_effect* is the smallest difference, as a share of A's mean, that
+        the experiment should detect: the report has the number of users that this needs.
         """
         a = self._sample_of("A")
         b = self._sample_of("B")
+
         verdict = self._reason_for_no_verdict(a, b)
         interval: tuple[float, float] | None = None
         if verdict is None:
             interval = welch_interval(a, b)
             verdict = _verdict_of(interval)
+
         return ArmReport(
             experiment=self._experiment,
             goal=self._goal,
@@ -157,7 +165,11 @@ class ArmEvents:
         return Sample.of([self._sums.get(user, 0.0) for user, user_arm in self._arms.items() if user_arm == arm])
 
     def _reason_for_no_verdict(self, a: Sample, b: Sample) -> str | None:
-        """Return why the arms cannot be compared yet, or at all; None if they can."""
+        """Return why the arms, the variants A and B of the experiment, cannot be compared; None if they can.
+
+        *a* and *b* are their users: number, mean and variance of the goal. The horizon is the planned end, before which
+        nothing is compared, because looking often would find differences by chance.
+        """
         ended_at = self._experiment.ended_at
         ends_at = self._experiment.ends_at
         if ended_at is not None and ended_at < ends_at:
@@ -166,10 +178,14 @@ class ArmEvents:
             return "no verdict: before the horizon"
         if not (a.mean or b.mean):  # also if events lack a value, or name other users than impressions do
             return f"no verdict: no {self._goal} of users with an impression"
+
+        # The number of users in B is binomial: another one than the share suggests means that events are lost.
         share = self._experiment.percent / 100
         users = a.users + b.users
         if abs(b.users - share * users) > Z_RATIO * sqrt(users * share * (1 - share)):
             return "no verdict: one arm loses users (p < 0.001)"
+
+        # The interval assumes means that are nearly normal.
         if min(a.users, b.users) < LEAST_USERS:
             return f"no verdict: fewer than {LEAST_USERS} users of an arm"
         return "no verdict: too few users for such values" if abs(skewness(a, b)) > MAX_SKEWNESS else None

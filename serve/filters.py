@@ -65,28 +65,31 @@ def filter_of(exclude: Collection[str], where: str) -> ItemFilter:
 
 
 def parse_where(text: str) -> tuple[Condition, ...]:
-    """Parse the conditions of a filter, such as `price<20,brand:acme|"x,y"`, separated by commas.
+    """Parse the conditions of a filter, separated by commas, such as `price<20,brand:acme|"x,y"`.
 
     A condition has a column of the item attributes, an operator, and values separated by |; values in quotation marks
-    may contain separators. Raises StoreMisused if the text cannot be parsed or is too long.
+    may contain separators. The example has the conditions `price` `<` `20`, and `brand` `:` `acme` or `x,y`. Raises
+    StoreMisused if the text cannot be parsed or is too long.
     """
-    too_much = StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")
+    too_large = StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")
     if len(text) > MAX_WHERE_CHARS:
-        raise too_much
+        raise too_large
 
     conditions = list[Condition]()
     position = 0
-    separator = ","
+    separator = ","  # after the last condition; empty at the end of the text
     while separator:
         match = _CONDITION.match(text, position)
         values = [] if match is None else _VALUE.findall(match["values"])
         if match is None or "|".join(values) != match["values"]:
             raise StoreMisused(f"where cannot be read at {text[position : position + 20]!r}; write it as in {EXAMPLE}")
+
         conditions.append(Condition(match["column"], match["operator"], tuple(map(_unquoted, values))))
         position = match.end()
         separator = match["separator"]
+
     if sum(len(condition.values) for condition in conditions) > MAX_VALUES:
-        raise too_much
+        raise too_large
     return tuple(conditions)
 
 
@@ -159,24 +162,26 @@ class Rejected:
 
 
 def _accepted(condition: Condition, column: Column) -> Callable[[Any], bool]:
-    """Return a function that says whether an item meets *condition*, by its value in *column*, an attribute of items.
+    """Return a function that takes an item's value in *column* and says whether it meets *condition*.
 
-    The value is None (texts) or NaN (numbers) if an item has none, which meets no condition. `:` and `!:` take any
-    number of values, of which one or none must be equal; `<` to `>=` take one number. Raises StoreMisused for an
-    operator or value of another kind than the column's.
+    A column is an attribute of items, of texts or of numbers. Without a value, an item has None or NaN, which meets no
+    condition. `:` means equal to any of the condition's values, `!:` to none; `<`, `<=`, `>` and `>=` take one number.
+    Raises StoreMisused for an operator or value of another kind than the column's.
     """
-    wanted: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
+    values: frozenset[Any] = frozenset(condition.values if column.texts else map(_number, condition.values))
     subject = f"{condition.column}{condition.operator}"
-    if condition.operator[0] in "<>" and (column.texts or len(wanted) > 1):
+    if condition.operator[0] in "<>" and (column.texts or len(values) > 1):
         raise StoreMisused(f"{subject} takes an attribute of numbers, and one value")
-    if not column.texts and not all(map(isfinite, wanted)):
+    if not column.texts and not all(map(isfinite, values)):
         raise StoreMisused(f"{condition.column} is a number; write a condition such as {subject}50")
+
     if condition.operator == ":":
-        return wanted.__contains__
+        return values.__contains__
     if condition.operator == "!:":
-        return lambda value: value is not None and value == value and value not in wanted  # noqa: PLR0124 -- not NaN
-    (bound,) = wanted
-    # The bound comes first, so `value < bound` is written as `bound > value`. No order holds for NaN.
+        return lambda value: value is not None and value == value and value not in values  # noqa: PLR0124 -- not NaN
+
+    (bound,) = values
+    # The bound comes first, so `value < bound` is written as `bound > value`. All are false for NaN.
     operators = {"<": operator.gt, "<=": operator.ge, ">": operator.lt, ">=": operator.le}
     return partial(operators[condition.operator], bound)
 
@@ -200,10 +205,11 @@ class ReleaseFilters:
         self._popular = dict[tuple[RowKey, str], bytes]()
 
     def rejected(self, where: str, overrides: Overrides) -> Rejected:
-        """Return the set of items that the filter *where* leaves out, kept from earlier calls where possible.
+        """Return the set of items that the filter *where* leaves out, which remembers what it has found out.
 
-        *overrides* replace attributes. The kept sets are dropped if these change, or if they are too many. Raises
-        StoreMisused if *where* is invalid, or the release has no attributes.
+        *overrides* are values that replace attributes of the release. Sets are kept for later calls; all are dropped if
+        the overrides change, or if they are too many. Raises StoreMisused if *where* is invalid, or the release has no
+        attributes.
         """
         if self.attributes is None:
             raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")

@@ -55,15 +55,17 @@ class Hedge:
     async def get_many(
         self, release: ReleaseRef, keys: Sequence[str], decode: Decode, *, timeout_s: float
     ) -> list[ReadResult]:
-        """Read like `Reader.get_many`; if the reply is late, also from a replica, and return the first answer.
+        """Read the values of *keys* like `Reader.get_many`; if the reply is late, also from a replica.
 
-        A read is late after a delay that adapts to their 95th percentile. Each read adds HEDGED of a token, and a
-        second read costs one, so that at most a tenth of the reads are sent twice. A replica may lag, so a second read
-        wins only if *decode* accepts a value for each key. The slower read is cancelled.
+        Returns the first answer; the slower read is cancelled. A read is late after `self._delay_s`, which adapts to
+        the 95th percentile of their times. Each read adds HEDGED of a token, and a second read costs one, so that at
+        most a tenth of the reads are sent twice. A replica may lag, so a second read wins only if *decode* accepts a
+        value for each key.
         """
         race = _Race(first=asyncio.current_task(), release=release, keys=keys, timeout_s=timeout_s, decode=decode)
         timer = asyncio.get_running_loop().call_later(self._delay_s, self._start_second_read, race)
         self._tokens = min(BURST, self._tokens + HEDGED)
+
         try:
             results = await self._store.get_many(release, keys, timeout_s=timeout_s)
         except asyncio.CancelledError:
@@ -107,9 +109,10 @@ class Hedge:
         self._delay_s = max(shortest_s, self._delay_s * (1 - STEP * LATE))
 
     async def _read_elsewhere(self, race: _Race) -> None:
-        """Read the keys of *race* from a replica; if all values are intact, win: cancel the first read if it runs.
+        """Read the keys of *race*, a read that is late, from a replica as well: the first answer wins.
 
-        An absent or damaged value, or an error, ends this read without an effect, as the first read goes on.
+        If all values are intact, they become `race.results`, and the first read, another task, is cancelled. An absent
+        or damaged value, or an error, ends this read without an effect: the first read goes on.
         """
         try:
             results = await self._store.get_many_elsewhere(race.release, race.keys, timeout_s=race.timeout_s)
@@ -119,6 +122,7 @@ class Hedge:
                 race.decode(key, result)  # checks key and release
         except Exception:  # noqa: BLE001 -- the first read will tell
             return
+
         if not race.is_over and race.first is not None:
             race.results = results
             race.first.cancel()

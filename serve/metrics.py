@@ -241,27 +241,27 @@ class Metrics:
     def count_listed(self, kind: str, role: ReleaseRole, position: int | None, items: int) -> None:
         """Count *items* consecutive items of a list that were shown or clicked, the first at *position*, from 1.
 
-        *kind* is IMPRESSION or CLICK; *position* is None if unknown. Positions after COUNTED_POSITIONS are counted
-        together, as "more".
+        *kind* is IMPRESSION or CLICK, and *role* that of the release: live, canary or other. *position* is None if
+        unknown. Positions after COUNTED_POSITIONS are counted together, as "more".
         """
         own = self._own
-        cells = self._listed[kind]
+        cells = self._listed[kind]  # the index of each counter in `own`, by its labels
         if position is None:
             own[cells[role, "unknown"]] += items
             return
 
-        counted = range(position, min(position + items, COUNTED_POSITIONS + 1))
-        for place in counted:
-            own[cells[role, str(place)]] += 1
-        own[cells[role, "more"]] += items - len(counted)
+        counted_positions = range(position, min(position + items, COUNTED_POSITIONS + 1))
+        for counted_position in counted_positions:
+            own[cells[role, str(counted_position)]] += 1
+        own[cells[role, "more"]] += items - len(counted_positions)
 
     def counted(self, row: Metric) -> CountsByLabels:
-        """Return the totals of a metric over all workers, by the labels of its series.
+        """Return the totals of the metric *row*, a row of the table of metrics, over all workers.
 
-        A counter has one number per series. A histogram has its buckets, then the sum, and only series that are not
-        empty.
+        They are by the values of its labels, a series each. A series of a counter has one number. One of a histogram
+        has the number of observations in each bucket, then the sum of the values; empty ones are left out.
         """
-        series = self.cells[row]
+        series = self.cells[row]  # the index of the first cell of each series
         if not row.buckets:
             return {labels: self.total(cell) for labels, cell in series.items()}
 
@@ -275,12 +275,14 @@ class Metrics:
     def _not_empty(self, histogram: Metric) -> set[int]:
         """Return the numbers of the series, from 0, in which any worker has observed a value.
 
-        `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive.
+        `self._cells` has a slot of equal size per worker, in which the series of a metric are consecutive. A series is
+        a combination of labels; one of a histogram has a cell for each bucket, then one for the sum of the values.
         """
         series = self.cells[histogram]
         start = next(iter(series.values()), 0)
         end = start + len(series) * histogram.cells
         sum_cell = histogram.cells - 1
+
         numbers = set[int]()
         for slot in range(0, len(self._cells), self._slot_cells):
             for cell in (0, sum_cell):  # a value of 0 is in the first bucket only, any other one in the sum

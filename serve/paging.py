@@ -70,11 +70,11 @@ class Page(NamedTuple):
 def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
     """Return a page: the first *n* of *items* after the place of *cursor* in the list *encoded*.
 
-    *items* are JSON objects with a separator between them, all that are shown of the list, in its order. The page's
-    `following` is the cursor of its last item, and None if no items follow.
+    *items* are JSON objects with a separator between them, all that are shown of the list, in its order: some may be
+    left out, so their places have gaps. The page's `following` is the cursor of its last item, None if no items follow.
     """
-    places = _places(encoded)
-    places_and_items = list[tuple[int, bytes]]()
+    places = _places(encoded)  # by the id of the item
+    places_and_items = list[tuple[int, bytes]]()  # after the cursor
     for identifier, item in zip(ids_of(items), items.split(SEPARATOR), strict=False):
         if places[identifier] > cursor.place:
             places_and_items.append((places[identifier], item))

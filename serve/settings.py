@@ -206,19 +206,24 @@ def read_telemetry(
     """
     if destination is None or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
+
     protocol = environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     if destination == "otlp" and protocol != "http/protobuf":
         raise ServiceMisused(
             f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; hotplate speaks http/protobuf (port 4318 of a collector)"
         )
+
     connection_string = secret(CONNECTION_STRING, environment) if destination == "azure-monitor" else None
     if destination == "azure-monitor" and not connection_string:
         raise ServiceMisused(
             f"--telemetry azure-monitor needs {CONNECTION_STRING}, or a file with it in {CONNECTION_STRING}_FILE"
         )
+
     interval_ms = environment.get("OTEL_METRIC_EXPORT_INTERVAL") or "60000"
     if not interval_ms.isascii() or not interval_ms.isdigit() or int(interval_ms) < 1:
         raise ServiceMisused(f"OTEL_METRIC_EXPORT_INTERVAL is {interval_ms!r}; it is a whole number of ms, from 1")
+
+    # Metrics are totals, or differences from the last export (delta), which Azure Monitor takes.
     preference = environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").lower()
     return TelemetrySettings(
         destination,
@@ -232,9 +237,10 @@ def read_telemetry(
 
 
 def _sampling(environment: Mapping[str, str]) -> Sampling:
-    """Read OpenTelemetry's variables of the sampler; raises ServiceMisused.
+    """Read from OpenTelemetry's environment variables which requests are traced; raises ServiceMisused.
 
-    A name that begins with parentbased_ follows the decision of the caller's span, if there is one.
+    The result has the share of traces that the service begins. With a sampler whose name begins with parentbased_, a
+    request that is part of a caller's trace is traced if the caller's span is.
     """
     name = environment.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
     kind = name.lower().removeprefix("parentbased_")
@@ -242,13 +248,14 @@ def _sampling(environment: Mapping[str, str]) -> Sampling:
         raise ServiceMisused(
             f"OTEL_TRACES_SAMPLER is {name!r}; it takes {', '.join(SAMPLERS)}, with parentbased_ in front or not"
         )
+
     argument = environment.get("OTEL_TRACES_SAMPLER_ARG") or "1"
-    if kind != "traceidratio":
+    if kind != "traceidratio":  # others take no argument
         argument = "1" if kind == "always_on" else "0"
     try:
         share = float(argument)
     except ValueError:
-        share = -1.0
+        share = -1.0  # refused, as any other number out of range
     if not 0 <= share <= 1:
         raise ServiceMisused(f"OTEL_TRACES_SAMPLER_ARG is {argument!r}; it is the share of traces, from 0 to 1")
     return Sampling(share, parent_based=kind != name.lower())
@@ -269,7 +276,7 @@ class JsonLines(logging.Formatter):
     """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
+        """Format a log record as a line of JSON, with the traceback of an exception as `error`."""
         fields: dict[str, object] = {
             "time": timestamp(record.created),
             "level": record.levelname.lower(),

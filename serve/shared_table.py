@@ -134,21 +134,23 @@ class Records:
     def write(self, row: int, value: bytes) -> None:
         """Replace the record in *row*; raises RecordTooLarge, and IndexError for a row that was not declared.
 
-        A row has room for two versions. The new one overwrites the older one, so that the newest whole one can be read
-        at any time, also if this process is killed meanwhile.
+        A row has room for two versions, of which readers take the newest whole one. The new version overwrites the
+        older one, so that there is always a whole one, also if this process is killed meanwhile. A row has one writer.
         """
         if len(value) > self.size:
             raise RecordTooLarge(
                 f"{len(value)} bytes do not fit into the shared region {self._name!r}: a record has at most {self.size}"
             )
+
         newest = self._newest(row)
         sequence = newest.sequence + 1
         start = self._start_of(row, 1 - newest.place)
         value_start = start + _HEAD.size
         self._memory[start:value_start] = _HEAD.pack(sequence, len(value), _checksum(sequence, value))
         self._memory[value_start : value_start + len(value)] = value
+
         if len(newest.value) > _LARGE_BYTES:
-            self._return_pages(row, newest.place)  # it is not needed any more
+            self._return_pages(row, newest.place)  # the former version is not needed any more
 
     def read(self, row: int) -> bytes | None:
         """Return a record; None if none was written or it was cleared. Raises IndexError like `write`."""
@@ -175,15 +177,17 @@ class Records:
         return _Version(place=0, sequence=0, value=b"")
 
     def _version(self, row: int, place: int) -> _Version | None:
-        """Return the version at *place*, 0 or 1, of a row's record; it has the sequence 0 if none was written.
+        """Return one of the two versions of a row's record: *place* is 0 or 1. Later versions have higher sequences.
 
-        None if its length or checksum is wrong, because a writer was killed or is not done.
+        If none was written there, it has the sequence 0. None if its length or checksum is wrong, because a writer was
+        killed or is not done.
         """
         start = self._start_of(row, place)
         value_start = start + _HEAD.size
         head = self._memory[start:value_start]
         if head == _NEVER_WRITTEN:
             return _Version(place, sequence=0, value=b"")
+
         sequence, length, checksum = _HEAD.unpack(head)
         if length > self.size:
             return None

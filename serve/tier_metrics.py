@@ -100,9 +100,10 @@ class TierMetrics:
         return BothCounts(live=self._role_counts(LIVE), canary=self._role_counts(CANARY))
 
     def _role_counts(self, role: ReleaseRole) -> ReleaseCounts:
-        """Return lookups and reads of a role in this tier, and its events in all tiers, which do not name a tier.
+        """Return the counts of the live release or the canary, by *role*, over all workers.
 
-        A list was shown if its first place was.
+        Lookups and reads are those of this tier, one of the stores; shown lists and clicks are those of all, because
+        events do not name a store. A list was shown if the item at its first position was.
         """
         metrics = self._metrics
         hit, miss, error = (metrics.total(metrics.canary[self._tier, role, outcome])[0] for outcome in LOOKUP_OUTCOMES)

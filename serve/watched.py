@@ -68,18 +68,20 @@ class WatchedFiles:
             self._apply(contents)
 
     def poll(self, *, leads: bool = True) -> None:
-        """Read the files, and load their content if it is new and was the same at the last poll; never raises.
+        """Read the files, and load their content if it is new; errors do not propagate.
 
-        The reason why content cannot be loaded becomes `self.warning`; the same content is not tried again. One process
-        *leads*: it shares valid content for `catch_up`, and logs; others log at debug level.
+        New content is loaded when it was the same in two polls, because a file may be read while it is being written.
+        If it cannot be loaded, the reason becomes `self.warning`, and the same content is not tried again. One process
+        *leads*: it shares valid content with processes that are started later, and logs; others log at debug level.
         """
         try:
             contents = self._read()
             digest = _hash_of(contents)
-            is_still_written = digest != self._seen
+            has_changed_since_poll = digest != self._seen
             self._seen = digest
-            if is_still_written or digest == self._tried:
+            if has_changed_since_poll or digest == self._tried:
                 return
+
             self._tried = digest
             self._apply(contents)
             if leads and self._shared is not None:
