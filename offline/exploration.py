@@ -59,7 +59,10 @@ def read_explore(text: str) -> Explore:
 
 
 def are_new(user_items: UserItems, times: Times, days: int) -> Mask:
-    """Return which items had their first interaction in the last *days* [items]; *times* are those of the pairs."""
+    """Return which items had their first interaction in the last *days* before the newest one [items].
+
+    *times* are the first times of the pairs in *user_items*, in µs, in the order of its data.
+    """
     first = np.full(user_items.shape[1], np.iinfo(np.int64).max)
     np.minimum.at(first, user_items.indices, times)
     newest = int(times.max(initial=NO_TIME))
@@ -76,29 +79,35 @@ class NewItems:
     """
 
     def __init__(self, explore: Explore, model: Model, new: Mask, *, keep_seen: bool) -> None:
-        """*new* are the items that may be drawn [items], unless a user has them and not *keep_seen*."""
+        """Prepare draws of *new* items, a mask [items]; with *keep_seen*, also those that a user has already."""
+        # The new items with the most users; the others have -1 and come last.
         counts = users_per_item(model.matrix.user_items)
         by_users = order_by_popularity(np.where(new, counts, -1))
         self.items = np.sort(by_users[: min(int(new.sum()), _MOST_NEW_ITEMS)])
         self.explore = explore
         self._keep_seen = keep_seen
+
+        # The place of each item of the model in `items`, -1 for others.
         self._number_of = np.full(len(new), -1, dtype=np.int32)
         self._number_of[self.items] = np.arange(len(self.items), dtype=np.int32)
+
         self._hashes = _hashes([model.matrix.item_ids[item] for item in self.items.tolist()], explore.seed)
         self._segments, self._weights = self._draw_weights(model)
 
     def insert_new_items(self, users: Users, items: Indices, scores: Floats, length: int) -> Ranked:
-        """Insert new items into the lists of *users*: `explore.new` at drawn places of each ten, with a score of -inf.
+        """Insert new items into the lists of *users*: `explore.new` at random places of each ten, with a score of -inf.
 
         *items* and *scores* are [users, n], the result is wider; -1 stands at places without an item. The items behind
         an inserted one move back, and the first of ten places keeps its item. Items in the first *length* places are
         not drawn, but an item further down may then be listed twice. Empty lists stay empty.
         """
+        # The first *length* places, in groups of ten.
         tens = -(-length // _TEN)
         drawn = self._draw_items(users, items[:, :length], tens * self.explore.new)
         is_empty = items[:, 0] < 0
         drawn[is_empty] = -1
 
+        # True at the places of new items; the items of the lists take the others.
         width = max(items.shape[1] + drawn.shape[1], tens * _TEN)
         is_inserted = np.zeros((len(items), width), dtype=np.bool_)
         is_inserted[:, : tens * _TEN] = self._draw_places(users.ids, tens)
@@ -115,14 +124,17 @@ class NewItems:
     def _draw_items(self, users: Users, listed: Indices, n: int) -> Indices:
         """Draw *n* new items for each user [users, n], -1 if there are fewer.
 
-        The items with the highest keys are drawn. *listed* items [users, any] have a key of -inf, as have those that
-        the user has, unless seen items are kept.
+        A user gets the items with the highest random keys. Not drawn are *listed* items [users, any], those in the list
+        already, and those that the user has, unless seen items are kept.
         """
         drawn = np.full((len(listed), n), -1, dtype=np.int32)
+
+        # Blocks of users, as each user has a key for all new items.
         for rows in row_slices(len(listed), _CELLS_AT_ONCE // max(1, len(self.items))):
             segments = None if users.segments is None else users.segments[rows]
             keys = self._draw_keys(users.ids[rows], segments)
             self._exclude_from_draw(keys, users.user_items[rows], listed[rows])
+
             best = np.argsort(-keys, axis=1, kind="stable")[:, :n]
             is_drawn = np.isfinite(np.take_along_axis(keys, best, axis=1))
             drawn[rows, : best.shape[1]] = np.where(is_drawn, self.items[best], -1)
@@ -136,6 +148,7 @@ class NewItems:
         """
         if not self._keep_seen:
             keys[user_items[:, self.items].toarray() > 0] = -np.inf
+
         columns = np.where(listed < 0, -1, self._number_of[listed])
         rows, places = np.nonzero(columns >= 0)
         keys[rows, columns[rows, places]] = -np.inf
@@ -160,28 +173,33 @@ class NewItems:
     def _draw_places(self, users: Sequence[str], tens: int) -> Mask:
         """Draw places for new items: True for `explore.new` of each ten places [users, 10 * tens].
 
-        Each place has a uniform key, by hashes of the user's id and the place; those with the lowest keys are drawn.
+        *users* are ids, *tens* the number of groups of ten places. Each place has a uniform random key, from hashes of
+        the user's id and the place; in each group, those with the lowest keys are drawn.
         """
         places = np.arange(tens * _TEN, dtype=np.uint64)
         hashes = _hashes(users, self.explore.seed)[:, None] + places
         keys = _uniform(hashes).reshape(len(users), tens, _TEN)
         keys[:, :, 0] = 1  # above all others: the first place is not drawn
+
         drawn = np.argsort(keys, axis=2, kind="stable")[:, :, : self.explore.new]
         is_drawn = np.zeros(keys.shape, dtype=np.bool_)
         np.put_along_axis(is_drawn, drawn, values=True, axis=2)
         return is_drawn.reshape(len(users), tens * _TEN)
 
     def _draw_weights(self, model: Model) -> tuple[dict[str, int], npt.NDArray[np.float64]]:
-        """Return the row of each segment, and the weights of new items in a draw [segments + 1, new items].
+        """Return the row of each segment (a group of users), and the weights of new items [segments + 1, new items].
 
         A weight is 1 plus the number of the segment's users who have the item. The last row counts all users, also
         those without a segment.
         """
         segments = model.user_segments or []
         numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}
+
+        # The pairs of a user and a new item; columns are the numbers of new items.
         pairs = model.matrix.user_items[:, self.items].tocoo()
         weights = np.ones((len(numbers) + 1, len(self.items)))
         weights[-1] += np.bincount(pairs.col, minlength=len(self.items))
+
         if numbers:
             user_rows = np.array([numbers.get(segment or "", -1) for segment in segments])
             pair_rows = user_rows[pairs.row]

@@ -95,15 +95,17 @@ class ModelLists:
 
     @classmethod
     def of(cls, model: Model, settings: ListSettings, name: str = "") -> "ModelLists":
-        """Return the lists of *model*, for the named list *name*, or the default one.
+        """Return the lists of *model* by *settings*, for the list *name* of a release, empty for the default one.
 
-        Raises SettingError for an engine without factors to fold in, and DataError if the rules leave too few items.
+        A release may have several lists for each user. Raises SettingError if lists for visitors are wanted
+        (`fold_in`) and the engine has no item factors for them, and DataError if the rules leave too few items.
         """
         if settings.fold_in and not isinstance(model.ranker, Factors):
             raise SettingError(
                 f"Folding in needs item factors, and the engine {engine_of(model.params)} learns none; train with "
                 "--engine als."
             )
+
         ids = model.matrix.item_ids
         titles = [model.titles.get(item) for item in ids]
         ranked = RuledLists.of(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
@@ -118,6 +120,7 @@ class ModelLists:
             top=ranked.popular(),
             attributes=read_attributes(settings.attributes, settings.attribute_kinds),
         )
+
         if not ranked.allowed_count:
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
         if ranked.available_count < LEAST_AVAILABLE * len(ids) and not settings.force:
@@ -143,13 +146,19 @@ class ModelLists:
     def plan(self) -> Plan:
         """Return the most rows to write, and an estimate of their bytes, by which stores check their room.
 
-        Lists are taken to be full. `meta` rows are item attributes, and with *fold_in* pieces of item factors.
+        Lists are taken to be full. `meta` rows are item attributes, and with `fold_in` (lists for visitors, computed by
+        the service) pieces of item factors.
         """
         items = self.model.matrix.item_ids
-        named = zip(items, self.titles, strict=True)
-        item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in named])
+        titled = zip(items, self.titles, strict=True)
+        item_bytes = np.mean(
+            [len(item.encode()) + len((title or "").encode()) + _FRAME_BYTES for item, title in titled]
+        )
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(self.settings.length, len(items)))
+
+        # A list for each item and user, and the popular lists: the overall one and those of segments.
         rows = len(items) + len(self.model.matrix.user_ids) + 1 + len(self.model.segments)
+
         meta_bytes = sum(len(row.value) for row in self.attributes.rows)
         meta_rows = len(self.attributes.rows)
         ranker = self.model.ranker
@@ -158,6 +167,7 @@ class ModelLists:
             meta_bytes += len(items) * entry_bytes
             # The description, and pieces filled to within two items, the last one less.
             meta_rows += 2 + len(items) * entry_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes)
+
         return Plan(
             rows=rows + meta_rows,
             payload_bytes=rows * (list_bytes + _ROW_BYTES) + meta_bytes,
@@ -201,7 +211,7 @@ class ModelLists:
             yield from self._list_rows(ITEM, self.model.matrix.item_ids, batch, self.ranked.similar(batch))
 
     def popular(self) -> list[Row]:
-        """Return the rows of the popular lists: the overall one, and those of segments of users."""
+        """Return the rows of the popular lists: the overall one, and those of segments (groups of users)."""
         segments = sorted(self.top)
         top = [self.top[segment] for segment in segments]
         lists = RankedLists(
@@ -225,7 +235,7 @@ class ModelLists:
             lengths = is_listed.sum(axis=1, dtype=np.int32)
             observe([user_ids[user] for user in batch.tolist()], items[is_listed], lengths)
 
-            # Makes these lists empty; empty lists have no row.
+            # A list that equals the popular one is made empty, as empty lists have no row.
             items[self._are_popular(items)] = -1
             yield from self._list_rows(USER, user_ids, batch, lists)
 
@@ -237,20 +247,23 @@ class ModelLists:
         return np.asarray((items == head).all(axis=1))
 
     def meta(self) -> Iterator[list[Row]]:
-        """Yield the `meta` rows: item attributes, if any, and with *fold_in* the item factors of ALS or Spark.
+        """Yield the `meta` rows, one in each batch: item attributes, and with `fold_in` the item factors of the model.
 
-        Factors are stored as float32 in pieces of some hundred items each, and described by a last row, with which the
-        service can compute lists for visitors.
+        With the factors, the service computes lists for visitors from the items in their baskets. They are stored as
+        float32 in rows (pieces) of some hundred items each. A last row describes them.
         """
         yield from ([row] for row in self.attributes.rows)
         ranker = self.model.ranker
         if not self.settings.fold_in or not isinstance(ranker, Factors):
             return
+
         factors = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
         written = 0
         for piece in pieces(zip(self._item_entries(), factors, strict=True)):
             yield [piece]
             written += 1
+
+        # The parameters of the training, by which the service solves for a visitor's factors.
         params = ranker.params
         is_spark = isinstance(params, SparkParams)
         description = Description(
@@ -266,7 +279,7 @@ class ModelLists:
         yield [description_row(description)]
 
     def _item_entries(self) -> Iterator[ItemEntry]:
-        """Yield each item with its rules, for lists that are folded in."""
+        """Yield each item with its title and what the rules say of it, for the lists that the service computes."""
         allowed = self.ranked.allowed
         categories = self.ranked.categories
         multipliers = self.ranked.multipliers
@@ -285,10 +298,10 @@ class ModelLists:
         return replace(self, model=model, ranked=self.ranked.for_users(model, users))
 
     def _list_rows(self, kind: str, ids: list[str], batch: Indices, ranked: Ranked) -> Iterator[list[Row]]:
-        """Yield the rows of the lists *ranked*, without empty ones, in batches.
+        """Yield the rows of the lists *ranked* [lists, length] in batches; empty lists have no row.
 
-        *kind* is USER or ITEM. The owners of the lists are the elements *batch* of *ids*; unused places of a list are
-        -1.
+        The lists are of the users or items (*kind* is USER or ITEM) with the numbers *batch*; *ids* are all ids of the
+        kind. -1 stands after the end of a list.
         """
         present = ranked.items >= 0
         lengths = present.sum(axis=1)
@@ -318,13 +331,15 @@ class Block(NamedTuple):
 
 
 def blocks_of(lists: ModelLists) -> tuple[list[Block], list[Block]]:
-    """Divide the items and the users of a model into blocks, ranges that one task writes, by the model's size alone.
+    """Divide the items and the users of a model into blocks, ranges that each are written by one task of a cluster.
 
-    A block writes one part of a draft; parts are numbered from 1, in the order of their keys, items first.
+    A block writes one part of a draft (the release that is being written). Parts are numbered from 1 in the order of
+    their keys, items first. The blocks depend on the size of the model alone, so that each attempt has the same.
     """
     of_items = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.item_ids)):
         of_items.append(Block(part=len(of_items) + 1, start=start, stop=stop, users=None))
+
     of_users = list[Block]()
     for start, stop in _spans(len(lists.model.matrix.user_ids)):
         part = len(of_items) + len(of_users) + 1

@@ -75,19 +75,21 @@ class Measurement:
         self._below = np.iinfo(np.uint64).max
 
     def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
-        """Count the lists of some users.
+        """Count the lists of some *users* (ids), and sample some of them.
 
-        *items* are the numbers of the items of all these lists, one list after the other; *lengths* has one for each
-        user, 0 for no list.
+        *items* are the numbers of the items of all these lists, one list after the other. *lengths* are the lengths of
+        the lists by user, 0 for a user without one.
         """
         np.add.at(self._times, items.astype(np.intp), 1)
         self.users += len(users)
         present = lengths[lengths > 0]
         if not len(present):
             return
+
         self.users_with_lists += len(present)
         shortest = int(present.min())
         self.shortest = shortest if self.shortest is None else min(shortest, self.shortest)
+
         if self.depth:
             self._sample(users, items, lengths)
 
@@ -149,15 +151,21 @@ class Measurement:
     def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
         """Keep the lists of users with the lowest hashes of their ids, a uniform sample.
 
-        *items* are those of all lists, one list after the other, with the *lengths* of the lists by user.
+        *items* are those of all lists, one list after the other, with the *lengths* of the lists by user. `_below` is
+        the highest hash in a full sample.
         """
         hashes = pl.Series(users, dtype=pl.String).hash().to_numpy()
+
+        # Where the list of each user starts and ends in *items*, and where its first `depth` items end.
         ends = np.cumsum(lengths)
         starts = ends - lengths
         first_ends = np.minimum(starts + self.depth, ends)
+
         for user in np.flatnonzero((hashes < self._below) & (lengths > 0)).tolist():
             first_items = items[starts[user] : first_ends[user]].copy()
             self._sampled.append(SampledList(int(hashes[user]), users[user], first_items))
+
+        # The sample may grow to twice its size before it is sorted and cut.
         if len(self._sampled) >= 2 * SAMPLED_USERS:
             self._trim()
 
@@ -188,18 +196,22 @@ class LiveLists(NamedTuple):
 async def read_live(
     reader: Reader, release: ReleaseRef, manifest: Manifest, users: Iterable[str], stored: str = ""
 ) -> LiveLists:
-    """Read the lists of *users* in a release, those that are there and not damaged, and its overall popular list.
+    """Read the lists of some *users* in the live release, and its overall popular list, to compare new lists with them.
 
-    *stored* is the name of the list in keys, empty for the default one. Raises ReleaseCorrupt if the release cannot be
-    decoded, and StoreError.
+    A release may have several lists for each user; *stored* is the name of one in the release's keys, empty for the
+    default one. Missing and damaged lists are left out. Raises ReleaseCorrupt if the release cannot be decoded, and
+    StoreError.
     """
     open_value = await load_decode(reader, release, manifest)
+
     prefix = prefix_of(USER, stored)
     keys = [prefix_of(POPULAR, stored) + OVERALL, *(prefix + user for user in users)]
     lists = dict[str, list[str]]()
     async for name, items in read_lists(reader, release, open_value, keys):
         if not isinstance(items, ReleaseCorrupt):
             lists[name] = [item["id"] for item in items]
+
+    # The manifest counts rows by the prefix of their keys, without the colon.
     return LiveLists(
         popular=lists.pop(OVERALL, []),
         by_user=lists,
@@ -210,7 +222,10 @@ async def read_live(
 
 
 def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]], depth: int) -> float:
-    """Return the mean share of common items of the users of *live*, in the longer list, cut to *depth*."""
+    """Return the mean share of items that the lists of a user have in common, over the users of *live*.
+
+    Lists are item ids by user, cut to *depth*. The share is of the longer list; 0 without users.
+    """
     shares = [common(lists[user][:depth], items[:depth]) for user, items in live.items()]
     return sum(shares) / (len(shares) or 1)
 
@@ -218,13 +233,15 @@ def overlap(lists: Mapping[str, Sequence[str]], live: Mapping[str, Sequence[str]
 async def read_lists(
     reader: Reader, release: ReleaseRef, open_value: Decode, keys: Sequence[str], depth: int = MAX_LENGTH
 ) -> AsyncIterator[tuple[str, list[Item] | ReleaseCorrupt]]:
-    """Yield the id in each of *keys* that a release has, with the first *depth* items of its list, or with its damage.
+    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with the first *depth* items of its list.
 
-    Raises StoreError if rows cannot be read.
+    A damaged list yields its id with a ReleaseCorrupt; a key that the release lacks yields nothing. *open_value*
+    decodes a value to an offset and a list. Raises StoreError if rows cannot be read.
     """
     async for key, result in read_results(reader, release, keys):
         if result is None:
             continue
+
         items: list[Item] | ReleaseCorrupt
         try:
             items = result if isinstance(result, ReleaseCorrupt) else decode(cut(open_value(key, result), depth))
@@ -232,6 +249,7 @@ async def read_lists(
             items = error
         except ValueError as error:
             items = ReleaseCorrupt(f"the row {key!r} is not a list ({error}); publish the release again")
+
         yield RowKey.parse(key).id, items
 
 

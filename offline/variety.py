@@ -73,8 +73,10 @@ class ItemSimilarity:
         for rows in row_slices(len(lists), _ENTRIES_AT_ONCE // lists.shape[1]):
             part = lists[rows]
             lengths = (part >= 0).sum(axis=1)
-            pairs = lengths * (lengths - 1)
+            pairs = lengths * (lengths - 1)  # of two different items, in either order
             has_pairs = pairs > 0
+
+            # The sum over all pairs of each list; an item has no similarity to itself.
             similarity = self.within(part[has_pairs]).sum(axis=(1, 2))
             total += float((similarity / pairs[has_pairs]).sum())
             count += int(has_pairs.sum())
@@ -84,14 +86,15 @@ class ItemSimilarity:
 def order_for_variety(
     items: Indices, diversity: float, similarity: ItemSimilarity | None, shown_days: npt.NDArray[np.float32] | None
 ) -> Indices:
-    """Return the order of the candidates *items* [rows, n], as places [rows, n] in their rows.
+    """Order the candidates of lists for variety, and return their places in the new order [rows, n].
 
-    Candidates come in the order of relevance, and -1 stands after their end. The relevance of place p is 1 - p / n,
-    reduced for each day on which the candidate was shown without a click.
-
+    items       candidates [rows, n] in the order of relevance; -1 stands after their end
     diversity   weight of dissimilar items against relevance, from 0, relevance alone, to 1
     similarity  None to order by relevance alone
-    shown_days  number of such days [rows, n], None without events
+    shown_days  number of days on which a candidate was shown without a click [rows, n], None if unknown
+
+    The relevance of the candidate at place p is 1 - p / n, reduced for each such day. A row `[2, 0, 1]` of the result
+    puts the third candidate first.
     """
     rows, n = items.shape
     relevance_by_place = 1 - np.arange(n, dtype=np.float32) / np.float32(n)
@@ -99,6 +102,7 @@ def order_for_variety(
     if shown_days is not None:
         relevance *= np.maximum(np.float32(_KEPT_RELEVANCE) ** shown_days, np.float32(_LEAST_RELEVANCE))
     relevance[items < 0] = _NOT_LISTED
+
     if similarity is None:
         return np.argsort(-relevance, axis=1, kind="stable").astype(np.int32)
 
@@ -109,20 +113,21 @@ def order_for_variety(
 
 
 def order_by_marginal_relevance(relevance: Floats, similarity: Floats, diversity: float) -> Indices:
-    """Return candidates [rows, n] in the order of maximal marginal relevance (Carbonell and Goldstein, 1998).
+    """Return the places of candidates [rows, n] by maximal marginal relevance (Carbonell and Goldstein, 1998).
 
-    The next one has the highest (1 - diversity) * relevance - diversity * (its highest similarity to one before), of
-    equal ones the first. *relevance* is [rows, n], *similarity* [rows, n, n].
+    At each step, the candidate with the highest (1 - diversity) * relevance - diversity * (its highest similarity to
+    one chosen before) is chosen; of equal ones, the first. *relevance* is [rows, n], *similarity* [rows, n, n].
     """
     rows, n = relevance.shape
     every_row = np.arange(rows)
     order = np.empty((rows, n), dtype=np.int32)
     gain = np.where(relevance > _NOT_LISTED, np.float32(1 - diversity) * relevance, np.float32(_NOT_LISTED))
     nearest = np.zeros_like(gain)  # similarity to the most similar one of those chosen before
+
     for place in range(n):
         best = np.argmax(gain - np.float32(diversity) * nearest, axis=1)
         order[:, place] = best
-        gain[every_row, best] = -np.inf
+        gain[every_row, best] = -np.inf  # not chosen again
         np.maximum(nearest, similarity[every_row, best], out=nearest)
     return order
 
@@ -132,6 +137,7 @@ def level_scores(items: Indices, scores: Floats) -> Floats:
 
     A score of -inf is unknown, and becomes that of the item behind it, or before it at the end of a list.
     """
+    # The running maximum from the end of each list: the highest score at or behind each place.
     known = np.where(items >= 0, scores, -np.inf)
     highest_from_here = np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1]
 
@@ -147,6 +153,7 @@ def look_up_values(pairs: UserItems, lists: Indices) -> Floats:
     known = pair_numbers(pairs)  # row * items + item, ascending
     if not len(known):
         return np.zeros(lists.shape, dtype=np.float32)
+
     wanted = np.arange(len(lists), dtype=np.int64)[:, None] * pairs.shape[1] + lists
     places = np.searchsorted(known, wanted)
     is_known = (lists >= 0) & (known.take(places, mode="clip") == wanted)
