@@ -31,7 +31,7 @@ _META_MAGIC = 0xBEEFC0DE
 _HEADER = struct.Struct("=10xHH2x")
 _BRANCH = 1
 
-# Node: value length (on a branch, the page below it, with the flags as highest bits), flags, key length.
+# Node: the lower and the upper half of its number, flags, key length.
 _NODE = struct.Struct("=HHHH")
 _VALUE_ON_SEPARATE_PAGES = 1
 _NO_PAGE = (1 << 64) - 1
@@ -46,12 +46,21 @@ class Meta(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A node of a page: on a branch *number* is the page below it, on a leaf the length of its value."""
+    """A node of a page; a field means something else on a branch than on a leaf."""
 
     key: bytes
     number: int
+    """On a leaf the length of the value, on a branch the lower bits of `page_below`."""
+
     flags: int
+    """On a leaf where the value is, on a branch the highest bits of `page_below`."""
+
     value_start: int
+
+    @property
+    def page_below(self) -> int:
+        """On a branch, the number of the page with the keys from this one on."""
+        return self.number | self.flags << 32
 
 
 def read_meta(file: int) -> Meta | None:
@@ -97,7 +106,7 @@ class PagedFile:
                 return None
             if not is_branch:
                 return self._value(node, page) if node.key == key else None
-            page_number = node.number | node.flags << 32
+            page_number = node.page_below
         return None
 
     def _value(self, node: Node, page: bytes) -> bytes:

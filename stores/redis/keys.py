@@ -65,16 +65,21 @@ class ReleaseKeys:
         self.heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
         self.raw_heads = tuple(head.encode() for head in self.heads)
         self.slots = tuple(map(key_slot, self.raw_heads))
-        together = tuple((head,) for head in self.heads) if clustered else (self.heads,)
-        self.groups = tuple(
-            StateGroup(tuple(head + "@state" for head in heads), heads[0] + "@dropping") for heads in together
-        )
+        states = tuple(head + "@state" for head in self.heads)
         first = self.heads[0]
+        self.groups: tuple[StateGroup, ...] = (StateGroup(states, first + "@dropping"),)
+        if clustered:
+            pairs = zip(self.heads, states, strict=True)
+            self.groups = tuple(StateGroup((state,), head + "@dropping") for head, state in pairs)
         self.state = first + "@state"
         self.points = first + "@points"
         self.row_list = first + "@keys"
         self.meta_list = first + "@meta"
         self.lists = (self.row_list, self.meta_list)
+
+    def state_of_bucket(self, bucket: int) -> bytes:
+        """Return the name of the state of a bucket."""
+        return self.raw_heads[bucket] + b"@state"
 
     def rows(self, keys: Iterable[str]) -> list[str]:
         """Return the names of rows as text, a sixth faster for MGET; raises UnicodeEncodeError."""
