@@ -233,7 +233,7 @@ class Catalogue:
 
     @property
     def running(self) -> Experiment | None:
-        """The running experiment; None if there is none, or the last one has ended."""
+        """The experiment, unless it has ended."""
         if self.experiment is None or self.experiment.ended_at is not None:
             return None
         return self.experiment

@@ -92,7 +92,7 @@ def _overridden(entry: Release, override: Override) -> tuple[str, ...]:
 
 @contextmanager
 def _logging_unconfirmed_throughput(changed: str) -> Iterator[None]:
-    """Log a StoreError as a warning after the sentence on what was *changed*.
+    """Log a StoreError as a warning; it begins with *changed*, a sentence about the change.
 
     For steps after a change of the catalogue, which stays: a raised error would say that the change has failed.
     """
@@ -243,7 +243,7 @@ async def promote(
 
 
 async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
-    """End the canary, and return it; ReleaseNotFound if there is none, ReleaseConflict if it is not *if_canary*."""
+    """End the canary, and return it; ReleaseNotFound without one, ReleaseConflict if it is not *if_canary*."""
     canary = _canary_of(await store.catalogue()).ref
     await update_catalogue(store, lambda catalogue: changes.abort(catalogue, if_canary or canary.id), repeatable=False)
     await scale_down(store, canary)
@@ -251,7 +251,7 @@ async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
 
 
 def _canary_of(catalogue: Catalogue) -> Release:
-    """Return the canary's entry; ReleaseNotFound if there is none."""
+    """Return the canary's entry; ReleaseNotFound without a canary."""
     entry = catalogue.canary_entry
     if entry is None:
         raise ReleaseNotFound("no release is the canary in this store; `hotplate releases canary` starts one")
@@ -323,7 +323,7 @@ class Revision(NamedTuple):
 
 
 class _Outcome(Enum):
-    """What became of the swaps that were sent, as the catalogue shows that was read after them."""
+    """The outcome of the swaps that were sent, as far as a catalogue read afterwards shows it."""
 
     NOT_MADE = auto()
     """No swap was made: the catalogue is unchanged, or each swap was refused."""

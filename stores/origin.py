@@ -137,14 +137,14 @@ class Quality(Struct, frozen=True):
 
 
 class Origin(Struct, frozen=True):
-    """What is known of the origin of one list, and of the release if it is the default list's."""
+    """The known origin of one list; that of the default list is also the release's."""
 
     engine: str = ""
     model: str | None = None
     """The model's id; None for imported lists."""
 
     learnt_until: object = None
-    """ISO 8601 time of the newest learnt event; values that are no such time are ignored (`learnt_until_s`)."""
+    """ISO 8601 time of the newest learnt event; other values are ignored (`learnt_until_s`)."""
 
     params: dict[str, Any] = {}
     """Options of the engine."""

@@ -157,7 +157,7 @@ class ReplicatedReader(Reader, ABC):
     async def get_many_elsewhere(
         self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float
     ) -> list[ReadResult]:
-        """Read like `Reader.get_many` at another place, which may lag: what is absent there proves nothing."""
+        """Read like `Reader.get_many` at another place, which may lag: a row absent there may exist."""
 
 
 class SendingReader(Reader, ABC):
@@ -178,18 +178,19 @@ class SendingReader(Reader, ABC):
 class Store(Reader, Protocol):
     """The whole contract, for publishing and operating.
 
-    What else a store can do is a base class of its own, found by `isinstance`: LocalReader, PollingReader,
-    ReplicatedReader, SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store
-    must inherit the base classes of that store; without them it is served, but slower and with the age of its catalogue
-    unknown, is neither scaled nor examined, and keeps the rows of erased users.
+    Further abilities are declared by base classes, found by `isinstance`: LocalReader, PollingReader, ReplicatedReader,
+    SendingReader, ProvisionedStore, RowEraser and Diagnosed. So a wrapper that delegates to a store must inherit the
+    base classes of that store; without them it is served, but slower and with the age of its catalogue unknown, is
+    neither scaled nor examined, and keeps the rows of erased users.
 
-    Each failure is repeated in one place. Requests that may be sent twice are repeated by the store, up to a limit of
-    its own, after which it raises StoreUnavailable. Repeated by callers, who have to decide something, are
+    A store repeats requests that may be sent twice, up to a time limit (0 for most calls to one Redis server), and then
+    raises StoreUnavailable. It repeats neither reads with a timeout nor `changes`. The rest is repeated by callers:
 
-        get_many with *timeout_s*, changes    by the tiers of a service, within the time of a request, and by a follower
-        swap                                  by `lifecycle.revise_catalogue`, after a lost race or a lost reply
-        renewals of a draft's lease           by `publication.lease`, until the lease lapses
-        erasures of users                     by `users.erase_users`, if a failover or a publish brought rows back
+        get_many with *timeout_s*    by the tiers of a service, within the time of a request
+        changes                      by the follower of a service, with pauses
+        swap                         by `lifecycle.revise_catalogue`, after a lost race or an unclear outcome
+        renewal of a lease           by `publication.lease`, until the lease lapses
+        erasure of users             by `users.erase_users`, if a failover or a publish brought rows back
     """
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

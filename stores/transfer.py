@@ -167,7 +167,7 @@ async def _batches(
 ) -> AsyncIterator[list[Row]]:
     """Yield the rows of a release for its copy, in order of their keys, but for the manifest, which is written last.
 
-    Each `meta` row is a batch of its own. *on_progress* gets rows read and in all.
+    Each `meta` row is a separate batch. *on_progress* gets rows read and in all.
     """
     total = manifest.rows
     async for rows in read_rows(source, release, manifest, lambda done, _: on_progress(min(done, total), total)):

@@ -245,13 +245,13 @@ def prune(
     keep_ready_s: float | None = None,
     present: Collection[str] = (),
 ) -> Catalogue:
-    """Mark as `dropping` what is needed no more: lapsed drafts, and old releases.
+    """Mark lapsed drafts and old releases as `dropping`.
 
     Kept are the live release, the canary, the release before it in arm B of a running experiment, the last *keep*
     releases that were live before, ready releases (for *keep_ready_s* after they were begun; None: always), and any
     that left service less than *grace_s* ago, as lagging readers may still read it.
 
-    Incarnations in *present* without an entry are marked, too, under an id of their own. They must have been listed
+    Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
     kept = set[str]()
@@ -391,7 +391,7 @@ def _renew_arm_b(catalogue: Catalogue, entry: Release, overridden: Collection[st
 
 
 def _with_entry(catalogue: Catalogue, changed: Release) -> Catalogue:
-    """Return the catalogue with *changed* in the place of the entry of its incarnation."""
+    """Return the catalogue with *changed*, which replaces the entry of the same incarnation."""
     releases = [changed if entry.incarnation == changed.incarnation else entry for entry in catalogue.releases]
     return replace(catalogue, releases=tuple(releases))
 

@@ -60,7 +60,7 @@ def local_path(path: Path | str) -> Path:
 def redacted(url: str) -> str:
     """Return *url* without credentials, even unescaped ones, and without query and fragment.
 
-    Of a URL with an @, only what follows the last one is shown, up to the first character that may begin a parameter.
+    With an @, only the part behind the last one is shown, up to the first character that may begin a parameter.
     """
     url = _escaped(url)
     scheme = scheme_of(url)

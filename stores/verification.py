@@ -246,7 +246,7 @@ async def read_results(
 async def read_present(
     reader: Reader, release: ReleaseRef, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
-    """Read *keys* as `read_results`, with an error in the place of a missing row."""
+    """Read *keys* as `read_results`; the result of a missing row is an error, too."""
     async for key, result in read_results(reader, release, keys):
         if result is None:
             result = ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; {HEAL}")  # noqa: PLW2901

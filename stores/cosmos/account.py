@@ -179,8 +179,8 @@ class CosmosAccount:
     async def _open(self) -> CosmosClient:
         """Open and return the SDK's client, which reads the account; it never repeats a call.
 
-        The credential is the account's key, or that of this machine for Entra ID. What was opened is closed if a part
-        of it fails, and by `self._stack` later.
+        The credential is the account's key, or that of this machine for Entra ID. Both are closed if the client cannot
+        be opened, and by `self._stack` otherwise.
         """
         address = self._address
         credential = address.key or default_credential()

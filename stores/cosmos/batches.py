@@ -53,7 +53,7 @@ class Batches:
         return last_numbers
 
     async def find_last(self, container: str, series: str) -> int:
-        """Return the number of the last batch of a series; 0 if there is none.
+        """Return the number of the last batch of a series; 0 for an empty one.
 
         A replica may lag. So if none of the batches was known before, the one after the last is looked for with care.
         """

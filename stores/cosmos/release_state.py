@@ -170,7 +170,7 @@ class ReleaseStates:
             raise StoreUnavailable(f"other processes keep changing the state of release {release.id}; try again later")
 
     async def mark_dropping(self, release: ReleaseRef, token: str) -> bool:
-        """Mark a state with the token of an erasure; return False if there is none."""
+        """Mark a state with the token of an erasure; return False for a missing state."""
 
         async def mark(state: ReleaseState) -> ReleaseState | None:
             return None if token in state.dropping else state.marked(token)

@@ -127,7 +127,7 @@ class ReleaseRows:
     async def _resume_point(self, draft: DraftRef, part: int) -> str | None:
         """Return the last key of the last batch, in the newest series of a part that has any.
 
-        Each writer has a series of its own. The state has the last numbers of former writers' series.
+        Each writer has a separate series. The state has the last numbers of former writers' series.
         """
         state = await self._states.read(draft)
         state.check_writer(draft)

@@ -1,8 +1,8 @@
 """Store in Cosmos DB: a container per release with an item per row, and a container with the catalogue.
 
 Items are read and written by signed requests (`SignedClient`), containers by the SDK or Azure Resource Manager
-(`Containers`). What a container may do a second is its *throughput*, in request units (RU), which is paid by the hour:
-it is raised while a release is written, and lowered once the release is not served any more.
+(`Containers`). The *throughput* of a container limits its requests, in request units (RU) a second, and is paid by the
+hour: it is raised while a release is written, and lowered once the release is not served any more.
 
 An operation is a sequence of steps. A step is a few requests of one attempt each, and is repeated by `Retrier.call`
 until it succeeds or its time is over: only here and by `ReleaseRows`, and never within another step.

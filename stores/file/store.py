@@ -118,9 +118,9 @@ class CatalogueFile:
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
     ) -> None:
-        """Replace the record by *new* if *is_expected* is true for the stored bytes, or for None if there are none.
+        """Replace the record by *new* if *is_expected* is true for the stored bytes; ReleaseConflict if it is false.
 
-        Raises ReleaseConflict if it is false.
+        It is called with None before the first swap.
         """
         with self.locked() as lock:
             if not is_expected(self.record()):

@@ -140,7 +140,7 @@ class Deployment(ABC):
     ) -> list[ReadResult]:
         """Read values by redis-py alone, in order, until a time of the loop's clock.
 
-        Raises StoreError; a cluster returns it in the place of the values that could not be read.
+        Raises StoreError; a cluster returns it as the value of each key that could not be read.
         """
         (server,) = await self.primary_servers()
         try:
@@ -290,5 +290,5 @@ class DiscoveredDeployment(Deployment):
 
 
 def any_of(nodes: Sequence[RedisNode]) -> RedisNode | None:
-    """Return a random node, to spread load; None if there is none."""
+    """Return a random node, to spread load; None without nodes."""
     return random.choice(nodes) if nodes else None  # noqa: S311 -- spreads load

@@ -61,7 +61,7 @@ class ReleaseKeys:
     """
 
     def __init__(self, prefix: str, incarnation: str, *, clustered: bool) -> None:
-        """If *clustered*, states of different buckets are in different slots, and so in groups of their own."""
+        """If *clustered*, the states of different buckets are in different slots, so each is a group."""
         self.heads = tuple(f"{prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS))
         self.raw_heads = tuple(head.encode() for head in self.heads)
         self.slots = tuple(map(key_slot, self.raw_heads))

@@ -173,7 +173,7 @@ class ClusterLookups(Lookups):
     async def _read_bucket_states(
         self, names: ReleaseKeys, buckets: Sequence[int], until_s: float | None
     ) -> dict[int, ReadResult]:
-        """Read the states of buckets, by bucket; an error is in the place of a state that cannot be read."""
+        """Read the states of buckets, by bucket; the value of a state that cannot be read is an error."""
         state_names = [names.state_of_bucket(bucket) for bucket in buckets]
         states = await self._read(state_names, [names.slots[bucket] for bucket in buckets], until_s)
         return dict(zip(buckets, states, strict=True))

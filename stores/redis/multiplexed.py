@@ -311,7 +311,7 @@ class Reconnector:
         return await self._opening.result()
 
     async def renew(self) -> None:
-        """Open a connection with new credentials in the place of an open one; raises StoreUnavailable."""
+        """Replace an open connection by one with new credentials; raises StoreUnavailable."""
         if self._opening.is_running:
             with suppress(StoreUnavailable):
                 await self._opening.result()  # perhaps with the former credentials

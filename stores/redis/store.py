@@ -95,7 +95,7 @@ return stored
 
 
 class StoredCatalogue(NamedTuple):
-    """The catalogue, and its record as stored; None if there is none."""
+    """The catalogue, and its record as stored; None before the first swap."""
 
     record: bytes | None
     catalogue: Catalogue

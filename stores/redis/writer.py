@@ -24,7 +24,7 @@ from hotplate.stores.redis.routing import CommandRouter, evaluation
 from hotplate.stores.store import Row, not_found, sealed, taken_over
 from hotplate.stores.timing import Pacer, Retrier
 
-META_POINT = "meta"  # the part of `meta` rows, which have a resume point of their own
+META_POINT = "meta"  # the part of `meta` rows, which have a separate resume point
 
 # Batch limits per server: 10,000 rows would delay readers by 10 ms.
 MAX_ROWS = 500
@@ -116,7 +116,7 @@ class Writer:
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
 
-        `meta` rows come last, and have a list of keys and a resume point of their own.
+        `meta` rows come last, and have a separate list of keys and resume point.
         """
         names = self._keys.release(draft)
         meta_rows = [row for row in rows if row.key.startswith(META)]
