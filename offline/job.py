@@ -146,16 +146,21 @@ class Attempt:
             self._update_summary(ended_at=time())
 
     def _run(self, folder: RunFolder) -> None:
+        """Choose the run in the job's *folder*, and finish it, or review one that has ended before."""
         self._update_summary(succeeded_at=folder.succeeded_at)
         inputs = digest_of_paths(self._job.inputs)
         run, catalogue = run_on(self._job.store, partial(self._choose_run, folder.last, inputs))
+
+        # A new run. The model of the last run stays until the new one ends.
         if run is not folder.last:
             folder.sweep()
             folder.record(run)
+
         if run.summary is None:
             self._finish_run(folder)
         else:
             self._review_run(folder, run.summary, catalogue)
+
         self._update_summary(succeeded_at=folder.succeeded_at)
 
     def _update_summary(self, **facts: object) -> None:
@@ -165,38 +170,44 @@ class Attempt:
     async def _choose_run(self, last: Run | None, inputs: str, store: Store) -> _ChosenRun:
         """Return the *last* run if it can be continued, or is still valid, else a new one with a new release id.
 
-        *inputs* is a digest of the input files. These and the options must be the same as those of the last run. If it
-        has ended, the store must have its release or a live one: an empty store may have replaced the one before.
-        Raises HeldBack for arm B without an experiment.
+        *inputs* is a digest of the input files. The last run must have had the same inputs and options. If it has
+        ended, the store must have its release or a live one, as otherwise an empty store has replaced the former one.
+        Raises HeldBack if the job publishes to arm B, the second model of an experiment, and no experiment is running.
         """
         catalogue = await store.catalogue()
         catalogue.ref_of(self._job.publishing.arm)  # raises HeldBack
         options = self._job.options
+
         if last is not None and not last.is_abandoned and last.options == options and last.inputs == inputs:
             has_release = any(entry.id == last.release for entry in catalogue.releases)
             if last.outcome is None or catalogue.live or has_release:
                 return _ChosenRun(last, catalogue)
+
         run = Run(id=secrets.token_hex(4), options=options, inputs=inputs, release=await new_id(store))
         return _ChosenRun(run, catalogue)
 
     def _review_run(self, folder: RunFolder, last: Summary, catalogue: Catalogue) -> None:
-        """Report a run that has ended before, by what its release has become in *catalogue*; *last* is its summary.
+        """Report a run that has ended before, by the present state of its release in the store's *catalogue*.
 
-        A release may have been withdrawn, or one that was refused may have been activated by force. One that is ready
-        again is not activated: an operator may have rebuilt the catalogue around another.
+        *last* is the summary of the run. Its release may have been withdrawn since, or one that was refused may have
+        been activated by force. A release that is ready (complete, not live) is not activated: an operator may have
+        rebuilt the catalogue with another live release.
         """
         publishing = self._job.publishing
         run = folder.run
         standing = standing_of(run.release, catalogue, publishing)
         self.summary = last
+
         if run.outcome is Outcome.REFUSED and standing is not Standing.PUBLISHED:
             return
+
         if standing in (Standing.READY, Standing.REFUSED):
             reason = withdrawal(catalogue.find(run.release), publishing.arm)
             self._update_summary(outcome=Outcome.REFUSED, error=reason)
             folder.finish(self.summary)
             return
 
+        # The folder records the run as published; this attempt reports that nothing was to be done.
         self._update_summary(outcome=Outcome.PUBLISHED, error=UNSET)
         folder.finish(self.summary)
         self._update_summary(outcome=Outcome.UNCHANGED)
@@ -204,12 +215,14 @@ class Attempt:
     def _finish_run(self, folder: RunFolder) -> None:
         """Do the steps of the run that earlier attempts have not done: train, log to MLflow, measure, publish, prune.
 
-        The store is closed during the training and the measuring. A run whose release is ready and may still go live,
-        as after a canary, is not finished: the next attempt continues it.
+        No connection to the store is open during the training and the measuring, which may take hours. If the release
+        is ready and may still go live, for example after a canary (a release shown to a share of the users first), the
+        run is not finished, and the next attempt continues it.
         """
         store_url = self._job.store
         run = folder.run
         self._update_summary(run=run.id, release=run.release, model=str(folder.model), inputs=run.inputs)
+
         self._train_model(folder)
         logged = self._log_model(folder)
 
@@ -245,9 +258,10 @@ class Attempt:
         return logged
 
     def _measured_lists(self, folder: RunFolder) -> ModelLists | NamedLists:
-        """Load the models of the default list and of the named ones, and measure their lists by the rules.
+        """Load the models of the default list and of the named ones, and evaluate their lists under the rules.
 
-        The result can be published. The durations are recorded as steps of the run.
+        A named list is one of several for each user in a release. The result can be published. The durations are
+        recorded in *folder* as steps of the run.
         """
         with folder.step("measure") as within:
             with timed(within, "load"):
@@ -269,13 +283,14 @@ class Attempt:
         return standing_of(release, await store.catalogue(), self._job.publishing)
 
     async def _publish(self, folder: RunFolder, lists: ModelLists | NamedLists | None, store: Store) -> _Published:
-        """Write the *lists* as the run's release and make it live, as far as no attempt has done that, then prune.
+        """Write the *lists* as the run's release and make it live, unless an earlier attempt did; then prune old ones.
 
-        *lists* is None if an earlier attempt has written the release; it is then only activated, if it may go live.
-        Raises StoreError.
+        *lists* is None if an earlier attempt has written the release. It is then activated if it is ready, and may go
+        live. Raises StoreError.
         """
         erased = list[ReleaseId]()
-        reason = ""
+        reason = ""  # why this attempt did not make the release live, if so
+
         if lists is not None:
             written = await self._write_lists(folder, lists, store)
             erased += written.erased
@@ -290,9 +305,9 @@ class Attempt:
         return replace(published, erased=erased)
 
     async def _write_lists(self, folder: RunFolder, lists: ModelLists | NamedLists, store: Store) -> Written:
-        """Write the run's release, or continue its draft, the release partly written by an interrupted attempt.
+        """Write *lists* as the run's release, or continue its draft: the release, as an interrupted attempt left it.
 
-        Raises StoreError; after a ReleaseConflict the next attempt starts a new run.
+        Raises StoreError. With ReleaseConflict, the run is given up, and the next attempt starts a new one.
         """
         run = folder.run
         draft = await begin(store, run.release, writer=Writer(WriterKind.RUN, run.id))
@@ -306,11 +321,16 @@ class Attempt:
         return written
 
     async def _activate(self, release: ReleaseId, store: Store) -> str:
-        """Make a ready release live, or that of arm B; return why it is held back, empty if it is not."""
+        """Make a ready release live, or let arm B of an experiment serve it, as the job says.
+
+        Returns a sentence on why it is held back, empty if it is not. A canary (a release shown to a share of the
+        users first) is not activated, unless the job ends canaries.
+        """
         publishing = self._job.publishing
         canary = (await store.catalogue()).canary  # as late as possible: it may have been started meanwhile
         if canary is not None and canary.release == release and not publishing.end_canary:
             return f"release {release} is the canary, of {canary.percent:g} %, and not live; promote or abort it"
+
         try:
             await activate(store, release, arm=publishing.arm, end_canary=publishing.end_canary)
         except HeldBack as error:
@@ -318,17 +338,22 @@ class Attempt:
         return ""
 
     async def _read_published(self, release: ReleaseId, reason: str, store: Store) -> _Published:
-        """Read what a written release has become; *reason* is why this attempt did not make it live, perhaps empty."""
+        """Read the present state of a written release; *reason* says why this attempt did not make it live, if so.
+
+        Of several reasons why it is not published, failed gates (bounds that its lists must meet) are reported first.
+        """
         publishing = self._job.publishing
         catalogue = await store.catalogue()
         entry = catalogue.find(release)
         manifest = await load_manifest(store, entry.ref)
         standing = standing_of(release, catalogue, publishing)
+
         refusal = ""
         if standing is not Standing.PUBLISHED:
             refusal = reason or withdrawal(entry, publishing.arm)
             if entry.state is State.READY and manifest.refused_by:
                 refusal = refusal_by_gates(manifest, publishing.arm)
+
         return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=[])
 
     def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:

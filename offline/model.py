@@ -135,13 +135,15 @@ class Users(NamedTuple):
 
 
 def save(model: Model, path: Path) -> None:
-    """Write *model* as the folder *path*, replacing an existing model atomically for readers.
+    """Write *model* as the folder *path*, replacing an existing model.
 
-    Of two concurrent writers the later one wins. A crash between the two renames leaves the old model as .NAME.old-*,
-    until the next save. Raises DataError if *path* holds something else or cannot be written.
+    The new folder is written beside it as .NAME.new-*, then the old one is renamed to .NAME.old-*, and the new one to
+    NAME. A crash between the two renames leaves the old model as .NAME.old-*, until the next save. Of two concurrent
+    writers the later one wins. Raises DataError if *path* holds something else or cannot be written.
     """
     path = _checked_path(path).resolve()
     check_target(path)
+
     # A writer's new and old folders have the same suffix.
     new = f".{path.name}.new-"
     old = f".{path.name}.old-"
@@ -155,6 +157,8 @@ def save(model: Model, path: Path) -> None:
         # numpy's errors have no strerror
         reason = error.strerror or f"the disk is full, or a file size limit is reached (ulimit -f; {error})"
         raise DataError(f"The model cannot be written to {path}: {reason}.") from error
+
+    # Remove old models, also those that crashed writers left.
     for replaced in marked(path.parent, old):
         new_folder = path.with_name(new + replaced.name.removeprefix(old))
         if not new_folder.exists():  # else its writer may restore it
@@ -162,8 +166,9 @@ def save(model: Model, path: Path) -> None:
 
 
 def _put_in_place(draft: Path, path: Path, old: Path) -> None:
-    """Rename the folder *draft* to *path*, after an existing *path* to *old*, which is renamed back after an error."""
+    """Rename the folder *draft* to *path*; an existing folder is first renamed to *old*, and back after an error."""
     try:
+        # The rename fails while there is a model at *path*; another writer may put one there after it was moved away.
         while True:
             try:
                 draft.rename(path)
@@ -171,6 +176,7 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+
             shutil.rmtree(old, ignore_errors=True)
             with suppress(FileNotFoundError):
                 path.rename(old)
@@ -216,14 +222,15 @@ def load(path: Path | str) -> Model:
 
 
 def _load(path: Path, description: "Description") -> Model:
-    """Read a model from its folder; *description* is that of the folder, which has been checked.
+    """Read a model from its folder *path*; *description* is its file model.json, with the sizes of files checked.
 
-    Raises DataError if files contradict each other or the description.
+    Raises DataError if files cannot be read, or contradict each other or the description.
     """
     with _load_errors(path):
         params = params_from(description.engine, description.params)
         items = pl.read_parquet(path / "items.parquet", glob=False)
         users = pl.read_parquet(path / "users.parquet", glob=False)
+
         interactions = _read_arrays(path / "user_items.npz")
         user_items = _csr_matrix(interactions, (users.height, items.height))
         matrix = Matrix(
@@ -233,8 +240,9 @@ def _load(path: Path, description: "Description") -> Model:
             history=_read_history(interactions, user_items, description.data),
             left_out=description.matrix,
         )
+
         titled = items.drop_nulls("title")
-        popular = _read_popular(path / "popular.parquet")
+        popular = _read_popular(path / "popular.parquet")  # by segment; None for the overall list
         return Model(
             ranker=_read_ranker(path, params, user_items.shape),
             matrix=matrix,
@@ -333,11 +341,13 @@ def describe(path: Path) -> Description:
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
     if not (path / _DESCRIPTION).is_file():
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
+
     with _load_errors(path):
         fields = msgspec.json.decode((path / _DESCRIPTION).read_bytes())
         _check_format(path, fields.get("format") if isinstance(fields, dict) else None)
         description = msgspec.convert(fields, Description)
-        params_from(description.engine, description.params)
+        params_from(description.engine, description.params)  # raises an error for unknown ones
+
         for name, size in description.files.items():
             if (path / name).stat().st_size != size:
                 raise DataError(
@@ -377,8 +387,10 @@ def _write_tables(model: Model, folder: Path) -> None:
     if model.user_segments is not None:
         users = users.with_columns(pl.Series("segment", model.user_segments, dtype=pl.String))
     users.write_parquet(folder / "users.parquet")
+
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
+
     _write_arrays(folder / "user_items.npz", _arrays_of(matrix.user_items) | _arrays_of_history(matrix))
     _write_arrays(folder / _SIMILAR, _arrays_of(model.similar.similarity))
     _popular_frame(model).write_parquet(folder / "popular.parquet")
@@ -406,9 +418,10 @@ def _description(model: Model, folder: Path) -> Description:
 
 
 def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
-    """Write the arrays that an engine learned to a model's folder, each as a file of its name.
+    """Write the arrays that an engine (the algorithm of *params*) learned to a model's folder, each to its own file.
 
-    With recency, *recent* has the factors of scores, by item.
+    A sparse matrix is a file NAME.npz, any other array NAME.npy. If scores are multiplied by factors of recency,
+    recent.npy has these by item.
     """
     for array in spec_of(params).arrays:
         values = getattr(ranker, array.name)
@@ -416,17 +429,20 @@ def _write_ranker(ranker: Ranker, params: Params, folder: Path) -> None:
             _write_arrays(folder / f"{array.name}.npz", _arrays_of(values))
         else:
             np.save(folder / f"{array.name}.npy", values, allow_pickle=False)
+
     if ranker.recent is not None:
         np.save(folder / "recent.npy", ranker.recent, allow_pickle=False)
 
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
-    """Read the arrays that an engine has learned from a model's folder; see `_write_ranker`.
+    """Read the arrays that an engine (the algorithm of *params*) has learned from a model's folder.
 
-    *shape* is the number of users and of items. Raises DataError for an array of another shape.
+    A sparse matrix is a file NAME.npz, any other array NAME.npy. *shape* is the number of users and of items. Raises
+    DataError for an array of another shape.
     """
     users, items = shape
     recent = None if recency_of(params) is None else _read_array(path, "recent", items)
+
     spec = spec_of(params)
     arrays = dict[str, Any]()
     for array in spec.arrays:
@@ -434,6 +450,7 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
             arrays[array.name] = _csr_matrix(_read_arrays(path / f"{array.name}.npz"), (items, items))
         else:
             arrays[array.name] = _read_array(path, array.name, users if array.is_by_user else items)
+
     ranker: Ranker = spec.restored(arrays, params, recent)
     return ranker
 
@@ -468,14 +485,15 @@ def _csr_matrix(arrays: Arrays, shape: tuple[int, int]) -> UserItems:
 
 
 def _arrays_of_history(matrix: Matrix) -> Arrays:
-    """Return the arrays by which the history of a matrix is stored; empty without times.
+    """Return the arrays by which the history of a matrix (the rows of the log) is stored; empty without times.
 
-    These are the times of the pairs of user and item and, if pairs have several rows of the log or weights that decay,
-    the rows: their pair, time and weight.
+    These are the first times of the pairs of user and item and, if pairs have several rows or weights that decay, the
+    pair, time and weight of each row, and the time of its cancellation.
     """
     history = matrix.history
     if history is None or matrix.times is None:
         return {}
+
     arrays: Arrays = {"times": matrix.times}
     if len(history.pair_numbers) != matrix.user_items.nnz or history.weighing.half_life is not None:
         arrays |= {"row_cells": history.pair_numbers, "row_times": history.times, "row_weights": history.weights}
@@ -485,9 +503,9 @@ def _arrays_of_history(matrix: Matrix) -> Arrays:
 
 
 def _read_history(arrays: Arrays, user_items: UserItems, data: DataDescription) -> History | None:
-    """Return the rows behind *user_items*: those of *arrays* or, without, one for each pair; None without times.
+    """Return the rows of the log behind *user_items*, from the arrays of `_arrays_of_history`; None without times.
 
-    *data* is `Model.data`, which says how rows were weighed.
+    Without arrays of rows, there is one row for each pair. *data* is `Model.data`, which says how rows were weighed.
     """
     if "row_cells" not in arrays:
         return History.of(user_items, arrays["times"]) if "times" in arrays else None

@@ -148,11 +148,14 @@ class RunFolder:
         path = self._path / _STATE
         try:
             record = path.read_bytes()
+
+            # Only the format is read at first, as a newer one may have other fields.
             header = msgspec.json.decode(record, type=_StateHeader)
             if header.format > _STATE_FORMAT:
                 raise DataError(
                     f"{path} has the format {header.format}, but this version reads {_STATE_FORMAT}; upgrade hotplate."
                 )
+
             state = msgspec.json.decode(record, type=_State)
             self.last = Run.from_json(state.run)
             self.succeeded_at = state.succeeded_at
@@ -174,16 +177,20 @@ class RunFolder:
         return self._path / f"{_MODEL}{self.run.id}"
 
     def record(self, run: Run) -> None:
-        """Save the run durably and atomically; raises DataError if the lock was removed."""
+        """Save *run* as the last run, durably and atomically; raises DataError if the lock was removed."""
         self.last = run
+
         new = self._path / f".{_STATE}.new"
         state = _State(run=run.to_json(), succeeded_at=self.succeeded_at)
         new.write_text(json.dumps(msgspec.to_builtins(state), indent=2) + "\n")
         flush(new)
+
+        # Without the lock, another process may have written its own run.
         try:
             check_held(self._lock, self._path / LOCK)
         except OSError as error:
             raise DataError(f"{error}; another run may have begun in this folder. Run the job again.") from error
+
         new.replace(self._path / _STATE)
         flush(self._path)
 
@@ -191,7 +198,8 @@ class RunFolder:
     def step(self, name: str) -> Iterator[dict[str, float]]:
         """Measure the block, a step of the run, and add its duration in seconds to the recorded run, also on failure.
 
-        Durations that the block adds to the yielded dict are recorded as steps of their own, and subtracted from it.
+        The block may add durations of parts to the yielded dict, by name. These are recorded as separate steps, and
+        subtracted from the duration of the step *name*, so that all steps add up to the whole time.
         """
         within = dict[str, float]()
         whole = dict[str, float]()
@@ -200,6 +208,8 @@ class RunFolder:
                 yield within
         finally:
             durations = within | {name: whole[name] - sum(within.values())}
+
+            # Earlier attempts at the run may have spent time on the same steps.
             seconds = self.run.seconds
             for step, duration in durations.items():
                 seconds = seconds | {step: round(seconds.get(step, 0.0) + duration, 3)}
@@ -222,15 +232,20 @@ class RunFolder:
 
 @contextmanager
 def locked_folder(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
-    """Create and lock a folder; raises DataError if *path* is a file, or stays locked for *wait_s*, at least 2 s."""
+    """Create the folder *path* of a job if it is missing, and lock it for this process during the block.
+
+    Raises DataError if *path* is a file, or stays locked for *wait_s* seconds, at least 2.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise DataError(f"{path} is not a folder; choose another as work in [run].") from error
+
     try:
         lock = take_lock(path / LOCK, 0o600, max(wait_s, _STARTING_S))
     except TimeoutError as error:
         raise DataError(f"Another run is using {path}; wait for its end, or set wait in [run].") from error
+
     try:
         yield RunFolder(path, lock)
     finally:

@@ -42,7 +42,11 @@ class Standing(Enum):
 
 
 def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSettings) -> Standing:
-    """Return what a release has become that was published with the settings *publishing*."""
+    """Return the standing of *release* in its store, by its entry in the *catalogue*, the store's record of releases.
+
+    *publishing* are the settings with which it was published: whether to activate it, and the arm. Arm B is the second
+    model of an experiment, whose release is the canary: the one shown to a share of the users.
+    """
     entry = catalogue.get(release)
     if entry is None or entry.state is State.DRAFT:
         return Standing.MISSING
@@ -50,11 +54,12 @@ def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSet
     is_canary = catalogue.canary is not None and catalogue.canary.release == release
     if is_canary and publishing.arm == "B":
         return Standing.PUBLISHED
-    if entry.refused_by:
+    if entry.refused_by:  # names of gates
         return Standing.REFUSED
     if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
         return Standing.PUBLISHED
 
+    # A ready release with a time of replacement was a canary that ended.
     may_go_live = entry.state is State.READY and (entry.superseded_at is None or is_canary)
     if may_go_live:
         return Standing.READY
@@ -62,7 +67,7 @@ def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSet
 
 
 def refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
-    """Return which gates keep a release from going live, and what to do."""
+    """Return a sentence on the gates (bounds for lists) that keep a release from going live, and on what to do."""
     gates = manifest.origin.gates
     place = PLACES[arm]
     mend = remedies(gates.verdicts, AS_KEYS)
@@ -73,7 +78,11 @@ def refusal_by_gates(manifest: Manifest, arm: Arm) -> str:
 
 
 def withdrawal(entry: Release, arm: Arm) -> str:
-    """Return why a release, which was written before, is out of service, and what to do."""
+    """Return a sentence on why a complete release is not live, and on what to do.
+
+    *entry* is the release's entry in the catalogue. *arm* is the arm of an experiment that it was meant for; A is the
+    live release.
+    """
     place = PLACES[arm]
     if entry.refused_by:
         return (

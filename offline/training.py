@@ -97,20 +97,24 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for source in self.data:
             check_source(source)
+
         check_length(self.k, "k")
         check_length(self.popular_length, "popular_length")
         require_at_least("min_per_user", self.min_per_user)
         require_at_least("min_per_item", self.min_per_item)
-        Weighing(self.weighting, self.half_life)
+        Weighing(self.weighting, self.half_life)  # raises SettingError
+
         for event, weight in (self.event_weights or {}).items():
             if not 0 < weight < math.inf:
                 raise SettingError(f"The weight of event {event!r} is {weight}; it must be a number above zero.")
+
         if self.tuning is not None and not isinstance(self.params, ALSParams):
             self._check_params_of_search(self.tuning)
         if not isinstance(self.split, SplitOptions | AutoSplit | None):
             raise SettingError(
                 f"split is {self.split!r}; it must be SplitOptions('by-time'), or None for no evaluation."
             )
+
         for text in self.where:
             parse_filter(text)
 
@@ -147,9 +151,12 @@ class TrainReport:
         evaluation = self.evaluation
         if evaluation is None or not evaluation.baselines:
             return None
+
+        # A lead is the model's nDCG minus the baseline's, so the best baseline has the lowest.
         lead, best = min(zip(evaluation.leads, evaluation.baselines, strict=True), key=lambda pair: pair[0].ndcg)
         if lead.ndcg >= 0:
             return None
+
         is_certain = lead.interval is not None and lead.interval[1] < 0
         doubt = "" if is_certain else ", too little to be certain"
         return (
@@ -209,6 +216,7 @@ def train(
 
     data = _read_data(settings, progress)
     choice = _choose_params(data.search_data, settings, trials, progress)
+
     evaluation = None
     if data.test is not None:
         with progress.stage("evaluate") as on_iteration:
@@ -218,9 +226,11 @@ def train(
 
     with progress.stage("fit") as on_iteration:
         model = _fit_model(data, settings, choice, evaluation, on_iteration)
+
     with progress.stage("save"):
         save(model, out)
         shutil.rmtree(trials, ignore_errors=True)  # another training may have removed it
+
     return TrainReport(
         out=out,
         model=model,
@@ -284,7 +294,7 @@ class _Data:
 
 
 def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
-    """Read the interactions of *settings*, and split them for the evaluation."""
+    """Read the interactions of *settings*, make a matrix of them, and split it for the evaluation."""
     with progress.stage("read"):
         interactions = read_interactions(
             *settings.data,
@@ -296,13 +306,17 @@ def _read_data(settings: TrainSettings, progress: _Progress) -> _Data:
             weighting=settings.weighting,
             half_life=settings.half_life,
         )
+
     with progress.stage("matrix"):
         matrix = to_matrix(interactions.log, settings.min_per_user, settings.min_per_item, interactions.weighing)
         interactions = replace(interactions, log=interactions.log.clear())  # releases its memory
+
         test = _test_split(settings, matrix, progress.notice)
         learned = matrix.standing()  # without users and items that have no pairs
         if settings.tuning is None:
             _announce_long_fit(settings.params, learned, progress.notice)
+
+    # Parameters must not be chosen on the pairs that test them.
     search_data = SearchData(matrix.user_items, matrix.history)
     if test is not None:
         search_data = SearchData(test.parts.train, test.parts.history, evaluation=test.split)
@@ -356,20 +370,23 @@ class _Choice:
 
 
 def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, progress: _Progress) -> _Choice:
-    """Choose all parameters of the model on *data*.
+    """Choose all parameters of the model on *data*: of the engine, popular lists, similar items and repeats.
 
-    Those of the engine are searched if *settings* say so. Those of similar items and repeats are searched with them,
-    but only for an evaluation. *trials* is the folder that keeps the trials of an interrupted search.
+    Repeats are items that a user has already, in lists that keep them. The engine is searched if *settings* say so.
+    Similar items and repeats are then searched, too, but only if the model is evaluated. *trials* is the folder that
+    keeps the trials of an interrupted search. *progress* is told the stages `tune` and `choose`.
     """
     search = None
     if settings.tuning is not None:
         with progress.stage("tune") as on_trial:
             search = _search_engine(data, settings, settings.tuning, trials, on_trial=on_trial, notice=progress.notice)
     engine = settings.params if search is None else search.trials[search.recommended].params
+
     with progress.stage("choose"):
         popularity = _choose_popularity(data, settings, search, trials)
         half_life_days = popularity.half_life_days
         similar = SimilarParams(recency=None if half_life_days is None else Recency(half_life_days, SIMILAR_GAMMA))
+
         repeats = None
         if settings.tuning is not None and data.evaluation is not None:
             inner_splits = data.inner_splits()
@@ -380,18 +397,22 @@ def _choose_params(data: SearchData, settings: TrainSettings, trials: Path, prog
 
 
 def _evaluate(test: _Test, settings: TrainSettings, choice: _Choice, on_iteration: OnProgress) -> Evaluation | None:
-    """Evaluate the chosen parameters beside baselines; None if *test* has an empty part.
+    """Evaluate the chosen parameters, and baselines to compare them with; None if *test* has an empty part.
 
     There is one baseline for each engine: with its best parameters of a search, otherwise with those in BASELINES.
+    *on_iteration* is called with the iterations done and in all.
     """
     if test.parts.is_empty:
         return None
+
+    # Later parameters replace earlier ones of the same engine.
     baselines = {engine_of(params): params for params in BASELINES}
     if choice.search is not None:
         for number in choice.search.best_of_each:
             params = choice.search.trials[number].params
             baselines[engine_of(params)] = params
     baselines[engine_of(choice.popularity)] = choice.popularity
+
     return evaluate_parts(
         test.parts,
         choice.engine,
@@ -407,15 +428,18 @@ def _fit_model(
 ) -> Model:
     """Fit the engine and similar items with the chosen parameters to all pairs, and count popular items.
 
-    *on_iteration* gets iterations done and in all.
+    *evaluation* is kept in the model. *on_iteration* is called with the iterations done and in all.
     """
     interactions = data.interactions
     matrix = data.learned
     length = settings.popular_length
     half_life_days = choice.popularity.half_life_days
+
+    # The popular lists of segments, which are groups of users.
     segments = {}
     if interactions.segments is not None:
         segments = popular_by_segment(interactions.segments, matrix.item_ids, length, half_life_days)
+
     return Model(
         ranker=fit(matrix.user_items, choice.engine, on_iteration, times=matrix.times),
         matrix=matrix,
@@ -453,8 +477,8 @@ def _search_engine(
 ) -> Search | None:
     """Search an engine and its parameters on *data*; None if there are too few pairs.
 
-    *trials* is the folder that keeps trials, for a search that resumes. *on_trial* gets trials done and in all. Raises
-    SettingError if time or memory allow no trial.
+    *trials* is the folder that keeps trials, so that an interrupted search resumes. *on_trial* is called with the
+    trials done and in all, *notice* with sentences on cost. Raises SettingError if time or memory allow no trial.
     """
     search = tune(
         data,
@@ -473,14 +497,15 @@ def _search_engine(
 def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _Test | None:
     """Split *matrix* for the evaluation as *settings* say; None if they want none.
 
-    An AutoSplit is by time if the data have times and that leaves enough users to test, otherwise a random draw, which
-    *on_notice* is told.
+    An AutoSplit is by time if the data have times and that leaves enough users to test. Otherwise it is a random draw
+    of items, and *on_notice* is called with a sentence that says why.
     """
     wanted = settings.split
     if wanted is None:
         return None
     if isinstance(wanted, SplitOptions):
         return _Test.of(matrix, wanted, settings)
+
     if matrix.history is None:
         on_notice("the data have no times, so the test is a random draw, which flatters; name them with --time-column")
         return _Test.of(matrix, wanted.of("by-item"), settings)
@@ -496,14 +521,16 @@ def _test_split(settings: TrainSettings, matrix: Matrix, on_notice: Notice) -> _
 def _choose_popularity(
     data: SearchData, settings: TrainSettings, search: Search | None, trials: Path
 ) -> PopularityParams:
-    """Return the parameters by which popular lists are ranked: a half-life, or None if all interactions count alike.
+    """Choose the half-life by which interactions count in popular lists; None counts all of them alike.
 
-    A half-life that *search* has found is taken. Otherwise it is searched here if the evaluation's split is by time.
+    A half-life that *search* has found is taken. Otherwise it is searched on *data* if the evaluation splits by time.
+    *trials* is the folder that keeps the trials of an interrupted search.
     """
     if search is not None and search.popular.half_life_days is not None:
         return search.popular
     if data.evaluation is None or not data.evaluation.in_time:
         return PopularityParams()
+
     popularity_search = tune(data, TuneOptions(engine="popularity"), k=settings.k, trials_folder=trials)
     return PopularityParams() if popularity_search is None else popularity_search.popular
 
