@@ -65,7 +65,10 @@ class WorkerReadiness:
         self.draining = True
 
     def check(self) -> Readiness:
-        """Return the readiness now."""
+        """Return whether the worker can answer lists now, and the problems because of which a ready one is degraded.
+
+        These are problems of watched files, such as keys, and of the writing of events.
+        """
         findings = [ServiceFinding("file", files.warning) for files in self._watched if files.warning]
         if self._writer is not None and self._writer.warning:
             findings.append(ServiceFinding("events", self._writer.warning))

@@ -191,7 +191,8 @@ class Reporter:
     def _lookups_by_list(self) -> dict[str, dict[str, list[int]]]:
         """Return the lookups of named lists by the id of the release and the name of the list, summed over the tiers.
 
-        There is one number per outcome: hits, misses, errors. `release.tally.by_list` has those of one tier.
+        There is one number per outcome: hits, misses, errors. `release.tally.by_list` has those of one tier, a store.
+        Named lists are several lists per user in a release.
         """
         totals = dict[str, dict[str, list[int]]]()
         for tier in self._tiers:
@@ -204,12 +205,18 @@ class Reporter:
 
 
 def _tier_state(tier: Tier) -> TierState:
-    """Return what a tier serves, and its findings, sentences on problems of the store or the release."""
+    """Return the state of a tier, a store that the service reads, for operators.
+
+    It has the live release, the canary (the release that a share of the users gets), and findings, sentences on
+    problems of the store or the release.
+    """
     release = tier.follower.live
     canary = tier.follower.canary
+
     findings = tier.findings
     if release is None and tier.error is None:
         findings.insert(0, ServiceFinding("store", "the live release is being loaded"))
+
     return TierState(
         tier=tier.name,
         release=None if release is None else release.id,

@@ -89,10 +89,11 @@ class RowsRead(msgspec.Struct, frozen=True):
 def get_nowait(
     tiers: Sequence[Tier], row: RowKey, missed: Origin | None = None, *, late: bool = False
 ) -> RowRead | None:
-    """Read *row* in the first tier that has it, without I/O; None if a tier needs I/O.
+    """Read *row*, the key of a list, in the first tier that has it, without I/O; None if a tier needs I/O.
 
-    With *late*, tiers that need it are skipped. *missed* is where the row is known to be absent: no tier is read again
-    in its release. If the row is absent everywhere, the origin of the result is the first tier that lacks it.
+    Tiers are stores in reading order. With *late*, those that need I/O are skipped. *missed* is the tier and the
+    release in which the row is known to be absent: no tier is read again in this release. If the row is absent
+    everywhere, the origin of the result is the first tier that lacks it, None if no tier could be read.
     """
     first_missed = missed
     lacking = [] if missed is None else [missed.release.id]
@@ -102,17 +103,20 @@ def get_nowait(
         release = tier.follower.release_for(row)
         if release is None or (lacking and release.id in lacking):
             continue
+
         result = tier.get(release, row.text)
-        if isinstance(result, StoreError):
+        if isinstance(result, StoreError):  # also for a store that needs I/O
             if late:
                 continue
             return None
+
         origin = Origin(tier, release)
         if result is not None and not is_empty(result):
             return RowRead(origin, result)
         lacking.append(release.id)
         if first_missed is None:
             first_missed = origin
+
     return RowRead(first_missed, None)
 
 
@@ -151,14 +155,18 @@ class TierWalk(ABC):
             rows = await self.read_tier(tier_index, rows)
 
     async def read_tier(self, tier_index: int, rows: Sequence[RowKey]) -> Sequence[RowKey]:
-        """Read *rows* in the tier at *tier_index*; return those that are to be read in the tiers after it."""
+        """Read *rows* in the tier at *tier_index*; return those that are to be read in the tiers after it.
+
+        Rows are grouped by release: the live one and, for a share of the users, the canary. Groups are read at once.
+        """
         groups = self.groups(self.tiers[tier_index], rows)
-        if not groups:
+        if not groups:  # the tier serves no release
             return rows
         if len(groups) == 1:
             return await self.read_group(tier_index, groups[0])
-        unsettled = await asyncio.gather(*(self.read_group(tier_index, group) for group in groups))
-        return [row for rows in unsettled for row in rows]
+
+        remaining_by_group = await asyncio.gather(*(self.read_group(tier_index, group) for group in groups))
+        return [row for remaining in remaining_by_group for row in remaining]
 
     async def read_group(self, tier_index: int, group: RowsOfRelease) -> Sequence[RowKey]:
         """Read rows of one release like `read_tier`; all of them again if another release is followed since."""
@@ -174,10 +182,13 @@ class TierWalk(ABC):
         """
         tier = self.tiers[tier_index]
         keys = [row.text for row in group.rows]
+
+        # The tier counts it as a failure if its share of the time is over, but not if the caller's is.
         reading = tier.read(group.release, keys, self.share_s(tier_index))
         if self.caller_deadline is not None:
             caller_share_s = _share_s(self.caller_deadline, len(self.tiers) - tier_index)
             reading = _within(caller_share_s, reading)
+
         try:
             results = await reading
         except ReleaseMoved:
@@ -186,6 +197,7 @@ class TierWalk(ABC):
             if not isinstance(error, ReleaseCorrupt):  # damaged rows do not mean that the store cannot be read
                 self.failure = error
             return group.rows
+
         return self.settle(RowsRead(Origin(tier, group.release), group.rows, results))
 
     def share_s(self, tier_index: int) -> float:
@@ -229,7 +241,10 @@ class ReleaseRead(BatchRead):
             return group.rows
 
     def settle(self, read: RowsRead) -> Sequence[RowKey]:
-        """Keep the rows of a tier that were read or are absent; return those that failed, for the next tier."""
+        """Keep the rows that were read or are absent, as a part of the result; return those that failed.
+
+        *read* has the results of one tier; the rows that failed are read in the next one.
+        """
         failed = list[RowKey]()
         rows = list[RowKey]()
         results = list[ReadResult]()
@@ -239,6 +254,7 @@ class ReleaseRead(BatchRead):
             else:
                 rows.append(row)
                 results.append(result)
+
         self.parts.append(RowsRead(read.origin, rows, results))
         return failed
 
