@@ -68,7 +68,7 @@ def parse_where(text: str) -> tuple[Condition, ...]:
     """Parse the conditions of a filter, separated by commas, such as `price<20,brand:acme|"x,y"`.
 
     A condition has a column of the item attributes, an operator, and values separated by |; values in quotation marks
-    may contain separators. The example has the conditions `price` `<` `20`, and `brand` `:` `acme` or `x,y`. Raises
+    may contain separators. The example has the conditions `price < 20`, and `brand : acme` or `x,y`. Raises
     StoreMisused if the text cannot be parsed or is too long.
     """
     too_large = StoreMisused(f"where has at most {MAX_WHERE_CHARS} characters and {MAX_VALUES} values; this is more")

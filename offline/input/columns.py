@@ -70,7 +70,7 @@ def choose_columns(
     named      columns that the caller names, by role; None for the others
     available  the columns of the file
     source     the file, for messages
-    guessed    roles that get a column with a usual name, in this order, unless named; `UserID` is a usual name of user
+    guessed    roles that get a column with a usual name, in this order, unless named; "UserID" is a usual name of user
     required   roles that need a column; in a file without a header, those not named get the free columns in order
 
     No column has two roles. Raises DataError if a column that is named, or one of a required role, is missing.
