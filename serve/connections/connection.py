@@ -255,9 +255,9 @@ class Connection(BaseProtocol):
         self._stalled_since = 0.0  # since when the client has not read WRITE_STEP_BYTES more
 
     def start(self, accepted: socket.socket, certificate: Certificate | None) -> None:
-        """Start to serve an accepted socket.
+        """Start to serve an accepted socket, over TLS with a *certificate*.
 
-        The handshake of TLS runs in a task, so that a newer connection can cancel it.
+        The handshake of TLS runs in a task, so that a newer connection can cancel it if there are too many.
         """
         loop = asyncio.get_running_loop()
         tls = None
@@ -323,7 +323,8 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle bytes that arrived: of a new request, of the body of the current one, or of later requests.
 
-        A whole plain GET, the most frequent request, is answered by the fast lane.
+        A whole plain GET, the most frequent request, is answered by the fast lane, a compiled handler. In the state
+        CLOSING, bytes are discarded.
         """
         if self.state is IDLE:
             self.since = monotonic()
@@ -735,15 +736,20 @@ class Connection(BaseProtocol):
             self._cut_slow_reader()
 
     def _check_reader(self, now: float) -> None:
-        """Cut a client that reads its answer too slowly: see WRITE_STEP_BYTES."""
+        """Cut the connection of a client that reads its answer too slowly; *now* is by `time.monotonic`.
+
+        A client must read WRITE_STEP_BYTES in `Limits.write_s` seconds, or in fewer while bytes in flight, which are
+        held in memory for all connections, fill half of their room.
+        """
         registry = self._registry
         step_s = registry.limits.write_s
         if registry.bytes_in_flight > registry.limits.bytes_in_flight // 2:
             step_s = min(step_s, CROWDED_WRITE_S)
-        queued = self._open_transport.get_write_buffer_size()
-        if queued <= self._unread_bytes - WRITE_STEP_BYTES:
-            registry.bytes_in_flight += queued - self._unread_bytes
-            self._unread_bytes = queued
+
+        unread_now = self._open_transport.get_write_buffer_size()
+        if unread_now <= self._unread_bytes - WRITE_STEP_BYTES:
+            registry.bytes_in_flight += unread_now - self._unread_bytes
+            self._unread_bytes = unread_now
             self._stalled_since = now
         elif now - self._stalled_since > step_s:
             self._cut_slow_reader()

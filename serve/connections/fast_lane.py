@@ -29,7 +29,10 @@ def lane_state(*, off: bool = False) -> Literal["compiled", "missing", "off"]:
 
 
 def lane_of(dispatcher: "Dispatcher", writer: "AnswerWriter") -> "Lane | None":
-    """Return a fast lane; None if it is not compiled, and aiohttp answers all requests."""
+    """Return the fast lane, a compiled handler of plain GETs, with the objects that the aiohttp handlers use, too.
+
+    None if it is not compiled: then aiohttp answers all requests.
+    """
     if not is_compiled():
         return None
     from hotplate.serve.connections.lane import Lane  # noqa: PLC0415 -- optional

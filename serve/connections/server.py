@@ -83,7 +83,11 @@ class HttpServer:
         certificate: Certificate | None = None,
         has_most: Callable[[int, bool], bool] = lambda _count, _waited: False,
     ) -> Acceptor:
-        """Accept connections on a bound socket; *has_most* as for `Acceptor`, after their number."""
+        """Accept connections on a bound socket, over TLS with a *certificate*.
+
+        *has_most* is called before each is accepted, with the number of connections and a flag, and returns whether to
+        leave it to another process on the socket: see `Acceptor`.
+        """
         listening.listen(backlog)
         self.registry.start()
         return Acceptor(
@@ -108,7 +112,7 @@ class HttpServer:
         await asyncio.sleep(0)  # for the transports to end
 
     def answer(self, request: web.BaseRequest, since: float) -> Awaitable[web.Response]:
-        """Answer a request that began at a time of `time.monotonic`."""
+        """Answer a request that began at *since*, by `time.monotonic`, within its time-out if it has one."""
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # absolute form
@@ -142,6 +146,7 @@ class HttpServer:
             self.admission.check_deadline(deadline)
         except Problem as problem:
             refusal = problem.closing()
+
         with read_within(READ_SHARE * (deadline - monotonic())):
             return await self._answer(request, path, query, gate=self, refusal=refusal)
 

@@ -42,13 +42,17 @@ def encode_pairs(pairs: ConsumedPairs) -> bytes:
 
 
 def decode_pairs(value: bytes) -> ConsumedPairs | None:
-    """Return the pairs of an entry; None if it is damaged."""
+    """Return the user, the hashes of user and items, and the time of an entry from its *value*; None if damaged.
+
+    `encode_pairs` wrote it: an array in msgpack, with the hashes as bytes, PAIR_BYTES for each.
+    """
     try:
         entry = _decode(value)
     except (ValueError, RecursionError):  # ValueError: of msgspec, or text that is not UTF-8
         return None
     if len(entry.pairs) % PAIR_BYTES:
         return None
+
     starts = range(0, len(entry.pairs), PAIR_BYTES)
     pairs = (int.from_bytes(entry.pairs[start : start + PAIR_BYTES], "little") for start in starts)
     return ConsumedPairs(entry.user, tuple(pairs), entry.until)

@@ -55,7 +55,10 @@ class SegmentTail:
         self._wants_all = True
 
     def next_events(self, most: int) -> list[ConsumedEvent]:
-        """Return up to *most* events of types that hide items; none if all are read. Raises OSError."""
+        """Return up to *most* further events of types that hide items; fewer if all are read. Raises OSError.
+
+        They are read from segments, log files of events, one after the other: `self._events` is the rest of the last.
+        """
         self._list_segments()
         events = list(islice(self._events, most))
         while len(events) < most:
@@ -150,11 +153,15 @@ class SegmentTail:
             self._finish(segment)
 
     def _new_bytes(self, segment: _Segment, path: Path) -> bytes:
-        """Return what was appended to a segment since the last call; empty if it is too old to hide anything."""
+        """Return what was appended to a segment, a log file of events, since the last call, and note its size.
+
+        Empty if the segment is too old to hide anything: then its position becomes its end. Raises OSError.
+        """
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             segment.size = status.st_size
-            segment.position = min(segment.position, segment.size)  # a torn end was cut off
+            segment.position = min(segment.position, segment.size)  # an incomplete frame at its end was cut off
+
             if status.st_mtime < time.time() - self._consumed.window_s:
                 segment.position = segment.size
                 return b""

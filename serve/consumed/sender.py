@@ -103,10 +103,13 @@ class SharingState:
 
 
 async def append(stream: "RedisStream", parts: Sequence[ConsumedPairs], *, keep_s: int, metrics: Metrics) -> None:
-    """Append entries, which are kept for *keep_s*, and count them and those that were removed."""
-    trimmed = await stream.append(list(map(encode_pairs, parts)), keep_s=keep_s, most=MAX_ENTRIES)
+    """Append an entry to the stream for each of *parts*, and count them and the old entries that were removed.
+
+    Entries are kept for *keep_s* seconds, and at most MAX_ENTRIES of them. Raises StoreError.
+    """
+    removed = await stream.append(list(map(encode_pairs, parts)), keep_s=keep_s, most=MAX_ENTRIES)
     metrics.count_in(CONSUMED_PAIRS, SENT, number=sum(len(part.pairs) for part in parts))
-    metrics.count_in(CONSUMED_PAIRS, DROPPED, number=trimmed)
+    metrics.count_in(CONSUMED_PAIRS, DROPPED, number=removed)
 
 
 class ConsumedSender:

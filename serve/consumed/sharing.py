@@ -117,7 +117,10 @@ class ConsumedSharing:
                 await self._stream.close()
 
     async def _share(self) -> None:
-        """Read and send until cancelled; workers that wait for the first reading go on after a failure."""
+        """Read the stream and send events, in turns, until cancelled; after an error, go on with a pause.
+
+        Workers wait at their start until the stream was read once, but no longer after an error.
+        """
         backoff = Backoff(*PAUSES_S)
         while True:
             try:
@@ -127,6 +130,7 @@ class ConsumedSharing:
                 self._state.note_started()
                 await asyncio.sleep(backoff.next_s())
                 continue
+
             backoff.reset()
             if self._failing.end():
                 log.info("consumed items are shared through %s again", self._stream.shown)

@@ -157,17 +157,18 @@ def _read_hours(folder: Path) -> dict[str, float]:
 
 
 def hiding_events(lines: Iterable[bytes], kinds: Collection[str]) -> Iterator[tuple[bytes, ConsumedEvent]]:
-    """Yield the events of some types with their lines, which are JSON.
+    """Yield the events of the types *kinds*, each as a pair of its line, which is JSON, and the decoded event.
 
-    Lines that cannot be of these types are not decoded, which is most of the time of a start. Raises WrittenByNewer.
+    Decoding takes most of the time of a start, so lines without the text of any such type are skipped undecoded.
+    Raises WrittenByNewer.
     """
-    marks = [f'"type":"{kind}"'.encode() for kind in kinds]
-    wanted = set(kinds)
+    markers = [f'"type":"{kind}"'.encode() for kind in kinds]
+    kinds_to_yield = set(kinds)
     decoder = msgspec.json.Decoder(ConsumedEvent)
     for line in lines:
-        if any(mark in line for mark in marks):
+        if any(marker in line for marker in markers):
             event = decode_event(decoder, line)
-            if event.type in wanted:
+            if event.type in kinds_to_yield:
                 yield line, event
 
 

@@ -125,11 +125,13 @@ class HealthListener:
             opened.close()
 
     def _accept(self) -> None:
+        """Accept the connections that are waiting; if there are too many, the oldest one is closed."""
         for _ in range(CONNECTIONS):
             try:
                 accepted, _ = self._listener.accept()
             except OSError:  # none is waiting, it was aborted, or no descriptor is free
                 return
+
             if len(self._open) >= CONNECTIONS:
                 self._close(next(iter(self._open)))
             accepted.setblocking(False)

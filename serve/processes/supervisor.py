@@ -175,6 +175,10 @@ def _check_early(settings: ServiceSettings) -> None:
 
 
 def _reserve_addresses(settings: ServiceSettings) -> _Listeners:
+    """Bind the sockets of the workers, the admin process and health probes; raises CannotListen.
+
+    Raises ServiceMisused for an admin address that other machines reach and that needs no key.
+    """
     listener = reserve(settings.host, settings.port)
     admin = reserve(settings.admin_host, settings.admin_port, "admin-")
     if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:

@@ -186,7 +186,11 @@ class _StateReports:
         )
 
     def _write(self, state: ProcessState) -> None:
-        """Write *state*, and what else the worker shares: its connections, lost log lines, and the first release."""
+        """Write *state* to shared memory, and what else the worker shares.
+
+        That is the number of its connections, of lost log lines, and the popular lists of the first live release, for
+        workers that are started while no store can be read.
+        """
         memory = self._context.memory
         memory.states.write(self._number, state)
         memory.balance.update(self._number, state.connections)
@@ -300,11 +304,11 @@ def _role_of_release(reader: TieredReader, release: str) -> ReleaseRole:
 async def _wait_until_ready_or_stopped(
     reader: TieredReader, memory: ServiceMemory, number: int, stop: _ShutdownSignals
 ) -> bool:
-    """Wait until the worker may listen; False if it is stopped before."""
-    stopping = asyncio.create_task(stop.requested.wait())
-    starting = asyncio.create_task(_wait_until_ready(reader, memory, number))
-    await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, starting):
+    """Wait until the worker may listen, or is requested to stop; return whether it may listen."""
+    stop_task = asyncio.create_task(stop.requested.wait())
+    ready_task = asyncio.create_task(_wait_until_ready(reader, memory, number))
+    await asyncio.wait((stop_task, ready_task), return_when=asyncio.FIRST_COMPLETED)
+    for task in (stop_task, ready_task):
         task.cancel()
     return not stop.requested.is_set()
 

@@ -68,13 +68,19 @@ class StoreAgreement:
         self._unsettled = asyncio.Event()
 
     def record_read(self, outcome: ReadOutcome) -> None:
-        """Change the state by the outcome of a read of the catalogue."""
+        """Change the state by what a read of the catalogue said of the one that is followed.
+
+        Notes the times at which it stopped to be the current one, and at which the store began to name an older one.
+        In some states, the store is to be read again: then `wait_until_unsettled` returns.
+        """
         before = self.state
         self.state = TRANSITIONS[outcome][before]
+
         if before in CURRENT and self.state not in CURRENT:
             self._left_current_at = time.monotonic()
         if self.state is Agreement.OLDER and before is not Agreement.OLDER:
             self._older_since = asyncio.get_running_loop().time()
+
         if self.is_unsettled:
             self._unsettled.set()
         else:

@@ -323,7 +323,11 @@ class Follower:
         return catalogue.generation > self._followed.generation
 
     async def _confirm(self, catalogue: Catalogue, *, check: bool) -> None:
-        """Note that the store has the followed catalogue; with *check*, only if it has the live release, too."""
+        """Note that a read of the store returned the followed *catalogue*, and clear or set the error.
+
+        With *check*, read whether the store has the live release, too: if it is gone, that is the error, and the store
+        is read again later.
+        """
         if check and self.live is not None and self.live.ref == catalogue.live_ref and await self._is_gone():
             self._agreement.record_read(ReadOutcome.UNPROVEN)
             self._set_error(
@@ -332,6 +336,7 @@ class Follower:
                 )
             )
             return
+
         self._agreement.record_read(ReadOutcome.CONFIRMED)
         self._set_error(_nothing_live() if catalogue.live is None else None)
 
@@ -372,9 +377,13 @@ class Follower:
         self._agreement.record_read(ReadOutcome.CONFIRMED)
 
     async def _follow_erased(self, catalogue: Catalogue) -> None:
-        """Add the erased users of a store to those known, who stay hidden if the store was restored or lost some."""
+        """Add the erased users of a store to `self.erased`, whose lists are not shown; log if the store lost some.
+
+        Users stay in it if the store was restored from a copy without their erasure, or has lost its record.
+        """
         stored = await read_erased(self._reader, catalogue)
         self.erased = self.erased.union(stored)
+
         self._most_erased = max(self._most_erased, stored.count + stored.lost)
         lost = self._most_erased - stored.count
         if lost and lost != self._lost_erased:
@@ -450,10 +459,14 @@ class Follower:
             self._set_error(defect, cause=error)
 
     def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
-        """Set or clear `last_error`, and log the change: errors of one type at most every LOG_EVERY_S."""
+        """Set or clear `last_error`, and log the change: errors of one type at most every LOG_EVERY_S seconds.
+
+        *cause* is an exception with a traceback for the log.
+        """
         text = None if error is None else str(error)
         if text == self.last_error:
             return
+
         self.last_error = text
         if error is None:
             self._failing.end()
