@@ -57,13 +57,13 @@ class Attributes(NamedTuple):
 
 
 def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = None) -> Attributes:
-    """Read a file with a column of items, whose other columns are attributes by which lists can be filtered.
+    """Read a file with a column of items; the other columns are attributes, such as price, by which lists are filtered.
 
     Returns them as rows of a release and as an entry of its manifest; none without a *path*. *kinds* are `number` or
-    `text`, by column. Else a column of a text file is one of numbers if 95 % of its cells are, and columns of Parquet
-    keep their types; Booleans are texts. A cell that is no number is missing in a column of numbers, and the entry's
-    `notes` show it. Raises DataError for a repeated item, and for attributes that are too
-    large or cannot be named in a filter, SettingError for kinds of unknown columns.
+    `text`, by column. Other columns of a text file are numbers if 95 % of their cells are, and columns of Parquet keep
+    their types; Booleans are texts. In a column of numbers, a cell that is not a number counts as missing, and the
+    entry's `notes` show it. Raises DataError for a repeated item, and for attributes that are too large or cannot be
+    named in a filter, SettingError for kinds of unknown columns.
     """
     kinds = dict(kinds or {})
     for name, kind in kinds.items():
@@ -81,6 +81,7 @@ def read_attributes(path: DataSource | None, kinds: Mapping[str, str] | None = N
         item = choose_columns({}, list(schema), source, guessed=[_ITEM], required=[_ITEM])[_ITEM]
         names = [name for name in schema if name != item]
         _check_names(names, kinds, source)
+
         if tables[0].file.kind == "parquet":
             for name in names:
                 kinds.setdefault(name, "number" if schema[name].is_numeric() else "text")
@@ -108,7 +109,11 @@ def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) -> None:
-    """Raise DataError for columns that no filter can name, or none, and SettingError for *kinds* of other columns."""
+    """Check the names of a file's attribute columns.
+
+    Raises DataError for a name that filters cannot use, and for a file without such columns; SettingError if *kinds*
+    has a name that is not among them.
+    """
     if wrong := next((name for name in columns if not _NAME.fullmatch(name)), None):
         raise DataError(f"{source} has a column {wrong!r}; rename it, as filters can name letters, digits, . - _")
     if not columns:
@@ -122,26 +127,34 @@ def _check_names(columns: Sequence[str], kinds: Mapping[str, str], source: str) 
 def _attribute_schema(
     table: Table, table_number: int, item: str, names: Sequence[str], kinds: Mapping[str, str]
 ) -> RowSchema:
-    """Declare the values of a table: the item, *table_number*, its index among the tables, and each attribute.
+    """Declare the values that are read from a table: the item, the number of the table, and each attribute.
 
-    *item* and *names* are columns; the value of the attribute `names[2]` is called `2`, as its name may be in use.
+    *item* is the column of items, *names* are those of attributes. The value of the attribute `names[2]` is called `2`,
+    as its name may be in use. *kinds* are `number` or `text` by attribute. Rows with a missing or invalid id are left
+    out.
     """
     schema = RowSchema(table, {_ITEM: table.text(item), _TABLE: pl.lit(table_number, pl.UInt16)})
     for number, name in enumerate(names):
         is_number = table.schema[name].is_numeric() and kinds.get(name) != "text"
         schema.values[f"{number}"] = table.number(name) if is_number else table.text(name)
+
     schema.leave_out_bad_ids({_ITEM: item})
     return schema
 
 
 def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Sequence[Table]) -> _Column:
-    """Return the column *name* of *cells* [ROW, _TABLE, cell] as *wanted*, or by its share of numbers if None.
+    """Return the values of the attribute *name* as numbers or texts.
 
-    Raises SettingError if numbers are *wanted* and no cell is one.
+    cells   [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the value
+    wanted  `number` or `text`; None for numbers if nearly all cells are
+    tables  for notes on doubtful cells
+
+    Raises SettingError if numbers are wanted and no cell is one.
     """
     values = cells.get_column("cell")
     if values.dtype.is_numeric():
         return _Column(values, [])
+
     numbers = values.str.strip_chars().cast(pl.Float64, strict=False)
     numbers = numbers.set(~numbers.is_finite(), None)
     not_numbers = cells.filter(values.is_not_null() & numbers.is_null())
@@ -158,6 +171,7 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
     if not_numbers.is_empty():
         return _Column(numbers, [])
 
+    # A column of numbers, with some cells that are none.
     are_missing = "cells are no numbers and are missing"
     if not_numbers.height == 1:
         are_missing = "cell is no number and is missing"
@@ -168,14 +182,18 @@ def _typed_column(name: str, cells: pl.DataFrame, wanted: str | None, tables: Se
 def _notes_on_texts(
     name: str, values: pl.Series, not_numbers: pl.DataFrame, share: float, tables: Sequence[Table]
 ) -> list[str]:
-    """Return a note on why a column with numbers is a column of texts; none if few cells are numbers.
+    """Return a note on why a column with some numbers is read as texts; no note if few cells are numbers.
 
-    *share* is that of cells that are numbers, *not_numbers* are the cells that are not.
+    values       the texts of the column *name*
+    not_numbers  the cells that are not numbers
+    share        that of the cells that are numbers
+    tables       for the places of cells in files
     """
     commas = values.str.strip_chars().str.contains(DECIMAL_COMMA).sum()
     if commas >= _LEAST_NUMBERS * max(1, values.count()):
         shown = _cells_in_words(name, not_numbers.head(1), tables)
         return [f"{name} (text): its numbers have decimal commas ({shown}); write points to filter by size"]
+
     if share < _FEW_NUMBERS:
         return []
     note = (
@@ -186,7 +204,7 @@ def _notes_on_texts(
 
 
 def _cells_in_words(name: str, cells: pl.DataFrame, tables: Sequence[Table]) -> str:
-    """Return where the first few *cells* of the column *name* are, and what they hold, for a note.
+    """Describe the first few *cells* of the column *name* for a note: `prices.csv, row 7, column 'price': 'n/a'`.
 
     *cells* are [ROW, _TABLE, cell]: the number of a row, the index of its table in *tables*, and the cell's value.
     """
@@ -209,6 +227,7 @@ def _encoded_rows(ids: pl.Series, columns: Mapping[str, _Column], source: str) -
         rows, about = encode_attributes(ids.to_list(), values, texts)
     except StoreMisused as error:
         raise DataError(f"{source} cannot be published: {error}.") from error
+
     notes = list[str]()
     for column in columns.values():
         notes += column.notes

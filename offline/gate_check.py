@@ -62,12 +62,15 @@ class GateCheck:
         self.lists = dict[str, NewList]()
         self._gates = dict[str, list[Gate]]()  # by list
         self._judged: _Judged | None = None
+
         bounds = bounds_of(settings)
         sources = sources_by_name(source)
         check_names(bounds, sources)
         for name, stored_name in stored_names(sources).items():
             gates = gates_of(bounds, name)
             items = sources[name].items()
+
+            # The origin of the default list is that of the release.
             origin = self._origin.lists[name] if stored_name else self._origin
             evaluation = evaluation_of(origin)
             metrics = () if evaluation is None else evaluation.metrics
@@ -82,7 +85,10 @@ class GateCheck:
             )
 
     async def about(self, tally: Tally) -> OriginRecord:
-        """Return origin and verdicts, once lists are measured."""
+        """Return what the manifest says of the release: its origin, and the verdicts of its gates.
+
+        *tally* counts the rows of the release, which are all written.
+        """
         live, verdicts = await self._judge_once(tally.counts, tally.popular)
         if not verdicts:
             return self._about
@@ -93,7 +99,10 @@ class GateCheck:
         return about
 
     async def refused_by(self, manifest: Manifest) -> tuple[str, ...]:
-        """Return the gates that failed, by name, now or when the draft was begun."""
+        """Return the names of the gates (bounds for lists) that failed, now or when writing the release was begun.
+
+        *manifest* is that of the written release. Gates that fail now do not count if the release goes live by force.
+        """
         failed = list[str]()
         if not self._is_forced(manifest):
             judged = await self._judge_once(manifest.counts, manifest.popular_keys)
@@ -101,11 +110,12 @@ class GateCheck:
         return tuple(dict.fromkeys((*manifest.refused_by, *failed)))
 
     async def refusal(self, manifest: Manifest) -> str:
-        """Return why the release may not go live, and what to do; empty if it may."""
+        """Return a sentence on why the written release may not go live, and on what to do; empty if it may."""
         live, verdicts = await self._judge_once(manifest.counts, manifest.popular_keys)
         failed = failures(verdicts)
         if not failed or self._is_forced(manifest):
             return ""
+
         place = PLACES[self._settings.arm]
         stays = "" if live is None else f", and {live.id} still is"
         return (
@@ -119,9 +129,11 @@ class GateCheck:
         return self._settings.force and manifest.origin.gates.forced
 
     async def _judge_once(self, counts: Mapping[str, int], popular_keys: Sequence[str]) -> _Judged:
-        """Return the verdicts of all gates on all lists, judged once; later calls return those of the first.
+        """Judge all gates (bounds for lists) on all lists, and return the verdicts; later calls return the same.
 
-        *counts* are the numbers of rows by kind, and *popular_keys* the keys of popular lists, of the new release.
+        The lists are compared with the release that is live at the first call, or with that of the arm of an experiment
+        that gets the new release. *counts* are the numbers of rows of the new release by kind, and *popular_keys* the
+        keys of its popular lists.
         """
         if self._judged is None:
             with timed(self._steps, "gates"):
@@ -129,18 +141,24 @@ class GateCheck:
                 verdicts = list[GateVerdict]()
                 for name, new in self.lists.items():
                     _count_rows(new, counts, popular_keys)
-                    # Gates by default compare with the live release.
+                    # The default gates compare with the live release.
                     gates = self._gates[name] if live is None else with_defaults(self._gates[name])
                     verdicts += await judge(gates, new, self._reader, live)
+
                 if live is not None:
                     columns = self._origin.item_attributes.columns
                     verdicts += await compare_names(self.lists, columns, self._reader, live)
+
                 self._judged = _Judged(live, verdicts)
         return self._judged
 
 
 def _count_rows(new: NewList, counts: Mapping[str, int], popular_keys: Sequence[str]) -> None:
-    """Add the numbers of a list's similar items and segments to its counts; see `GateCheck`."""
+    """Add the number of lists of similar items, and the segments with a popular list, to the counts of a list.
+
+    *counts* are the numbers of rows of the release by kind, such as `user` or, of a named list, `item@basket`.
+    *popular_keys* are the keys of all popular lists.
+    """
     prefix = prefix_of(POPULAR, new.stored_name)
     new.counts.similar_lists = counts.get(prefix_of(ITEM, new.stored_name)[:-1], 0)
     new.counts.segments = {key.removeprefix(prefix) for key in popular_keys if key.startswith(prefix)}

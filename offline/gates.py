@@ -133,15 +133,16 @@ DEFAULTS = (
 
 
 def read_gates(path: Path | None, texts: Sequence[str] = ()) -> tuple[Gate, ...]:
-    """Return the gates in a TOML file, if there is one, and those in *texts*, as NAME=BOUND, which override them.
+    """Return the gates (bounds for lists) in a TOML file, if there is one, and those in *texts*, such as `ndcg=0.1`.
 
-    Raises SettingError for a gate or bound that cannot be read.
+    Of two gates with the same name, the one in *texts* counts. Raises SettingError for a gate or bound that cannot be
+    read.
     """
     gates = [] if path is None else list(parse_gates(read_toml(path), str(path)))
     for text in texts:
         name, _, bound = text.partition("=")
         if "<" in name or ">" in name:
-            bound = ""  # the name sets the direction
+            bound = ""  # refused below, as the name says whether the bound is a minimum
         try:
             gates += parse_gates({name.strip(): float(bound)}, "--gate")
         except ValueError as error:
@@ -169,6 +170,8 @@ def check(gates: Sequence[Gate], metrics: Collection[str], *, knows_catalogue: b
     for gate in gates:
         if gate.subject == Subject.COVERAGE and not knows_catalogue:
             raise SettingError("Gate coverage: the number of items is unknown; list them all with --titles.")
+
+        # Any name that is not that of another gate was taken for a metric, so it may be a misspelt gate.
         if gate.metric and gate.metric not in metrics and f"model.{gate.metric}" not in metrics:
             names = [*_OF_LISTS, *LEAST_KEPT, *(name.removeprefix("model.") for name in metrics)]
             hint = f"known are {', '.join(names)}, and {Subject.DROP}. before a metric"
@@ -207,6 +210,8 @@ def remedies(verdicts: Sequence[GateVerdict], options: Mapping[str, str]) -> str
         remedy = _REMEDIES.get(_ListedName.of(verdict.gate).name)
         if verdict.passed or remedy is None:
             continue
+
+        # A remedy names options by their role, such as {gate}.
         option_names = {option: text.format(name=verdict.gate) for option, text in options.items()}
         sentences[remedy.format(**option_names)] = None
     return "".join(f"{sentence}; " for sentence in sentences)
@@ -232,6 +237,7 @@ def _parse_gate(name: str, bound: object, where: str) -> Gate:
     listed = _ListedName.of(name)
     if not _is_number(bound):
         raise SettingError(f"{where}: the bound of {listed.name} is {bound!r}; it must be a number.")
+
     gate = _gate_named(listed.name, bound, where)
 
     # Metrics may have any value, lengths are numbers of items, all others are shares.
@@ -249,12 +255,15 @@ def _gate_named(name: str, bound: float, where: str) -> Gate:
     first, _, metric = name.partition(".")
     if first == Subject.DROP and metric:
         return Gate(name=name, bound=bound, subject=Subject.DROP, metric=metric)
+
+    # `overlap` and `popular_share`, perhaps with @N: of the first N items.
     if at_a_depth := _AT_A_DEPTH.fullmatch(name):
         subject = at_a_depth[1]
         depth = int(at_a_depth[2] or DEPTH)
         if not 1 <= depth <= MAX_LENGTH:
             raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
         return Gate(name=f"{subject}@{depth}", bound=bound, subject=subject, depth=depth)
+
     if name in (*_OF_LISTS, *LEAST_KEPT):
         return Gate(name=name, bound=bound, subject=name)
     return Gate(name=name, bound=bound, subject=Subject.METRIC, metric=name)

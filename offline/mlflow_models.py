@@ -67,23 +67,27 @@ class Logged:
 def log_training(folder: Path, target: Target | None = None, job: str | None = None) -> Logged:
     """Log a model folder to MLflow as a run, with its parameters and metrics, and register it as *target*.
 
-    If *job*, the id of a run of a pipeline, was logged already, returns that. Raises DataError if the server fails.
+    *job* is the id of a run of a pipeline. If an earlier attempt has logged it, that MLflow run is returned. Raises
+    DataError if the server fails.
     """
     description = describe(folder)
     with _server_errors():
         experiment = _experiment()
+
         tags = dict[str, str]()
         if job is not None:
             logged = _finished_run(experiment, job, target)
             if logged is not None:
                 return logged
             tags[_JOB] = job
+
         with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
             mlflow.log_params(_params(description))
             mlflow.log_metrics(_metrics(description))
             mlflow.log_dict(description.to_json(), "report.json")
             name = None if target is None else target.name
             saved = LoggedModel.log(None, _Flavor, name, name=_FOLDER, folder=folder)
+
         version = None if saved.registered_model_version is None else str(saved.registered_model_version)
         return Logged(run.info.run_id, target, version)
 
@@ -117,12 +121,13 @@ def fetch(uri: str, out: Path) -> Path:
 
 
 def resolve(uri: str) -> str:
-    """Return a models:/ URI with the version in the place of an alias (`models:/NAME@ALIAS`) or of `latest`.
+    """Replace an alias or `latest` in a models:/ URI by the version: `models:/shop@champion` becomes `models:/shop/3`.
 
     Other URIs are returned as they are. Raises DataError if MLflow fails or has no version.
     """
     if not uri.startswith("models:/"):
         return uri
+
     name, at, alias = uri.removeprefix("models:/").partition("@")
     name, _, version = name.partition("/")
     with _server_errors():
@@ -158,12 +163,16 @@ def _experiment() -> str:
 
 
 def _finished_run(experiment: str, job: str, target: Target | None) -> Logged | None:
-    """Return the finished run of *job*, registered as *target* if given; None if there is none."""
+    """Return the finished MLflow run that is tagged with *job*, with its version of the model *target*, if given.
+
+    *experiment* is the id of MLflow's experiment. None if there is no such run, or none registered as *target*.
+    """
     wanted = f"tags.`{_JOB}` = '{job}' and status = 'FINISHED'"
     runs = mlflow.search_runs([experiment], filter_string=wanted, output_format="list")
     for run in runs:
         if target is None:
             return Logged(run.info.run_id)
+
         versions = mlflow.search_model_versions(
             filter_string=f"name = '{target.name}' and run_id = '{run.info.run_id}'"
         )

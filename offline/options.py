@@ -26,18 +26,22 @@ ChosenArm = Annotated[Arm, Flag("The arm of a running experiment.", env=False)]
 
 
 def check_settings(settings: Any) -> None:  # noqa: ANN401 -- any dataclass
-    """Check a dataclass of settings against its annotations: the choices of a Literal, and the bounds of a Flag.
+    """Check the values of a dataclass against its annotations: the choices of a Literal, and the bounds of a Flag.
 
-    A field may also be None if its type is. Raises SettingError with the name and the value of the first wrong field.
+    For `keep: Annotated[int, Flag("…", at_least=0)]`, the value must be at least 0. None is not checked. Raises
+    SettingError with the name and the value of the first wrong field.
     """
     for declared in fields(settings):
         value = getattr(settings, declared.name)
+
         annotation = declared.type
         declaration = None
         if get_origin(annotation) is Annotated:
             annotation, declaration = get_args(annotation)[:2]
+
         if value is None:
             continue
+
         choices = _choices_of(annotation)
         if choices and value not in choices:
             raise SettingError(f"{declared.name} is {value!r}; it must be {' or '.join(choices)}.")

@@ -65,18 +65,19 @@ def publish_model(
 ) -> Written:
     """Publish all lists of *model*, or of a model folder, as one release, and prune old releases.
 
-    Models by name make named lists, of which the first is the default one, stored without a name. *lists* are the
-    settings of all lists, but only the default list has item factors and attributes. *store* is a URL, or an unused
-    Store, which gets closed. *on_progress* is called with (rows written, rows in all).
+    Models by name make a release with several lists for each user. The first is the default one, stored without a name.
+    *lists* are the settings of all lists, but only the default list has item factors and attributes. *store* is a URL,
+    or an unused Store, which gets closed. *on_progress* is called with (rows written, rows in all).
 
-    Raises GateFailed or HeldBack (a ReleaseConflict) if the release was refused, held back or withdrawn, DataError,
-    SettingError and StoreError.
+    Raises GateFailed if the lists fail a gate (a bound such as a minimum of NDCG), HeldBack if the release was held
+    back or withdrawn, DataError, SettingError and StoreError.
     """
     models = model if isinstance(model, Mapping) else {"": model}
     default_settings = lists or ListSettings()
     if settings is not None and settings.force:
         default_settings = replace(default_settings, force=True)
     named_settings = default_settings.for_named_list()
+
     lists_by_name = dict[str, ModelLists]()
     for name, stored_name in stored_names(models).items():
         named_model = models[name]
@@ -116,6 +117,7 @@ async def publish_source(
     settings = settings or PublishSettings()
     compared = store if rehearsal_of is None else rehearsal_of
     probation_s = _probation_s(settings)
+
     started = perf_counter()
     steps = dict[str, float]()
     (await compared.catalogue()).ref_of(settings.arm)  # raises HeldBack before any work
@@ -123,6 +125,7 @@ async def publish_source(
 
     result = await _write(source, store, settings, gate_check, steps, observer=observer, on_progress=on_progress)
     steps |= result.seconds
+
     failure = await gate_check.refusal(result.manifest)
     refused = GateFailed(failure, result) if failure else result.held_back
     written = Written(result=result, seconds=perf_counter() - started, erased=[], steps=steps, refused=refused)
@@ -157,11 +160,15 @@ async def _write(
     observer: Observer | None,
     on_progress: OnProgress,
 ) -> WrittenRelease:
-    """Write the rows of *source*, measured and judged by *gate_check*, and activate the release if it may go live.
+    """Write the rows of *source* as a release, and activate it if *gate_check* and *settings* let it go live.
 
-    *steps* gets the seconds that writing waits for lists.
+    *gate_check* measures the lists while they are written. Of a PartedSource, other processes write most rows, and
+    *observer* gets their charges. *steps* gets the seconds that writing waits for lists. *on_progress* is called with
+    (rows written, rows in all).
     """
     encoding = settings.encoding or default_encoding(store)
+
+    # The rows that this process writes.
     other_writers = None
     if isinstance(source, PartedSource):
         rows = source.own_rows()
@@ -176,12 +183,15 @@ async def _write(
             batches.append(named_source.batches(gate_check.lists[name].counts.add))
         rows = merged_by_key(batches)
 
+    # A draft is a release that is still being written. By its id, it is taken over from its former writer.
     draft = settings.resume
     if isinstance(draft, str):
         draft = await publication.take_over(store, ReleaseId(draft))
+
     activation = None
     if settings.activate:
         activation = publication.Activation(arm=settings.arm, end_canary=settings.end_canary)
+
     return await publication.publish_release(
         store,
         prefetched(rows, steps),
@@ -197,7 +207,11 @@ async def _write(
 
 
 async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
-    """Yield *batches*, computing the next one in a thread; *seconds* get the waiting time as `lists`."""
+    """Yield *batches* of rows; while the caller uses one, a thread computes the next.
+
+    The seconds that a batch was waited for are added to *seconds* under the name `lists`.
+    """
+    # `next(batches, None)` in a thread: None is the end, as a future cannot raise StopIteration.
     compute = partial(asyncio.get_running_loop().run_in_executor, DaemonThreads(), next, batches, None)
     upcoming = compute()
     try:
@@ -206,6 +220,7 @@ async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) ->
                 rows = await upcoming
             if rows is None:
                 break
+
             upcoming = compute()
             yield rows
     finally:

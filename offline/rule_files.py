@@ -22,7 +22,7 @@ _OUT_OF_STOCK = ["false", "no", "out of stock", "outofstock"]
 
 
 def read_rules(files: RuleFiles) -> Rules:
-    """Read the rules by which lists are changed: each from its file, and *rotate* from the log of events.
+    """Read the business rules of lists, each from its file; `rotate` is read from recorded events.
 
     Raises DataError for files that cannot be used, and SettingError.
     """
@@ -30,6 +30,7 @@ def read_rules(files: RuleFiles) -> Rules:
     if files.categories is not None:
         rows = read_text(files.categories, ["item", "category"]).drop_nulls()
         categories = _by_item(rows, files.categories, "in two categories")
+
     return Rules(
         available=None if files.available is None else frozenset(_read_available(files.available)),
         excluded=frozenset() if files.exclude is None else frozenset(_read_items(files.exclude)),
@@ -57,7 +58,11 @@ def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
 
 
 def _read_available(path: Path) -> list[str]:
-    """Return the ids of items in stock: those with a number above 0 or `true`, or all without a column of stock."""
+    """Return the ids of the items in a file that are in stock.
+
+    These are the items with a number above 0, or a word such as `true`, in the column of stock, which is found by its
+    name. Without such a column, they are all items of the file. Raises DataError for other values.
+    """
     stock = None if path.suffix.lower() == ".txt" else _stock_column(path)
     if stock is None:
         return _read_items(path, may_be_empty=False)
@@ -85,12 +90,14 @@ def _stock_column(path: Path) -> str | None:
 
 
 def _read_boosts(path: Path) -> dict[str, float]:
-    """Return the factors of a file, by item id, by which scores of items are multiplied.
+    """Return the boosts in a file, factors of items' scores, by item id.
 
-    Raises DataError for one that is not a number above 0, or is too large, and for an item with two.
+    Raises DataError for a boost that is not a number above 0, or is too large, and for an item with two.
     """
     boost = pl.col("boost")
     rows = read_text(path, ["item", "boost"], may_be_empty=True).with_columns(boost.cast(pl.Float64, strict=False))
+
+    # A text that is not a number has become null.
     is_valid = (boost > 0) & (boost <= MAX_BOOST)
     wrong = rows.filter(~is_valid.fill_null(value=False)).get_column("item").sort()
     if len(wrong):

@@ -92,15 +92,17 @@ class SparkLists(PartedSource):
     ) -> WrittenPart:
         """Write all blocks (ranges of items or users) on executors, each as a part of the draft in *context*.
 
-        Users' lists are measured in *lists*, charges added to *observer*; *on_progress* is called with (rows written,
-        rows in all). The first failure cancels the blocks that wait, and is raised: a StoreError.
+        A draft is a release that is still being written. Users' lists are counted in *lists*, charges of the store are
+        added to *observer*, and *on_progress* is called with (rows written, rows in all). The first failure cancels the
+        blocks that wait, and is raised: a StoreError.
         """
         blocks = [*self._of_items, *self._of_users]
         progress = self._context.accumulator(_NO_PROGRESS, _ProgressSum())
         total = self.plan().rows
         job = _PublishJob(self._shared, context, self._url, lists.depth)
         work = partial(_write_blocks, job, progress)
-        # Spark blocks the thread that starts a job.
+
+        # Spark blocks the thread that starts a job, so this one polls for progress, failures and the end.
         running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run_tasks, blocks, work)
         try:
             while True:
@@ -128,12 +130,14 @@ class SparkLists(PartedSource):
         """
         if len(parts) != count:
             raise StoreUnavailable(f"Spark returned {len(parts)} of {count} parts of {redacted(self._url)}")
+
         tally = Tally()
         rows = 0
         for part in parts:
             tally.merge(part.written.tally)
             rows += part.written.rows
             lists.merge(part.counts)
+
             if observer is not None:
                 observer.charged(part.charges.ru)
                 for kind in part.charges.failures:
@@ -185,10 +189,10 @@ class _MeasuredPart(NamedTuple):
 
 
 def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> Iterator[_MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write each block (a range of items or users) as a part of the draft; runs on an executor.
+    """Write each block (a range of items or users) as a part of the draft in *job*; runs on an executor.
 
-    *progress*, which the driver reads, gets the rows of each part, and a StoreError, which ends the task without a
-    failure that Spark would retry.
+    *progress* is read by the driver: it gets the rows of each part, and a StoreError. After such an error, the task
+    ends as if it had succeeded, so that Spark does not retry it; the driver raises the error.
     """
     for block in blocks:
         try:
@@ -198,6 +202,7 @@ def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> I
             kind = next(kind for kind in _RAISED_KINDS if isinstance(error, kind))
             progress.add(_Progress(0, kind(str(error))))
             return
+
         progress.add(_Progress(part.written.tally.rows, None))
         yield part
 

@@ -59,7 +59,7 @@ def standing_of(release: ReleaseId, catalogue: Catalogue, publishing: PublishSet
     if entry.state in (State.LIVE, State.SUPERSEDED) or not publishing.activate:
         return Standing.PUBLISHED
 
-    # A ready release with a time of replacement was a canary that ended.
+    # A ready release with a time of replacement was a canary that ended without going live.
     may_go_live = entry.state is State.READY and (entry.superseded_at is None or is_canary)
     if may_go_live:
         return Standing.READY

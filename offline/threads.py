@@ -16,7 +16,7 @@ class DaemonThreads(Executor):
         self._running = set[threading.Thread]()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 -- the base class says so
-        """Call *fn* in a new thread, and return the future of its result; it cannot be cancelled."""
+        """Call *fn* in a new daemon thread, and return the future of its result; a call cannot be cancelled."""
         future = Future[T]()
         future.set_running_or_notify_cancel()
 

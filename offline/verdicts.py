@@ -47,13 +47,15 @@ class NewList(NamedTuple):
 async def judge(gates: Sequence[Gate], new: NewList, reader: Reader, live: ReleaseRef | None) -> list[GateVerdict]:
     """Judge the *gates* of the list *new*, and return a verdict for each, in order.
 
-    The name of a verdict is that of its gate, after the list's name and a colon if the list is not the default one.
-    Gates on the list alone are judged by its evaluation and its counts. Others compare it with the list of the same
-    name in the release *live*, read from *reader*. They pass if nothing is live. If the live release is damaged, only
-    DEFAULTS of these pass. Raises StoreError.
+    A gate is a bound, such as a minimum of NDCG, that lists must meet to go live. Gates on the list alone are judged by
+    its evaluation and its counts. Others compare it with the list of the same name in the release *live*, read from
+    *reader*. They pass if nothing is live; if the live release is damaged, only those in DEFAULTS pass. A verdict has
+    the name of its gate, with the name of the list before it (`basket:coverage`) unless it is the default list. Raises
+    StoreError.
     """
     compared = [gate for gate in gates if gate.subject in (Subject.DROP, Subject.OVERLAP, *LEAST_KEPT)]
     verdicts = {gate: _judge_alone(gate, new) for gate in gates if gate not in compared}
+
     if live is None:
         verdicts |= {gate: gate.verdict(None, "nothing is live yet", passed=True) for gate in compared}
     elif compared:
@@ -62,6 +64,7 @@ async def judge(gates: Sequence[Gate], new: NewList, reader: Reader, live: Relea
         except (ReleaseCorrupt, ReleaseNotFound) as error:
             note = f"the live release {live.id} cannot be read ({error})"
             verdicts |= {gate: gate.verdict(None, note, passed=gate in DEFAULTS) for gate in compared}
+
     prefix = "" if new.is_default else f"{new.name}:"
     return [replace(verdicts[gate], gate=f"{prefix}{gate.name}") for gate in gates]
 
@@ -69,21 +72,27 @@ async def judge(gates: Sequence[Gate], new: NewList, reader: Reader, live: Relea
 async def compare_names(
     list_names: Collection[str], columns: Mapping[str, str], reader: Reader, live: ReleaseRef
 ) -> list[GateVerdict]:
-    """Compare names with those of the release *live*; return failed verdicts alone, none if it cannot be read.
+    """Check that a new release has the lists and item attributes of the release *live*, on which requests may rely.
 
-    A verdict fails for lists and for item attributes that are missing now, and for attributes whose kind (`number`
-    or `text`) changed. *columns* are the kinds of the new release's attributes by name.
+    list_names  names of the new lists
+    columns     the new item attributes (such as price, for filters): `number` or `text`, by name
+
+    Returns a failed verdict if lists are missing, one if attributes are missing, and one if attributes have changed
+    their kind. Nothing is returned for checks that pass, and if the live release cannot be read.
     """
     try:
         manifest = await load_manifest(reader, live)
     except (ReleaseCorrupt, ReleaseNotFound):
         return []
+
     live_lists = {*filter(None, [manifest.default_list]), *manifest.named}
     live_columns = manifest.origin.item_attributes.columns
+
     common = live_columns.keys() & columns.keys()
     changed = {name for name in common if columns[name] != live_columns[name]}
     listed = ", ".join(f"{name} is {columns[name]}" for name in sorted(changed))
     previous = ", ".join(dict.fromkeys(live_columns[name] for name in sorted(changed)))
+
     return [
         *_lost_verdict("lists_kept", live_lists, live_lists - {*list_names}, live),
         *_lost_verdict("attributes_kept", live_columns, live_columns.keys() - columns.keys(), live),
@@ -117,7 +126,10 @@ def evaluation_of(origin: Origin) -> EvaluationRecord | None:
 
 
 def _judge_alone(gate: Gate, new: NewList) -> GateVerdict:
-    """Judge a gate that needs no live release: by the metrics of an evaluation, or by the counts of the list."""
+    """Judge a gate (a bound for lists) that needs no live release: by the list's evaluation, or by its counts.
+
+    A gate on a metric notes its value in training, too, if the list was evaluated again as published, with rules.
+    """
     if gate.subject == Subject.METRIC:
         evaluation = new.evaluation
         measured = None if evaluation is None else evaluation.metric(gate.metric)
@@ -142,13 +154,14 @@ def _judge_alone(gate: Gate, new: NewList) -> GateVerdict:
 async def _compare_with_live(
     gates: Sequence[Gate], new: NewList, reader: Reader, live: ReleaseRef
 ) -> dict[Gate, GateVerdict]:
-    """Judge gates that compare a list with that of the release *live*: all pass if it has no such list.
+    """Judge gates (bounds for lists) that compare a list with that of the release *live*; return verdicts by gate.
 
-    The default list is compared with the live default list if the live release has none of its name. Raises
-    ReleaseCorrupt, ReleaseNotFound and StoreError.
+    The list of the same name is compared, or for the default list the live default list. If there is none, all gates
+    pass. Raises ReleaseCorrupt, ReleaseNotFound and StoreError.
     """
     manifest = await load_manifest(reader, live)
-    # The name in keys: empty for the default list, None if there is none.
+
+    # The name of the live list in its keys: empty for the default list, None if there is none.
     stored_name = manifest.stored_name(new.name)
     if stored_name is None and new.is_default:
         stored_name = ""
@@ -163,6 +176,8 @@ async def _compare_with_live(
             verdicts[gate] = _judge_metric_loss(gate, new.evaluation, manifest, stored_name)
         else:
             gates_on_lists.append(gate)
+
+    # The live lists need not be read for metrics, which are in the manifest.
     if not gates_on_lists:
         return verdicts
 
@@ -170,6 +185,7 @@ async def _compare_with_live(
     is_overlap_bound = any(gate.subject == Subject.OVERLAP and gate.bound for gate in gates_on_lists)
     sampled_lists = new.counts.sample(SAMPLED_USERS if is_overlap_bound else COMPARED_USERS)
     live_lists = await read_live(reader, live, manifest, sampled_lists, stored_name)
+
     list_length = new.list_length or MAX_LENGTH
     kept_shares = _kept_share_by_subject(new.counts, len(sampled_lists), live_lists, list_length)
     for gate in gates_on_lists:
@@ -183,7 +199,11 @@ async def _compare_with_live(
 def _judge_overlap(
     gate: Gate, sample: Mapping[str, Sequence[str]], live_lists: LiveLists, live: ReleaseRef
 ) -> GateVerdict:
-    """Judge how many items the sampled lists have in common with those of the live release."""
+    """Judge the mean share of items that the lists of the *sample* have in common with those of the live release.
+
+    *sample* are the new lists of sampled users, as item ids by user. Without a live list of any of them, the gate
+    passes only if its bound is 0.
+    """
     users = live_lists.by_user
     if not users:
         note = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
@@ -218,6 +238,7 @@ def _kept_share_by_subject(
     sampled      number of users with a new list who were looked up; `live.by_user` has the live lists of some of them
     list_length  most items of a new list; where it is lower than before, shorter lists are no loss
     """
+    # A lower --list-length is no loss.
     live_lengths = [len(items) for items in live.by_user.values()]
     live_mean_length = sum(live_lengths) / max(len(live_lengths), 1)
     length_before = min(live_mean_length, list_length)
@@ -269,14 +290,16 @@ def _kept_share_by_subject(
 
 
 def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare:
-    """Estimate how many users of the *live* release still have a list.
+    """Estimate how many users with a list in the *live* release still have one.
 
-    All users with a new list are taken to have had a live list as often as the *sampled* ones.
+    *sampled* is the number of users with a new list who were looked up in the live release; `live.by_user` has those
+    found. The share of them that were found is taken for the share of all users with a new list (`users_with_lists`).
     """
     share_with_live_list = len(live.by_user) / max(sampled, 1)
     kept = min(live.users_with_lists, round(share_with_live_list * lists.users_with_lists))
 
-    # If all live users are kept, the sample has `sampled / users_with_lists` of them.
+    # If all live users were kept, the sample would have `sampled / users_with_lists` of them. Of a much smaller live
+    # release, that may be too few to judge.
     is_sample_enough = sampled * live.users_with_lists >= _LEAST_MET * lists.users_with_lists
     return _KeptShare(
         kept=kept,
@@ -287,24 +310,29 @@ def _kept_users(lists: Measurement, sampled: int, live: LiveLists) -> _KeptShare
 
 
 def _judge_metric_loss(gate: Gate, evaluation: EvaluationRecord | None, live: Manifest, stored: str) -> GateVerdict:
-    """Judge how much of a metric is lost, as a share of that of the live release; 0.1 is a tenth less.
+    """Judge how much of a metric is lost against the live release, as a share: 0.15 after 0.2 is a loss of 0.25.
 
-    *evaluation* is that of the new list, and *live* the manifest of the live release, in which the list has the name
-    *stored*. Fails if either lacks the metric, or they were evaluated differently.
+    *evaluation* is that of the new list. *live* is the manifest of the live release, in which the list has the name
+    *stored* (empty for the default list). The verdict fails if either lacks the metric, or they were evaluated
+    differently.
     """
     live_origin = live.origin_of(stored)
     live_evaluation = evaluation_of(live_origin)
     if live_evaluation is None and live_origin.metrics:
         return gate.verdict(None, f"the evaluation of the live release {live.release} cannot be read")
+
     now = None if evaluation is None else evaluation.metric(gate.metric)
     before = None if live_evaluation is None else live_evaluation.metric(gate.metric)
     if evaluation is None or live_evaluation is None or now is None or before is None:
         return gate.verdict(None, f"the live release {live.release} was published without {gate.metric}")
+
     live_protocol = _protocol_of(live_evaluation)
     for name, setting in _protocol_of(evaluation).items():
         if setting != live_protocol[name]:
             difference = f"{name} was {live_protocol[name]!r} and is {setting!r}"
             return gate.verdict(None, f"the live release {live.release} was evaluated differently: {difference}")
+
+    # After a metric of 0, any lower value counts as a loss of everything.
     loss = (before - now) / abs(before) if before else float(now < before)
     return gate.verdict(loss, f"{now:.4g} after {before:.4g} in {live.release}")
 
