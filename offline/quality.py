@@ -181,13 +181,14 @@ class Trainings:
         return read.log.with_columns(pl.col("user", "item").cast(pl.String)).sort("user", "item", "time")
 
     def write_piece(self, share: float) -> Path:
-        """Write a piece of the log, its rows up to a time, to a Parquet file [user, item, time], and return its path.
+        """Write the first part of the log to a Parquet file [user, item, time], and return its path.
 
-        At that time *share* of all pairs of a user and an item have had their first row.
+        The part ends at the time at which *share* of all pairs of a user and an item have had their first row.
         """
         pairs = self.log.group_by("user", "item").agg(first=pl.col("time").min())
         first_times = pairs.get_column("first").sort()
         end = first_times[max(0, round(share * len(first_times)) - 1)]
+
         file = self._folder / f"first-{share:g}.parquet"
         self.log.filter(pl.col("time") <= end).select("user", "item", "time").write_parquet(file)
         return file
@@ -216,13 +217,16 @@ class Piece:
 
 
 def measure_piece(trainings: Trainings, share: float) -> Piece:
-    """Run `hotplate train` on the first *share* of the pairs, and compare its model with other methods.
+    """Run `hotplate train` on the first *share* of the log, and compare its model with other methods.
 
-    Figures of the model are those that the command reports. Those of other methods are measured here on the same split.
+    Figures of the model (`as typed`) are those that the command reports. Those of other methods are measured here on
+    the same split.
     """
     file = trainings.write_piece(share)
     report = trainings.report(str(file), *CORE_OPTIONS)
     evaluation = report.evaluation
+
+    # The best popularity of the search, which also ranks the items of users without a list.
     popular = report.best("popularity")
     assert isinstance(popular, PopularityParams)  # noqa: S101 -- the engine says so
     tested = _TestedPiece.of(file, popular)
@@ -289,6 +293,7 @@ class _TestedPiece:
         half_life_days = self._popular.half_life_days
         if half_life_days is not None:
             methods[COSINE_RECENT] = SimilarParams(recency=Recency(half_life_days, SIMILAR_GAMMA))
+
         hit_rates = {}
         for name, params in methods.items():
             result = measure_similar(fit_similar(parts.train, params, parts.train_times), params, parts, 10)
@@ -296,9 +301,10 @@ class _TestedPiece:
         return hit_rates
 
     def repeats_ndcg(self, params: Params, repeats: RepeatParams) -> dict[str, float]:
-        """Return nDCG@10 of lists that keep seen items by method, tested on all choices after the cut.
+        """Return nDCG@10 by method of lists that keep seen items, tested on all choices after the cut in time.
 
-        *params* are those of the engine; `as typed` adds users' own counts to its scores as *repeats* says.
+        The methods are the engine with *params* alone, users' own interactions alone, and both together (`as typed`):
+        *repeats* says how much a user's earlier interactions with an item add to its score.
         """
         parts = split(self._matrix.user_items, self._matrix.history, replace(self._options, repeats=True))
         methods = {ENGINE_ALONE: RepeatParams(weight=0.0), BY_OWN_COUNTS: OWN_COUNTS, AS_TYPED: repeats}
@@ -306,13 +312,15 @@ class _TestedPiece:
         return {name: ndcg_of_repeats(parts, ranker, 10, method) for name, method in methods.items()}
 
     def _ranker(self, params: Params) -> Ranker:
-        """Return the ranker with *params*, fitted to the train part.
+        """Return the ranker (a fitted model) with *params*, fitted to the train part.
 
-        Recency only multiplies scores, so parameters that differ in recency alone are fitted once.
+        Recency, which favours items with recent interactions, only multiplies scores. So parameters that differ in
+        recency alone are fitted once.
         """
         plain = without_recency(params)
         if plain not in self._fitted:
             self._fitted[plain] = fit_parts(self._parts, plain)
+
         ranker = self._fitted[plain]
         recency = recency_of(params)
         if recency is None:
@@ -321,9 +329,9 @@ class _TestedPiece:
 
 
 def time_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield the rows of the table of nDCG@10 of one data set: one for each piece, and their mean with its interval.
+    """Yield the rows of a table of nDCG@10 for one data set: a row for each piece, and one of their means.
 
-    *pieces* are by the share of all pairs that they have; each share is a date at which the data are cut.
+    A piece is the first part of the data, up to a date. *pieces* are by their share of all pairs of user and item.
     """
     simple_methods = (*FIXED_METHODS, RECENT_POPULARITY, SEARCHED_ALS)
     for share, piece in pieces.items():
@@ -344,9 +352,10 @@ def _mean_over_dates(values: Sequence[float]) -> str:
 
 
 def other_rows(data: DataSet, pieces: Mapping[float, Piece]) -> Iterator[Sequence[str]]:
-    """Yield the rows of the table of similar items and repeats of one data set; the cell of an absent method is empty.
+    """Yield the rows of a table of similar items and of lists that keep seen items (repeats), for one data set.
 
-    *pieces* are by the share of all pairs that they have.
+    A piece is the first part of the data, up to a date. *pieces* are by their share of all pairs of user and item. The
+    cell of a method that was not measured is empty.
     """
     for share, piece in pieces.items():
         similar = {name: f"{hit_rate:.4f}" for name, hit_rate in piece.similar.items()}
@@ -466,12 +475,18 @@ class DrawTask:
 
 
 def kept_or_measured(task: Task[FiguresT_co], file: Path) -> FiguresT_co:
-    """Return the figures of an earlier run of the same code on the same data, or measure and keep them."""
+    """Return the figures of *task* on the data in *file*, which are measured unless an earlier run has kept them.
+
+    Figures are kept under a digest of the code and the data, so a change of either measures them again.
+    """
     kept = KEPT / f"{_digest(task, file)}.json"
     if kept.exists():
         return msgspec.json.decode(kept.read_bytes(), type=task.kind)
+
     with tempfile.TemporaryDirectory() as folder:
         figures = task.measure(Trainings(task.data, file, Path(folder)))
+
+    # A rename, as a run may be stopped while it writes.
     KEPT.mkdir(exist_ok=True)
     half_written = kept.with_suffix(".new")
     half_written.write_bytes(msgspec.json.encode(figures))
@@ -485,6 +500,7 @@ def _digest(task: Task[Any], file: Path) -> str:
     sources = [offline / "training.py", offline / "quality.py"]
     for folder in ("input", "train", "evaluate"):
         sources += sorted((offline / folder).glob("*.py"))
+
     digest = blake2b(repr(task).encode(), digest_size=16)
     for source in (*sources, file):
         digest.update(source.read_bytes())
@@ -499,24 +515,28 @@ class AllFigures(NamedTuple):
 
 
 def measure_all(piece_tasks: Sequence[PieceTask], draw_tasks: Sequence[DrawTask], data_at: Path) -> AllFigures:
-    """Measure all tasks in processes, one on each core, and return their figures; prints a line for each that ends.
+    """Measure all tasks, and return their figures; prints a line for each task that ends.
 
-    Tasks start in their order, pieces first. *data_at* is the folder of the data sets.
+    There is a process of one thread for each core. Tasks start in their order, pieces first. *data_at* is the folder of
+    the data sets.
     """
-    # The libraries of the processes read this variable when they start.
+    # The numerical libraries read this variable when a process starts.
     os.environ["OMP_NUM_THREADS"] = "1"
+
     started = perf_counter()
     tasks = len(piece_tasks) + len(draw_tasks)
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(min(cores, tasks), mp_context=get_context("spawn")) as processes:
         pieces = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in piece_tasks}
         draws = {task: processes.submit(kept_or_measured, task, data_at / task.data.file) for task in draw_tasks}
+
         names: dict[Future[Any], str] = {future: task.name for task, future in pieces.items()}
         names |= {future: task.name for task, future in draws.items()}
         for done, future in enumerate(as_completed(names), start=1):
             future.result()  # raises the task's error at once
             minutes = (perf_counter() - started) / 60
             print(f"{done} of {tasks} after {minutes:.1f} min: {names[future]}", flush=True)
+
     return AllFigures(
         pieces={task: future.result() for task, future in pieces.items()},
         draws={task: future.result() for task, future in draws.items()},
@@ -537,7 +557,10 @@ def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables, and write them into the docs if no data set is missing."""
+    """Measure the data sets that are present, print the tables, and write them into the docs if none is missing.
+
+    The first of *arguments* may be the folder of the data sets.
+    """
     data_at = Path(arguments[0]) if arguments else DATA
     present = []
     for data in DATA_SETS:

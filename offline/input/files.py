@@ -62,7 +62,10 @@ class DataFile:
 
 @contextmanager
 def input_files(paths: Sequence[DataSource]) -> Iterator[list[DataFile]]:
-    """Yield the files at *paths*, with temporary copies of data frames and URLs; DataError as `find_files`."""
+    """Yield the files at *paths*; URLs are downloaded and data frames written to temporary files, deleted at the end.
+
+    Raises DataError for a path that is missing or has no files, and if a URL cannot be read.
+    """
     with ExitStack() as stack:
         files = list[DataFile]()
         for path in paths:
@@ -113,7 +116,7 @@ def _frame_as_file(frame: Frame) -> Iterator[DataFile]:
 def _local_copies(url: str) -> Iterator[list[DataFile]]:
     """Download the file or folder at *url*, and yield its files; they are deleted at the end.
 
-    Errors name the URL, without its secrets, rather than the copy. Raises DataError and SettingError.
+    In messages, files have the name that they have at the URL, without its secrets. Raises DataError and SettingError.
     """
     shown_url = redacted(url)
     with temporary_folder("input") as folder:
@@ -121,6 +124,8 @@ def _local_copies(url: str) -> Iterator[list[DataFile]]:
             is_http = scheme_of(url) in _HTTP_SCHEMES
             remote_path = urlsplit(remote.path).path if is_http else remote.path
             copy = folder / (Path(remote_path).name or "data")
+
+            # HTTP has no folders.
             if is_http:
                 remote.file_system.get_file(remote.path, str(copy))
             else:
@@ -130,6 +135,7 @@ def _local_copies(url: str) -> Iterator[list[DataFile]]:
             copied_files = find_files(copy)
         except DataError as error:
             raise DataError(str(error).replace(str(copy), shown_url)) from error
+
         shown_folder = shown_url.rstrip("/")
         yield [replace(file, origin=str(file).replace(str(copy), shown_folder)) for file in copied_files]
 
@@ -143,15 +149,16 @@ class _Remote(NamedTuple):
 
 @contextmanager
 def _open_remote(url: str) -> Iterator[_Remote]:
-    """Yield the file system of *url* and the path in it.
+    """Yield the file system of fsspec for *url*, and the path in it.
 
-    Any error within the context is taken for one of fsspec, and raised as DataError; SettingError is raised if fsspec
-    lacks the scheme or a package for it.
+    Any error within the context is taken for one of the file system, and raised as DataError. SettingError is raised if
+    fsspec does not know the scheme, or needs a package for it that is not installed.
     """
     shown = redacted(url)
     scheme = scheme_of(url)
     if scheme and scheme not in fsspec.available_protocols():
         raise SettingError(f"{shown} cannot be read: fsspec knows no {scheme}://; it knows az, abfs, s3, gs and https.")
+
     try:
         file_system, path = fsspec.url_to_fs(url)
         yield _Remote(file_system, path.rstrip("/"))
@@ -177,11 +184,13 @@ def find_files(path: Path) -> list[DataFile]:
 def _files_in_folder(folder: Path, keys: Mapping[str, str | None]) -> Iterator[DataFile]:
     """Yield the visible files in *folder* and in its folders named `key=value`, as Hive and Spark write them.
 
-    Such a folder stands for a column (key) with the same value in all of its files; *keys* are those above *folder*.
+    Such a folder, as `date=2026-01-01`, is a column `date` with the same value in all files below it. *keys* are those
+    of the folders above *folder*.
     """
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")) or path.suffix == ".crc":
             continue
+
         key, equals, text = path.name.partition("=")
         if path.is_file():
             yield DataFile(path, _kind_by_name(path), keys)
@@ -223,9 +232,9 @@ def digest(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def digest_of_paths(paths: Iterable[Path]) -> str:
-    """Return a hexadecimal digest of the files and folders at *paths*, which changes when one of them changes.
+    """Return a hexadecimal digest of the files and folders at *paths*, local or remote, to see whether they change.
 
-    It is of the bytes of local files, and of what fsspec tells of remote ones: sizes, times and tags.
+    Local files are read whole. Remote ones are not read: their sizes, times and tags, as fsspec reports them, count.
     """
     states = list[str]()
     for path in paths:

@@ -93,9 +93,10 @@ class History:
         return self._rows_where(are_among(pair_numbers(user_items), self.pair_numbers))
 
     def renumbered(self, users: Mask, items: Mask) -> "History":
-        """Return the rows of the *users* and *items* whose mask is True, numbered anew from 0 without gaps.
+        """Return the rows of some users and items, numbered anew from 0 without gaps.
 
-        `pair_numbers` [rows] are user * number of items + item, and change with these numbers.
+        *users* and *items* are masks of those kept. `pair_numbers` [rows] are user * number of items + item, and change
+        with the numbers.
         """
         old_users, old_items = np.divmod(self.pair_numbers, self.shape[1])
         is_kept = users[old_users] & items[old_items]
@@ -156,26 +157,30 @@ def decay_factors(times: Times, half_life_days: float) -> npt.NDArray[np.float64
     if len(known):
         oldest = int(known.min())
         newest = int(known.max())
+
     age_us = (newest - np.where(times == NO_TIME, oldest, times)).astype(np.float64)
     halvings = np.minimum(age_us / (half_life_days * DAY_US), _MAX_HALVINGS)
     return np.asarray(0.5**halvings)
 
 
 def history_of_log(log: pl.DataFrame, numbers: PairNumbers, shape: tuple[int, int], weighing: Weighing) -> History:
-    """Return the rows of *log* in order of user, item and time.
+    """Return the rows of *log* [weight, perhaps time and ended] as arrays, in order of user, item and time.
 
-    *numbers* [rows] are the pair numbers of the rows: user * number of items + item. *shape* is (users, items).
+    *numbers* [rows] are the pair of each row as one number: user * number of items + item. *shape* is (users, items).
+    `ended` is the time at which a purchase was cancelled.
     """
     # A weight that float32 cannot hold becomes infinite, which `to_matrix` refuses.
     with np.errstate(over="ignore"):
         weights = log.get_column("weight").to_numpy().astype(np.float32)
+
     times = np.zeros(len(numbers), dtype=np.int64)
     ended = None
     if "time" in log.columns:
         times = log.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()
-    order = np.lexsort((times, numbers))
+    order = np.lexsort((times, numbers))  # by pair number, then by time
     if "ended" in log.columns:
         ended = log.get_column("ended").to_physical().fill_null(NEVER).to_numpy()[order]
+
     return History(
         shape=shape,
         pair_numbers=numbers[order],
@@ -187,12 +192,14 @@ def history_of_log(log: pl.DataFrame, numbers: PairNumbers, shape: tuple[int, in
 
 
 def _pair_weights(weighing: Weighing, starts: npt.NDArray[np.int64], times: Times, weights: Floats) -> Floats:
-    """Return the weight of each pair of user and item [pairs]: of its rows, the sum, 1 (binary), or 1 + ln(sum) (log).
+    """Return the weight of each pair of user and item [pairs]: the sum of its rows' weights, 1, or 1 + ln(sum).
 
-    With a half-life, a sum is of weights halved per half-life before the newest row; other kinds are halved since the
-    pair's last row. The mean weight stays that without a half-life, as parameters of engines depend on it.
+    weighing  kind of weight (`sum`, `binary` or `log`), and the half-life, if any
+    starts    [pairs] first row of each pair; the rows of a pair follow each other
+    times     [rows], as *weights*
 
-    *starts* [pairs] are the first rows of the pairs, which follow each other; *times* and *weights* are [rows].
+    With a half-life, each row of a sum counts by its age, other kinds by the age of the pair's last row. The mean
+    weight stays the same as without a half-life, as parameters of engines depend on it.
     """
     if not len(starts):
         return np.zeros(0, dtype=np.float32)

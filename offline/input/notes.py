@@ -52,9 +52,9 @@ class Facts:
 
 
 def fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
-    """Yield the aggregates over the rows that `Facts` is made of, by the names of its fields.
+    """Yield aggregates over the rows, such as the first time and the number of cancellations.
 
-    Those of roles without a column are left out.
+    Their names are fields of `Facts`, which is made of the results. Those of roles without a column are left out.
     """
     time = pl.col("time")
     if columns.time is not None:
@@ -70,12 +70,15 @@ def fact_aggregates(columns: Columns) -> Iterator[pl.Expr]:
 def notes_of_rows(rows: Rows, facts: Facts, columns: Columns) -> Iterator[str]:
     """Yield sentences on bad rows, rows without a time, events without a weight, and cancellations."""
     yield from rows.notes
+
     if columns.time is not None and facts.timeless >= _TIMELESS_SHARE * facts.rows:
         yield f"{facts.timeless:,} of {facts.rows:,} rows have no time, or 0, in {columns.time!r}, and are oldest"
+
     if UNKNOWN_EVENT in rows.left_out:
         frequent = rows.values(UNKNOWN_EVENT, "event").head(5)
         events = ", ".join("none" if event is None else f"{event!r:.80}" for event in frequent)
         yield f"the most frequent events without a weight are {events}; weigh those that count with --event-weights"
+
     if facts.cancellations:
         yield (
             f"{facts.cancellations:,} rows have a {columns.quantity!r} below zero, and cancel earlier purchases of the "
@@ -115,10 +118,12 @@ def notes_of_events(rows: Rows, event_weights: Mapping[str, float] | None) -> It
     """
     if event_weights is None:
         return
+
     events_of_rows = set(rows.kept.select(pl.col("event").cast(pl.String)).unique().collect().to_series())
     unweighted_events: Sequence[str] = []
     if UNKNOWN_EVENT in rows.left_out:
         unweighted_events = rows.values(UNKNOWN_EVENT, "event").drop_nulls().to_list()
+
     for event in event_weights.keys() - events_of_rows:
         suggestion = did_you_mean(event, unweighted_events)
         yield f"no row kept has the event {event!r} of --event-weights; {suggestion}".rstrip("; ")
@@ -133,6 +138,7 @@ def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
     for role, column in (("user", columns.user), ("item", columns.item)):
         weights = log.group_by(role).agg(pl.col("weight").sum())
         shares = weights.with_columns(pl.col(role).cast(pl.String), share=pl.col("weight") / pl.col("weight").sum())
+
         missing = shares.filter(_is_like_missing(role)).sort(role)
         for value, share in missing.select(role, "share").iter_rows():
             yield (
@@ -148,7 +154,7 @@ def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
             f"leave them out, as --where '{columns.user}!=ID'"
         )
 
-    # Numbers of users: an item with different ones is shared.
+    # Users of the category type are compared by their codes: an item with two different users is shared.
     user = pl.col("user").to_physical()
     is_shared = log.group_by("item").agg(shared=user.min() != user.max()).get_column("shared")
     if log.get_column("user").n_unique() >= _FEWEST_USERS and not is_shared.any():
@@ -156,9 +162,10 @@ def notes_of_log(log: pl.DataFrame, columns: Columns) -> Iterator[str]:
 
 
 def _large_users(log: pl.DataFrame) -> pl.DataFrame:
-    """Return the three users with the largest *share* of the weight, if their rows are too many for a person.
+    """Return the three largest users that have too many rows for a person [user, weight, rows, share].
 
-    Such users have a large share or many rows, and 20 times the mean weight of a user.
+    These have a large share of the whole weight or many rows, and at least 20 times the mean weight of a user. *log* is
+    [user, weight, …].
     """
     weight = pl.col("weight")
     per_user = log.group_by("user").agg(weight.sum(), rows=pl.len())

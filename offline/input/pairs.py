@@ -43,7 +43,7 @@ def has_items(user_items: UserItems, users: npt.NDArray[np.integer[Any]], lists:
 
 
 def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserItems:
-    """Return the k-core of *user_items* in the same shape; users and items outside of it have empty rows or columns.
+    """Return the k-core of the sparse matrix *user_items*; users and items outside of it have empty rows or columns.
 
     It is the largest set of pairs in which each user has *min_per_user* items and each item *min_per_item* users. Each
     removal can bring other users or items below their minimum, so it repeats until all have enough.
@@ -57,6 +57,7 @@ def k_core(user_items: UserItems, min_per_user: int, min_per_item: int) -> UserI
         has_enough = has_enough_items[users[kept]] & has_enough_users[items[kept]]  # [pairs kept]
         if has_enough.all():
             return user_items if kept.all() else select_pairs(user_items, kept)
+
         kept_pairs = np.flatnonzero(kept)
         kept[kept_pairs[~has_enough]] = False
 
