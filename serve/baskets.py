@@ -65,9 +65,11 @@ class Baskets:
         self._fold_in = fold_in
 
     async def compute(self, basket: Basket) -> ComputedList:
-        """Compute a list by the first tier with item factors, which only the default list has, else from similar items.
+        """Compute a list for a visitor with the items of *basket*.
 
-        Raises StoreThrottled if too many visitors wait.
+        It is computed from the item factors of the first tier (store) that has them, but only for the default list. For
+        a named list or without factors, it is computed from lists of similar items. Raises StoreThrottled if too many
+        visitors wait.
         """
         if self._fold_in is not None and not basket.list:
             for tier in self._tiers:

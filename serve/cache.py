@@ -44,7 +44,10 @@ class Cache:
         return None if value > self._clock() else NOT_CACHED
 
     def put(self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]) -> None:
-        """Store the results of *keys* that were read from a release, other than errors."""
+        """Store the results of *keys* that were read from a release, other than errors.
+
+        They are lists, and None for an absent one, which is stored for ABSENT_S seconds.
+        """
         absent_until = self._clock() + ABSENT_S
         for key, result in zip(keys, results, strict=True):
             if not isinstance(result, StoreError):

@@ -204,7 +204,7 @@ class Lists:
 
 
 def recommendations_of(answer: ListAnswer) -> Recommendations:
-    """Decode an answer."""
+    """Return the recommendations of an answer: its decoded items, and where they are from."""
     encoded = answer.encoded
     return Recommendations(
         items=decode(answer.items),
@@ -234,13 +234,17 @@ def _list_request(
 
 
 def _selection(n: int, options: ListOptions | FilterOptions) -> Selection:
-    """Check the options of a call; raises StoreMisused and TypeError."""
+    """Return the number of items and the filter of a call from its checked options; raises StoreMisused and TypeError.
+
+    The options `segment` and `list` are left to the caller.
+    """
     if n < 1:
         raise StoreMisused(f"n must be at least 1, not {n}")
     if not options:
         return Selection(n)
-    if wrong := options.keys() - ListOptions.__optional_keys__:
-        raise TypeError(f"a list takes exclude, where, segment and list, not {wrong.pop()}")
+    if unknown := options.keys() - ListOptions.__optional_keys__:
+        raise TypeError(f"a list takes exclude, where, segment and list, not {unknown.pop()}")
+
     excluded = [check_id(item) for item in options.get("exclude", ())]
     return Selection(n, filter_of(excluded, options.get("where", "")))
 

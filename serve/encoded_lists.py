@@ -54,7 +54,11 @@ class Fallbacks:
         self._kept = kept
 
     def first(self, fallback: RowKey, row: RowKey = EVERYBODY, status: Status = "ok") -> EncodedList:
-        """Return the popular list of the first tier with a release for *row*; raises NotReady."""
+        """Return a popular list in the place of the list with the key *row*, from the first tier with a release.
+
+        Tiers are stores in reading order. *fallback* is the key of the popular list. Without any release, the one that
+        was kept from an earlier process is used; without that, raises NotReady.
+        """
         for tier in self._tiers:
             release = tier.follower.release_for(row)
             if release is not None:
@@ -69,10 +73,15 @@ class Fallbacks:
         return NotReady(errors or "the live release is being loaded; try again in a second")
 
     def missed(self, origin: Origin, row: RowKey, result: ReadResult, fallback: RowKey) -> EncodedList:
-        """Return the popular list of the release that lacks *row*, or has an error in its *result*, and count it."""
+        """Return a popular list in the place of the list with the key *row*, and count the miss or the error.
+
+        *origin* is the store and the release in which the row was read. *result* is an error, None if the row is
+        absent, or an empty list. *fallback* is the key of the popular list.
+        """
         is_error = isinstance(result, StoreError)
         if not is_error:
-            origin.release.tally.missed.append(row.text)
+            origin.release.tally.missed.append(row.text)  # examined by the probation of the release
+
         origin.tier.count_lookup(origin.release, "popular", ERROR if is_error else MISS, row.kind)
         return self.of_release(origin.tier.name, origin.release, fallback, "error" if is_error else "unknown")
 

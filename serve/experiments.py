@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Sample":
-        """Return the sample of one value per user."""
+        """Return the number of users, and the moments of *values*: one per user, such as the sum of purchases."""
         users = max(1, len(values))
         mean = sum(values) / users
         squares = sum((value - mean) ** 2 for value in values)
@@ -72,16 +72,20 @@ def welch_interval(a: Sample, b: Sample) -> tuple[float, float]:
 
 
 def skewness(a: Sample, b: Sample) -> float:
-    """Return the skewness of the difference of means, which is small in arms of the same size."""
-    third = (a.third * a.users + b.third * b.users) / (a.users + b.users) * (b.users**-2 - a.users**-2)
+    """Return the skewness of the difference of means, B minus A, which is small if both have as many users.
+
+    The third central moment of the values is estimated from the users of both.
+    """
+    third_moment = (a.third * a.users + b.third * b.users) / (a.users + b.users) * (b.users**-2 - a.users**-2)
     variance = a.variance / a.users + b.variance / b.users
-    return third / variance**1.5 if variance else 0.0
+    return third_moment / variance**1.5 if variance else 0.0
 
 
 def users_needed(a: Sample, b: Sample, share: float, min_effect: float) -> tuple[int, int] | None:
-    """Return the users of arm A and B that find a relative change of A's mean in 80 % of experiments.
+    """Return the numbers of users in A and B with which 80 % of experiments detect a relative change of A's mean.
 
-    *share* is the share of users in B, *min_effect* the change, as 0.05 for 5 %. None if A's mean is 0.
+    *share* is the share of users in B, *min_effect* the change, as 0.05 for 5 %. The samples *a* and *b* have the
+    variances. None if A's mean is 0.
     """
     if not a.mean:
         return None

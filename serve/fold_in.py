@@ -50,13 +50,15 @@ def load_numpy() -> None:
 
 
 def summed_weights(items: Sequence[tuple[str, float | None]], usual: float, recency: float) -> dict[str, float]:
-    """Return the weight of each different item, the newest first; *usual* replaces None.
+    """Return the weight of each different item of a visitor, by its id, the newest first.
 
-    Each of *items*, the newest last, counts by its weight times *recency* for every newer one.
+    *items* are pairs of an id and a weight, the newest last; *usual* replaces the weight None. A weight is multiplied
+    by *recency* for each newer item, and those of a repeated item are added up: with a *recency* of 0.5,
+    `[("a", 1), ("b", 1), ("a", 1)]` becomes `{"a": 1.25, "b": 0.5}`.
     """
     weights = dict[str, float]()
-    for newer, (item, weight) in enumerate(reversed(items)):
-        weights[item] = weights.get(item, 0.0) + (usual if weight is None else weight) * recency**newer
+    for newer_items, (item, weight) in enumerate(reversed(items)):
+        weights[item] = weights.get(item, 0.0) + (usual if weight is None else weight) * recency**newer_items
     return weights
 
 

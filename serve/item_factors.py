@@ -171,12 +171,17 @@ class ItemFactors:
 
 
 def _are_first(categories: RowNumbers, most: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of the first *most* of each category; category 0 has no cap."""
+    """Return a mask of *categories* with the first *most* places of each; category 0 has no cap.
+
+    With a *most* of 1, `[2, 1, 2, 0, 0]` becomes `[True, True, False, True, True]`.
+    """
     order = np.argsort(categories, kind="stable")
-    ordered = categories[order]
-    places = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    sorted_categories = categories[order]
+    # The number of each within its category, from 0: its index less that of the category's first.
+    places = np.arange(len(order)) - np.searchsorted(sorted_categories, sorted_categories)
+
     are_first = np.empty(len(order), dtype=np.bool_)
-    are_first[order] = (places < most) | (ordered == 0)
+    are_first[order] = (places < most) | (sorted_categories == 0)
     return are_first
 
 

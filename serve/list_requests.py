@@ -92,12 +92,17 @@ async def answer_list(reader: TieredReader, shaper: Shaper, request: ListRequest
 
 
 def answer_popular(reader: TieredReader, shaper: Shaper, request: ListRequest) -> ListAnswer:
-    """Return a popular list, from memory; raises as `TieredReader.popular` and `Shaper.shape`."""
+    """Return the answer to a request for a popular list, which is in memory.
+
+    A request with a cursor, `request.after`, continues a page in the release of that page, if that is served still and
+    the cursor is of this list. Raises as `TieredReader.popular` and `Shaper.shape`.
+    """
     encoded: EncodedList | None = None
     if request.after is not None:
         encoded = reader.popular_in_release(request.after.release, request.segment, request.name)
     if encoded is None or request.after is None or not request.after.continues(encoded):
         encoded = reader.popular(request.segment, request.name)
+
     return shape_list(shaper, request, encoded)
 
 

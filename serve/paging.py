@@ -88,10 +88,14 @@ def page_of(items: bytes, n: int, cursor: Cursor, encoded: EncodedList) -> Page:
 
 
 def _places(encoded: EncodedList) -> dict[bytes, int]:
-    """Return the places of items by their ids: from 0 in the list, then in the popular lists that may follow it."""
+    """Return the places of items by their ids: from 0 in the list, then in the popular lists that may follow it.
+
+    These are the popular list of the request's segment, and the one for everybody. An item has its first place.
+    """
     popular = encoded.release.popular
     bodies = [encoded.body]
     bodies += [popular.get(key.text, NO_OFFSET) for key in (encoded.fallback, encoded.fallback.popular())]
+
     places = dict[bytes, int]()
     for body in bodies:
         for identifier in ids_of(body):

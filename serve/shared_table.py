@@ -135,7 +135,7 @@ class Records:
         """Replace the record in *row*; raises RecordTooLarge, and IndexError for a row that was not declared.
 
         A row has room for two versions, of which readers take the newest whole one. The new version overwrites the
-        older one, so that there is always a whole one, also if this process is killed meanwhile. A row has one writer.
+        older one, so that there is always a whole one, also if this process is killed meanwhile. A row has one writer at a time.
         """
         if len(value) > self.size:
             raise RecordTooLarge(
@@ -167,9 +167,13 @@ class Records:
             self._memory.madvise(mmap.MADV_REMOVE, behind_head, self._version_bytes - mmap.PAGESIZE)
 
     def _newest(self, row: int) -> _Version:
+        """Return the newest whole version of a row's record; an empty one if there is none.
+
+        A row has room for two versions. Tried several times, as both may be replaced during a read.
+        """
         for _ in range(_READS):
             places = sorted((0, 1), key=lambda place: self._sequence(row, place), reverse=True)
-            # Newest first: one that is invalid is being written, or its writer was killed, and the other is whole.
+            # Newest first: if it is invalid, it is being written, or its writer was killed, and the other is whole.
             for place in places:
                 version = self._version(row, place)
                 if version is not None:

@@ -153,7 +153,10 @@ class Reporter:
         self._started_at = time.time()
 
     async def run(self, write: Callable[[ProcessState], None]) -> None:
-        """Report to *write* until cancelled."""
+        """Call *write* with the state of this process every REPORT_S seconds, until cancelled.
+
+        The state has the largest lateness of SAMPLES timers since the last one: by how much the event loop lags.
+        """
         clock = asyncio.get_running_loop().time
         lag_s = 0.0
         while True:
@@ -165,7 +168,7 @@ class Reporter:
                 lag_s = max(lag_s, clock() - due)
 
     def state(self, lag_s: float = 0.0) -> ProcessState:
-        """Return the current state."""
+        """Return the current state of this process; *lag_s* is by how many seconds its event loop is late."""
         reported = ProcessState(
             pid=os.getpid(),
             status=status_of_tiers(self._tiers),

@@ -34,9 +34,10 @@ def log_defect(what: str, task: asyncio.Task[None]) -> None:
 
 
 async def repeat(work: Callable[[], Awaitable[None]], interval_s: float, name: str) -> None:
-    """Do *work* after each *interval_s* until cancelled, also after errors.
+    """Do *work* every *interval_s* seconds, the first time after one interval, until cancelled.
 
-    The first error is logged, and later ones every LOG_EVERY_S with their number. *name* begins the sentence.
+    An error does not end it. The first one is logged, and later ones every LOG_EVERY_S with their number. *name* is the
+    subject of the sentence in the log.
     """
     failing = LogOnce(again_s=LOG_EVERY_S, clock=asyncio.get_running_loop().time)
     while True:

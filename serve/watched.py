@@ -103,6 +103,7 @@ class WatchedFiles:
             raise
 
     def _read_file(self, path: Path) -> bytes:
+        """Return the content of one file; raises ServiceMisused if it cannot be read, is too large or not a file."""
         try:
             if path.exists() and not path.is_file():  # a pipe would block
                 raise ServiceMisused(f"{path} is not a regular file; give one, because it is read again and again")

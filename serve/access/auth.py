@@ -75,13 +75,19 @@ class Bucket:
         self._capacity = max(1.0, rate * BURST_S)
 
     def take(self) -> float:
-        """Take a token; return 0, or the seconds until there is one."""
+        """Take a token out of the bucket, for a request; return 0, or the seconds until there is one.
+
+        The bucket gets `self._rate` tokens per second, up to `self._capacity`. Its cell has the time at which it will
+        be full, so that nothing has to refill it: a token taken means 1 / rate seconds later.
+        """
         now = monotonic()
         # At most empty: the cell may hold the debt of a lower rate.
         full_in_s = min(max(0.0, self._full_at[self._cell] - now), self._capacity / self._rate)
-        missing = full_in_s * self._rate + 1 - self._capacity
-        if missing > ROUNDING:
-            return missing / self._rate
+
+        missing_tokens = full_in_s * self._rate + 1 - self._capacity
+        if missing_tokens > ROUNDING:
+            return missing_tokens / self._rate
+
         self._full_at[self._cell] = now + full_in_s + 1 / self._rate
         return 0.0
 

@@ -52,9 +52,11 @@ class Cors:
         return web.Response(status=204, headers=headers)
 
     def admit(self, request: web.BaseRequest, response: web.Response) -> None:
-        """Add CORS headers to a response."""
+        """Add the headers by which a browser shows the response to a page of another site, if that is allowed."""
+        # For every response, so that no cache gives that to one site to another.
         vary = response.headers.get(hdrs.VARY)
         response.headers[hdrs.VARY] = "Origin" if vary is None else f"{vary}, Origin"
+
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and origin in self._origins:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin

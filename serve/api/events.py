@@ -265,11 +265,12 @@ def _is_local(origin: str) -> bool:
 
 
 def parse_events(body: bytes) -> tuple[Event, ...]:
-    """Parse and check the body; raises a Problem that names the event."""
+    """Parse a body in JSON, and check the ids of its events; raises a Problem (400) that names the event."""
     events = parse_body(body, EventsBody, "POST /v1/events").events
     for index, event in enumerate(events):
         ids = (event.user, event.id, event.release, event.request_id, *event.items)
-        if max(map(len, ids)) * 4 > MAX_ID_BYTES:  # types count characters
+        # The types above limit characters, of up to 4 bytes, so only long ids are checked.
+        if max(map(len, ids)) * 4 > MAX_ID_BYTES:
             for identifier in filter(None, ids):
                 checked_id(identifier, f"an id of events[{index}]")
     return events

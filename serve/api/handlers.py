@@ -189,8 +189,8 @@ def _list_request(kind: str, identifier: str, query: ListQuery | SegmentQuery, s
 
 
 def _requests_of(batch: BatchBody) -> list[ListRequest]:
-    """Return one request per user: for the list of an id alone, for a page of a UserPage."""
-    selection = _selection(batch)
+    """Return a request for each user of a batch: for the list, or for a page of it if the user has a cursor."""
+    selection = _selection(batch)  # the same items and filter for all
     requests = list[ListRequest]()
     for identifier, user in zip(batch.ids, batch.users, strict=True):
         after = parse_cursor(user.after) if isinstance(user, UserPage) else None
@@ -224,7 +224,11 @@ def _users_per_piece(batch: BatchBody, requests: Sequence[ListRequest]) -> int:
 
 
 def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
-    """Return headers with the live release and the canary; without live lists, RELEASE is the canary."""
+    """Return headers with the ids of the releases that *answers* are from: the live one, and the canary if any.
+
+    A canary is a release that a share of the users gets. If all lists are from it, both headers name it. Without
+    lists, there are no headers.
+    """
     canary = next((encoded.release.id for encoded in answers if encoded.release.is_canary), None)
     live = next((encoded.release.id for encoded in answers if not encoded.release.is_canary), canary)
     return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}
@@ -269,11 +273,12 @@ def origin_of(encoded: EncodedList, items: bytes) -> ListOrigin:
 
 
 def conditional(request: web.BaseRequest, body: bytes, headers: dict[str, str]) -> web.Response:
-    """Answer with *body* and its ETag, or with 304 if the caller has it."""
+    """Answer with *body* and its ETag, or with 304 if the caller has it, by `If-None-Match`; changes *headers*."""
     headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
-    known = request.headers.get(hdrs.IF_NONE_MATCH)
-    if known is None or not is_known(etag, known):
+    known_etags = request.headers.get(hdrs.IF_NONE_MATCH)
+    if known_etags is None or not is_known(etag, known_etags):
         return web.Response(body=body, headers=headers)
+
     del headers["Content-Type"]
     return web.Response(status=304, headers=headers)
 

@@ -139,7 +139,7 @@ class Documents:
         return page_response(request, PAGE, f"{HTML}; charset=utf-8")
 
     async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
-        """`GET /docs/{file}`: a file of the page."""
+        """`GET /docs/{file}`: a file of the page, such as a script; a bundled one is read at its first request."""
         if name not in self._files:
             if name not in BUNDLED:
                 raise Problem(404, "no-such-route", "the page has no such file")

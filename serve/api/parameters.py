@@ -476,13 +476,19 @@ def _split_ids(raw: str) -> tuple[str, ...]:
 
 
 def _invalid_value(error: msgspec.ValidationError, route: str, kind: type[Struct]) -> Problem:
-    """Return the problem of an invalid value, in our words: msgspec names the place behind " - at `$"."""
-    what, _, place = str(error).partition(" - at `$")
-    if "unknown field" in what:
-        what = _with_known_fields(what[: 2 * SHOWN_CHARS], route, kind)
-    where = place.rstrip("`").removeprefix(".")
-    what = what.replace("Object missing", "it is missing").replace("Object", "it")
-    return bad_parameter(f"{where or 'the request'} cannot be used: {what[:1].lower()}{what[1:]}"[:MAX_REFUSAL_CHARS])
+    """Return the problem (400) of an invalid value, with the reason and the place from msgspec's error.
+
+    msgspec's "Expected `int`, got `str` - at `$.n`" becomes "n cannot be used: expected `int`, got `str`". For an
+    unknown field, the fields of *kind* are named.
+    """
+    reason, _, place = str(error).partition(" - at `$")
+    if "unknown field" in reason:
+        reason = _with_known_fields(reason[: 2 * SHOWN_CHARS], route, kind)
+    field = place.rstrip("`").removeprefix(".")
+    reason = reason.replace("Object missing", "it is missing").replace("Object", "it")
+    return bad_parameter(
+        f"{field or 'the request'} cannot be used: {reason[:1].lower()}{reason[1:]}"[:MAX_REFUSAL_CHARS]
+    )
 
 
 def _with_known_fields(what: str, route: str, kind: type[Struct]) -> str:

@@ -65,10 +65,14 @@ class Route:
     """Whether its callers expect the scoring contract."""
 
     def handler_of(self, method: str) -> RouteHandler:
-        """Return the handler of *method*; raises a Problem: 404 without handlers, 405 for another method."""
+        """Return the handler of *method*; raises a Problem: 404 for the route of unknown paths, 405 for another method.
+
+        That of GET also answers HEAD.
+        """
         handler = self.find_handler(method)
         if handler is not None:
             return handler
+
         if not self.methods:
             raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
         allowed = ", ".join(sorted(self.methods) + (["HEAD"] if "GET" in self.methods else []))
@@ -163,10 +167,15 @@ class Router:
         return RouteMatch(fixed)
 
     def _find_with_id(self, path: str) -> RouteMatch:
+        """Return the route of a raw path with an id, and the id: `/v1/similar/{item}` or `/v1/releases/{id}/activate`.
+
+        The id is the last segment, or the one before the last. Other paths have the route for unknown ones.
+        """
         before, _, last = path.rpartition("/")
         route = self._with_last_id.get(before)
         if route is not None:
             return RouteMatch(route, last)
+
         before, _, raw_id = before.rpartition("/")
         route = self._with_inner_id.get((before, last))
         if route is not None and raw_id:

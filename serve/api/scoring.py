@@ -169,18 +169,22 @@ def scoring_refusal(problem: Problem) -> Problem:
 
 
 def _parse_rows(body: bytes) -> list[ScoreRow | InvalidRow]:
-    """Parse the rows of a body; raises a Problem for another body, or if they want too many items."""
+    """Parse the rows of a body, of which some may be invalid.
+
+    Raises a Problem (400) for a body that is not `{"data": [row, …]}`, or if its rows request too many items.
+    """
     try:
         data = _decode_body(body).data
     except (ValueError, RecursionError) as error:
         raise bad_parameter(
             f'the body must have a list of at most {MAX_USERS} rows, as {{"data": [{{"user": "42"}}]}}: {error}'
         ) from None
+
     rows = [_row_of(raw) for raw in data]
-    wanted = sum(row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
-    if wanted > MAX_BATCH_ITEMS:
+    items = sum(row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
+    if items > MAX_BATCH_ITEMS:
         raise bad_parameter(
-            f"one request gets at most {MAX_BATCH_ITEMS} items, all rows together, not {wanted}; send smaller batches"
+            f"one request gets at most {MAX_BATCH_ITEMS} items, all rows together, not {items}; send smaller batches"
         )
     return rows
 

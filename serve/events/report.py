@@ -90,12 +90,13 @@ class _EventCounter:
         self._clicks = defaultdict[_Place, int](int)
 
     def add(self, event: WrittenEvent) -> bool:
-        """Count an event; return whether it was the first with its id, as others are not counted."""
-        identity = xxh3_64_intdigest(event.id.encode())
-        if identity in self._ids:
+        """Count an event; return False for a duplicate, which has the id of an earlier one and is not counted."""
+        id_hash = xxh3_64_intdigest(event.id.encode())  # smaller than the id
+        if id_hash in self._ids:
             self.duplicates += 1
             return False
-        self._ids.add(identity)
+
+        self._ids.add(id_hash)
         self.types[event.type] += 1
         if event.type == IMPRESSION:
             self._count_items(event, self._impressions)
