@@ -135,7 +135,8 @@ class Records:
         """Replace the record in *row*; raises RecordTooLarge, and IndexError for a row that was not declared.
 
         A row has room for two versions, of which readers take the newest whole one. The new version overwrites the
-        older one, so that there is always a whole one, also if this process is killed meanwhile. A row has one writer at a time.
+        older one, so that there is always a whole one, also if this process is killed meanwhile. A row has one writer
+        at a time.
         """
         if len(value) > self.size:
             raise RecordTooLarge(
