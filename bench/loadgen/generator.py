@@ -149,16 +149,20 @@ class Recorder:
     def record_response(self, request: bytes, status: int, body: bytes) -> None:
         """Count a response's status and the values of observed JSON fields; keep each `sample_every`th response.
 
-        A field is counted once for a GET, and for each list of a batch; an absent one counts as empty.
+        `_fields` has a pattern for each observed field, a string field such as "source", and `_seen` the counts of its
+        values. A GET has one value per field, a POST (a batch) one for each list. An absent field counts as "".
         """
         self.statuses[status] += 1
+
         for name, pattern in self._fields.items():
-            if request.startswith(b"POST"):  # one per list of a batch
-                _, *pieces = body.split(b'"%b":"' % name.encode())  # faster than the pattern
+            if request.startswith(b"POST"):
+                # Each value begins its piece, and ends at a quote. This is faster than the pattern.
+                _, *pieces = body.split(b'"%b":"' % name.encode())
                 self._seen[name].update([piece[: piece.find(b'"')] for piece in pieces] or [b""])
                 continue
             match = pattern.search(body)
             self._seen[name][match[1] if match else b""] += 1
+
         if self._sample_every:
             self._until_sample -= 1
             if not self._until_sample:
@@ -182,7 +186,11 @@ class Recorder:
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Return the run by second; late responses belong to the last."""
+        """Return counts and latencies of each second of the run; late responses belong to the last.
+
+        `_counts_by_second` has the counts so far at the end of each second, which are subtracted in pairs. Latencies
+        are in the order of responses, so the number of good responses before a second is the index of its first one.
+        """
         self.end_second()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
         return tuple(
@@ -237,25 +245,29 @@ class LoadGenerator:
         self._recorder = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, wait for requests in flight, and close all connections.
+        """Connect, run the load, wait for requests in flight, close all connections, and return counts and times.
 
-        *begin* is awaited once the connections are there; without it, the run begins at once.
+        *begin* is awaited once all connections were tried, and returns the start time of the run by the generator's
+        clock. Without it, the run begins at once.
         """
-        sweep = asyncio.ensure_future(self._sweep())
+        sweep = asyncio.ensure_future(self._sweep())  # checks for timeouts in the background
         try:
             for _ in range(self._load.connections):
                 self._connect()
             await asyncio.wait(self._opening)
+
             gc.collect()
             gc.disable()  # pauses would count as latency
             self._start_s = self._clock() if begin is None else await begin()
             self._second_ends_s = self._start_s + 1
+
             cpu_s = time.process_time()
             await self._traffic()
             cpu_s = time.process_time() - cpu_s
         finally:
             gc.enable()
             await self._finish(sweep)
+
         return self._result(cpu_s / max(self._clock() - self._start_s, 1e-9))
 
     def stop(self) -> None:
@@ -269,8 +281,12 @@ class LoadGenerator:
 
         With a rate, each is sent when it is due. Without one, a closed loop, each connection begins with a request, and
         its answer triggers the next, until the duration is over or `stop` was called.
+
+        A request is offered: an idle connection sends it, or it waits for one. A connection's tag is the request in
+        flight on it, or None.
         """
         self._end_s = self._start_s + self._load.duration_s
+
         if self._load.rate is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
@@ -279,6 +295,7 @@ class LoadGenerator:
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
+
         while self._waiting or any(connection.tag is not None for connection in self._open):  # noqa: ASYNC110 -- an event costs more
             await asyncio.sleep(LOOP_TICK_S)
 
@@ -386,12 +403,17 @@ class LoadGenerator:
             self._idle.append(connection)
 
     def on_response(self, connection: LoadConnection, tag: SentRequest) -> None:
-        """Record a response, from when its request was due; a closed loop sends the next request."""
+        """Record a response of *connection* and its latency, which counts from when its request was due.
+
+        *tag* is the request with its due time. The load's check says why a response is not good; its latency is not
+        recorded. In a closed loop, a load without a rate, a good response triggers the next request.
+        """
         now_s = self._clock()
         self._last_read_s = now_s
         status = connection.status
         body = connection.body
         self._recorder.record_response(tag.request, status, body)
+
         error = self._load.check(status, body)
         if error is None:
             self._recorder.record_latency(now_s - tag.due_s)
@@ -488,6 +510,7 @@ class LoadWorker:
             try:
                 while receive(self._channel, DIED) != READY:
                     pass  # the result of an earlier run, stopped twice
+
                 wait_s = AHEAD_S
                 if on_the_second:
                     wait_s += 1 - (time.time() + AHEAD_S) % 1
@@ -537,9 +560,13 @@ async def make_run(channel: Channel, load: Load) -> Result:
 
 
 def work_until_closed(channel: Channel) -> None:
-    """Make a run for each load that the parent sends, until its end of the channel is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent ends its workers
+    """Make a run for each `Load` that the parent process sends, until its end of the channel is closed.
+
+    Answers each with a `Result`, or with the exception that the run raised.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches both processes; the parent ends this one
         signal.signal(number, signal.SIG_IGN)
+
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()

@@ -57,11 +57,18 @@ class Zipf:
             raise BenchMisused(f"the exponent of zipf is above 0 and at most 10, not {self.exponent:g}")
 
     def blocks(self, count: int, rng: np.random.Generator) -> Iterator[Positions]:
-        """Yield blocks of BLOCK random positions below *count*, infinitely."""
-        summed = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
-        order = np.random.default_rng(count).permutation(count)  # same in every run
+        """Yield arrays of BLOCK random positions from 0 to *count* - 1, infinitely.
+
+        The position of rank r has a weight of r ** -exponent. Ranks are given to positions at random, but alike in
+        every run with the same *count*.
+        """
+        cumulative_weights = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -self.exponent)
+        position_by_rank = np.random.default_rng(count).permutation(count)
         while True:
-            yield order[np.searchsorted(summed, rng.random(BLOCK) * summed[-1], side="right")]
+            # A random share of the total weight falls into the range of one rank.
+            yield position_by_rank[
+                np.searchsorted(cumulative_weights, rng.random(BLOCK) * cumulative_weights[-1], side="right")
+            ]
 
 
 KeyDraw: TypeAlias = InTurn | Uniform | Zipf
@@ -85,14 +92,18 @@ class RequestKeys:
             raise BenchMisused("a key to request is missing")
 
     def __iter__(self) -> Iterator[str]:
-        """Yield ids, infinitely."""
+        """Yield ids of users, infinitely, in the order of `draw`, which yields blocks of positions in `ids`.
+
+        A random share of them, `unknown`, is replaced by ids that no list has, such as "unknown-123".
+        """
         rng = np.random.default_rng(self.seed)
         for positions in self.draw.blocks(len(self.ids), rng):
-            drawn = [self.ids[position] for position in positions.tolist()]
+            block = [self.ids[position] for position in positions.tolist()]
+
             if self.unknown:
                 for position in np.flatnonzero(rng.random(BLOCK) < self.unknown).tolist():
-                    drawn[position] = f"unknown-{int(rng.integers(10**9))}"
-            yield from drawn
+                    block[position] = f"unknown-{int(rng.integers(10**9))}"
+            yield from block
 
 
 class Requests(Protocol):
@@ -147,6 +158,7 @@ class Posts:
             content: dict[str, Any] = {"users": users, "n": self.n}
             if self.score:
                 content = {"data": [{"user": user, "n": self.n} for user in users]}
+
             body = orjson.dumps(content)
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             yield f"POST {path}".encode() + _request_tail(host, fields) + body
@@ -174,6 +186,7 @@ def dues(rate: float, duration_s: float, seed: int | None = None) -> Iterator[fl
     They are evenly spaced at *rate* a second or, with a *seed*, at random by a Poisson process of this mean rate.
     """
     rng = None if seed is None else np.random.default_rng(seed)
+
     # Times are computed in blocks, in units of the mean interval, 1 / rate.
     end = rate * duration_s - ROUNDING
     last_random = 0.0
@@ -217,12 +230,14 @@ class Load:
     sample_every: int = 0
 
     def __post_init__(self) -> None:
-        """Check everything that would break a request. Raises BenchMisused."""
+        """Validate the URL, the header fields and the numbers. Raises BenchMisused."""
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             raise BenchMisused(f"the target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}")
+
         for text in itertools.chain(*self.headers.items()):
-            _check_text(text)
+            _check_text(text)  # a line break in a field would start another one
+
         for name in ("rate", "duration_s", "connections", "timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -257,7 +272,10 @@ class Target:
 
 
 def send_one(url: str, request: bytes, timeout_s: float) -> Response:
-    """Send one request; return any response. Raises BenchFailed without one."""
+    """Send a complete HTTP *request* to the server of *url*; return its response, whatever the status.
+
+    Blocks the thread. Raises BenchFailed if no response arrives within *timeout_s*, or the server cannot be reached.
+    """
     target = Target.of(url)
 
     async def send() -> Response:

@@ -227,9 +227,9 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as JSON, with latencies as an HDR histogram instead of single ones."""
-        left_out = {"samples", "seconds", "lags_s", "statuses"}
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        return plain | {
+        left_out = {"samples", "seconds", "lags_s", "statuses"}  # long, or written otherwise below
+        plain_fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return plain_fields | {
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
             "ok_rate": round(self.ok_rate, 1),
