@@ -60,13 +60,18 @@ async def copy(
             await scale_down(target, (await target.catalogue()).find(release).ref)
         return written
 
-    # A release that the source serves or served was accepted there, whatever its gates found when it was published.
-    is_accepted_in_source = entry.state is not State.READY and not entry.refused_by
-    state_in_target = (await target.catalogue()).find(release).state
-    override = Override.NOTHING
-    if is_accepted_in_source and state_in_target is not State.WITHDRAWN:
-        override = Override.REFUSAL
+    override = _override_for(entry, (await target.catalogue()).find(release))
     return await go_live(target, written, Activation(override=override))
+
+
+def _override_for(in_source: Release, in_target: Release) -> Override:
+    """Return whether a copy may go live although its gates refused it: if the source serves it, or has served it.
+
+    It was accepted there, whatever its gates found when it was published. A withdrawal in the target is not overridden.
+    """
+    is_accepted_in_source = in_source.state is not State.READY and not in_source.refused_by
+    is_withdrawn_in_target = in_target.state is State.WITHDRAWN
+    return Override.REFUSAL if is_accepted_in_source and not is_withdrawn_in_target else Override.NOTHING
 
 
 async def _is_complete(target: Store, release: ReleaseId, manifest: Manifest, on_progress: OnProgress) -> bool:

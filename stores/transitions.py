@@ -254,13 +254,7 @@ def prune(
     Incarnations in *present* without an entry are marked, too, under a new id. They must have been listed
     before the catalogue was read: an entry is written before its data, so such data belong to no release.
     """
-    kept = set[str]()
-    if keep:
-        kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]}
-    if catalogue.canary_entry is not None:
-        kept.add(catalogue.canary_entry.incarnation)
-    if catalogue.running is not None:
-        kept.add(catalogue.running.previous)
+    kept = _kept_incarnations(catalogue, keep)
 
     def is_unneeded(entry: Release) -> bool:
         if entry.incarnation in kept or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
@@ -277,6 +271,18 @@ def prune(
         entry = Release(id=unnamed.id, incarnation=incarnation, state=State.DROPPING, created_at=catalogue.now)
         entries.append(entry)
     return replace(catalogue, releases=tuple(entries))
+
+
+def _kept_incarnations(catalogue: Catalogue, keep: int) -> set[str]:
+    """Return what `prune` keeps at any age: the last *keep* superseded releases, the canary, and arm B's former one."""
+    kept = set[str]()
+    if keep:
+        kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]}
+    if catalogue.canary_entry is not None:
+        kept.add(catalogue.canary_entry.incarnation)
+    if catalogue.running is not None:
+        kept.add(catalogue.running.previous)
+    return kept
 
 
 def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:

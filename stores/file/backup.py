@@ -215,22 +215,33 @@ async def _copy_all(
     check_room(scratch, total)
     with translating_errors(scratch):
         (scratch / "releases").mkdir()
+
+    def report(copied_bytes: int) -> None:
+        on_progress(done + copied_bytes, total)
+
     for old, new in names.items():
-        path = _release_path(scratch, new)
-        with translating_errors(path), path.open("xb", buffering=0) as target:
-            position = 0
-            while copied := await _in_thread(_copy_piece, files[old].fileno(), target.fileno(), position):
-                position += copied
-                on_progress(done + position, total)
-            await _in_thread(os.fsync, target.fileno())
-        done += position
-        try:
-            await check_whole(path)
-        except ReleaseCorrupt as error:  # the copy is removed, so name the source
-            raise ReleaseCorrupt(str(error).replace(str(path), str(files[old].name))) from error
+        done += await _copy_file(files[old], _release_path(scratch, new), report)
     with translating_errors(scratch):
         flush(scratch / "releases")
     return total
+
+
+async def _copy_file(source: BinaryIO, path: Path, report: Callable[[int], None]) -> int:
+    """Copy an open file to a new one, durably, and check the copy; return its size.
+
+    *report* gets the number of bytes that are copied so far. Raises ReleaseCorrupt, which names the source.
+    """
+    position = 0
+    with translating_errors(path), path.open("xb", buffering=0) as target:
+        while copied := await _in_thread(_copy_piece, source.fileno(), target.fileno(), position):
+            position += copied
+            report(position)
+        await _in_thread(os.fsync, target.fileno())
+    try:
+        await check_whole(path)
+    except ReleaseCorrupt as error:  # the copy is removed, so name the source
+        raise ReleaseCorrupt(str(error).replace(str(path), str(source.name))) from error
+    return position
 
 
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- those of *work*
