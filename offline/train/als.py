@@ -106,20 +106,24 @@ class Factors:
     def fold_in(self, user_items: UserItems) -> "Factors":
         """Return a model of other users, the rows of *user_items* [users, items], with the same item factors.
 
-        A user's factors are the exact solution for the item factors. SettingError for a model of Spark.
+        This needs no new training: a user's factors are the exact solution for the item factors. Raises SettingError
+        for a model that Spark has fitted.
         """
         if isinstance(self.params, SparkParams):
             raise SettingError("The engine spark folds no users in; choose another split than held-out-users.")
+
         model = AlternatingLeastSquares(
             factors=self.item_factors.shape[1], regularization=self.params.regularization, alpha=self.params.alpha
         )
         model.item_factors = self.item_factors
+
         factors = np.empty((user_items.shape[0], self.item_factors.shape[1]), dtype=np.float32)
         with threadpool_limits(1, "blas"):
             for start in range(0, user_items.shape[0], _SOLVED_AT_ONCE):
                 batch = slice(start, start + _SOLVED_AT_ONCE)
                 rows = user_items[batch]
                 factors[batch] = model.recalculate_user(np.arange(rows.shape[0]), rows)
+
         return replace(self, user_factors=factors)
 
 
@@ -130,20 +134,21 @@ def confidences(weights: Floats, alpha: float) -> Floats:
 
 
 def fit(user_items: UserItems, params: ALSParams, on_iteration: OnIteration | None = None) -> Factors:
-    """Fit factors of users and items, whose products are scores, to *user_items*, on all cores.
+    """Fit factors of users and items to *user_items* on all cores; the product of two factors is a score.
 
     *user_items* is a float32 csr_matrix [users, items], canonical, above zero; *on_iteration* is called with the
     iterations done and their total. Deterministic for a seed and machine. Takes about 4 times the memory of the matrix,
     and 4 (users + items) factors bytes. Raises DataError for an invalid matrix and for factors that are not finite.
 
     The last iteration ends with item factors, so user factors are solved once more for them. `Factors.fold_in` of the
-    same users then returns the same factors, but for 1e-4 of the largest.
+    same users then returns the same factors, up to 1e-4 of the largest.
     """
     check_user_items(user_items)
     largest_confidence = float(user_items.data.max()) * params.alpha
     if largest_confidence > float(np.finfo(np.float32).max):
         raise _diverged_error(params)
 
+    # implicit counts iterations from 0.
     def report(iteration: int, _elapsed_s: float, _loss: float | None) -> None:
         if on_iteration is not None:
             on_iteration(iteration + 1, params.iterations)
@@ -171,6 +176,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: OnIteration | No
             params.regularization,
             cg_steps=_LAST_SOLVER_STEPS,
         )
+
     if not (np.isfinite(model.user_factors).all() and np.isfinite(model.item_factors).all()):
         raise _diverged_error(params)
     return Factors(model.user_factors, model.item_factors, params)
@@ -204,15 +210,17 @@ def _cells(first: ALSParams, items: int) -> Iterator[ALSParams]:
 
 
 def _past_edge(best_first: Sequence[ALSParams], items: int) -> Iterator[ALSParams]:
-    """Yield the best of the parameters tried with twice the factors, and with 512, unless there are fewer *items*.
+    """Yield parameters to try next, beyond the range of those tried, which are in *best_first*, the best first.
 
-    If its alpha is the largest one tried, it is also yielded with alpha and regularization doubled; if it is the
-    smallest, with both halved.
+    These are the best ones with twice the factors, and with 512, unless there are fewer *items*. If the alpha of the
+    best is the largest one tried, they are also the best with alpha and regularization doubled; if it is the smallest,
+    with both halved.
     """
     best = best_first[0]
     for factors in (2 * best.factors, _MOST_FACTORS):
         if best.factors < factors <= min(_MOST_FACTORS, items):
             yield replace(best, factors=factors)
+
     for scale in scales_past_edge([params.alpha for params in best_first], 2, 0.5):
         yield replace(best, regularization=scale * best.regularization, alpha=scale * best.alpha)
 

@@ -24,10 +24,10 @@ HIGHEST_GAMMA = 16.0
 
 
 def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None) -> list[Params]:
-    """Return the default cells, engines with parameters, of all engines or of one *engine*.
+    """Return the cells (each an engine with its parameters) that a search tries by default, of all engines or of one.
 
-    The first one is *defaults*; other cells of ALS take its iterations and seed. None has more factors than there are
-    *items* in the catalogue, and none more neighbours, but for the fewest.
+    *defaults* is the first cell of ALS; others take its iterations and seed. Numbers of factors and neighbours are at
+    most that of the *items* in the catalogue, except for the smallest number of neighbours.
     """
     cells = list[Params]()
     for name, spec in ENGINES.items():
@@ -37,9 +37,10 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
 
 
 def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
-    """Return cells to try next, for each engine whose best one has the largest or smallest value of a parameter.
+    """Return cells (each an engine with its parameters) to try next, beyond the range of those tried.
 
-    *best_first* are the cells tried, engines with parameters; there are *items* in the catalogue.
+    They are of engines whose best cell has the largest or the smallest value of a parameter. *best_first* are the cells
+    tried, the best first; *items* is the number of items in the catalogue.
     """
     cells = list[Params]()
     for name, spec in ENGINES.items():
@@ -52,11 +53,12 @@ def cells_past_edge(best_first: Sequence[Params], items: int) -> list[Params]:
 def cells_with_recency(
     params: Params, tried: Sequence[Trial], popularity: PopularityParams | None = None
 ) -> list[Params]:
-    """Return *params* with half-lives and powers of recency to try next, without those *tried*; none at the end.
+    """Return *params* with half-lives and powers of recency to try next; empty if none is left to try.
 
-    Recency multiplies scores by a power (gamma) of recent popularity, halved per half-life. First come two half-lives,
-    and the highest power at the half-life of *popularity*. After trials, it is half-lives and powers around the best
-    trial, and higher powers as long as they are as good.
+    Recency multiplies scores by a power (gamma) of recent popularity, in which interactions count half per half-life.
+    At first, when no trial has been made (*tried*), these are two half-lives, and the highest power at the half-life of
+    *popularity*. Later, they are half-lives and powers around the best trial, and higher powers as long as they are as
+    good.
     """
     if tried:
         timings = list(_timings_around_best(tried))
@@ -70,9 +72,12 @@ def cells_with_recency(
     for timing in timings:
         if not timing.is_in_range:
             continue
+
+        # Popularity has a half-life of its counts instead of recency.
         cell: Params = PopularityParams(timing.half_life_days)
         if not isinstance(params, PopularityParams):
             cell = replace(params, recency=Recency(timing.half_life_days, timing.gamma))
+
         if cell not in known_cells:
             known_cells.add(cell)
             cells.append(cell)
@@ -92,10 +97,10 @@ class _Timing(NamedTuple):
 
 
 def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
-    """Yield twice and half the half-life of the best of the trials of an engine, and twice and half its power.
+    """Yield half-lives and powers of recency to try next, near those of the best of the trials of one engine.
 
-    Popularity has no power. For other engines, a trial that is as good as the best one, with the same half-life and at
-    least its power, is followed by one with twice that power, too.
+    These are twice and half its half-life, and twice and half its power; popularity has no power. Trials as good as the
+    best, with the same half-life and at least its power, are followed by twice their power, too.
     """
     best = max(tried, key=lambda trial: trial.ndcg)
     half_life_days, gamma = _timing_of(best.params)
@@ -106,6 +111,7 @@ def _timings_around_best(tried: Sequence[Trial]) -> Iterator[_Timing]:
 
     yield _Timing(half_life_days, gamma * _RECENCY_STEP)
     yield _Timing(half_life_days, gamma / _RECENCY_STEP)
+
     for trial in tried:
         if _is_as_good_and_recent(trial, best):
             yield _Timing(half_life_days, _timing_of(trial.params).gamma * _RECENCY_STEP)

@@ -97,13 +97,16 @@ def as_options(params: Params) -> str:
 def read_params(engine: Engine, text: str, seed: int) -> Params:
     """Read the parameters of *engine* from a text such as `factors=64,alpha=2,recency=7d,gamma=0.5`.
 
-    `recency` is the half-life of the recent popularity that multiplies scores, and `gamma` its power. Parameters that
-    are not named have their defaults; engines with a seed take *seed*. Raises SettingError.
+    An engine is an algorithm, such as `als`. `recency` is the half-life of the recent popularity that multiplies
+    scores, and `gamma` its power. Parameters that are not named have their defaults; engines with a seed take *seed*.
+    Raises SettingError.
     """
     values = dict[str, Any]()
     for pair in named_values(text):
         if pair.name or pair.value:
             values[pair.name] = re.sub(r"^\.", "0.", pair.value)  # msgspec reads no .5
+
+    # The fields of the parameters: a record for recency, and half-lives in days.
     if "recency" in values:
         gamma = values.pop("gamma", 1)
         values["recency"] = {"half_life_days": _half_life_days(values["recency"]), "gamma": gamma}
@@ -115,6 +118,7 @@ def read_params(engine: Engine, text: str, seed: int) -> Params:
     unknown = values.keys() - known
     if unknown:
         raise SettingError(f"--params: the engine {engine} has no {', '.join(sorted(unknown))}; see docs/training.md.")
+
     if "seed" in known:
         values.setdefault("seed", seed)
     try:
@@ -128,9 +132,9 @@ def _half_life_days(text: str) -> float:
 
 
 def _described_params(params: Params) -> dict[str, str]:
-    """Return names and values of the parameters of an engine that a search varies, as `read_params` reads them.
+    """Return the parameters that a search varies as texts by name: `{"factors": "64", "recency": "7d", "gamma": "1"}`.
 
-    Half-lives are in days, as `7d`. Iterations and seed are left out.
+    `read_params` reads them. Half-lives are in days. Iterations and seed are left out.
     """
     values = spec_of(params).varied(params)
     recency = recency_of(params)
@@ -177,14 +181,14 @@ def fit(
     *,
     times: Times | None = None,
 ) -> Ranker:
-    """Fit the engine of *params* to *user_items* on all cores, or in the Spark session; return the fitted model.
+    """Fit the engine (algorithm) of *params* to *user_items* on all cores, or in the Spark session.
 
     user_items    float32 csr_matrix [users, items], canonical, above zero
     on_iteration  called with the iterations done and their total, once for engines without iterations
     times         of the pairs, in the order of user_items.data; popularity with a half-life, and recency, need them
 
-    With recency, the model multiplies scores by recent popularity. Raises DataError for an invalid matrix and too
-    little memory.
+    Returns the fitted model. With recency, it multiplies scores by recent popularity. Raises DataError for an invalid
+    matrix and too little memory.
     """
     spec = spec_of(params)
     check_memory(spec.fit_bytes(params, user_items), spec.memory_advice)

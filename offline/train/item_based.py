@@ -120,14 +120,17 @@ class Neighbours:
         keep_seen: bool = False,
         allowed: Allowed = None,
     ) -> ranking.Ranked:
-        """Return lists of *n* items for the rows *users* of *user_items* [users, items], as `ranking.recommend`.
+        """Return lists of *n* items for the rows *users* of *user_items* [users, items], best first.
 
         A score is the sum of an item's similarities (`similarity`, sparse [items, items]) with the user's items. If
-        these have few neighbours, most items have the score 0, and only the others are computed.
+        these have few neighbours, most items have the score 0, and only the others are computed and sorted. Items that
+        the user has are left out unless *keep_seen*, and all that are not *allowed* [items].
         """
         items = self.similarity.shape[0]
         mean_neighbours = self.similarity.nnz / items
-        most_scores = user_items[users].nnz * mean_neighbours  # if no two items of a user share a neighbour
+
+        # The number of scores that are not 0, if no two items of a user share a neighbour.
+        most_scores = user_items[users].nnz * mean_neighbours
         if most_scores > _MOST_SPARSE_SCORES * items * max(1, len(users)):
             return ranking.recommend(self, user_items, users, n, keep_seen=keep_seen, allowed=allowed)
 
@@ -135,7 +138,10 @@ class Neighbours:
         return ranking.best_of_sparse(score_batch, users, min(n, items), allowed)
 
     def _sparse_scores(self, user_items: UserItems, users: Indices, *, keep_seen: bool) -> Any:  # noqa: ANN401 -- scipy publishes no types
-        """Return scores above 0, as a csr matrix; 0 for the users' items, unless *keep_seen*."""
+        """Return the scores that are not 0, as a csr_matrix [len(users), items].
+
+        *users* are rows of *user_items* [users, items]. Items that a user has get a score of 0, unless *keep_seen*.
+        """
         rows = user_items[users]
         scores = (rows @ self.similarity).tocsr()
         if self.recent is not None:
@@ -152,22 +158,26 @@ class Neighbours:
 def fit_neighbours(user_items: UserItems, params: NeighbourParams) -> Neighbours:
     """Find the most similar items of each item of *user_items* [users, items], on all cores.
 
-    Two items are similar if the same users have them, weighted by TF-IDF, BM25 or alike, or if random walks lead from
+    Two items are similar if the same users have them, weighted by TF-IDF, BM25 or cosine, or if random walks lead from
     one to the other (rp3beta). Raises DataError for an invalid matrix.
     """
     check_user_items(user_items)
+
     weighted = user_items
     start_factors = None
     if params.weighting == "rp3beta":
         weighted, start_factors = _weigh_for_walks(user_items, params)
+
     recommender = RECOMMENDERS[params.weighting](K=min(params.neighbours, user_items.shape[1]))
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", ParameterWarning)  # implicit converts its own matrix
         recommender.fit(weighted, show_progress=False)
+
     similarity = recommender.similarity
     if start_factors is not None:
         similarity.data *= start_factors[row_of_each_pair(similarity)]
-    # TF-IDF weighs a user with all items but one 0, and divides by it.
+
+    # TF-IDF gives a user with all items but one the weight 0, and divides by it.
     similarity.data[~np.isfinite(similarity.data)] = 0
     similarity.eliminate_zeros()
     return Neighbours(similarity.astype(np.float32), params)
@@ -185,7 +195,7 @@ class _WalkWeights(NamedTuple):
 
 
 def _weigh_for_walks(user_items: UserItems, params: NeighbourParams) -> _WalkWeights:
-    """Return weights of pairs whose products are random walks from an item to a user, and from there to another item.
+    """Return weights of pairs by which the library computes random walks: from an item to a user, and to another item.
 
     The probability of a step is the weight of the pair by the sum of weights where it starts, raised to `walk_alpha`. A
     walk is divided by the number of users of its end to the power `walk_beta`, as popular items are reached too often
@@ -193,9 +203,9 @@ def _weigh_for_walks(user_items: UserItems, params: NeighbourParams) -> _WalkWei
 
         (w(start, user) / sum(start))^a * (w(user, end) / sum(user))^a / users(end)^b
 
-    The library multiplies the weights of two pairs, and a pair has one weight for both of its directions. So each pair
-    has the root of the user's factor, and the divisor by the users of its item. `start_factors` have the factor of the
-    start's sum, and undo the divisor of the start.
+    The library multiplies the weights of two pairs, (start, user) and (user, end), and has one weight for each pair. So
+    the weight of a pair is w^a, divided by the root of the user's sum^a, as it is multiplied twice, and by
+    users(item)^b. `start_factors` divide by the start's sum^a, and undo the division by users(start)^b.
     """
     weights = user_items.data.astype(np.float64) ** params.walk_alpha
 
@@ -254,12 +264,14 @@ class EASE:
 def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     """Return the weights [items of the user, scored items] that predict a user's items from the other ones best.
 
-    The least squares have a closed solution: the inverse of the items' Gram matrix, by its negative diagonal.
+    The least squares have a closed solution: the inverse of the items' Gram matrix, divided by its negative diagonal.
     Regularized by a constant (Steck, WWW 2019) and by dropout (Steck, NeurIPS 2020). Takes items^3 operations and
     4 items^2 bytes: 20 s of a core and 0.6 GB for 12,000 items. Deterministic on one machine. Raises DataError for an
     invalid matrix.
     """
     check_user_items(user_items)
+
+    # Very active users count less than in proportion to their interactions.
     user_factors = _sums_of_weights(user_items, axis=1) ** _USER_POWER
     scaled = csr_matrix(diags_array(user_factors) @ _square_roots(user_items))
 
@@ -268,6 +280,7 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
     gram = np.empty((user_items.shape[1], user_items.shape[1]), dtype=np.float32)
     for start in range(0, len(gram), _ROWS_AT_ONCE):
         gram[start : start + _ROWS_AT_ONCE] = (by_item[start : start + _ROWS_AT_ONCE] @ scaled).toarray()
+
     diagonal = np.diag_indices_from(gram)
     gram[diagonal] = gram[diagonal] / (1 - _DROPOUT) + params.regularization
 
@@ -284,7 +297,10 @@ def fit_ease(user_items: UserItems, params: EASEParams) -> EASE:
 
 
 def _mirror_upper_triangle(table: Floats) -> None:
-    """Overwrite the lower triangle of *table* by the upper one, and the diagonal by 0, in blocks of rows."""
+    """Make the square *table* symmetric, in place: copy the upper triangle to the lower one, and set the diagonal to 0.
+
+    This is done in blocks of rows, to save memory.
+    """
     for start in range(0, len(table), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         upper = np.triu(table[rows, rows], 1)
@@ -332,10 +348,11 @@ def _neighbour_cells(_first: NeighbourParams, items: int) -> Iterator[NeighbourP
 
 
 def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> Iterator[NeighbourParams]:
-    """Yield the best of the parameters tried with more or fewer neighbours, if its number is at an edge.
+    """Yield parameters to try next, near the best of those tried, which are in *best_first*, the best first.
 
-    The edge is that of trials with the same other parameters. A model of all *items* keeps at most 5 million
-    similarities, for its memory. The powers of rp3beta are always searched around its best cell.
+    If the best have the largest or the smallest number of neighbours, of those with the same other parameters, they are
+    tried with more or fewer; a model of all *items* keeps at most 5 million similarities, for its memory. For the best
+    parameters of random walks (rp3beta), higher and lower powers are tried.
     """
     best = best_first[0]
     # Of parameters that differ from the best in the number of neighbours alone.
@@ -350,7 +367,7 @@ def _neighbours_past_edge(best_first: Sequence[NeighbourParams], items: int) -> 
 
 
 def _powers_around(walk: NeighbourParams) -> Iterator[NeighbourParams]:
-    """Yield the neighbouring powers of a random walk."""
+    """Yield the parameters of a random walk (rp3beta) with one of its two powers a step higher or lower."""
     for alpha_step, beta_step in ((_WALK_STEP, 0), (-_WALK_STEP, 0), (0, _WALK_STEP), (0, -_WALK_STEP)):
         alpha = round(walk.walk_alpha + alpha_step, 2)
         beta = round(walk.walk_beta + beta_step, 2)
