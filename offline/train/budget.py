@@ -63,15 +63,17 @@ class Budget:
         self.left_out: dict[Params, None] = {}
 
     def affordable(self, cells: Sequence[Params]) -> list[Params]:
-        """Take the estimated seconds of *cells*, the cheapest first, off the budget; return those that it pays for.
+        """Return those of *cells* that the budget pays for, and subtract their estimated seconds from it.
 
-        Cells, engines with parameters, are left out, and noted in `left_out`, if the seconds left (`_left_for_cells`)
-        do not suffice, or if a fit takes too much memory, or the fit on all data too long.
+        The cheapest cells, each an engine with its parameters, are paid first. A cell is left out, and noted in
+        `left_out`, if the seconds left (`_left_for_cells`) do not suffice, if a fit takes too much memory, or if the
+        fit on all data takes too long.
         """
         paid: set[Params] = set()
         for params in sorted(cells, key=self._price):
             price_s = self._price(params)
             is_last_fit_short = estimate_fit_s(params, self._user_items) <= LAST_FIT_S
+
             if is_last_fit_short and self._fits_memory(params) and price_s <= self._left_for_cells:
                 self._left_for_cells -= price_s
                 paid.add(params)
@@ -130,7 +132,13 @@ class Cost:
             self._by_engine.setdefault(engine_of(params), []).append(params)
 
     def seconds(self, *, growth: float, tries_recency: bool, is_evaluated: bool, has_repeats: bool) -> float:
-        """Return the sum; all cells together take *growth* times as long as those known."""
+        """Estimate the seconds of a core of all steps of a training.
+
+        growth         the search tries further cells, and takes this many times as long as for the known ones
+        tries_recency  whether it tries recency: scores multiplied by recent popularity
+        is_evaluated   whether the model is evaluated, which also measures similar items
+        has_repeats    whether users chose items again, so that lists that keep seen items are measured, too
+        """
         seconds = growth * sum(map(self._trial_s, self._cells)) + self._last_fit_s()
         if tries_recency:
             seconds += self._recency_s()

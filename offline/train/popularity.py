@@ -60,12 +60,14 @@ def check_half_life(days: float) -> None:
 def recent_popularity(
     user_items: UserItems, times: Times | None, half_life_days: float | None
 ) -> npt.NDArray[np.float64]:
-    """Return the number of users of each item [items], halved per half-life since the pair began.
+    """Return the number of users of each item [items]; with a half-life, a user counts half per half-life of age.
 
-    *times* are in the order of user_items.data; the newest is now. Raises DataError for a half-life without times.
+    *times* are the first times of the pairs, in the order of user_items.data; ages are relative to the newest one.
+    Raises DataError for a half-life without times.
     """
     if half_life_days is not None and times is None:
         raise DataError("A half-life needs times, and the data have none; name their column with --time-column.")
+
     weights = None if half_life_days is None or times is None else decay_factors(times, half_life_days)
     return np.asarray(np.bincount(user_items.indices, weights, user_items.shape[1]), dtype=np.float64)
 
@@ -116,8 +118,8 @@ class Popularity:
         """Return the most popular *n* items for the rows *users* of *user_items* [users, items].
 
         `counts` [items] are the numbers of users of each item; items without any are not listed. The users' own items
-        are left out unless *keep_seen*, and all but those *allowed* [items]. Users without items in *user_items* get no
-        list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which computes a table of all
+        are left out unless *keep_seen*, and all that are not *allowed* [items]. Users without items in *user_items* get
+        no list. Ties are in the order of items. Ten times as fast as `ranking.recommend`, which computes a table of all
         users and items. Raises ValueError if *user_items* has another number of items than the learnt matrix.
         """
         require_at_least("The length of a list", n)
@@ -159,10 +161,10 @@ def _fit(
 
 
 def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: bool) -> Indices:
-    """Return each user's list: the first *n* items of *best_first*, unless *keep_seen* without those the user has.
+    """Return the first *n* items of *best_first* for each user [users, n]; -1 after the end of a list.
 
-    *rows* are the users' items [users, items]. Returns items [users, n], -1 after the end of a list; a user without
-    items has an empty list.
+    *rows* are the users' items [users, items]. A user's own items are skipped, unless *keep_seen*. A user without items
+    gets an empty list.
     """
     lists = np.full((rows.shape[0], n), -1, dtype=np.int32)
     incomplete_users = np.flatnonzero(items_per_user(rows))
@@ -180,6 +182,7 @@ def _first_items(best_first: Indices, rows: UserItems, n: int, *, keep_seen: boo
 
         if considered >= len(best_first):
             break
+
         is_incomplete = lists[incomplete_users, -1] < 0
         incomplete_users = incomplete_users[is_incomplete]
         considered *= _CONSIDERED_GROWTH
@@ -201,11 +204,12 @@ def most_popular(matrix: Matrix, n: int, half_life_days: float | None = None) ->
 def popular_by_segment(
     segments: pl.DataFrame, item_ids: Sequence[str], n: int, half_life_days: float | None = None
 ) -> dict[str, Popular]:
-    """Return the *n* most popular items of each segment, a group of users, in the order of segments.
+    """Return the *n* most popular items of each segment (a group of users), by segment in alphabetical order.
 
-    *segments* [segment, item, day, weight] are the numbers of users (weight) who first had the item on a day since
-    1970, null if unknown. With *half_life_days*, weights are halved per half-life before the newest day. An item's
-    number is its place in *item_ids*; other items are ignored.
+    segments        [segment, item, day, weight]: the number of users (weight) of the segment who first had the item on
+                    a day since 1970, null if unknown
+    item_ids        an item's number is its place here; other items are ignored
+    half_life_days  weights are halved per half-life before the newest day; None counts all alike
     """
     require_at_least("The length of the popular list", n)
     if half_life_days is not None:
@@ -213,8 +217,8 @@ def popular_by_segment(
         factors = pl.Series(decay_factors(times, half_life_days))
         segments = segments.with_columns(pl.col("weight") * factors)
 
-    item_numbers = pl.DataFrame({"item": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
     # A join has no order, but the sums of floats depend on it.
+    item_numbers = pl.DataFrame({"item": item_ids, "number": np.arange(len(item_ids), dtype=np.int32)})
     known = segments.join(item_numbers, on="item").sort("segment", "number", "weight")
     counts = known.group_by("segment", "number", maintain_order=True).agg(pl.col("weight").sum())
 

@@ -59,12 +59,14 @@ def recommend(
 ) -> Ranked:
     """Return lists of min(n, number of items) for the rows *users* of *user_items* [users, items], best first.
 
-    Scores are those of *ranker*, multiplied by its factors of recent popularity, if any. With *own* [users, items],
-    weights of what users chose before, the scores of each user are divided by their maximum, and the weights added.
+    ranker     the fitted model; its scores are multiplied by its factors of recent popularity, if it has any
+    keep_seen  whether lists may hold items that the user has
+    allowed    mask of the items that may be listed [items]; None for all
+    own        weights of what users chose before [users, items]; a user's scores are divided by their maximum, and
+               these weights added
 
-    Items whose score is not above the ranker's `floor` are not listed, nor those that are not *allowed* [items] and,
-    unless *keep_seen*, those that the user has. A user without interactions has an empty list. Raises ValueError if
-    *user_items* has another shape than the matrix *ranker* learnt from.
+    Only items with a score above the ranker's `floor` are listed. A user without interactions has an empty list. Raises
+    ValueError if *user_items* has another shape than the matrix that *ranker* learnt from.
     """
     for learnt_size, size in zip(ranker.shape, user_items.shape, strict=True):
         if learnt_size not in (None, size):
@@ -78,6 +80,7 @@ def recommend(
             table *= ranker.recent
         if own is not None:
             _add_own_choices(table, own[batch])
+
         table[items_per_user(rows) == 0] = -np.inf
         if not keep_seen:
             table[row_of_each_pair(rows), rows.indices] = -np.inf
@@ -96,8 +99,9 @@ def _add_own_choices(table: ScoreTable, own: UserItems) -> None:
 def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int, allowed: Allowed) -> Ranked:
     """Return the *n* items with the highest scores above 0 for each of *rows* (users or items), ties by item.
 
-    *score_batch* returns the scores of a batch of the rows, a csr_matrix [batch, items] in which few are stored. All
-    items are listed, or those *allowed* [items]. After the end of a list, items are -1 and scores 0.
+    *score_batch* is called with a batch of the rows, and returns their scores as a csr_matrix [batch, items] that
+    stores few of them. Only items that are *allowed* [items] are listed; None allows all. After the end of a list,
+    items are -1 and scores 0.
     """
     require_at_least("The length of a list", n)
     items = np.full((len(rows), n), -1, dtype=np.int32)
@@ -119,6 +123,7 @@ def best_of_sparse(score_batch: Callable[[Indices], Any], rows: Indices, n: int,
         first_of_row = np.searchsorted(score_rows, score_rows)
         ranks = np.arange(len(score_rows)) - first_of_row
 
+        # Put each score at its row and rank.
         is_listed = ranks < n
         listed_rows = start + score_rows[is_listed]
         listed_ranks = ranks[is_listed]
@@ -156,12 +161,12 @@ def _best_of_tables(
 ) -> Ranked:
     """Return the *n* items with the highest scores above *floor* for each of *users*.
 
-    *score_batch* returns the scores of some of the users, a table [users, items]. All items are listed, or those
-    *allowed* [items]. After the end of a list, items are -1 and scores 0. Ties are in the order of items; which of
-    several items with the score of the last place are listed is not defined.
+    *score_batch* is called with some of the users, and returns their scores, a table [users, items]. Only items that
+    are *allowed* [items] are listed; None allows all. After the end of a list, items are -1 and scores 0. Ties are in
+    the order of items; which of several items with the score of the last place are listed is not defined.
 
-    implicit's `topk` selects the best items, and is made to multiply factors of items with queries. `_Queries` stand
-    for such queries, and return the scores as the product with an empty matrix of items.
+    The best items are selected by implicit's `topk`, which multiplies queries with factors of items to get scores. As
+    the scores are known, `_Queries` stand for the queries: their product with an empty matrix of factors is the scores.
     """
     require_at_least("The length of a list", n)
     not_allowed = None if allowed is None else np.flatnonzero(~allowed)
@@ -206,9 +211,9 @@ def without_repeats(items: Indices, scores: Floats, n: int) -> Ranked:
 
 
 def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
-    """Return lists of the same width, whose free places have items of *filler* [rows, any] that they lack.
+    """Fill the free places (-1) of lists with items of *filler* [rows, any] that they lack, and keep their width.
 
-    These have a score of 0, or the lowest of their list if that is negative.
+    The filled items have a score of 0, or the lowest of their list if that is negative.
     """
     items, scores = ranked
     lowest = scores.min(axis=1, where=items >= 0, initial=0)
@@ -220,7 +225,8 @@ def fill_lists(ranked: Ranked, filler: Indices) -> Ranked:
 def are_first_of_kind(kinds: Indices, most: int) -> Mask:
     """Return which entries of *kinds* [rows, n] are among the first *most* with the same value in their row.
 
-    Kinds are numbers of items or of categories. Entries below 0 are always among them.
+    Kinds are numbers of items or of categories. Entries below 0, for none, are always among them. With *most* 1, the
+    row `[7, 3, 7, -1, -1]` gives `[True, True, False, True, True]`.
     """
     # A stable sort puts equal kinds side by side, as a run, in the order of the row.
     order = np.argsort(kinds, axis=1, kind="stable")
@@ -228,10 +234,12 @@ def are_first_of_kind(kinds: Indices, most: int) -> Mask:
     starts_run = np.ones(kinds.shape, dtype=np.bool_)
     starts_run[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
 
+    # The place of each entry in its run: its distance from the latest start of a run.
     places = np.arange(kinds.shape[1])
     run_starts = np.maximum.accumulate(np.where(starts_run, places, 0), axis=1)
     place_in_run = places - run_starts
 
+    # Back to the places before the sort.
     are_first = np.empty(kinds.shape, dtype=np.bool_)
     np.put_along_axis(are_first, order, (place_in_run < most) | (ordered < 0), axis=1)
     return are_first

@@ -58,6 +58,7 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
     row_weights = np.full(len(history.times), params.weight, dtype=np.float32)
     if params.half_life_days is not None:
         row_weights *= decay_factors(history.times, params.half_life_days).astype(np.float32)
+
     counts = replace(history, weights=row_weights, weighing=Weighing("sum")).matrix()
     if params.recency is not None:
         factor_of_item = params.recency.weights(counts, history.first_times(counts))
@@ -68,11 +69,12 @@ def own_counts(history: History, params: RepeatParams) -> UserItems:
 def choose_repeats(
     parts: Parts, ranker: Ranker, k: int, popular_half_life_days: float | None = None
 ) -> RepeatSearch | None:
-    """Choose how much a user's own choices raise the scores of these items, by the nDCG of lists of *k* items.
+    """Choose how much a user's own earlier choices raise the scores of these items, in lists that may repeat them.
 
-    The lists may repeat items of the train part of *parts*, to which *ranker* is fitted. A repeat is a test pair that
-    is in train, too. Several weights and half-lives of own choices are tried, also weight 0, and with
-    *popular_half_life_days* own choices times recent popularity. Returns None without times, and without repeats.
+    *ranker* (a fitted model) is fitted to the train part of *parts*. Lists of *k* items by several weights and
+    half-lives of own choices, also weight 0, are compared by their nDCG on the test part. With
+    *popular_half_life_days*, own choices times recent popularity are tried, too. Returns None without times, and if no
+    user chose an item of train again (a repeat).
     """
     is_repeat = parts.is_repeat
     if parts.history is None or not is_repeat.any():
@@ -86,6 +88,7 @@ def choose_repeats(
         recency = Recency(popular_half_life_days, _RECENT_GAMMA)
         candidates.append(RepeatParams(_RECENT_HALF_LIFE, _RECENT_WEIGHT, recency))
 
+    # Of equal ones, the first is the best.
     ndcg_by_params = {params: ndcg(parts, ranker, k, params) for params in candidates}
     best = max(candidates, key=lambda params: ndcg_by_params[params])
     return RepeatSearch(
@@ -101,7 +104,8 @@ def choose_repeats(
 def ndcg(parts: Parts, ranker: Ranker, k: int, params: RepeatParams, *, keep_seen: bool = True) -> float:
     """Return the nDCG of lists of *k* items on the test part of *parts*.
 
-    A user's own choices raise the scores of these items as *params* say. The lists may hold them only if *keep_seen*.
+    The lists are by the scores of *ranker* (a fitted model); *params* say how much a user's own earlier choices raise
+    the scores of these items. Only with *keep_seen* may lists hold items that the user has.
     """
     own = None
     if parts.history is not None and params.weight:

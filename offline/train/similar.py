@@ -86,11 +86,11 @@ def fit(user_items: UserItems, params: SimilarParams, times: Times | None = None
 def _similarities_by_params(
     user_items: UserItems, times: Times | None, items: Indices, candidates: Sequence[SimilarParams], most: int
 ) -> list[Similarities]:
-    """Return the similarities of *items* and their *most* similar other items, a matrix for each of *candidates*.
+    """Find the *most* similar other items of each of *items*, by each of the parameters *candidates*.
 
-    A similarity is the cosine of the two items' users, lowered if few users have both (`shrink`), and multiplied by the
-    recent popularity of the other item (`recency`). *times* [pairs] are those of *user_items* [users, items]. Users are
-    sampled if there are too many pairs. The matrices are sparse [len(items), all items].
+    Returns a sparse matrix [len(items), all items] for each candidate. A similarity is the cosine of the two items'
+    users, lowered if few users have both (`shrink`), and multiplied by the recent popularity of the other item
+    (`recency`). *times* [pairs] are those of *user_items* [users, items]. Of many pairs, users are sampled.
     """
     recencies = [params.recency for params in candidates]
     recent_factors = [None if recency is None else recency.weights(user_items, times) for recency in recencies]
@@ -106,12 +106,14 @@ def _similarities_by_params(
         block = items[start : start + _ITEMS_AT_ONCE]
         common_users = items_by_users[block] @ users_by_items  # the number of users of both [len(block), all items]
         cosines = _cosines(common_users, block, user_counts)
+
         for params, factors, blocks_of_params in zip(candidates, recent_factors, blocks, strict=True):
             # `cosines` and `values` are in the order of the stored values of `common_users`.
             values = cosines * (common_users.data / (common_users.data + params.shrink))
             if factors is not None:
                 other_items = common_users.indices
                 values *= factors[other_items]
+
             similarities = with_weights(common_users, values.astype(np.float32))
             blocks_of_params.append(keep_highest(similarities, most))
 
@@ -122,10 +124,10 @@ def _similarities_by_params(
 
 
 def _cosines(common_users: Similarities, block: Indices, user_counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the cosine for each stored value of *common_users* [len(block), all items]; 0 for an item with itself.
+    """Return the cosines of items, one for each stored value of *common_users*; 0 for an item with itself.
 
-    Row r of *common_users* holds the numbers of users of the item `block[r]` and of other items; *user_counts* [items]
-    are the numbers of users of each item.
+    *common_users* is sparse [len(block), all items]: row r has the numbers of users that the item `block[r]` has in
+    common with each other item. *user_counts* [items] are the numbers of users of each item.
     """
     row_items = block[row_of_each_pair(common_users)]
     other_items = common_users.indices
@@ -135,16 +137,18 @@ def _cosines(common_users: Similarities, block: Indices, user_counts: npt.NDArra
 
 
 def _sampled_users(user_items: UserItems) -> UserItems:
-    """Return the rows of random users whose comparison takes some 100 million terms."""
+    """Return the rows of random users of *user_items* [users, items], few enough to compare all items by them."""
     counts = items_per_user(user_items).astype(np.float64)
     order = np.random.default_rng(0).permutation(len(counts))
+
+    # Comparing items multiplies each two items of a user.
     terms = np.cumsum(counts[order] ** 2)
     most = int(np.searchsorted(terms, _MOST_TERMS)) + 1
     return user_items[np.sort(order[:most])]
 
 
 def keep_highest(similarities: Similarities, most: int) -> Similarities:
-    """Return a sparse matrix with the *most* highest values above 0 of each row; of equal values, the first columns."""
+    """Keep the *most* highest values above 0 of each row of a sparse matrix; of equal values, the first columns."""
     is_kept = similarities.data > 0
     for start, end in pairwise(similarities.indptr.tolist()):
         excess = end - start - most
@@ -183,6 +187,7 @@ def choose_similar_params(splits: Sequence[Parts], half_life_days: float | None,
         candidates = [lowest, SimilarParams(), *higher]
     default = candidates[0]
 
+    # Without a user to test, the default remains.
     tests = [_next_items_test(parts) for parts in splits]
     if not any(len(test.users) for test in tests):
         return default
@@ -201,13 +206,15 @@ def _first_not_beaten(rates: Mapping[SimilarParams, Values]) -> SimilarParams:
 
 
 def measure_similar(similar: Similar, params: SimilarParams, parts: Parts, k: int) -> SimilarResult | None:
-    """Return the hit rate of lists of *k* similar items: how many hold an item that the user chose next.
+    """Return the hit rate of lists of *k* similar items: the share with an item that the user chose next.
 
-    *similar* is fitted to the train part of *parts* with *params*. Returns None if no user has items in both parts.
+    The lists are those of each user's last items in the train part of *parts*; the next items are in the test part.
+    *similar* is fitted to the train part with *params*. Returns None if no user has items in both parts.
     """
     test = _next_items_test(parts)
     if not len(test.users):
         return None
+
     lists, _ = similar.similar_items(test.items, k)
     per_user = test.hit_rates(lists)
     return SimilarResult(
@@ -236,11 +243,11 @@ class _NextItemsTest:
     next_items: UserItems
 
     def hit_rates(self, lists: Indices) -> Values:
-        """Return, by user [users], the share of the user's last items in train whose list has one of the next items.
+        """Return the hit rate of each user [users]: the share of their last items with a next item among similar ones.
 
         *lists* [items, k] are the similar items of each of `items`, -1 after the end. `last_users` and `last_places`
-        [pairs] say for each last item of a user which user and which row of *lists* it is; `next_items` is a sparse
-        matrix of all users and their next items.
+        [pairs] are, for each last item of a user, the user and the row of *lists*. `next_items` is a sparse matrix of
+        all users and their next items.
         """
         is_hit = has_items(self.next_items, self.last_users, lists[self.last_places])  # [pairs, k]
         hits_per_user = np.bincount(self.last_users, is_hit.any(axis=1), self.next_items.shape[0])
@@ -250,7 +257,10 @@ class _NextItemsTest:
 
 
 def _next_items_test(parts: Parts) -> _NextItemsTest:
-    """Return the last items in train and the first in test (at most 5 and 3) of users of *parts* that have both."""
+    """Return the last items of users in train, and their first ones in test, to measure similar items.
+
+    These are at most 5 last and 3 next items of each user of *parts* who has both.
+    """
     tested = parts.tested
     users = tested[items_per_user(parts.train)[tested] > 0]
 
@@ -273,20 +283,22 @@ def _next_items_test(parts: Parts) -> _NextItemsTest:
 def _hit_rates_by_params(
     splits: Sequence[Parts], tests: Sequence[_NextItemsTest], candidates: Sequence[SimilarParams], k: int
 ) -> dict[SimilarParams, Values]:
-    """Return the hit rate of each tested user of all *splits*, by each of *candidates*.
+    """Return the hit rates of the tested users of all *splits*, an array [users] for each of the *candidates*.
 
-    Each split has a test, the users' last items in train and their next ones. Only these last items are compared with
-    all items, to save time; their lists have *k* items.
+    Each split has a test: the users' last items in train and their next ones. A user's hit rate is the share of the
+    last items with a next one among *k* similar items. Only these last items are compared with all items, to save time.
     """
     per_user: dict[SimilarParams, list[Values]] = {params: [] for params in candidates}
     for parts, test in zip(splits, tests, strict=True):
         if not len(test.users):
             continue
+
         matrices = _similarities_by_params(parts.train, parts.train_times, test.items, candidates, k)
         all_rows = np.arange(len(test.items), dtype=np.int32)  # row r of a matrix is of the item test.items[r]
         for params, similarity in zip(candidates, matrices, strict=True):
             lists = Similar(similarity).similar_items(all_rows, k).items
             per_user[params].append(test.hit_rates(lists))
+
     return {params: np.concatenate(rates) for params, rates in per_user.items()}
 
 

@@ -64,6 +64,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
     if chosen != SUBMITTED:
         builder = builder.master(chosen).config("spark.log.level", "ERROR")
+
     if chosen.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         for name, value in _LOOPBACK_SETTINGS.items():
@@ -76,6 +77,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
+
     with tempfile.TemporaryDirectory(prefix="hotplate-spark-", ignore_cleanup_errors=True) as checkpoints:
         context = session.sparkContext
         if context.master.startswith("local") and context.getCheckpointDir() is None:
@@ -88,18 +90,20 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
 
 def cause_of(error: Exception) -> str:
-    """Return the first line of the error, or of its Java exception, and advice on ended and overflowed Java.
+    """Return the first line of *error*, or of its Java exception; if Java has ended or its stack overflowed, advice.
 
     A stack that overflows also ends Spark's context, and then Java, so any of the three may be reported first.
     """
     text = str(error)
     has_ended = _is_connection_error(error)
+
     if isinstance(error, Py4JJavaError):
         try:
             text = str(error.java_exception.getMessage() or error.java_exception)
         except (Py4JError, ConnectionError) as ended:  # the message is requested from Java
             text = str(ended)
             has_ended = True
+
     if has_ended or _SHUT_DOWN in text:
         return f"its Java process has ended ({_first_line(text)}), perhaps for lack of memory or stack; {_MORE_STACK}"
     if _OVERFLOW in text:
@@ -124,13 +128,14 @@ def _first_line(text: str) -> str:
 
 
 def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
-    """Fit factors of users and items, whose products are scores, to *user_items* in the active Spark session.
+    """Fit factors of users and items to *user_items* in the active Spark session; the product of two is a score.
 
     *user_items* is a float32 csr_matrix [users, items], canonical, positive. The user factors are those that fit the
     final item factors best. *on_iteration* is called with the iterations done and their total, once, at the end. Raises
     DataError for an invalid matrix, for factors that are not finite, and if Spark fails.
     """
     check_user_items(user_items)
+
     session = SparkSession.builder.getOrCreate()
     blocks = int(np.clip(user_items.nnz // _PAIRS_PER_BLOCK, *_BLOCKS_RANGE))
     solver = ALS(
@@ -147,6 +152,7 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         itemCol="item",
         ratingCol="rating",
     )
+
     try:
         model = solver.fit(session.createDataFrame(_rating_table(user_items, params)))
         users, items = user_items.shape
@@ -154,10 +160,12 @@ def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int,
         item_factors = _collect_factors(model.itemFactors, items, params)
     except (Py4JError, PySparkException, ConnectionError) as error:
         raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
+
     if not (np.isfinite(user_factors).all() and np.isfinite(item_factors).all()):
         raise DataError(
             f"The factors are not finite with reg_param {params.reg_param} and alpha {params.alpha}; raise reg_param."
         )
+
     if on_iteration is not None:
         on_iteration(params.iterations, params.iterations)
     return Factors(user_factors, item_factors, params)

@@ -111,10 +111,10 @@ class Trials:
         return trials
 
     def _stored_or_measured(self, params: Params) -> Trial:
-        """Return the trial of *params* stored in the folder; else measure it, and store it if there is a folder.
+        """Return the trial of *params* that an earlier search has stored, or measure it, and store it.
 
-        `_key` is a digest of the data and settings. With the parameters, it names the file, so this is never out of
-        date. A file holds the seconds of the trial, and then the nDCG of each user.
+        Without a folder, nothing is stored. A file is named by a digest of the data and settings (`_key`) and of the
+        parameters, so it is never out of date. It holds an array: the seconds of the trial, then the nDCG of each user.
         """
         params_of_trial = with_fewer_iterations(params)
         iterations = params_of_trial.iterations if isinstance(params_of_trial, ALSParams) else None
@@ -130,12 +130,13 @@ class Trials:
         start = perf_counter()
         per_user = self._measure_ndcg(params_of_trial)
         trial = Trial(params, iterations, per_user=per_user, seconds=round(perf_counter() - start, 3))
+
         if file is not None:
             _store_trial(file, trial)
         return trial
 
     def _measure_ndcg(self, params: Params) -> Values:
-        """Return nDCG per user of all splits, zeros if *params* cannot be fitted."""
+        """Return the nDCG of each tested user, one split after the other; zeros if *params* cannot be fitted."""
         rankers = self._fits.rankers(params)
         values = list[Values]()
         try:
@@ -145,6 +146,7 @@ class Trials:
                 values.append(measure_users(lists, parts.test).values["ndcg"])
         except DataError:
             return np.zeros(sum(len(parts.tested) for parts in self._splits))
+
         ndcg = np.concatenate(values)
         self._fits.keep_if_best(params, float(ndcg.mean()))
         return ndcg
@@ -189,6 +191,7 @@ class _Fits:
         if is_kept:
             yield from self._kept_or_fitted(params)
             return
+
         for parts in self._splits:
             yield fit_parts(parts, params)
 
@@ -203,11 +206,12 @@ class _Fits:
         self._last = None
 
     def _kept_or_fitted(self, plain: Params) -> list[Ranker]:
-        """Return the rankers of *plain*, which has no recency: those that are kept, or new ones, which then are."""
+        """Return the rankers of *plain*, parameters without recency: kept ones, or new ones, which are then kept."""
         rankers = self._kept_rankers(plain)
         if rankers is not None:
             return rankers
-        # They are released before the next fit.
+
+        # Rankers that are not needed any more are released before the next fit, to save memory.
         self._last = None
         if not isinstance(plain, ALSParams):
             self._best = None
@@ -249,13 +253,14 @@ def best_of_each_engine(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def digest_of_search(user_items: UserItems, history: History | None, *settings: object) -> str:
-    """Return a hexadecimal digest of interactions, their rows, *settings* (by repr) and the versions of libraries.
+    """Return a hexadecimal digest of all that determines the results of a search, for the names of stored trials.
 
-    Trials with the same digest have the same result.
+    This is the matrix *user_items*, its rows in *history*, *settings* (by repr) and the versions of libraries.
     """
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
     weighing = None if history is None else history.weighing
     digest = blake2b(repr((user_items.shape, settings, weighing, versions)).encode(), digest_size=16)
+
     rows = () if history is None else (history.pair_numbers, history.times, history.weights, history.ended)
     for array in (user_items.indptr, user_items.indices, user_items.data, *rows):
         if array is not None:

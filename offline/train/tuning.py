@@ -183,9 +183,9 @@ class SearchData:
     def sample(self, *, repeats: bool = False) -> "_UserSample":
         """Return the interactions of some users if there are more than a million pairs, else of all.
 
-        With *repeats*, they are for one split that tests items chosen again.
+        With *repeats*, they are for one split that also tests items that a user chose again.
         """
-        # The outer seed would hold back the same pairs.
+        # The seed of the evaluation's split would hold back the same pairs.
         seed = (self.split.seed + 1) % 2**32
         pieces = 1 if repeats else _PIECES_IN_TIME
         options = replace(self.split, seed=seed, pieces=pieces, piece=0, repeats=repeats)
@@ -251,7 +251,11 @@ def tune(
 
 
 def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: float) -> Iterator[str]:
-    """Yield sentences on the cost of a search of a number of *cells*, and on the users it is of if they are drawn."""
+    """Yield a sentence on the cost of a search, and one on the number of its users if they are a sample.
+
+    *cells* is the number of cells, each an engine with its parameters. *cost_s* is in seconds of a core. *user_items*
+    are the interactions of all users.
+    """
     yield (
         f"searching {cells} cells on an inner {sample.options.kind} split, the evaluation and the last fit take "
         f"about {cost_s:.0f} s of a core; --no-tune skips the search"
@@ -264,18 +268,23 @@ def _notices(sample: "_UserSample", user_items: UserItems, cells: int, cost_s: f
 def _run_trials(
     trials: Trials, cells: Sequence[Params], budget: Budget, items: int, *, extends_cells: bool, tries_recency: bool
 ) -> None:
-    """Try *cells*, then if it *extends_cells* those past their edge, and if it *tries_recency* the best with recency.
+    """Try *cells*, each an engine with its parameters, as far as *budget* allows, then others that look promising.
 
-    A cell past the edge has a larger value of a parameter than all others, or a smaller one. It is tried if the best
-    cell of its engine lies at the edge, at most three times.
+    extends_cells  then try cells past the edge, with a larger or smaller value of a parameter than all others, if the
+                   best cell of their engine lies at the edge; at most three times
+    tries_recency  at last try the best cells with recency: scores multiplied by a power of recent popularity
+
+    *items* is the number of items in the catalogue. All trials are added to *trials*.
     """
     # At least one trial with recency follows the others.
     expected_later = int(tries_recency)
     trials.run(cells, expected_later=expected_later)
+
     if extends_cells:
         for _ in range(_EXTENSIONS):
             best_first = [trial.params for trial in sort_by_ndcg(trials.done)]
             trials.run(budget.affordable(cells_past_edge(best_first, items)), expected_later=expected_later)
+
     if tries_recency:
         _try_recency(trials, budget)
 
@@ -283,12 +292,13 @@ def _run_trials(
 def _try_recency(trials: Trials, budget: Budget) -> None:
     """Try the best cell of each engine with recency: scores multiplied by a power of recent popularity.
 
-    The next half-lives and powers of an engine depend on its trials so far. It is done when there are none that may
-    help, or *budget* is spent. All trials are added to *trials*.
+    The next half-lives and powers of an engine depend on its trials so far. An engine is done when none are left that
+    may help, or when *budget* is spent. All trials are added to *trials*.
     """
     best_of_engines = [trial.params for trial in best_of_each_engine(trials.done)]
     best_of_engines.sort(key=_place_in_recency_search)
-    popularity: PopularityParams | None = None
+    popularity: PopularityParams | None = None  # the best parameters, once popularity was tried
+
     for params in best_of_engines:
         tried = list[Trial]()
         cells = budget.affordable_recencies(cells_with_recency(params, tried, popularity))
@@ -323,8 +333,8 @@ def search_repeats(
     lists of *k* items are compared by their nDCG on the test part. A large log is sampled by user. Neighbours are
     fitted instead if the fit takes half of a search's time, or too much memory.
 
-    With the half-life of *popular*, own choices weighed by the item's recent popularity are tried, too. Returns
-    None without times, for a split that is not by time, and if no tested pair is a repeat.
+    If *popular* has a half-life, own choices multiplied by the recent popularity of the item are tried, too. Returns
+    None without times, for a split that is not by time, and if no tested user chose an item again.
     """
     if data.history is None or not data.split.in_time:
         return None
@@ -359,9 +369,9 @@ class _UserSample(NamedTuple):
         return self.history is not None and len(self.history.times) > self.user_items.nnz
 
     def splits(self) -> list[Parts]:
-        """Return a split for each piece, a prefix of the log in time; none if the train or test part of one is empty.
+        """Return a split into train and test for each piece of the log; none if a part of one is empty.
 
-        Tested users are sampled, as each is ranked against all items.
+        A piece is the first part of the log in time. Tested users are sampled, as all items are ranked for each.
         """
         splits = list[Parts]()
         pieces = self.options.by_piece
@@ -370,6 +380,7 @@ class _UserSample(NamedTuple):
             parts = split(self.user_items, self.history, options)
             if parts.is_empty:
                 return []
+
             splits.append(parts.sampled(most_users, self.options.seed))
         return splits
 
@@ -377,8 +388,8 @@ class _UserSample(NamedTuple):
 def _sample_users(user_items: UserItems, history: History | None, options: SplitOptions) -> _UserSample:
     """Draw the users of a search at random, with a million pairs in all, and leave out items that none of them has.
 
-    *history* are the rows of *user_items* with times. With fewer pairs, all users and items remain. The minimum number
-    of users per item in *options* is meant for all users, so it is dropped for a sample.
+    *history* are the rows of *user_items* [users, items] with times. With fewer pairs, all users and items remain. The
+    minimum number of users per item in *options* is meant for all users, so it is dropped for a sample.
     """
     if user_items.nnz <= _SEARCHED_PAIRS:
         return _UserSample(user_items, history, options, is_drawn=False)
@@ -389,9 +400,11 @@ def _sample_users(user_items: UserItems, history: History | None, options: Split
     is_sampled = np.zeros(len(counts), dtype=np.bool_)
     is_sampled[order[:sampled_users]] = True
 
+    # scipy does not know that a selection of rows and columns stays sorted.
     pairs = user_items[is_sampled]
     has_users = users_per_item(pairs) > 0
     pairs = pairs[:, has_users]
     pairs.has_canonical_format = True
+
     rows = None if history is None else history.renumbered(is_sampled, has_users)
     return _UserSample(pairs, rows, replace(options, min_per_item=1), is_drawn=True)
