@@ -291,7 +291,10 @@ cdef Py_ssize_t _name_number(Span name) noexcept nogil:
 
 
 cdef bint _read_value(Span* value) noexcept nogil:
-    """Trim one space or tab before a header's value; return whether it is visible ASCII, with spaces inside."""
+    """Trim one space or tab before a header's value; return whether it is plain: visible ASCII, with spaces inside.
+
+    A value that is empty, longer than MAX_VALUE, or has further spaces at its ends is not plain.
+    """
     cdef Bytes byte
     if value.start < value.end and (value.start[0] == 32 or value.start[0] == 9):
         value.start += 1
@@ -299,6 +302,7 @@ cdef bint _read_value(Span* value) noexcept nogil:
         return False
     if value.start[0] == 32 or (value.end - 1)[0] == 32:
         return False
+
     byte = value.start
     while byte < value.end:
         if not (_kind[byte[0]] & VISIBLE or byte[0] == 32):
@@ -308,11 +312,14 @@ cdef bint _read_value(Span* value) noexcept nogil:
 
 
 cdef bint _keeps_open(Span value) noexcept nogil:
-    """Return whether all options of a Connection header keep the connection; Java's client offers HTTP/2 with two."""
+    """Return whether a Connection header has no options but ones that keep the connection open.
+
+    These are `keep-alive`, and the two with which Java's client offers HTTP/2. Commas separate options.
+    """
     cdef Span option
     while True:
         option = _until(&value, 44)
-        if option.end == NULL:
+        if option.end == NULL:  # the last one
             option.end = value.end
         if not (
             _is_equal(option, b"keep-alive", 10)
@@ -326,7 +333,10 @@ cdef bint _keeps_open(Span value) noexcept nogil:
 
 
 cdef bint _read_line(Span* rest, Parsed* parsed) noexcept nogil:
-    """Read the request line; return whether it is plain."""
+    """Read the request line at the start of *rest* into *parsed*, and move behind it; return whether it is plain.
+
+    A plain one is a GET of HTTP/1.1 of one of three routes, with an id and a query that need no decoding.
+    """
     if not _skip(rest, b"GET /v1/", 8):
         return False
     if _skip(rest, b"recommendations/", 16):
@@ -337,21 +347,29 @@ cdef bint _read_line(Span* rest, Parsed* parsed) noexcept nogil:
         parsed.route = POPULAR
     else:
         return False
+
     parsed.identifier.start = parsed.identifier.end = NULL
     if parsed.route != POPULAR:
         parsed.identifier = _take(rest, OF_ID, MAX_ID)
         if _size(parsed.identifier) == 0:
             return False
+
     parsed.query.start = parsed.query.end = NULL
     if _skip(rest, b"?", 1):
         parsed.query = _take(rest, OF_QUERY, MAX_QUERY)
         if _size(parsed.query) == 0:
             return False
+
+    # Fails, too, if a byte of another kind has ended the id or the query.
     return _skip(rest, b" HTTP/1.1\r\n", 11)
 
 
 cdef bint _read_headers(Span* rest, Parsed* parsed) noexcept nogil:
-    """Read the header block, which must end where *rest* ends; return whether it is plain."""
+    """Read the header block, which must end where *rest* ends, into `parsed.values`; return whether it is plain.
+
+    A plain one has a Host, and only headers that the lane knows, each once and with a plain value. The headers in
+    READ_HEADERS have the numbers below READ_COUNT.
+    """
     cdef Span line, name
     cdef Py_ssize_t number
     cdef uint64_t seen = 0  # bit N for the header of number N, below MAX_NAMES
@@ -359,19 +377,22 @@ cdef bint _read_headers(Span* rest, Parsed* parsed) noexcept nogil:
         parsed.values[number].start = parsed.values[number].end = NULL
     if rest.end - rest.start > MAX_BYTES:
         return False
+
     while not _skip(rest, b"\r\n", 2):
-        line = _until(rest, 13)
+        line = _until(rest, 13)  # \r
         if line.end == NULL or not _skip(rest, b"\n", 1):
             return False
-        name = _until(&line, 58)
+        name = _until(&line, 58)  # a colon; `line` is the value then
         if name.end == NULL:
             return False
+
         number = _name_number(name)
         if number < 0 or seen >> number & 1 or not _read_value(&line):
             return False
         seen |= <uint64_t>1 << number
         if number < READ_COUNT:
             parsed.values[number] = line
+
     if rest.start != rest.end or not seen & 1:  # HOST
         return False
     return not seen >> CONNECTION & 1 or _keeps_open(parsed.values[CONNECTION])
@@ -397,7 +418,11 @@ cdef const char* _base64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 
 
 cdef bint _is_whole(bytes key, Span row, object seed) except -1:
-    """Return whether a row's checksum, 48 bits of the hash of key and body in base64, is right."""
+    """Return whether a row, the stored value of *key*, is as it was written, by its checksum.
+
+    The first ROW_CHECKSUM bytes are 48 bits of the hash of key and body, in base64; *seed*, of the hash, depends on the
+    release. The rest is the body.
+    """
     cdef Py_ssize_t key_size = PyBytes_GET_SIZE(key)
     cdef Py_ssize_t body_size = _size(row) - ROW_CHECKSUM
     cdef bytes hashed
@@ -418,10 +443,10 @@ cdef bint _is_whole(bytes key, Span row, object seed) except -1:
 
 
 cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
-    """Return the first *n* items of an opened body, as `encoding.cut`.
+    """Return the first *n* items of a row's body, as `encoding.cut`.
 
     A body begins with four hexadecimal digits: the size in bytes of its first USUAL_CUT items, or 0 if that is above
-    65,535. If they are not digits, the end is NULL. Items are separated by a comma and a line feed.
+    65,535. If they are not digits, the end is NULL. Items, JSON objects, are separated by a comma and a line feed.
     """
     cdef Span items
     cdef Py_ssize_t place, digit, offset = 0
@@ -430,6 +455,7 @@ cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
     items.end = NULL
     if body.end - body.start < 4:
         return items
+
     for place in range(4):
         digit = body.start[place]
         if 48 <= digit <= 57:
@@ -439,11 +465,14 @@ cdef Span _cut(Span body, Py_ssize_t n) noexcept nogil:
         else:
             return items
         offset = offset << 4 | digit
+
     items.end = body.end
     if n == 10 and offset:  # USUAL_CUT
         if offset < _size(items):
             items.end = items.start + offset
         return items
+
+    # Find the separator after the last of the items.
     byte = items.start
     while byte < items.end:
         byte = <Bytes>memchr(byte, 10, items.end - byte)
@@ -559,7 +588,10 @@ cdef inline bytes _joined(bytes first, bytes second):
 
 @cython.final
 cdef class _Route:
-    """A route with its labels in metrics, and the parts of its keys and bodies."""
+    """A route with its cells in metrics, and the parts of its keys and bodies.
+
+    The cells are indexes of counters and histograms: of answers with 200 and 304, and of lists that were found.
+    """
 
     cdef Py_ssize_t place
     cdef str name
@@ -590,7 +622,7 @@ cdef class _Route:
 
 @cython.final
 cdef class _Query:
-    """The parameters of a plain request."""
+    """The parameters of a plain request: the number of items, and the name of a named list, or an empty text."""
 
     cdef Py_ssize_t n
     cdef str list_name
@@ -695,7 +727,7 @@ cdef class _Request:
 
 @cython.final
 cdef class _Delivery:
-    """Answers a request when its list was read: a `Waiter` of the reader."""
+    """Answers a request whose list is read by the reader, later: a `Waiter`, of which one method is called once."""
 
     cdef Lane lane
     cdef _Request request
@@ -801,9 +833,14 @@ cdef class Lane:
             PyBuffer_Release(&view)
 
     cdef int _renew(self) except -1:
-        """Set what is kept of the policies of a new generation."""
+        """Set what is kept of the policies, such as keys, the deny-list and the followed releases, of a new generation.
+
+        There is a `_local` if rows of the default list can be read here: the first tier (store) is local and its
+        release is not compressed, there is no canary, and no user is hidden.
+        """
         tiers = self._reader.tiers
         self._generation = POLICIES.number  # first: a change meanwhile, by another thread, is another generation
+
         denied = self._deny_list.current
         hides_users = bool(denied.users) or any(tier.follower.erased for tier in tiers)
         self._is_draining = self._readiness.draining
@@ -815,6 +852,7 @@ cdef class Lane:
         self._templates = {}
         for route in self._routes:
             (<_Route>route).template = None
+
         self._local = None
         self._needs_io = False
         first = tiers[0]
@@ -828,7 +866,10 @@ cdef class Lane:
         return 0
 
     cdef object _answer(self, Parsed* parsed, double now, object deliver):
-        """Answer a plain request like `answer`: check its query and its caller, then read the list."""
+        """Answer a plain request like `answer`: check its query and its caller, then read the list.
+
+        Returns the answer, PENDING if *deliver* gets it later, or None if aiohttp has to answer.
+        """
         cdef _Request request
         cdef _KnownCaller caller
         cdef object answer
@@ -845,6 +886,7 @@ cdef class Lane:
         request.known = _text(parsed.values[KNOWN])
         if self._tracer is not None:
             request.span = self._tracer.begin(_text(parsed.values[TRACEPARENT]), _text(parsed.values[TRACESTATE]))
+
         try:
             caller = self._caller_of(parsed.values[API_KEY], parsed.values[AUTHORIZATION])
             if caller is None:
@@ -854,6 +896,7 @@ cdef class Lane:
         except Problem as problem:
             return self._refuse(request, problem)
         request.client = caller.name
+
         try:
             if self._local is not None and parsed.route != POPULAR and not request.list_name:
                 answer = self._answer_from_local(request)
@@ -864,7 +907,10 @@ cdef class Lane:
             return self._answer_error(request, error)
 
     cdef _Query _query(self, Span span):
-        """Return the query; None if it has parameters other than *n* and *list*."""
+        """Return the parameters of a query string; None if it is invalid, or has others than `n` and `list`.
+
+        Those of the last query strings are remembered.
+        """
         cdef object query
         cdef bytes raw
         if span.start == NULL:
@@ -873,12 +919,14 @@ cdef class Lane:
         query = self._queries.get(raw)
         if query is not None:
             return <_Query>query
+
         try:
             parameters = SIMILAR.parse(raw.decode("ascii"))
         except Problem:
             return None  # aiohttp's handler answers it
         if parameters != ListQuery(n=parameters.n, list=parameters.list):
             return None
+
         if len(self._queries) >= MAX_REMEMBERED:
             self._queries.clear()
         query = _Query(parameters.n, parameters.list)
@@ -886,7 +934,10 @@ cdef class Lane:
         return <_Query>query
 
     cdef _KnownCaller _caller_of(self, Span key, Span authorization):
-        """Return the caller by its credential; None for a token that must be verified. Raises Problem."""
+        """Return the caller, by the values of X-API-Key and Authorization; None for a token that must be verified.
+
+        The callers of the last values are remembered. Raises Problem for an unknown key.
+        """
         cdef object known
         cdef dict table
         cdef bytes raw
@@ -898,13 +949,16 @@ cdef class Lane:
             table = self._by_authorization
         else:
             return self._anonymous
+
         known = table.get(raw)
         if known is not None:
             return <_KnownCaller>known
+
         credential = raw.decode("ascii") if key.start != NULL else bearer(raw.decode("ascii"))
         caller = self._guard.caller(credential)
         if not isinstance(caller, Caller):
             return None
+
         if len(table) >= MAX_REMEMBERED:
             table.clear()
         known = _KnownCaller(caller)
@@ -914,7 +968,10 @@ cdef class Lane:
     # Lists that this module reads, or finishes, itself: of the default list, without a canary --------------------------
 
     cdef object _answer_from_local(self, _Request request):
-        """Answer from a row of `_local`, or with the fallback; None if the row cannot be read in this way."""
+        """Answer with a list of `_local`, a local release, or with the fallback; None if it cannot be read in this way.
+
+        Then the reader reads it, which also reports what is wrong with it.
+        """
         cdef _LocalRelease local = self._local
         cdef Py_buffer view
         cdef Span row
@@ -928,13 +985,14 @@ cdef class Lane:
             return None
         if value is None:
             return self._answer_missed(request, local, started)
+
         PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
         try:
             row.start = <Bytes>view.buf
             row.end = row.start + view.len
             if not _is_whole(key, row, local.seed):
                 return None
-            if _size(row) == ROW_HEADER:
+            if _size(row) == ROW_HEADER:  # an empty list
                 return self._answer_missed(request, local, started)
             row.start += ROW_CHECKSUM
             self._observe(local.read_cell, _monotonic() - started)
@@ -943,7 +1001,10 @@ cdef class Lane:
             PyBuffer_Release(&view)
 
     cdef object _answer_missed(self, _Request request, _LocalRelease local, double started):
-        """Answer from the tiers after `_local`, which lacks the row or has an empty list; None if they need I/O."""
+        """Answer from the tiers (stores) after that of `_local`, which lacks the row or has an empty list.
+
+        None if they need I/O. *started* is when the row was looked up, by `_monotonic`.
+        """
         self._observe(local.read_cell, _monotonic() - started)
         encoded = self._reader.get_nowait(request.row(), missed=Origin(local.tier, local.release))
         return None if encoded is None else self._finish(request, encoded)
@@ -951,8 +1012,8 @@ cdef class Lane:
     cdef object _answer_hit(self, _Request request, str tier, object release, list lookups, Span opened):
         """Count a list that was read for a user or an item, and answer with it.
 
-        *lookups* are those of the tally of *release*, and *opened* the list as it is after its checksum. None if its
-        offset is damaged.
+        *lookups* are the counters of the release by outcome, and *opened* is the body of the row: an offset, then the
+        items. None if the offset is damaged.
         """
         cdef _Route route = request.route
         cdef Span items = _cut(opened, request.n)
@@ -967,21 +1028,28 @@ cdef class Lane:
     # By the reader: other stores, canaries, hidden users, named lists ------------------------------------------------
 
     cdef object _answer_by_reader(self, _Request request, object deliver):
-        """Answer with a list of the reader, now if that needs no I/O; otherwise return PENDING."""
+        """Answer with a list of the reader, now if that needs no I/O; otherwise return PENDING.
+
+        Then the row is read together with others that are requested in this iteration of the event loop, and *deliver*
+        is called with the answer.
+        """
         cdef _Route route = request.route
         cdef _Delivery delivery
         if route.place == POPULAR:
             return self._finish(request, self._reader.popular(OVERALL, request.list_name))
+
         fallback = EVERYBODY
         if request.list_name:
             row = self._reader.row_of(route.kind, request.text_id(), request.list_name)
             fallback = row.popular()
         else:
             row = request.row()
+
         if not self._needs_io or request.list_name:
             encoded = self._reader.get_nowait(row, fallback)
             if encoded is not None:
                 return self._answer_with(request, encoded)
+
         delivery = _Delivery.__new__(_Delivery)
         delivery.lane = self
         delivery.request = request
@@ -995,7 +1063,10 @@ cdef class Lane:
         return PENDING
 
     cdef object _answer_with_row(self, _Delivery delivery, object origin, object row, object body):
-        """Answer with a row that a store returned, and count it."""
+        """Return the answer with a row that a store returned, and count it.
+
+        *origin* is the store and the release, and *body* the row after its checksum.
+        """
         cdef _Request request = delivery.request
         cdef Py_buffer view
         cdef Span opened
@@ -1005,6 +1076,7 @@ cdef class Lane:
             self._renew()
         if self._has_canary or request.list_name:
             return self._answer_with(request, self._reader.hit(origin, row, body, delivery.fallback))
+
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             opened.start = <Bytes>view.buf
@@ -1023,7 +1095,10 @@ cdef class Lane:
         return self._finish(request, encoded)
 
     cdef bint _must_shape(self, _Request request) except -1:
-        """Return whether a user's or an item's list may lose items."""
+        """Return whether a user's or an item's list may lose items: denied ones, or those that the user has consumed.
+
+        `_hidden_until` has, by the hash of a user, the Unix time until which items are hidden; 0 if none are.
+        """
         cdef uint32_t until
         cdef Py_ssize_t users = self._hidden_until.shape[0]
         if self._denies_items:
@@ -1034,7 +1109,7 @@ cdef class Lane:
         return until != 0 and until > time()
 
     cdef object _finish(self, _Request request, object encoded):
-        """Shape a list, and answer with it."""
+        """Shape a list (leave out items that must not be shown, and cut it), and answer with it."""
         cdef _Route route = request.route
         cdef Py_buffer view
         cdef Span items
@@ -1046,6 +1121,7 @@ cdef class Lane:
             body = self._shaper.shape(encoded, selection, beside=(request.text_id(),))
         else:
             body = self._shaper.shape(encoded, selection)
+
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             items.start = <Bytes>view.buf
@@ -1067,6 +1143,7 @@ cdef class Lane:
             and last.fallback is fallback
         ):
             return last
+
         key = (route.place, release.load_id, release.is_canary, source, tier, fallback)
         template = self._templates.get(key)
         if template is None:
@@ -1081,7 +1158,7 @@ cdef class Lane:
     # Answers -------------------------------------------------------------------------------------------------------
 
     cdef object _write(self, _Request request, _Template template, Span items):
-        """Return the answer with these items, or that the caller knows it already, and count it."""
+        """Return the answer with these items, or 304 if the caller has it already (`If-None-Match`), and count it."""
         cdef _Route route = request.route
         cdef bytes body = self._body(request, template, items)
         cdef bytes head = template.head
@@ -1097,6 +1174,7 @@ cdef class Lane:
                 cell = route.known_cell
                 head = template.head_not_modified
                 body = None
+
         took_s = self._report(request, status, cell, 0 if body is None else PyBytes_GET_SIZE(body), template, items)
         return self._join(head, etag, request.request_id, took_s, body)
 
@@ -1162,7 +1240,10 @@ cdef class Lane:
         return body
 
     cdef bytes _join(self, bytes head, char* etag, bytes request_id, double took_s, bytes body):
-        """Return an answer; without a *body*, it has no Content-Length."""
+        """Return a whole answer: header block and body, in an object of the exact size.
+
+        *head* is the header block up to the value of the ETag. Without a *body*, there is no Content-Length.
+        """
         cdef char duration[MAX_DIGITS]
         cdef Py_ssize_t duration_size = _milliseconds(duration, took_s)
         cdef char length[MAX_DIGITS]
@@ -1174,6 +1255,7 @@ cdef class Lane:
         if body is not None:
             body_size = PyBytes_GET_SIZE(body)
             length_size = _decimal(length, body_size)
+
         answer = PyBytes_FromStringAndSize(
             NULL,
             PyBytes_GET_SIZE(head) + ETAG + _ID_LINE_SIZE + PyBytes_GET_SIZE(request_id) + _TIMING_LINE_SIZE + duration_size
@@ -1202,6 +1284,7 @@ cdef class Lane:
         return answer
 
     cdef bytes _date_now(self):
+        """Return the value of the Date header, which is made once a second."""
         cdef double now = _monotonic()
         if now >= self._date_until:
             self._date = rfc822_formatted_time().encode()
