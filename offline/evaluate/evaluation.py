@@ -220,9 +220,11 @@ def evaluate_parts(
     """
     testable_users = len(parts.tested)
     parts = parts.sampled(most_tested_users(parts.test.shape[1]), seed=0)
+
     similar = options.similar
     similar_items = None if similar is None else fit_similar(parts.train, similar, parts.train_times)
     model = evaluate_engine(parts, params, options, on_iteration, similar=similar_items)
+
     similar_result = None
     if similar is not None and similar_items is not None:
         similar_result = measure_similar(similar_items, similar, parts, options.k)
@@ -307,14 +309,21 @@ def evaluate_engine(
 
 
 def _popular_items(parts: Parts, popular: PopularityParams | None) -> Indices:
-    """Return all items by popularity in the train part, recent popularity if *popular* has a half-life."""
+    """Return all items by their popularity in the train part, the most popular first.
+
+    If *popular* has a half-life, and the data have times, recent interactions count more.
+    """
     times = parts.train_times
     half_life = None if popular is None or times is None else popular.half_life_days
     return order_by_popularity(recent_popularity(parts.train, times, half_life))
 
 
 def fit_parts(parts: Parts, params: Params, on_iteration: OnIteration | None = None) -> Ranker:
-    """Fit an engine to the train part; users who are held out of it are folded in with the items they are known by."""
+    """Fit the engine of *params* to the train part, and return a model that has lists for the tested users.
+
+    Users who are held out of train are folded in: the fitted model gets them with the items that they are known to
+    have (`parts.seen`), without another training.
+    """
     times = parts.train_times if needs_times(params) else None
     ranker = fit(parts.train, params, on_iteration, times=times)
     return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
@@ -331,17 +340,21 @@ def evaluate_as_published(
     """Return the evaluation of the lists of *model* as they are published; None if unknown.
 
     A training measures lists without *rules*, *length* and *keep_seen* (whether lists may hold items that the user
-    has). If these do not change the lists, its evaluation is returned. Else the model's parameters are fitted again to
-    the train part of the training's split, and the lists under the rules are measured on the test part, which includes
-    repeated choices with *keep_seen* and a split in time. The training's result is then in `as_trained`. None with
-    Spark, which is not fitted again, and for too few pairs.
+    has). If these do not change the lists, its evaluation is returned.
+
+    Else the model's parameters are fitted again to the train part of the training's split, and the lists under the
+    rules are measured on the test part; with *keep_seen* and a split in time, this includes items that a user chose
+    again. The result of the training is then in `as_trained`. Returns None with Spark, which is not fitted again, and
+    for too few pairs.
     """
     trained = model.evaluation
     if trained is None:
         return None
+
     has_same_lists = not keep_seen and length >= trained.k and rules == Rules()
     if has_same_lists:
         return trained
+
     if trained.split is None or isinstance(model.params, SparkParams):
         return None
 
@@ -378,8 +391,8 @@ class _PublishedLists:
     def of_parts(self, parts: Parts, ranker: Ranker, similar: Similar | None) -> EvaluatedLists:
         """Return the lists of users with test items as they would have been published when the train part ended.
 
-        Nothing is known of the test part: *ranker* and *similar* are fitted to the train part, and impressions after
-        its end are left out.
+        *ranker* (the fitted model) and *similar* (similar items) are fitted to the train part. Impressions after its
+        end are left out, too, so that nothing of the test part is known.
         """
         model = self.model
         rules = self.rules
@@ -404,5 +417,6 @@ class _PublishedLists:
             # Held-out users are not in train. Their lists are made for the items that they are known to have.
             seen_matrix = replace(train_matrix, user_items=parts.seen, history=None)
             lists_of_users = lists_of_train.for_users(replace(train_model, matrix=seen_matrix))
+
         lists = lists_of_tested(parts, self.k, lambda users: lists_of_users.personal(users).items)
         return EvaluatedLists(lists, fill_empty_lists(lists, popular_items))

@@ -121,6 +121,7 @@ class UserMetrics:
         """
         if not len(self.users):
             raise ValueError("no user has test items")
+
         means = dict[str, float]()
         intervals = dict[str, MetricInterval]()
         for name, values in self.values.items():
@@ -179,6 +180,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
     is_hit = has_items(test, users, lists)  # [users with test items, k]
     hits = is_hit.sum(axis=1)
 
+    # The definitions of the metrics are in `RankingMetrics`.
     ranks = np.arange(1, k + 1)
     precision_at_rank = np.cumsum(is_hit, axis=1) / ranks
     discounts = 1 / np.log2(ranks + 1)
@@ -197,7 +199,7 @@ def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
 
 
 def fill_empty_lists(lists: Indices, popular: Indices) -> Indices:
-    """Return *lists* [users, k], the *popular* items for users without one."""
+    """Return *lists* [users, k] as they are served: users without a list get the first of the *popular* items."""
     served = lists.copy()
     first = popular[: lists.shape[1]]
     served[(lists < 0).all(axis=1), : len(first)] = first

@@ -50,17 +50,23 @@ _SHOWN_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format", "data"})
 
 
 def answer_in_words(record: EvaluationRecord) -> str:
-    """Return how good the lists are against what is popular now, both as served, and how many users chose of them."""
+    """Return sentences on how good the lists of a model are, compared with popular items, and how many users hit.
+
+    Both are measured as served: users without a list get the popular one.
+    """
     served = record.as_served
     hits = (
         f"Of {served.users:,} users in the test data, which training did not see, {100 * served.hit_rate:.0f} % chose "
         f"an item of their list of {record.k}"
     )
     ndcg = f"nDCG@{record.k} {served.ndcg:.3f}"
+
+    # Popularity is not a baseline of itself.
     popularity = record.baselines.get("popularity")
     if popularity is None:
         name = name_of(record.engine, record.params)
         return f"Everybody gets {_in_words(name)} ({name}), {ndcg}. {hits}."
+
     name = name_of("popularity", popularity.params)
     popular = popularity.as_served
     comparison = _comparison_in_words(popularity.model_leads_by, popular.ndcg)
@@ -75,7 +81,10 @@ def _in_words(name: str) -> str:
 
 
 def _comparison_in_words(lead: Lead, popular_ndcg: float) -> str:
-    """Return how lists with this lead compare with popular ones."""
+    """Return how lists that lead by *lead* compare with popular ones, such as `12 % better than`.
+
+    *popular_ndcg* is the nDCG of the popular lists.
+    """
     if lead.interval is None or lead.interval[0] <= 0 <= lead.interval[1]:
         return "not proven better than"
     comparison = "better" if lead.ndcg > 0 else "worse"
@@ -135,7 +144,7 @@ def _rows_of_metrics(
 
 
 def certainty(record: EvaluationRecord) -> str:
-    """Return the interval of the lists' nDCG as served, and how sure their lead over each baseline is."""
+    """Return the 95 % interval of the lists' nDCG as served, and the lead over each baseline with its interval."""
     low, high = record.as_served.intervals["ndcg"]
     parts = [f"{low:.4f} to {high:.4f} (95 %, over users)"]
     parts += [_difference(name, baseline.model_leads_by) for name, baseline in _baselines(record)]
@@ -143,7 +152,7 @@ def certainty(record: EvaluationRecord) -> str:
 
 
 def _difference(name: str, lead: Lead) -> str:
-    """Return the lead over the baseline *name* in words, with its interval."""
+    """Return the lead over the baseline *name* in words: `0.0123 better than popularity (0.0100 to 0.0150)`."""
     low, high = lead.interval or (-inf, inf)
     if low <= 0 <= high:
         return f"no difference proven from {name} ({low:+.4f} to {high:+.4f})"
@@ -156,6 +165,7 @@ def lost_comparisons(record: EvaluationRecord) -> Iterator[str]:
     """Yield a sentence for each baseline that ranks better than the lists."""
     if not record.baselines:
         yield "no baseline was beaten"
+
     for name, baseline in _baselines(record):
         lead = baseline.model_leads_by
         if lead.ndcg < 0:
@@ -170,6 +180,7 @@ def split_in_words(record: EvaluationRecord) -> str:
     split = "given split"
     if record.split is not None:
         split = f"{record.split.kind} split (test share {record.split.test_share:g})"
+
     model = record.model
     pairs = record.train_pairs + record.test_pairs
     parts = [f"{split}: {record.test_pairs:,} of {pairs:,} pairs, of {model.users:,} users"]
@@ -211,13 +222,14 @@ def _baselines(record: EvaluationRecord) -> Iterator[tuple[str, BaselineRecord]]
 
 
 def findings_in_words(model: Model) -> Iterator[tuple[str, str]]:
-    """Yield the lines below the table: how certain the answer is, the test, variety and repeats."""
+    """Yield findings below the table, each a name and a sentence: certainty of nDCG, the test, variety and repeats."""
     record = model.evaluation
     if record is not None:
         yield "nDCG", certainty(record)
         yield "test", split_in_words(record)
         if variety := variety_in_words(record):
             yield "variety", variety
+
     if model.search is not None and model.search.repeats is not None:
         yield "repeats", repeats_in_words(model.search.repeats)
 
@@ -243,6 +255,7 @@ def model_report(path: Path) -> Report:
     )
     if record is None:
         return report
+
     return replace(
         report,
         sentence=answer_in_words(record),
@@ -253,12 +266,13 @@ def model_report(path: Path) -> Report:
 
 
 def _user_tables(model: Model, n: int) -> Iterator[TextTable]:
-    """Yield a table of history and list (*n* items) of a few users, from the least to the most active one."""
+    """Yield a table for each of a few users, from the least to the most active: history, and a list of *n* items."""
     user_items = model.matrix.user_items
     least_active_first = np.argsort(items_per_user(user_items), kind="stable")
     shown_users = min(_SHOWN_USERS, len(least_active_first))
     places = np.linspace(0, len(least_active_first) - 1, shown_users).round().astype(np.int32)
     users = least_active_first[places].astype(np.int32)
+
     lists = model.ranker.recommend(user_items, users, n).items
     for user, items in zip(users.tolist(), lists, strict=True):
         yield _user_table(model, user, items)

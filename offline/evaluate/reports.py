@@ -76,9 +76,9 @@ class Truth:
 def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str | None = None) -> Truth:
     """Read the choices of users that lists are measured against: pairs of user and item, perhaps with a rating.
 
-    *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by role, user,
-    item and rating: those of user and item are guessed if None; a rating is read only if named, and averaged per pair.
-    Raises DataError.
+    *path* is a file, a folder of files of one kind, or a URL of one. *named* are the names of columns by their role:
+    `user`, `item` and `rating`. Those of user and item are found by usual names if None; a rating is read only if
+    named, and averaged per pair. Raises DataError.
     """
     source = named_paths([path])
     with input_files([path]) as files, data_errors(source, files):
@@ -88,6 +88,7 @@ def read_truth(path: DataSource, named: Mapping[str, str | None], delimiter: str
         )
         schemas = [_choice_schema(table, columns) for table in tables]
         rows = Rows(schemas, source)
+
         mean_rating = [pl.col("rating").mean()] if "rating" in columns else []
         pairs = rows.kept.group_by(_REQUIRED_ROLES).agg(mean_rating).sort(_REQUIRED_ROLES).collect(engine="streaming")
     return Truth(pairs, rows.total, rows.left_out)
@@ -99,16 +100,18 @@ def read_history(path: DataSource, named: Mapping[str, str | None], delimiter: s
 
 
 def _choice_schema(table: Table, columns: Mapping[str, str]) -> RowSchema:
-    """Declare how to read rows of *table*: user and item as texts, and the rating if *columns*, by role, name one.
+    """Declare how to read rows of *table*: user and item as texts, and the rating, if *columns* have one.
 
-    Rows without an id or a rating are left out; a rating that is not a number makes a bad row.
+    *columns* are the names of columns by role (`user`, `item`, `rating`). Rows without an id or a rating are left out;
+    a rating that is not a number makes a bad row.
     """
     schema = RowSchema(table, {role: table.text(columns[role]) for role in _REQUIRED_ROLES})
     schema.leave_out_bad_ids({role: columns[role] for role in _REQUIRED_ROLES})
     if "rating" in columns:
         column = columns["rating"]
         schema.add_number("rating", column, missing="no rating", invalid=_BAD_RATING)
-        # A text that is no number becomes infinite, a bad row; NaN in any spelling is a missing rating.
+
+        # A text that is not a number becomes infinite, which makes a bad row. NaN in any spelling is a missing rating.
         number = table.number(column).fill_null(inf).fill_nan(None)
         schema.values["rating"] = pl.when(~table.is_absent(column)).then(number)
     return schema
@@ -146,6 +149,7 @@ def candidate_from_files(
         scores = tested_rows.group_by(user="owner", item="item").agg(pl.col("score").max())
         best_first = scores.sort("user", "score", "item", descending=[False, True, False])
         ranked = best_first.collect(engine="streaming")
+
     lists = ranked.group_by("user", maintain_order=True).head(k)
     return Candidate(source, lists, _predictions(ranked, pairs))
 
@@ -153,7 +157,8 @@ def candidate_from_files(
 def candidate_from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
     """Compute the lists of *k* items of a model for the users of *pairs* [user, item], without items that they have.
 
-    *origin* names the model in the report. Only the scores of listed items are predictions.
+    *pairs* are what users chose, to measure the lists by. *origin* names the model in the report. Only the scores of
+    listed items count as predictions of ratings.
     """
     matrix = model.matrix
     user_rows = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
@@ -185,11 +190,12 @@ async def candidate_from_release(
 ) -> Candidate:
     """Read the published lists of the users of *pairs* [user, item] from a store; their first *k* items are measured.
 
-    *origin* names the release in the report. All scores of *pairs* in the lists are predictions. Raises ReleaseCorrupt
-    for a damaged row, and StoreError.
+    *pairs* are what users chose, to measure the lists by; all of their scores in the lists count as predictions of
+    ratings. *origin* names the release in the report. Raises ReleaseCorrupt for a damaged row, and StoreError.
     """
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
+
     users = list[str]()
     item_ids = list[str]()
     scores = list[float]()
@@ -215,7 +221,10 @@ async def candidate_from_release(
 async def _read_undamaged(
     reader: Reader, release: ReleaseRef, decode: Decode, keys: Sequence[str]
 ) -> AsyncIterator[tuple[str, list[Item]]]:
-    """Yield the ids in *keys* that *release* has, with their lists; raises ReleaseCorrupt for a damaged one."""
+    """Read the lists at *keys* (KIND:ID) of a release, and yield each id with its list; a missing one yields nothing.
+
+    *decode* decodes a value to an offset and a list. Raises ReleaseCorrupt for a damaged list.
+    """
     async for name, items in read_lists(reader, release, decode, keys):
         if isinstance(items, ReleaseCorrupt):
             raise items
@@ -259,6 +268,7 @@ class Figures:
     def notes(self) -> Iterator[str]:
         """Yield sentences on missing lists, pairs of the history, and a better baseline."""
         users = self.ranking.users
+
         if missing := users - self.ranking.users_with_lists:
             yield f"{missing:,} of {users:,} users have no list"
         if self.seen_pairs:
@@ -287,6 +297,7 @@ class Evaluator:
         check_length(k, "k")
         self._k = k
         self.truth = truth
+
         users = truth.pairs.get_column("user")
         items = truth.pairs.get_column("item")
         past_users = pl.Series("user", [] if history is None else history.user_ids, dtype=pl.String)
@@ -295,6 +306,7 @@ class Evaluator:
         popular = [candidate.popular for candidate in candidates if candidate.popular is not None]
         self._users = pl.Enum(pl.concat([users, past_users]).unique().sort())
         self._items = pl.Enum(pl.concat([items, past_items, *listed, *popular]).unique().sort())
+
         self._test = self._matrix(_numbers_of_ids(users, self._users), _numbers_of_ids(items, self._items))
         self._history: UserItems | None = None
         if history is not None:
@@ -303,9 +315,10 @@ class Evaluator:
             self._history = self._matrix(rows, _numbers_of_ids(past_items, self._items)[pairs.col])
 
     def evaluate(self, candidate: Candidate) -> Report:
-        """Measure lists, plain and as served, next to popularity, and as rating predictions.
+        """Report the metrics of the lists of *candidate*, alone and as served, those of popularity, and its ratings.
 
-        Raises DataError if no user of the truth has a list, or all its pairs are training data.
+        As served, users without a list get popular items. Raises DataError if no user of the truth (what users chose)
+        has a list, or all its pairs are training data.
         """
         figures = self._measure(candidate)
         users = figures.ranking.users
@@ -319,7 +332,7 @@ class Evaluator:
         )
 
     def _measure(self, candidate: Candidate) -> Figures:
-        """Measure the lists of a candidate, plain and as served, next to popularity, and its scores as ratings.
+        """Measure the lists of a candidate, alone and as served, the baseline popularity, and its scores as ratings.
 
         As served, users without a list get popular items: those of the candidate, else those of the history (what users
         had before the test); without both, this is not measured. Popularity is the baseline: lists of popular items of
@@ -328,6 +341,7 @@ class Evaluator:
         """
         lists = self._item_numbers(candidate)
         ranking = measure_users(lists, self._test).metrics
+
         seen_pairs = 0 if self._history is None else int(self._history.multiply(self._test).nnz)
         if seen_pairs == self._test.nnz and not ranking.recall:
             raise DataError(
@@ -354,6 +368,7 @@ class Evaluator:
         rating = None
         if scored is not None:
             rating = measure_ratings(scored["score"].to_numpy(), scored["rating"].to_numpy())
+
         return Figures(
             ranking=ranking,
             as_served=as_served,
@@ -388,6 +403,7 @@ class Evaluator:
         lists_of_second = self._item_numbers(second)
         a = measure_users(self._as_served(lists_of_first, first), self._test)
         b = measure_users(self._as_served(lists_of_second, second), self._test)
+
         rows = list[Row]()
         for name in RANKING:
             rows += _comparison_rows(name, a.values[name], b.values[name])
@@ -402,6 +418,7 @@ class Evaluator:
         sentence = f"{second.origin} is {verdict} than {first.origin}: {difference}"
         if verdict == "cannot tell":
             sentence = f"cannot tell whether {second.origin} is better than {first.origin}: {difference}"
+
         return Report(
             kind=f"evaluate compare {first.origin} {second.origin}",
             sentence=sentence,
@@ -432,6 +449,7 @@ class Evaluator:
                 f"Of {len(self.truth.users):,} users in the truth, none has a list in {candidate.origin}; "
                 "check that both use the same user ids."
             )
+
         users = _numbers_of_ids(candidate.lists.get_column("user"), self._users)
         ranks = rank_in_groups(users.astype(np.int64), np.arange(len(users))).ranks  # from 1
         lists = np.full((self._test.shape[0], self._k), -1, dtype=np.int32)
@@ -439,12 +457,13 @@ class Evaluator:
         return lists
 
     def _scored_pairs(self, candidate: Candidate) -> pl.DataFrame | None:
-        """Return the pairs with a rating and a score of the candidate [user, item, score, rating].
+        """Return the pairs with a rating in the truth and a score of the candidate [user, item, score, rating].
 
-        None if the truth has no ratings; DataError if none of its pairs has a score.
+        None if the truth has no ratings; raises DataError if none of its pairs has a score.
         """
         if "rating" not in self.truth.pairs.columns:
             return None
+
         scored = candidate.predictions.join(self.truth.pairs, on=["user", "item"]).sort("user", "item")
         if scored.is_empty():
             raise DataError(
@@ -462,7 +481,7 @@ class Evaluator:
 
 
 def _notes_on_missing_lists(lists: Indices, candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence if users have no list, of *lists* [users, k]."""
+    """Yield a sentence if users have no list among *lists* [users, k], which end with -1."""
     missing = int(np.count_nonzero((lists < 0).all(axis=1)))
     if missing:
         counted = "nothing: its popular list is not known" if candidate.popular is None else "its popular list"

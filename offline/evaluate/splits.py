@@ -119,7 +119,7 @@ class Parts(NamedTuple):
     def sampled(self, most: int, seed: int) -> "Parts":
         """Return the same split with the test pairs of at most *most* random users; the train part is unchanged.
 
-        `tested` are the numbers of the users with test items, `test` is a sparse matrix [users, items], and
+        `tested` are the users with test items, by number. `test` is a sparse matrix [users, items] and keeps its shape.
         `test_times` are in the order of its pairs.
         """
         if len(self.tested) <= most:
@@ -154,6 +154,7 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
                 f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
             )
         return _split_in_time(user_items, history, options)
+
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, history, options)
 
@@ -170,13 +171,14 @@ def split(user_items: UserItems, history: History | None, options: SplitOptions)
 def _split_in_time(user_items: UserItems, history: History, options: SplitOptions) -> Parts:
     """Split at a time, the cut: train has the rows of *history* up to it, the test the pairs that begin after it.
 
-    A pair begins at the time of its first row. The pairs in order of time are cut off at the end of the piece of
-    *options*; of the rest, the last `test_share` is the test. With `options.repeats`, all pairs with rows after the cut
-    are tested instead, even those in train and those after the end. The minimum numbers per user and item in *options*
-    apply to train, and the test has only users and items that remain.
+    A pair of user and item begins at the time of its first row. Only pairs that begin before the end of a piece of the
+    log are used, if *options* name one; of these, the last `test_share` is the test. With `options.repeats`, all pairs
+    with rows after the cut are tested instead, even those in train and those after the end. The minimum numbers per
+    user and item in *options* apply to train, and the test has only users and items that remain.
     """
     times = history.first_times(user_items)
     cut, end = _cut_and_end(times, options)
+
     past_rows = history.rows_until(cut)
     past_pairs = past_rows.matrix()
     train = past_rows.k_core(past_pairs, options.min_per_user, options.min_per_item)
@@ -192,6 +194,7 @@ def _split_in_time(user_items: UserItems, history: History, options: SplitOption
         is_tested = np.asarray((times > cut) & (times <= end) & ~is_past)
         test = _testable_pairs(user_items, is_tested, train, options)
         test_times = history.first_times(test)
+
     return Parts(train=train, history=past_rows.only_pairs(train), seen=train, test=test, test_times=test_times)
 
 
@@ -203,7 +206,10 @@ class _CutAndEnd(NamedTuple):
 
 
 def _cut_and_end(times: Times, options: SplitOptions) -> _CutAndEnd:
-    """Return the cut and the end of a split of pairs by their *times* [pairs]; both NO_TIME without pairs."""
+    """Return the cut and the end of a split in time: of the pairs until the end, those after the cut are tested.
+
+    *times* [pairs] are the first times of pairs of user and item. Without pairs, both are NO_TIME.
+    """
     if not len(times):
         return _CutAndEnd(NO_TIME, NO_TIME)
 
@@ -211,14 +217,19 @@ def _cut_and_end(times: Times, options: SplitOptions) -> _CutAndEnd:
     piece_share = 1 - _PIECE_STEP * (options.pieces - 1 - options.piece)
     piece_pairs = max(1, round(piece_share * len(times)))
     train_pairs = max(1, round((1 - options.test_share) * piece_pairs))
+
     ordered = np.sort(times)
     return _CutAndEnd(cut=int(ordered[train_pairs - 1]), end=int(ordered[piece_pairs - 1]))
 
 
 def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, options: SplitOptions) -> UserItems:
-    """Return the pairs *held_back* [pairs], without users and items that the minimum numbers leave out of *train*."""
+    """Return the test part: pairs of *user_items* that are *held_back* (a mask [pairs]) and can be tested.
+
+    If *options* have minimum numbers per user and item, users and items that these leave out of *train* are not tested.
+    """
     if options.min_per_user == options.min_per_item == 1:
         return select_pairs(user_items, held_back)
+
     is_trained_user = items_per_user(train) > 0
     is_trained_item = users_per_item(train) > 0
     is_trained = is_trained_user[row_of_each_pair(user_items)] & is_trained_item[user_items.indices]
@@ -226,13 +237,18 @@ def _testable_pairs(user_items: UserItems, held_back: Mask, train: UserItems, op
 
 
 def _random_pairs(user_items: UserItems, options: SplitOptions) -> Mask:
-    """Return which pairs a random split holds back [pairs]: a share of those of each item or user, or of all."""
+    """Return which pairs of *user_items* a random split holds back [pairs].
+
+    By the kind in *options*, it is the same share of the pairs of each item, of each user, or of all pairs.
+    """
     random_order = np.random.default_rng(options.seed).random(user_items.nnz)
+
     groups = np.zeros(user_items.nnz, dtype=np.int64)
     if options.kind == "by-item":
         groups = user_items.indices.astype(np.int64)
     elif options.kind == "by-user":
         groups = row_of_each_pair(user_items)
+
     ranks, group_sizes = rank_in_groups(groups, random_order)
     return np.asarray(ranks > np.round((1 - options.test_share) * group_sizes))
 
@@ -245,27 +261,30 @@ class RanksInGroups(NamedTuple):
 
 
 def rank_in_groups(groups: npt.NDArray[np.int64], order: npt.NDArray[np.float64] | Times) -> RanksInGroups:
-    """Return ranks from 1 in each group: the element with the lowest *order* [elements] is first, ties as they are.
+    """Rank elements within their groups: the one with the lowest *order* [elements] has rank 1; ties as they are.
 
-    *groups* [elements] are the numbers of the elements' groups, from 0.
+    *groups* [elements] are the numbers of the elements' groups, from 0. Groups `[0, 1, 0]` in the order `[9, 5, 3]`
+    give ranks `[2, 1, 1]` and group sizes `[2, 1, 2]`.
     """
     sorted_elements = np.lexsort((order, groups))
     sizes = np.bincount(groups)
     starts = np.cumsum(sizes) - sizes  # of each group among the sorted elements
+
     ranks = np.empty(len(groups), dtype=np.int64)
     ranks[sorted_elements] = np.arange(len(groups)) - starts[groups[sorted_elements]] + 1
     return RanksInGroups(ranks, sizes[groups].astype(np.int64))
 
 
 def _hold_out_users(user_items: UserItems, history: History | None, options: SplitOptions) -> Parts:
-    """Split off random users, a share of those with five items or more: train has only the others.
+    """Hold out random users, a share of those with five items or more: train has only the other users.
 
-    Of the items of a held-out user, a random fifth is tested. The others are `seen`: lists are made for them with the
-    model of the other users. Items that train lacks are not tested.
+    Of the items of a held-out user, a random fifth is tested. From the other ones (`seen`), the model of the other
+    users computes the user's list. Items that train lacks are not tested.
     """
     generator = np.random.default_rng(options.seed)
     eligible_users = np.flatnonzero(items_per_user(user_items) >= _MIN_HELD_OUT_ITEMS)
     held_out_count = round(options.test_share * len(eligible_users))
+
     is_held_out_user = np.zeros(user_items.shape[0], dtype=np.bool_)
     is_held_out_user[generator.permutation(eligible_users)[:held_out_count]] = True
 
@@ -277,8 +296,10 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
     random_ranks, items_of_user = rank_in_groups(user_of_pair, generator.random(user_items.nnz))
     tested_items_of_user = np.floor(_TARGET_SHARE * items_of_user)
     is_in_last_fifth = random_ranks > items_of_user - tested_items_of_user
+
     is_trained_item = (users_per_item(train) > 0)[user_items.indices]
     is_tested = is_held_out & is_in_last_fifth & is_trained_item
+
     return Parts(
         train=train,
         history=None if history is None else history.only_pairs(train),
@@ -288,9 +309,9 @@ def _hold_out_users(user_items: UserItems, history: History | None, options: Spl
 
 
 def lists_of_tested(parts: Parts, k: int, recommend: Callable[[Indices], Indices]) -> Indices:
-    """Return the lists of *recommend* for users with test items [users, k], -1 for all others and after a list's end.
+    """Return lists of *k* items for all users with test items [users, k]; -1 for other users and after a list's end.
 
-    *recommend* returns the lists of some users [len(users), any length].
+    *recommend* is called with these users, and returns their lists [len(users), any length].
     """
     of_tested = recommend(parts.tested)[:, :k]
     lists = np.full((parts.test.shape[0], k), -1, dtype=np.int32)
