@@ -17,8 +17,10 @@ from hotplate.serve.encoded_lists import EncodedList, Fallbacks, unknown_list
 from hotplate.serve.errors import UnknownList
 from hotplate.serve.filters import NO_FILTER, ItemFilter
 from hotplate.serve.fold_in import RECENCY, FoldIn
+from hotplate.serve.local_tier import LocalTier
 from hotplate.serve.metrics import CACHE_SHARED, HIT, Metrics
 from hotplate.serve.releases.served import TierRelease
+from hotplate.serve.remote_tier import RemoteTier
 from hotplate.serve.shaping import FILTERED
 from hotplate.serve.tasks import log_defect
 from hotplate.serve.tier_metrics import StoreObserver
@@ -126,10 +128,13 @@ class TieredReader:
         remote = sum(not isinstance(store, LocalReader) for store in stores.values())
         tier_cache_bytes = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = [
-            Tier(name, store, self.metrics, cache_bytes=tier_cache_bytes, fold_in=self._fold_in)
-            for name, store in stores.items()
-        ]
+        self.tiers = list[Tier]()
+        for name, store in stores.items():
+            if isinstance(store, LocalReader):
+                tier: Tier = LocalTier(name, store, self.metrics, fold_in=self._fold_in)
+            else:
+                tier = RemoteTier(name, store, self.metrics, cache_bytes=tier_cache_bytes, fold_in=self._fold_in)
+            self.tiers.append(tier)
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""

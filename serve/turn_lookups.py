@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 from hotplate.serve.generation import POLICIES
 from hotplate.serve.releases.follower import RowsOfRelease
 from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.remote_tier import RemoteTier, SentRead
 from hotplate.serve.telemetry.spans import RequestSpan, sampled_requests
 from hotplate.serve.tier_reads import RowsRead, TierWalk, read_nowait
-from hotplate.serve.tiers import Origin, SentRead, Tier, loop_time
+from hotplate.serve.tiers import Origin, Tier, loop_time
 from hotplate.stores.encoding import RowKey, is_empty
 from hotplate.stores.errors import StoreError, StoreUnavailable
 from hotplate.stores.store import ReadResult
@@ -107,6 +108,9 @@ class TurnLookups(Generic[Waiter]):
     def __init__(self, tiers: Sequence[Tier], budget_s: float, complete: Complete[Waiter]) -> None:
         """*budget_s* limits the reads of a turn; *complete* is called once for each row."""
         self._tiers = tiers
+        self._sending_tier = tiers[0] if isinstance(tiers[0], RemoteTier) else None
+        """The first tier, if reads may be sent to it without a task."""
+
         self._budget_s = budget_s
         self._complete = complete
         self._turn = list[RowKey]()
@@ -189,9 +193,11 @@ class TurnLookups(Generic[Waiter]):
         `_receive` is called with the replies. Nothing is sent if the rows are of several releases, if a request is
         traced, or if the store does not support it now: then the caller reads the rows in a task.
         """
-        tier = self._tiers[0]
+        tier = self._sending_tier
+        if tier is None or turn.spans:
+            return False
         groups = turn.groups(tier, rows)  # by release
-        if len(groups) != 1 or turn.spans:
+        if len(groups) != 1:
             return False
 
         read = tier.send(groups[0].release, [row.text for row in rows], turn.share_s(0))
@@ -210,16 +216,14 @@ class TurnLookups(Generic[Waiter]):
         store again.
         """
         self._reads.discard(replies)
-        tier = self._tiers[0]
-
         remaining = rows
         next_tier = 1
         try:
-            results = tier.received(read)
+            results = read.tier.received(read)
             if results is None:  # failed
                 next_tier = 0
             else:
-                remaining = turn.settle(RowsRead(Origin(tier, read.release), rows, results))
+                remaining = turn.settle(RowsRead(Origin(read.tier, read.release), rows, results))
         except StoreUnavailable:
             pass  # late, which the tier has reported
         except Exception:

@@ -121,7 +121,7 @@ class LocalRows(Protocol):
         """
 
 
-class LocalReader(ABC):
+class LocalReader(Reader, ABC):
     """A store in this process."""
 
     def rows_of(self, release: ReleaseRef) -> LocalRows | None:

@@ -1,0 +1,203 @@
+"""Tiers whose store is behind a network: with a cache, time limits, hedged reads, and reads without a task."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from itertools import chain
+from time import perf_counter
+
+import msgspec
+
+from hotplate.serve.cache import NOT_CACHED, Cache
+from hotplate.serve.errors import ReleaseMoved
+from hotplate.serve.fold_in import FoldIn
+from hotplate.serve.hedging import Hedge
+from hotplate.serve.metrics import Metrics
+from hotplate.serve.releases.served import ServedRelease
+from hotplate.serve.telemetry.spans import sampled_requests, traced
+from hotplate.serve.tiers import Tier, batches_of, loop_time, unless_all_failed
+from hotplate.stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
+from hotplate.stores.store import Reader, ReadResult, ReplicatedReader, SendingReader
+from hotplate.stores.timing import Deadlines, TaskDeadlines
+
+# A store that reads key by key returns after this share of its time.
+STORE_SHARE = 0.9
+
+
+class SentRead(msgspec.Struct, frozen=True, eq=False):
+    """A read that a store has sent."""
+
+    tier: "RemoteTier"
+    sender: SendingReader
+    release: ServedRelease
+    keys: Sequence[str]
+    replies: asyncio.Future[list[ReadResult]]
+    expiring: set[asyncio.Future[list[ReadResult]]]
+    """The set of `Deadlines` that contains the replies until they arrive, and otherwise cancels them."""
+
+    sent_at: float
+    """By `perf_counter`."""
+
+    timeout_s: float
+
+
+class RemoteTier(Tier):
+    """A store behind a network."""
+
+    def __init__(
+        self, name: str, reader: Reader, metrics: Metrics, *, cache_bytes: int = 0, fold_in: FoldIn | None = None
+    ) -> None:
+        """*cache_bytes* is the size of the cache; without one, it is 0."""
+        super().__init__(name, reader, metrics, fold_in=fold_in)
+        self._cache = Cache(cache_bytes, loop_time) if cache_bytes else None
+        self._sender = reader if isinstance(reader, SendingReader) else None
+        self._hedge = Hedge(reader, self.counters.count_hedge) if isinstance(reader, ReplicatedReader) else None
+        self._deadlines = TaskDeadlines()
+        self._sent_deadlines = Deadlines[asyncio.Future[list[ReadResult]]](_cancel)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Size of the cache; None without one."""
+        return None if self._cache is None else self._cache.bytes
+
+    @property
+    def needs_io(self) -> bool:
+        """Whether no row can be read at once: without a cache."""
+        return self._cache is None
+
+    def get(self, release: ServedRelease, key: str) -> ReadResult:
+        """Return one key from the cache; NOT_CACHED, a StoreError, if it lacks it."""
+        if self._cache is None:
+            return NOT_CACHED
+        result = self._cache.get(release, key)
+        if result is not NOT_CACHED:
+            self.counters.count_cached()
+        return result
+
+    async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* in *release*, from the cache where it has them: one decoded result per key.
+
+        Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
+        """
+        if self._cache is None:
+            return await self._read_in_time(release, keys, timeout_s)
+        results = [self.get(release, key) for key in keys]
+        uncached = [place for place, result in enumerate(results) if result is NOT_CACHED]
+        if uncached:
+            uncached_results = await self._read_in_time(release, [keys[place] for place in uncached], timeout_s)
+            for place, result in zip(uncached, uncached_results, strict=True):
+                results[place] = result
+        return results
+
+    def send(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
+        """Send a read of *keys*, which are not cached, so that no task has to wait for it.
+
+        `SentRead.replies` is done once the store has answered or the time is over; then `received` returns the results.
+        None if `read` must be called instead: the store cannot send the keys at once, sending has failed, the circuit
+        is open, or there are replicas to read if the store is late.
+        """
+        if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
+            return None
+        if self._hedge is not None and self._hedge.is_possible:
+            return None
+        sent_at = perf_counter()
+        try:
+            replies = self._sender.send(release.ref, keys)
+        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
+            self.counters.count_failed_attempt(error)
+            return None
+        if replies is None:
+            return None
+        return SentRead(
+            tier=self,
+            sender=self._sender,
+            release=release,
+            keys=keys,
+            replies=replies,
+            expiring=self._sent_deadlines.add(replies, loop_time() + timeout_s),
+            sent_at=sent_at,
+            timeout_s=timeout_s,
+        )
+
+    def received(self, read: SentRead) -> list[ReadResult] | None:
+        """Return the results of a read that is done; None after an error, and `read` must be called instead.
+
+        Raises StoreUnavailable if the store did not answer in time.
+        """
+        read.expiring.discard(read.replies)
+        if read.replies.cancelled():  # by `_sent_deadlines`
+            self._observe_call(read.release, read.sent_at, "error")
+            raise self.breaker.timed_out(read.timeout_s)
+        try:
+            results = read.sender.received(read.release.ref, read.replies.result())
+        except ReleaseNotFound:  # no failure of the store
+            return None
+        except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
+            self.counters.count_failed_attempt(error)
+            return None
+        self._observe_call(read.release, read.sent_at, "ok")
+        self.breaker.succeeded()
+        return self._decode_results(read.release, read.keys, results)
+
+    async def _read_in_time(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
+        """Read *keys* of the store within a time limit, if the circuit breaker allows it, and tell it the outcome.
+
+        Raises StoreUnavailable if the circuit is open or the time is over, and as `_read_or_follow`.
+        """
+        if not self.breaker.allows():
+            raise StoreUnavailable(f"the circuit of {self.name} is open")
+        is_probe = self.breaker.is_open
+        deadline = loop_time() + timeout_s
+        try:
+            results = await self._deadlines.until(deadline, self._read_or_follow(release, keys, deadline))
+        except asyncio.CancelledError:  # says nothing about the store
+            if is_probe:
+                self.breaker.probe_cancelled()
+            raise
+        except TimeoutError:
+            raise self.breaker.timed_out(timeout_s) from None
+        except ReleaseMoved:
+            self.breaker.succeeded()
+            raise
+        except StoreError as error:
+            self.breaker.failed(error)
+            raise
+        self.breaker.succeeded()
+        return results
+
+    async def _read_all(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
+        """Read batches at once."""
+        if len(keys) <= self.reader.batch:
+            return await self._read_batch(release, keys, deadline)
+        parts = [self._read_part(release, batch, deadline) for batch in batches_of(keys, self.reader.batch)]
+        return unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
+
+    def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
+        """Return the call of the store for *keys*, to be awaited.
+
+        It is hedged if the store has a replica, and has a span if the requests are sampled.
+        """
+        timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
+        hedge = self._hedge
+        if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
+            call = hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
+        else:
+            call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)
+        spans = sampled_requests.get()
+        return traced(call, spans, self.name, len(keys)) if spans else call
+
+    def _is_defect(self, error: Exception) -> bool:
+        return not isinstance(error, StoreError)
+
+    def _decode_results(
+        self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
+    ) -> list[ReadResult]:
+        """Decode the values of *keys*, and cache them."""
+        decoded = super()._decode_results(release, keys, results)
+        if self._cache is not None:
+            self._cache.put(release, keys, decoded)
+            self.counters.count_uncached(len(keys))
+        return decoded
+
+
+def _cancel(replies: asyncio.Future[list[ReadResult]]) -> None:
+    replies.cancel()
