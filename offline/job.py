@@ -19,7 +19,7 @@ from hotplate.offline.input.files import digest_of_paths
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import is_model, load
 from hotplate.offline.options import PublishSettings
-from hotplate.offline.publish import Written, publish_source
+from hotplate.offline.publish import Written, not_pruned, publish_source
 from hotplate.offline.rules import Rules
 from hotplate.offline.run_folder import Outcome, Run, RunFolder, Summary, locked_folder
 from hotplate.offline.sources import NamedLists, source_of_lists
@@ -27,6 +27,7 @@ from hotplate.offline.standing import Standing, refusal_by_gates, standing_of, w
 from hotplate.offline.steps import timed
 from hotplate.offline.training import TrainReport, TrainSettings, train
 from hotplate.stores.catalogue import Catalogue, ReleaseId, State
+from hotplate.stores.change_warnings import collected_warnings, failure_as_warning
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack, ReleaseConflict
 from hotplate.stores.lifecycle import activate, prune
@@ -133,17 +134,18 @@ class Attempt:
         `unchanged`, or `refused` if the release was withdrawn since. An error is raised again, once the summary says
         `interrupted` or `failed`.
         """
-        try:
-            with locked_folder(path, self._wait_s) as folder:
-                self._run(folder)
-        except KeyboardInterrupt:
-            self._update_summary(outcome=Outcome.INTERRUPTED)
-            raise
-        except BaseException as error:
-            self._update_summary(outcome=Outcome.FAILED, error=str(error))
-            raise
-        finally:
-            self._update_summary(ended_at=time())
+        with collected_warnings() as warnings:
+            try:
+                with locked_folder(path, self._wait_s) as folder:
+                    self._run(folder)
+            except KeyboardInterrupt:
+                self._update_summary(outcome=Outcome.INTERRUPTED)
+                raise
+            except BaseException as error:
+                self._update_summary(outcome=Outcome.FAILED, error=str(error))
+                raise
+            finally:
+                self._update_summary(ended_at=time(), warnings=warnings or UNSET)
 
     def _run(self, folder: RunFolder) -> None:
         """Choose the run in the job's *folder*, and finish it, or review one that has ended before."""
@@ -286,7 +288,7 @@ class Attempt:
         """Write the *lists* as the run's release and make it live, unless an earlier attempt did; then prune old ones.
 
         *lists* is None if an earlier attempt has written the release. It is then activated if it is ready, and may go
-        live. Raises StoreError.
+        live. Raises StoreError; a failure to prune is a warning.
         """
         erased = list[ReleaseId]()
         reason = ""  # why this attempt did not make the release live, if so
@@ -300,7 +302,7 @@ class Attempt:
                 reason = await self._activate(folder.run.release, store)
 
         published = await self._read_published(folder.run.release, reason, store)
-        with folder.step("prune"):
+        with folder.step("prune"), failure_as_warning(not_pruned(folder.run.release)):
             erased += await prune(store, keep=self._job.publishing.keep, keep_ready_s=self._keep_ready_s)
         return replace(published, erased=erased)
 

@@ -25,6 +25,7 @@ from hotplate.offline.steps import timed
 from hotplate.offline.threads import DaemonThreads
 from hotplate.stores import publication
 from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.connect import run_on
 from hotplate.stores.errors import HeldBack
@@ -105,7 +106,8 @@ async def publish_source(
 
     The lists must pass the gates: bounds that the settings have, or those by default (`gates.LEAST_KEPT`). If one
     fails, or another release is the canary (shown to a share of the users first), the release stays ready and nothing
-    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`.
+    is pruned; `Written.refused` says why. It also says if services withdraw the release within `probation_wait`. As the
+    release is written then, a failure to prune is a warning.
 
     Gates compare with the live release; for arm B, the variant in an experiment, with that of arm B. In a rehearsal,
     *store* is a stand-in for *rehearsal_of*, which has the release to compare with, and services are not awaited.
@@ -132,14 +134,20 @@ async def publish_source(
     if refused is not None:
         return written
 
-    with timed(steps, "prune"):
+    release = result.manifest.release
+    with timed(steps, "prune"), failure_as_warning(not_pruned(release)):
         written = replace(written, erased=await prune(store, keep=settings.keep))
 
     if probation_s and settings.activate and settings.arm == "A" and rehearsal_of is None:
         with timed(steps, "wait"):
-            withdrawn = await wait_for_probation(store, result.manifest.release, probation_s)
+            withdrawn = await wait_for_probation(store, release, probation_s)
         written = replace(written, refused=withdrawn)
     return written
+
+
+def not_pruned(release: ReleaseId) -> str:
+    """Return the beginning of a warning that no releases were pruned after *release*."""
+    return f"release {release} is written, but old releases are not pruned"
 
 
 def _probation_s(settings: PublishSettings) -> float:

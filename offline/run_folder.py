@@ -49,6 +49,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     metrics       of the model's lists
     lists         number of rows by kind
     erased        releases that the last attempt at the run pruned
+    warnings      what the attempt could not do after the release was written, or what a failover may lose
     seconds       wall time by step, over all attempts
     succeeded_at  seconds since 1970 of the last success, None before the first
     ended_at      seconds since 1970
@@ -68,6 +69,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     lists: dict[str, int] | UnsetType = UNSET
     error: str | UnsetType = UNSET
     erased: list[ReleaseId] | UnsetType = UNSET
+    warnings: list[str] | UnsetType = UNSET
     seconds: dict[str, float] | UnsetType = UNSET
     ended_at: float | UnsetType = UNSET
 

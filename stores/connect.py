@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -125,7 +126,7 @@ def run_on(
     except RuntimeError:
         return asyncio.run(run())
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, run()).result()
+        return thread.submit(copy_context().run, asyncio.run, run()).result()
 
 
 def run_between(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, unnamed_release
+from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.encoding import MANIFEST
 from hotplate.stores.erasure import ErasedUsers
 from hotplate.stores.erasure_log import KEY, ErasureLog, erased_from, lost_sentence, parse_first_format, read_log
@@ -361,7 +362,9 @@ async def rebuild(store: Store, survey: Survey, live: ReleaseId, *, force: bool 
         if await _read_token(store) != new.token:  # otherwise only the reply was lost
             raise
     for release in new.served:
-        await store.prepare(release)  # a node of a cluster may have lost it meanwhile
+        changed = f"release {release.id} is live in the new catalogue; that it can be served is not sure"
+        with failure_as_warning(changed):
+            await store.prepare(release)  # a node of a cluster may have lost it meanwhile
     return new
 
 

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 from hotplate.stores import transitions as changes
 from hotplate.stores.catalogue import GRACE_S, Arm, Catalogue, Release, ReleaseId, ReleaseRef, State, unnamed_release
+from hotplate.stores.change_warnings import failure_as_warning
 from hotplate.stores.erasure_log import erased_from, read_incarnation
 from hotplate.stores.errors import (
     CatalogueUnreadable,
@@ -24,7 +25,6 @@ from hotplate.stores.errors import (
     ReleaseCorrupt,
     ReleaseNotFound,
     ReleaseWithdrawn,
-    StoreError,
     StoreMisused,
     StoreUnavailable,
 )
@@ -90,28 +90,16 @@ def _overridden(entry: Release, override: Override) -> tuple[str, ...]:
     return () if override is Override.NOTHING else entry.refused_by
 
 
-@contextmanager
-def _logging_unconfirmed_throughput(changed: str) -> Iterator[None]:
-    """Log a StoreError as a warning; it begins with *changed*, a sentence about the change.
-
-    For steps after a change of the catalogue, which stays: a raised error would say that the change has failed.
-    """
-    try:
-        yield
-    except StoreError as error:
-        log.warning("%s; its throughput is not confirmed: %s", changed, error)
-
-
 async def prepare_served(store: Store, catalogue: Catalogue) -> None:
     """Prepare the served releases again: a prune may have scaled one down before the swap.
 
-    A failure is logged, because the releases are served already.
+    A failure is a warning, because the releases are served already.
     """
     if not isinstance(store, ProvisionedStore):
         return
     for release in catalogue.served:
         role = "live" if release == catalogue.live_ref else "the canary"
-        with _logging_unconfirmed_throughput(f"release {release.id} is {role}"):
+        with failure_as_warning(f"release {release.id} is {role}; its throughput is not confirmed"):
             await store.prepare(release)
 
 
@@ -121,7 +109,7 @@ async def _begin_serving(
     """Apply *update*, by which a release becomes live or the canary, and return the new catalogue.
 
     Raises ReleaseCorrupt if the release cannot be served, unless *override* accepts that. A StoreError after the change
-    is logged.
+    is a warning.
     """
     if override is not Override.DAMAGE:
         await _check_servable(store, release)
@@ -293,10 +281,11 @@ async def _prunable(store: Store) -> list[str]:
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Reduce the cost of a release unless it is served; a failure is logged, because the caller's change is made."""
+    """Reduce the cost of a release unless it is served; a failure is a warning, because the caller's change is made."""
     if not isinstance(store, ProvisionedStore):
         return
-    with _logging_unconfirmed_throughput(f"release {release.id} was to be scaled down unless it is served"):
+    wanted = f"release {release.id} was to be scaled down unless it is served"
+    with failure_as_warning(f"{wanted}; its throughput is not confirmed"):
         if release not in (await store.catalogue()).served:
             with suppress(ReleaseNotFound):
                 await store.scale_down(release)

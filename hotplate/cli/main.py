@@ -13,6 +13,7 @@ import typer
 from hotplate.cli.flags import Verbs
 from hotplate.cli.terminal import out, print_error, print_json
 from hotplate.exit_codes import INTERRUPTED, MISUSED
+from hotplate.stores.change_warnings import collected_warnings
 
 # polars' allocator keeps freed memory during numpy's peak: 60 of 290 MB.
 _POLARS_MEMORY = "dirty_decay_ms:0,muzzy_decay_ms:0"
@@ -110,7 +111,8 @@ def main() -> None:
 
     arguments = with_default_verb(sys.argv[1:])
     try:
-        code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
+        with collected_warnings():
+            code = command(arguments)(args=arguments, prog_name="hotplate", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 -- `print_error` raises unexpected ones again

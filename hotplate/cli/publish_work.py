@@ -25,6 +25,7 @@ from hotplate.cli.terminal import (
     run_on_store,
     shown_store_url,
     store_url_or_default,
+    with_warnings,
 )
 from hotplate.offline.attributes import parse_kinds
 from hotplate.offline.errors import DataError, GateFailed, SettingError, read_toml
@@ -39,6 +40,7 @@ from hotplate.offline.sources import ListSource, NamedLists, PartedSource, sourc
 from hotplate.offline.standing import PLACES
 from hotplate.offline.training import OnStage
 from hotplate.stores.catalogue import ReleaseId
+from hotplate.stores.change_warnings import warn
 from hotplate.stores.compression import default_encoding
 from hotplate.stores.encoding import check_list
 from hotplate.stores.errors import HeldBack, ReleaseWithdrawn, StoreMisused
@@ -191,14 +193,14 @@ def _local_folders(models: Mapping[str, str]) -> Iterator[tuple[dict[str, Path],
 
 
 def _record_in_mlflow(uris: Sequence[str], store: str, release: ReleaseId) -> None:
-    """Tag the models of MLflow with the release that is made of them; a failure is only printed."""
+    """Tag the models of MLflow with the release that is made of them; a failure is a warning."""
     for uri in uris:
         from hotplate.offline import mlflow_models  # an extra
 
         try:
             mlflow_models.record_release(uri, store, release)
-        except DataError as error:  # the release is published
-            err.print(f"The release was not recorded in MLflow: {error}")
+        except DataError as error:
+            warn(f"release {release} is written, but not recorded in MLflow: {error}")
 
 
 def import_lists(flags: ImportFlags) -> None:
@@ -298,8 +300,8 @@ def publish_lists(
     else:
         meter = RequestUnitMeter()
         written = write_lists(read_lists, flags, meter)
-        print_result(written, flags, meter, imported)
         on_written(written.result.manifest.release)
+        print_result(written, flags, meter, imported)
         refused = written.refused
     if refused is not None:
         raise refused
@@ -435,7 +437,8 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
 def print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None = None) -> None:
     """Print a published release, and the request units (RU) of Cosmos DB; *imported* is as of `publish_lists`."""
     if flags.as_json:
-        print_json(_written_json(written, flags, is_import=imported is not None) | meter.to_json())
+        facts = _written_json(written, flags, is_import=imported is not None) | meter.to_json()
+        print_json(with_warnings(facts))
     else:
         _print_written(written, flags, imported)
         meter.print_totals(written.result.manifest.rows)

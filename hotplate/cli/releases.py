@@ -24,6 +24,7 @@ from hotplate.cli.terminal import (
     shown_store_url,
     store_url_or_default,
     table,
+    with_warnings,
 )
 from hotplate.offline.options import ChosenArm, EndCanary, Keep
 from hotplate.stores.catalogue import Catalogue, Release, ReleaseId
@@ -367,9 +368,9 @@ async def _repair(source: Store, damaged: Store, *, release: str | None, on_prog
 
 
 def _print_change(store: str | None, fields: Mapping[str, object], sentence: str, *, as_json: bool) -> None:
-    """Print the fields as JSON, or the sentence, with the store that was changed."""
+    """Print the fields as JSON, with warnings, or the sentence; both with the store that was changed."""
     facts = {"store": shown_store_url(store, as_json=True), **fields}
-    print_result(facts, f"{sentence} in {shown_store_url(store)}", as_json=as_json)
+    print_result(with_warnings(facts), f"{sentence} in {shown_store_url(store)}", as_json=as_json)
 
 
 def _state_in_words(catalogue: Catalogue, entry: Release) -> str:

@@ -25,6 +25,7 @@ from hotplate.cli.terminal import (
     run_on_store,
     shown_store_url,
     table,
+    with_warnings,
 )
 from hotplate.exit_codes import FAILED
 from hotplate.stores.catalogue import Catalogue, ReleaseId
@@ -148,7 +149,7 @@ def rebuild(
         result = run_on_store(store, rebuild_catalogue)
     if as_json:
         facts = _survey_json(result.surveyed, result.catalogue)
-        print_json({"store": shown_store_url(store, as_json=True), **facts})
+        print_json(with_warnings({"store": shown_store_url(store, as_json=True), **facts}))
     else:
         _print_survey(result.surveyed, result.catalogue, shown_store_url(store))
     if result.refused is not None:
@@ -190,7 +191,7 @@ def repair(store: StoreUrl = None, as_json: Json = False) -> None:
     lost = run_on_store(store, accept_loss)
     facts = {"store": shown_store_url(store, as_json=True), "lost": lost}
     users = f"{format_count(lost, 'erased user')} less" if lost else "all of its erased users"
-    print_result(facts, f"{shown_store_url(store)} counts {users}", as_json=as_json)
+    print_result(with_warnings(facts), f"{shown_store_url(store)} counts {users}", as_json=as_json)
 
 
 def _survey_json(surveyed: "Survey", rebuilt: Catalogue | None) -> dict[str, object]:

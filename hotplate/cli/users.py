@@ -11,7 +11,7 @@ import typer
 
 from hotplate.cli.flags import Verbs
 from hotplate.cli.options import Places
-from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url
+from hotplate.cli.terminal import format_count, print_result, run_on_store, shown_store_url, with_warnings
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.urls import url_of
 
@@ -145,7 +145,7 @@ def _print_erasure(erasure: "Erasure", others: _OtherPlaces, places: Places, sta
     sentences += [f"release {release} is being written, and was not searched" for release in erasure.being_written]
     sentences += [f"{place} holds {_quoted(held)}" for place, held in others.users_by_place.items() if held]
     sentences.append(f"not searched: {', '.join(others.not_searched)}")
-    print_result(facts, *sentences, as_json=places.as_json)
+    print_result(with_warnings(facts), *sentences, as_json=places.as_json)
 
 
 def _quoted(users: Iterable[str]) -> str:

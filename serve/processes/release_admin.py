@@ -19,6 +19,7 @@ from hotplate.serve.processes.operator_view import CatalogueView, StoresView, js
 from hotplate.serve.settings import ServiceSettings
 from hotplate.serve.tiers import tier_names
 from hotplate.stores.catalogue import Catalogue, ReleaseId
+from hotplate.stores.change_warnings import collected_warnings
 from hotplate.stores.connect import opened
 from hotplate.stores.errors import StoreError
 from hotplate.stores.lifecycle import Override, abort, activate, promote, rollback, start_canary
@@ -143,6 +144,8 @@ class ReleaseAdmin:
     ) -> web.Response:
         """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
 
+        The answer has `warnings` if a step after the change failed, or a failover may lose it.
+
         *change* has the function that does it, and a verb for the log. *raw_id* is the release's id in the path,
         percent-encoded; it is empty for changes that find the release themselves. Raises a Problem: 403 without an
         admin store, 504 after CHANGE_S.
@@ -155,9 +158,11 @@ class ReleaseAdmin:
                 "this service may not change releases; start it with --admin-store URL, or use `hotplate releases`",
             )
 
+        release = ReleaseId(unquote(raw_id))
         try:
-            async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
-                changed = await change.act(store, ReleaseId(unquote(raw_id)), parameters)
+            with collected_warnings() as warnings:
+                async with opened(self._settings.admin_store) as store, asyncio.timeout(CHANGE_S):
+                    changed = await change.act(store, release, parameters)
         except TimeoutError:
             log.warning(
                 "%s sent POST %s over HTTP; it was given up after %g s, and may have taken place",
@@ -174,7 +179,10 @@ class ReleaseAdmin:
             ) from None
 
         log.warning("%s %s, release %s, over HTTP", operator_of(request), change.done, changed)
-        return json_of({"release": changed})
+        answer: dict[str, object] = {"release": changed}
+        if warnings:
+            answer["warnings"] = warnings
+        return json_of(answer)
 
 
 async def _read_catalogue(url: str) -> Catalogue | str:

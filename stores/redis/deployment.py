@@ -161,7 +161,7 @@ class Deployment(ABC):
     async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
         """Wait up to *wait_s* until all replicas have the writes of *session*.
 
-        Otherwise logs that a failover could lose them; *done* says what was written, as "release R is written". Raises
+        Otherwise warns that a failover could lose them; *done* says what was written, as "release R is written". Raises
         StoreUnavailable if the primary was replaced meanwhile.
         """
         replication = await wait_for_replicas(session, timeout_s=wait_s)

@@ -1,15 +1,13 @@
 """Replicas: how many follow a primary, and how many have what was written to it."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from hotplate.stores.change_warnings import warn
 from hotplate.stores.errors import StoreMisused
 from hotplate.stores.redis.client import Server, Session
-
-log = logging.getLogger(__name__)
 
 SEAL_WAIT_S = 3.0  # for replicas
 CONTROL_WAIT_S = 1.0  # the same for changes of the catalogue or a release's state
@@ -56,9 +54,9 @@ async def wait_for_replicas(
 
 
 def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s: float) -> None:
-    """Log that a failover could lose what was *done* at the server *where*."""
-    sentence = "%s; %d of the %d replicas of %s have acknowledged that in %g s, and a failover to another would lose it"
-    log.warning(sentence, done, replication.acknowledged, replication.replicas, where, wait_s)
+    """Warn that a failover could lose what was *done* at the server *where*."""
+    replicas = f"{replication.acknowledged} of the {replication.replicas} replicas of {where}"
+    warn(f"{done}; {replicas} have acknowledged that in {wait_s:g} s, and a failover to another would lose it")
 
 
 async def wait_for_offsets(server: Server, *, expected: int | None = None) -> Replication | None:

@@ -107,7 +107,7 @@ class Sentinels(DiscoveredDeployment):
             raise StoreUnavailable(f"{sentence}: {'; '.join(answers.errors)}")
 
     async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
-        """Wait until as many replicas as the sentinels name have the writes of *session*, or log a warning.
+        """Wait until as many replicas as the sentinels name have the writes of *session*, or warn.
 
         A replica that is being promoted no longer follows the primary, some seconds before the sentinels say so. So
         the primary's own count is not enough, and the wait is repeated for up to SETTLE_S. Raises StoreUnavailable if

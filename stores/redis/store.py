@@ -409,7 +409,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
         Raises ReleaseConflict if the stored version differs; RowsLost if *new* commits a release that a single server
         has not sealed. Bookkeeping waits for one replica; other changes confirm the primary before, and wait for all
-        replicas: StoreUnavailable if the primary was replaced, a logged warning if a replica is late. See `Store.swap`.
+        replicas: StoreUnavailable if the primary was replaced, a warning if a replica is late. See `Store.swap`.
         """
         is_relied_on = not is_bookkeeping(old, new)
 

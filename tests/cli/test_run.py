@@ -32,6 +32,7 @@ from tests.support.command import failed, hotplate, json_of
 from tests.support.forked import Forked
 from tests.support.soak import SEED, scaled
 from tests.support.stores import lapse
+from tests.support.throttled_store import open_url
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
@@ -307,6 +308,24 @@ def test_summary_names_all_releases_that_the_run_pruned(folder_url: str, tmp_pat
     releases = [summary["release"] for summary in summaries]
     assert [summary["erased"] for summary in summaries] == [[], [], releases[:1], releases[1:2]]
     assert [entry.id for entry in catalogue_of(folder_url).releases] == releases[2:]
+
+
+def test_release_after_which_nothing_was_pruned_is_published_with_a_warning(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.stores.file.store.open_url", open_url)
+        done = hotplate("run", pipeline)
+    assert done.returncode == 0, done.stderr
+    summary = summary_of(done)
+    release = summary["release"]
+    assert (summary["outcome"], summary["erased"]) == ("published", [])
+    not_pruned = f"release {release} is written, but old releases are not pruned: it was changed too often"
+    assert not_pruned in summary["warnings"]
+    again = summary_of(hotplate("run", pipeline))
+    assert (again["outcome"], again["release"]) == ("unchanged", release)
+    assert "warnings" not in again
 
 
 def interrupt(*_: object, **__: object) -> None:

@@ -13,6 +13,8 @@ const refusedBy = (one) => (["ready", "withdrawn"].includes(one?.state) ? one.re
 const despite = (by) => (by ? [`, refused by ${by}`, " all the same", { force: "true" }] : ["", "", {}]);
 
 let canChange = false;
+// What the last change could not do after it took place.
+let warnings = [];
 
 /** Show the releases, now and regularly; *service* is what the service says of itself. */
 export function start(service) {
@@ -27,7 +29,8 @@ export async function refresh() {
     const { tiers } = await request("v1/releases");
     const rights = canChange ? "The store of --admin-store is none of these tiers, or cannot be read now: nothing is changed here."
       : "Releases are shown and not changed here: this service was started without --admin-store.";
-    show(byId("releases-body"), tiers.some((tier) => tier.changeable) ? null : muted(rights), tiers.map(tierOf));
+    show(byId("releases-body"), tiers.some((tier) => tier.changeable) ? null : muted(rights),
+      warnings.map((text) => notice("warn", `After the last change: ${text}.`)), tiers.map(tierOf));
   } catch (problem) {
     show(byId("releases-body"), notice("bad", `The catalogues cannot be read: ${problem.message}.`));
   }
@@ -75,7 +78,8 @@ function canaryOf(tier) {
 /** Ask before a change, and send it when it is confirmed; *query* may be a function that is called then. */
 function change(route, query, { title, text, action, body }) {
   confirm({ title, text, action, body, act: async () => {
-    await request(path(`v1/releases/${route}`, typeof query === "function" ? query() : query), "POST");
+    const answer = await request(path(`v1/releases/${route}`, typeof query === "function" ? query() : query), "POST");
+    warnings = answer.warnings ?? [];
     await refresh();
   } });
 }

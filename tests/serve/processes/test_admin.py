@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.metrics import METHODS
+from tests.support import throttled_store
 from tests.support.forked import Forked
 from tests.support.limited_service import samples
 from tests.support.service import DEFAULTS, Service, a_list, publish_lists, refused_by, running, until
@@ -125,6 +126,18 @@ def test_operators_start_promote_and_abort_a_canary(service: Service, releases: 
     assert service.admin("/v1/releases/canary/abort", "POST").json == {"release": first}
     until(lambda: not metric(service, "hotplate_release_info", role="canary"))
     assert service.admin("/v1/releases/canary/promote", "POST").status == 404
+
+
+def test_change_with_an_unconfirmed_throughput_is_answered_with_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    first, _ = [asyncio.run(publish_lists(folder, {"user:42": a_list(mark)})) for mark in "ab"]
+    with running(folder, "--admin-store", f"file://{folder}", before=throttled_store.INSTALL) as service:
+        done = service.admin("/v1/releases/rollback", "POST")
+        assert (done.status, done.json["release"]) == (200, first)
+        assert done.json["warnings"] == [
+            f"release {first} is live; its throughput is not confirmed: it was changed too often"
+        ]
+        assert done.json["warnings"][0] in service.log.read_text()
 
 
 def test_impossible_canaries_are_refused(service: Service, releases: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.serve.access.keys import create
+from tests.support import throttled_store
 from tests.support.browser import Page, opened
 from tests.support.npm import installed
 from tests.support.service import Service, a_list, publish_lists, refused_by, running
@@ -136,6 +137,20 @@ async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases
         await click(page, "Abort", "document.getElementById('confirm')")
         await page.until("!document.getElementById('releases-body').innerText.includes('canary, 20 %')")
         assert canary() is None
+
+
+@pytest.mark.soak
+async def test_change_whose_throughput_is_not_confirmed_is_shown_with_its_warning(browser: str, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    first, _ = [await publish_lists(folder, {"user:42": a_list(mark)}) for mark in "ab"]
+    options = ("--workers", "2", "--admin-store", f"file://{folder}")
+    with running(folder, *options, before=throttled_store.INSTALL) as service:
+        async with console(browser, service) as page:
+            await click(page, "Roll back…")
+            await click(page, "Roll back", "document.getElementById('confirm')")
+            await page.until("!document.getElementById('confirm').open")
+            warning = await page.until("document.querySelector('#releases-body .notice.warn')?.innerText")
+            assert warning.startswith(f"After the last change: release {first} is live; its throughput")
 
 
 @pytest.mark.soak
