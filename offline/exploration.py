@@ -154,11 +154,12 @@ class NewItems:
         keys[rows, columns[rows, places]] = -np.inf
 
     def _draw_keys(self, users: Sequence[str], segments: Sequence[str | None] | None) -> npt.NDArray[np.float64]:
-        """Return the keys of a weighted draw without replacement [users, new items]; each user gets the highest.
+        """Return random keys of new items for each user [users, new items]; the items with the highest keys are drawn.
 
-        A key is log(u) / weight, where u is uniform in (0, 1), from the hashes of *users* (ids) and of the new items
-        (Efraimidis and Spirakis, 2006). `_weights` [segments + 1, new items] has a row for each segment, numbered by
-        `_segments`, and a last one for users without a known segment. *segments* are those of the users, if known.
+        This is a weighted draw without replacement (Efraimidis and Spirakis, 2006): a key is log(u) / weight, where u
+        is uniform in (0, 1), from hashes of the user's and the item's id. *users* are ids, and *segments* their groups,
+        if known. `_weights` [segments + 1, new items] has a row for each segment, numbered by `_segments`, and a last
+        one for users without a known segment.
         """
         user_hashes = _hashes(users, self.explore.seed)
         uniform = _uniform(user_hashes[:, None] ^ self._hashes)

@@ -247,7 +247,10 @@ class Attempt:
             within.update(report.seconds)
 
     def _log_model(self, folder: RunFolder) -> "Logged | None":
-        """Log the model to MLflow, if the job says so."""
+        """Log the run's model to MLflow, and register it, if the job says so; return None if it does not.
+
+        A model that an earlier attempt at the run has logged is not logged again.
+        """
         register = self._job.register
         if register is None and not self._job.track:
             return None
@@ -359,7 +362,7 @@ class Attempt:
         return _Published(manifest, standing, refusal, is_live=catalogue.live == release, erased=[])
 
     def _summarize(self, published: _Published, seconds: dict[str, float]) -> None:
-        """Put the outcome, and the durations of the run by step, into the summary."""
+        """Put the outcome of the run into the summary; *seconds* are its durations by step, over all attempts."""
         manifest = published.manifest
         is_published = published.standing is Standing.PUBLISHED
         self._update_summary(

@@ -259,13 +259,19 @@ class ImportedLists:
         return Items(self._items.to_list(), overall.items, self._catalogue if knows_catalogue else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """See `ListSource`."""
+        """Yield all rows of the release in batches, in ascending order of keys: `item`, `popular`, `user`, then `meta`.
+
+        *observe* is called with the lists of users, to measure them: ids, item numbers and lengths.
+        """
         for lists in self._similar.read():
             yield from self._rows(ITEM, lists)
+
         yield from self._rows(POPULAR, self._popular_lists)
+
         for lists in self._users.read():
             observe(lists.owners, lists.items, lists.lengths)
             yield from self._rows(USER, lists)
+
         yield from ([row] for row in self._attributes.rows)
 
     def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:

@@ -175,7 +175,7 @@ class ModelLists:
         )
 
     def about(self) -> OriginRecord:
-        """Return what the manifest says of the model, its data, parameters and metrics, and the rules; see `Source`."""
+        """Describe the lists for the manifest of a release: model, data, parameters, metrics and rules."""
         model = self.model
         return {
             "hotplate": version("hotplate"),
@@ -240,7 +240,10 @@ class ModelLists:
             yield from self._list_rows(USER, user_ids, batch, lists)
 
     def _are_popular(self, items: Indices) -> npt.NDArray[np.bool_]:
-        """Return which lists equal the head of the popular list, the fallback for missing lists."""
+        """Return which of the lists *items* [lists, n] equal the first n popular items, the fallback for missing lists.
+
+        Only lists of the engine `popularity` are compared; it gives most users the same list.
+        """
         head = self.top[OVERALL].items[: items.shape[1]]
         if not isinstance(self.model.ranker, Popularity) or len(head) < items.shape[1]:
             return np.zeros(len(items), dtype=np.bool_)

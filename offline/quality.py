@@ -166,7 +166,7 @@ class Trainings:
         self._folder = folder
 
     def report(self, *arguments: str) -> TrainingRecord:
-        """Run the command; raises RuntimeError with its messages."""
+        """Run `hotplate train` with *arguments*, and return what it prints; raises RuntimeError with its messages."""
         options = ("--weighting", "binary", "--out", f"{self._folder}/model", "--json")
         command = [sys.executable, "-m", "hotplate", "train", *arguments, *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 -- our own
@@ -544,7 +544,10 @@ def measure_all(piece_tasks: Sequence[PieceTask], draw_tasks: Sequence[DrawTask]
 
 
 def tables(data_sets: Sequence[DataSet], figures: AllFigures) -> str:
-    """Return the tables of the page as Markdown: nDCG by date, similar items and repeats, and random draws."""
+    """Return the three tables of the page as Markdown: nDCG by date, similar items and repeats, and random draws.
+
+    A repeat is an item that a user chose again. *figures* have those of all pieces and draws of *data_sets*.
+    """
     times = list[Sequence[str]]()
     others = list[Sequence[str]]()
     draws = list[Sequence[str]]()

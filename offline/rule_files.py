@@ -46,13 +46,18 @@ def read_rules(files: RuleFiles) -> Rules:
 
 
 def _read_items(path: Path, *, may_be_empty: bool = True) -> list[str]:
-    """Return the ids in a file: each line of a .txt file, else the column of items; DataError for none."""
+    """Return the ids of items in a file: the lines of a .txt file, without blank ones, else the column of items.
+
+    A file with columns must have rows, or DataError is raised, unless it *may_be_empty*.
+    """
     if path.suffix.lower() != ".txt":
         return read_text(path, ["item"], may_be_empty=may_be_empty).get_column("item").to_list()
+
     with input_files([path]) as files, data_errors(named_paths([path]), files):
         lines = list[str]()
         for file in files:
             lines += file.path.read_text("utf-8-sig").splitlines()
+
     stripped = [line.strip() for line in lines]
     return [*filter(None, stripped)]
 

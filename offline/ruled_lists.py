@@ -334,11 +334,11 @@ class RuledLists:
         return without_repeats(items, scores, lists.items.shape[1])
 
     def _ranked_under_cap(self, rank: Callable[[Indices, int], Ranked], rows: Indices, depth: int) -> Ranked:
-        """Return lists [rows, length] of the best ranked items, at most `max_per_category` of each category.
+        """Rank items for *rows* (users or items), and return lists [rows, length] that keep the cap per category.
 
-        *rank* is called with some of the *rows* (users or items) and with the number of items to rank for each: *depth*
-        or more at first, and several times as many for lists that the cap leaves short. A list ends with -1 and scores
-        of 0 if the ranking has too few items.
+        A list may have at most `max_per_category` items of a category. *rank* is called with some of the rows and with
+        the number of items to rank for each: *depth* or more at first, and several times as many for lists that the cap
+        leaves short. A list ends with -1 and scores of 0 if the ranking has too few items.
         """
         # Without a cap, one ranking gives the lists, unless the rules need more candidates than places.
         if self.categories is None and depth == self.length:
@@ -362,8 +362,9 @@ class RuledLists:
                 items[batch, : lists.items.shape[1]] = lists.items
                 scores[batch, : lists.items.shape[1]] = lists.scores
 
+                # A deeper ranking fills a short list only if this one did not end before *depth*.
                 is_short = items[batch, -1] < 0
-                has_more = ranked.items[:, -1] >= 0  # the ranking did not end before *depth*
+                has_more = ranked.items[:, -1] >= 0
                 still_short.append(batch[is_short & has_more])
 
             if depth >= total:

@@ -210,8 +210,9 @@ def _write_blocks(job: _PublishJob, progress: Any, blocks: Iterable[Block]) -> I
 async def _write_block(job: _PublishJob, block: Block) -> _MeasuredPart:
     """Compute the lists of a block (a range of items or users), and write them as a part of the draft in *job*.
 
-    Returns sums over the rows, measures of the users' lists, and the store's charges. Lists are computed and measured
-    in a thread while the previous ones are written. Raises StoreError.
+    A draft is a release that is still being written, by several executors. Returns sums over the rows, measures of the
+    users' lists, and the store's charges. Lists are computed and measured in a thread while the previous ones are
+    written. Raises StoreError.
     """
     model_lists = job.lists.value  # sent once to each executor, without users; the block has its own
     measurement = Measurement(model_lists.items(), job.depth)

@@ -536,7 +536,7 @@ def _choose_popularity(
 
 
 def _describe_data(interactions: Interactions, settings: TrainSettings) -> DataDescription:
-    """Return what the model says of the interactions that it was trained on: their files, rows, times and weights."""
+    """Describe the interactions for the model that was trained on them: files, rows, times, columns and weights."""
     times = interactions.time_range
     return DataDescription(
         rows=interactions.rows,

@@ -50,7 +50,10 @@ class ItemSimilarity:
         return within
 
     def _look_up_within(self, lists: Indices) -> Floats:
-        """Return the similarities [lists, n, n] in a few *lists*, from a dense table of those of all their items."""
+        """Return the similarity of each two entries of a few *lists* [lists, n]: an array [lists, n, n].
+
+        It is looked up in a dense table of the similarities of all items of these lists.
+        """
         known, places = np.unique(lists, return_inverse=True)  # each entry is known[place]
         places = places.reshape(lists.shape)
 
@@ -60,7 +63,9 @@ class ItemSimilarity:
         highest = rows.max(axis=1).toarray()
         table /= np.where(highest > 0, highest, 1)
 
+        # Of the two directions of a pair, the higher similarity counts.
         np.maximum(table, table.T, out=table)
+
         is_missing = known < 0
         table[is_missing] = 0
         table[:, is_missing] = 0

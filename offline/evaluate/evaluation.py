@@ -274,11 +274,12 @@ def evaluate_engine(
 ) -> EngineResult:
     """Fit one engine with *params* on the train part of *parts*, and measure its lists on the test part.
 
-    The lists are measured as they are, and as served: users without a list are served popular items.
+    An engine is an algorithm, such as ALS. The lists are measured as they are, and as served: users without a list are
+    served popular items.
 
     on_iteration  called with the iterations of the fit done and their total
-    similar       similar items of train, of `options.similar`; with them, the variety of lists is measured: the
-                  similarity of a list's items, and the share of new items, those whose first interaction is in the last
+    similar       similar items of the train part; with them, the variety of lists is measured, too: the similarity of a
+                  list's items, and the share of new items, those with a first interaction in the last
                   `options.new_days` of train
     """
     ranker = fit_parts(parts, params, on_iteration)
@@ -290,6 +291,7 @@ def evaluate_engine(
 
     personal = measure_users(evaluated.lists, parts.test)
     served = measure_users(evaluated.as_served, parts.test)
+
     tested_lists = evaluated.lists[personal.users]
     variety = Variety() if similar is None else Variety.of(tested_lists, parts, similar, options.new_days)
     metrics = ListMetrics(
@@ -298,6 +300,7 @@ def evaluate_engine(
         list_similarity=variety.list_similarity,
         new_items=variety.new_items,
     )
+
     return EngineResult(
         engine=engine_of(params),
         params=params,

@@ -89,6 +89,7 @@ class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
         return record | {"split": self.split_json, "model": model}
 
     def _metrics(self) -> Iterator[tuple[str, float]]:
+        """Yield the finite metrics and counts, each with a dotted name such as `as_served.ndcg`."""
         tables = {"model": self.model, "as_served": self.as_served, "similar": self.similar}
         for table, metrics in tables.items():
             for field in () if metrics is None else fields(metrics):

@@ -137,9 +137,11 @@ def interaction_schema(table_input: Input) -> RowSchema:
     table = table_input.table
     options = table_input.options
     schema = RowSchema(table)
+
     for row_filter in options.filters:
         schema.filters[f"where {row_filter.text}"] = row_filter.condition(table)
 
+    # A row counts for the first reason to leave it out, in the order in which they are added here.
     _add_texts(schema, options.columns)
     _add_weight(schema, options)
     if options.columns.quantity is not None:

@@ -179,7 +179,10 @@ def _rating_table(user_items: UserItems, params: SparkParams) -> pa.Table:
 
 
 def _collect_factors(frame: DataFrame, count: int, params: SparkParams) -> Floats:
-    """Return factors [count, factors] by id, else zeros."""
+    """Return the factors of *count* users or items, the rows [id, features] of *frame*, as an array [count, factors].
+
+    An id that Spark has no factors for, as it has no pairs, gets zeros.
+    """
     factors = np.zeros((count, params.factors), dtype=np.float32)
     for batch in frame.toArrow().to_batches():
         rows = batch.column("features").flatten().to_numpy().reshape(-1, params.factors)

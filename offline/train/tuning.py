@@ -84,10 +84,11 @@ class Search:
 
     @property
     def recommended(self) -> int:
-        """The index of the recommended trial in `trials`.
+        """The index of the recommended trial in `trials`; each trial has measured an engine with its parameters.
 
         A trial leads another by its mean difference of nDCG per user, in standard errors. Engines other than popularity
-        are personal: their lists differ by user. Recommended are:
+        are personal: their lists differ by user. Recency multiplies scores by a power of recent popularity.
+        Recommended are:
 
         1. Popularity, if it leads the best personal trial by more than a 95 % interval.
         2. Else, if it leads the best personal trial without recency by so much, interactions follow trends. Then tests
@@ -109,15 +110,17 @@ class Search:
                 most_recent = [trial for trial in personal if trial.recency_power == HIGHEST_GAMMA]
                 personal = most_recent or personal
 
+        # `personal` has the best trial first.
         best = personal[0]
         as_good = [trial for trial in personal if best.leads_by(trial) <= EQUAL_WITHIN_SE]
         return self.trials.index(min(as_good, key=self._preference))
 
     def _preference(self, trial: Trial) -> tuple[float, ...]:
-        """Return a sort key: of personal trials that are equally good, the one with the least key is recommended.
+        """Return a sort key: of trials that are equally good, the one with the lowest key is recommended.
 
-        Its parts, the most important first, are lower with recency, for ALS, for simpler parameters, for a higher power
-        of recency, and for a half-life of recency nearer to that of the best popularity.
+        Its parts, the most important first, are lower with recency (scores multiplied by a power of recent popularity),
+        for ALS, for simpler parameters, for a higher power of recency, and for a half-life of recency nearer to that of
+        the best popularity.
         """
         params = trial.params
         complexity = spec_of(params).complexity(params)
@@ -126,6 +129,7 @@ class Search:
         recency = recency_of(params)
         if recency is None:
             return 1.0, is_other_engine, complexity, 0.0, 0.0
+
         popular_half_life = self.popular.half_life_days or recency.half_life_days
         half_life_distance = abs(math.log(recency.half_life_days / popular_half_life))
         return 0.0, is_other_engine, complexity, -recency.gamma, half_life_distance
