@@ -128,7 +128,7 @@ class StoreContract:
         assert min(store.batch, store.coalesce) >= 1
 
     async def test_rows_are_read_in_the_order_of_the_keys_by_another_handle(self, open_handle: OpenStore) -> None:
-        """A handle is one opened store; two handles are as two processes. An absent key has the slot None."""
+        """A handle is one opened store; two handles are as two processes. An absent key is None."""
         await write_release(open_handle(), FIRST, ROWS)
         reader = open_handle()
         keys = [row.key for row in reversed(ROWS)]
@@ -150,7 +150,7 @@ class StoreContract:
         with pytest.raises(ReleaseNotFound):
             store.get(release_ref(SECOND), "user:1")
 
-    async def test_a_sent_read_returns_the_slots_of_a_call(self, store: Store) -> None:
+    async def test_a_sent_read_returns_the_results_of_a_call(self, store: Store) -> None:
         """A SendingReader reads in two steps: `send` returns a future of replies, `received` their values by key."""
         await write_release(store, FIRST, ROWS)
         keys = [*(row.key for row in ROWS), "user:absent"]

@@ -389,11 +389,11 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
     async def _read_rows(self, release: ReleaseRef, keys: Sequence[str]) -> list[Row]:
         """Read the rows that exist; raises the error of a row that cannot be read."""
         rows = list[Row]()
-        for key, slot in zip(keys, await self._scans.get(release, keys), strict=True):
-            if isinstance(slot, StoreError):
-                raise slot
-            if slot is not None:
-                rows.append(Row(key, slot))
+        for key, result in zip(keys, await self._scans.get(release, keys), strict=True):
+            if isinstance(result, StoreError):
+                raise result
+            if result is not None:
+                rows.append(Row(key, result))
         return rows
 
     async def prepare(self, release: ReleaseRef) -> None:
