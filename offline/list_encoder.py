@@ -52,8 +52,9 @@ class RankedLists:
         item_ends = np.concatenate([[0], np.cumsum(self.lengths)])
         start = 0
         while start < len(self.owners):
-            fitting = int(np.searchsorted(item_ends, item_ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
-            stop = min(start + most, max(fitting, start + 1), len(self.owners))
+            # The end of the lists that have at most _ITEMS_AT_ONCE items in all.
+            stop_by_items = int(np.searchsorted(item_ends, item_ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
+            stop = min(start + most, max(stop_by_items, start + 1), len(self.owners))
 
             items_of_batch = slice(item_ends[start], item_ends[stop])
             yield RankedLists(

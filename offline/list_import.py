@@ -456,10 +456,11 @@ class RankedRows(NamedTuple):
 
 
 def rank_rows(rows: pl.DataFrame, ranks: pl.Series, length: int) -> RankedRows:
-    """Return the list of each owner in *rows* [owner, item: its number, score], of at most *length* items, best first.
+    """Return the list of each owner (a user, an item or a segment) in *rows* [owner, item: its number, score].
 
-    An item that an owner has several times counts with its highest score. Equal scores are sorted by the rank of the
-    item; *ranks* has the rank of each item, by number.
+    A list has at most *length* items, best first. Equal scores are sorted by the rank of the item; *ranks* has the rank
+    of each item, by number. An item that an owner has several times counts with its highest score, and the other rows
+    are counted as duplicates.
     """
     names = rows.get_column("owner").unique().sort()
     owner = pl.col("owner").cast(pl.Enum(names))  # enums sort faster than strings
@@ -492,8 +493,8 @@ def _partition_bounds(scored: Rows) -> pl.Series:
     Bounds `["g", "p"]` stand for three partitions: owners before g, from g to before p, and from p on. They are chosen
     by a sample of the rows, so that partitions have about PARTITION_ROWS rows each. Empty for one partition.
     """
-    count = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
-    if count == 1:
+    partitions = min(-(-scored.facts["rows"] // PARTITION_ROWS), MAX_PARTITIONS)
+    if partitions == 1:
         return pl.Series(dtype=pl.String)
 
     # Every step-th row is sampled.
@@ -504,7 +505,7 @@ def _partition_bounds(scored: Rows) -> pl.Series:
         return owners
 
     # Places in the sorted sample; an owner with more rows than a partition may be at several of them.
-    starts = [len(owners) * number // count for number in range(1, count)]
+    starts = [len(owners) * number // partitions for number in range(1, partitions)]
     return owners.gather(starts).unique(maintain_order=True)
 
 

@@ -287,7 +287,11 @@ class _TestedPiece:
         return measure_users(lists, parts.test).values["ndcg"]
 
     def similar_hit_rates(self) -> dict[str, float]:
-        """Return the hit rate@10 of similar items by simple methods; 0 if it cannot be measured."""
+        """Return the hit rate@10 of similar items by method: the cosine of their users, alone and with recency.
+
+        It is 0 if no test user has items in the train part. With recency, cosines are multiplied by a power of recent
+        popularity.
+        """
         parts = self._parts
         methods = {COSINE: SimilarParams()}
         half_life_days = self._popular.half_life_days

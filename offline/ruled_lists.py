@@ -81,7 +81,11 @@ class RuledLists:
 
     @classmethod
     def of(cls, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> "RuledLists":
-        """Apply *rules* to a model; raises SettingError for new items without times."""
+        """Prepare the lists of *model* under *rules*, of at most *length* items each.
+
+        With *keep_seen*, lists may hold items that the user has. Raises SettingError if the rules put new items into
+        lists and the data have no times.
+        """
         matrix = model.matrix
         ids = matrix.item_ids
         boosts = _score_factors(rules, ids)

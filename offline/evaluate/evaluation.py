@@ -153,7 +153,7 @@ class Evaluation:
 
     @property
     def record(self) -> EvaluationRecord:
-        """The evaluation without figures by user."""
+        """The evaluation without figures by user, as it is kept with a model and in the manifest of a release."""
         baselines = dict[str, BaselineRecord]()
         for baseline, lead in zip(self.baselines, self.leads, strict=True):
             baselines[baseline.engine] = BaselineRecord(

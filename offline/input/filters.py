@@ -33,7 +33,7 @@ class Filter:
         `<`, `>=` …  compare numbers if the value is one, else texts that begin with a digit (dates)
         `=`, `!=`    compare numbers in columns of floats, else texts, where a missing value is an empty text
 
-        It is never null, also for a missing value. Raises DataError for a missing column.
+        The condition is never null, also for a missing value. Raises DataError for a missing column.
         """
         name = find_column(self.column, list(table.schema), f"filter {self.text!r}", str(table.file))
         text = table.text(name)

@@ -204,12 +204,14 @@ def _pair_weights(weighing: Weighing, starts: npt.NDArray[np.int64], times: Time
     if not len(starts):
         return np.zeros(0, dtype=np.float32)
 
+    # `reduceat` sums the rows from each start up to the next one.
     pair_weights = np.ones(len(starts))
     if weighing.kind != "binary":
         pair_weights = np.add.reduceat(weights, starts, dtype=np.float64)
     if weighing.kind == "log":
         # Sums below 1 would become 0 or less.
         pair_weights = 1 + np.log(np.maximum(pair_weights, 1))
+
     if weighing.half_life is None:
         return pair_weights.astype(np.float32)
 
@@ -219,5 +221,6 @@ def _pair_weights(weighing: Weighing, starts: npt.NDArray[np.int64], times: Time
     else:
         last_rows = np.concatenate((starts[1:], [len(times)])) - 1
         decayed = pair_weights * factors[last_rows]
+
     scaled: Floats = (decayed * (pair_weights.mean() / decayed.mean())).astype(np.float32)
     return scaled

@@ -220,8 +220,8 @@ class Rows:
         *file* is the number of the table. `reason` is the number (`_numbers`) of the first reason to leave the row out,
         or 0 if it is kept. *repeated* are names of texts that become categories, to save memory.
         """
-        # Conditions over the table's columns: the result has the values only, so they become columns until the reason
-        # is known.
+        # Conditions over the table's columns are computed together with the values, as temporary columns, because the
+        # table's columns are gone afterwards.
         is_left_out = {_MALFORMED_ROW: pl.col(EXTRA).is_not_null()}
         for reason, is_met in schema.filters.items():
             is_left_out[reason] = ~is_met

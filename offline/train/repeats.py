@@ -50,10 +50,10 @@ class RepeatSearch:
 
 
 def own_counts(history: History, params: RepeatParams) -> UserItems:
-    """Return how often each user chose each item: a sparse matrix [users, items], to be added to scores.
+    """Return the weights of users' own choices, to be added to the scores of these items: sparse [users, items].
 
-    A choice, a row of *history*, counts `params.weight`, halved per half-life before the newest row. With
-    `params.recency`, the sum of an item is multiplied by the item's recent popularity.
+    Each choice (a row of *history*) has `params.weight`, halved per half-life before the newest row, and those of the
+    same user and item are added up. With `params.recency`, sums are multiplied by the item's recent popularity.
     """
     row_weights = np.full(len(history.times), params.weight, dtype=np.float32)
     if params.half_life_days is not None:

@@ -350,10 +350,11 @@ def search_repeats(
     if not parts.is_repeat.any():
         return None
 
-    fitted = with_fewer_iterations(params)
-    if estimate_fit_s(fitted, parts.train) > BUDGET_S / 2 or estimate_fit_bytes(fitted, parts.train) > BUDGET_BYTES:
-        fitted = NeighbourParams(recency=recency_of(params))
-    ranker = fit_parts(parts, fitted)
+    fit_params = with_fewer_iterations(params)
+    fit_s = estimate_fit_s(fit_params, parts.train)
+    if fit_s > BUDGET_S / 2 or estimate_fit_bytes(fit_params, parts.train) > BUDGET_BYTES:
+        fit_params = NeighbourParams(recency=recency_of(params))
+    ranker = fit_parts(parts, fit_params)
 
     half_life_days = None if popular is None else popular.half_life_days
     return choose_repeats(parts, ranker, k, half_life_days)
