@@ -194,19 +194,20 @@ class NewItems:
         those without a segment.
         """
         segments = model.user_segments or []
-        numbers = {segment: number for number, segment in enumerate(sorted({*filter(None, segments)}))}
+        row_by_segment = {segment: row for row, segment in enumerate(sorted({*filter(None, segments)}))}
 
         # The pairs of a user and a new item; columns are the numbers of new items.
         pairs = model.matrix.user_items[:, self.items].tocoo()
-        weights = np.ones((len(numbers) + 1, len(self.items)))
+        weights = np.ones((len(row_by_segment) + 1, len(self.items)))
         weights[-1] += np.bincount(pairs.col, minlength=len(self.items))
 
-        if numbers:
-            user_rows = np.array([numbers.get(segment or "", -1) for segment in segments])
+        if row_by_segment:
+            # The row of each pair's segment, -1 for a user without one.
+            user_rows = np.array([row_by_segment.get(segment or "", -1) for segment in segments])
             pair_rows = user_rows[pairs.row]
             has_segment = pair_rows >= 0
             np.add.at(weights, (pair_rows[has_segment], pairs.col[has_segment]), 1)
-        return numbers, weights
+        return row_by_segment, weights
 
 
 def _hashes(ids: Sequence[str], seed: int) -> Hashes:

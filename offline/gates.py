@@ -230,9 +230,9 @@ class _ListedName(NamedTuple):
 
 
 def _parse_gate(name: str, bound: object, where: str) -> Gate:
-    """Return the gate *name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
+    """Return the gate (a bound for lists) *name*, such as `ndcg` or, of the list `basket`, `basket:ndcg`.
 
-    Raises SettingError, which begins with *where*, for a bound that is no number or out of range.
+    Raises SettingError, which begins with *where*, for a bound that is not a number or out of range.
     """
     listed = _ListedName.of(name)
     if not _is_number(bound):

@@ -274,7 +274,10 @@ class Attempt:
             return source_of_lists({name: self._measure(model_lists) for name, model_lists in lists.items()})
 
     def _load_lists(self, model_folder: Path) -> dict[str, ModelLists]:
-        """Load the lists by name, "" for the default one; a named list may have another model than the run's."""
+        """Load the models of all lists of the release, and return the lists by name, "" for the default one.
+
+        *model_folder* is that of the run's model; another list may have another model, which exists already.
+        """
         job = self._job
         model = load(model_folder)
         lists = {"": ModelLists.of(model, replace(job.lists, rules=job.rules()))}

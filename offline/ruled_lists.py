@@ -303,9 +303,9 @@ class RuledLists:
         return Ranked(np.take_along_axis(lists.items, order, axis=1), np.take_along_axis(lists.scores, order, axis=1))
 
     def _insert_new_items(self, new: NewItems, users: Indices, lists: Ranked) -> Ranked:
-        """Insert new items into the *lists* of *users* at random places, so that they become known.
+        """Insert *new* items, those with a recent first interaction, into the *lists* of *users* at random places.
 
-        Each item that is listed twice loses its later place, and lists are cut to their former width.
+        An item that is then listed twice loses its later place, and lists are cut to their former width.
         """
         matrix = self.model.matrix
         segments = self.model.user_segments
