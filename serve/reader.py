@@ -551,9 +551,13 @@ class TieredReader:
         return FoldedIn(self.named(name, encoded), computed.known, computed.unknown)
 
     def _encoded_basket(self, computed: ComputedList, row: RowKey, fallback: RowKey) -> EncodedList:
-        """Return a list that was computed for a basket, or if it has no items the popular list, and count it."""
+        """Return a list that was computed for a visitor's basket, with its items encoded, and count it.
+
+        *fallback* is the key of the popular list that replaces one without items. *row* is counted and stands for the
+        missing list.
+        """
         origin = computed.origin
-        if origin is None:  # no tier could be read
+        if origin is None:  # no store could be read
             return self._fallbacks.unread(row, fallback)
         if not computed.items:
             return self._fallbacks.missed(origin, row, computed.failure, fallback)

@@ -74,39 +74,43 @@ class RemoteTier(Tier):
         return result
 
     async def read(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
-        """Read *keys* in *release*, from the cache where it has them: one decoded result per key.
+        """Read *keys* in *release*, from the cache where it has them, else from the store; return a result per key.
 
-        Raises ReleaseMoved, and StoreError if nothing could be read in time or the circuit is open.
+        A result is the bytes of a list, None if it is absent, or an error. Raises ReleaseMoved if the release is gone
+        and another one is followed, and StoreError if nothing could be read in time or the circuit breaker is open.
         """
         if self._cache is None:
             return await self._read_in_time(release, keys, timeout_s)
+
         results = [self.get(release, key) for key in keys]
-        uncached = [place for place, result in enumerate(results) if result is NOT_CACHED]
+        uncached = [index for index, result in enumerate(results) if result is NOT_CACHED]
         if uncached:
-            uncached_results = await self._read_in_time(release, [keys[place] for place in uncached], timeout_s)
-            for place, result in zip(uncached, uncached_results, strict=True):
-                results[place] = result
+            uncached_results = await self._read_in_time(release, [keys[index] for index in uncached], timeout_s)
+            for index, result in zip(uncached, uncached_results, strict=True):
+                results[index] = result
         return results
 
     def send(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> SentRead | None:
-        """Send a read of *keys*, which are not cached, so that no task has to wait for it.
+        """Send a read of *keys*, which are not cached, without a task that waits for it.
 
-        `SentRead.replies` is done once the store has answered or the time is over; then `received` returns the results.
-        None if `read` must be called instead: the store cannot send the keys at once, sending has failed, the circuit
-        is open, or there are replicas to read if the store is late.
+        `SentRead.replies` is a future, done once the store has answered or the time is over; then `received` returns
+        the results. Returns None if the caller must await `read` instead: the store cannot send the keys at once,
+        sending has failed, the circuit breaker is open, or there are replicas to read if the store is late.
         """
         if self._sender is None or self.breaker.is_open or len(keys) > self.keys_a_call:
             return None
-        if self._hedge is not None and self._hedge.is_possible:
+        if self._hedge is not None and self._hedge.is_possible:  # a replica is read by `read` alone
             return None
+
         sent_at = perf_counter()
         try:
             replies = self._sender.send(release.ref, keys)
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it
             self.counters.count_failed_attempt(error)
             return None
-        if replies is None:
+        if replies is None:  # the store cannot send now, as while it connects
             return None
+
         return SentRead(
             tier=self,
             sender=self._sender,
@@ -119,14 +123,16 @@ class RemoteTier(Tier):
         )
 
     def received(self, read: SentRead) -> list[ReadResult] | None:
-        """Return the results of a read that is done; None after an error, and `read` must be called instead.
+        """Return the results of *read*, which `send` has sent, when its replies are done: one decoded result per key.
 
-        Raises StoreUnavailable if the store did not answer in time.
+        None after an error: then `read` must be called. Raises StoreUnavailable if the store did not answer in time.
+        Time-outs and successes are reported to the circuit breaker.
         """
         read.expiring.discard(read.replies)
-        if read.replies.cancelled():  # by `_sent_deadlines`
+        if read.replies.cancelled():  # by `_sent_deadlines`, at the time limit
             self._observe_call(read.release, read.sent_at, "error")
             raise self.breaker.timed_out(read.timeout_s)
+
         try:
             results = read.sender.received(read.release.ref, read.replies.result())
         except ReleaseNotFound:  # no failure of the store
@@ -134,18 +140,21 @@ class RemoteTier(Tier):
         except Exception as error:  # noqa: BLE001 -- `read` is called, which reports it if it fails, too
             self.counters.count_failed_attempt(error)
             return None
+
         self._observe_call(read.release, read.sent_at, "ok")
         self.breaker.succeeded()
         return self._decode_results(read.release, read.keys, results)
 
     async def _read_in_time(self, release: ServedRelease, keys: Sequence[str], timeout_s: float) -> list[ReadResult]:
-        """Read *keys* of the store within a time limit, if the circuit breaker allows it, and tell it the outcome.
+        """Read *keys* from the store within a time limit, if the circuit breaker allows it.
 
-        Raises StoreUnavailable if the circuit is open or the time is over, and as `_read_or_follow`.
+        The breaker is told the outcome. Raises StoreUnavailable if the breaker is open or the time is over, and as
+        `_read_or_follow`.
         """
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
-        is_probe = self.breaker.is_open
+
+        is_probe = self.breaker.is_open  # the one read that an open breaker allows, after a pause
         deadline = loop_time() + timeout_s
         try:
             results = await self._deadlines.until(deadline, self._read_or_follow(release, keys, deadline))
@@ -155,12 +164,13 @@ class RemoteTier(Tier):
             raise
         except TimeoutError:
             raise self.breaker.timed_out(timeout_s) from None
-        except ReleaseMoved:
+        except ReleaseMoved:  # the store has answered
             self.breaker.succeeded()
             raise
         except StoreError as error:
             self.breaker.failed(error)
             raise
+
         self.breaker.succeeded()
         return results
 
@@ -172,16 +182,19 @@ class RemoteTier(Tier):
         return unless_all_failed(list(chain.from_iterable(await asyncio.gather(*parts))))
 
     def _call(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> Awaitable[list[ReadResult]]:
-        """Return the call of the store for *keys*, to be awaited.
+        """Return the call of the store for *keys*, to be awaited; *deadline* is by `loop_time`.
 
-        It is hedged if the store has a replica, and has a span if the requests are sampled.
+        It is hedged if the store has a replica: a late read is sent to it, too. If requests are traced, the call is
+        recorded as a span.
         """
+        # Less than the time that is left: a store that reads key by key then returns the keys that it has.
         timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
         hedge = self._hedge
         if hedge is not None and hedge.is_possible and len(keys) <= self.keys_a_call:
             call = hedge.get_many(release.ref, keys, release.decode, timeout_s=timeout_s)
         else:
             call = self.reader.get_many(release.ref, keys, timeout_s=timeout_s)
+
         spans = sampled_requests.get()
         return traced(call, spans, self.name, len(keys)) if spans else call
 

@@ -106,10 +106,11 @@ class Tier(ABC):
         """
 
     async def _read_or_follow(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read *keys* from the store.
+        """Read *keys* in *release* from the store.
 
-        If the release is gone, reads the catalogue: raises ReleaseMoved if another release is followed then, in which
-        the keys can be read, and ReleaseNotFound if there is none.
+        If the release is gone, read the catalogue, the record of the store's releases, and follow the release that is
+        live now. Then raise ReleaseMoved: the caller can read the keys in that one. Raises ReleaseNotFound if *release*
+        is still followed, as the live one or the canary.
         """
         try:
             return await self._read_all(release, keys, deadline)
@@ -117,9 +118,11 @@ class Tier(ABC):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     await self.follower.refresh()
-            # There is always another one for a canary, the live one, and none is needed for the release before.
+
+            # If it is the canary, its users get the live release; if it is the release before, its pages end.
             self.follower.canary_follower.drop(release)
             self.follower.drop_previous(release)
+
             if any(followed is release for followed in self.follower.releases):
                 raise
             raise ReleaseMoved(f"release {release.id} is gone") from None
@@ -141,7 +144,10 @@ class Tier(ABC):
             return [error] * len(keys)
 
     async def _read_batch(self, release: ServedRelease, keys: Sequence[str], deadline: float) -> list[ReadResult]:
-        """Read *keys* by one call of the store, which is counted and timed."""
+        """Read *keys* by one call of the store, which is counted and timed; return a decoded result per key.
+
+        Raises ReleaseNotFound, and another StoreError if the call fails. Errors of single keys are results.
+        """
         started = perf_counter()
         outcome = "error"
         try:
@@ -156,6 +162,7 @@ class Tier(ABC):
             raise self._result_of_error(release, error) from error.__cause__
         finally:
             self._observe_call(release, started, outcome)
+
         return self._decode_results(release, keys, results)
 
     @abstractmethod
@@ -173,12 +180,13 @@ class Tier(ABC):
     def _decode_results(
         self, release: ServedRelease, keys: Sequence[str], results: Sequence[ReadResult]
     ) -> list[ReadResult]:
-        """Decode the values of *keys*; a damaged value becomes an error, which is counted.
+        """Decode the values of *keys* in *results*; a damaged value becomes an error, which is counted.
 
-        The result of a key is its bytes, None if it is absent, or an error. In one loop, because a call per result
-        doubles the time.
+        The result of a key is the bytes of its value, None if it is absent, or an error. Decoding checks the value, and
+        returns its body. All is done in one loop, because a call per result doubles the time.
         """
         decode = release.decode
+
         decoded: list[ReadResult] = []
         for key, result in zip(keys, results, strict=True):
             if isinstance(result, bytes):
@@ -191,16 +199,18 @@ class Tier(ABC):
         return decoded
 
     def _result_of_error(self, release: ServedRelease, error: Exception) -> StoreError:
-        """Return the error that is the result of a key, whose read or decoding raised *error*.
+        """Return the error that becomes the result of a key, if reading or decoding its value raised *error*.
 
-        A StoreError is returned as it is, but for ReleaseCorrupt. This and any other exception mean that the value is
-        damaged: that is counted, logged for the first one of a release, and returned as ReleaseCorrupt.
+        ReleaseCorrupt, and any exception that is not a StoreError, means that the value is damaged: that is counted,
+        logged for the first value of a release, and returned as ReleaseCorrupt. Other StoreErrors are returned as they
+        are.
         """
         if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
             return error
 
         self.counters.count_damage()
-        release.tally.damaged += 1
+        release.tally.damaged += 1  # for the probation of the release
+
         damage = ReleaseCorrupt(_damage_of(release.id))
         if release.ref not in self._damaged:
             followed = {served.ref for served in self.follower.releases}

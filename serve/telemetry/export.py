@@ -288,4 +288,5 @@ class MetricReport:
             attributes["http.response.status_code"] = int(code)
         if code >= "500":
             attributes["error.type"] = code
+        # OTHER as a method was left out above, so it keeps this value.
         return {"http.request.method": "_OTHER", "url.scheme": self._scheme, **attributes}
