@@ -243,7 +243,7 @@ def _responses(operation: Operation, schemas: Schema) -> Schema:
 
     503 of a health route is no error, but has the same body as 200. The answer's type is added to *schemas*.
     """
-    statuses = {*operation.statuses, 431}
+    statuses = {*operation.statuses, 431}  # any request may have too large a header
     if operation.path in KEYED:
         statuses |= {401, 403}
     if operation in RATED:

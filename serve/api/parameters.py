@@ -339,7 +339,7 @@ class QueryParser(Generic[AnyStruct]):
                 raise bad_parameter(f"{name[:SHOWN_CHARS]} is given twice; give it once")
             values[name] = _split_ids(raw_value) if name == "exclude" else _decoded(raw_value, name)
 
-        # msgspec does not convert text to a number; it refuses any other text as a value of `n`.
+        # msgspec takes numbers, not text. What is no number here is left to it, and refused.
         n = values.get("n")
         if isinstance(n, str) and n.isascii() and n.isdecimal() and len(n) <= MAX_DIGITS:
             values["n"] = int(n)

@@ -144,11 +144,10 @@ class ReleaseAdmin:
     ) -> web.Response:
         """Change releases in the admin store, such as activate or roll back, log it, and answer with the release.
 
-        The answer has `warnings` if a step after the change failed, or a failover may lose it.
-
         *change* has the function that does it, and a verb for the log. *raw_id* is the release's id in the path,
-        percent-encoded; it is empty for changes that find the release themselves. Raises a Problem: 403 without an
-        admin store, 504 after CHANGE_S.
+        percent-encoded; it is empty for changes that find the release themselves. The answer has `warnings` if a step
+        after the change failed, or a failover may lose it. Raises a Problem: 403 without an admin store, 504 after
+        CHANGE_S.
         """
         parameters = query.parse(raw_query)
         if self._settings.admin_store is None:

@@ -245,7 +245,7 @@ def slow_s(reads: tuple[float, ...]) -> float:
 
 
 def _slow_from(reads: tuple[float, ...]) -> int:
-    """Return the first bucket of slow reads: they take over SLOW_S seconds, and over twice the 95th percentile.
+    """Return the first bucket with only slow reads: those over SLOW_S seconds, and over twice the 95th percentile.
 
     *reads* is a histogram: the number of reads in each bucket of their time. BUCKETS_S are the upper bounds of the
     buckets, in seconds, and a last bucket has all slower reads. The result is an index of *reads*.
