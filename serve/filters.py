@@ -23,9 +23,9 @@ from hotplate.stores.errors import StoreMisused
 
 MAX_WHERE_CHARS = 1024
 MAX_VALUES = 100
-# Remembered for each release: conditions and popular lists under them, and verdicts on items (about 7 MB).
+# Remembered for each release: conditions and popular lists under them, and which items fail (about 7 MB).
 MAX_BOUND = 256
-MAX_VERDICTS = 65_536
+MAX_EXAMINED = 65_536
 MAX_POPULAR = 1000  # items of a list
 EXAMPLE = "category:shoes|boots,price<50"
 
@@ -123,13 +123,15 @@ class Rejected:
         overrides: Overrides = NO_OVERRIDES,
         may_remember: Callable[[], bool] = lambda: False,
     ) -> None:
-        """*may_remember*: whether there is room for one more verdict.
+        """*may_remember*: whether there is room to remember one more item.
 
         Raises StoreMisused for an invalid condition, an unknown column, or a value of another kind.
         """
         self._row_of = attributes.row_of
         self._may_remember = may_remember
-        self._verdicts = dict[bytes, bool]()
+        self._known = dict[bytes, bool]()
+        """Whether an item fails, for those that are remembered."""
+
         self._tests = list[_Test]()
         for condition in parse_where(where):
             name = condition.column
@@ -142,12 +144,12 @@ class Rejected:
 
     def __contains__(self, identifier: bytes, /) -> bool:
         """Return whether the item fails a condition; 0.1 µs if that is remembered, else 0.7 µs."""
-        verdict = self._verdicts.get(identifier)
-        if verdict is None:
-            verdict = self._fails(identifier)
+        fails = self._known.get(identifier)
+        if fails is None:
+            fails = self._fails(identifier)
             if self._may_remember():
-                self._verdicts[identifier] = verdict
-        return verdict
+                self._known[identifier] = fails
+        return fails
 
     def _fails(self, identifier: bytes) -> bool:
         """Return whether an item fails a condition; an override of its attribute counts instead of the release's."""
@@ -200,7 +202,9 @@ class ReleaseFilters:
     def __init__(self, attributes: ItemAttributes | None) -> None:
         self.attributes = attributes
         self._overrides = NO_OVERRIDES
-        self._verdicts = 0
+        self._examined = 0
+        """Items that were examined, by one of `_rejected` or several."""
+
         self._rejected = dict[str, Rejected]()
         self._popular = dict[tuple[RowKey, str], bytes]()
 
@@ -213,10 +217,10 @@ class ReleaseFilters:
         """
         if self.attributes is None:
             raise StoreMisused("this release has no item attributes for where; publish it with --item-attributes")
-        is_full = self._verdicts > MAX_VERDICTS or len(self._rejected) + len(self._popular) > MAX_BOUND
+        is_full = self._examined > MAX_EXAMINED or len(self._rejected) + len(self._popular) > MAX_BOUND
         if is_full or overrides is not self._overrides:
             self._overrides = overrides
-            self._verdicts = 0
+            self._examined = 0
             self._rejected.clear()
             self._popular.clear()
 
@@ -236,9 +240,9 @@ class ReleaseFilters:
         return filtered
 
     def _may_remember(self) -> bool:
-        """Count one more verdict, and return whether there is room for it."""
-        self._verdicts += 1
-        return self._verdicts <= MAX_VERDICTS
+        """Count one more examined item, and return whether there is room to remember it."""
+        self._examined += 1
+        return self._examined <= MAX_EXAMINED
 
 
 NO_FILTERS = ReleaseFilters(None)

@@ -125,16 +125,8 @@ class TieredReader:
         releases into memory first. Raises StoreMisused for *fold_in* without numpy.
         """
         self.metrics = metrics or Metrics(1, list(stores))
-        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
-        tier_cache_bytes = cache_bytes // max(1, remote)
         self._fold_in = FoldIn() if fold_in else None
-        self.tiers = list[Tier]()
-        for name, store in stores.items():
-            if isinstance(store, LocalReader):
-                tier: Tier = LocalTier(name, store, self.metrics, fold_in=self._fold_in)
-            else:
-                tier = RemoteTier(name, store, self.metrics, cache_bytes=tier_cache_bytes, fold_in=self._fold_in)
-            self.tiers.append(tier)
+        self.tiers = _tiers_of(stores, self.metrics, cache_bytes=cache_bytes, fold_in=self._fold_in)
         self.deny_list = deny_list or DenyListFile()
         self.following = list[asyncio.Task[None]]()
         """Tasks that follow the live releases, while this is entered."""
@@ -566,6 +558,21 @@ class TieredReader:
         return EncodedList(
             tier=origin.tier.name, release=origin.release, source="fold-in", body=body, status="ok", fallback=fallback
         )
+
+
+def _tiers_of(
+    stores: Mapping[str, Reader], metrics: Metrics, *, cache_bytes: int, fold_in: FoldIn | None
+) -> list[Tier]:
+    """Return a tier for each of *stores*, by name; the remote ones share *cache_bytes*."""
+    remote = sum(not isinstance(store, LocalReader) for store in stores.values())
+    tier_cache_bytes = cache_bytes // max(1, remote)
+    tiers = list[Tier]()
+    for name, store in stores.items():
+        if isinstance(store, LocalReader):
+            tiers.append(LocalTier(name, store, metrics, fold_in=fold_in))
+        else:
+            tiers.append(RemoteTier(name, store, metrics, cache_bytes=tier_cache_bytes, fold_in=fold_in))
+    return tiers
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

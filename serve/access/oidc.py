@@ -38,14 +38,14 @@ REFRESH_S = 30.0
 RETRY_S = 5.0
 FRESH_S = 3600.0
 MAX_DOCUMENT_BYTES = 1 << 20
-MAX_VERDICTS = 10_000
+MAX_VERIFIED = 10_000
 
 
 class IssuerUnreadable(Exception):
     """The issuer's keys could not be fetched or parsed."""
 
 
-class _TokenVerdict(NamedTuple):
+class _VerifiedToken(NamedTuple):
     caller: Caller
     until: float
 
@@ -67,26 +67,26 @@ class TokenVerifier:
         self._fetched_at = self._tried_at = float("-inf")
         self._unreadable = LogOnce()
         self._fetching = SharedCall(self._refresh_keys, lambda: StoreUnavailable("the keys are no longer fetched"))
-        self._verdicts = dict[bytes, _TokenVerdict]()
+        self._verified = dict[bytes, _VerifiedToken]()
 
     async def caller(self, token: str, digest: bytes) -> Caller:
         """Verify a token, a JWT, and return the client that it names; raises a Problem: 401, or 503 without keys.
 
-        *digest* is the SHA-256 of the token: the results for up to MAX_VERDICTS tokens are cached by it until they
+        *digest* is the SHA-256 of the token: the results for up to MAX_VERIFIED tokens are cached by it until they
         expire, the oldest ones are evicted.
         """
-        verdict = self._verdicts.get(digest)
-        if verdict is not None and time.time() < verdict.until:
-            return verdict.caller
+        verified = self._verified.get(digest)
+        if verified is not None and time.time() < verified.until:
+            return verified.caller
 
-        verdict = await self._verify_token(token)
-        if len(self._verdicts) >= MAX_VERDICTS:
-            del self._verdicts[next(iter(self._verdicts))]
-        self._verdicts.pop(digest, None)  # insert it last: the first is evicted
-        self._verdicts[digest] = verdict
-        return verdict.caller
+        verified = await self._verify_token(token)
+        if len(self._verified) >= MAX_VERIFIED:
+            del self._verified[next(iter(self._verified))]
+        self._verified.pop(digest, None)  # insert it last: the first is evicted
+        self._verified[digest] = verified
+        return verified.caller
 
-    async def _verify_token(self, token: str) -> _TokenVerdict:
+    async def _verify_token(self, token: str) -> _VerifiedToken:
         """Check the signature, issuer, audience and times of a token, and return the caller that its claims name.
 
         Raises a Problem: 401 if the token is refused, 503 if the issuer's keys could not be fetched.
@@ -108,7 +108,7 @@ class TokenVerifier:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud"]},
             )
-            return _verdict_from_claims(claims)
+            return _verified_from_claims(claims)
         # These errors help the owner of a valid token, and tell an attacker nothing.
         except (
             jwt.ExpiredSignatureError, jwt.ImmatureSignatureError, jwt.InvalidAudienceError, jwt.InvalidIssuerError,
@@ -164,7 +164,7 @@ class TokenVerifier:
             old_keys = {identifier: key.key for identifier, key in self._keys.items()}
             new_keys = {identifier: key.key for identifier, key in keys.items()}
             if new_keys != old_keys:
-                self._verdicts = {}  # a key may have been withdrawn or replaced under the same id
+                self._verified = {}  # a key may have been withdrawn or replaced under the same id
             self._keys = keys
         finally:
             self._tried_at = time.monotonic()
@@ -245,7 +245,7 @@ def _is_trusted(url: str) -> bool:
     return False
 
 
-def _verdict_from_claims(claims: dict[str, Any]) -> _TokenVerdict:
+def _verified_from_claims(claims: dict[str, Any]) -> _VerifiedToken:
     """Return the caller of a verified token, from its *claims* by name, and until when the token is valid.
 
     Scopes are in any of SCOPE_CLAIMS, as a text with spaces or as a list; those of other services are ignored. The
@@ -259,4 +259,4 @@ def _verdict_from_claims(claims: dict[str, Any]) -> _TokenVerdict:
     name = next((claims[claim] for claim in ("azp", "appid", "client_id") if claim in claims), "")
     is_valid_name = isinstance(name, str) and NAME.fullmatch(name)
     caller = Caller(name if is_valid_name else "token", frozenset(SCOPES) & granted)
-    return _TokenVerdict(caller, float(claims["exp"]) + LEEWAY_S)
+    return _VerifiedToken(caller, float(claims["exp"]) + LEEWAY_S)

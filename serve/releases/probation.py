@@ -200,11 +200,7 @@ class Probation:
         try:
             async with asyncio.timeout(WITHDRAW_S), self._writable(probation.tier) as store:
                 await _check_whole(store, before)
-
-                # If reads are slow, the cause may be the store, so both releases are read now.
-                without_reads = counts._replace(reads=NO_READS)
-                is_only_slow = find_regression(probation.expected, without_reads) is None
-                if is_only_slow and not await _is_slower(store, live, before, slow_s(probation.expected.reads)):
+                if await _is_store_slow(store, live, before, expected=probation.expected, counts=counts):
                     log.info("release %s stays, as release %s is as slow: %s", live.id, before.id, finding)
                     probation.record(ProbationEvent.FINE)
                     return
@@ -284,6 +280,14 @@ async def _check_whole(store: Store, release: ReleaseRef) -> None:
     examined = len(manifest.sample) + len(manifest.popular_keys)
     if len(servable.damaged) > MORE_FALLBACKS * examined:
         raise StoreError(f"release {release.id}, which was live before, is damaged, too")
+
+
+async def _is_store_slow(
+    store: Reader, live: ReleaseRef, before: ReleaseRef, *, expected: ReleaseCounts, counts: ReleaseCounts
+) -> bool:
+    """Return whether slow reads alone make *live* worse, by its *counts*, and reads of *before* are as slow now."""
+    is_worse_otherwise = find_regression(expected, counts._replace(reads=NO_READS)) is not None
+    return not is_worse_otherwise and not await _is_slower(store, live, before, slow_s(expected.reads))
 
 
 async def _is_slower(reader: Reader, release: ReleaseRef, before: ReleaseRef, over_s: float) -> bool:

@@ -261,7 +261,7 @@ def test_library_and_client_filter_as_the_service_does(folder: Path, service: Se
 
 @pytest.mark.parametrize("most", [0, 2, 1_000])
 def test_filter_cache_changes_no_answer(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(filters, "MAX_VERDICTS", most)
+    monkeypatch.setattr(filters, "MAX_EXAMINED", most)
     monkeypatch.setattr(filters, "MAX_BOUND", most)
     bound = ReleaseFilters(TABLE)
     body = encode([Item(id=item) for item in IDS])

@@ -260,7 +260,7 @@ async def test_fetch_survives_cancellation_of_the_request_that_started_it(issuer
 async def test_token_results_are_cached_until_expiry_with_a_bounded_size(
     issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERDICTS", 3)
+    monkeypatch.setattr(hotplate.serve.access.oidc, "MAX_VERIFIED", 3)
     verified = list[str]()
     decode = jwt.decode
 
