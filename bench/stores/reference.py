@@ -11,17 +11,9 @@ from hotplate.bench.outcome import Outcome, interrupted_report
 from hotplate.bench.planner.prices import Prices
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.progress import ProgressDisplay
-from hotplate.bench.stores.report import (
-    ASSUMED_MARK,
-    CPU,
-    LATENCY_COLUMNS,
-    Needs,
-    Summary,
-    needs,
-    read_ru,
-    summarise,
-)
+from hotplate.bench.stores.report import LATENCY_COLUMNS
 from hotplate.bench.stores.rounds import Measured, Rounds, RoundSettings, own_cosmos, prepared_stores
+from hotplate.bench.stores.summary import ASSUMED_MARK, CPU, Needs, Summary, needs, read_ru, summarise
 from hotplate.report import Column, Report, Row, format_value
 from hotplate.stores.connect import COSMOS
 from hotplate.stores.urls import redacted, scheme_of

@@ -2,11 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hotplate.bench.loadgen.result import Result
+from hotplate.bench.planner.plan import CapacityPlan, break_even_rps, usable_gb
+from hotplate.bench.planner.prices import Prices
 from hotplate.bench.statistics import Figure, compared
+from hotplate.bench.stores.summary import Summary, plan_of
 from hotplate.report import rounded
+from hotplate.stores.connect import REDIS
 
+# The percentile that is decisive for speed, unless no difference is proven.
+DECISIVE = "p99"
 STALL_S = 0.1
 # Wider intervals say nothing.
 WIDEST = 100.0
@@ -100,3 +107,138 @@ def describe_stalls(stores: Sequence[tuple[str, Sequence[Result]]]) -> str:
         if stalled:
             parts.append(f"{name} {stalled} of {seconds} seconds above {1000 * STALL_S:g} ms")
     return ", ".join(parts)
+
+
+class SpeedVerdict(NamedTuple):
+    """The name of the store that is proven fastest, empty if none is, and the figures in words."""
+
+    fastest: str
+    figures: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The verdicts on sound stores, at *rate* reads a second."""
+
+    stores: Sequence[Summary]
+    rate: float
+    prices: Prices
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Sentences that rank the stores by p50, p99, CPU, cost and stalls, seconds with an answer after 100 ms.
+
+        One is left out if fewer than two stores have the figure or, of stalls, if there were none. Emulated stores'
+        latencies are assumed, and not compared.
+        """
+        lines = dict[str, str]()
+        for name in ("p50", DECISIVE):
+            if ranking := _rank_latency(name, self._timed):
+                lines[name] = ranking.describe("fastest")
+        if ranking := rank([Contender(store.name, store.cpu) for store in self.stores]):
+            lines["CPU"] = ranking.describe("least")
+        if len(self._by_cost) > 1:
+            lines["cost"] = self._cost_verdict()
+        if stalled := describe_stalls([(store.name, store.store.results) for store in self._timed]):
+            lines["stalls"] = stalled
+        return lines
+
+    @property
+    def answer(self) -> str:
+        """The fastest and the cheapest store, and the rate from which on Redis costs less than Cosmos DB."""
+        speed = self._compare_speed()
+        cheapest = self._by_cost[0].name if len(self._by_cost) > 1 else ""
+        sentences = list[str]()
+        if speed.fastest and speed.fastest == cheapest:
+            sentences.append(f"Fastest and cheapest: {self._with_place(cheapest)} ({speed.figures})")
+        else:
+            speed_sentence = speed.figures
+            if speed.fastest:
+                speed_sentence = f"Fastest: {self._with_place(speed.fastest)} ({speed.figures})"
+            sentences.append(speed_sentence)
+            if cheapest:
+                sentences.append(f"Cheapest: {self._with_place(cheapest)}")
+        if shared := self._cheaper_shared_store():
+            sentences.append(f"If servers share a store: {shared}")
+        return f"{'. '.join(sentence[:1].upper() + sentence[1:] for sentence in sentences)}."
+
+    @property
+    def _timed(self) -> list[Summary]:
+        """The stores with a latency of their own, and not an emulator's."""
+        return [store for store in self.stores if store.has_own_latency]
+
+    @property
+    def _by_cost(self) -> list[Summary]:
+        """The stores whose cost is known, in ascending order."""
+        return sorted((store for store in self.stores if store.cost.amount is not None), key=lambda store: store.amount)
+
+    def _cost_verdict(self) -> str:
+        """Return the sentence on cost: the cheapest store, the others' multiples, and what the Redis holds."""
+        least, *dearer = self._by_cost
+        times = ", ".join(f"{store.name} {rounded(store.amount / (least.amount or 1.0))} times" for store in dearer)
+        planned = self._redis_plan()
+        redis = f"; Redis for up to {rounded(usable_gb(planned))} GB in all" if planned else ""
+        return f"{least.name} least; {times}{redis}"
+
+    def _with_place(self, name: str) -> str:
+        """Return the *name* of a store; of files beside other stores, it says that each server needs them."""
+        is_local = any(store.name == name and store.scheme == "file" for store in self.stores)
+        return f"{name} on each server" if is_local and len(self.stores) > 1 else name
+
+    def _compare_speed(self) -> SpeedVerdict:
+        """Compare the latencies of stores that our own clients read, without emulated ones, which are assumed.
+
+        A store is the fastest if it is proven faster than each of the others, at p99 or else at p50.
+        """
+        timed = [store for store in self._timed if not store.by_another_client]
+        if not timed:
+            return SpeedVerdict("", "Latencies are assumed")
+        if len(timed) == 1:
+            return SpeedVerdict("", f"{timed[0].name}: {_latencies(timed[0])}")
+
+        for name in (DECISIVE, "p50"):
+            ranking = _rank_latency(name, timed)
+            if ranking and not ranking.alike:
+                fastest, *slower = sorted(timed, key=lambda store: store.latencies[name].value or 0.0)
+                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])}" for store in slower)
+                limit = "" if name == DECISIVE else f"; at {DECISIVE} no difference is proven"
+                return SpeedVerdict(fastest.name, f"{name} {_ms(fastest.latencies[name])} ms, {figures}{limit}")
+
+        for name in (DECISIVE, "p50"):
+            if all(store.latencies[name].value is not None for store in timed):
+                figures = ", ".join(f"{store.name} {_ms(store.latencies[name])} ms" for store in timed)
+                return SpeedVerdict("", f"No difference in speed is proven ({name}: {figures})")
+        return SpeedVerdict("", "No difference in speed is proven: too few answers")
+
+    def _redis_plan(self) -> CapacityPlan | None:
+        """Return the plan of the Redis, if there is one that is large enough, beside a Cosmos DB."""
+        redis = next((store for store in self.stores if store.scheme in REDIS), None)
+        has_cosmos = any(store.store.candidate.metered for store in self.stores)
+        if redis is None or redis.cost.amount is None or not has_cosmos:
+            return None
+        return plan_of(redis.store.candidate.manifest, redis.name, self.rate, self.prices)
+
+    def _cheaper_shared_store(self) -> str:
+        """Return the cheaper of Redis and Cosmos DB, for servers that share a store; empty if both are not there."""
+        planned = self._redis_plan()
+        if planned is None:
+            return ""
+        from_rps = break_even_rps(planned)
+        if from_rps is None:
+            return "Cosmos DB, cheaper than Redis at any rate"
+        if not from_rps:
+            return "Redis, cheaper than Cosmos DB at any rate"
+        return f"Redis, cheaper than Cosmos DB from {rounded(from_rps)} reads/s on"
+
+
+def _rank_latency(name: str, stores: Sequence[Summary]) -> Ranking | None:
+    return rank([Contender(store.name, store.latencies[name]) for store in stores])
+
+
+def _ms(figure: Figure) -> str:
+    return rounded((figure.value or 0.0) / 1000)
+
+
+def _latencies(store: Summary) -> str:
+    known = {name: figure for name, figure in store.latencies.items() if figure.value is not None}
+    return ", ".join(f"{name} {_ms(figure)} ms" for name, figure in known.items())

@@ -12,8 +12,8 @@ from hotplate.bench.options import ReferenceOptions
 from hotplate.bench.planner.prices import load as load_prices
 from hotplate.bench.process import Server, StoreCounts
 from hotplate.bench.stores.reference import PUBLISHED, RATE, report
-from hotplate.bench.stores.report import needs
 from hotplate.bench.stores.rounds import Candidate, Measured, ServiceRun, StoreRuns
+from hotplate.bench.stores.summary import needs
 from hotplate.stores.catalogue import ReleaseId
 from hotplate.stores.manifest import Manifest
 from tests.support.command import hotplate

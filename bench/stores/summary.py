@@ -1,0 +1,184 @@
+"""The figures of one store in a comparison: latencies, CPU, and what a billion reads cost."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from hotplate.bench.lists import popular_complaint
+from hotplate.bench.outcome import SEE_BELOW
+from hotplate.bench.planner.formulas import round_up
+from hotplate.bench.planner.inputs import Inputs, InputSource, from_release, merge
+from hotplate.bench.planner.plan import CapacityPlan, calculate
+from hotplate.bench.planner.prices import HOURS_A_MONTH, Prices
+from hotplate.bench.statistics import Figure, error_share, mean, percentile, popular_share
+from hotplate.bench.stores.rounds import Candidate, StoreRuns, by_redis_py, through_sdk
+from hotplate.report import Row
+from hotplate.stores.connect import REDIS
+from hotplate.stores.cosmos.charges import load as load_charges
+from hotplate.stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
+from hotplate.stores.manifest import Manifest
+from hotplate.stores.urls import scheme_of
+
+PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+RATE = "requests/s and core"
+CPU = "CPU a request"
+COST = "cost of a billion reads"
+UTILISATION = Inputs(users=1, peak_rps=1).ru_utilisation
+BILLION = 1e9
+ASSUMED = "assumed"
+ASSUMED_MARK = "*"
+
+
+class Cost(NamedTuple):
+    """The cost of a billion reads, None if unknown, and a note on its main part, or why it is unknown."""
+
+    amount: float | None
+    note: str = ""
+
+
+class Needs(NamedTuple):
+    """RU/s for a rate of reads, and their monthly cost."""
+
+    used_ru: float
+    needed_ru: int
+    month: float
+
+
+def needs(read_ru: float, rate: float, prices: Prices) -> Needs:
+    """Calculate the RU/s for *rate* reads a second of *read_ru*."""
+    needed = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
+    return Needs(rate * read_ru, needed, prices.ru_month(needed))
+
+
+def plan_of(manifest: Manifest, name: str, rate: float, prices: Prices) -> CapacityPlan:
+    """Plan a release at *rate* requests/s around the clock."""
+    return calculate(
+        merge([from_release(manifest, name), InputSource("--rate", {"peak_rps": rate})]), prices, load_charges()
+    )
+
+
+def cost_of(candidate: Candidate, rate: float, read_ru: float | None, cpu_us: float, prices: Prices) -> Cost:
+    """Return the cost of a billion reads at *rate* requests/s: the service's CPU, and the monthly price of the store.
+
+    read_ru  charge of a read of Cosmos DB; None for other stores
+    cpu_us   the service's CPU a read, in µs
+
+    Files cost nothing but CPU; the amount is None if no size of Redis holds the lists.
+    """
+    month = 0.0
+    note = "CPU only"
+    if candidate.metered and read_ru is not None:
+        throughput = needs(read_ru, rate, prices)
+        month = throughput.month
+        note = f"{throughput.needed_ru:,} RU/s"
+    elif scheme_of(candidate.url) in REDIS:
+        planned = plan_of(candidate.manifest, candidate.name, rate, prices).figures
+        if not planned["redis_cost"].unit:
+            return Cost(None, "no size is enough")
+        month = planned["redis_cost"].number
+        note = f"{planned['redis_nodes'].number:g} x {planned['redis_size']}"
+
+    cpu_hours = cpu_us * BILLION / 1e6 / 3600
+    reads_a_month = rate * HOURS_A_MONTH * 3600
+    return Cost(cpu_hours * prices.cpu_hour.amount + month / reads_a_month * BILLION, note)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of one store in a comparison; unknown if it has complaints.
+
+    latencies  percentiles by name, such as `p50`, in µs
+    cpu        the service's CPU a read, in µs
+    cost       of a billion reads
+    """
+
+    store: StoreRuns
+    latencies: dict[str, Figure]
+    cpu: Figure
+    cost: Cost
+    currency: str
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.store.candidate.name
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of its URL."""
+        return scheme_of(self.store.candidate.url)
+
+    @property
+    def is_through_sdk(self) -> bool:
+        """Whether azure-cosmos reads it."""
+        return through_sdk(self.store.candidate.url)
+
+    @property
+    def by_another_client(self) -> bool:
+        """Whether a vendor's client reads it, for comparison with ours."""
+        return self.is_through_sdk or by_redis_py(self.store.candidate.url)
+
+    @property
+    def has_own_latency(self) -> bool:
+        """Whether its latency is a real store's."""
+        return not self.store.candidate.emulated
+
+    @property
+    def amount(self) -> float:
+        """The cost of a billion reads; 0 if unknown."""
+        return self.cost.amount or 0.0
+
+    def latency_rows(self) -> Iterator[Row]:
+        """Yield the rows of percentiles, marked if they are assumed."""
+        for name, figure in self.latencies.items():
+            row = figure.row(self.name, name, "us")
+            if not self.has_own_latency and figure.value is not None:
+                row = replace(row, low=None, high=None, note=ASSUMED, mark=ASSUMED_MARK)
+            yield row
+
+    def rows(self) -> Iterator[Row]:
+        """Yield a store's figures: latencies, CPU, cost, shares of popular lists and errors, and request units.
+
+        Popular lists are the fallback, answered instead of a user's own list. Only Cosmos DB has request units.
+        """
+        cpu_us = self.cpu.value
+        reads_per_s_and_core = 1e6 / cpu_us if cpu_us else None
+        results = self.store.results
+        charge_ru = read_ru(self.store)
+        yield from self.latency_rows()
+        yield Row(self.name, RATE, "/s", reads_per_s_and_core, note=self.cpu.note, main=False)
+        yield self.cpu.row(self.name, CPU, "us")
+        yield Row(self.name, COST, self.currency, self.cost.amount, note=self.cost.note)
+        yield popular_share(results).row(self.name, "popular lists", "share", main=False)
+        yield error_share(results).row(self.name, "errors", "share", main=False)
+        if charge_ru is not None:
+            yield Row(self.name, "RU a read", "RU", charge_ru, main=False)
+
+
+def read_ru(store: StoreRuns) -> float | None:
+    """Return RU a read, including polls of the catalogue; None without Cosmos DB."""
+    counts = [run.charged for run in store.runs if run.charged is not None]
+    reads = sum(count.charged for count in counts)
+    return sum(count.ru for count in counts) / reads if reads else None
+
+
+def summarise(store: StoreRuns, rate: float, prices: Prices) -> Summary:
+    """Return the figures of one store; all unknown if it was not measured, or did not serve what it should.
+
+    The cost is that of *rate* reads a second.
+    """
+    if not store.sound:
+        unknown = Figure(None, note=SEE_BELOW if store.runs else "not measured")
+        return Summary(store, dict.fromkeys(PERCENTILES, unknown), unknown, Cost(None), prices.currency)
+    latencies = {name: percentile(store.results, percent) for name, percent in PERCENTILES.items()}
+    cpu = _cpu_of(store)
+    cost = cost_of(store.candidate, rate, read_ru(store), cpu.value or 0.0, prices)
+    return Summary(store, latencies, cpu, cost, prices.currency)
+
+
+def _cpu_of(store: StoreRuns) -> Figure:
+    """Return the CPU a request, in µs: at full load if allowed and sound, else at the timed rate."""
+    full = [run.full for run in store.runs if run.full is not None]
+    if len(full) == len(store.runs) and not popular_complaint([run.result for run in full]):
+        return mean([run.cpu_us for run in full])
+    return replace(mean([run.cpu_us for run in store.runs]), note=f"at {store.results[0].requested_rate:g}/s")
