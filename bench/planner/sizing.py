@@ -373,11 +373,14 @@ def _add_container(
         partitions_by_gb=by_gb,
         new_partition_ru=for_one,
     )
-    assumed = int(by_gb.value)
-    container = _add_container_over(table, assumed, load)
-    while container.partitions.value > assumed:
-        assumed = int(container.partitions.value)
-        container = _add_container_over(table, assumed, load)
+    assumed = 0
+    needed = int(by_gb.value)
+    while needed > assumed:
+        assumed = needed
+        attempt = FigureTable(table)  # the figures of other attempts are not part of the plan
+        container = _add_container_over(attempt, assumed, load)
+        needed = int(container.partitions.value)
+    table.update(attempt)
     return container
 
 
