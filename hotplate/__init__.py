@@ -146,6 +146,8 @@ __all__ = [
 ]  # fmt: skip
 
 
+# Modules, and packages, that need the extra `offline`; others need `server`.
+_OFFLINE = ("hotplate.offline.", "hotplate.cli.run_work")
 # The module and the name there of each public name.
 _HOMES = {
     "activate": "hotplate.releases:activate",
@@ -255,7 +257,6 @@ def _load(name: str) -> object:
     except ModuleNotFoundError as error:
         from hotplate.stores.errors import install_command  # noqa: PLC0415 -- as `typing`
 
-        is_offline = name == "run" or module.startswith("hotplate.offline")
-        command = install_command("offline" if is_offline else "server")
+        command = install_command("offline" if module.startswith(_OFFLINE) else "server")
         message = f"hotplate.{name} needs {error.name}, which is not installed; install it with: {command}"
         raise ModuleNotFoundError(message, name=error.name) from error

@@ -34,6 +34,7 @@ from hotplate.offline.input.files import named_paths
 from hotplate.offline.list_import import ImportedLists, ImportSettings
 from hotplate.offline.lists import ListSettings, ModelLists
 from hotplate.offline.model import load
+from hotplate.offline.options import PublishSettings
 from hotplate.offline.publish import Written, publish_source
 from hotplate.offline.rule_files import read_rules
 from hotplate.offline.sources import ListSource, NamedLists, PartedSource, source_of_lists, stored_names
@@ -301,7 +302,7 @@ def publish_lists(
         meter = RequestUnitMeter()
         written = write_lists(read_lists, flags, meter)
         on_written(written.result.manifest.release)
-        print_result(written, flags, meter, imported)
+        _print_result(written, flags, meter, imported)
         refused = written.refused
     if refused is not None:
         raise refused
@@ -401,9 +402,9 @@ def _rehearsal_json(rehearsal: Rehearsal, store: str) -> dict[str, object]:
     return facts | _gates_json(rehearsal.manifest)
 
 
-def _was_activated(written: Written, flags: ReleaseFlags) -> bool:
+def _was_activated(written: Written, settings: PublishSettings) -> bool:
     """Return whether a written release is live now, or the release of its arm in an experiment."""
-    return flags.settings.activate and written.refused is None
+    return settings.activate and written.refused is None
 
 
 def _gates_json(manifest: Manifest) -> dict[str, object]:
@@ -425,7 +426,7 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
     facts |= {
         "store": shown_store_url(flags.store, as_json=True),
         "release": manifest,
-        "live": _was_activated(written, flags) and arm == "A",
+        "live": _was_activated(written, flags.settings) and arm == "A",
         "arm": arm,
         "seconds": round(written.seconds, 3),
         "rows_written_before": written.result.skipped,
@@ -434,35 +435,32 @@ def _written_json(written: Written, flags: ReleaseFlags, *, is_import: bool) -> 
     return facts | _gates_json(manifest)
 
 
-def print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None = None) -> None:
-    """Print a published release, and the request units (RU) of Cosmos DB; *imported* is as of `publish_lists`."""
+def _print_result(written: Written, flags: ReleaseFlags, meter: RequestUnitMeter, imported: str | None) -> None:
+    """Print a published release as JSON or text; of an import, whose files are *imported*, also the rows read."""
     if flags.as_json:
         facts = _written_json(written, flags, is_import=imported is not None) | meter.to_json()
         print_json(with_warnings(facts))
-    else:
-        _print_written(written, flags, imported)
-        meter.print_totals(written.result.manifest.rows)
+        return
+    if imported is not None:
+        origin = written.result.manifest.origin
+        print_rows_read(imported, origin.rows, origin.left_out, origin.notes)
+    print_written(written, flags.settings, meter, shown_store_url(flags.store))
 
 
-def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) -> None:
-    """Print the state of a published release, its rules, attributes, metrics and gates, and which releases were erased.
+def print_written(written: Written, settings: PublishSettings, meter: RequestUnitMeter, store: str) -> None:
+    """Print a published release: its state in *store*, a URL as shown, its rules, attributes, metrics and gates.
 
-    *imported* names the files of an import, of which the rows read and left out are printed first; None for a model.
+    Then the releases that were erased, and the request units (RU) of Cosmos DB. *settings* are those of the publish.
     """
     manifest = written.result.manifest
-    if imported is not None:
-        origin = manifest.origin
-        print_rows_read(imported, origin.rows, origin.left_out, origin.notes)
-
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
     state = "ready"
     if isinstance(written.refused, ReleaseWithdrawn):
         state = "withdrawn"
-    elif _was_activated(written, flags):
-        state = PLACES[flags.settings.arm].name
-    where = shown_store_url(flags.store)
-    out.print(f"release {manifest.release} is {state} in {where}: {counts} lists, {size}, in {written.seconds:.1f} s")
+    elif _was_activated(written, settings):
+        state = PLACES[settings.arm].name
+    out.print(f"release {manifest.release} is {state} in {store}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
 
@@ -472,4 +470,5 @@ def _print_written(written: Written, flags: ReleaseFlags, imported: str | None) 
     print_metrics(manifest)
     print_gates(manifest)
     for release in written.erased:
-        out.print(f"erased {release}, which is no longer needed, in {where}")
+        out.print(f"erased {release}, which is no longer needed, in {store}")
+    meter.print_totals(manifest.rows)

@@ -21,7 +21,7 @@ from hotplate.cli import publish_work, train_work
 from hotplate.cli.costs import RequestUnitMeter
 from hotplate.cli.flags import settings_from_table, values_of
 from hotplate.cli.options import PublishFlags, RunSettings, TrainFlags
-from hotplate.cli.terminal import err, out, progress_bars, store_url_or_default, text_on_stderr
+from hotplate.cli.terminal import err, out, progress_bars, shown_store_url, store_url_or_default, text_on_stderr
 from hotplate.exit_codes import REFUSED
 from hotplate.offline.errors import SettingError, read_toml
 from hotplate.offline.evaluate.records import metric_names
@@ -124,7 +124,7 @@ def _run_and_print(planned: PlannedRun) -> Summary:
         planned.keep_ready_s,
         train=train_work.train_and_print,
         measure=_measured,
-        write=partial(_write_lists, flags=PublishFlags(store=planned.job.store), meter=meter),
+        write=partial(_write_lists, store_url=planned.job.store, meter=meter),
         observer=meter,
     )
     with text_on_stderr():
@@ -264,15 +264,15 @@ async def _write_lists(
     store: Store,
     settings: PublishSettings,
     *,
-    flags: PublishFlags,
+    store_url: str,
     meter: RequestUnitMeter,
 ) -> Written:
-    """Publish lists, as `publish_source`, with progress bars, and print the result; *flags* name the store."""
+    """Publish lists, as `publish_source`, with progress bars, and print the result; *store_url* is the open store's."""
     await publish_work.check_store(store)
     with progress_bars(meter.progress) as on_progress:
         report = partial(on_progress, "publish")
         written = await publish_source(lists, store, settings, observer=meter, on_progress=report)
-    publish_work.print_result(written, replace(flags, settings=settings), meter)
+    publish_work.print_written(written, settings, meter, shown_store_url(store_url))
     return written
 
 
