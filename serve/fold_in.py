@@ -134,7 +134,7 @@ class FoldIn:
             return None
 
         await asyncio.to_thread(factors.finish)
-        return self._loaded.setdefault(manifest.digest, factors)  # meanwhile, they may have been loaded from another
+        return self._loaded.setdefault(manifest.digest, factors)  # or those loaded meanwhile, for another store
 
     async def _load_pieces(self, reader: Reader, release: ReleaseRef, description: Description) -> "ItemFactors":
         """Read the item factors of a release, in pieces with some hundred items each.

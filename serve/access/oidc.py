@@ -188,7 +188,7 @@ class TokenVerifier:
         except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
             raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
 
-        # Others are for encryption, or of a type without a public key.
+        # Others are for encryption, or of a type that ALGORITHMS do not use.
         usable = (key for key in published if key.key_type in ("RSA", "EC") and key.public_key_use in (None, "sig"))
         return {key.key_id: key for key in usable if key.key_id}
 

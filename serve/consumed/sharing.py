@@ -312,7 +312,7 @@ class ConsumedSharing:
             await asyncio.sleep(outage.next_pause_s())
 
     async def _learn_erased(self, store: Reader, url: str, outage: Outage) -> None:
-        """Forget what users have consumed who are erased from a store, now and after each change, until cancelled.
+        """Forget the consumed items of users who are erased from a store, now and after each change, until cancelled.
 
         *store* is open, and *url* names it. Raises StoreError if an outage is not short.
         """
