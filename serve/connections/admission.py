@@ -44,16 +44,31 @@ class Admission:
         """*count* is called with the reason of each refusal."""
         self._count = count
         self._limit = MIN_RUNNING
+        """How many batches may run at once."""
+
         self._running = 0
         self._waiting = deque[_WaitingBatch]()
+        """The oldest first."""
+
         self._waiting_since = 0.0
+        """Since when there have been waiting batches."""
+
         self._refused_at = -inf
         self._pace_s = 0.0
-        self._ended_at = -inf  # with others waiting
+        """Mean time between the ends of two batches while others wait."""
+
+        self._ended_at = -inf
+        """The end of the last batch; -inf if none waited then."""
+
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._cpu_s = 0.0  # of the loop's thread, when the timer started
+        """While batches run, measures how late the event loop is."""
+
+        self._timer_due = 0.0
+        self._cpu_at_start_s = 0.0
+        """CPU time of the loop's thread when the timer started."""
+
         self._is_late = False
+        """Whether the timer was late the last time, because the loop worked."""
 
     def stop(self) -> None:
         """Stop measuring."""
@@ -170,8 +185,8 @@ class Admission:
         return overloaded(detail)
 
     def _start_timer(self) -> None:
-        self._due = monotonic() + TICK_S
-        self._cpu_s = thread_time()
+        self._timer_due = monotonic() + TICK_S
+        self._cpu_at_start_s = thread_time()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
@@ -181,8 +196,8 @@ class Admission:
         time, the limit falls by a quarter; otherwise, if batches wait, it rises by one. The timer runs while a batch
         does.
         """
-        late_s = monotonic() - self._due
-        worked_s = thread_time() - self._cpu_s  # CPU time of the loop's thread since the timer started
+        late_s = monotonic() - self._timer_due
+        worked_s = thread_time() - self._cpu_at_start_s  # CPU time of the loop's thread since the timer started
         self._is_late = min(late_s, worked_s) > TICK_S  # a loop that waited for the CPU is not overloaded by batches
 
         passed_s = TICK_S + late_s

@@ -361,10 +361,11 @@ class Connection(BaseProtocol):
         answer = self._lane.answer(request, self.since, self._deliver)
         if answer is None:
             return False
-        if answer:
-            self.transport.write(answer)
-        else:
+        is_pending = not answer  # the lane reads a store, and calls `_deliver` later
+        if is_pending:
             self._change_state(STORE)
+        else:
+            self.transport.write(answer)
         return True
 
     def pause_writing(self) -> None:

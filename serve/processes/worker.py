@@ -57,9 +57,16 @@ SWITCH_S = 0.0005
 
 class _ShutdownSignals:
     def __init__(self, lifeline: int) -> None:
+        """*lifeline* is a pipe that becomes readable when the parent process dies."""
         self.requested = asyncio.Event()
+        """Set when the worker is to stop: by SIGTERM, SIGINT, or the death of the parent."""
+
         self.at_once = asyncio.Event()
+        """Set when it is to stop without a delay in which it accepts connections."""
+
         self.orphaned = False
+        """Whether the parent is dead."""
+
         self._lifeline = lifeline
         loop = asyncio.get_running_loop()
         loop.add_reader(lifeline, self._end_alone)
