@@ -120,6 +120,8 @@ def is_refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=60).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the kernel resets a handshake during which the last copy of the socket is closed
+        return False
     return False
 
 
