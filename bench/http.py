@@ -64,7 +64,7 @@ def make_plan(options: HttpOptions) -> HttpPlan:
         load=_load(options, keys),
         warmup_s=parse_seconds(options.warmup),
         objective=_objective(options),
-        batches=_sizes(options.batch) if options.batch else (),
+        batches=_parse_batch_sizes(options.batch) if options.batch else (),
         keys=keys,
         allowed_popular=min(1.0, allowed_popular),
     )
@@ -89,7 +89,7 @@ def _load(options: HttpOptions, keys: RequestKeys | None) -> Load:
         seed=1 if options.poisson else None,
         duration_s=duration_s,
         connections=options.connections,
-        headers=_headers(options.headers),
+        headers=_parse_headers(options.headers),
         timeout_s=parse_seconds(options.timeout),
         observe=("source",),
         sample_every=sample_every,
@@ -129,14 +129,16 @@ async def _users_in(url: str, store: Store) -> list[str]:
     return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
 
 
-def _headers(texts: Sequence[str]) -> Mapping[str, str]:
+def _parse_headers(texts: Sequence[str]) -> Mapping[str, str]:
+    """Return HTTP headers by name, each from a text as NAME:VALUE; raises BenchMisused."""
     pairs = [header.partition(":") for header in texts]
     if any(not colon for _, colon, _ in pairs):
         raise BenchMisused("a header is written NAME:VALUE")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _sizes(text: str) -> list[int]:
+def _parse_batch_sizes(text: str) -> list[int]:
+    """Return numbers of users in a batch, from a text such as 1,50,200; raises BenchMisused."""
     try:
         sizes = [int(size) for size in text.split(",")]
     except ValueError:
@@ -227,7 +229,7 @@ class _HttpMeasurement:
         plan = self._plan
         load = plan.load
         if plan.warmup_s:
-            self._run("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
+            self._run_load("warm-up", replace(load, duration_s=plan.warmup_s, sample_every=0))
         if plan.batches:
             self._sweep_batches(plan.keys)
             return
@@ -239,7 +241,7 @@ class _HttpMeasurement:
             load = replace(load, rate=best.offered)
         for number in range(1, plan.options.repeat + 1):
             if not self._is_interrupted:
-                self._rounds.append(self._run(f"round {number} of {plan.options.repeat}", load))
+                self._rounds.append(self._run_load(f"round {number} of {plan.options.repeat}", load))
 
     def report(self) -> Report:
         store = self._plan.options.store
@@ -247,7 +249,8 @@ class _HttpMeasurement:
         return report(HttpRuns(self._plan, tuple(self._trials), tuple(self._rounds), checked, self._is_interrupted))
 
     def _attempt(self, rate: float) -> Trial:
-        result = self._run(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
+        """Load the service at *rate* requests/s, and judge the result by the objective and its popular lists."""
+        result = self._run_load(f"{rate:,.0f} requests/s", replace(self._plan.load, rate=rate))
         judgement = self._plan.objective.judge(result)
         broken = (*judgement.broken, *self._plan.popular_complaint([result]))
         return Trial(offered=rate, result=result, broken=broken, doubts=judgement.doubts)
@@ -274,14 +277,15 @@ class _HttpMeasurement:
     def _run_batches(self, size: int, load: Load) -> Result:
         """Run *load*, a closed loop, with fewer batches at a time until the service refuses none."""
         while True:
-            result = self._run(f"batch {size:,}, {load.connections} at a time", load)
+            result = self._run_load(f"batch {size:,}, {load.connections} at a time", load)
             refused = sum(result.statuses.get(status, 0) for status in REFUSED)
             are_accepted = refused <= self._plan.objective.errors * result.due
             if load.connections == 1 or self._is_interrupted or are_accepted:
                 return result
             load = replace(load, connections=max(1, load.connections // FEWER))
 
-    def _run(self, name: str, load: Load) -> Result:
+    def _run_load(self, name: str, load: Load) -> Result:
+        """Run a load, shown as *name*; keep its sampled responses, and whether Ctrl-C ended it."""
         self._display.start(name)
         result = self._worker.run(load)
         self._samples += result.samples

@@ -296,15 +296,25 @@ class _Rounds:
         latency = self._objective.judge_latency(runs.rounds)
         self._late = latency.doubts
         self._broken = [*self._objective.errors_beyond(self._error_share), *latency.broken]
+
         best = highest(runs.trials)
-        ended = first_outside(runs.trials)
+        failed_trial = first_outside(runs.trials)
         if best:
             self._broken = [f"the rounds at {best.offered:,.4g} requests/s: {reason}" for reason in self._broken]
         elif runs.trials:
-            why = f": at {ended.offered:,.4g} requests/s {' and '.join(ended.broken or ended.doubts)}" if ended else ""
-            self._broken.append(f"no rate was inside the objective {self._objective}{why}")
+            self._broken.append(self._no_rate_inside(failed_trial))
         self._best = None if self._broken else best
-        self._limit = ended.doubts[0] if ended and ended.is_unclear else ""
+        self._limit = ""
+        if failed_trial and failed_trial.is_unclear:
+            self._limit = failed_trial.doubts[0]
+
+    def _no_rate_inside(self, failed_trial: Trial | None) -> str:
+        """Return a sentence on a search in which no rate met the objective; the lowest rate failed, if it ended."""
+        sentence = f"no rate was inside the objective {self._objective}"
+        if failed_trial is None:
+            return sentence
+        reasons = " and ".join(failed_trial.broken or failed_trial.doubts)
+        return f"{sentence}: at {failed_trial.offered:,.4g} requests/s {reasons}"
 
     @property
     def _error_share(self) -> float:

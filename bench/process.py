@@ -59,7 +59,7 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -72,7 +72,8 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("HOTPLATE_", "_RJEM_"))}
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
+    """Return the model of the CPU, as Linux names it, else what Python knows of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -87,6 +88,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
+    """Return the commit of this checkout, with a + if files are changed; None outside of a checkout."""
     if not (ROOT / ".git").exists():
         return None
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
@@ -171,7 +173,7 @@ def raised_priority(pids: Sequence[int]) -> Iterator[None]:
     }
     try:
         if len(pids) < len(os.sched_getaffinity(0)):
-            _raise(pids)
+            _raise_priority(pids)
         yield
     finally:
         for pid, (policy, level, niceness) in before.items():
@@ -180,7 +182,8 @@ def raised_priority(pids: Sequence[int]) -> Iterator[None]:
                 os.setpriority(os.PRIO_PROCESS, pid, niceness)
 
 
-def _raise(pids: Sequence[int]) -> None:
+def _raise_priority(pids: Sequence[int]) -> None:
+    """Schedule processes before all usual ones; if that is not permitted, raise their priority if possible."""
     try:
         for pid in pids:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
@@ -199,7 +202,7 @@ def serving(
     Raises BenchFailed with the server's output.
     """
     url = f"{scheme}://127.0.0.1:{port}"
-    with _running(command, environment(), lambda: _answers(url + path), core) as process:
+    with _running(command, environment(), lambda: _is_answering(url + path), core) as process:
         yield Server(url, process.pid)
 
 
@@ -217,7 +220,7 @@ def service_serving(
     command += ["--port", str(port), "--admin-port", str(admin_port), "--health-port", "0", *options]
     url = f"http://127.0.0.1:{port}"
     env = environment() | dict(settings or {})
-    with _running(command, env, lambda: _answers(url + path), SERVICE_CORE) as process:
+    with _running(command, env, lambda: _is_answering(url + path), SERVICE_CORE) as process:
         yield Server(url, process.pid, f"http://127.0.0.1:{admin_port}")
 
 
@@ -352,7 +355,7 @@ def _running(
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > deadline_s:
                     output.seek(0)
-                    raise BenchFailed(_not_started(command, process.returncode, output.read()))
+                    raise BenchFailed(_startup_failure(command, process.returncode, output.read()))
                 time.sleep(0.02)
             yield process
         finally:
@@ -360,7 +363,8 @@ def _running(
             stop_process(process, group=True)
 
 
-def _not_started(command: Sequence[str], code: int | None, output: bytes) -> str:
+def _startup_failure(command: Sequence[str], code: int | None, output: bytes) -> str:
+    """Return why a process did not start, with the end of its output; its exit *code* is None if it still runs."""
     fault = f"did not answer within {READY_WITHIN_S:g} s" if code is None else f"ended at once, with exit code {code}"
     printed = output.decode(errors="replace").strip()[-2000:]
     return f"{' '.join(command)} {fault}; it printed {printed or 'nothing'}"
@@ -388,7 +392,8 @@ def claim_port(port: int) -> bool:
     return True
 
 
-def _answers(url: str) -> bool:
+def _is_answering(url: str) -> bool:
+    """Return whether a GET of *url* is answered with 200 within a second."""
     unverified = ssl._create_unverified_context()  # noqa: S323, SLF001 -- a probe of our own server
     try:
         with urllib.request.urlopen(url, timeout=1.0, context=unverified) as response:  # noqa: S310 -- on loopback

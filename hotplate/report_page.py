@@ -144,6 +144,7 @@ def _details(report: Report) -> str:
 
 
 def _origin(report: Report) -> str:
+    """Return the line below the sentence: kind of report, date, CPU and commit, as far as they are known."""
     facts = report.machine
     date = str(facts.get("date", ""))[:16].replace("T", " ")
     known = filter(None, (date, facts.get("cpu"), facts.get("commit")))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -183,17 +184,22 @@ class HttpConnection(asyncio.Protocol):
         self._respond(self._handler(request), keep_alive=keep_alive)
 
     def _respond(self, response: HttpResponse, *, keep_alive: bool) -> None:
+        """Send a response after its delay, and after those before it, as HTTP/1.1 demands."""
         self._is_closing = not keep_alive
         if response.delay_s <= 0 and not self._delayed:
-            self._write(response, keep_alive)
+            self._write(response, keep_alive=keep_alive)
             return
         # Timers with equal times have no order.
         self._last_due = max(self._loop.time() + response.delay_s, self._last_due + 1e-6)
         self._delayed += 1
-        self._loop.call_at(self._last_due, self._write, response, keep_alive, 1)
+        self._loop.call_at(self._last_due, partial(self._write_delayed, response, keep_alive=keep_alive))
 
-    def _write(self, response: HttpResponse, keep_alive: bool, delayed: int = 0) -> None:  # noqa: FBT001 -- call_at passes no keywords
-        self._delayed -= delayed
+    def _write_delayed(self, response: HttpResponse, *, keep_alive: bool) -> None:
+        self._delayed -= 1
+        self._write(response, keep_alive=keep_alive)
+
+    def _write(self, response: HttpResponse, *, keep_alive: bool) -> None:
+        """Write a response, or reset the connection if it says so; close it unless *keep_alive*."""
         if self._transport.is_closing():
             return
         if response.reset:

@@ -89,7 +89,7 @@ class Budget:
 
     def wait_ms(self, now: float) -> int:
         """Return 0 if a request is admitted at *now*, else the milliseconds to wait."""
-        self._roll(now)
+        self._refill(now)
         missing = self._used_ru - self.rate
         if missing < 0:
             return 0
@@ -98,10 +98,11 @@ class Budget:
 
     def charge(self, now: float, charge_ru: float) -> None:
         """Deduct a charge, perhaps beyond the budget."""
-        self._roll(now)
+        self._refill(now)
         self._used_ru += charge_ru
 
-    def _roll(self, now: float) -> None:
+    def _refill(self, now: float) -> None:
+        """Give back `rate` RU for each second that has begun since the last call; a debt is carried over."""
         second = floor(now)
         if second <= self._second:
             return

@@ -205,7 +205,7 @@ def _read_page(context: RequestContext, conditions: Conditions, documents: Itera
     an index, documents that do not meet the conditions are kept as scanned, as they are charged; a condition on ids
     needs no index.
     """
-    wanted_items = _number(context.request, "x-ms-max-item-count", 100)
+    wanted_items = _number_in_header(context.request, "x-ms-max-item-count", 100)
     max_items = wanted_items if wanted_items > 0 else MAX_PAGE_ITEMS
     bytes_left = MAX_PAGE_BYTES
     is_scan = bool(conditions) and "id" not in conditions and not context.container.is_indexed
@@ -235,7 +235,7 @@ def _candidate_documents(
     key         the encoded partition key that is read; None for all
     """
     request = context.request
-    last_serial = _number(request, "x-ms-continuation", 0)
+    last_serial = _number_in_header(request, "x-ms-continuation", 0)
     # A range of effective partition keys, which are hashes; an empty end is no range.
     first_hash = request.header(b"x-ms-start-epk").upper()
     end_hash = request.header(b"x-ms-end-epk").upper()
@@ -260,7 +260,8 @@ def _documents_by_serial(container: Container, conditions: Conditions, last_seri
     return sorted((document for document in stored if document and document.serial > last_serial), key=SERIAL)
 
 
-def _number(request: Request, header: str, default: int) -> int:
+def _number_in_header(request: Request, header: str, default: int) -> int:
+    """Return the number in a header, *default* without it; raises HttpError 400."""
     text = request.header(header.encode()) or str(default)
     if not NUMBER.fullmatch(text):
         raise HttpError(400, f"{header} must be -1 or a number, and not {text[:40]!r}")

@@ -264,11 +264,14 @@ def _post_database(account: EmulatedAccount, request: Request) -> Database:
 
 
 def _post_container(account: EmulatedAccount, request: Request, database: str) -> Container:
+    """Create a container with the throughput that headers name: manual RU/s, settings of autoscale, or neither."""
     owner = account.database(database, is_owner=True)
     manual = request.header(OFFER_HEADER)
-    ru = int(manual) if manual.isdecimal() and len(manual) < 10 else manual or None
-    settings = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
-    return create_container(account, owner, request.object(), ru, settings)
+    manual_ru: int | str | None = manual or None  # a text that is no number is refused with the others
+    if manual.isdecimal() and len(manual) < 10:
+        manual_ru = int(manual)
+    autoscale = parse_json(request.headers.get(AUTOSCALE_HEADER, b"null"), AUTOSCALE_HEADER.decode())
+    return create_container(account, owner, request.object(), manual_ru, autoscale)
 
 
 def _delete_container(account: EmulatedAccount, _request: object, *names: str) -> Container:
@@ -277,6 +280,7 @@ def _delete_container(account: EmulatedAccount, _request: object, *names: str) -
 
 
 def _put_offer(account: EmulatedAccount, request: Request, rid: str) -> EmulatedOffer:
+    """Replace the throughput of the container whose offer has the resource id *rid*; raises HttpError 400."""
     offer = account.offer(rid)
     content = request.object().get("content")
     if not isinstance(content, dict):

@@ -300,6 +300,7 @@ class LoadGenerator:
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
+        """Close all connections, and cancel the task *sweep* and those that open connections."""
         self._is_over = True
         self._waiting.clear()  # or closing would open new connections
         for connection in list(self._open):
@@ -324,6 +325,7 @@ class LoadGenerator:
         return None
 
     def _offer(self, due_s: float) -> None:
+        """Send the request due at *due_s*, or let it wait for a connection; drop it if too many wait."""
         self._recorder.due += 1
         if self._idle:
             self._send(self._idle.popleft(), due_s)
@@ -364,7 +366,7 @@ class LoadGenerator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        # Only for a waiting request.
+        """Open a connection if more requests wait than connections are being opened, up to the load's limit."""
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -380,6 +382,7 @@ class LoadGenerator:
         task.add_done_callback(on_done)
 
     async def _establish(self) -> None:
+        """Open a connection; if that fails, so does the request that waits longest."""
         try:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: ClientConnection(self))

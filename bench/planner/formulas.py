@@ -85,6 +85,7 @@ def smallest(*numbers: Number) -> Expression:
 
 
 def _extreme(function: Callable[[Iterable[float]], float], numbers: Iterable[Number]) -> Expression:
+    """Return the result of `min` or `max` with its formula, as max(a, b)."""
     terms = list(map(as_expression, numbers))
     operands = ", ".join(number.formula for number in terms)
     return Expression(function(number.value for number in terms), f"{function.__name__}({operands})")

@@ -77,6 +77,7 @@ def _add_inputs(table: FigureTable, sourced: SourcedInputs, prices: Prices) -> N
 
 
 def _format_profile(profile: str | tuple[float, ...]) -> str:
+    """Return the shares of the hours of a day as text, after the name of the profile if it has one."""
     if isinstance(profile, str):
         return f"{profile}: {_format_profile(hourly_shares(profile))}"
     if len(set(profile)) == 1:

@@ -209,7 +209,7 @@ def _reasons(plan: CapacityPlan) -> Iterator[tuple[str, str]]:
     lists = f"{number('rows'):,.0f} lists of {number('stored_bytes'):,.0f} bytes"
     yield "memory", f"Redis {rounded(number('redis_gb'))} GB, {_redis_nodes(plan)}: 3 releases of {lists}"
     yield "pods", f"{number('pods'):,.0f} of {plan.inputs.pod_cpus:g} vCPU  (--why pods)"
-    yield "Redis", _break_even(plan)
+    yield "Redis", _compare_redis(plan)
 
     obstacles = [f"{OPTION_HEADINGS[option.name]}: {option.obstacle}" for option in plan.options if option.obstacle]
     if obstacles:
@@ -254,7 +254,8 @@ def _redis_nodes(plan: CapacityPlan) -> str:
     return "more than the largest size" if size is None else f"{plan.inputs.redis_nodes} x {size}"
 
 
-def _break_even(plan: CapacityPlan) -> str:
+def _compare_redis(plan: CapacityPlan) -> str:
+    """Return at which rates Redis costs more or less than Cosmos DB."""
     from_rps = break_even_rps(plan)
     if from_rps is None:
         return "costs more than Cosmos DB at any rate"
@@ -446,6 +447,7 @@ def warnings(plan: CapacityPlan) -> Iterator[str]:
 
 
 def _partition_warnings(plan: CapacityPlan) -> Iterator[str]:
+    """Warn of partitions that only the RU/s of publishing need: they stay, and divide the RU/s for reads."""
     created = plan.number("new_partitions")
     serve = plan.number("serve_ru")
     needed = max(plan.number("partitions_by_gb"), -(-serve // new_partition_ru(plan.inputs)))

@@ -355,6 +355,7 @@ def _add_redis_size(table: FigureTable, size: RedisSize, currency: str, copies: 
 
 
 def _redis_obstacle(prices: Prices, gb: float) -> str:
+    """Return why no size of Redis holds *gb* and serves the reads."""
     if not prices.redis:
         return "the prices file has no sizes of Redis"
     largest = f"{prices.redis[-1].name}, the largest, holds"

@@ -135,7 +135,7 @@ def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], No
             on_progress(f"items of {size_kb} KB")
             by_size += _by_size(container, ours, size_kb)
         small = {
-            "read_missing": median(_missing(container) for _ in range(TIMES)),
+            "read_missing": median(_charge_of_missing_item(container) for _ in range(TIMES)),
             "write_replace_share": _replace_share(by_size),
         }
     subject = redacted(planned.url) + (" (local emulator, not Azure)" if is_emulated(planned.url) else "")
@@ -180,7 +180,8 @@ def _charge_of(request: Callable[..., object]) -> float:
     return _charge(received[-1])
 
 
-def _missing(container: ContainerProxy) -> float:
+def _charge_of_missing_item(container: ContainerProxy) -> float:
+    """Read an item that does not exist; return the charge of the 404 in RU."""
     try:
         container.read_item("absent", "absent")
     except CosmosResourceNotFoundError as error:

@@ -295,7 +295,7 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     if last.is_stopped:
         return Finding(Standing.COMPUTED, "it was interrupted")
     if last.accepted_per_s > BURST * capacity_per_s:
-        return Finding(Standing.FAILED, _burst(level, last))
+        return Finding(Standing.FAILED, _burst_capacity(level, last))
     if last.timeouts > last.throttled and last.accepted_per_s < FEW * capacity_per_s:
         return Finding(Standing.FAILED, _too_far(level, last))
 
@@ -310,7 +310,8 @@ def _judge_throughput(level: Level, trials: Sequence[LevelTrial], *, emulated: b
     return Finding(Standing.AT_LEAST if is_nearly_reached else Standing.COMPUTED, reason)
 
 
-def _burst(level: Level, trial: LevelTrial) -> str:
+def _burst_capacity(level: Level, trial: LevelTrial) -> str:
+    """Return a sentence on a trial that spent more RU/s than are provisioned."""
     spent = trial.accepted_per_s * level.charge_ru
     return (
         f"{spent:,.0f} RU/s were spent of {level.ru:,} provisioned: burst capacity, which idle partitions save for "

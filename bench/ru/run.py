@@ -216,6 +216,7 @@ class _SweepMeasurement:
             self._is_interrupted = True
 
     def _measure_sizes(self) -> None:
+        """Measure all levels for each size of lists, each in a new database of the account, or of an emulator."""
         options = self._planned.options
         with ExitStack() as stack:
             url = options.account

@@ -145,14 +145,15 @@ def prepared_stores(
 
 def store_names(urls: Sequence[str]) -> list[str]:
     """Name each store uniquely: by kind, redacted URL, or URL and number."""
-    kinds = [_kind(url) for url in urls]
+    kinds = [_kind_of_store(url) for url in urls]
     names = [
         kind if kinds.count(kind) == 1 else f"{kind} {redacted(url)}" for kind, url in zip(kinds, urls, strict=True)
     ]
     return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
-def _kind(url: str) -> str:
+def _kind_of_store(url: str) -> str:
+    """Return what a report calls a store of this URL: its kind, and the client unless it is ours."""
     scheme = scheme_of(url)
     if scheme in COSMOS:
         return "Cosmos DB by SDK" if through_sdk(url) else "Cosmos DB"
@@ -234,6 +235,7 @@ async def _require_same_lists(stores: Sequence[Store], urls: Sequence[str], live
 
 
 async def _read_first_users(store: Store, release: ReleaseRef, most: int) -> list[str]:
+    """Return the ids of the first users, at most *most*, with a list in a release; BenchMisused if there are none."""
     ids = list[str]()
     async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
         async for row in scanned:
@@ -380,6 +382,7 @@ class Rounds:
         return Measured(stores, self._interrupted, len(self._rounds) - len(kept), took_s)
 
     def _warm_up(self, worker: LoadWorker) -> None:
+        """Load each service for `warmup_s`, which is not measured."""
         if self._settings.warmup_s:
             for candidate in self._setup.candidates:
                 self._display.start(f"warming up {candidate.name}")
@@ -387,6 +390,7 @@ class Rounds:
                 self._run_load(worker, candidate, load)
 
     def _run_all(self, worker: LoadWorker, began_s: float) -> None:
+        """Make rounds up to their number, the end of the time budget, which began at *began_s*, or Ctrl-C."""
         while len(self._rounds) < self._settings.rounds and not self._interrupted:
             spent_s = time.monotonic() - began_s
             if not self._has_time(spent_s):

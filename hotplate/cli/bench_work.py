@@ -29,6 +29,7 @@ def confirmed_sweep(options: SweepOptions) -> SweepPlan:
 
 
 def _confirm(*, yes: bool) -> None:
+    """Ask whether the cost that was printed may be spent, unless *yes*; raises typer.Exit if not."""
     if yes:
         return
     try:

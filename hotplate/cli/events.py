@@ -121,6 +121,7 @@ def _print_arms(comparison: "ArmReport", mean_heading: str, users_heading: str) 
 
 
 def _print_counts(counts: "EventReport") -> None:
+    """Print how many events of each type were read, and what was left out."""
     types = ", ".join(f"{number:,} {name}" for name, number in sorted(counts.types.items()))
     read = f"{format_count(counts.events, 'event')} in {format_count(counts.segments, 'segment')}"
     out.print(f"{read}: {types}" if types else read)

@@ -326,6 +326,7 @@ def scrub(
 
 
 def _verify(verb: str, store: str | None, *, release: str | None, rows_per_s: float, as_json: bool) -> None:
+    """Check all rows of a release, and print that it is complete; *verb* names the progress bar."""
     from hotplate.releases import verify as verify_release
 
     with progress_bars() as on_progress:

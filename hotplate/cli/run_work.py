@@ -283,6 +283,7 @@ def _default_folder(pipeline: Path) -> Path:
 
 
 def _print_steps(planned: PlannedRun) -> None:
+    """Print what a run would train on and publish, and its gates."""
     job = planned.job
     gates = list[str]()
     for gate in bounds_of(job.publishing):
@@ -340,6 +341,7 @@ class _Gauge:
     label: str = ""
 
     def register(self, registry: CollectorRegistry, pipeline: str) -> None:
+        """Add the gauge with its values to *registry*; all have the label `pipeline`."""
         labels = ("pipeline", self.label) if self.label else ("pipeline",)
         gauge = Gauge(f"hotplate_run_{self.name}", self.text, labels, registry=registry)
         for key, value in self.values.items():

@@ -168,6 +168,7 @@ class _RebuildResult:
 async def _survey_and_rebuild(
     store: Store, *, live: ReleaseId | None, force: bool, on_progress: "OnRowsRead"
 ) -> _RebuildResult:
+    """Find the releases that a store has rows of, and write a catalogue with *live*, or the only one, live."""
     from hotplate.stores import doctor as store_doctor
 
     surveyed = await store_doctor.survey(store, live, on_progress)
