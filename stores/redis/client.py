@@ -138,7 +138,8 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the arguments of redis-py's connections to an address, and under `connection_class` their class.
 
-    *timeout_s* is for a reply, None for no limit. *credentials* replace the address's user and password.
+    *timeout_s* is for a reply, None for no limit. *credentials* replace the address's user and password. With
+    `address.is_primary`, connecting to a replica fails.
     """
     settings: dict[str, Any] = {
         "host": address.host,
@@ -153,10 +154,12 @@ def settings_of(
         "connection_class": Connection,
         "redis_connect_func": connect_to_primary if address.is_primary else None,
     }
+
     if credentials is not None:
         settings["credential_provider"] = credentials
     elif address.user is not None or address.password is not None:
         settings |= {"username": address.user or "default", "password": address.password or ""}
+
     if address.tls:
         settings |= {"connection_class": TLSConnection, "ca": address.ca, "certified_as": address.certified_as}
     return settings
@@ -198,7 +201,9 @@ class Session:
         connection = self._connection
         if not connection.is_connected:
             raise StoreUnavailable(f"{self.where} has closed the connection")
+
         packed = self._pack(commands)
+        # After any failure below, replies that are still under way would be taken for those of later commands.
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await connection.send_packed_command(packed, check_health=False)
@@ -268,6 +273,7 @@ class Server:
         async with self._turn():
             if self._is_closed:
                 raise StoreUnavailable(f"{self.address.shown} was closed")
+
             pool = self.client.connection_pool  # `renew` replaces it
             connection = await self._take_from(pool)
             try:

@@ -78,7 +78,11 @@ class Cluster(DiscoveredDeployment):
         return settings
 
     async def read_by_redis_py(self, names: Sequence[str | bytes], until_s: float | None) -> list[ReadResult]:
-        """Read values by redis-py's pipeline until a time of the loop's clock; a value may be a StoreError."""
+        """Read the values of keys by redis-py's pipeline, in the order of *names*; None for an absent key.
+
+        *until_s* is a time of the loop's clock, None for no limit. A key that cannot be read has a StoreError as its
+        value, PartUnavailable if its node failed. Raises StoreError if the nodes are unknown and none can be asked.
+        """
         self.loop.check()
         await self.load()
         replies: list[Any]

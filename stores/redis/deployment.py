@@ -161,15 +161,15 @@ class Deployment(ABC):
     async def ensure_replicated(self, session: Session, done: str, wait_s: float = CONTROL_WAIT_S) -> None:
         """Wait up to *wait_s* until all replicas have the writes of *session*.
 
-        Otherwise warns that a failover could lose them; *done* says what was written, as "release R is written". Raises
-        StoreUnavailable if the primary was replaced meanwhile.
+        If some do not, warns that a failover could lose the writes; *done* says what was written, for example
+        "release R is written". Raises StoreUnavailable if the primary was replaced meanwhile.
         """
         replication = await wait_for_replicas(session, timeout_s=wait_s)
         if replication is not None and replication.is_short:
             warn_unacknowledged(done, replication, session.where, wait_s)
 
     async def replication_of(self, server: Server) -> Replication | None:
-        """Wait until the replicas of a primary have all that it was told so far; see `wait_for_offsets`."""
+        """Wait until the replicas of a primary have all writes that it has now; see `wait_for_offsets`."""
         return await wait_for_offsets(server)
 
     async def examine(self) -> list[Finding]:
@@ -270,13 +270,19 @@ class DiscoveredDeployment(Deployment):
         self.is_loaded = True
 
     def _schedule(self, failure: StoreError | None) -> None:
-        """Schedule a refresh unless one is scheduled."""
+        """Schedule a discovery in the background, unless one is scheduled.
+
+        *failure* is the error of the discovery before it, which `load` raises until this one has ended; None if the
+        servers are known.
+        """
         if self._refresh is not None:
             return
+
         now = asyncio.get_running_loop().time()
         if now - self._refresh_asked_at > CALM_S:
             self._backoff.reset()
         self._refresh_asked_at = now
+
         task = asyncio.create_task(self._discover_later(self._backoff.next_s()))
         self._refresh = _Refresh(task, failure)
 

@@ -59,7 +59,10 @@ class Memory:
         )
 
     def check(self, plan: Plan, servers: int, where: str) -> None:
-        """Raise StoreFull if this server's part of *plan*, one of *servers* equal parts, does not fit."""
+        """Raise StoreFull if this server's share of a release does not fit into its memory.
+
+        *plan* says how large the release will be, and *servers* share it equally. *where* names the server in errors.
+        """
         needed = int((plan.payload_bytes + plan.rows * (ROW_BYTES + HEAD_BYTES)) * ALLOCATED) // servers
         limit = self.maxmemory or self.machine
         remedy = "raise maxmemory" if self.maxmemory else "take a machine with more memory"
@@ -101,13 +104,17 @@ async def logs_changes(server: Server) -> bool:
 
 
 async def examine(deployment: Deployment, keys: Keys) -> list[Finding]:
-    """Examine each primary of a deployment; return one finding per subject, or more if something is wrong."""
+    """Examine each primary of a deployment; return one finding per subject, or more if something is wrong.
+
+    The rights to read and write are checked only on the primary that has the slot of the catalogue.
+    """
     try:
         await deployment.load()
     except StoreError as error:
         return [_error("servers", str(error))]
     if not deployment.primaries:
         return [_error("slots", "no node serves any; see redis-cli --cluster check")]
+
     home = deployment.primary_of(key_slot(keys.catalogue.encode()))
     findings = list[Finding]()
     for node in deployment.primaries:
@@ -118,7 +125,10 @@ async def examine(deployment: Deployment, keys: Keys) -> list[Finding]:
 
 
 def _merged(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the warnings and errors of each subject, or one finding with all its sentences if there are none."""
+    """Merge the findings of all servers by subject, such as "memory".
+
+    A subject keeps its warnings and errors. If there are none, its findings become one, with all their sentences.
+    """
     by_subject = dict[str, list[Finding]]()
     for finding in findings:
         by_subject.setdefault(finding.subject, []).append(finding)
@@ -131,7 +141,10 @@ def _merged(findings: Sequence[Finding]) -> list[Finding]:
 
 
 async def _examine_node(deployment: Deployment, node: RedisNode, keys: Keys | None) -> list[Finding]:
-    """Examine a primary; with *keys* also reading and writing, as the catalogue is there."""
+    """Examine a primary.
+
+    *keys* are given for the primary that has the catalogue: there, the rights to read and to write are checked, too.
+    """
     try:
         async with deployment.server(node).session() as session:
             findings = await _server(session, is_replicated=deployment.expects_replicas)
@@ -200,7 +213,7 @@ async def _writing(session: Session, keys: Keys) -> Finding:
 
     The server checks a user's rights when a command is queued, and a discarded command changes nothing.
     """
-    row = keys.doctors
+    row = keys.doctors  # a key that is never written
     commands: tuple[Command, ...] = (
         ("SET", keys.catalogue, b""), ("DEL", row), ("UNLINK", row), ("RPUSH", row, b""), ("HSET", row, "0", b""),
         ("EVAL", "return 1", 1, row), ("MSET", row, b""), ("DISCARD",),
@@ -210,10 +223,12 @@ async def _writing(session: Session, keys: Keys) -> Finding:
         await session.execute("MULTI")
     except StoreMisused as error:  # without MULTI, commands would be executed
         return _warning("may publish", f"no, as is right for a service: {error}")
+
     try:
         replies = await session.replies(*commands)
     except StoreError as error:  # of a replica
         replies = [error]
+
     errors = [str(reply) for reply in replies if isinstance(reply, StoreError)]
     return _warning("may publish", f"no: {errors[0]}") if errors else _ok("may publish", "yes")
 
@@ -253,7 +268,10 @@ def _replication(fields: Mapping[str, Any]) -> list[Finding]:
 
 
 def _persistence(fields: Mapping[str, Any], save_points: str | None) -> Finding:
-    """Return what a restart would keep; *save_points* is the setting `save`, None if it is unknown."""
+    """Return a finding on what a restart would keep.
+
+    *fields* are the server's reply to INFO, *save_points* its setting `save`, None if it is unknown.
+    """
     statuses = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
     if failed := [name for name in statuses if fields.get(name, "ok") != "ok"]:
         return _error("persistence", f"the last save failed ({', '.join(failed)}); see the server's log and disk")

@@ -73,22 +73,25 @@ class Inventory:
         self._retrier = retrier
 
     async def incarnations(self) -> list[str]:
-        """Return the incarnations, ids of attempts to publish, that may have data in this deployment, sorted.
+        """Return the incarnations that may have data in this deployment, sorted.
 
-        They are recorded in a set. It also holds the replication ids of the servers whose keys were searched. A server
-        that was restarted or replaced has another id, and may hold data of incarnations that the set lacks. So if an
-        id is not in the set, all keys are searched, and the set is corrected if this user may write.
+        An incarnation is the unique name of one write of a release. A set records them, and the replication ids of the
+        servers on which all keys were searched. A server that was restarted or replaced has another id, and may hold
+        data of incarnations that the set lacks. So if an id is not in the set, all keys are searched, and the set is
+        corrected if this user may write.
         """
         current_ids = await self._replication_ids()  # before the search, during which a server may restart
         members: Iterable[bytes] = await self._router.execute("SMEMBERS", self._keys.incarnations)
         names = {member.decode() for member in members}
         searched_ids = {name for name in names if name.startswith(HISTORY)}
         recorded = names - searched_ids
+
         if current_ids is not None and current_ids <= searched_ids:
             return sorted(recorded)
 
         log.debug("searching all keys of %s: a server was restarted or replaced, or is new", self._deployment.shown)
         with_keys = await self._incarnations_with_keys()
+
         with suppress(StoreError):  # this user may not write
             for incarnation in with_keys - recorded:
                 await self.add(incarnation)
@@ -156,7 +159,8 @@ class Inventory:
         has_all_keys_listed = is_sealed and await self._execute("EXISTS", keys.row_list)
         is_recorded = await self._execute("SISMEMBER", self._keys.incarnations, incarnation)
 
-        # First, because this ends reads and writes; a writer that claims the draft from now on starts without rows.
+        # The states first, because without them nothing is read or written. A writer that claims the draft from now on
+        # starts without rows.
         had_states = await self._delete_states(release, confirm)
 
         await self._erase_listed_rows(release)
@@ -164,6 +168,7 @@ class Inventory:
             await self._erase_searched_rows(release)
         await self._erase(release, [evaluation(ERASE, (keys.state, *keys.lists))])
 
+        # Last, so that an erasure that is interrupted before is found and continued.
         await self._execute("SREM", self._keys.incarnations, incarnation)
         states_present = await self._execute_each([("EXISTS", group.first) for group in keys.groups])
         if any(states_present):  # a late writer has claimed the draft: the next prune must find it
@@ -197,8 +202,9 @@ class Inventory:
     async def _erase_listed_rows(self, release: ReleaseRef) -> None:
         """Erase the rows of all batches in the lists of keys, and each batch from its list, the last one first.
 
-        Pauses after each batch, so that readers are not delayed. Raises ReleaseConflict if a state of the release
-        exists again.
+        A batch in such a list is the packed keys of rows that were written together. It is removed after its rows, so
+        that an interrupted erasure continues with it. Pauses after each batch, so that readers are not delayed. Raises
+        ReleaseConflict if a state of the release exists again.
         """
         keys = self._keys.release(release)
         pacer = Pacer(BUSY_SHARE)
@@ -220,7 +226,10 @@ class Inventory:
                 search_again = self._keys.clustered  # a slot may have moved to a searched node
 
     async def _erase_rows(self, release: ReleaseRef, names: Sequence[bytes]) -> None:
-        """Erase rows by name; raises ReleaseConflict if a state of the release exists."""
+        """Erase rows by name, at most MAX_KEYS by one script; raises ReleaseConflict if a state exists again.
+
+        Each script checks the state that is in the slot of its rows: a state says that the release exists.
+        """
         erasures = list[Command]()
         for state, rows in self._keys.release(release).by_first_state(names).items():
             for start in range(0, len(rows), MAX_KEYS):
@@ -246,7 +255,11 @@ class Inventory:
         )
 
     async def _spans(self, release: ReleaseRef) -> list[KeySpan]:
-        """Return the first and last key of each listed batch: about 300 bytes of memory per 500 rows."""
+        """Return where each batch of packed keys is listed, and its first and last key.
+
+        With them, batches are merged in the order of their keys while few are in memory. Takes about 300 bytes per 500
+        rows. The lists are read PACKED_AT_ONCE batches at a time.
+        """
         spans = list[KeySpan]()
         for list_name in self._keys.release(release).lists:
             start = 0

@@ -90,7 +90,9 @@ class ReleaseKeys:
     def located(self, keys: Sequence[str]) -> LocatedRows:
         """Return the names of rows in Redis, and the buckets over which a hash spreads them, in the order of *keys*.
 
-        A key with surrogates, which are invalid text, gets a name that no row has.
+        A bucket is a number from 0 to 255. The name of a row is the prefix, the incarnation and the bucket in braces,
+        and the row's key, such as `hotplate:{7f3a0c5e9d12.17}:user:42`. A key with surrogates, which are invalid text,
+        gets a name that no row has.
         """
         heads = self.raw_heads
         mask = BUCKETS - 1
@@ -102,12 +104,16 @@ class ReleaseKeys:
         return LocatedRows([heads[bucket] + key for bucket, key in zip(buckets, raw, strict=True)], buckets)
 
     def by_first_state(self, names: Iterable[bytes]) -> dict[str, list[bytes]]:
-        """Group names of rows by the first state of their group of states."""
+        """Group names of rows by the name of the state that guards them.
+
+        On one server, the first state guards all rows; in a cluster, each bucket has a state in the slot of its rows.
+        For example, `P:{I.17}:user:42` is in the group of `P:{I.17}:@state`.
+        """
         if len(self.groups) == 1:
             return {self.state: list(names)}
         by_state = dict[str, list[bytes]]()
         for name in names:
-            head = name[: name.index(b"}:") + 2].decode()
+            head = name[: name.index(b"}:") + 2].decode()  # up to the bucket: a key may hold "}:", too
             by_state.setdefault(head + "@state", []).append(name)
         return by_state
 

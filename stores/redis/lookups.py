@@ -72,9 +72,10 @@ class ServerLookups(Lookups):
         return None if connection is None else connection.mget(self._names(release, keys))
 
     async def _read(self, names: Sequence[str | bytes]) -> list[ReadResult]:
-        """Read the values of keys by one MGET; once more over a new connection if the open one was lost.
+        """Read the values of keys by one MGET, in the order of *names*.
 
-        Raises StoreUnavailable, and then has the deployment look for its primary again.
+        If the open connection is lost, the keys are read once more over a new one. Raises StoreUnavailable, after which
+        the deployment looks for its primary again in the background.
         """
         if not self._deployment.is_loaded:
             await self._deployment.load()
@@ -153,11 +154,13 @@ class ClusterLookups(Lookups):
         """
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         names = self._keys.release(release)
+
         if not keys and await self._router.execute("GET", names.state) is None:
             raise not_found(release)
 
         rows = names.located(keys)
         values = await self._read(rows.names, [names.slots[bucket] for bucket in rows.buckets], until_s)
+
         if None in values:
             missing = [position for position, value in enumerate(values) if value is None]
             incomplete_buckets = sorted({rows.buckets[position] for position in missing})
@@ -165,6 +168,7 @@ class ClusterLookups(Lookups):
             for position in missing:
                 values[position] = _absence_or_error(release, states[rows.buckets[position]])
 
+        # One readable row shows that the release exists; without any, the failure is that of the whole read.
         if values and all(isinstance(value, StoreError) for value in values):
             error = next((value for value in values if isinstance(value, ReleaseNotFound)), values[0])
             raise cast("StoreError", error)
@@ -201,7 +205,9 @@ class ClusterLookups(Lookups):
                 if node is not None:
                     reads.append(self._send(node, positions, [names[position] for position in positions]))
 
+        # Reads of all nodes are under way here, so a lookup takes as long as the slowest of them.
         values = await self._receive(reads, len(names), until_s)
+
         has_errors = not VALUES.issuperset(map(type, values))
         if has_errors:
             return await self._read_again_elsewhere(values, names, until_s)
@@ -210,7 +216,8 @@ class ClusterLookups(Lookups):
     def _send(self, node: RedisNode, positions: Sequence[int], names: Sequence[bytes]) -> _NodeRead:
         """Send a GET for each of *names* to a node, and return the read, whose replies are a future.
 
-        *positions* are those of the names in the whole read. If no connection to the node is open, a task opens one.
+        *positions* say which keys of the whole read these are, so that their values can be put in order. If no
+        connection to the node is open, the future is a task that opens one and then sends.
         """
         reconnector = self._connections.at(node)
         if (connection := reconnector.current) is not None:
@@ -265,6 +272,7 @@ class ClusterLookups(Lookups):
             if was_lost and isinstance(error, StoreUnavailable):
                 failure = ReadElsewhere(str(error))
         except asyncio.CancelledError:
+            # Both a deadline, which cancels the replies, and a cancellation of this task arrive here.
             task = asyncio.current_task()
             is_caller_cancelled = task is None or task.cancelling() > 0
             if is_caller_cancelled or not read.replies.cancelled():
@@ -275,10 +283,11 @@ class ClusterLookups(Lookups):
     async def _read_again_elsewhere(
         self, values: Sequence[ReadResult], names: Sequence[bytes], until_s: float | None
     ) -> list[ReadResult]:
-        """Read again what may be read at another node or over another connection; return all values in order.
+        """Read the keys again that have a ReadElsewhere in *values*; return all values in the order of *names*.
 
-        Those are the values that are ReadElsewhere. Other failures become errors of their keys alone, so that they do
-        not count as a failure of the whole cluster.
+        ReadElsewhere means that another node or another connection may have the value. Each of these keys is read once
+        more, until *until_s* (loop time). Other errors become PartUnavailable, an error of their keys alone, so that
+        they do not count as a failure of the whole cluster.
         """
         positions = [position for position, value in enumerate(values) if isinstance(value, ReadElsewhere)]
         completed = [part_of(self._deployment, value) for value in values]
@@ -323,6 +332,7 @@ async def get_from_replicas(
     deployment = connections.deployment
     release_keys = keys.release(release)
     rows = release_keys.located(row_keys)
+
     names_by_replica = dict[RedisNode, list[bytes]]()
     for name, bucket in zip(rows.names, rows.buckets, strict=True):
         slot = release_keys.slots[bucket]

@@ -108,12 +108,14 @@ class Multiplexer(asyncio.Protocol):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest
                 if await connection.can_read():
+                    # Data in redis-py's buffer would be lost to this protocol's parser.
                     raise ConnectionError("it sent a reply without a command")  # noqa: TRY301 -- as redis-py's
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, RedisError | TimeoutError):
                 raise StoreUnavailable(str(translated(error, self.where))) from error
             raise
+
         writer = cast("asyncio.StreamWriter", connection._writer)  # noqa: SLF001 -- there is no other way to it
         transport = cast("asyncio.Transport", writer.transport)
         self._former_protocol = transport.get_protocol()
@@ -128,8 +130,8 @@ class Multiplexer(asyncio.Protocol):
     def get_each(self, names: Sequence[bytes]) -> Replies:
         """Send a GET for each of *names*, at 0.25 µs a key; the error of a key takes the place of its value.
 
-        If nothing else is pending, the parser is given the head of an array before the replies, so that it returns all
-        of them at once, which takes a fifth of the time.
+        If no other reply is expected, the parser is fed the header of an array of as many elements as there are names,
+        as if the server had sent it. It then returns all replies as one list, which takes a fifth of the time.
         """
         if self.error is None and not self._pending and not self._parser.has_data():
             self._parser.feed(b"*%d\r\n" % len(names))
@@ -197,11 +199,13 @@ class Multiplexer(asyncio.Protocol):
         """Match a parsed reply to the oldest pending read, since a server replies in the order of the commands.
 
         A read is either an MGET, completed by one reply, or several GETs, which are pending until each has a reply. A
-        reply that cannot belong to the read closes the connection.
+        reply that cannot belong to the read closes the connection; for one without a pending read, RuntimeError makes
+        the caller close it.
         """
-        if isinstance(reply, ENDING):
+        if isinstance(reply, ENDING):  # errors such as READONLY, after which a new connection is needed
             self._end(str(translated(reply, self.where)))
             return
+
         self._has_replied = True
         if not self._pending:
             raise RuntimeError("a reply without a caller")
@@ -229,13 +233,15 @@ class Multiplexer(asyncio.Protocol):
             read.replies.set_result(result)
 
     def _add_values(self, values: list[ReadResult], count: int, reply: Any) -> bool:  # noqa: ANN401 -- as above
-        """Add the reply to one GET to *values*; if the parser was told to collect replies, *reply* is a list of them.
+        """Add the reply to one GET to *values*, the values so far of a read of *count* keys.
 
-        The error of a key takes the place of its value. Returns whether there are *count* values now. A reply that is
-        neither a value nor an error closes the connection.
+        If the parser collected the replies (see `get_each`), *reply* is a list of them. The error of a key takes the
+        place of its value. Returns whether there are *count* values now. A reply that is neither a value nor an error
+        closes the connection.
         """
         replies = reply if self._is_array else [reply]
-        self._is_array = False
+        self._is_array = False  # the header that was fed covers one list of replies
+
         if VALUES.issuperset(map(type, replies)):
             values += replies
             return len(values) == count
@@ -266,13 +272,15 @@ class Multiplexer(asyncio.Protocol):
                 self._end(f"{self.where} has not answered for {self._timeout_s:g} s")
 
     def _end(self, error: str) -> None:
-        """Close at once; pending reads fail with the first *error*."""
+        """Close at once; all pending reads fail with *error*, or with that of an earlier call."""
         self.error = self.error or error
+
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._transport is not None:
             self._transport.abort()
+
         while self._pending:
             replies = self._pending.popleft().replies
             if not replies.done():

@@ -41,7 +41,8 @@ async def wait_for_replicas(
 ) -> Replication | None:
     """Wait until *wanted* replicas, by default all, have the writes of *session*, which is blocked meanwhile.
 
-    Returns what was reached within *timeout_s*; None if the user may not send INFO or WAIT.
+    Returns the number of replicas, and of those that have acknowledged within *timeout_s*; None if the user may not
+    send INFO or WAIT.
     """
     try:
         replicas = len(replicas_in(await session.execute("INFO", "replication")))
@@ -62,8 +63,9 @@ def warn_unacknowledged(done: str, replication: Replication, where: str, wait_s:
 async def wait_for_offsets(server: Server, *, expected: int | None = None) -> Replication | None:
     """Wait until *expected* replicas, by default all, have what the primary has now, whoever wrote it.
 
-    WAIT covers the writes of its own connection only, so the offsets that the replicas report are compared. Returns
-    what was reached within OFFSETS_WAIT_S; None if the user may not send INFO.
+    An offset counts the bytes of the replication stream. WAIT covers the writes of its own connection only, so the
+    offsets that the replicas report are compared with the primary's at the first reading. Returns what was reached
+    within OFFSETS_WAIT_S; None if the user may not send INFO.
     """
     give_up_at = time.monotonic() + OFFSETS_WAIT_S
     written: int | None = None
@@ -72,8 +74,9 @@ async def wait_for_offsets(server: Server, *, expected: int | None = None) -> Re
             info = await server.execute("INFO", "replication")
         except StoreMisused:
             return None
+
         if written is None:
-            written = int(info.get("master_repl_offset", 0))
+            written = int(info.get("master_repl_offset", 0))  # later writes need not be waited for
         offsets = [int(replica.get("offset", 0)) for replica in replicas_in(info)]
         acknowledged = sum(offset >= written for offset in offsets)
         replication = Replication(len(offsets) if expected is None else expected, acknowledged)

@@ -87,6 +87,7 @@ class CommandRouter:
         batches = {_Target(node): positions for node, positions in by_primary.items() if node is not None}
         replies = dict[int, Any]()  # by position
 
+        # Each turn sends what was redirected in the turn before.
         for _ in range(MAX_REDIRECTIONS):
             received = await self._send_batches(commands, batches, after)
             replies.update(received)
@@ -95,17 +96,23 @@ class CommandRouter:
                 primary = self._primary_of(slots[position])  # perhaps known by now
                 batches.setdefault(primary, []).append(position)
             unsent = []
+
             if not batches:
                 ordered = [replies[position] for position in range(len(commands))]
                 raise_first_error(ordered)
                 return ordered
+
         first_position = next(iter(batches.values()))[0]
         raise self._disagreement(slots[first_position])
 
     async def _send_batches(
         self, commands: Sequence[Command], batches: _Batches, after: AfterCommands | None
     ) -> dict[int, Any]:
-        """Send batches at once, call *after* for each, and return the replies by position, errors among them."""
+        """Send all batches at once, and return the replies by the position of the command; some may be errors.
+
+        *batches* has the positions of the commands to each server. *after* is called with a server's session once it
+        has replied to its batch.
+        """
 
         async def send(target: _Target, positions: Sequence[int]) -> list[Any]:
             batch = [commands[position] for position in positions]
@@ -125,7 +132,10 @@ class CommandRouter:
         return replies
 
     async def _redirected_batches(self, batches: _Batches, replies: Mapping[int, Any]) -> _Batches:
-        """Return batches of the commands that were redirected, by the server to send them to."""
+        """Return the commands of *batches* that were redirected, as positions by the server to send them to.
+
+        *replies* are by position; a redirection is a reply that is an AskError, which names the other server.
+        """
         redirected: _Batches = {}
         for sender, positions in batches.items():
             for position in positions:

@@ -118,13 +118,14 @@ class Sentinels(DiscoveredDeployment):
         while True:
             replication = await wait_for_replicas(session, timeout_s=wait_s)
             await self.confirm_primary()
-            if self.address(self.primaries[0]).shown != where:
+            if self.address(self.primaries[0]).shown != where:  # the writes of *session* may be lost
                 raise StoreUnavailable(f"{where} was replaced by {self.primaries[0]} while it was written to")
 
             named_replicas = len(self._replicas)
             acknowledged = 0 if replication is None else replication.acknowledged
             if acknowledged >= named_replicas:
                 return
+
             is_refused = replication is None  # this user may not wait for replicas
             if is_refused or time.monotonic() > give_up_at:
                 warn_unacknowledged(done, Replication(named_replicas, acknowledged), where, wait_s)
@@ -137,7 +138,8 @@ class Sentinels(DiscoveredDeployment):
     async def ask(self) -> SentinelAnswers:
         """Ask all sentinels for the primary and its replicas, and follow the answer with the highest epoch.
 
-        An epoch numbers failovers. Raises StoreUnavailable if no sentinel answers.
+        An epoch numbers failovers, so the highest one has seen the latest. Returns all answers, and the errors of
+        sentinels that gave none. Raises StoreUnavailable if no sentinel answers.
         """
         asked = [self._ask_one(where, client) for where, client in self._clients.items()]
         answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -149,7 +151,7 @@ class Sentinels(DiscoveredDeployment):
         return SentinelAnswers(states, errors)
 
     async def examine(self) -> list[Finding]:
-        """Return whether each sentinel reaches a quorum, and whether all name the same primary."""
+        """Return a finding per sentinel, whether it reaches a quorum, and one on whether all name the same primary."""
         findings = list[Finding]()
         primaries = set[RedisNode]()
         for where, client in self._clients.items():
@@ -160,6 +162,7 @@ class Sentinels(DiscoveredDeployment):
             except (StoreError, RedisError) as error:
                 level = Level.ERROR if "NOQUORUM" in str(error) else Level.WARNING  # others may form a quorum
                 findings.append(Finding(level, "sentinel", f"{where}: {error}"))
+
         level = Level.OK if len(primaries) == 1 else Level.ERROR
         sentence = f"they say that the primary is {' or '.join(map(str, primaries)) or 'unknown'}"
         return [*findings, Finding(level, "sentinels", sentence)]
@@ -169,7 +172,10 @@ class Sentinels(DiscoveredDeployment):
         await all_done(*(client.aclose() for client in self._clients.values()))
 
     async def _ask_one(self, where: str, client: Redis) -> SentinelState:
-        """Ask one sentinel by one pipeline, so that its replies are of the same instant. Raises StoreError."""
+        """Return what one sentinel knows of the primary and its replicas; *where* names it in errors.
+
+        One pipeline asks for all of it, so that its replies are of the same instant. Raises StoreError.
+        """
         try:
             async with client.pipeline(transaction=False) as pipeline:
                 pipeline.sentinel_get_master_addr_by_name(self._name)

@@ -168,9 +168,14 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return (await self._router.run(self._keys.catalogue, self._read_catalogue)).catalogue
 
     async def _read_catalogue(self, session: Session) -> StoredCatalogue:
-        """Read the catalogue, the server's clock and its role over one connection. Raises StoreError."""
+        """Read the catalogue, the server's clock and its role over one connection.
+
+        `now` of the catalogue is the server's time, `primary` whether the server said that it is one. Raises
+        StoreError.
+        """
         record, clock, greeting = await session.replies(("GET", self._keys.catalogue), ("TIME",), ("HELLO",))
-        raise_first_error([record, clock])
+        raise_first_error([record, clock])  # a refused HELLO counts as a replica
+
         seconds, micros = clock
         now = seconds + micros / 1e6
         catalogue = Catalogue(now=now)
@@ -291,7 +296,11 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             self._writer.forget_points(draft)  # the draft is new and has no rows, also if this writer wrote some before
 
     async def _claim_first_state(self, draft: DraftRef, session: Session) -> bytes | None:
-        """Claim the first group of states for the draft's writer unless it is sealed; return the former state."""
+        """Write the writer's token into the first group of states, which decides the writer, unless it is sealed.
+
+        Waits for one replica, so that a failover does not forget the claim. Returns the former state: `draft:WRITER`,
+        `sealed`, or None if the draft is new.
+        """
         first = self._keys.release(draft).groups[0]
         claim = _replace_unless(first, state_of(draft), former_states=[SEALED])
         former_state: bytes | None = await session.execute(*claim)
@@ -314,6 +323,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
             return
 
         for _ in range(MAX_CLAIMS):
+            # In this order: if the check passes, these values were not written by a later writer.
             _, *states = await self._states(draft)
             check_owned(draft, await self._router.execute("GET", keys.state))
 
@@ -381,7 +391,7 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield the rows of a sealed release in the order of their keys; see `Store.scan`."""
-        await self._retrier.call(self.prepare, release)
+        await self._retrier.call(self.prepare, release)  # raises ReleaseNotFound unless it is sealed
         async for keys in self._inventory.chunks(release):
             for row in await self._retrier.call(self._read_rows, release, keys):
                 yield row
@@ -397,7 +407,11 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return rows
 
     async def prepare(self, release: ReleaseRef) -> None:
-        """Check that all states are there and sealed; raises ReleaseNotFound."""
+        """Check that the release is complete; raises ReleaseNotFound if a state is absent or not `sealed`.
+
+        A state is a key that says whether rows may still be written: a single server has one, a cluster one per bucket
+        of rows.
+        """
         states = await self._states(release)
         if not any(states):
             raise not_found(release)
@@ -408,8 +422,9 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         """Replace the catalogue and *records* by one script, if the stored catalogue has the version of *old*.
 
         Raises ReleaseConflict if the stored version differs; RowsLost if *new* commits a release that a single server
-        has not sealed. Bookkeeping waits for one replica; other changes confirm the primary before, and wait for all
-        replicas: StoreUnavailable if the primary was replaced, a warning if a replica is late. See `Store.swap`.
+        has not sealed. Bookkeeping, a change of drafts alone such as the renewal of a lease, waits for one replica.
+        Other changes confirm the primary first, and wait for all replicas: StoreUnavailable if the primary was
+        replaced, a warning if a replica is late. See `Store.swap`.
         """
         is_relied_on = not is_bookkeeping(old, new)
 
@@ -429,7 +444,10 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         await self._router.run(self._keys.catalogue, change)
 
     async def replace_unreadable(self, record: bytes, new: Catalogue, records: Sequence[RecordChange] = ()) -> None:
-        """Replace a damaged catalogue if it is still *record*, or raise ReleaseConflict."""
+        """Replace the bytes *record*, a catalogue that cannot be parsed, by *new*; writes *records* in the same script.
+
+        Raises ReleaseConflict if other bytes are stored by now; RowsLost if a single server lacks a release of *new*.
+        """
 
         async def change(session: Session) -> None:
             await self._check_sealed(session, new.committed)
@@ -440,9 +458,10 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         await self._router.run(self._keys.catalogue, change)
 
     async def _check_sealed(self, session: Session, releases: Sequence[Release]) -> None:
-        """Raise RowsLost unless one server, over the connection that names them in the catalogue, has *releases*.
+        """Raise RowsLost unless all *releases* are sealed on a single server; a cluster is not checked.
 
-        It may have been restarted with older data since they were sealed, and a pool opens connections again.
+        The server may have been restarted with older data since they were sealed. The connection is that of the swap,
+        because a restart ends it, so the server that was checked is the one that changes the catalogue.
         """
         if self._is_clustered:
             return
@@ -472,7 +491,8 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         """
         await self.prepare(release)
         await self._deployment.confirm_primary()
-        deletions: list[Command] = [("DEL", name) for name in self._keys.release(release).located(keys).names]
+        row_names = self._keys.release(release).located(keys).names
+        deletions: list[Command] = [("DEL", row_name) for row_name in row_names]
 
         async def wait_for_replication(session: Session) -> None:
             await self._deployment.ensure_replicated(session, f"rows of release {release.id} were erased")
@@ -489,7 +509,10 @@ class RedisStore(Diagnosed, PollingReader, RowEraser, ReplicatedReader, SendingR
         return sum(await self._router.execute_each(deletions, after=wait_for_replication))
 
     async def _states(self, release: ReleaseRef | DraftRef) -> list[bytes | None]:
-        """Read the state of each group of states; None if it is absent."""
+        """Read the states of a release, one per group: a single server has one group, a cluster one per bucket.
+
+        A state is `draft:WRITER` or `sealed`, or None if it is absent.
+        """
         groups = self._keys.release(release).groups
         return await self._router.execute_each([("GET", group.first) for group in groups])
 

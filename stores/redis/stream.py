@@ -103,9 +103,10 @@ class RedisStream:
         `has_older` says whether a further call has any. The first call sets where `newer` begins.
         """
         end = END if self._older_end is None else self._older_end
-        until = end if end == END else b"(" + end  # without the entry itself
+        until = end if end == END else b"(" + end  # an exclusive bound
         (raw,) = await self._execute_all(("XREVRANGE", self._key, until, "-", "COUNT", PAGE))
         entries = _entries(raw)
+
         if end == END:
             newest = entries[0].id if entries else BEGIN
             self._last_read = newest
@@ -116,19 +117,22 @@ class RedisStream:
     async def newer(self, wait_ms: int) -> list[Entry] | None:
         """Return the next entries, oldest first, after those that were read; waits up to *wait_ms* for one.
 
-        None if the server has lost entries, or they were deleted: `rewind` reads what is left.
+        Returns None if the newest known entry is gone: the server has lost entries, as after a failover, or they were
+        deleted. Then `rewind` makes `older` read what is left. After a full page, `has_newer` is true.
         """
         if time.monotonic() > self._confirmed_at + CONFIRM_S:
             self._confirmed_at = time.monotonic()
             with suppress(StoreError):
                 await self._deployment.confirm_primary()
-        waiting = ("BLOCK", wait_ms) if wait_ms else ()
+
+        waiting = ("BLOCK", wait_ms) if wait_ms else ()  # BLOCK 0 would wait forever
         known_entry, streams = await self._execute_all(
             ("XRANGE", self._key, self._last_known, self._last_known),
             ("XREAD", "COUNT", PAGE, *waiting, "STREAMS", self._key, self._last_read),
         )
         if not known_entry and self._last_known != BEGIN:
             return None
+
         entries = _entries(streams[0][1]) if streams else []  # XREAD returns pairs of a stream and its entries
         self.has_newer = len(entries) == PAGE
         if entries:
@@ -142,11 +146,15 @@ class RedisStream:
         Entries older than *keep_s* seconds before the newest known one are removed, too. Some hundred entries beyond
         both bounds may stay, which is cheaper for the server. The stream expires after *keep_s* without an append.
         """
+        # An id begins with the server's time, so the age of entries is counted by its clock.
         newest_ms, _ = _order(self._last_known)
         oldest_ms = max(0, newest_ms - keep_s * 1000)
-        added: list[Command] = [("XADD", self._key, "MINID", "~", oldest_ms, "*", FORMAT, value) for value in values]
+        additions: list[Command] = [
+            ("XADD", self._key, "MINID", "~", oldest_ms, "*", FORMAT, value) for value in values
+        ]
+
         *ids, trimmed, _ = await self._execute_all(
-            *added, ("XTRIM", self._key, "MAXLEN", "~", most), ("EXPIRE", self._key, keep_s)
+            *additions, ("XTRIM", self._key, "MAXLEN", "~", most), ("EXPIRE", self._key, keep_s)
         )
         self._last_known = max(self._last_known, ids[-1], key=_order)
         return int(trimmed)
@@ -175,10 +183,10 @@ class RedisStream:
                 self._last_known = max(self._last_known, last_id, key=_order)
 
     async def _neighbours(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
-        """Return the ids and values of other entries that may be in the nodes of *entries*, in order.
+        """Return ids and values of the entries that may share a node with one of *entries*, in order of their ids.
 
-        A node has at most NODE entries, so these are up to NODE before and after each one. Entries in another format
-        are left out.
+        A node, the unit in which the server stores a stream, has at most NODE entries. So these are up to NODE entries
+        before and after each of *entries*, which are left out themselves, as are entries in another format.
         """
         ids = {entry.id for entry in entries}
         values = dict[bytes, bytes]()

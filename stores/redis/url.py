@@ -58,7 +58,7 @@ class RedisAddress:
     by_redis_py: bool = False
 
     def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
-        """Add OpenTelemetry's attributes for Redis to *call*."""
+        """Add OpenTelemetry's attributes for Redis to *call*: *count* commands of one name, sent as one batch."""
         name = command if count == 1 else f"BATCH {command}"
         call.attributes |= {"db.operation.name": name, "db.namespace": str(self.db)}
         if count > 1:
@@ -116,9 +116,11 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     parsed = _read(url, environment)
     parts = parsed.parts
     server = parsed.common
+
     name, _, db = parts.path.removeprefix("/").partition("/")
     if not name:
         raise StoreMisused(f"{server.shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST/NAME")
+
     password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
     login = replace(server, user=parsed.options.get("sentinel_user"), password=password)
     sentinels = tuple(
@@ -152,16 +154,20 @@ def _read(url: str, environment: Mapping[str, str]) -> _ParsedUrl:
     """
     shown = redacted(url)
     parts = split(url)
+
     options = parameters(parts, PARAMETERS[parts.scheme], shown)
     for name, choices in CHOICES.items():
         if options.get(name, choices[0]) not in choices:
             raise StoreMisused(f"{name}={options[name][:90]} of {shown} is not valid; write {' or '.join(choices)}")
+
     by_entra = "auth" in options
     if by_entra and (parts.username or parts.password):
         raise StoreMisused(f"{shown} has auth={ENTRA} and a user or a password; leave one out")
+
     prefix = options.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
+
     server = RedisAddress(
         shown,
         prefix,

@@ -116,7 +116,9 @@ class Writer:
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a *part* of a draft in batches, each acknowledged before the next; raises as `Store.put`.
 
-        `meta` rows come last, and have a separate list of keys and resume point.
+        A part is the rows that one process of a publish writes, in ascending order of keys. The keys of each batch
+        are appended to a list, and the last one is stored as the resume point of the part. `meta` rows are in no order:
+        they are written last, and have a separate list of keys and a separate resume point.
         """
         names = self._keys.release(draft)
         meta_rows = [row for row in rows if row.key.startswith(META)]
@@ -137,12 +139,15 @@ class Writer:
     def _batches(self, rows: Sequence[Row], list_name: str, part: int | str) -> Iterator[Batch]:
         """Yield *rows* in batches of equal size; only the last one may be smaller.
 
-        If the rows of a batch are spread evenly over the primaries, none receives more than MAX_ROWS or MAX_BYTES.
-        *list_name* and *part* are those of `Batch`.
+        The rows of a batch are spread over all primaries of a cluster. So a batch may be as many times larger as there
+        are primaries, and still send at most MAX_ROWS rows and MAX_BYTES of values to each. *list_name* and *part* are
+        those of `Batch`.
         """
         servers = len(self._router.deployment.primaries) or 1
-        batches_per_server = max(1.0, len(rows) / MAX_ROWS, sum(len(row.value) for row in rows) / MAX_BYTES)
-        size = max(1, int(len(rows) / batches_per_server * servers))
+        value_bytes = sum(len(row.value) for row in rows)
+        batches_for_one_server = max(1.0, len(rows) / MAX_ROWS, value_bytes / MAX_BYTES)
+        size = max(1, int(len(rows) / batches_for_one_server * servers))
+
         for start in range(0, len(rows), size):
             yield Batch.of(rows[start : start + size], list_name, part)
 
@@ -168,8 +173,9 @@ class Writer:
         """
         keys = self._keys.release(draft)
         last_key_by_part = self._points.get(draft, {})
-        if sending is not None and session.identity is self._checked:
-            last_key_by_part = {}
+        was_checked = session.identity is self._checked
+        if sending is not None and was_checked:
+            last_key_by_part = {}  # read the state only
 
         commands = list[Command]()
         if watched:
@@ -203,8 +209,10 @@ class Writer:
             names_and_values += (row_name, row.value)
 
         async def transact(session: Session) -> float:
+            # WATCH precedes the check, so EXEC stores nothing if another writer claims the draft afterwards.
             state = await self.check_kept(draft, session, sending=batch.last_key, watched=True)
             check_owned(draft, state)
+
             started = time.monotonic()
             *_, replies = await session.execute_all(
                 ("MULTI",),
@@ -218,6 +226,7 @@ class Writer:
             for reply in replies:
                 if isinstance(reply, RedisError):
                     raise translated(reply, session.where)
+
             return self._pacer.pause_s(time.monotonic() - started)
 
         return await self._router.run(keys.state, transact)
@@ -238,6 +247,7 @@ class Writer:
         keys = self._keys.release(draft)
         started = time.monotonic()
         writing_s = 0.0
+
         row_names = keys.located([row.key for row in rows]).names
         values = dict(zip(row_names, (row.value for row in rows), strict=True))
 
@@ -252,7 +262,8 @@ class Writer:
             await self._wait_for_a_replica(session)
 
         for state in await self._router.execute_each(commands, after=wait_for_replica):
-            check_owned(draft, state)
+            check_owned(draft, state)  # a script replies with the state that it found, and stored nothing for another
+
         return self._pacer.pause_s(writing_s)
 
     async def _acknowledge(self, draft: DraftRef, batch: Batch, session: Session) -> None:
