@@ -90,12 +90,14 @@ async def restore(
     catalogue_file = CatalogueFile(store.folder)
     if _read_or_empty(catalogue_file, store.clock()).generation and not over:
         raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or give --over")
+
     saved_store = LmdbStore(source, store.clock)
     async with _held_open(saved_store) as (saved, files):
         erased_in_backup = await read_erased(saved_store, saved)
         await saved_store.close()
 
-        # Incarnations, which name the files, are new, so that a process that is erasing an old one cannot delete it.
+        # An incarnation is the unique name of one write of a release, and names its file. They are drawn anew here, so
+        # that a process that is erasing an old one cannot delete the restored file.
         new_names = {entry.incarnation: secrets.token_hex(6) for entry in saved.releases}
         erased_in_backup = erased_in_backup.renamed(new_names)
 
@@ -103,11 +105,14 @@ async def restore(
         releases = store.folder / "releases"
         with translating_errors(releases), scratch_folder(releases, RESTORED) as scratch:
             copied = await _copy_all(files, new_names, scratch, on_progress)
+
             with catalogue_file.locked() as lock:  # no erasure or prune in between
                 present = _read_or_empty(catalogue_file, saved.now)
                 erased, record_changes = await _join_erasures(store, present, erased_in_backup)
                 entries = tuple(replace(entry, incarnation=new_names[entry.incarnation]) for entry in saved.releases)
                 restored = replace(saved, releases=entries, erased=erased)
+
+                # The files first: until the catalogue names them, nothing reads them.
                 for path in (scratch / "releases").iterdir():
                     path.rename(releases / path.name)
                 flush(releases)
@@ -118,19 +123,21 @@ async def restore(
 async def _join_erasures(
     store: LmdbStore, present: Catalogue, erased_in_backup: ErasedUsers
 ) -> tuple[Erased | None, list[RecordChange]]:
-    """Return the changes by which *store* records the users erased from it or from the backup; writes nothing.
+    """Compute the record of all users erased from *store* or from the backup; writes nothing.
 
-    These are the entry of the new catalogue and the changes of the records beside it; None and no changes if no user
-    is erased. *present* is the store's catalogue, of generation 0 if it has none. Users that either record has lost
-    are still counted.
+    Returns the entry for the new catalogue, and the changes of the records beside it, which hold the users; None and no
+    changes if no user is erased. *present* is the store's catalogue, of generation 0 if it has none. Users that either
+    record has lost are still counted.
     """
     if present.generation:
         erased_in_store = await read_erased(store, present)
     else:
-        erased_in_store = await find_erased(store)
+        erased_in_store = await find_erased(store)  # records that were left without a catalogue
+
     all_erased = erased_in_store.union(erased_in_backup)
     if not all_erased and not present.erased:
         return None, []
+
     count_in_store = erased_in_store.count + erased_in_store.lost
     count_in_backup = erased_in_backup.count + erased_in_backup.lost
     log = replace(await read_log(store), is_whole=False)  # so that a new snapshot is written
@@ -140,12 +147,15 @@ async def _join_erasures(
 def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
     """Return a catalogue with the entries of a store's *present* catalogue and of a *restored* one.
 
-    The live release of *restored* is live; canaries end, as they may have been aborted since the backup. Of *present*,
-    the live and superseded releases are withdrawn, as are ready ones whose ids *restored* has; they are pruned after
-    their grace. Its other ready releases and its drafts stay.
+    The live release of *restored* becomes live. Its canary ends, as it may have been aborted since the backup.
+
+    Releases of *present* that are live or superseded are withdrawn: they never become live again, and are pruned after
+    their grace period. So are ready releases with an id that *restored* has, too. Other ready releases, and drafts,
+    stay as they are.
     """
     if restored.canary is not None:
         restored = abort(restored, restored.canary.release)
+
     restored_ids = {entry.id for entry in restored.releases}
     others = list[Release]()
     for entry in present.releases:
@@ -154,6 +164,8 @@ def _merge_catalogues(present: Catalogue, restored: Catalogue) -> Catalogue:
             others.append(replace(entry, state=State.WITHDRAWN, superseded_at=restored.now))
         else:
             others.append(entry)
+
+    # A higher generation and a new token make readers follow, and swaps of other processes fail.
     return replace(
         restored,
         generation=max(present.generation, restored.generation) + 1,
@@ -174,15 +186,18 @@ def _read_or_empty(catalogue: CatalogueFile, now: float) -> Catalogue:
 
 @asynccontextmanager
 async def _held_open(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, BinaryIO]]]:
-    """Yield the catalogue of committed releases and, by incarnation, their open files, which outlive a prune.
+    """Open the files of all committed releases; yield the catalogue without drafts, and the files by incarnation.
 
-    Raises ReleaseNotFound for an empty store, and if a file is missing.
+    An open file can be read even if a prune deletes it meanwhile. If a file is missing, it may have been pruned after
+    the catalogue was read, so the catalogue is read again. Raises ReleaseNotFound if it has not changed then, and for
+    an empty store.
     """
     previous = None
     while True:
         catalogue = await store.catalogue()
         if not catalogue.generation:
             raise ReleaseNotFound(f"{store.folder} holds no store; nothing was ever published there")
+
         complete = replace(catalogue, releases=catalogue.committed)
         with ExitStack() as opened:
             try:
@@ -211,8 +226,9 @@ async def _copy_all(
     all. Raises StoreFull before anything is copied, ReleaseCorrupt.
     """
     total = sum(os.fstat(files[old].fileno()).st_size for old in names)
-    done = 0
+    done = 0  # of the files before the current one
     check_room(scratch, total)
+
     with translating_errors(scratch):
         (scratch / "releases").mkdir()
 
@@ -237,6 +253,7 @@ async def _copy_file(source: BinaryIO, path: Path, report: Callable[[int], None]
             position += copied
             report(position)
         await _in_thread(os.fsync, target.fileno())
+
     try:
         await check_whole(path)
     except ReleaseCorrupt as error:  # the copy is removed, so name the source

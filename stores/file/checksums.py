@@ -45,7 +45,10 @@ def overhead(size: int) -> int:
 
 
 def append_checksums(file: int, size: int) -> None:
-    """Write checksums after the first *size* bytes."""
+    """Write the checksums of a file's first *size* bytes after them, and cut what follows.
+
+    These are one checksum per block of 64 KiB, the footer, and a checksum of both.
+    """
     os.ftruncate(file, size)
     blocks = b"".join(_block_checksum(file, number, size) for number in range(_block_count(size)))
     head = xxh3_64_digest(os.pread(file, HEAD_BYTES, 0))
@@ -56,16 +59,19 @@ def append_checksums(file: int, size: int) -> None:
 def read_checksums(file: int) -> Checksums | None:
     """Read the checksums of a release file's blocks from its end; None if they are missing or damaged.
 
-    *file* is a descriptor. They end with a magic number, the size that they are for, and a checksum of themselves; None
-    also if the file has another size than that plus their own.
+    *file* is a descriptor. The last bytes of the file are a magic number, the size of the data, a checksum of its first
+    pages, and a checksum of all of these. The result is also None if the file is not as long as the data and the
+    checksums together, for example because it was truncated.
     """
     file_bytes = os.fstat(file).st_size
+
     end = os.pread(file, _END_BYTES, max(0, file_bytes - _END_BYTES))
     if len(end) < _END_BYTES:
         return None
     magic, size, head = _FOOTER.unpack_from(end)
     if magic != _MAGIC or size + overhead(size) != file_bytes:
         return None
+
     tail = os.pread(file, file_bytes - size, size)
     if xxh3_128_digest(tail[:-_FOOTER_SUM_BYTES]) != tail[-_FOOTER_SUM_BYTES:]:
         return None

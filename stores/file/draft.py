@@ -85,8 +85,9 @@ class DraftFile:
     def put(self, rows: Sequence[Row], part: int) -> None:
         """Write rows of a part of the draft, in transactions of at most TRANSACTION_ROWS; see `Store.put`.
 
-        Rows in ascending order of key bytes, after all before them, are written fastest. On return they are
-        acknowledged: `resume_point` is past them, but a reboot may lose them.
+        A part is the rows that one process of a publish writes. Rows in ascending order of key bytes, after all before
+        them, are written fastest. On return they are acknowledged: `resume_point` is past them, but a reboot may lose
+        them.
         """
         pairs = [(key.encode(), value) for key, value in rows]
         with self._claimed(sum(len(key) + len(value) for key, value in pairs)):
@@ -97,12 +98,12 @@ class DraftFile:
     def resume_point(self, part: int) -> str | None:
         """Return the last acknowledged key of a part, after which its publish goes on; None if there is none.
 
-        `meta` rows do not count. A writer that was killed in `seal` had removed the points, but all parts are complete
-        then: returns the last key of the draft, which no part has rows after.
+        `meta` rows do not count. A writer that was killed in `seal` may have removed the resume points. All parts are
+        complete then, so the last key of the draft is returned: no part has rows after it.
         """
         with self._claimed(), self._env.begin() as txn:
             point = txn.get(POINT + b"%d" % part)
-            if point is None and txn.get(MANIFEST.encode()) is not None:  # written last
+            if point is None and txn.get(MANIFEST.encode()) is not None:  # the last row of a publish
                 keys = txn.cursor().iterprev(values=False)
                 point = next((key for key in keys if not key.startswith(META.encode())), None)
             return None if point is None else point.decode()
@@ -129,6 +130,7 @@ class DraftFile:
         with self.path.open("r+b", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 raise not_found(self._draft)
+
             append_checksums(file.fileno(), size)
             try:
                 os.fsync(file.fileno())
@@ -137,6 +139,7 @@ class DraftFile:
                     raise
                 self._remove()  # a second flush would succeed, although the pages are lost
                 raise StoreError(f"{self.path} could not be flushed; check the disk, and publish again") from error
+
         check_held(self._lock, lock_path(self.path))
         self.path.rename(path)
         flush(path.parent)
@@ -155,9 +158,10 @@ class DraftFile:
 
     @contextmanager
     def _claimed(self, more: int = 0, *, last: bool = False) -> Iterator[None]:
-        """Hold the draft for a call, maybe the *last*, that may write *more* bytes.
+        """Serialize a call during the block, and check that the draft still exists and is locked by this process.
 
-        Raises ReleaseNotFound if it was erased, and closes it then; errors of the call as `_refuse`.
+        *more* is the number of bytes that the call may write; *last* closes the draft after it. Raises ReleaseNotFound
+        if the draft was erased, and then closes it; translates errors of the call as `_refuse`.
         """
         with self._busy:
             if self.closed or not self._is_there():
@@ -178,9 +182,10 @@ class DraftFile:
         return False
 
     def _write(self, pairs: list[tuple[bytes, bytes]], part: int) -> None:
-        """Write rows and the resume point of their part in one transaction.
+        """Write rows, pairs of a key and a value, and the resume point of their part in one transaction.
 
-        Appending is faster than inserting, but works only for keys in ascending order after all others.
+        The resume point is the greatest key of the rows. Appending is faster than inserting, but works only for
+        keys in ascending order after all others.
         """
         first_key = pairs[0][0]
         with self._env.begin(write=True) as txn:
@@ -217,12 +222,16 @@ class DraftFile:
         also counts as failed for that if less than *more* bytes are free.
         """
         is_full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if more and (is_full or shutil.disk_usage(self.path.parent).free < more + PROBE_BYTES):
+        folder = self.path.parent
+        if more and (is_full or shutil.disk_usage(folder).free < more + PROBE_BYTES):
             written = self.path.stat().st_size if self.path.exists() else 0
             self._remove()
             self._close_and_unlock()
-            free = shutil.disk_usage(self.path.parent).free
-            raise _no_room(self.path.parent, max(self._needed, written + more), written, free) from error
+
+            free = shutil.disk_usage(folder).free  # with the space of the draft
+            needed = max(self._needed, written + more)
+            raise _no_room(folder, needed, written, free) from error
+
         with translating_errors(self.path):
             raise error
         raise AssertionError  # `translating_errors` always raises
@@ -236,6 +245,8 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
     """
     with translating_errors(path):
         check_room(path.parent, needed, path.stat().st_size if path.exists() else 0)
+
+        # A lock that this process gets is free: its writer has ended, or there was none.
         lock_file = lock_path(path)
         try:
             lock = take_lock(lock_file, 0o644, 0.0)
@@ -244,13 +255,17 @@ def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int) -
                 f"release {draft.id} is being written by process {_signature(lock_file).process}, running or stopped, "
                 f"which holds {lock_file}; wait for it, or end it"
             ) from error
+
         has_rows = False
         try:
             check_unsealed(sealed_path, draft)
+
             boot_of_writer = _signature(lock_file).boot  # empty in a new lock file
             if boot_of_writer and boot_of_writer != _boot_id():
                 path.unlink(missing_ok=True)
             has_rows = path.exists()
+
+            # Sign the lock file with the process and the boot, for messages and for the check above.
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
             return DraftFile(path, draft, lock, needed=needed)
@@ -282,9 +297,10 @@ def check_room(folder: Path, needed: int, written: int = 0) -> None:
 
 
 def file_bytes(rows: int, payload_bytes: int) -> int:
-    """Return an upper estimate of the size of a release file, by rows of equal size.
+    """Return an upper estimate of the size of a release file with checksums, assuming rows of equal size.
 
-    Rows fill whole pages: many share one, or one has pages of its own, and some 64 bytes for its key on another.
+    *payload_bytes* is the sum over keys and values. Rows fill whole pages of 4 KiB: as many as fit share one. A row
+    larger than MAX_NODE_BYTES has pages for its value alone, and takes some 64 bytes for its key on another one.
     """
     row_bytes = payload_bytes / max(rows, 1) + NODE_HEADER_BYTES
     if row_bytes > MAX_NODE_BYTES:
@@ -292,6 +308,7 @@ def file_bytes(rows: int, payload_bytes: int) -> int:
     else:
         rows_in_page = (PAGE_BYTES - PAGE_HEADER_BYTES) // row_bytes
         bytes_on_disk = PAGE_BYTES / rows_in_page
+
     size = FIRST_PAGES * PAGE_BYTES + int(rows * bytes_on_disk * BRANCH_FACTOR)
     return size + overhead(size)
 

@@ -72,13 +72,15 @@ def read_meta(file: int) -> Meta | None:
         page = os.pread(file, _META.size, page_start)
         if len(page) < _META.size:
             return None
+
         magic, page_bytes, root, last_page, transaction = _META.unpack(page)
         if magic != _META_MAGIC or page_bytes < LEAST_PAGE_BYTES:
             return None
+
         if transaction > newest:
             newest = transaction
             meta = Meta(page_bytes, root, size=(last_page + 1) * page_bytes)
-        page_start = page_bytes
+        page_start = page_bytes  # the second meta page follows the first
     return meta
 
 
@@ -91,7 +93,7 @@ class PagedFile:
     checksums: Checksums
 
     def get(self, key: bytes) -> bytes | None:
-        """Read one key; None if it is absent.
+        """Descend from the root page to the leaf page of a key; return its value, or None if it is absent.
 
         Raises lmdb.CorruptedError if its pages, or those that lead to them, are damaged.
         """
@@ -101,23 +103,33 @@ class PagedFile:
             page = self._read(page_number * page_bytes, page_bytes)
             kind, nodes_end = _HEADER.unpack_from(page)
             is_branch = bool(kind & _BRANCH)
+
             node = _last_node_up_to(key, page, nodes_end, has_keyless_first=is_branch)
             if node is None:
                 return None
             if not is_branch:
                 return self._value(node, page) if node.key == key else None
+
             page_number = node.page_below
         return None
 
     def _value(self, node: Node, page: bytes) -> bytes:
-        """Return the value of a leaf's node, from its page or from separate ones."""
+        """Return the value of a node on the leaf *page*: it follows the key, unless it is large.
+
+        For a large value, the node holds the number of the first of consecutive pages, of which only this one has a
+        header.
+        """
         if not node.flags & _VALUE_ON_SEPARATE_PAGES:
             return page[node.value_start : node.value_start + node.number]
+
         first_page = int.from_bytes(page[node.value_start : node.value_start + 8], sys.byteorder)
         return self._read(first_page * self.meta.page_bytes + _HEADER.size, node.number)
 
     def _read(self, place: int, size: int) -> bytes:
-        """Return *size* bytes at *place*; lmdb.CorruptedError if one of their blocks is damaged."""
+        """Return *size* bytes of the file at *place*.
+
+        Raises lmdb.CorruptedError if one of the blocks of 64 KiB that hold them differs from its checksum.
+        """
         data = os.pread(self.file, size, place)
         if len(data) < size or damaged_blocks(self.file, self.checksums, place, size):
             raise lmdb.CorruptedError("a page is damaged")
@@ -125,7 +137,11 @@ class PagedFile:
 
 
 def _last_node_up_to(key: bytes, page: bytes, nodes_end: int, *, has_keyless_first: bool) -> Node | None:
-    """Return the last node of a page whose key is not above *key*; a branch's first node has no key."""
+    """Search a page, in which nodes are in the order of their keys, for the last node with a key of at most *key*.
+
+    *nodes_end* is where the page's list of offsets to nodes ends. The first node of a branch page has no key, and
+    counts as less than all keys. Returns None if all keys are greater.
+    """
     indexes = range((nodes_end - _HEADER.size) // 2)
     first = 1 if has_keyless_first else 0
     after = bisect_right(indexes, key, lo=first, key=lambda index: _node(page, index).key)

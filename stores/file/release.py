@@ -91,8 +91,10 @@ class ReleaseFile:
         with translating_errors(path):
             status = path.stat()
         identity = (status.st_dev, status.st_ino)
+
         if cls._process != os.getpid():
             cls.begin_in_child()  # uWSGI forks without Python's hooks
+
         with cls._lock:
             if closing := cls._closing.get(identity):
                 closing.result()
@@ -118,6 +120,7 @@ class ReleaseFile:
             return StoreError(f"the key {key[:64]!r} is empty or too long")
         except FAILURES as error:
             failure = error
+
         try:
             if not self._damaged:
                 self._txn = self._env.begin()  # the old one ends with its last read
@@ -127,6 +130,7 @@ class ReleaseFile:
                     return txn.get(raw)
         except FAILURES as second_failure:
             failure = second_failure
+
         return ReleaseCorrupt(
             f"{key!r} cannot be read from {self.path} ({failure}); `hotplate releases verify` checks all of it; {HEAL}"
         )
@@ -174,15 +178,20 @@ class ReleaseFile:
         cls._process = os.getpid()
 
     def close(self) -> None:
-        """End a user's use; at that of the last user, unmap the file in its thread."""
+        """End one use of a shared file; with the last one, unmap the file in the background.
+
+        Each call of `open` is a use. `closed` waits for the unmapping, and `open` does before it maps the file again.
+        """
         with self._lock:
             self._users -= 1
             if self._users or self._open.get(self._identity) is not self:
-                return  # the parent's file stays: its thread is not here
+                return  # used further, or mapped by the parent process: its thread is not here
+
             del self._open[self._identity]
             closed = [identity for identity, closing in self._closing.items() if closing.done()]
             for identity in closed:
                 del self._closing[identity]
+
             self._closing[self._identity] = self._thread.submit(self._unmap)
             self._thread.shutdown(wait=False)
 
@@ -192,6 +201,7 @@ class ReleaseFile:
             await asyncio.shield(asyncio.wrap_future(closing))
 
     def _unmap(self) -> None:
+        # In pieces, because other threads cannot map memory during a call.
         release_map(self.path, self._identity[1], self._meta.size, MAP_CHUNK)
         self._txn.abort()
         if self._identity not in self._inherited:
@@ -199,43 +209,51 @@ class ReleaseFile:
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order of key bytes; call `check` first.
+        """Yield all rows in order of key bytes; call `check` first, because a damaged page may end the process.
 
-        Raises ReleaseCorrupt at a damaged page.
+        Raises ReleaseCorrupt if a key is out of order or a page cannot be read. The scan's pages of the map are given
+        back to the system every SCANNED_BYTES.
         """
-        last = b""
+        last_key = b""
         new = tuple.__new__  # faster than Row(key, value)
         scanned_bytes = 0
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor():
-                    if key <= last:
+                    if key <= last_key:
                         raise lmdb.CorruptedError(f"{key!r} follows")
-                    last = key
+                    last_key = key
+
                     scanned_bytes += len(value)
                     if scanned_bytes > SCANNED_BYTES:
                         scanned_bytes = 0
                         release_map(self.path, self._identity[1], self._meta.size)
+
                     yield new(Row, (key.decode(), value))
         except (UnicodeDecodeError, *FAILURES) as error:
-            raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
+            raise ReleaseCorrupt(
+                f"{self.path} is damaged after the key {last_key!r} ({error}); publish again"
+            ) from error
 
 
 os.register_at_fork(after_in_child=ReleaseFile.begin_in_child)
 
 
 def check_size(path: Path) -> Meta:
-    """Return the newer meta page of a sealed file, even with damaged checksums.
+    """Check the size and the first pages of a sealed file; return its newer meta page.
 
-    Raises ReleaseCorrupt if the file was cut or is another file.
+    The meta page holds the size of the data. Damaged checksums are ignored, as they do not prevent reads. Raises
+    ReleaseCorrupt if the file was truncated, is another file, or has damaged first pages.
     """
     with translating_errors(path), path.open("rb", buffering=0) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         if checksums := read_checksums(file.fileno()):
             check_head(file.fileno(), checksums, str(path))
         meta = read_meta(file.fileno())
+
     if meta is None:
         raise ReleaseCorrupt(f"{path} is not a release file, or it was cut; publish again")
+
     sealed_bytes = meta.size + overhead(meta.size)
     if file_bytes != sealed_bytes:
         raise ReleaseCorrupt(f"{path} was cut: it has {file_bytes} of {sealed_bytes} bytes; publish again")

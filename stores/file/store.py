@@ -105,7 +105,7 @@ class CatalogueFile:
             raise StoreUnavailable(f"{path} cannot be read: {error}") from error
 
     def read(self, now: float) -> Catalogue:
-        """Return the catalogue; an empty one before the first swap."""
+        """Return the catalogue, with *now* as its time; an empty one before the first swap."""
         return self.parse(self.record(), now)
 
     def parse(self, record: bytes | None, now: float) -> Catalogue:
@@ -118,9 +118,10 @@ class CatalogueFile:
         is_expected: Callable[[bytes | None], bool],
         records: Sequence[RecordChange] = (),
     ) -> None:
-        """Replace the record by *new* if *is_expected* is true for the stored bytes; ReleaseConflict if it is false.
+        """Replace the catalogue by *new*, and write *records* beside it, under the lock.
 
-        It is called with None before the first swap.
+        *is_expected* gets the stored bytes of the catalogue, None before the first swap. If it returns false, nothing
+        is written, and ReleaseConflict is raised.
         """
         with self.locked() as lock:
             if not is_expected(self.record()):
@@ -132,8 +133,12 @@ class CatalogueFile:
 
         *lock* is the descriptor of the held lock, None in a folder that no other process knows. Raises StoreUnavailable
         if the file of the lock was removed.
+
+        The catalogue is written into the spare file, whose blocks were allocated by the call before, so that this
+        succeeds on a full disk. The spare is renamed over the catalogue, and another one allocated.
         """
         self._write_records(records, lock)
+
         record = dump(new)
         freed_bytes = 0
         with translating_errors(self._spare):
@@ -144,15 +149,17 @@ class CatalogueFile:
                 self.check_locked(lock)
             self._spare.rename(self.path)
             flush(self.folder)
-        with suppress(OSError):
+
+        with suppress(OSError):  # the catalogue is written; the next swap tries again
             self._allocate_spare(len(record), freed_bytes)
 
     def _write_spare(self, record: bytes) -> None:
-        """Write a record, durably, into the blocks of the spare file; newlines fill the rest."""
+        """Write a record, durably, into the allocated blocks of the spare file; newlines fill the rest."""
         with suppress(FileNotFoundError):
             # A hard-linked copy of the folder shares it, or another user, such as root, owns it.
             if self._spare.stat().st_nlink > 1 or not os.access(self._spare, os.W_OK, effective_ids=True):
                 self._spare.unlink()
+
         self._spare.touch(0o644)
         with self._spare.open("r+b", buffering=0) as spare:
             spare_bytes = os.fstat(spare.fileno()).st_size
@@ -164,8 +171,9 @@ class CatalogueFile:
 
         First as many as the replaced record freed (*freed_bytes*): a full disk has no others.
         """
-        blocks = -(-ROOM * record_bytes // BLOCK_BYTES)
+        blocks = -(-ROOM * record_bytes // BLOCK_BYTES)  # rounded up
         needed_bytes = blocks * BLOCK_BYTES
+
         self._spare.touch(0o644)
         with self._spare.open("r+b", buffering=0) as spare:
             os.posix_fallocate(spare.fileno(), 0, min(freed_bytes or needed_bytes, needed_bytes))
@@ -264,13 +272,16 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
+
             is_new = record != last_record or record is None
             if is_new:
                 last_record = record
                 catalogue = self._current(record)
+
             live_removed = self._removed_live(catalogue)
             if live_removed is not None and self._catalogue.record() == record:  # not pruned after a swap
                 raise live_removed
+
             if is_new:
                 yield catalogue
             await asyncio.sleep(POLL_S)
@@ -295,11 +306,15 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         check_room(self._releases, file_bytes(plan.rows, plan.payload_bytes))
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        """Lock a draft's file, or hand over the one that this process has open; see `Store`."""
+        """Create or continue a draft's file, and lock it for its writer; see `Store`.
+
+        If this process has it open already, only its writer changes.
+        """
         draft_file = self._drafts.get(draft.incarnation)
         if draft_file is not None and not draft_file.closed:
             draft_file.hand_over(draft)
             return
+
         path = self._draft_path(draft)
         with translating_errors(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
@@ -371,7 +386,10 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
             file.close()
 
     async def incarnations(self) -> list[str]:
-        """Return the incarnations with files, and the folders of killed restores; see `Store`."""
+        """Return the incarnations with files, sorted; an incarnation is the unique name of one write of a release.
+
+        Folders that a killed restore left count as incarnations, too, so that `prune` erases them.
+        """
         with translating_errors(self._releases):
             paths = list(self._releases.iterdir()) if self._releases.is_dir() else []
             names = {path.stem for path in paths if path.suffix in _SUFFIXES and path.is_file()}
@@ -387,7 +405,10 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         return catalogue
 
     def _removed_live(self, catalogue: Catalogue) -> ReleaseNotFound | None:
-        """Return an error if the file of the mapped live release is gone; unmap that of a canary that is."""
+        """Return an error if the file of the live release was removed while it is mapped, else None.
+
+        If that of the canary was removed, it is unmapped, and its users get the live release.
+        """
         for release in catalogue.served:
             path = self._sealed_path(release)
             with translating_errors(path):
@@ -397,7 +418,7 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
                 return ReleaseNotFound(
                     f"{path} was removed while release {release.id} is served from it; restore it, or publish again"
                 )
-            self._files.pop(release.incarnation).close()  # its users get the live release
+            self._files.pop(release.incarnation).close()
         return None
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
@@ -414,7 +435,10 @@ class LmdbStore(LocalReader, PollingReader, Diagnosed):
         raise taken_over(draft)  # or never created by this handle
 
     def _remove(self, release: ReleaseRef, check: CheckCatalogue) -> None:
-        """Unlink all files of a release if *check* allows it; the draft first, to fail a concurrent `seal`."""
+        """Unlink the files of a release, draft or killed restore; the draft first, to fail a concurrent `seal`.
+
+        *check* gets the catalogue under its lock, and raises ReleaseConflict if the release must not be erased.
+        """
         draft = self._draft_path(release)
         with self._catalogue.locked() as lock:  # no swap or restore in between
             check(self._catalogue.read(self.clock()))
@@ -462,6 +486,7 @@ def _examine(folder: Path) -> list[Finding]:
         existing = next(path for path in folder.parents if path.is_dir())
         readable = Finding(Level.OK, "may read", f"{folder} does not exist yet; the first publish makes it")
         writable = _access_finding("publish", [existing], os.W_OK)
+
     file_system = _file_system_of(existing.resolve())
     if file_system in NETWORK:
         sentence = f"{file_system}, over a network, where locks and memory maps are not reliable; use a local disk"
@@ -470,7 +495,11 @@ def _examine(folder: Path) -> list[Finding]:
 
 
 def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
-    """Check whether this user may use those of *paths* that exist; *mode* is os.R_OK or os.W_OK."""
+    """Check whether this user may use those of *paths* that exist; return a finding on the first that is refused.
+
+    *mode* is os.R_OK or os.W_OK; a folder must also be enterable. A refused read is an error, but a refused write only
+    a warning: a service needs no right to publish. *purpose*, such as "publish", is a verb for the sentence.
+    """
     subject = f"may {purpose}"
     for path in paths:
         try:
@@ -478,6 +507,7 @@ def _access_finding(purpose: str, paths: Sequence[Path], mode: int) -> Finding:
             is_refused = path.exists() and not os.access(path, mode | folder_mode, effective_ids=True)
         except OSError:  # a folder above it cannot be entered
             is_refused = True
+
         if is_refused and mode == os.R_OK:
             sentence = f"no: user {os.geteuid()} may not use {path}; to {purpose}, change its owner or its mode"
             return Finding(Level.ERROR, subject, sentence)
@@ -496,8 +526,10 @@ def _file_system_of(path: Path) -> str:
         mounts = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
         return ""
+
     types = dict[Path, str]()
     for mount in mounts:
         _, mount_point, file_system, *_ = mount.split(" ")
         types[Path(mount_point.replace("\\040", " "))] = file_system  # the last mount covers earlier ones
+
     return next((types[folder] for folder in (path, *path.parents) if folder in types), "")
